@@ -1,0 +1,20 @@
+#!/usr/bin/python3 -I
+"""The command vfio-console-hook: finds the package that install.sh installed.
+
+Installed as /usr/bin/vfio-console-hook; the package is in ../lib beside it, also
+below a DESTDIR.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+sys.dont_write_bytecode = True
+prefix = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+sys.path.insert(0, os.path.join(prefix, "lib/vfio-console-hook"))
+
+from vfio_console_hook.cli import main  # noqa: E402  (the path has to be there first)
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

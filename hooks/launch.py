@@ -1,0 +1,27 @@
+"""What the gate starts: finds the package beside itself and runs the hook.
+
+Installed as /usr/lib/vfio-console-hook/hook. Python runs isolated (-I), so the
+script's own directory is not on sys.path before it is put there. This file must
+work when everything else is broken: a package that cannot be loaded is told in
+one sentence, because nobody reads a traceback in virsh.
+"""
+
+from __future__ import annotations
+
+import sys
+
+# install.sh has compiled the package; a hook that writes into /usr is a surprise.
+sys.dont_write_bytecode = True
+sys.path.insert(0, __file__.rpartition("/")[0] or ".")
+
+try:
+    from vfio_console_hook.hook import main
+except Exception as error:  # a module may fail in any way when half of it is there
+    sys.stderr.write(
+        f"vfio-console-hook: cannot load the program: {error}; nothing was changed\n"
+        "hint: run the install.sh of vfio-console-hook again\n"
+    )
+    sys.exit(1)
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

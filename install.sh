@@ -1,0 +1,490 @@
+#!/bin/sh
+# Installs vfio-console-hook on this host, removes it, or shows it at work.
+#
+# Everything is written beside its target first and put into place by rename; if
+# anything fails, what was there before is put back. DESTDIR is for packagers: the
+# tree below it is filled, and neither packages nor daemons of this host are touched.
+
+set -u
+umask 022
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+export PATH
+unset CDPATH
+
+PYTHON=/usr/bin/python3
+LIB=/usr/lib/vfio-console-hook
+COMMAND=/usr/bin/vfio-console-hook
+DOC=/usr/share/doc/vfio-console-hook
+ETC=/etc/vfio-console-hook
+HOOKS=/etc/libvirt/hooks
+RUN=/run/vfio-console-hook
+
+# The three places where the gate may be: libvirt's own, the directory it reads since
+# 6.5, and a file that a hook of somebody else calls. Only programs in HOOKS (and in
+# /usr/bin and its like) can be executed by a hook under Debian's AppArmor profile.
+MAIN=$HOOKS/qemu
+DROPIN=$HOOKS/qemu.d/50-vfio-console-hook
+CHAINED=$HOOKS/vfio-console-hook
+
+# What is in the second line or so of our own files, and in nobody else's.
+GATE_MARK='^# vfio-console-hook: the gate'
+COMMAND_MARK='^"""The command vfio-console-hook'
+
+usage() {
+    cat <<'END'
+usage: ./install.sh              install, or upgrade what is installed
+       ./install.sh --uninstall  remove what was installed; changed configuration is kept
+       ./install.sh --demo       show the program at work on an embedded machine; no root needed
+
+DESTDIR=DIR ./install.sh installs below DIR, for packages and images.
+END
+}
+
+say() {
+    printf '%s\n' "$*"
+}
+
+# --- leaving: everything or nothing -----------------------------------------------
+
+created=  # directories made by this run, one a line, outer ones first
+staged=   # files and directories not yet in place
+placed=   # targets in place, whose predecessors are still there as "staged name.old"
+
+# The lines of $1 from last to first.
+backwards() {
+    reversed=
+    while IFS= read -r line; do
+        [ -z "$line" ] || reversed="$line
+$reversed"
+    done <<END
+$1
+END
+    printf '%s' "$reversed"
+}
+
+# The name beside a target under which it is prepared. libvirt runs every executable in
+# qemu.d, so nothing is ever prepared in there.
+beside() {
+    case $1 in
+        */qemu.d/*) printf '%s\n' "${1%/qemu.d/*}/.new-${1##*/}" ;;
+        *) printf '%s\n' "${1%/*}/.new-${1##*/}" ;;
+    esac
+}
+
+undo() {
+    backwards "$placed" | while IFS= read -r target; do
+        old=$(beside "$target").old
+        rm -rf "$target"
+        [ ! -e "$old" ] || mv "$old" "$target"
+    done
+    backwards "$staged" | while IFS= read -r new; do
+        rm -rf "$new"
+        # The predecessor of a directory that was moved away, with nothing put in its place.
+        target=${new%/*}/${new##*/.new-}
+        [ ! -d "$new.old" ] || mv "$new.old" "$target"
+        rm -rf "$new.old"
+    done
+    backwards "$created" | while IFS= read -r dir; do
+        rmdir "$dir" 2>/dev/null
+    done
+}
+
+# One sentence and, if $2 is given, what to try.
+stop() {
+    trap - EXIT HUP INT TERM
+    undo
+    printf 'install.sh: %s\n' "$1" >&2
+    [ -z "${2-}" ] || printf 'hint: %s\n' "$2" >&2
+    exit 1
+}
+
+# --- writing ----------------------------------------------------------------------
+
+# Makes directory $1 and what is missing above it, and remembers what it made.
+make_dir() {
+    [ ! -d "$1" ] || return 0
+    case $1 in */*) [ "${1%/*}" = '' ] || make_dir "${1%/*}" ;; esac
+    reason=$(mkdir "$1" 2>&1) || stop "cannot make the directory $1: ${reason##*: }; nothing was $doing"
+    created="$created
+$1"
+}
+
+# Begins a staged file or directory for target $1; its name is in $new.
+stage() {
+    make_dir "${1%/*}"
+    new=$(beside "$1")
+    rm -rf "$new" "$new.old"
+    staged="$staged
+$new"
+}
+
+# Stages a copy of file $1 for target $2, with mode $3. A carriage return at the end of
+# the first line of a script would keep every VM from starting.
+stage_file() {
+    stage "$2"
+    reason=$({ tr -d '\r' <"$1" >"$new" && chmod "$3" "$new"; } 2>&1) ||
+        stop "cannot write $new: ${reason##*: }; nothing was $doing"
+}
+
+# Puts what was staged for target $1 into place. A file is replaced in one step, so that
+# libvirt never misses the gate; a directory in two.
+place() {
+    new=$(beside "$1")
+    old=$new.old
+    if [ -d "$1" ]; then
+        mv "$1" "$old" 2>/dev/null || stop "cannot replace $1; nothing was $doing"
+    elif [ -e "$1" ]; then
+        cp -p "$1" "$old" 2>/dev/null || stop "cannot save $1; nothing was $doing"
+    fi
+    reason=$(mv -f "$new" "$1" 2>&1) || stop "cannot replace $1: ${reason##*: }; nothing was $doing"
+    placed="$placed
+$1"
+}
+
+same() {
+    [ -f "$1" ] && [ -f "$2" ] && [ "$(cksum <"$1")" = "$(cksum <"$2")" ]
+}
+
+ours() {
+    [ -f "$1" ] && grep -q "$2" "$1" 2>/dev/null
+}
+
+# --- looking ----------------------------------------------------------------------
+
+# Files are installed where there is nothing or a file of ours, never over anything else.
+check_file() {
+    [ ! -d "$1" ] || stop "$1 is a directory; nothing was installed"
+    [ -z "$2" ] || [ ! -e "$1" ] || ours "$1" "$2" ||
+        stop "$1 belongs to somebody else; nothing was installed"
+}
+
+check_dir() {
+    [ -d "$1" ] || { [ ! -e "$1" ] && [ ! -L "$1" ]; } ||
+        stop "$1 is not a directory; nothing was installed"
+}
+
+# The version of the libvirt in the tree, or nothing.
+libvirt_version() {
+    for daemon in usr/sbin/virtqemud usr/sbin/libvirtd usr/bin/virtqemud usr/bin/libvirtd; do
+        [ -x "$root/$daemon" ] || continue
+        answer=$("$root/$daemon" --version 2>/dev/null) || continue
+        printf '%s\n' "${answer##* }"
+        return
+    done
+}
+
+# Does this libvirt run what is in qemu.d (6.5 and later)?
+reads_dropins() {
+    major=${1%%.*}
+    minor=${1#*.}
+    minor=${minor%%.*}
+    case $major:$minor in
+        :* | *: | *[!0-9:]*) [ -d "$root${DROPIN%/*}" ] ;;
+        *) [ "$major" -gt 6 ] || { [ "$major" -eq 6 ] && [ "$minor" -ge 5 ]; } ;;
+    esac
+}
+
+# Sets gate to where ours goes. A hook of somebody else is never touched.
+choose_gate() {
+    check_dir "$root$HOOKS"
+    check_dir "$root${DROPIN%/*}"
+    if [ -L "$root$MAIN" ] && ours "$root$MAIN" "$GATE_MARK"; then
+        stop "$root$MAIN is a link to another copy of this hook; nothing was installed" "remove the link"
+    fi
+    if [ -d "$root$MAIN" ]; then
+        stop "$root$MAIN is a directory; nothing was installed" "libvirt ignores it: move it away"
+    fi
+    if [ -e "$root$MAIN" ] || [ -L "$root$MAIN" ]; then
+        if ours "$root$MAIN" "$GATE_MARK"; then
+            gate=$MAIN
+        elif grep -q "^[^#]*$CHAINED" "$root$MAIN" 2>/dev/null; then
+            gate=$CHAINED
+        else
+            version=$(libvirt_version)
+            reads_dropins "$version" || stop \
+                "$root$MAIN belongs to somebody else, and libvirt ${version:-(not found)} reads no qemu.d (6.5 does); nothing was installed" \
+                "add this line to it, after its first line, and run install.sh again:
+    [ ! -x $CHAINED ] || $CHAINED \"\$@\" || exit 1"
+            gate=$DROPIN
+        fi
+    elif ours "$root$DROPIN" "$GATE_MARK"; then
+        gate=$DROPIN
+    else
+        gate=$MAIN
+    fi
+    check_file "$root$gate" "$GATE_MARK"
+}
+
+python_is_new_enough() {
+    "$PYTHON" -I -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null
+}
+
+python_has_libraries() {
+    "$PYTHON" -I -c 'import lxml.etree, yaml' 2>/dev/null
+}
+
+# Installs what is missing with the package manager of this host.
+install_packages() {
+    if command -v apt-get; then
+        export DEBIAN_FRONTEND=noninteractive
+        set -- apt-get install -y --no-install-recommends
+        "$@" python3 python3-lxml python3-yaml ||
+            { apt-get update && "$@" python3 python3-lxml python3-yaml; }
+    elif command -v dnf; then
+        dnf install -y python3 python3-lxml python3-pyyaml
+    elif command -v zypper; then
+        zypper --non-interactive install python3 python3-lxml python3-PyYAML
+    elif command -v pacman; then
+        pacman -S --noconfirm --needed python python-lxml python-yaml
+    elif command -v apk; then
+        apk add python3 py3-lxml py3-yaml
+    elif command -v xbps-install; then
+        xbps-install -y python3 python3-lxml python3-yaml
+    else
+        return 1
+    fi
+}
+
+check_python() {
+    if [ -z "$root" ] && { [ ! -x "$PYTHON" ] || ! python_has_libraries; }; then
+        say "installing lxml and PyYAML for $PYTHON with the package manager of this host"
+        # What is told is the last line: of the package manager, or else of Python.
+        output=$(install_packages 2>&1) && output=$("$PYTHON" -I -c 'import lxml.etree, yaml' 2>&1)
+        python_has_libraries || stop \
+            "cannot install lxml and PyYAML for $PYTHON: $(printf '%s' "${output:-no known package manager}" | tail -n 1); nothing was installed" \
+            "install them by hand (Debian: python3-lxml python3-yaml; Fedora: python3-lxml python3-pyyaml)"
+    fi
+    [ -x "$PYTHON" ] || stop "there is no $PYTHON; nothing was installed"
+    python_is_new_enough || stop "$PYTHON is older than Python 3.9; nothing was installed"
+}
+
+# --- install ----------------------------------------------------------------------
+
+# The package, its bytecode, the launcher and what the installer itself wants to know
+# later: the configuration as shipped, and the directories that were made.
+stage_program() {
+    stage "$root$LIB"
+    lib=$new
+    reason=$({ mkdir "$lib" && cp -R "$here/vfio_console_hook" "$lib/" &&
+        cp "$here/config/default.yaml" "$lib/default.yaml" &&
+        tr -d '\r' <"$here/hooks/launch.py" >"$lib/hook"; } 2>&1) ||
+        stop "cannot write $lib: ${reason##*: }; nothing was installed"
+    find "$lib" -name __pycache__ -prune -exec rm -rf {} +
+    chmod -R u=rwX,go=rX "$lib"
+    chmod 644 "$lib/hook"
+    reason=$("$PYTHON" -I -m compileall -q -d "$LIB" "$lib" 2>&1) ||
+        stop "cannot compile the program: $(printf '%s' "$reason" | tail -n 1); nothing was installed"
+    reason=$("$PYTHON" -I -B -c 'import sys
+sys.path.insert(0, sys.argv[1])
+import vfio_console_hook.hook, vfio_console_hook.cli' "$lib" 2>&1) ||
+        stop "the program does not load here: $(printf '%s' "$reason" | tail -n 1); nothing was installed"
+}
+
+stage_documents() {
+    stage "$root$DOC"
+    doc=$new
+    reason=$(mkdir "$doc" "$doc/examples" 2>&1) || stop "cannot make $doc: ${reason##*: }; nothing was installed"
+    for file in README.md NEWS.md LICENSE; do
+        [ ! -f "$here/$file" ] || cp "$here/$file" "$doc/"
+    done
+    for file in "$here"/config/*; do
+        [ ! -f "$file" ] || [ "${file##*/}" = default.yaml ] || cp "$file" "$doc/examples/"
+    done
+    chmod -R u=rwX,go=rX "$doc"
+}
+
+# default.yaml, by dpkg's rule: a changed file stays, and so does a removed one; what is
+# shipped now is put beside it if it is not what was shipped before.
+stage_config() {
+    shipped=$here/config/default.yaml
+    before=$root$LIB/default.yaml
+    target=$root$ETC/default.yaml
+    config=
+    config_note=
+    if [ ! -e "$target" ] && [ -f "$before" ] && [ -d "$root$ETC" ]; then
+        config_note=' (was removed, and is not put back)'
+    elif [ ! -e "$target" ] || { [ -f "$before" ] && same "$target" "$before"; }; then
+        config=$target
+    elif same "$target" "$shipped" || { [ -f "$before" ] && same "$before" "$shipped"; }; then
+        config_note=' (kept)'
+    else
+        config=$target.new
+        config_note=' (yours was kept; the new one is beside it as default.yaml.new)'
+    fi
+    [ -z "$config" ] || stage_file "$shipped" "$config" 644
+    make_dir "$root$ETC/vms"
+}
+
+# What an uninstallation cannot know otherwise: the directories that were not there.
+write_manifest() {
+    {
+        [ ! -f "$root$LIB/made" ] || cat "$root$LIB/made"
+        printf '%s\n' "$created" | while IFS= read -r dir; do
+            [ -z "$dir" ] || printf '%s\n' "${dir#"$root"}"
+        done
+    } >"$lib/made" || stop "cannot write $lib/made; nothing was installed"
+}
+
+# Makes the daemon look for hooks: it does so when it starts and when it is told to.
+reload_daemon() {
+    told=
+    for daemon in virtqemud libvirtd; do
+        if [ -d /run/systemd/system ] && systemctl is-active --quiet "$daemon.service" 2>/dev/null; then
+            systemctl reload "$daemon.service" 2>/dev/null && told=$daemon
+        elif [ -r "/run/$daemon.pid" ]; then
+            pid=''
+            comm=''
+            read -r pid <"/run/$daemon.pid"
+            # The kernel cuts comm at 15 bytes, which both names fit into.
+            [ -z "$pid" ] || { read -r comm <"/proc/$pid/comm"; } 2>/dev/null
+            [ "$comm" != "$daemon" ] || { kill -HUP "$pid" && told=$daemon; }
+        fi
+    done
+    if [ -n "$told" ]; then
+        say "  $told was told to look for the hook"
+    else
+        say "  libvirt is not running: it finds the hook when it starts"
+    fi
+}
+
+install_hook() {
+    doing=installed
+    [ -n "$root" ] || [ "$(id -u)" = 0 ] ||
+        stop "only root can install into /usr and /etc; nothing was installed" "use sudo, or set DESTDIR"
+    for file in hooks/qemu hooks/launch.py hooks/command.py config/default.yaml vfio_console_hook/__init__.py; do
+        [ -f "$here/$file" ] || stop "$here/$file is missing; nothing was installed" "run install.sh from a complete clone"
+    done
+    choose_gate
+    check_file "$root$COMMAND" "$COMMAND_MARK"
+    check_file "$root$ETC/default.yaml" ''
+    for dir in "$LIB" "$DOC" "$ETC" "$ETC/vms"; do
+        check_dir "$root$dir"
+    done
+    for dir in "$LIB" "$DOC"; do
+        [ ! -d "$root$dir" ] || [ -f "$root$LIB/made" ] || rmdir "$root$dir" 2>/dev/null ||
+            stop "$root$dir is there and was not made by install.sh; nothing was installed" "remove the package that brought it"
+    done
+    check_python
+
+    trap 'stop "interrupted; nothing was installed"' HUP INT TERM
+    stage_program
+    stage_documents
+    stage_config
+    stage_file "$here/hooks/command.py" "$root$COMMAND" 755
+    make_dir "$root${gate%/*}"
+    stage_file "$here/hooks/qemu" "$root$gate" 755
+    write_manifest
+
+    place "$root$DOC"
+    [ -z "$config" ] || place "$config"
+    place "$root$COMMAND"
+    place "$root$LIB"
+    place "$root$gate"
+    trap - HUP INT TERM
+    backwards "$placed" | while IFS= read -r target; do
+        rm -rf "$(beside "$target").old"
+    done
+    # The same event must not come to us twice.
+    for other in "$MAIN" "$DROPIN" "$CHAINED"; do
+        [ "$other" = "$gate" ] || ! ours "$root$other" "$GATE_MARK" || rm -f "$root$other"
+    done
+
+    say "vfio-console-hook is installed:"
+    say "  program  $root$LIB"
+    say "  command  $root$COMMAND"
+    say "  hook     $root$gate"
+    say "  config   $root$ETC/default.yaml$config_note"
+    [ "$gate" = "$MAIN" ] || say "  the hook in $root$MAIN was left as it is"
+    [ -z "$root" ] || return 0
+    if command -v restorecon >/dev/null; then
+        restorecon -R "$LIB" "$COMMAND" "$DOC" "$ETC" "$HOOKS" >/dev/null 2>&1 || say "  restorecon failed: look at the SELinux labels"
+    fi
+    reload_daemon
+}
+
+# --- uninstall --------------------------------------------------------------------
+
+remove_hook() {
+    doing=removed
+    [ -n "$root" ] || [ "$(id -u)" = 0 ] || stop "only root can remove what is in /usr and /etc; nothing was removed" "use sudo"
+    for claim in "$root$RUN/claims"/* "$root$RUN/claims"/.[!.]*; do
+        if [ -e "$claim" ] || [ -L "$claim" ]; then
+            stop "a VM still holds a GPU of this host ($claim); nothing was removed" \
+                "shut the VM down, or see vfio-console-hook status"
+        fi
+    done
+    # The gate goes first: from then on no event looks for the program.
+    found=
+    for gate in "$MAIN" "$DROPIN" "$CHAINED"; do
+        if ours "$root$gate" "$GATE_MARK" && [ ! -L "$root$gate" ]; then
+            reason=$(rm -f "$root$gate" 2>&1) || stop "cannot remove $root$gate: ${reason##*: }"
+            found=yes
+        fi
+    done
+    if [ ! -f "$root$LIB/made" ]; then
+        say "vfio-console-hook ${found:+was only half there and }is not installed${root:+ in $root}"
+        return
+    fi
+    made=$(cat "$root$LIB/made")
+    for file in "$root$ETC/default.yaml" "$root$ETC/default.yaml.new"; do
+        ! same "$file" "$root$LIB/default.yaml" || rm -f "$file"
+    done
+    ! ours "$root$COMMAND" "$COMMAND_MARK" || rm -f "$root$COMMAND"
+    reason=$(rm -rf "$root$DOC" "$root$RUN" "$root$RUN.status" "$root$LIB" 2>&1) ||
+        stop "cannot remove everything: ${reason#*: }"
+    rmdir "$root$ETC/vms" "$root$ETC" 2>/dev/null
+    backwards "$made" | while IFS= read -r dir; do
+        rmdir "$root$dir" 2>/dev/null
+    done
+    say "vfio-console-hook is removed${root:+ from $root}"
+    [ ! -d "$root$ETC" ] || find "$root$ETC" -type f | sort | while IFS= read -r file; do
+        say "  kept, because it is yours: $file"
+    done
+}
+
+# --- demo -------------------------------------------------------------------------
+
+# A Python with lxml and PyYAML: the host's, or a virtual environment in the clone.
+show_demo() {
+    doing=changed
+    venv=$here/.venv
+    python_is_new_enough || PYTHON=$(command -v python3) || PYTHON=python3
+    python_is_new_enough || stop "the demo needs Python 3.9 or later"
+    if ! python_has_libraries; then
+        if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
+            # Debian's python3 makes no virtual environments without this package.
+            if ! "$PYTHON" -I -c 'import ensurepip' 2>/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+                say "installing python3-venv"
+                export DEBIAN_FRONTEND=noninteractive
+                apt-get install -y python3-venv >/dev/null 2>&1 ||
+                    { apt-get update && apt-get install -y python3-venv; } >/dev/null 2>&1
+            fi
+            say "making a virtual environment in $venv"
+            reason=$("$PYTHON" -m venv --clear "$venv" 2>&1) || stop \
+                "cannot make a virtual environment in $venv: $(printf '%s' "$reason" | tail -n 1)" \
+                "install python3-venv, or lxml and PyYAML for $PYTHON"
+        fi
+        PYTHON=$venv/bin/python
+        if ! python_has_libraries; then
+            reason=$("$PYTHON" -m pip install --quiet lxml PyYAML 2>&1) ||
+                stop "cannot install lxml and PyYAML into $venv: $(printf '%s' "$reason" | tail -n 1)"
+        fi
+    fi
+    cd "$here" || exit 1
+    exec "$PYTHON" -B -m tests.demo
+}
+
+here=$(cd "$(dirname "$0")" && pwd) || exit 1
+root=${DESTDIR-}
+root=${root%/}
+case $root in -*) root=./$root ;; esac
+doing=changed
+case $#:${1-} in
+    0:) install_hook ;;
+    1:--uninstall) remove_hook ;;
+    1:--demo) show_demo ;;
+    1:--help | 1:-h) usage ;;
+    *)
+        usage >&2
+        exit 2 ;;
+esac

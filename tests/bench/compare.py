@@ -1,0 +1,98 @@
+"""The comparisons: which runs stand against which, and what ratio is still good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.measure import Cost, Run, interleaved
+from tests.gate import write_gate
+
+BAR = 1.5
+NAME = "win11"
+EVENTS = (
+    ("prepare", "begin"),
+    ("start", "begin"),
+    ("started", "begin"),
+    ("stopped", "end"),
+    ("release", "end"),
+)
+IMPORTS = ("/usr/bin/python3", "-I", "-c", "import lxml.etree, yaml")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison; measure is "wall" or "cpu"."""
+
+    what: str
+    measure: str
+    ours_s: float
+    theirs_s: float
+    bar: float = BAR
+
+    @property
+    def ratio(self) -> float:
+        """How many times as much ours costs."""
+        return self.ours_s / self.theirs_s
+
+
+def plain_domain() -> bytes:
+    """The XML, of some kilobytes, of a common VM that is assigned no host device."""
+    return (Path(__file__).parent / "plain.xml").read_bytes()
+
+
+def usb_domain() -> bytes:
+    """The same VM with a USB device of the host, which is a hostdev, but none of ours."""
+    usb = b"""    <hostdev mode='subsystem' type='usb' managed='yes'>
+      <source>
+        <address bus='1' device='4'/>
+      </source>
+      <alias name='hostdev0'/>
+      <address type='usb' bus='0' port='2'/>
+    </hostdev>
+"""
+    return plain_domain().replace(b"  </devices>\n", usb + b"  </devices>\n")
+
+
+def rows_of(what: str, ours: Cost, theirs: Cost) -> tuple[Row, ...]:
+    """The wall and the CPU row of one comparison."""
+    return (
+        Row(what, "wall", ours.wall_s, theirs.wall_s),
+        Row(what, "cpu", ours.cpu_s, theirs.cpu_s),
+    )
+
+
+def gate_rows(directory: Path, rounds: int) -> tuple[Row, ...]:
+    """The five events of a VM without PCI host device, through the gate and through `exit 0`.
+
+    directory takes the two scripts. The gate looks for claims in a directory of
+    there, which is empty as it is on a host whose VMs hold nothing.
+    """
+    nothing = directory / "nothing"
+    nothing.write_text("#!/bin/sh\nexit 0\n", encoding="utf-8")
+    nothing.chmod(0o755)
+    by_name = directory / "run/by-name"
+    by_name.mkdir(parents=True)
+    gate = write_gate(directory / "qemu", run_dir=str(by_name.parent))
+    rows: tuple[Row, ...] = ()
+    for what, xml in (
+        ("five events without a host device", plain_domain()),
+        ("five events with a USB host device", usb_domain()),
+    ):
+        sides = [
+            [Run((str(script), NAME, *event, "-"), xml) for event in EVENTS]
+            for script in (gate, nothing)
+        ]
+        rows += rows_of(what, *interleaved(sides, rounds))
+    return rows
+
+
+def prepare_row(prepare_command: Sequence[str], xml: bytes, rounds: int) -> tuple[Row, ...]:
+    """prepare of a VM with one GPU, and a Python that only imports lxml.etree and yaml.
+
+    prepare_command reads xml from stdin and exits with 0, also the second time: it
+    has to leave the machine it works on, a recorded one, as it found it.
+    """
+    ours, theirs = interleaved([[Run(tuple(prepare_command), xml)], [Run(IMPORTS)]], rounds)
+    return (Row("prepare with one GPU", "cpu", ours.cpu_s, theirs.cpu_s),)

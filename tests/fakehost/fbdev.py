@@ -1,0 +1,116 @@
+"""Framebuffers and DRM cards as devices (Linux drivers/video/fbdev/core/fbmem.c, drm_drv.c)."""
+
+from __future__ import annotations
+
+import os
+
+from . import fbcon, resources
+from .tree import Tree
+
+_HELD = "fake/held"
+
+
+def _lowest_free(tree: Tree, kind: str, prefix: str, start: int) -> str:
+    taken = tree.list(f"sys/class/{kind}")
+    return next(f"{prefix}{n}" for n in range(start, 256) if f"{prefix}{n}" not in taken)
+
+
+def _add_node(tree: Tree, device: str, kind: str, name: str) -> None:
+    folder = f"{device}/{kind}/{name}"
+    tree.make_directory(folder)
+    tree.link(f"{folder}/device", device)
+    tree.link(f"sys/class/{kind}/{name}", folder)
+
+
+def _remove_node(tree: Tree, device: str, kind: str, name: str, node: str) -> None:
+    tree.remove(f"sys/class/{kind}/{name}")
+    tree.remove(f"{device}/{kind}/{name}")
+    tree.remove_if_empty(f"{device}/{kind}")
+    if tree.exists(node):
+        tree.remove(node)
+        # devtmpfs unlinks the node below those who have it open.
+        for link in holding(tree, node):
+            tree.remove(link)
+            os.symlink(f"/{node} (deleted)", tree.path(link))
+
+
+def register(tree: Tree, device: str, title: str, memory: tuple[int, int]) -> str:
+    """register_framebuffer() for a device, a real path in sysfs; returns its name, "fb0".
+
+    memory is start and size as FBIOGET_FSCREENINFO tells them.
+    """
+    fb = _lowest_free(tree, "graphics", "fb", 0)
+    _add_node(tree, device, "graphics", fb)
+    tree.put(f"{device}/graphics/{fb}/name", title)
+    tree.put(f"dev/{fb}", "")
+    tree.put(f"ioctl/{fb}/memory", f"{memory[0]:#x} {memory[1]}")
+    lines = [line for line in (tree.read("proc/fb") or "").splitlines() if line]
+    lines = sorted([*lines, f"{fb[2:]} {title}"], key=lambda line: int(line.split()[0]))
+    tree.put("proc/fb", "\n".join(lines))
+    fbcon.fb_registered(tree, int(fb[2:]))
+    return fb
+
+
+def unregister(tree: Tree, device: str, fb: str) -> None:
+    """unregister_framebuffer(): the consoles leave first, then the nodes go."""
+    fbcon.fb_unbind(tree, int(fb[2:]))
+    _remove_node(tree, device, "graphics", fb, f"dev/{fb}")
+    tree.remove(f"ioctl/{fb}")
+    lines = (tree.read("proc/fb") or "").splitlines()
+    tree.put("proc/fb", "\n".join(line for line in lines if line.split()[:1] != [fb[2:]]))
+    fbcon.fb_unregistered(tree, int(fb[2:]))
+
+
+def framebuffers(tree: Tree, device: str) -> tuple[str, ...]:
+    return tuple(name for name in tree.list(f"{device}/graphics") if name.startswith("fb"))
+
+
+def add_card(tree: Tree, device: str, *, render: bool = False) -> None:
+    """drm_dev_register()."""
+    names = [_lowest_free(tree, "drm", "card", 0)]
+    names += [_lowest_free(tree, "drm", "renderD", 128)] if render else []
+    for name in names:
+        _add_node(tree, device, "drm", name)
+        if tree.exists("dev/dri"):
+            tree.put(f"dev/dri/{name}", "")
+
+
+def remove_cards(tree: Tree, device: str) -> None:
+    """drm_dev_unplug()."""
+    for name in tree.list(f"{device}/drm"):
+        _remove_node(tree, device, "drm", name, f"dev/dri/{name}")
+
+
+def holding(tree: Tree, node: str) -> list[str]:
+    """The links in /proc that show who has a node open, such as "dev/fb0"."""
+    return [
+        f"proc/{pid}/fd/{number}"
+        for pid in tree.list("proc")
+        if pid.isdigit()
+        for number in tree.list(f"proc/{pid}/fd")
+        if tree.readlink(f"proc/{pid}/fd/{number}") == f"/{node}"
+    ]
+
+
+def destroy_at_last_close(tree: Tree, node: str, first: int, last: int, name: str) -> None:
+    """put_fb_info(): the driver's fb_destroy frees the memory, when nobody has it open any more.
+
+    Called after unregister().
+    """
+    if holding(tree, f"{node} (deleted)"):
+        lines = [*(tree.read(_HELD) or "").splitlines(), f"{node} {first:x} {last:x} {name}"]
+        tree.put(_HELD, "\n".join(lines))
+    else:
+        resources.release(tree, first, last, name)
+
+
+def settle(tree: Tree) -> None:
+    """Free the memory of framebuffers that are gone and have been closed since."""
+    lines = (tree.read(_HELD) or "").splitlines()
+    still = [line for line in lines if holding(tree, line.split()[0] + " (deleted)")]
+    for line in lines:
+        if line not in still:
+            _, first, last, name = line.split()
+            resources.release(tree, int(first, 16), int(last, 16), name)
+    if still != lines:
+        tree.put(_HELD, "\n".join(still))

@@ -1,0 +1,434 @@
+"""PCI devices and their drivers: vfio-pci and native ones.
+
+Linux drivers/pci/, drivers/vfio/pci/, drivers/video/aperture.c, drivers/pci/vgaarb.c.
+
+fake/native/ADDRESS tells which driver of the host matches a device, in words:
+
+    driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2 render=no
+
+Only what driver= says is needed; a driver without fb= has neither framebuffer
+nor card. It is loaded when sys/bus/pci/drivers/DRIVER exists.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from dataclasses import dataclass
+
+from vfio_console_hook.errors import HostError
+from vfio_console_hook.memory import Bar, memory_bars
+
+from . import fbdev, resources, sysfb, vt
+from .tree import Tree
+
+BUS = "sys/bus/pci"
+VFIO = "vfio-pci"
+_CLASS_VGA = 0x0300
+_ROM_SHADOW = 0x2
+_COMMAND, _COMMAND_IO, _COMMAND_MEMORY = 4, 0x1, 0x2
+_FIRST_NEW_ADDRESS = 0x2000_0000
+Refused = sysfb.Refused
+
+
+@dataclass(frozen=True)
+class Native:
+    """A driver of the host for one device."""
+
+    driver: str
+    module: str
+    fb: str
+    bars: tuple[int, ...]
+    render: bool
+
+
+def native(tree: Tree, address: str) -> Native | None:
+    text = tree.read(f"fake/native/{address}")
+    if text is None:
+        return None
+    words = dict(word.split("=", 1) for word in text.split())
+    return Native(
+        driver=words["driver"],
+        module=words.get("module", words["driver"].replace("-", "_")),
+        fb=words.get("fb", ""),
+        bars=tuple(int(number) for number in words.get("bars", "").split(",") if number),
+        render=words.get("render") == "yes",
+    )
+
+
+def device_path(tree: Tree, address: str) -> str:
+    """The real path of a device in sysfs. Raises LookupError when it is not on the bus."""
+    return tree.where(f"{BUS}/devices/{address}")
+
+
+def bound_driver(tree: Tree, address: str) -> str | None:
+    return tree.link_name(f"{BUS}/devices/{address}/driver")
+
+
+def bars(tree: Tree, address: str) -> tuple[Bar, ...]:
+    return memory_bars(tree, address)
+
+
+def owner_of(tree: Tree, start: int) -> str | None:
+    """screen_info_pci_dev(): the display device in whose BAR the framebuffer lies now."""
+    for address in tree.list(f"{BUS}/devices"):
+        text = tree.read(f"{BUS}/devices/{address}/class") or "0"
+        ranges = [bar.range for bar in bars(tree, address)] if int(text, 16) >> 16 == 0x03 else []
+        if any(range_.first <= start <= range_.last for range_ in ranges):
+            return address
+    return None
+
+
+def learn(tree: Tree) -> None:
+    """Write down, before anything changes, whose the firmware's framebuffer is."""
+    if not tree.exists("fake/owner"):
+        owners = [owner_of(tree, found.start) for found in sysfb.platforms(tree)]
+        tree.put("fake/owner", next((owner for owner in owners if owner), ""))
+
+
+# -- the command register
+
+
+def command(tree: Tree, address: str) -> int:
+    content = tree.read_bytes(f"{BUS}/devices/{address}/config") or b""
+    # A machine without config space counts as switched on.
+    return int.from_bytes(content[_COMMAND : _COMMAND + 2] or b"\3\0", "little")
+
+
+def decodes_memory(tree: Tree, address: str) -> bool:
+    return bool(command(tree, address) & _COMMAND_MEMORY)
+
+
+def enable(tree: Tree, address: str) -> None:
+    """pci_enable_device(): memory decode, and I/O where there is an I/O BAR."""
+    config = f"{BUS}/devices/{address}/config"
+    if not tree.exists(config):
+        return
+    ports = any(flags & 0x100 for flags in _flags(tree, address)[:6])
+    value = command(tree, address) | _COMMAND_MEMORY | (_COMMAND_IO if ports else 0)
+    tree.poke(config, _COMMAND, value.to_bytes(2, "little"))
+
+
+def write_enable(tree: Tree, address: str, text: str) -> None:
+    """enable_store() of drivers/pci/pci-sysfs.c; decoding is never switched off by it."""
+    if text.strip() == "1":
+        enable(tree, address)
+    tree.put(f"{device_path(tree, address)}/enable", text)
+
+
+def _flags(tree: Tree, address: str) -> list[int]:
+    text = tree.read(f"{BUS}/devices/{address}/resource") or ""
+    return [int(line.split()[2], 16) for line in text.splitlines()]
+
+
+def check_config_write(tree: Tree) -> None:
+    """pci_write_config(): LOCKDOWN_PCI_ACCESS. Raises Refused."""
+    state = tree.read("sys/kernel/security/lockdown")
+    if state is not None and "[none]" not in state:
+        raise Refused(errno.EPERM, "lockdown")
+
+
+def config_written(tree: Tree, address: str) -> None:
+    """Somebody has written to config space: is the firmware's picture still there?"""
+    if decodes_memory(tree, address):
+        return
+    for found in sysfb.platforms(tree):
+        if sysfb.bound_driver(tree, found.device) and owner_of(tree, found.start) == address:
+            tree.log(f"{found.device} draws into memory that nothing answers to")
+
+
+# -- drivers (drivers/base/bus.c, drivers/pci/pci-driver.c)
+
+
+def write_override(tree: Tree, address: str, text: str) -> None:
+    """driver_override_store(): an empty line takes it back, and it reads "(null)" then."""
+    tree.put(f"{device_path(tree, address)}/driver_override", text.strip() or "(null)")
+
+
+def write_probe(tree: Tree, address: str) -> None:
+    """drivers_probe_store(): the first loaded driver that matches a driverless device."""
+    if not tree.exists(f"{BUS}/devices/{address}"):
+        raise Refused(errno.ENODEV, address)
+    if bound_driver(tree, address) is None:
+        override = _override(tree, address)
+        matching = native(tree, address)
+        wanted = override or (matching.driver if matching else None)
+        if wanted and tree.exists(f"{BUS}/drivers/{wanted}"):
+            _probe(tree, address, wanted)
+
+
+def write_bind(tree: Tree, driver: str, address: str) -> None:
+    matching = native(tree, address)
+    matches = driver in (_override(tree, address), matching.driver if matching else None)
+    if not tree.exists(f"{BUS}/devices/{address}") or not matches:
+        raise Refused(errno.ENODEV, driver)
+    if bound_driver(tree, address) is not None:
+        raise Refused(errno.ENODEV if tree.release() < (5, 11, 0) else errno.EBUSY, driver)
+    _probe(tree, address, driver)
+
+
+def _override(tree: Tree, address: str) -> str | None:
+    text = tree.read(f"{BUS}/devices/{address}/driver_override")
+    return text if text not in (None, "", "(null)") else None
+
+
+def _probe(tree: Tree, address: str, driver: str) -> None:
+    matching = native(tree, address)
+    if driver == VFIO:
+        _vfio_probe(tree, address)
+    elif matching is not None and matching.driver == driver:
+        _native_probe(tree, address, matching)
+    else:
+        return  # an override that names a driver that does not match
+    tree.link(f"{device_path(tree, address)}/driver", f"{BUS}/drivers/{driver}")
+
+
+def write_unbind(tree: Tree, driver: str, address: str) -> None:
+    if bound_driver(tree, address) != driver:
+        raise Refused(errno.ENODEV, driver)
+    detach_driver(tree, address)
+
+
+def detach_driver(tree: Tree, address: str) -> None:
+    """device_release_driver()."""
+    path = device_path(tree, address)
+    driver = bound_driver(tree, address)
+    if driver == VFIO:
+        tree.remove(f"{path}/vfio-dev")
+        group = tree.link_name(f"{path}/iommu_group")
+        tree.remove(f"dev/vfio/{group}")
+        tree.remove_if_empty("dev/vfio")
+    elif driver is not None:
+        for fb in fbdev.framebuffers(tree, path):
+            fbdev.unregister(tree, path, fb)
+        fbdev.remove_cards(tree, path)
+        for bar in bars(tree, address):
+            if any(r.first == bar.range.first for r in resources.named(tree, driver)):
+                resources.release(tree, bar.range.first, bar.range.last, driver)
+    tree.remove(f"{path}/driver")
+
+
+# -- vfio-pci
+
+
+def _vfio_probe(tree: Tree, address: str) -> None:
+    """vfio_pci_core_register_device() (vfio_pci_probe in 5.10)."""
+    if _vfio_is_vga(tree, address) and tree.has_symbol("aperture_remove_conflicting_pci_devices"):
+        # Linux commit d17378062079 ("vfio/pci: Remove console drivers") (in v6.0)
+        remove_conflicting_devices(tree, address)
+    path = device_path(tree, address)
+    if tree.release() >= (6, 1, 0):
+        number = next(n for n in range(256) if not _vfio_number_taken(tree, n))
+        tree.make_directory(f"{path}/vfio-dev/vfio{number}")
+    group = tree.link_name(f"{path}/iommu_group")
+    if group is not None:
+        tree.put(f"dev/vfio/{group}", "")
+
+
+def _vfio_number_taken(tree: Tree, number: int) -> bool:
+    devices = tree.list(f"{BUS}/devices")
+    return any(tree.exists(f"{BUS}/devices/{one}/vfio-dev/vfio{number}") for one in devices)
+
+
+def _vfio_is_vga(tree: Tree, address: str) -> bool:
+    """vfio_pci_is_vga(): 0380 and 0302 are not."""
+    return int(tree.read(f"{BUS}/devices/{address}/class") or "0", 16) >> 8 == _CLASS_VGA
+
+
+def open_device(tree: Tree, address: str) -> list[int]:
+    """The BARs that a VM which opens the device cannot have.
+
+    Up to 6.19 each BAR is requested when it is mapped, from 7.1 on all of them
+    at the open (vfio_pci_core_map_bars); for a VM that maps all at once it is the
+    same (__pci_request_region).
+    """
+    if bound_driver(tree, address) != VFIO:
+        raise LookupError(f"{address} is not on vfio-pci")
+    enable(tree, address)
+    blocked = []
+    for bar in bars(tree, address):
+        if not resources.request(tree, bar.range.first, bar.range.last, VFIO):
+            blocked.append(bar.number)
+            where = _show(tree, address, bar)
+            tree.log(f"vfio-pci {address}: BAR {bar.number}: can't reserve {where}")
+    return blocked
+
+
+def _show(tree: Tree, address: str, bar: Bar) -> str:
+    """The kernel's %pR (lib/vsprintf.c, resource_string)."""
+    flags = _flags(tree, address)[bar.number]
+    words = " 64bit" * bool(flags & 0x100000) + " pref" * bool(flags & 0x2000)
+    return f"[mem {bar.range.first:#010x}-{bar.range.last:#010x}{words}]"
+
+
+def close_device(tree: Tree, address: str) -> None:
+    for bar in bars(tree, address):
+        if any(r.first == bar.range.first for r in resources.named(tree, VFIO)):
+            resources.release(tree, bar.range.first, bar.range.last, VFIO)
+
+
+# -- removing console drivers
+
+
+def remove_conflicting_devices(tree: Tree, address: str) -> None:
+    """aperture_remove_conflicting_pci_devices()."""
+    if _sysfb_selected(tree, address):
+        sysfb.disable(tree)
+    for bar in bars(tree, address):
+        sysfb.detach_overlapping(tree, bar.range.first, bar.range.last)
+    release = tree.release()
+    primary_only = (6, 1, 50) <= release < (6, 10, 8)
+    if not primary_only or _rom_shadowed(tree, address):
+        remove_vgacon(tree, address)
+
+
+def _sysfb_selected(tree: Tree, address: str) -> bool:
+    """Whose driver makes sysfb_disable() unregister the firmware's framebuffer.
+
+    6.0.3 to 6.1.46: anyone's. 6.1.47 to 6.10.7: that of a device whose ROM is
+    shadowed ("primary"). Since 6.10.8: that of its owner, or anyone's when it has
+    none; an owner that does not decode memory is neither (sysfb_parent_dev gives
+    an error, drivers/firmware/sysfb.c).
+    """
+    release = tree.release()
+    if release < (6, 0, 3) and not (tree.has_symbol("sysfb_disable") and release >= (5, 18, 13)):
+        return False
+    if release < (6, 1, 47):
+        return True
+    if release < (6, 10, 8):
+        return _rom_shadowed(tree, address)
+    owners = [owner_of(tree, found.start) for found in sysfb.platforms(tree)]
+    owner = next((one for one in owners if one), None)
+    return owner is None or (owner == address and decodes_memory(tree, owner))
+
+
+def _rom_shadowed(tree: Tree, address: str) -> bool:
+    """IORESOURCE_ROM_SHADOW of the expansion ROM, which follows the six BARs."""
+    return bool(_flags(tree, address)[6] & _ROM_SHADOW)
+
+
+def remove_vgacon(tree: Tree, address: str) -> None:
+    """vga_remove_vgacon(): only for the default VGA device; it never comes back."""
+    if tree.read(f"{BUS}/devices/{address}/boot_vga") != "1":
+        return
+    tree.log(f"vfio-pci {address}: vgaarb: deactivate vga console")
+    if vt.is_bound(tree, vt.VGACON):
+        vt.take_over(tree, vt.DUMMY)
+    vt.unregister(tree, vt.VGACON)
+
+
+# -- native drivers
+
+
+def _native_probe(tree: Tree, address: str, found: Native) -> None:
+    enable(tree, address)
+    if found.fb:
+        _take_from_firmware(tree, address)
+    path = device_path(tree, address)
+    for bar in bars(tree, address):
+        if bar.number not in found.bars:
+            continue
+        if not resources.request(tree, bar.range.first, bar.range.last, found.driver):
+            where = _show(tree, address, bar)
+            tree.log(f"{found.driver} {address}: BAR {bar.number}: can't reserve {where}")
+    if found.fb:
+        fbdev.add_card(tree, path, render=found.render)
+        fbdev.register(tree, path, found.fb, (0, 4096000))
+
+
+def _take_from_firmware(tree: Tree, address: str) -> None:
+    """(drm_)aperture_remove_conflicting_pci_framebuffers(), called by DRM drivers."""
+    if tree.release() >= (5, 18, 13):
+        remove_conflicting_devices(tree, address)
+        return
+    for bar in bars(tree, address):
+        sysfb.unregister_overlapping_framebuffers(tree, bar.range.first, bar.range.last)
+    remove_vgacon(tree, address)
+
+
+def load_module(tree: Tree, module: str) -> None:
+    """What modprobe does: its driver is registered and takes all driverless devices."""
+    waiting = [(one, native(tree, one)) for one in tree.list("fake/native")]
+    drivers = {found.driver for _, found in waiting if found and found.module == module}
+    if module in ("vfio-pci", "vfio_pci"):
+        drivers = {VFIO}
+    for driver in drivers:
+        for door in ("bind", "unbind"):
+            if not tree.exists(f"{BUS}/drivers/{driver}/{door}"):
+                tree.put(f"{BUS}/drivers/{driver}/{door}", "")
+    for address, found in waiting:
+        matches = found is not None and found.driver in drivers
+        if matches and tree.exists(f"{BUS}/devices/{address}") and not _override(tree, address):
+            write_probe(tree, address)
+
+
+def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:
+    """/sbin/modprobe -b [--resolve-alias] MODALIAS-OR-MODULE; its output. Raises HostError."""
+    wanted = arguments[-1]
+    modules = {
+        found.module
+        for address in tree.list("fake/native")
+        if (found := native(tree, address))
+        and wanted in (found.module, tree.read(f"{BUS}/devices/{address}/modalias"))
+    }
+    if wanted in ("vfio-pci", "vfio_pci"):
+        modules = {"vfio_pci"}
+    modules -= set((tree.read("fake/blacklist") or "").split())
+    if "--resolve-alias" in arguments:
+        return "\n".join(sorted(modules))
+    if not modules:
+        raise HostError(f"/sbin/modprobe {' '.join(arguments)} failed: module {wanted} not found")
+    for module in modules:
+        load_module(tree, module)
+    return ""
+
+
+# -- remove and rescan
+
+
+def write_remove(tree: Tree, address: str) -> None:
+    """remove_store(): the BARs leave the resource tree with all that is below them."""
+    path = device_path(tree, address)
+    detach_driver(tree, address)
+    for bar in bars(tree, address):
+        # pci_destroy_dev, pci_free_resources
+        resources.release_with_children(tree, bar.range.first, bar.range.last, address)
+    tree.put("fake/removed_once", "")
+    tree.put(f"fake/removed/{address}/path", path)
+    tree.move(path, f"fake/removed/{address}/device")
+    tree.remove(f"{BUS}/devices/{address}")
+
+
+def write_rescan(tree: Tree) -> None:
+    """pci_rescan_bus(): what was removed is found again, with its BARs elsewhere."""
+    for address in tree.list("fake/removed"):
+        path = tree.read(f"fake/removed/{address}/path") or ""
+        tree.move(f"fake/removed/{address}/device", path)
+        tree.remove(f"fake/removed/{address}")
+        for name in tree.list(path):
+            if re.fullmatch(r"graphics|drm|vfio-dev|.*-framebuffer\.\d+", name):
+                tree.remove(f"{path}/{name}")
+        tree.link(f"{BUS}/devices/{address}", path)
+        if tree.exists(f"{path}/driver_override"):
+            tree.put(f"{path}/driver_override", "(null)")
+        _assign(tree, address, path)
+        write_probe(tree, address)
+
+
+def _assign(tree: Tree, address: str, path: str) -> None:
+    """pci_assign_unassigned_bus_resources(): every memory BAR at a new address."""
+    lines = (tree.read(f"{path}/resource") or "").splitlines()
+    for bar in bars(tree, address):
+        size = bar.range.last - bar.range.first + 1
+        first = -(-_FIRST_NEW_ADDRESS // size) * size
+        while not resources.request(tree, first, first + size - 1, address):
+            first += size
+        flags = lines[bar.number].split()[2]
+        lines[bar.number] = f"{first:#018x} {first + size - 1:#018x} {flags}"
+    tree.put(f"{path}/resource", "\n".join(lines))
+
+
+def address_of(path: str) -> str:
+    """The PCI address of the device that an attribute belongs to."""
+    return os.path.basename(os.path.dirname(path))

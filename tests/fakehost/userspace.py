@@ -1,0 +1,91 @@
+"""What other programs do to the machine: libvirtd, QEMU, and whoever holds a node open."""
+
+from __future__ import annotations
+
+import os
+
+from vfio_console_hook.host import Host
+
+from . import fbdev, pci
+from .host import FakeHost
+
+
+def open_device(host: FakeHost, address: str, *, pid: int = 4242) -> list[int]:
+    """QEMU opens a device on vfio-pci and maps its BARs; those it cannot have.
+
+    Each of them leaves a line "can't reserve" in host.log.
+    """
+    hold(host, f"dev/vfio/{host.link_name(f'{pci.BUS}/devices/{address}/iommu_group')}",
+         pid=pid, command="qemu-system-x86")  # fmt: skip
+    return pci.open_device(host.tree, address)
+
+
+def close_device(host: FakeHost, address: str, *, pid: int = 4242) -> None:
+    """QEMU ends."""
+    pci.close_device(host.tree, address)
+    let_go(host, pid)
+
+
+def hold(host: FakeHost, node: str, *, pid: int, command: str, unit: str = "") -> None:
+    """Let a process have a node open, such as "dev/fb0"."""
+    tree = host.tree
+    tree.put(f"proc/{pid}/comm", command)
+    tree.put(f"proc/{pid}/cgroup", f"0::/system.slice/{unit}" if unit else "0::/")
+    number = len(tree.list(f"proc/{pid}/fd"))
+    tree.make_directory(f"proc/{pid}/fd")
+    os.symlink(f"/{node}", tree.path(f"proc/{pid}/fd/{number}"))
+
+
+def let_go(host: FakeHost, pid: int) -> None:
+    """The process ends; what only it kept alive is freed."""
+    host.tree.remove(f"proc/{pid}")
+    fbdev.settle(host.tree)
+
+
+class LibvirtError(Exception):
+    """libvirt does not start the VM."""
+
+
+class FakeLibvirt:
+    """libvirt's own handling of PCI host devices (src/util/virpci.c).
+
+    Nothing is read back after a probe, and nothing is remembered but whether
+    libvirt itself has bound a device.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._bound_by_us: set[str] = set()
+
+    def detach(self, address: str, *, managed: bool = True) -> None:
+        """virPCIDeviceDetach, virPCIDeviceBindToStub. Raises LibvirtError."""
+        device = f"{pci.BUS}/devices/{address}"
+        if not managed:
+            if self.host.link_name(f"{device}/driver") != pci.VFIO:
+                raise LibvirtError(
+                    f"Unmanaged PCI device {address} must be manually detached from the host"
+                )
+            return
+        if not self.host.exists(f"{pci.BUS}/drivers/{pci.VFIO}"):
+            self.host.run("/sbin/modprobe", "-b", pci.VFIO)
+        if self.host.link_name(f"{device}/driver") == pci.VFIO:
+            return
+        self.host.write(f"{device}/driver_override", pci.VFIO)
+        self._reprobe(device, address)
+        self._bound_by_us.add(address)
+
+    def reattach(self, address: str) -> None:
+        """virPCIDeviceReattach, virPCIDeviceUnbindFromStub."""
+        if address not in self._bound_by_us:
+            return
+        self._bound_by_us.remove(address)
+        device = f"{pci.BUS}/devices/{address}"
+        if not self.host.exists(device):
+            return
+        self.host.write(f"{device}/driver_override", "\n")
+        self._reprobe(device, address)
+
+    def _reprobe(self, device: str, address: str) -> None:
+        if self.host.exists(f"{device}/driver"):
+            self.host.write(f"{device}/driver/unbind", address)
+        self.host.write(f"{pci.BUS}/drivers_probe", address)

@@ -1,0 +1,39 @@
+"""The real hooks/qemu with other paths in its head, for tests, the demo and the bench.
+
+The gate runs as root, so no environment variable moves its paths; who needs
+others makes a copy with this.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "hooks/qemu"
+
+PYTHON = "/usr/bin/python3"
+PROGRAM = "/usr/lib/vfio-console-hook/hook"
+RUN_DIR = "/run/vfio-console-hook"
+
+
+def write_gate(
+    target: Path, *, python: str = PYTHON, program: str = PROGRAM, run_dir: str = RUN_DIR
+) -> Path:
+    """Writes an executable copy of the gate to target, with these paths; returns target.
+
+    Raises ValueError when the head of hooks/qemu is not what this function knows.
+    """
+    text = SOURCE.read_text(encoding="utf-8")
+    for name, installed, wanted in (
+        ("PYTHON", PYTHON, python),
+        ("PROGRAM", PROGRAM, program),
+        ("RUN_DIR", RUN_DIR, run_dir),
+    ):
+        line = f"\n{name}={installed}\n"
+        if text.count(line) != 1:
+            raise ValueError(f"hooks/qemu has no single line {name}={installed}")
+        quoted = wanted.replace("'", "'\\''")
+        text = text.replace(line, f"\n{name}='{quoted}'\n")
+    target.write_text(text, encoding="utf-8")
+    target.chmod(0o755)
+    return target

@@ -1,0 +1,234 @@
+"""The command line of the lab; `python3 -m tests.lab --help` from the repository's root."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import __doc__ as manual
+from . import images, kernels, machine, scenarios, trial
+from .cache import BuildError, Cache, default_root
+from .debian import require_tools
+from .kernels import Built
+from .machine import Gpu, Hardware, Machine
+from .scenarios import Scenario
+from .trial import Outcome, Result
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Lab:
+    """All that scenarios share: the built files, and where results go."""
+
+    built: dict[str, Built]
+    ovmf: Path
+    program: Path
+    out: Path
+
+    def hardware(self, scenario: Scenario) -> Hardware:
+        """The machine that a scenario describes."""
+        return Hardware(
+            gpus=scenario.gpus,
+            ovmf=self.ovmf if scenario.firmware == "ovmf" else None,
+            kernel_line=scenario.kernel_line,
+            blacklist_native=not scenario.native_driver and "lab." not in scenario.kernel_line,
+        )
+
+    def run(self, scenario: Scenario) -> Result:
+        """Run one scenario in its own directory."""
+        directory = self.out / scenario.name
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        built = self.built[scenario.kernel]
+
+        def boot() -> Machine:
+            return Machine(self.hardware(scenario), built, self.program, directory)
+
+        return trial.run(scenario, boot, directory)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what the command line says; the exit status."""
+    options = parse(argv)
+    began = time.monotonic()
+    if options.list:
+        print_list()
+        return 0
+    try:
+        cache = Cache(options.cache)
+        if options.shell:
+            return shell(cache, options.shell)
+        chosen = choose(options)
+        if options.budget:
+            chosen, left_out = fit(chosen, cache, options.budget * 60, options.jobs)
+            print_left_out(left_out)
+        lab = build(cache, chosen, options.out or cache.root / "results")
+    except BuildError as e:
+        print(f"tests/lab: {e}", file=sys.stderr)
+        return 2
+    if options.build_only:
+        return 0
+    until = began + options.budget * 60 if options.budget else None
+    results = run_all(lab, chosen, options.jobs, until)
+    print_table(results, lab.out)
+    return status(results)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options, checked."""
+    parser = argparse.ArgumentParser(
+        prog="tests/lab/run",
+        description=manual,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="scenarios; all without")
+    parser.add_argument("--list", action="store_true", help="list scenarios and kernels")
+    parser.add_argument("--smoke", action="store_true", help="a small default subset")
+    parser.add_argument("--ci", action="store_true", help="same as --budget 35")
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="run what fits into it")
+    parser.add_argument("--build-only", action="store_true", help="fill the cache, boot nothing")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="machines at a time")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go")
+    parser.add_argument("--cache", type=Path, default=default_root(), metavar="DIR")
+    parser.add_argument("--shell", metavar="KERNEL", help="a root shell in that kernel")
+    options = parser.parse_args(argv)
+    known = {scenario.name for scenario in scenarios.SCENARIOS}
+    for name in options.names:
+        if name not in known:
+            parser.error(f"no scenario {name!r}; there are {', '.join(sorted(known))}")
+    if options.shell and options.shell not in {kernel.name for kernel in kernels.KERNELS}:
+        parser.error(f"no kernel {options.shell!r}; see --list")
+    if options.ci and not options.budget:
+        options.budget = 35.0
+    if options.jobs < 1:
+        parser.error("--jobs needs a number from 1 up")
+    return options
+
+
+def choose(options: argparse.Namespace) -> list[Scenario]:
+    """The scenarios that the command line asks for, in order of priority."""
+    if options.names:
+        return [s for s in scenarios.SCENARIOS if s.name in options.names]
+    return [s for s in scenarios.SCENARIOS if s.smoke or not options.smoke]
+
+
+def fit(
+    wanted: Sequence[Scenario], cache: Cache, budget_s: float, jobs: int
+) -> tuple[list[Scenario], list[Scenario]]:
+    """Those that should end within the budget, in order, and those that should not."""
+    chosen: list[Scenario] = []
+    left_out: list[Scenario] = []
+    spent_s = 0.0
+    there: set[str] = set()
+    for scenario in wanted:
+        cost_s = scenario.seconds() / jobs
+        if scenario.kernel not in there:
+            cost_s += kernels.seconds_to_build(cache, kernels.named(scenario.kernel))
+        if spent_s + cost_s > budget_s:
+            left_out.append(scenario)
+            continue
+        chosen.append(scenario)
+        there.add(scenario.kernel)
+        spent_s += cost_s
+    return chosen, left_out
+
+
+def build(cache: Cache, chosen: Sequence[Scenario], out: Path) -> Lab:
+    """Build or find what the chosen scenarios boot from."""
+    wanted = [kernels.named(name) for name in dict.fromkeys(s.kernel for s in chosen)]
+    require_tools(own_kernels=any(kernel.fragment for kernel in wanted))
+    out.mkdir(parents=True, exist_ok=True)
+    program = out / "program.tar"
+    program.write_bytes(images.program(REPOSITORY))
+    built = {kernel.name: kernels.build(cache, kernel) for kernel in wanted}
+    return Lab(built, images.ovmf(cache), program, out)
+
+
+def run_all(lab: Lab, chosen: Sequence[Scenario], jobs: int, until: float | None) -> list[Result]:
+    """Run scenarios, `jobs` at a time, none started that cannot end in time."""
+    results: list[Result] = []
+    lock = threading.Lock()
+
+    def one(scenario: Scenario) -> None:
+        if until is not None and time.monotonic() + scenario.seconds() > until:
+            print_left_out([scenario])
+            return
+        print(f"{scenario.name}: started", flush=True)
+        result = lab.run(scenario)
+        with lock:
+            results.append(result)
+            print(f"{scenario.name}: {result.outcome.value} ({result.seconds:.0f} s)", flush=True)
+
+    # Not a context manager: its exit would wait for the machines after a ctrl-c.
+    pool = ThreadPoolExecutor(max_workers=jobs)
+    for future in [pool.submit(one, scenario) for scenario in chosen]:
+        future.result()
+    order = {scenario.name: number for number, scenario in enumerate(chosen)}
+    return sorted(results, key=lambda result: order[result.scenario.name])
+
+
+def status(results: Sequence[Result]) -> int:
+    """The exit status: a failure counts more than a lost machine."""
+    outcomes = {result.outcome for result in results}
+    if Outcome.FAIL in outcomes:
+        return 1
+    return 3 if Outcome.LOST in outcomes else 0
+
+
+def print_table(results: Sequence[Result], out: Path) -> None:
+    """One line a scenario, and below it what was wrong."""
+    lines = [f"{'scenario':22} {'kernel':9} {'GPUs':10} {'outcome':8} {'s':>4}"]
+    for result in results:
+        scenario = result.scenario
+        gpus = "+".join("0300" if gpu.device == "VGA" else "0380" for gpu in scenario.gpus)
+        words = (result.outcome.value, f"{result.seconds:4.0f}")
+        lines.append(f"{scenario.name:22} {scenario.kernel:9} {gpus:10} {words[0]:8} {words[1]}")
+        lines += [f"    {text}" for text in result.failures]
+        lines += [f"    note: {text}" for text in result.notes]
+    text = "\n".join(lines) + "\n"
+    (out / "table.txt").write_text(text)
+    print(f"\n{text}\nlogs and pictures: {out}", flush=True)
+
+
+def print_left_out(left_out: Sequence[Scenario]) -> None:
+    """Say which scenarios do not fit into the budget."""
+    for scenario in left_out:
+        print(f"{scenario.name}: left out, the budget is too small", flush=True)
+
+
+def print_list() -> None:
+    """What there is to run."""
+    for scenario in scenarios.SCENARIOS:
+        smoke = "smoke" if scenario.smoke else ""
+        console = "vgacon" if scenario.console == scenarios.VGACON else scenario.console
+        print(f"{scenario.name:22} {scenario.kernel:9} {console:10} {smoke}".rstrip())
+    print("kernels:", ", ".join(kernel.name for kernel in kernels.KERNELS))
+
+
+def shell(cache: Cache, name: str) -> int:
+    """Give a person a root shell in a machine with this kernel and one GPU."""
+    kernel = kernels.named(name)
+    require_tools(own_kernels=bool(kernel.fragment))
+    built = kernels.build(cache, kernel)
+    program = cache.root / "program.tar"
+    program.write_bytes(images.program(REPOSITORY))
+    print("leave with ctrl-a x; the working tree is in /root/vfio-console-hook", flush=True)
+    hardware = Hardware((Gpu(),), images.ovmf(cache), kernel_line="lab.shell")
+    return machine.interactive(hardware, built, program)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        # Do not wait for the threads: their machines die with this process.
+        os._exit(130)

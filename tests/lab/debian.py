@@ -1,0 +1,143 @@
+"""Debian's packages as raw material: what a suite holds now, and the files.
+
+apt does the work, in a private root inside the cache: the machine's own package
+lists and settings stay as they are. The mirror is the one that the machine's
+own apt uses, whatever it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .cache import BuildError, Cache, command
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+FRESH_S = 12 * 3600
+
+# Program that is looked for -> Debian package that brings it.
+TOOLS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "mmdebstrap": "mmdebstrap",
+    "mksquashfs": "squashfs-tools",
+    "depmod": "kmod",
+    "xz": "xz-utils",
+    "zstd": "zstd",
+    "setpriv": "util-linux",
+    "git": "git",
+}
+KERNEL_TOOLS = {"gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc"}
+# Looked for by a file that the package has, since they are no programs.
+FILES = {"/usr/share/seabios/vgabios-stdvga.bin": "seabios", str(KEYRING): "debian-archive-keyring"}
+KERNEL_FILES = {"/usr/include/libelf.h": "libelf-dev", "/usr/include/openssl/ssl.h": "libssl-dev"}
+
+
+def require_tools(*, own_kernels: bool) -> None:
+    """See to it that the programs the lab calls are installed.
+
+    Raises BuildError with the command to run when it may not install them.
+    """
+    programs = {**TOOLS, **(KERNEL_TOOLS if own_kernels else {})}
+    files = {**FILES, **(KERNEL_FILES if own_kernels else {})}
+    missing = [package for program, package in programs.items() if not shutil.which(program)]
+    missing += [package for path, package in files.items() if not os.path.exists(path)]
+    if not missing:
+        return
+    install = ["apt-get", "install", "-y", "--no-install-recommends", *sorted(set(missing))]
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise BuildError(f"missing programs; as root run: {' '.join(install)}")
+    print(f"installing {' '.join(sorted(set(missing)))}", flush=True)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.call(["apt-get", "update", "-qq"], env=environment, stdout=subprocess.DEVNULL)
+    if subprocess.call([*install, "-qq"], env=environment, stdout=subprocess.DEVNULL) != 0:
+        raise BuildError(f"could not install what is missing: {' '.join(install)}")
+
+
+def mirror() -> str:
+    """The address of the Debian mirror that this machine's apt uses."""
+    fields = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(COMPONENT) $(CODENAME)"]
+    answer = subprocess.run(fields, capture_output=True, text=True, check=False).stdout
+    for line in answer.splitlines():
+        uri, _, rest = line.partition(" ")
+        # The main archive, not its security or third-party siblings: that is
+        # the one whose address ends in the distribution's name.
+        if rest.startswith("main") and uri.rstrip("/").endswith("/debian"):
+            return uri.rstrip("/")
+    raise BuildError("no Debian mirror in this machine's apt sources; the lab needs one")
+
+
+class Suite:
+    """One suite of the archive, with an optional overlay such as backports."""
+
+    def __init__(self, cache: Cache, name: str) -> None:
+        self.name = name
+        base = name[: -len("-backports")] if name.endswith("-backports") else name
+        self._root = cache.root / "apt" / name
+        self._log = cache.root / "logs" / f"apt-{name}.log"
+        self.sources = [
+            f"deb [signed-by={KEYRING}] {mirror()} {suite} main"
+            for suite in dict.fromkeys((base, name))
+        ]
+        with cache.locked(f"apt-{name}"):
+            self._refresh()
+
+    def versions(self, packages: Sequence[str]) -> dict[str, str]:
+        """What installing these packages on an empty system would bring: name -> version."""
+        release = ("-t", self.name)
+        argv = self._apt("apt-get", "-s", *release, "--no-install-recommends", "install", *packages)
+        answer = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if answer.returncode != 0:
+            raise BuildError(f"{self.name} cannot install {' '.join(packages)}: {answer.stderr}")
+        return dict(re.findall(r"^Inst (\S+) \((\S+)", answer.stdout, re.MULTILINE))
+
+    def unpack(self, package: str, version: str, directory: Path, log: Path) -> None:
+        """Unpack one package below a directory, without installing it."""
+        debs = directory / "debs"
+        debs.mkdir(parents=True)
+        command(self._apt("apt-get", "download", f"{package}={version}"), log=log, cwd=debs)
+        for deb in debs.iterdir():
+            command(["dpkg-deb", "-x", deb, directory], log=log)
+        shutil.rmtree(debs)
+
+    def _refresh(self) -> None:
+        for name in ("lists/partial", "cache/archives/partial", "etc"):
+            (self._root / name).mkdir(parents=True, exist_ok=True)
+        (self._root / "status").touch()
+        listing = self._root / "etc" / "sources.list"
+        text = "\n".join(self.sources) + "\n"
+        stamp = self._root / "stamp"
+        known = listing.exists() and listing.read_text() == text and stamp.exists()
+        if known and time.time() - stamp.stat().st_mtime < FRESH_S:
+            return
+        listing.write_text(text)
+        try:
+            command(self._apt("apt-get", "update", "--error-on=any"), log=self._log)
+        except BuildError:
+            if not stamp.exists():
+                raise
+            print(f"no fresh package lists of {self.name}; going on with the old ones", flush=True)
+            return
+        stamp.touch()
+
+    def _apt(self, program: str, *arguments: str) -> list[str]:
+        options = {
+            "Dir::State": self._root,
+            "Dir::State::lists": self._root / "lists",
+            "Dir::State::status": self._root / "status",
+            "Dir::Cache": self._root / "cache",
+            "Dir::Etc::sourcelist": self._root / "etc" / "sources.list",
+            "Dir::Etc::sourceparts": "/dev/null",
+            "Dir::Etc::preferencesparts": "/dev/null",
+            "APT::Architecture": "amd64",
+            "APT::Architectures": "amd64",
+            "APT::Sandbox::User": "root",
+            "Acquire::Check-Valid-Until": "false",
+            "Acquire::Languages": "none",
+        }
+        words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+        return [program, *words, *arguments]

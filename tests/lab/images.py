@@ -1,0 +1,155 @@
+"""The files a machine boots from: root file systems, firmware, initrd, the program.
+
+A root file system is what mmdebstrap makes of a package list and nothing else;
+all that is the lab's own comes with the initrd (guest/), so that changing the
+lab costs a second and not a new root.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import shutil
+import stat
+import subprocess
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from .cache import Cache, command, sha256
+from .debian import Suite
+
+GUEST = Path(__file__).parent / "guest"
+
+PACKAGES = (
+    "systemd",
+    "systemd-sysv",
+    "udev",
+    "kmod",
+    "dbus",
+    "libvirt-daemon-system",
+    "libvirt-clients",
+    "qemu-system-x86",
+    "python3",
+    "python3-lxml",
+    "python3-yaml",
+    "python3-libvirt",
+    "pciutils",
+    "psmisc",
+    "less",
+)
+# OVMF differs between releases in how it lights a GPU; this one is known to.
+FIRMWARE_SUITE = "bookworm"
+
+
+def root(cache: Cache, suite_name: str) -> Path:
+    """A squashfs with a Debian release that has libvirtd, QEMU and Python."""
+    suite = Suite(cache, suite_name)
+    recipe = {"suite": suite_name, "packages": suite.versions(PACKAGES)}
+
+    def make(directory: Path, log: Path) -> None:
+        tree = directory / "root.tar"
+        argv: list[str | Path] = [
+            "mmdebstrap",
+            "--variant=minbase",
+            f"--include={','.join(PACKAGES)}",
+        ]
+        command([*argv, suite_name, tree, *suite.sources], log=log)
+        squash: list[str | Path] = [
+            "mksquashfs",
+            "-",
+            directory / "root.squashfs",
+            "-tar",
+            "-no-progress",
+        ]
+        command([*squash, "-comp", "zstd", "-Xcompression-level", "6"], log=log, stdin=tree)
+        tree.unlink()
+
+    return cache.build(f"root-{suite_name}", recipe, make) / "root.squashfs"
+
+
+def ovmf(cache: Cache) -> Path:
+    """A directory with OVMF_CODE_4M.fd and OVMF_VARS_4M.fd."""
+    suite = Suite(cache, FIRMWARE_SUITE)
+    version = suite.versions(["ovmf"])["ovmf"]
+
+    def make(directory: Path, log: Path) -> None:
+        suite.unpack("ovmf", version, directory / "unpacked", log)
+        for name in ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"):
+            shutil.copy(directory / "unpacked" / "usr/share/OVMF" / name, directory)
+        shutil.rmtree(directory / "unpacked")
+
+    return cache.build("ovmf", {"ovmf": version}, make)
+
+
+def initrd(cache: Cache, name: str, modules: Sequence[tuple[str, bytes]]) -> Path:
+    """An initrd that mounts the root, lays guest/ over it and starts systemd.
+
+    modules are kernel modules (name, uncompressed content) in loading order.
+    """
+    suite = Suite(cache, FIRMWARE_SUITE)
+    busybox = suite.versions(["busybox-static"])["busybox-static"]
+    guest = {path.name: sha256(path) for path in sorted(GUEST.iterdir()) if path.is_file()}
+    early = [[module, hashlib.sha256(content).hexdigest()] for module, content in modules]
+    recipe = {"busybox": busybox, "guest": guest, "modules": early}
+
+    def make(directory: Path, log: Path) -> None:
+        tree = directory / "tree"
+        suite.unpack("busybox-static", busybox, directory / "unpacked", log)
+        for path in ("bin", "modules", "guest"):
+            (tree / path).mkdir(parents=True)
+        shutil.copy(directory / "unpacked/bin/busybox", tree / "bin/busybox")
+        for number, (module, content) in enumerate(modules):
+            (tree / "modules" / f"{number:02}-{module}.ko").write_bytes(content)
+        for file in guest:
+            shutil.copy(GUEST / file, tree / "guest" / file)
+        shutil.move(str(tree / "guest" / "init"), tree / "init")
+        (tree / "init").chmod(0o755)
+        (directory / "initrd").write_bytes(gzip.compress(_cpio(tree), 6))
+        shutil.rmtree(tree)
+        shutil.rmtree(directory / "unpacked")
+
+    return cache.build(f"initrd-{name}", recipe, make) / "initrd"
+
+
+def program(repository: Path) -> bytes:
+    """The working tree as a tar file: what git tracks and what it does not ignore."""
+    listing = ["git", "-C", str(repository), "ls-files", "-z", "-c", "-o", "--exclude-standard"]
+    names = subprocess.run(listing, capture_output=True, check=True).stdout.split(b"\0")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name in sorted(set(filter(None, names))):
+            path = repository / name.decode()
+            # A file that is deleted but not yet committed as deleted is listed too.
+            if path.exists() or path.is_symlink():
+                tar.add(path, arcname=name.decode(), recursive=False, filter=_as_root)
+    return buffer.getvalue()
+
+
+def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = "root"
+    return member
+
+
+def _cpio(tree: Path) -> bytes:
+    """The tree as a cpio archive in the "newc" form that Linux unpacks, all owned by root."""
+    out = io.BytesIO()
+    for number, path in enumerate(sorted(tree.rglob("*")), start=1):
+        status = path.lstat()
+        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
+        _cpio_entry(out, str(path.relative_to(tree)), (number, status.st_mode), content)
+    _cpio_entry(out, "TRAILER!!!", (0, 0), b"")
+    return out.getvalue()
+
+
+def _cpio_entry(out: io.BytesIO, name: str, number_mode: Iterable[int], content: bytes) -> None:
+    # ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
+    # (Linux Documentation/driver-api/early-userspace/buffer-format.rst)
+    fields = [*number_mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0]
+    out.write(b"070701" + b"".join(b"%08x" % field for field in fields))
+    out.write(name.encode() + b"\0")
+    out.write(b"\0" * (-out.tell() % 4))
+    out.write(content)
+    out.write(b"\0" * (-out.tell() % 4))

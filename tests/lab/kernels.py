@@ -1,0 +1,219 @@
+"""The kernels: Debian's own, and two builds with what Debian leaves out.
+
+A kernel is an image, a squashfs of its modules, and an initrd; it runs on the
+root file system of one Debian release. To add one, add a line to KERNELS.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import images
+from .cache import BuildError, Cache, command, sha256
+from .debian import Suite
+
+CONFIG = Path(__file__).parent / "config"
+# What it takes to find and mount the root file system, where it is not built in.
+EARLY_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "squashfs", "overlay")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of the lab: where it comes from and which root it runs on.
+
+    suites are tried in this order, the first that has the packages is taken.
+    fragment is empty for Debian's own image, otherwise the name of a file in
+    config/ that is merged with base.config for a build from linux-source.
+    """
+
+    name: str
+    root: str
+    suites: tuple[str, ...]
+    fragment: str = ""
+
+
+@dataclass(frozen=True)
+class Built:
+    """Files of a kernel that is ready to boot."""
+
+    kernel: Kernel
+    release: str
+    image: Path
+    modules: Path
+    initrd: Path
+    root: Path
+
+
+KERNELS = (
+    Kernel("5.10", root="bullseye", suites=("bullseye",)),
+    Kernel("6.1", root="bookworm", suites=("bookworm",)),
+    Kernel("6.12", root="trixie", suites=("trixie",)),
+    Kernel("own-6.12", root="trixie", suites=("trixie",), fragment="simpledrm"),
+    Kernel("own-7", root="trixie", suites=("trixie-backports", "forky", "sid"), fragment="efidrm"),
+)
+
+
+def named(name: str) -> Kernel:
+    """The kernel of that name; KeyError when there is none."""
+    return {kernel.name: kernel for kernel in KERNELS}[name]
+
+
+def build(cache: Cache, kernel: Kernel) -> Built:
+    """Everything that a machine with this kernel boots from."""
+    directory = _from_source(cache, kernel) if kernel.fragment else _from_package(cache, kernel)
+    release = (directory / "release").read_text().strip()
+    modules = [(p.stem.partition("-")[2], p.read_bytes()) for p in sorted(directory.glob("*.ko"))]
+    return Built(
+        kernel,
+        release,
+        image=directory / "vmlinuz",
+        modules=directory / "modules.squashfs",
+        initrd=images.initrd(cache, kernel.name, modules),
+        root=images.root(cache, kernel.root),
+    )
+
+
+def seconds_to_build(cache: Cache, kernel: Kernel) -> float:
+    """A guess, for a time budget: nothing when any build of it is in the cache."""
+    names = [f"kernel-{kernel.name}", f"root-{kernel.root}"]
+    costs = [900.0 if kernel.fragment else 60.0, 120.0]
+    there = [any((cache.root / "builds").glob(f"{name}-*/manifest.json")) for name in names]
+    return sum(cost for cost, found in zip(costs, there) if not found)
+
+
+def _from_package(cache: Cache, kernel: Kernel) -> Path:
+    """Debian's kernel, taken out of its packages without installing them.
+
+    Up to 6.18 one linux-image package holds all; later it is spread over
+    linux-base, linux-binary and linux-modules, with the image beside the modules.
+    """
+    suite = Suite(cache, kernel.suites[0])
+    found = suite.versions(["linux-image-amd64"])
+    kinds = ("linux-image-", "linux-base-", "linux-binary-", "linux-modules-")
+    packages = {
+        name: version
+        for name, version in found.items()
+        if name.startswith(kinds) and name[len("linux-") :].split("-")[1][0].isdigit()
+    }
+
+    def make(directory: Path, log: Path) -> None:
+        tree = directory / "tree"
+        for name, version in packages.items():
+            suite.unpack(name, version, tree, log)
+        library = tree / "usr/lib/modules"
+        if not library.exists():
+            library.parent.mkdir(parents=True, exist_ok=True)
+            (tree / "lib/modules").rename(library)
+            shutil.rmtree(tree / "lib")
+        image = [*tree.glob("boot/vmlinuz-*"), *library.glob("*/vmlinuz")][0]
+        shutil.copy(image, directory / "vmlinuz")
+        _pack_modules(tree, directory, log)
+
+    recipe = {"packages": packages, "early": EARLY_MODULES}
+    return cache.build(f"kernel-{kernel.name}", recipe, make)
+
+
+def _from_source(cache: Cache, kernel: Kernel) -> Path:
+    """A build of Debian's linux-source: tinyconfig, base.config and the fragment."""
+    suite, package, version = _source(cache, kernel.suites)
+    fragments = [CONFIG / "base.config", CONFIG / f"{kernel.fragment}.config"]
+
+    def make(directory: Path, log: Path) -> None:
+        tree = directory / "source"
+        suite.unpack(package, version, directory / "unpacked", log)
+        tree.mkdir()
+        archive = next((directory / "unpacked/usr/src").glob("*.tar.xz"))
+        command(["tar", "-xf", archive, "-C", tree, "--strip-components=1"], log=log)
+        _configure(tree, fragments, log)
+        jobs = f"-j{os.cpu_count() or 1}"
+        command(["make", "ARCH=x86_64", jobs, "bzImage", "modules"], log=log, cwd=tree)
+        staging = directory / "tree"
+        install = ["make", "ARCH=x86_64", f"INSTALL_MOD_PATH={staging}/usr", "modules_install"]
+        command([*install, "INSTALL_MOD_STRIP=1"], log=log, cwd=tree)
+        shutil.copy(tree / "arch/x86/boot/bzImage", directory / "vmlinuz")
+        shutil.copy(tree / ".config", directory / "config")
+        for path in (tree, directory / "unpacked"):
+            shutil.rmtree(path)
+        _pack_modules(staging, directory, log)
+
+    recipe = {
+        "package": [package, version],
+        "fragments": [sha256(path) for path in fragments],
+        "early": EARLY_MODULES,
+    }
+    return cache.build(f"kernel-{kernel.name}", recipe, make)
+
+
+def _source(cache: Cache, suites: Sequence[str]) -> tuple[Suite, str, str]:
+    for name in suites:
+        suite = Suite(cache, name)
+        for package, version in suite.versions(["linux-source"]).items():
+            if package.startswith("linux-source-"):
+                return suite, package, version
+    raise BuildError(f"no linux-source in {', '.join(suites)}")
+
+
+def _configure(tree: Path, fragments: Sequence[Path], log: Path) -> None:
+    """Write .config; BuildError when Kconfig dropped one of our options."""
+    command(["make", "ARCH=x86_64", "tinyconfig"], log=log, cwd=tree)
+    merge: list[str | Path] = ["scripts/kconfig/merge_config.sh", "-m", ".config", *fragments]
+    command(merge, log=log, cwd=tree)
+    command(["make", "ARCH=x86_64", "olddefconfig"], log=log, cwd=tree)
+    have = (tree / ".config").read_text().splitlines()
+    wanted = [line for path in fragments for line in path.read_text().splitlines()]
+    # An option that a newer kernel no longer knows cannot be asked for; one
+    # that it knows and refuses means a missing dependency.
+    known = {line.split("=")[0].removeprefix("# ").split()[0] for line in have if "CONFIG_" in line}
+    for line in wanted:
+        if line.startswith("CONFIG_") and line not in have and line.split("=")[0] in known:
+            raise BuildError(f"the kernel's configuration refuses {line}; a dependency is missing")
+
+
+def _pack_modules(tree: Path, directory: Path, log: Path) -> None:
+    """From tree/usr/lib/modules/RELEASE: the squashfs, early modules, the release's name."""
+    release = next((tree / "usr/lib/modules").iterdir()).name
+    # depmod looks below lib/.
+    if not (tree / "lib").exists():
+        (tree / "lib").symlink_to("usr/lib")
+    command(["depmod", "-b", tree, release], log=log)
+    library = tree / "usr/lib/modules" / release
+    for number, path in enumerate(_early_modules(library)):
+        name = path.name.partition(".")[0]
+        (directory / f"{number:02}-{name}.ko").write_bytes(_decompressed(path))
+    squashed = directory / "modules.squashfs"
+    command(["mksquashfs", library, squashed, "-comp", "zstd", "-no-progress"], log=log)
+    (directory / "release").write_text(release + "\n")
+    shutil.rmtree(tree)
+
+
+def _early_modules(library: Path) -> list[Path]:
+    """The files of EARLY_MODULES and of all they need, in the order to load them."""
+    needs: dict[str, list[str]] = {}
+    for line in (library / "modules.dep").read_text().splitlines():
+        file, _, rest = line.partition(":")
+        needs[file] = rest.split()
+    order: list[str] = []
+    for name in EARLY_MODULES:
+        for file in needs:
+            # No match means built in. modules.dep lists the last needed first.
+            if Path(file).name.partition(".")[0].replace("-", "_") == name:
+                order += [*reversed(needs[file]), file]
+    return [library / file for file in dict.fromkeys(order)]
+
+
+def _decompressed(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix == ".xz":
+        return lzma.decompress(content)
+    if path.suffix == ".gz":
+        return gzip.decompress(content)
+    if path.suffix == ".zst":
+        return subprocess.run(["zstd", "-dc", path], capture_output=True, check=True).stdout
+    return content

@@ -1,0 +1,109 @@
+"""The parts of the lab that need no machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from . import __main__ as command_line
+from .cache import Cache
+from .pictures import Picture, read_ppm
+from .scenarios import SCENARIOS
+from .trial import GuestGpu, domain_xml, mapped_bars
+
+BLACK, WHITE, GREY = b"\0\0\0", b"\xff\xff\xff", b"\x20\x20\x20"
+
+
+def test_a_ppm_whose_pixels_look_like_blanks_is_read_whole(tmp_path: Path) -> None:
+    pixels = b"\n \t" * 4
+    (tmp_path / "screen.ppm").write_bytes(b"P6\n2 2\n255\n" + pixels)
+
+    picture = read_ppm(tmp_path / "screen.ppm")
+
+    assert picture == Picture(2, 2, pixels)
+
+
+def test_a_picture_of_an_unknown_form_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "screen.ppm").write_bytes(b"P5\n2 2\n255\n0000")
+
+    with pytest.raises(ValueError, match="is no 8 bit PPM picture"):
+        read_ppm(tmp_path / "screen.ppm")
+
+
+def test_only_visible_differences_count() -> None:
+    dark = Picture(2, 1, BLACK + BLACK)
+    half = Picture(2, 1, GREY + WHITE)
+
+    assert (dark.difference(half), half.lit()) == (0.5, 0.5)
+
+
+def test_the_corner_is_the_upper_left() -> None:
+    picture = Picture(2, 2, WHITE + BLACK + GREY + BLACK)
+
+    assert picture.corner(1, 5) == Picture(1, 2, WHITE + GREY)
+
+
+# Lines as /proc/PID/maps of the nested QEMU had them.
+MAPS_5_10 = """\
+7fd831600000-7fd832600000 rw-s c0000000 00:0d 8944    anon_inode:[vfio-device]
+7fd837202000-7fd837203000 rw-s c1000000 00:0d 8944    anon_inode:[vfio-device]
+"""
+MAPS_6_12 = """\
+7fb329000000-7fb32a000000 rw-s 00000000 00:10 1138    anon_inode:[vfio-device]
+7fb8f9e5e000-7fb8f9e5f000 rw-s 20000000000 00:10 1138    anon_inode:[vfio-device]
+"""
+
+
+@pytest.mark.parametrize("maps", [MAPS_5_10, MAPS_6_12])
+def test_bar_0_is_found_whichever_offset_the_kernel_shows(maps: str) -> None:
+    gpu = GuestGpu("0000:01:00.0", 0xC0000000, 0x1000000)
+
+    found = mapped_bars(maps, (gpu,))
+
+    assert found == [maps.splitlines()[0]]
+
+
+def test_registers_alone_are_not_a_mapped_bar_0() -> None:
+    gpu = GuestGpu("0000:01:00.0", 0xC0000000, 0x1000000)
+
+    found = mapped_bars(MAPS_6_12.splitlines()[1], (gpu,))
+
+    assert found == []
+
+
+def test_the_domain_owns_each_gpu() -> None:
+    gpus = (GuestGpu("0000:01:00.0", 0, 1), GuestGpu("0000:0a:1f.7", 0, 1))
+
+    xml = domain_xml(gpus)
+
+    assert xml.count("<hostdev ") == 2
+    assert "<address domain='0x0000' bus='0x0a' slot='0x1f' function='0x7'/>" in xml
+
+
+def test_a_small_budget_leaves_scenarios_out_and_forgets_none(tmp_path: Path) -> None:
+    chosen, left_out = command_line.fit(SCENARIOS, Cache(tmp_path), 20 * 60, 2)
+
+    assert chosen and left_out
+    assert {*chosen, *left_out} == {*SCENARIOS}
+
+
+def test_a_build_is_made_once_and_not_left_half_done(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    made = []
+
+    def make(directory: Path, log: Path) -> None:
+        made.append(directory.name)
+        (directory / "file").write_text("content")
+
+    first = cache.build("thing", {"version": 1}, make)
+    second = cache.build("thing", {"version": 1}, make)
+
+    assert (first, len(made)) == (second, 1)
+    assert made[0].endswith(".partial")
+
+
+def test_scenario_names_are_unique() -> None:
+    names = [scenario.name for scenario in SCENARIOS]
+
+    assert sorted(set(names)) == sorted(names)

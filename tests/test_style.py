@@ -1,0 +1,232 @@
+"""What holds for every file: linters, and which module may do and import what."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gate import ROOT
+
+PACKAGE = ROOT / "vfio_console_hook"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+PYTHON_FILES = ("vfio_console_hook", "tests", "hooks/launch.py", "hooks/command.py")
+SHELL_FILES = ("hooks/qemu", "install.sh", "tests/run", ".ci/run", "tests/lab/run")
+
+# ruff reads no setup.cfg, so its options are here.
+RUFF = ("--isolated", "--line-length=100", "--target-version=py39")
+RUFF_RULES = "--select=A,B,C4,C90,E,F,I,PIE,PLE,PLW,RET,RUF,S102,S307,SIM,T10,UP,W"
+# RUF001 to RUF003 dislike what the kernel and people write; the others are taste.
+RUFF_IGNORE = "--ignore=RUF001,RUF002,RUF003,RUF005,PLW1510,PLW2901,SIM105,SIM300,SIM905"
+
+# Loading these would cost more than the rest of the hook together, or needs a package
+# that is not there on every host: they are imported where they are used.
+NEVER_BY_THE_HOOK = {
+    "argparse", "asyncio", "configparser", "ctypes", "dataclass_transform", "email", "http",
+    "libvirt", "logging", "lxml", "multiprocessing", "shutil", "ssl", "subprocess", "tempfile",
+    "unittest", "urllib", "yaml",
+}  # fmt: skip
+
+# The doors to the machine, and the modules that have a key.
+DOORS = {
+    "open": {"host.py", "journal.py", "config.py", "cli.py", "recorded.py", "log.py", "worker.py"},
+    "process": {"host.py", "worker.py"},
+    "subprocess": {"host.py", "cli.py", "doctor.py"},
+    "fcntl": {"host.py", "journal.py"},
+    "socket": {"host.py", "log.py"},
+    "ctypes": {"host.py"},
+    "mmap": {"host.py"},
+    "shutil": {"cli.py", "recorded.py"},
+    "tempfile": {"cli.py", "recorded.py"},
+}
+# What of `os` starts or ends processes, and what looks at or changes files.
+OS_PROCESSES = {"fork", "execv", "execve", "execvp", "posix_spawn", "kill", "killpg", "system"}
+OS_FILES = {
+    "open", "read", "write", "pread", "pwrite", "listdir", "scandir", "walk", "stat", "lstat",
+    "readlink", "unlink", "remove", "rename", "replace", "mkdir", "makedirs", "rmdir", "symlink",
+    "link", "chmod", "chown", "truncate", "fsync", "access",
+}  # fmt: skip
+PATH_FILES = {"read_text", "read_bytes", "write_text", "write_bytes"}
+
+
+def tool(name: str) -> str:
+    """The path of a linter; the test is skipped without it, or fails if REQUIRE_TOOLS is set."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is not None:
+        return found
+    if os.environ.get("REQUIRE_TOOLS"):
+        pytest.fail(f"{name} is not installed")
+    pytest.skip(f"{name} is not installed")
+
+
+def check(*command: str) -> None:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def own_files() -> tuple[Path, ...]:
+    """The text files that are, or are about to be, in the repository, but for recorded data."""
+    done = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        pytest.skip("not a git checkout")
+    recorded = ("tests/machines/", "tests/domains/", "tests/golden/")
+    return tuple(
+        ROOT / name
+        for name in done.stdout.splitlines()
+        if not name.startswith(recorded)
+        and not name.endswith((".png", ".ppm"))
+        and (ROOT / name).is_file()
+    )
+
+
+def name_of(module: Path) -> str:
+    return str(module.relative_to(PACKAGE))
+
+
+def test_mypy_has_no_objection() -> None:
+    check(tool("mypy"), "--strict", *PYTHON_FILES)
+
+
+def test_ruff_has_no_objection() -> None:
+    check(tool("ruff"), "check", "--no-cache", *RUFF, RUFF_RULES, RUFF_IGNORE, *PYTHON_FILES)
+
+
+def test_shellcheck_has_no_objection() -> None:
+    check(tool("shellcheck"), *(name for name in SHELL_FILES if (ROOT / name).exists()))
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
+@pytest.mark.parametrize("name", [name for name in SHELL_FILES if (ROOT / name).exists()])
+def test_every_shell_can_read_every_script(shell: str, name: str) -> None:
+    check(tool(shell), *(["sh"] if shell == "busybox" else []), "-n", name)
+
+
+@pytest.mark.parametrize("name", [name for name in SHELL_FILES if (ROOT / name).exists()])
+def test_scripts_are_executable_posix_sh(name: str) -> None:
+    path = ROOT / name
+
+    assert (path.read_bytes().split(b"\n")[0], path.stat().st_mode & 0o111) == (b"#!/bin/sh", 0o111)
+
+
+def test_the_hook_loads_nothing_that_costs_time_before_it_is_needed() -> None:
+    if not (PACKAGE / "hook.py").exists():
+        pytest.skip("there is no hook.py yet")
+    program = "import sys, vfio_console_hook.hook; print(*sys.modules, sep='\\n')"
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    loaded = {line.partition(".")[0] for line in done.stdout.splitlines()}
+    assert loaded & NEVER_BY_THE_HOOK == set()
+
+
+def door_called(function: ast.expr) -> str | None:
+    """The door that a call of this function opens, if it opens one."""
+    called = ast.unparse(function)
+    owner, _, name = called.rpartition(".")
+    if owner == "os" and name in OS_PROCESSES:
+        return "process"
+    if called == "open" or (owner == "os" and name in OS_FILES):
+        return "open"
+    # Host has methods of the same names, and these are what everybody should use.
+    return "open" if name in PATH_FILES and not owner.endswith("host") else None
+
+
+def doors_used(module: Path) -> Iterator[tuple[str, int]]:
+    """Each door that a module uses, with the line."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.partition(".")[0], node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0], node.lineno
+        elif isinstance(node, ast.Call) and (door := door_called(node.func)):
+            yield door, node.lineno
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_only_those_with_a_key_open_a_door_to_the_machine(module: Path) -> None:
+    used = [
+        f"{name_of(module)}:{line} uses {door}"
+        for door, line in doors_used(module)
+        if name_of(module) not in DOORS.get(door, {name_of(module)})
+    ]
+
+    assert used == []
+
+
+def imported_at_the_top(module: Path) -> set[str]:
+    """The modules of the package that a module imports as soon as it is loaded."""
+    found = set()
+    package = module.relative_to(PACKAGE).parent.parts
+    for node in ast.parse(module.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = PACKAGE.joinpath(*package[: len(package) - node.level + 1])
+        base = base.joinpath(*(node.module or "").split(".")) if node.module else base
+        targets = [base.with_suffix(".py"), base / "__init__.py"]
+        targets += [base / f"{alias.name}.py" for alias in node.names]
+        found |= {name_of(target) for target in targets if target in MODULES}
+    return found
+
+
+def test_imports_point_downwards() -> None:
+    above = {name_of(module): imported_at_the_top(module) for module in MODULES}
+    # A package that lists its modules, such as stages, is above them.
+    for name, imports in above.items():
+        imports.discard(name)
+        if not name.endswith("__init__.py"):
+            imports.discard(str(Path(name).parent / "__init__.py"))
+
+    while free := {name for name, imports in above.items() if not imports & above.keys()}:
+        above = {name: imports for name, imports in above.items() if name not in free}
+
+    assert above == {}, "these import each other"
+
+
+def test_nothing_imports_what_people_and_libvirt_run() -> None:
+    importers = {
+        name_of(module): found
+        for module in MODULES
+        if (found := imported_at_the_top(module) & {"hook.py", "cli.py"})
+    }
+
+    assert importers == {}
+
+
+def test_no_file_tells_where_it_was_written() -> None:
+    here = [str(ROOT), "../" + "shared/"]
+    telling = re.compile(
+        "|".join(re.escape(path) for path in here)
+        + r"|\b(?:issues?|[Ff]ixes|[Cc]loses) #?\d+\b|/home/\w+/"
+    )
+
+    told = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in own_files()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if telling.search(line)
+    ]
+
+    assert told == []
+
+
+def test_every_text_file_has_unix_line_ends_and_ends_with_one() -> None:
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path in own_files()
+        if (data := path.read_bytes()) and (b"\r\n" in data or not data.endswith(b"\n"))
+    ]
+
+    assert wrong == []

@@ -1,0 +1,280 @@
+"""The domain XML: which PCI devices of the host a VM gets, and who the VM is.
+
+Only reads what libvirt, or a person, wrote; whether a device exists or is a GPU
+is not known here. Everything in it is foreign text: no entity is expanded and
+nothing outside the given bytes is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from .errors import DomainError
+
+TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+if TYPE_CHECKING:
+    from typing import Any
+
+    from lxml.etree import _Element
+
+_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+_VFIO_DRIVERS = ("vfio-pci", "vfio-pci-nohotplug")
+
+# What strtoul takes with base 0, and libvirt's virStrToLong_uip leaves of it: no
+# sign but "+", and nothing behind the number (libvirt src/util/virstring.c).
+_UNSIGNED = re.compile(r"[ \t\n\r]*\+?(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))")
+# QEMU's form of a host address, in hex but for the function, domain optional
+# (QEMU hw/core/qdev-properties-system.c, set_pci_host_devaddr).
+_HOST = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})\.([0-7])")
+
+
+@dataclass(frozen=True)
+class Hostdev:
+    """A PCI device of the host that a VM gets.
+
+    address is a full PCI address in lower case, such as "0000:01:00.0". managed is
+    whether libvirt detaches it from its driver and gives it back. origin is where
+    it is written, "hostdev" or "qemu:commandline"; line is the line there.
+    """
+
+    address: str
+    managed: bool
+    origin: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A VM; name may hold anything, even newlines; uuid is in lower case with hyphens."""
+
+    name: str
+    uuid: str
+    hostdevs: tuple[Hostdev, ...]
+
+
+def parse(xml: bytes) -> Domain:
+    """The VM that a domain XML describes.
+
+    Raises DomainError when it is not XML, not a domain, or says nothing that
+    libvirt could have accepted.
+    """
+    root = _root(xml)
+    name = root.findtext("name")
+    if not name:
+        raise DomainError("the domain XML has no <name>")
+    return Domain(name, _uuid(root), _unique(_assigned(root)))
+
+
+def hostdevs(xml: bytes) -> tuple[Hostdev, ...]:
+    """The PCI devices of the host that a domain assigns, in document order, each once.
+
+    Raises DomainError. Interfaces of type hostdev are left out: they are SR-IOV
+    virtual functions, and those of a network card.
+    """
+    return _unique(_assigned(_root(xml)))
+
+
+def hostdev_addresses(xml: bytes) -> tuple[str, ...]:
+    """The host addresses of what hostdevs() returns, such as "0000:01:00.0"."""
+    return tuple(hostdev.address for hostdev in hostdevs(xml))
+
+
+def _root(xml: bytes) -> _Element:
+    # Takes some 20 ms to load, so only when there is XML to read.
+    from lxml import etree
+
+    if b"<!DOCTYPE" in xml:
+        _refuse_doctype(xml)
+    # libxml2's limits stay on (no huge_tree): libvirt parses with the same ones.
+    parser = etree.XMLParser(
+        resolve_entities=False,
+        no_network=True,
+        load_dtd=False,
+        recover=False,
+        remove_comments=True,
+        remove_pis=True,
+    )
+    try:
+        root = etree.fromstring(xml, parser)
+    except etree.XMLSyntaxError as error:
+        reason = " ".join(str(error.msg or "empty document").split())
+        raise DomainError(f"the domain XML is not well-formed: {reason[:200]}") from error
+    if root.getroottree().docinfo.internalDTD is not None:
+        raise _doctype_error()
+    if root.tag != "domain":
+        raise DomainError(f"not a domain XML: the root element is <{root.tag[:50]}>")
+    return root
+
+
+def _refuse_doctype(xml: bytes) -> None:
+    # The text may also stand in <metadata>, in a comment: only before the root
+    # element, behind blanks, comments and instructions, it is one.
+    misc = re.compile(rb"\s+|<\?.*?\?>|<!--.*?-->", re.DOTALL)
+    position = len(b"\xef\xbb\xbf") if xml.startswith(b"\xef\xbb\xbf") else 0
+    while found := misc.match(xml, position):
+        position = found.end()
+    if xml.startswith(b"<!DOCTYPE", position):
+        raise _doctype_error()
+
+
+def _doctype_error() -> DomainError:
+    return DomainError("the domain XML has a DOCTYPE, which libvirt never writes")
+
+
+def _uuid(root: _Element) -> str:
+    text = root.findtext("uuid")
+    if text is None:
+        raise DomainError("the domain XML has no <uuid>")
+    # libvirt reads it with hyphens anywhere (src/util/viruuid.c, virUUIDParse). It
+    # becomes a file name, so nothing else gets through.
+    digits = text.strip().replace("-", "").lower()
+    if not re.fullmatch("[0-9a-f]{32}", digits):
+        raise DomainError(f"not a UUID in <uuid> of the domain XML: {text[:50]!r}")
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def _unique(found: Iterator[Hostdev]) -> tuple[Hostdev, ...]:
+    unique: dict[str, Hostdev] = {}
+    for hostdev in found:
+        first = unique.setdefault(hostdev.address, hostdev)
+        if hostdev.managed and not first.managed:
+            unique[hostdev.address] = replace(first, managed=True)
+    return tuple(unique.values())
+
+
+def _assigned(root: _Element) -> Iterator[Hostdev]:
+    # By path, never by searching: <metadata> may hold a <hostdev> of an application.
+    for child in root:
+        if child.tag == "devices":
+            yield from _from_devices(child)
+        elif child.tag == f"{_QEMU}commandline":
+            yield from _from_command_line(child)
+
+
+def _from_devices(devices: _Element) -> Iterator[Hostdev]:
+    for element in devices.iterfind("hostdev"):
+        if element.get("type") != "pci" or element.get("mode", "subsystem") != "subsystem":
+            continue
+        # The <address> right below <hostdev> is the guest's.
+        address = element.find("source/address")
+        if address is None:
+            raise DomainError(
+                f"no <source> address in the <hostdev> in line {_line(element)} of the domain XML"
+            )
+        managed = element.get("managed") == "yes"
+        yield Hostdev(_source_address(address), managed, "hostdev", _line(element))
+
+
+def _source_address(address: _Element) -> str:
+    domain, bus, slot, function = (
+        _number(address, name) for name in ("domain", "bus", "slot", "function")
+    )
+    # libvirt checks no limits when the first three are 0 (src/conf/device_conf.c,
+    # virPCIDeviceAddressParseXML), and none for the domain: VMD has wide ones.
+    if (domain or bus or slot) and (bus > 0xFF or slot > 0x1F or function > 7):
+        raise DomainError(
+            f"no PCI device can have the address {_address(domain, bus, slot, function)}"
+            f" in line {_line(address)} of the domain XML"
+        )
+    return _address(domain, bus, slot, function)
+
+
+def _number(address: _Element, name: str) -> int:
+    text = address.get(name)
+    if text is None:
+        return 0
+    found = _UNSIGNED.fullmatch(text)
+    if found:
+        hexadecimal, octal, decimal = found.groups()
+        digits = hexadecimal or octal or decimal
+        base = 16 if hexadecimal else 8 if octal else 10
+        # The length first: int() takes no more than some thousand decimal digits.
+        if len(digits.lstrip("0")) <= 11 and (number := int(digits, base)) <= 0xFFFFFFFF:
+            return number
+    raise DomainError(
+        f"not a number that libvirt accepts: {name}='{text[:50]}'"
+        f" in line {_line(address)} of the domain XML"
+    )
+
+
+def _address(domain: int, bus: int, slot: int, function: int) -> str:
+    return f"{domain:04x}:{bus:02x}:{slot:02x}.{function}"
+
+
+def _line(element: Any) -> int:
+    # Any, because lxml-stubs does not know the type of it.
+    return element.sourceline or 0
+
+
+def _from_command_line(command_line: _Element) -> Iterator[Hostdev]:
+    option = ""
+    for element in command_line.iterfind(f"{_QEMU}arg"):
+        word = element.get("value", "")
+        if option:
+            option, argument = "", word
+        elif word in ("-device", "--device"):
+            option, argument = word, ""
+        else:
+            argument = word.partition("=")[2] if word.startswith(("-device=", "--device=")) else ""
+        address = _vfio_address(argument, _line(element)) if "vfio-pci" in argument else None
+        if address is not None:
+            yield Hostdev(address, False, "qemu:commandline", _line(element))
+
+
+def _vfio_address(argument: str, line: int) -> str | None:
+    """The host address in the argument of a `-device`; None when it assigns no PCI device."""
+    options = _json(argument, line) if argument.lstrip().startswith("{") else _options(argument)
+    if options.get("driver") not in _VFIO_DRIVERS:
+        return None
+    # sysfsdev goes before host (QEMU hw/vfio/pci.c), and may name an mdev.
+    path = options.get("sysfsdev")
+    if path:
+        text = path.rstrip("/").rpartition("/")[2]
+        found = _HOST.fullmatch(text.lower())
+        if found is None or found[1] is None:
+            return None
+    else:
+        text = options.get("host", "")
+        found = _HOST.fullmatch(text.lower())
+        if found is None and text:
+            raise DomainError(
+                f"not a PCI address: host={text[:50]} in line {line} of the domain XML"
+            )
+    if found is None:
+        return None
+    domain, bus, slot = (int(digits or "0", 16) for digits in found.group(1, 2, 3))
+    return _address(domain, bus, slot, int(found[4]))
+
+
+def _options(argument: str) -> dict[str, str]:
+    # QEMU doubles a comma inside a value, and the first word may lack its "driver="
+    # (QEMU util/qemu-option.c). XML cannot hold a NUL.
+    words = argument.replace(",,", "\0").split(",")
+    if "=" not in words[0]:
+        words[0] = f"driver={words[0]}"
+    pairs = (word.replace("\0", ",").partition("=") for word in words)
+    return {name: value for name, _, value in pairs}
+
+
+def _json(argument: str, line: int) -> dict[str, str]:
+    import json  # only for this form
+
+    # QEMU takes strings in single quotes too (QEMU qobject/json-lexer.c).
+    strings = re.compile(r""""(?:\\.|[^"\\])*"|'((?:\\.|[^'\\])*)'""", re.DOTALL)
+    text = strings.sub(_double_quoted, argument)
+    try:
+        options = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DomainError(
+            f"not JSON in the -device argument in line {line} of the domain XML: {error}"
+        ) from error
+    return {name: value for name, value in options.items() if isinstance(value, str)}
+
+
+def _double_quoted(string: re.Match[str]) -> str:
+    inside = string[1]
+    if inside is None:
+        return string[0]
+    return '"' + inside.replace("\\'", "'").replace('"', '\\"') + '"'

@@ -1,0 +1,81 @@
+"""What can go wrong, told to people.
+
+One class for each person who has to act. They are raised wherever the fact is
+known and caught in two places only: hook.main and cli.main. The text says what
+could not be done, to what, why, and what is the state now: lower case, no full
+stop. The hint is one thing to try.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class HookError(Exception):
+    """One sentence for a person, with an optional hint."""
+
+    def __init__(self, text: str, hint: str = "") -> None:
+        super().__init__(text)
+        self.text = text
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.text} (hint: {self.hint})" if self.hint else self.text
+
+
+class ConfigError(HookError):
+    """The administrator has to edit a configuration file."""
+
+
+class DomainError(HookError):
+    """The domain XML cannot be read."""
+
+
+class RefusedError(HookError):
+    """Going on would harm the host or the VM; nothing was begun."""
+
+
+class HostError(HookError):
+    """The kernel refused a read or a write; carries its path and errno."""
+
+    def __init__(self, text: str, hint: str = "", *, path: str = "", errno: int = 0) -> None:
+        super().__init__(text, hint)
+        self.path = path
+        self.errno = errno
+
+    @classmethod
+    def of(cls, what: str, path: str, error: OSError) -> HostError:
+        """The HostError for a failed system call: "cannot WHAT PATH: reason"."""
+        number = error.errno or 0
+        return cls(f"cannot {what} {path}: {os.strerror(number)}", path=path, errno=number)
+
+
+class StepError(HookError):
+    """The kernel accepted a step, and what it should have done is not there."""
+
+
+class JournalError(HookError):
+    """The record of claims cannot be read or written."""
+
+
+class LostError(HookError):
+    """Something cannot be given back before a reboot: told to the person, not a failure."""
+
+
+class BugError(HookError):
+    """Something that no one foresaw; carries the traceback for the log."""
+
+    def __init__(self, text: str, hint: str = "", *, trace: str = "") -> None:
+        super().__init__(text, hint)
+        self.trace = trace
+
+    @classmethod
+    def of(cls, error: Exception) -> BugError:
+        """The BugError for an unforeseen exception, while it is being handled."""
+        import traceback  # only for a bug
+
+        return cls(
+            f"internal error: {type(error).__name__}: {error}",
+            "this is a bug, please report it with the log",
+            trace=traceback.format_exc(),
+        )

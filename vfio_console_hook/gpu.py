@@ -1,0 +1,130 @@
+"""GPUs: what a PCI function of display class is, and what the host still does with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import console, firmware, memory
+from .errors import HostError
+from .firmware import FirmwareDevice
+from .host import Host
+from .memory import Bar, Claim
+
+_DISPLAY = 0x03
+VGA = 0x0300
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One PCI function of display class, as it is at this moment.
+
+    pci_class is base class and subclass, such as 0x0300. driver is None when none
+    is bound. framebuffers and cards are those of whatever drives it, firmware
+    drivers included; nodes are the paths in /dev that a process may hold open.
+    claims are the reservations inside its BARs.
+    """
+
+    address: str
+    pci_class: int
+    bars: tuple[Bar, ...]
+    driver: str | None
+    vfio: bool
+    virtual: bool
+    boot_vga: bool
+    framebuffers: tuple[str, ...]
+    nodes: tuple[str, ...]
+    firmware: tuple[FirmwareDevice, ...]
+    claims: tuple[Claim, ...]
+
+    @property
+    def native(self) -> bool:
+        """Whether a driver of the host, not vfio, drives it."""
+        return self.driver is not None and not self.vfio
+
+    @property
+    def foreign_claims(self) -> tuple[Claim, ...]:
+        """What others than vfio have reserved in its BARs."""
+        return tuple(claim for claim in self.claims if not claim.vfio)
+
+
+def display_class(host: Host, address: str) -> int | None:
+    """The class of a PCI device as 0xBBSS if it is a display controller, else None.
+
+    Raises HostError when there is no such device.
+    """
+    text = host.read(f"sys/bus/pci/devices/{address}/class")
+    if text is None:
+        raise HostError(
+            f"no PCI device {address} on this machine", hint="compare with `lspci -D`"
+        )
+    pci_class = int(text, 16) >> 8
+    return pci_class if pci_class >> 8 == _DISPLAY else None
+
+
+def find(host: Host, addresses: tuple[str, ...]) -> tuple[Gpu, ...]:
+    """The GPUs among PCI devices, in the order given. Raises HostError."""
+    displays = tuple(a for a in addresses if display_class(host, a) is not None)
+    if not displays:
+        return ()
+    reserved = memory.iomem(host)
+    return tuple(_inspect(host, address, reserved) for address in displays)
+
+
+def _inspect(host: Host, address: str, reserved: tuple[tuple[memory.Range, str], ...]) -> Gpu:
+    device = f"sys/bus/pci/devices/{address}"
+    bars = memory.memory_bars(host, address)
+    claims = memory.claims(reserved, address, bars)
+    driver = host.link_name(f"{device}/driver")
+    vfio = is_vfio(host, address)
+    found = firmware.in_bars(host, address, bars, claims, driver is not None and not vfio)
+    framebuffers = tuple(
+        fb.name
+        for fb in console.framebuffers(host)
+        if fb.pci == address or any(fb.name in one.framebuffers for one in found)
+    )
+    cards = [
+        card
+        for card in host.list("sys/class/drm")
+        if card.startswith(("card", "renderD"))
+        and "-" not in card
+        and (
+            console.pci_ancestor(host, f"sys/class/drm/{card}") == address
+            or any(card in one.cards for one in found)
+        )
+    ]
+    return Gpu(
+        address=address,
+        pci_class=display_class(host, address) or 0,
+        bars=bars,
+        driver=driver,
+        vfio=vfio,
+        virtual=host.exists(f"{device}/physfn"),
+        boot_vga=host.read(f"{device}/boot_vga") == "1",
+        framebuffers=framebuffers,
+        nodes=(*(f"dev/{fb}" for fb in framebuffers), *(f"dev/dri/{card}" for card in cards)),
+        firmware=found,
+        claims=claims,
+    )
+
+
+def is_vfio(host: Host, address: str) -> bool:
+    """Whether vfio-pci or one of its variants drives the device.
+
+    Source: libvirt decides by the vfio-dev directory too
+    (virPCIDeviceGetCurrentDriverNameAndType); kernels before 6.1 have none.
+    """
+    device = f"sys/bus/pci/devices/{address}"
+    return host.exists(f"{device}/vfio-dev") or host.link_name(f"{device}/driver") == "vfio-pci"
+
+
+def blocking_nodes(gpu: Gpu) -> tuple[str, ...]:
+    """The nodes that must be closed before the GPU can leave, such as "dev/fb0".
+
+    A native driver may hang in its remove while they are open, and an fbdev
+    driver keeps the memory until the last close (Linux fbmem.c, fb_destroy). DRM
+    firmware drivers let go at once.
+    """
+    letting_go = {fb for device in gpu.firmware if device.drm for fb in device.framebuffers}
+    letting_go |= {card for device in gpu.firmware if device.drm for card in device.cards}
+    names = ((node, node.rsplit("/", 1)[-1]) for node in gpu.nodes)
+    return tuple(node for node, name in names if name not in letting_go)

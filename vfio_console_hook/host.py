@@ -1,0 +1,244 @@
+"""The machine: the one door through which everything is read, written or asked.
+
+A Host is rooted at a directory. "/" is the running machine; any other root is a
+recorded one (recorded.py), so the same code reads a user's bug report. Paths are
+given without the leading slash ("sys/class/vtconsole").
+
+Nothing here decides anything, and a write never creates a file: a misspelt
+attribute fails in a test as it does in the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+
+from .errors import HostError
+
+CONSOLES = range(1, 64)
+"""The virtual consoles: MAX_NR_CONSOLES is 63 (Linux include/uapi/linux/vt.h)."""
+
+# ioctl numbers: Linux include/uapi/linux/fb.h, kd.h and vt.h.
+_FBIOGET_FSCREENINFO = 0x4602
+_FBIOGET_CON2FBMAP = 0x460F
+_FBIOPUT_CON2FBMAP = 0x4610
+_KDSETMODE = 0x4B3A
+_KDGETMODE = 0x4B3B
+_VT_LOCKSWITCH = 0x560B
+_VT_UNLOCKSWITCH = 0x560C
+_KD_TEXT = 0
+_KD_GRAPHICS = 1
+
+# con2fb_map[] holds -1 for a console without framebuffer; FBIOGET_CON2FBMAP
+# gives it back in an unsigned field (Linux drivers/video/fbdev/core/fbcon.c).
+_NO_FRAMEBUFFER = 0xFFFFFFFF
+
+
+class Host:
+    """The running machine, below root.
+
+    owner_uid is the user that configuration files must belong to.
+    """
+
+    owner_uid = 0
+
+    def __init__(self, root: str = "/") -> None:
+        self.root = os.path.realpath(root)
+
+    def path(self, path: str) -> str:
+        """The path as the operating system knows it."""
+        return os.path.join(self.root, path)
+
+    # -- looking
+
+    def read_bytes(self, path: str) -> bytes | None:
+        """The content of a file, or None when it is not there. Raises HostError."""
+        try:
+            with open(self.path(path), "rb", buffering=0) as file:
+                return file.read()
+        except OSError as error:
+            if _absent(error):
+                return None
+            raise HostError.of("read", f"/{path}", error) from error
+
+    def read(self, path: str) -> str | None:
+        """The text of a file without blanks around it, or None when it is not there.
+
+        Raises HostError when it is there and cannot be read.
+        """
+        content = self.read_bytes(path)
+        return None if content is None else content.decode("utf-8", "surrogateescape").strip()
+
+    def list(self, path: str) -> tuple[str, ...]:
+        """The names in a directory, sorted; none when it is not there. Raises HostError."""
+        try:
+            return tuple(sorted(os.listdir(self.path(path))))
+        except OSError as error:
+            if _absent(error):
+                return ()
+            raise HostError.of("list", f"/{path}", error) from error
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(self.path(path))
+
+    def stat(self, path: str) -> os.stat_result | None:
+        """What the file is, links followed, or None when it is not there. Raises HostError."""
+        try:
+            return os.stat(self.path(path))
+        except OSError as error:
+            if _absent(error):
+                return None
+            raise HostError.of("look at", f"/{path}", error) from error
+
+    def readlink(self, path: str) -> str | None:
+        """Where a link points, as written in it; None when there is no such link.
+
+        Raises HostError when the link may not be read.
+        """
+        try:
+            return os.readlink(self.path(path))
+        except OSError as error:
+            if _absent(error) or error.errno == errno.EINVAL:
+                return None
+            raise HostError.of("read the link", f"/{path}", error) from error
+
+    def link_name(self, path: str) -> str | None:
+        """The last part of where a link points (a driver's name), or None."""
+        target = self.readlink(path)
+        return None if target is None else os.path.basename(target)
+
+    def real(self, path: str) -> str | None:
+        """The path with all links resolved, or None when it is not there."""
+        full = os.path.realpath(self.path(path))
+        if not os.path.exists(full):
+            return None
+        return os.path.relpath(full, self.root)
+
+    # -- writing
+
+    def write(self, path: str, text: str) -> None:
+        """Write text to an attribute that exists, in one system call. Raises HostError."""
+        self.poke(path, 0, text.encode())
+
+    def peek(self, path: str, offset: int, size: int) -> bytes:
+        """size bytes at offset of a file such as PCI `config`. Raises HostError."""
+        try:
+            handle = os.open(self.path(path), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.pread(handle, size, offset)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise HostError.of("read", f"/{path}", error) from error
+
+    def poke(self, path: str, offset: int, content: bytes) -> None:
+        """Write content at offset of a file that exists, in one system call. Raises HostError."""
+        try:
+            handle = os.open(self.path(path), os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.pwrite(handle, content, offset)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            shown = content.decode(errors="replace") if content.isascii() else content.hex()
+            raise HostError.of(f"write '{shown.strip()}' to", f"/{path}", error) from error
+
+    # -- asking devices
+
+    def framebuffer_memory(self, fb: str) -> tuple[int, int] | None:
+        """(start, size in bytes) of a framebuffer's memory as its driver tells it.
+
+        start is 0 for DRM drivers (FBINFO_HIDE_SMEM_START). None without /dev/fbN.
+        """
+        raw = bytearray(80)
+        if not self._ioctl(f"dev/{fb}", _FBIOGET_FSCREENINFO, raw):
+            return None
+        # struct fb_fix_screeninfo: char id[16]; unsigned long smem_start; u32 smem_len
+        return int.from_bytes(raw[16:24], "little"), int.from_bytes(raw[24:28], "little")
+
+    def console_map(self, fb: str) -> tuple[int | None, ...] | None:
+        """Which framebuffer each of the 63 consoles is mapped to, None for no one.
+
+        fb is any framebuffer to ask through. None when it cannot be asked.
+        """
+        indices = []
+        for console in CONSOLES:
+            raw = bytearray(console.to_bytes(4, "little") + bytes(4))
+            if not self._ioctl(f"dev/{fb}", _FBIOGET_CON2FBMAP, raw):
+                return None
+            indices.append(int.from_bytes(raw[4:], "little"))
+        return tuple(None if index == _NO_FRAMEBUFFER else index for index in indices)
+
+    def map_console(self, fb: str, console: int, index: int) -> None:
+        """Map a console (1 to 63) to framebuffer index, asking through fb. Raises HostError."""
+        raw = bytearray(console.to_bytes(4, "little") + index.to_bytes(4, "little"))
+        if not self._ioctl(f"dev/{fb}", _FBIOPUT_CON2FBMAP, raw):
+            raise HostError(f"cannot map console {console}: no /dev/{fb}", path=f"/dev/{fb}")
+
+    def text_mode(self, tty: str) -> bool:
+        """Whether the kernel draws text on this virtual terminal (KD_TEXT)."""
+        raw = bytearray(8)
+        self._ioctl(f"dev/{tty}", _KDGETMODE, raw)
+        return raw[0] == _KD_TEXT
+
+    def set_text_mode(self, tty: str, text: bool) -> None:
+        """Let the kernel draw text on this virtual terminal, or stop it. Raises HostError."""
+        self._ioctl(f"dev/{tty}", _KDSETMODE, _KD_TEXT if text else _KD_GRAPHICS)
+
+    def lock_consoles(self, locked: bool) -> None:
+        """Forbid or allow switching between virtual terminals. Raises HostError."""
+        self._ioctl("dev/tty0", _VT_LOCKSWITCH if locked else _VT_UNLOCKSWITCH, 0)
+
+    def _ioctl(self, path: str, request: int, argument: bytearray | int) -> bool:
+        """Run one ioctl; False when the device is not there. Raises HostError."""
+        import fcntl  # only few machines need it
+
+        try:
+            # Without O_NOCTTY a console would become our controlling terminal.
+            handle = os.open(self.path(path), os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(handle, request, argument)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+                return False
+            raise HostError.of(f"ask (ioctl {request:#x})", f"/{path}", error) from error
+        return True
+
+    # -- programs and time
+
+    def run(self, *command: str, timeout_s: float = 30) -> str:
+        """The output of a program, called by its full path. Raises HostError when it fails."""
+        import subprocess  # slow to load, and only rare paths need it
+
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=timeout_s, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise HostError(f"cannot run {' '.join(command)}: {error}") from error
+        if done.returncode:
+            reason = done.stderr.strip() or f"exit status {done.returncode}"
+            raise HostError(f"{' '.join(command)} failed: {reason}")
+        return done.stdout.strip()
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Whether condition came true within timeout_s; looked at every 50 ms."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+
+def _absent(error: OSError) -> bool:
+    # ENODEV and ENXIO: the device went away between open and read.
+    return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO, errno.ESRCH)

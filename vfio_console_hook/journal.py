@@ -1,0 +1,295 @@
+"""The record: which VM holds which GPUs, and every step done for it, written ahead.
+
+    /run/vfio-console-hook/             0700, gone with the boot it speaks of
+        lock                            flock, held while claims are read or made
+        claims/UUID                     one VM, JSON lines, oldest first
+        by-name/=NAME -> ../claims/UUID for the gate, which starts no Python to look
+        by-name/+unnamed                some claim's name is too long for a link
+        kernel                          answers that hold for the whole boot
+    /run/vfio-console-hook.status       the last event, for everybody to read
+
+The lines of a claim:
+    {"vm": NAME, "uuid": ..., "boot": ..., "gpus": [...], "since": ..., "worker": PID}
+    {"step": {...}}      about to be done
+    {"done": N}          step N has been done and read back, counted from 0
+    {"undone": N}        step N has been undone, or cannot be and was told
+    {"phase": "start"}   how far the VM has come
+
+A claim is made by a rename and grows by whole lines, each synced before the
+step it names, so a crash loses at most a line that nothing was done for yet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from .errors import HostError, JournalError
+from .host import Host
+from .step import Step
+
+RUN = "run/vfio-console-hook"
+CLAIMS = f"{RUN}/claims"
+BY_NAME = f"{RUN}/by-name"
+STATUS = f"{RUN}.status"
+_UNNAMED = f"{BY_NAME}/+unnamed"
+
+
+@dataclass
+class Record:
+    """What one VM holds. Its file grows with it; steps[n] is undone when n is in undone."""
+
+    host: Host
+    name: str
+    uuid: str
+    boot: str
+    gpus: tuple[str, ...]
+    since: float
+    worker: int
+    phase: str = "prepare"
+    steps: list[Step] = field(default_factory=list)
+    done: set[int] = field(default_factory=set)
+    undone: set[int] = field(default_factory=set)
+
+    @property
+    def path(self) -> str:
+        return f"{CLAIMS}/{self.uuid}"
+
+    def begin(self, step: Step) -> int:
+        """Write down that step is about to be done; its number. Raises JournalError."""
+        self._append({"step": step.to_json()})
+        self.steps.append(step)
+        return len(self.steps) - 1
+
+    def finish(self, number: int) -> None:
+        """Write down that a step has been done and read back. Raises JournalError."""
+        self._append({"done": number})
+        self.done.add(number)
+
+    def forget(self, number: int) -> None:
+        """Write down that a step is undone. Raises JournalError."""
+        self._append({"undone": number})
+        self.undone.add(number)
+
+    def reach(self, phase: str) -> None:
+        """Write down how far the VM has come. Raises JournalError."""
+        if phase != self.phase:
+            self._append({"phase": phase})
+            self.phase = phase
+
+    @property
+    def open_steps(self) -> list[tuple[int, Step]]:
+        """The steps not undone yet, newest first: the order of undoing."""
+        return [(n, s) for n, s in reversed([*enumerate(self.steps)]) if n not in self.undone]
+
+    def drop(self) -> None:
+        """Give the claim up. Raises JournalError."""
+        try:
+            for path in (f"{BY_NAME}/={self.name}", self.path):
+                if os.path.lexists(self.host.path(path)):
+                    os.unlink(self.host.path(path))
+        except OSError as error:
+            raise _error("remove", self.path, error) from error
+
+    def _append(self, entry: dict[str, object]) -> None:
+        try:
+            handle = os.open(self.host.path(self.path), os.O_RDWR | os.O_CLOEXEC)
+            try:
+                _cut_torn_line(handle)
+                _write_all(handle, json.dumps(entry) + "\n")
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise _error("write", self.path, error) from error
+
+
+class Journal:
+    """The records of all VMs on a machine."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the lock. Only for reading and making claims: never around a step."""
+        import fcntl
+
+        _make_directories(self.host)
+        try:
+            handle = os.open(
+                self.host.path(f"{RUN}/lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+        except OSError as error:
+            raise _error("open", f"{RUN}/lock", error) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def find(self, uuid: str) -> Record | None:
+        """The record of one VM, or None. Raises JournalError when it cannot be read."""
+        try:
+            text = self.host.read_bytes(f"{CLAIMS}/{uuid}")
+        except HostError as error:
+            raise JournalError(error.text) from error
+        return None if text is None else _parse(self.host, uuid, text)
+
+    def uuids(self) -> tuple[str, ...]:
+        """The VMs that hold something."""
+        return tuple(name for name in self.host.list(CLAIMS) if not name.startswith("."))
+
+    def records(self) -> tuple[Record, ...]:
+        """The records of all VMs that can be read."""
+        found = []
+        for uuid in self.uuids():
+            try:
+                record = self.find(uuid)
+            except JournalError:
+                continue  # `status` names it; it must not keep other VMs from starting
+            if record is not None:
+                found.append(record)
+        return tuple(found)
+
+    def claim(
+        self, name: str, uuid: str, gpus: tuple[str, ...], *, boot: str, inherited: list[Step]
+    ) -> Record:
+        """Make the record of a VM, with steps it takes over from another one.
+
+        The caller holds the lock. Raises JournalError.
+        """
+        record = Record(self.host, name, uuid, boot, gpus, self.host.now(), os.getpid())
+        head = {
+            "vm": name, "uuid": uuid, "boot": boot, "gpus": gpus,
+            "since": record.since, "worker": record.worker,
+        }  # fmt: skip
+        lines = [head, *({"step": step.to_json()} for step in inherited)]
+        lines += [{"done": number} for number in range(len(inherited))]
+        write_file(self.host, record.path, "".join(json.dumps(line) + "\n" for line in lines))
+        record.steps += inherited
+        record.done |= set(range(len(inherited)))
+        try:
+            self._link(name, uuid)
+        except JournalError:
+            record.drop()
+            raise
+        return record
+
+    def _link(self, name: str, uuid: str) -> None:
+        link = self.host.path(f"{BY_NAME}/={name}")
+        try:
+            if "/" in name or len(os.fsencode(name)) > 254:
+                write_file(self.host, _UNNAMED, "")
+                return
+            if os.path.lexists(link):
+                os.unlink(link)
+            os.symlink(f"../claims/{uuid}", link)
+        except OSError as error:
+            raise _error("link", f"{BY_NAME}/={name}", error) from error
+
+
+def _parse(host: Host, uuid: str, text: bytes) -> Record:
+    lines = text.split(b"\n")
+    try:
+        # What follows the last newline was cut off by a crash: nothing was done for it.
+        entries = [json.loads(line) for line in lines[:-1]]
+        head = entries[0]
+        record = Record(
+            host=host,
+            name=str(head["vm"]),
+            uuid=uuid,
+            boot=str(head["boot"]),
+            gpus=tuple(str(gpu) for gpu in head["gpus"]),
+            since=float(head["since"]),
+            worker=int(head["worker"]),
+        )
+        for entry in entries[1:]:
+            _replay(record, entry)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise JournalError(
+            f"cannot understand the record /{CLAIMS}/{uuid}: {error}",
+            hint="read it, undo by hand what it names, then remove it",
+        ) from error
+    return record
+
+
+def _replay(record: Record, entry: dict[str, object]) -> None:
+    for key, value in entry.items():
+        if key == "step" and isinstance(value, dict):
+            record.steps.append(Step.from_json(value))
+        elif key == "done" and isinstance(value, int):
+            record.done.add(value)
+        elif key == "undone" and isinstance(value, int):
+            record.undone.add(value)
+        elif key == "phase":
+            record.phase = str(value)
+        else:
+            raise ValueError(f"unknown entry {key!r}")
+
+
+def write_status(host: Host, vm: str, event: str, failure: str) -> None:
+    """Leave word of the last event for everybody; failure is "" when there was none.
+
+    Never raises: it is news, not a record.
+    """
+    word = {"vm": vm, "event": event, "failure": failure, "time": host.now()}
+    try:
+        write_file(host, STATUS, json.dumps(word) + "\n", 0o644)
+    except JournalError:
+        return
+
+
+def write_file(host: Host, path: str, text: str, mode: int = 0o600) -> None:
+    """Make or replace a file below /run in one go, synced. Raises JournalError."""
+    _make_directories(host)
+    full = host.path(path)
+    draft = os.path.join(os.path.dirname(full), f".{os.path.basename(full)}.{os.getpid()}")
+    try:
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        try:
+            os.fchmod(handle, mode)
+            _write_all(handle, text)
+        finally:
+            os.close(handle)
+        os.rename(draft, full)
+    except OSError as error:
+        if os.path.lexists(draft):
+            os.unlink(draft)
+        raise _error("write", path, error) from error
+
+
+def _cut_torn_line(handle: int) -> None:
+    """Go to the end of the last whole line, and drop what a crash left behind it."""
+    end = os.lseek(handle, 0, os.SEEK_END)
+    if end and os.pread(handle, 1, end - 1) != b"\n":
+        end = os.pread(handle, end, 0).rfind(b"\n") + 1
+        os.ftruncate(handle, end)
+        os.lseek(handle, end, os.SEEK_SET)
+
+
+def _write_all(handle: int, text: str) -> None:
+    content = text.encode("utf-8", "surrogateescape")
+    written = os.write(handle, content)
+    if written != len(content):  # a full disk: the rest would fail
+        raise OSError(28, os.strerror(28))
+    os.fsync(handle)
+
+
+def _make_directories(host: Host) -> None:
+    for path in (RUN, CLAIMS, BY_NAME):
+        try:
+            os.mkdir(host.path(path), 0o700)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _error("make", path, error) from error
+
+
+def _error(verb: str, path: str, error: OSError) -> JournalError:
+    return JournalError(
+        f"cannot {verb} the record /{path}: {os.strerror(error.errno or 0)}",
+        hint="nothing is done to a GPU without a record of it",
+    )

@@ -1,0 +1,87 @@
+"""What the commands print: the GPUs, the plan and the claims, in words."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from . import console, events, gpu
+from .domain import Domain
+from .errors import HookError
+from .gpu import Gpu
+from .host import Host
+from .journal import STATUS, Journal, Record
+from .stages import Leaving
+from .step import Step
+
+_KINDS = {0x0300: "VGA controller", 0x0302: "3D controller", 0x0380: "display controller"}
+
+
+def gpus(host: Host, domain: Domain) -> str:
+    """The GPUs of a VM as they are now; what cannot be known is left out."""
+    try:
+        found = gpu.find(host, tuple(hostdev.address for hostdev in domain.hostdevs))
+    except HookError:
+        return ""
+    return "".join(_describe(one) for one in found)
+
+
+def _describe(one: Gpu) -> str:
+    kind = _KINDS.get(one.pci_class, "display device")
+    driver = f"driven by {one.driver}" if one.driver else "no driver of its own"
+    lines = [f"GPU {one.address}  {kind} (class {one.pci_class:04x}), {driver}"]
+    for bar in one.bars:
+        lines.append(f"  BAR {bar.number}  {bar.range}")
+        inside = [claim for claim in one.claims if claim.bar == bar.number]
+        lines += [f"    {claim.name:<12} {claim.range}" for claim in inside]
+    if one.framebuffers:
+        lines.append(f"  framebuffer {', '.join(one.framebuffers)}")
+    return "\n".join(lines) + "\n"
+
+
+def plan(host: Host, domain: Domain, leaving: Leaving, steps: tuple[Step, ...]) -> str:
+    """The GPUs, the steps that prepare takes, and what release gives back."""
+    lines = [f"VM {domain.name}"]
+    text = "\n".join(lines) + "\n" + "".join(_describe(one) for one in leaving.gpus)
+    text += f"consoles: {console.drawing(host)}\n\n"
+    if not steps:
+        text += "prepare has nothing to do\n"
+    for number, step in enumerate(steps, start=1):
+        text += f"{number:2}. {step.stage}: {step.why}\n"
+        text += f"    {step.do.shell()}\n" if step.do else ""
+    return text + f"\nafter the VM: {events.prospect(leaving, steps)}\n"
+
+
+def status(host: Host) -> str:
+    """The claims, what is left to undo, the last event, and where the consoles are."""
+    journal = Journal(host)
+    text = ""
+    for uuid in journal.uuids():
+        try:
+            record = journal.find(uuid)
+        except HookError as error:
+            text += f"{error}\n"
+            continue
+        text += _claim(record) if record else ""
+    text = text or "no VM holds a GPU\n"
+    return text + f"consoles: {console.drawing(host)}\n" + _last(host)
+
+
+def _claim(record: Record) -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.since))
+    text = f"{record.name} ({record.uuid}) holds {', '.join(record.gpus)} since {since}\n"
+    for number, step in reversed(record.open_steps):
+        if step.undo is not None:
+            state = "done" if number in record.done else "begun"
+            text += f"  {state}: {step.why}\n    undo by hand: {step.undo.shell()}\n"
+    return text
+
+
+def _last(host: Host) -> str:
+    try:
+        word = json.loads(host.read(STATUS) or "null")
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(word["time"]))
+        what = word["failure"] or "done"
+        return f"last event: {when} {word['vm']} {word['event']}: {what}\n"
+    except (HookError, ValueError, KeyError, TypeError):
+        return ""

@@ -1,0 +1,77 @@
+"""The stages: each looks at one family of console drivers and yields the steps to take.
+
+A stage is a module with NAME and plan(host, gpu, leaving), which only reads.
+Prepare applies the steps in the order of STAGES, each stage for all GPUs of the
+VM before the next one; release undoes them in reverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .. import kernel
+from ..config import Config
+from ..gpu import VGA, Gpu
+from ..host import Host
+from ..step import Step
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """What leaves the host with one VM, and what the stages decide by.
+
+    unmanaged are the addresses that libvirt will not detach by itself
+    (managed='no'). taken are GPUs that other VMs hold. kernel_removes is whether
+    vfio-pci of this kernel removes console drivers, for class 0300.
+    """
+
+    gpus: tuple[Gpu, ...]
+    unmanaged: frozenset[str]
+    taken: frozenset[str]
+    config: Config
+    kernel_removes: bool
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        return frozenset(gpu.address for gpu in self.gpus)
+
+    def kernel_removes_from(self, gpu: Gpu) -> bool:
+        """Whether vfio-pci will remove this GPU's console drivers (Linux vfio_pci_is_vga)."""
+        return self.kernel_removes and gpu.pci_class == VGA
+
+
+def leaving(
+    host: Host,
+    gpus: tuple[Gpu, ...],
+    config: Config,
+    *,
+    unmanaged: frozenset[str],
+    taken: frozenset[str],
+) -> Leaving:
+    """What the stages need to know of these GPUs. Raises HostError."""
+    return Leaving(gpus, unmanaged, taken, config, kernel.removes_consoles(host))
+
+
+def plan(host: Host, leaving: Leaving) -> tuple[Step, ...]:
+    """The steps that prepare takes, in order; nothing is changed.
+
+    Raises RefusedError when the VM must not have one of the GPUs, HostError when
+    the machine cannot be read.
+    """
+    return tuple(_steps(host, leaving))
+
+
+def _steps(host: Host, leaving: Leaving) -> Iterator[Step]:
+    # Imported here because the stage modules need Leaving from this one.
+    from . import drm_aperture, fbcon, fbdev, native, vgacon
+
+    # The first two look only at what must not happen, so they come before any
+    # change. fbcon comes before the framebuffers go, while consoles can still be
+    # moved. From there the order is that of Linux commit d17378062079: DRM
+    # aperture drivers, fbdev drivers, vgacon.
+    for stage in (native, fbcon, drm_aperture, fbdev, vgacon):
+        if stage.NAME == native.NAME or stage.NAME in leaving.config.stages:
+            for gpu in leaving.gpus:
+                if not gpu.virtual:
+                    yield from stage.plan(host, gpu, leaving)

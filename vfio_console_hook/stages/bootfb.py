@@ -1,0 +1,146 @@
+"""Taking simple-framebuffer.0, whose memory is held by the device itself (BOOTFB).
+
+Shared by the stages drm_aperture and fbdev. Unbinding simpledrm or simplefb does
+not free the BAR: BOOTFB stays with the platform device, and even a claim that is
+not busy blocks vfio's request for the whole BAR (Linux kernel/resource.c,
+__request_region). Only the kernel can unregister the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .. import kernel
+from ..errors import RefusedError
+from ..firmware import BOOTFB, FirmwareDevice
+from ..gpu import Gpu
+from ..host import Host
+from ..step import AwaitClosed, BindNative, Rescan, Step, Unbind
+from . import Leaving, sysfb
+
+_GONE = "this host's firmware console will not come back before a reboot"
+# Drivers that may hang when they are bound and taken off again, as an APU's does.
+_NEVER_NATIVE = ("nvidia", "radeon")
+_VENDOR_ATI, _VENDOR_AMD = "0x1002", "0x1022"
+
+
+def plan(
+    host: Host, gpu: Gpu, device: FirmwareDevice, leaving: Leaving, stage: str
+) -> Iterator[Step]:
+    """What frees BOOTFB, by the policy in the configuration.
+
+    Raises RefusedError when nothing may, naming the ways out.
+    """
+    if gpu.native or not any(claim.name == BOOTFB for claim in gpu.claims):
+        return
+    if leaving.kernel_removes_from(gpu) and (device.driver or device.parent):
+        # Left bound: vfio-pci finds it by the driver's aperture and takes BOOTFB
+        # along; unbound first, some kernels would not find it any more.
+        yield Step(
+            stage=stage,
+            gpu=gpu.address,
+            why=f"vfio-pci removes {device.name} and its BOOTFB itself",
+            do=None,
+            undo=None,
+            loses=f"{_GONE}: vfio-pci removes {device.name} for good",
+        )
+    elif leaving.config.bootfb == "native":
+        yield from _native(host, gpu, device, leaving, stage)
+    elif leaving.config.bootfb == "rescan":
+        yield from _rescan(gpu, device, stage)
+    else:
+        raise RefusedError(
+            f"BOOTFB of {device.name} holds memory of {gpu.address}, and this kernel"
+            " does not free it for vfio-pci",
+            hint="set `bootfb: native` or `bootfb: rescan` for this VM, or boot with"
+            " initcall_blacklist=sysfb_init",
+        )
+
+
+def _native(
+    host: Host, gpu: Gpu, device: FirmwareDevice, leaving: Leaving, stage: str
+) -> Iterator[Step]:
+    if kernel.release(host) < (5, 18):
+        # BOOTFB stays there: drm_aperture_detach_firmware knows no fbdev devices
+        # before "fbdev: Hot-unplug firmware fb devices" (27599aacbaef).
+        raise RefusedError(
+            f"`bootfb: native` cannot free BOOTFB of {gpu.address} in this kernel",
+            hint="set `bootfb: rescan`, or use Linux 5.18 or later",
+        )
+    if device.driver is None:
+        raise RefusedError(
+            f"`bootfb: native` cannot free BOOTFB of {gpu.address}: no firmware driver is bound to"
+            f" {device.name}, so the kernel does not find it",
+            hint="set `bootfb: rescan`",
+        )
+    modalias = host.read(f"sys/bus/pci/devices/{gpu.address}/modalias") or ""
+    module = _native_module(host, gpu, modalias)
+    yield Step(
+        stage=stage,
+        gpu=gpu.address,
+        why=f"binding {module} makes the kernel drop {device.name} with its BOOTFB",
+        do=BindNative(gpu.address, modalias),
+        undo=None,
+        loses=f"the firmware console does not come back, {module} shows the console instead",
+    )
+    yield Step(
+        stage=stage,
+        gpu=gpu.address,
+        why=f"nobody may have taken the nodes of {module} meanwhile",
+        do=AwaitClosed(gpu.address, (), leaving.config.holders.wait_s, False),
+        undo=None,
+    )
+
+
+def _native_module(host: Host, gpu: Gpu, modalias: str) -> str:
+    """The module that `modprobe` would load for the GPU. Raises RefusedError, HostError."""
+    modules = host.run("/sbin/modprobe", "-b", "--resolve-alias", modalias).split()
+    if not modules:
+        raise RefusedError(
+            f"`bootfb: native` needs a native driver for {gpu.address}, and none is installed"
+            " or it is blacklisted",
+            hint="set `bootfb: rescan`",
+        )
+    if any(module.startswith(_NEVER_NATIVE) for module in modules) or _is_apu(host, gpu):
+        raise RefusedError(
+            f"`bootfb: native` is not safe with {modules[0]} on {gpu.address}",
+            hint="set `bootfb: rescan`",
+        )
+    return modules[0]
+
+
+def _is_apu(host: Host, gpu: Gpu) -> bool:
+    """Whether the GPU is part of an AMD processor: then its security processor is in its slot."""
+    slot = gpu.address.rsplit(".", 1)[0]
+    siblings = [name for name in host.list("sys/bus/pci/devices") if name.rsplit(".", 1)[0] == slot]
+    vendors = {host.read(f"sys/bus/pci/devices/{name}/vendor") for name in siblings}
+    return {_VENDOR_ATI, _VENDOR_AMD} <= vendors
+
+
+def _rescan(gpu: Gpu, device: FirmwareDevice, stage: str) -> Iterator[Step]:
+    if device.parent != gpu.address:
+        # Older kernels keep pointers into the freed PCI device and use them later
+        # (kernel GPF in efifb_probe and platform_device_del).
+        raise RefusedError(
+            f"`bootfb: rescan` is not safe in this kernel: {device.name} is not below"
+            f" {gpu.address} in sysfs",
+            hint="use Linux 6.9 or later, or boot with initcall_blacklist=sysfb_init",
+        )
+    if device.driver is not None:
+        yield Step(
+            stage=stage,
+            gpu=gpu.address,
+            why=f"{device.draws_as} draws the firmware's picture in its memory",
+            do=Unbind(device.name, device.driver),
+            # Only for a prepare that fails before the rescan: after it the
+            # device has no place in sysfs any more and cannot be bound.
+            undo=sysfb.way_back(gpu, device, device.driver),
+            loses=f"{_GONE}: `bootfb: rescan` moves the memory of {gpu.address}",
+        )
+    yield Step(
+        stage=stage,
+        gpu=gpu.address,
+        why="found again on the PCI bus, its memory is free of BOOTFB",
+        do=Rescan(gpu.address),
+        undo=None,
+    )

@@ -1,0 +1,80 @@
+"""The framebuffer console: moves the host's consoles to a framebuffer that stays.
+
+fbcon (Linux drivers/video/fbdev/core/fbcon.c) draws all consoles of the host on
+framebuffers. When the last one goes, the consoles fall to the dummy console, and
+the person sees nothing until release. When another one stays, they are moved
+before anything is unbound: afterwards the kernel drops them all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .. import console
+from ..console import Framebuffer
+from ..errors import RefusedError
+from ..gpu import Gpu
+from ..host import CONSOLES, Host
+from ..step import MapConsoles, ShowConsoles, Step
+from . import Leaving
+
+NAME = "fbcon"
+
+
+def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
+    """The consoles of this GPU moved, or only their way back.
+
+    Raises RefusedError when the kernel would lose its last console driver.
+    """
+    vtconsoles = console.vtconsoles(host)
+    if not gpu.framebuffers or not any(c.bound and c.driver == console.FBCON for c in vtconsoles):
+        return
+    staying = _staying(host, leaving)
+    mapped = _map(host, staying)
+    index_of = {fb.name: fb.index for fb in console.framebuffers(host)}
+    own = {index_of[name] for name in gpu.framebuffers if name in index_of}
+    if mapped is not None and not own.intersection(mapped):
+        return
+    if not staying:
+        _refuse_last_driver(gpu, len(vtconsoles))
+    # A native driver's framebuffer may take its time after libvirt's probe.
+    wait_s = 10 if gpu.native else 1
+    yield Step(
+        stage=NAME,
+        gpu=gpu.address,
+        why="its framebuffer carries the host's consoles",
+        do=None,
+        undo=ShowConsoles(wait_s),
+    )
+    if staying and mapped is not None and leaving.config.keep_console == "auto":
+        target = staying[0]
+        yield Step(
+            stage=NAME,
+            gpu=gpu.address,
+            why=f"{target.name} ({target.title}) stays on the host",
+            do=MapConsoles(target.name, (target.index,) * len(CONSOLES)),
+            undo=MapConsoles(target.name, mapped, wait_s),
+        )
+
+
+def _staying(host: Host, leaving: Leaving) -> list[Framebuffer]:
+    gone = {name for gpu in leaving.gpus for name in gpu.framebuffers}
+    return [
+        fb
+        for fb in console.framebuffers(host)
+        if fb.name not in gone and fb.pci not in leaving.taken and host.exists(f"dev/{fb.name}")
+    ]
+
+
+def _map(host: Host, staying: list[Framebuffer]) -> tuple[int | None, ...] | None:
+    # Asked only through one that stays: an open of the leaving one is not worth it.
+    return host.console_map(staying[0].name) if staying else None
+
+
+def _refuse_last_driver(gpu: Gpu, drivers: int) -> None:
+    if drivers == 1:
+        raise RefusedError(
+            f"{gpu.address} has the host's last framebuffer, and fbcon is the only console driver"
+            " left: the kernel would crash at the next text it draws",
+            hint="reboot, and do not bind GPUs to vfio-pci on the kernel command line",
+        )

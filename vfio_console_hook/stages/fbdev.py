@@ -1,0 +1,27 @@
+"""Firmware fbdev drivers: efifb, vesafb, simplefb.
+
+While the VM runs, the person loses what the firmware driver shows. The driver
+keeps the memory until the last /dev/fbN is closed (Linux fbmem.c, put_fb_info),
+and Linux 5.10 faults when one is open at the unbind, so native.py waits first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..gpu import Gpu
+from ..host import Host
+from ..step import Step
+from . import Leaving, bootfb, sysfb
+
+NAME = "fbdev"
+
+
+def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
+    """The firmware fbdev drivers of one GPU unbound. Raises RefusedError for BOOTFB."""
+    if not host.exists("sys/class/graphics"):
+        return
+    for device in gpu.firmware:
+        if not device.drm:
+            take = bootfb.plan if device.owns_memory else sysfb.plan
+            yield from take(host, gpu, device, leaving, NAME)

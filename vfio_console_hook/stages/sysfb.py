@@ -1,0 +1,81 @@
+"""Taking efi-framebuffer.0 and vesa-framebuffer.0, which own no memory themselves.
+
+Shared by the stages drm_aperture and fbdev. Unbinding the driver frees the BAR.
+The way back is to bind it again, as long as vfio-pci leaves the platform device
+alone: for class 0300 the kernel unregisters it, unless it cannot see whose it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .. import kernel
+from ..firmware import FirmwareDevice
+from ..gpu import Gpu
+from ..host import Host
+from ..step import Decode, Rebind, Step, Unbind
+from . import Leaving
+
+# `resource` has a line for each BAR and then the expansion ROM, whose flags show
+# whether the kernel found the boot GPU's ROM in memory (IORESOURCE_ROM_SHADOW).
+_ROM_LINE = 6
+_ROM_SHADOW = 0x2
+
+
+def plan(
+    host: Host, gpu: Gpu, device: FirmwareDevice, leaving: Leaving, stage: str
+) -> Iterator[Step]:
+    """The driver unbound, and the device kept from being removed where that can be done."""
+    if device.driver is None or device.dead or gpu.native:
+        # Linux 5.10 panics when a device that a native driver took over is unbound.
+        return
+    keeps = _keeps_device(host, gpu, device, leaving)
+    yield Step(
+        stage=stage,
+        gpu=gpu.address,
+        why=f"{device.draws_as} draws the firmware's picture in its memory",
+        do=Unbind(device.name, device.driver),
+        undo=way_back(gpu, device, device.driver),
+        loses="" if keeps else _loss(host, gpu, device),
+    )
+    if keeps and _needs_decode_off(gpu, device, leaving):
+        yield Step(
+            stage=stage,
+            gpu=gpu.address,
+            why=f"vfio-pci would remove {device.name} for good if it saw whose it is",
+            do=Decode(gpu.address, False),
+            undo=Decode(gpu.address, True),
+        )
+
+
+def way_back(gpu: Gpu, device: FirmwareDevice, driver: str) -> Rebind:
+    """The driver bound again, if the device still draws inside the GPU's memory."""
+    first, last = (device.range.first, device.range.last) if device.range else (-1, -1)
+    return Rebind(device.name, driver, gpu.address, first, last)
+
+
+def _needs_decode_off(gpu: Gpu, device: FirmwareDevice, leaving: Leaving) -> bool:
+    return leaving.kernel_removes_from(gpu) and device.parent == gpu.address
+
+
+def _keeps_device(host: Host, gpu: Gpu, device: FirmwareDevice, leaving: Leaving) -> bool:
+    """Whether the platform device is there after vfio-pci has bound, so that it can come back."""
+    if not leaving.kernel_removes_from(gpu):
+        return True
+    if device.parent == gpu.address:
+        return not kernel.locked_down(host)
+    # Linux 6.1.47 to 6.8 unregister it only when the ROM is shadowed; 6.0.3 to
+    # 6.1.46 do it always, and nothing but the version would tell, so this
+    # hopes for the newer one and release says what became of it.
+    lines = (host.read(f"sys/bus/pci/devices/{gpu.address}/resource") or "").splitlines()
+    return len(lines) > _ROM_LINE and not int(lines[_ROM_LINE].split()[2], 16) & _ROM_SHADOW
+
+
+def _loss(host: Host, gpu: Gpu, device: FirmwareDevice) -> str:
+    loss = (
+        "this host's console will not come back before a reboot: vfio-pci of this kernel"
+        f" removes {device.name} for good"
+    )
+    if device.parent == gpu.address and kernel.locked_down(host):
+        loss += ", and kernel lockdown forbids to prevent it"
+    return loss
