@@ -330,7 +330,10 @@ reload_daemon() {
     told=
     for daemon in virtqemud libvirtd; do
         if [ -d /run/systemd/system ] && systemctl is-active --quiet "$daemon.service" 2>/dev/null; then
-            systemctl reload "$daemon.service" 2>/dev/null && told=$daemon
+            # ExecReload calls kill(1), which a small host may not have.
+            pid=$(systemctl show --property=MainPID --value "$daemon.service")
+            systemctl reload "$daemon.service" 2>/dev/null || kill -HUP "$pid"
+            told=$daemon
         elif [ -r "/run/$daemon.pid" ]; then
             pid=''
             comm=''

@@ -1,8 +1,6 @@
-"""Builds the recorded machines that nobody could record, from what people posted of them.
+"""Writes the text of a machine that nobody could record, from a few facts.
 
-`python -m tests.building` writes them to tests/machines/; what is told by whom and
-what is invented stands in MACHINES and at the top of each file. A machine that
-was recorded takes the place of its stand-in: remove that here, and keep the file.
+What the machines are is told in hosts.py.
 """
 
 from __future__ import annotations
@@ -10,11 +8,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tests.fakehost.tree import Tree
-
-FOLDER = Path(__file__).parent / "machines"
 
 MEM, PREF, MEM64, IO = 0x40200, 0x42208, 0x14220C, 0x40101
 K, M, G = 1 << 10, 1 << 20, 1 << 30

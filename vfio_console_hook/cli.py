@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="which VM holds what, and how to undo it by hand")
     status.set_defaults(act=_status)
     recover = commands.add_parser("recover", help="give back what VMs hold that do not run")
+    recover.add_argument("--force", action="store_true", help="do not ask libvirt if they run")
     recover.set_defaults(act=_recover)
     check = commands.add_parser("check-config", help="read the configuration of a VM")
     check.add_argument("vm", nargs="?", default="", help="its name or uuid")
@@ -99,21 +100,41 @@ def _recover(host: Host, arguments: argparse.Namespace) -> int:
     journal = Journal(host)
     failed = False
     for uuid in journal.uuids():
-        record = journal.find(uuid)
-        if record is None:
-            continue
-        busy = events.in_use(host, record)
-        if busy:
-            print(f"{record.name}: left alone, {busy}")
-            continue
         try:
-            events.give_back(host, record, Log(host, record.name))
-            print(f"{record.name}: gave back {', '.join(record.gpus)}")
+            print(_give_back(host, journal, uuid, arguments.force))
         except HookError as error:
             failed = True
-            print(f"{record.name}: {error}", file=sys.stderr)
+            print(f"{uuid}: {error}", file=sys.stderr)
     print(f"the host's consoles: {console.drawing(host)}")
     return 1 if failed else 0
+
+
+def _give_back(host: Host, journal: Journal, uuid: str, force: bool) -> str:
+    """Give back what a VM holds that does not run; what became of it. Raises HookError."""
+    record = journal.find(uuid)
+    if record is None:
+        return f"{uuid}: gave it back itself meanwhile"
+    busy = events.in_use(host, record)
+    if not busy and not force and not _inactive(host, uuid):
+        busy = "libvirt does not say that it is shut off (--force if you know that it is)"
+    if busy:
+        return f"{record.name}: left alone, {busy}"
+    events.give_back(host, record, Log(host, record.name))
+    return f"{record.name}: gave back {', '.join(record.gpus)}"
+
+
+def _inactive(host: Host, uuid: str) -> bool:
+    """Whether libvirt says that the VM does not run.
+
+    Between prepare and the start of QEMU nothing else shows that a VM is starting.
+    The deadline is for a daemon that is busy with a hook.
+    """
+    virsh = ("/usr/bin/virsh", "-c", "qemu:///system", "-r")
+    try:
+        running = host.run(*virsh, "list", "--uuid", timeout_s=10).split()
+    except HookError:
+        return False
+    return uuid not in running
 
 
 def _check_config(host: Host, arguments: argparse.Namespace) -> int:

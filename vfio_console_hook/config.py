@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 DIRECTORY = "etc/vfio-console-hook"
 VMS = f"{DIRECTORY}/vms"
 _MAX_BYTES = 64 * 1024
+_MAX_DEPTH = 8
+# virsh shows them all in one line.
+_MAX_TOLD = 20
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,8 @@ def load(host: Host, name: str, uuid: str) -> Config:
         # Most files are the commented examples: yaml takes too long to load for that.
         if any(line.strip() and line.lstrip()[0] != "#" for line in text.splitlines()):
             values.update(_values(path, text, mistakes))
+    if len(mistakes) > _MAX_TOLD:
+        mistakes[_MAX_TOLD:] = [f"and {len(mistakes) - _MAX_TOLD} more mistakes"]
     if mistakes:
         raise ConfigError("; ".join(mistakes))
     return Config(holders=Holders(**_group(values, "holders")), **_group(values, ""))
@@ -364,10 +369,16 @@ def _parse(text: str) -> object:
     import yaml
 
     try:
+        depth = 0
         for event in yaml.parse(text, yaml.SafeLoader):
-            if getattr(event, "anchor", None) is not None or getattr(event, "tag", None) is not None:
-                line = _line(event.start_mark)
+            line = _line(event.start_mark)
+            if getattr(event, "anchor", None) or getattr(event, "tag", None):
                 raise _SyntaxError(line, "anchors, aliases and tags are not understood here")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            # Also because deep nesting takes yaml minutes.
+            if depth > _MAX_DEPTH:
+                raise _SyntaxError(line, "nested too deeply")
         node = yaml.compose(text, yaml.SafeLoader)
         return None if node is None else _plain(node)
     except yaml.MarkedYAMLError as error:
@@ -376,8 +387,6 @@ def _parse(text: str) -> object:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise _SyntaxError(line, f"not YAML: {error.reason}") from error
-    except RecursionError as error:
-        raise _SyntaxError(1, "not YAML that can be read: nested too deeply") from error
 
 
 def _line(mark: Any) -> int:

@@ -76,6 +76,6 @@ class BugError(HookError):
 
         return cls(
             f"internal error: {type(error).__name__}: {error}",
-            "this is a bug, please report it with the log",
+            "this is a bug, please report it with `journalctl -t vfio-console-hook`",
             trace=traceback.format_exc(),
         )

@@ -16,7 +16,7 @@ from .host import Host
 from .journal import Journal, Record
 from .log import Log
 from .stages import Leaving
-from .step import Rebind, ShowConsoles, Step
+from .step import MapConsoles, QuietText, Rebind, ShowConsoles, Step
 
 
 def prepare(host: Host, domain: Domain, config: Config, log: Log) -> None:
@@ -24,15 +24,16 @@ def prepare(host: Host, domain: Domain, config: Config, log: Log) -> None:
 
     Raises HookError after everything done so far is undone.
     """
-    leaving, steps = look(host, domain, config)
-    if not leaving.gpus or all(one.virtual for one in leaving.gpus):
-        return
     journal = Journal(host)
     stale = journal.find(domain.uuid)
     if stale is not None:
         log.warning("an earlier run was not released; giving back what it took")
         give_back(host, stale, log)
-        leaving, steps = look(host, domain, config)
+    if not config.enabled:
+        return
+    leaving, steps = look(host, domain, config)
+    if all(one.virtual for one in leaving.gpus):
+        return
     record = _claim(host, journal, domain, leaving)
     try:
         for step in steps:
@@ -40,7 +41,7 @@ def prepare(host: Host, domain: Domain, config: Config, log: Log) -> None:
         for one in gpu.find(host, record.gpus):
             _check_free(one, leaving)
     except Exception as error:
-        _undo_failed(host, record, log, error)
+        _undo(host, record, log, error)
         raise
     log.info(f"{', '.join(record.gpus)} ready for the VM; on release {prospect(leaving, steps)}")
 
@@ -71,10 +72,14 @@ def prospect(leaving: Leaving, steps: tuple[Step, ...]) -> str:
         return "; ".join(dict.fromkeys(losses))
     back = [step.undo.device for step in steps if isinstance(step.undo, Rebind)]
     if back:
-        return f"the console comes back on {' and '.join(back)}"
+        return f"the firmware console comes back on {' and '.join(back)}"
     native = [one.driver for one in leaving.gpus if one.native and one.framebuffers]
     if native:
         return f"the console comes back with {' and '.join(str(name) for name in native)}"
+    if any(isinstance(step.undo, QuietText) for step in steps):
+        return "the text console comes back"
+    if any(isinstance(step.undo, ShowConsoles) for step in steps):
+        return "the host's console comes back only if a driver takes the GPU again"
     return "there is nothing to give back: no console of the host is on it"
 
 
@@ -84,7 +89,7 @@ def _refuse_taken(host: Host, gpus: tuple[Gpu, ...], others: list[Record]) -> No
             if one.address in other.gpus and (one.vfio or other.phase == "prepare"):
                 raise RefusedError(
                     f"{one.address} belongs to the VM {other.name}, which has it now",
-                    hint="if that VM is not running, run `vfio-console-hook recover`",
+                    hint=f"shut {other.name} down; if it does not run, `vfio-console-hook recover`",
                 )
 
 
@@ -113,7 +118,8 @@ def _take(host: Host, record: Record, step: Step, log: Log) -> None:
     number = record.begin(step)
     if step.do is not None:
         step.do.apply(host)
-        log.info(f"{step.gpu}: {step.do.shell()} ({step.why})")
+        log.info(f"{step.do.past()} ({step.stage})")
+        log.debug(step.do.shell())
     record.finish(number)
 
 
@@ -132,17 +138,18 @@ def _check_free(one: Gpu, leaving: Leaving) -> None:
 def _still_claimed(one: Gpu, name: str, where: str, bar: int) -> StepError:
     return StepError(
         f"{name} still claims {where} in BAR {bar} of {one.address}, so QEMU could not map it",
-        hint="`vfio-console-hook plan` shows who claims what",
+        hint=f"look for what uses {name}, with `vfio-console-hook plan`",
     )
 
 
-def _undo_failed(host: Host, record: Record, log: Log, error: Exception) -> None:
-    log.error(f"could not prepare: {error}")
+def _undo(host: Host, record: Record, log: Log, error: Exception) -> None:
+    """Undo a prepare that failed with error, which stays the one that is told."""
     try:
         give_back(host, record, log)
     except HookError as second:
-        # The first error stays the one that is told.
-        log.error(f"and what was done could not be undone: {second}")
+        log.error(f"not all could be undone: {second}")
+        if isinstance(error, HookError):
+            error.text += "; not all could be undone, see `vfio-console-hook status`"
 
 
 def give_back(host: Host, record: Record, log: Log) -> None:
@@ -157,7 +164,8 @@ def give_back(host: Host, record: Record, log: Log) -> None:
         if step.undo is not None:
             try:
                 step.undo.apply(host)
-                log.info(f"{step.gpu}: {step.undo.shell()}")
+                log.info(f"{step.undo.past()} ({step.stage})")
+                log.debug(step.undo.shell())
             except LostError as error:
                 log.warning(str(error))
             except HookError as error:
@@ -170,7 +178,7 @@ def give_back(host: Host, record: Record, log: Log) -> None:
             # Undoing twice does no harm, leaving the console dark does.
             log.warning(str(error))
     if failed:
-        raise StepError("; ".join(failed), hint="then run `vfio-console-hook recover`")
+        raise StepError("; ".join(failed), hint="afterwards run `vfio-console-hook recover`")
     record.drop()
 
 
@@ -217,8 +225,8 @@ def _revive_consoles(host: Host, record: Record, log: Log) -> None:
     # When a framebuffer goes that carried consoles, the kernel may drop all of
     # them to the dummy console although another framebuffer is alive (fbcon.c,
     # fbcon_fb_unbind). What is left now belongs to the host.
-    had_console = any(isinstance(step.undo, ShowConsoles) for _, step in record.open_steps)
-    if had_console and console.framebuffers(host):
+    moved = any(isinstance(step.undo, MapConsoles) for _, step in record.open_steps)
+    if moved and console.framebuffers(host):
         try:
             ShowConsoles(0).apply(host)
         except HookError as error:

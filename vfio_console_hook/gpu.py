@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import console, firmware, memory
-from .errors import HostError
 from .firmware import FirmwareDevice
 from .host import Host
 from .memory import Bar, Claim
@@ -54,9 +53,7 @@ def display_class(host: Host, address: str) -> int | None:
     """
     text = host.read(f"sys/bus/pci/devices/{address}/class")
     if text is None:
-        raise HostError(
-            f"no PCI device {address} on this machine", hint="compare with `lspci -D`"
-        )
+        raise memory.no_device(address)
     pci_class = int(text, 16) >> 8
     return pci_class if pci_class >> 8 == _DISPLAY else None
 
@@ -101,10 +98,23 @@ def _inspect(host: Host, address: str, reserved: tuple[tuple[memory.Range, str],
         virtual=host.exists(f"{device}/physfn"),
         boot_vga=host.read(f"{device}/boot_vga") == "1",
         framebuffers=framebuffers,
-        nodes=(*(f"dev/{fb}" for fb in framebuffers), *(f"dev/dri/{card}" for card in cards)),
+        nodes=(
+            *(f"dev/{fb}" for fb in framebuffers),
+            *(f"dev/dri/{card}" for card in cards),
+            *(_nvidia_nodes(host) if driver == "nvidia" else ()),
+        ),
         firmware=found,
         claims=claims,
     )
+
+
+def _nvidia_nodes(host: Host) -> list[str]:
+    """The nodes of the nvidia driver, which do not tell whose card they are for.
+
+    Its remove sleeps until the last of them is closed, and cannot be killed
+    (NVIDIA open-gpu-kernel-modules, nv-pci.c, nv_pci_remove).
+    """
+    return [f"dev/{name}" for name in host.list("dev") if name.startswith("nvidia")]
 
 
 def is_vfio(host: Host, address: str) -> bool:

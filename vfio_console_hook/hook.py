@@ -33,13 +33,13 @@ def main(argv: list[str], xml: bytes | None = None, host: Host | None = None) ->
     handle = _EVENTS.get(" ".join(argv[1:3]))
     if handle is None:
         return 0
+    host = host or Host()
     try:
-        handle(host or Host(), argv[0], sys.stdin.buffer.read() if xml is None else xml)
-    except HookError as error:
-        _tell(error)
-        return 1
+        handle(host, argv[0], sys.stdin.buffer.read() if xml is None else xml)
     except Exception as error:
-        _tell(BugError.of(error))
+        told = error if isinstance(error, HookError) else BugError.of(error)
+        _tell(told)
+        _report(host, argv[0], argv[1], told)
         return 1
     return 0
 
@@ -48,6 +48,18 @@ def _tell(error: HookError) -> None:
     line = f"{IDENT}: {error.text}" + (f"\nhint: {error.hint}" if error.hint else "")
     sys.stderr.buffer.write(line.encode("utf-8", "backslashreplace") + b"\n")
     sys.stderr.flush()
+
+
+def _report(host: Host, name: str, event: str, error: HookError) -> None:
+    """Write a failure to the log and to the status file."""
+    from . import journal
+    from .log import Log
+
+    log = Log(host, name)
+    log.error(f"{event}: {error}")
+    for line in error.trace.splitlines() if isinstance(error, BugError) else ():
+        log.error(line)
+    journal.write_status(host, log.vm, event, error.text)
 
 
 def _prepare(host: Host, name: str, xml: bytes) -> None:
@@ -61,19 +73,17 @@ def _prepare(host: Host, name: str, xml: bytes) -> None:
     if not (displays or held):
         return
     settings = config.load(host, name, parsed.uuid)
-    if not settings.enabled:
-        return
     log = Log(host, name, settings.log_level)
     try:
         worker.run(lambda: events.prepare(host, parsed, settings, log), settings.timeout_s)
     except HookError as error:
-        _report(host, log, "prepare", error)
         _undo_cut_off(host, parsed.uuid, error, settings, log)
         if settings.on_failure == "abort":
             raise
+        _report(host, name, "prepare", error)
         log.warning("the VM starts all the same, as configured by on_failure")
         return
-    journal.write_status(host, name, "prepare", "")
+    journal.write_status(host, log.vm, "prepare", "")
 
 
 def _undo_cut_off(host: Host, uuid: str, error: HookError, settings: Config, log: Log) -> None:
@@ -84,7 +94,7 @@ def _undo_cut_off(host: Host, uuid: str, error: HookError, settings: Config, log
         try:
             worker.run(lambda: events.release(host, uuid, log), settings.timeout_s)
         except HookError as second:
-            _report(host, log, "undo", second)
+            log.error(f"what was done could not be undone: {second}")
 
 
 def _start(host: Host, name: str, xml: bytes) -> None:
@@ -117,12 +127,8 @@ def _with_claim(
         return
     settings = _settings(host, name, uuid)
     log = Log(host, name, settings.log_level)
-    try:
-        worker.run(lambda: act(host, uuid, log), settings.timeout_s)
-    except HookError as error:
-        _report(host, log, event, error)
-        raise
-    journal.write_status(host, name, event, "")
+    worker.run(lambda: act(host, uuid, log), settings.timeout_s)
+    journal.write_status(host, log.vm, event, "")
 
 
 def _settings(host: Host, name: str, uuid: str) -> Config:
@@ -135,15 +141,6 @@ def _settings(host: Host, name: str, uuid: str) -> Config:
     except HookError as error:
         Log(host, name).warning(f"going on with the default configuration: {error}")
         return config.Config()
-
-
-def _report(host: Host, log: Log, event: str, error: HookError) -> None:
-    from . import journal
-
-    log.error(f"{event}: {error}")
-    for line in error.trace.splitlines() if isinstance(error, BugError) else ():
-        log.error(line)
-    journal.write_status(host, log.vm, event, error.text)
 
 
 _EVENTS = {

@@ -291,5 +291,5 @@ def _make_directories(host: Host) -> None:
 def _error(verb: str, path: str, error: OSError) -> JournalError:
     return JournalError(
         f"cannot {verb} the record /{path}: {os.strerror(error.errno or 0)}",
-        hint="nothing is done to a GPU without a record of it",
+        hint="is /run full, or read-only?",
     )

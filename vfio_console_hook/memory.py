@@ -55,6 +55,11 @@ class Claim:
         return f"{self.name} at {self.range} (BAR {self.bar})"
 
 
+def no_device(address: str) -> HostError:
+    """The error for a PCI device that is not there."""
+    return HostError(f"no PCI device {address} on this machine", hint="compare with `lspci -D`")
+
+
 def memory_bars(host: Host, address: str) -> tuple[Bar, ...]:
     """The memory BARs of a PCI device, in BAR order; unused ones and I/O ports are left out.
 
@@ -67,7 +72,7 @@ def memory_bars(host: Host, address: str) -> tuple[Bar, ...]:
     """
     text = host.read(f"sys/bus/pci/devices/{address}/resource")
     if text is None:
-        raise HostError(f"no PCI device {address}", hint="compare with `lspci -D`")
+        raise no_device(address)
     bars = []
     for number, line in enumerate(text.splitlines()[:6]):
         first, last, flags = (int(word, 16) for word in line.split())

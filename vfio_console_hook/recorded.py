@@ -102,6 +102,8 @@ def pack_console_map(indices: Iterable[int | None]) -> str:
 
 def unpack(text: str, directory: str) -> RecordedHost:
     """Lay a recorded machine out below directory, which exists. Raises HostError."""
+    # Every machine has it, and it is empty at boot.
+    os.makedirs(os.path.join(directory, "run"), exist_ok=True)
     for kind, path, value in _entries(text):
         full = os.path.join(directory, path)
         os.makedirs(full if kind == "d" else os.path.dirname(full), exist_ok=True)
@@ -146,7 +148,13 @@ _PLAIN_FILES = (
 ).split()
 _DOORS = ("bind", "unbind")
 _FIRMWARE_DEVICE = re.compile(r"(?:.*-framebuffer|vga16fb|of-display)\.\d+")
-_SYMBOLS = ("aperture_remove_conflicting_pci_devices", "sysfb_disable", "radeon_pci_remove")
+# _text is in every table: it shows that there is one.
+_SYMBOLS = (
+    "_text",
+    "aperture_remove_conflicting_pci_devices",
+    "sysfb_disable",
+    "radeon_pci_remove",
+)
 
 
 def record(host: Host) -> str:

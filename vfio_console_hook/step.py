@@ -37,6 +37,10 @@ class Action:
         """The same as a line that root can type."""
         raise NotImplementedError
 
+    def past(self) -> str:
+        """What has been done, for the log."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Unbind(Action):
@@ -55,6 +59,9 @@ class Unbind(Action):
 
     def shell(self) -> str:
         return f"echo {self.device} > /sys/bus/platform/drivers/{self.driver}/unbind"
+
+    def past(self) -> str:
+        return f"unbound {self.device} from {self.driver}"
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class Rebind(Action):
         self._check_gpu(host)
         host.write(f"sys/bus/platform/drivers/{self.driver}/bind", self.device)
         if host.link_name(f"{link}/driver") != self.driver:
-            raise StepError(f"{self.device} was not bound by {self.driver}")
+            raise StepError(f"{self.device} is not bound to {self.driver} after a bind")
 
     def gone(self, host: Host) -> bool:
         """Whether the device is no longer there, so that only a reboot brings it back."""
@@ -102,10 +109,13 @@ class Rebind(Action):
                 f"{self.device} stays unbound: the memory of {self.gpu} has moved away from {drawn}"
             )
         if not decodes_memory(host, self.gpu):
-            raise StepError(f"{self.gpu} does not answer to its memory, so it cannot be drawn on")
+            raise StepError(f"memory decoding of {self.gpu} is off, so {self.device} cannot be bound")
 
     def shell(self) -> str:
         return f"echo {self.device} > /sys/bus/platform/drivers/{self.driver}/bind"
+
+    def past(self) -> str:
+        return f"bound {self.device} to {self.driver} again"
 
 
 def decodes_memory(host: Host, gpu: str) -> bool:
@@ -149,6 +159,9 @@ class Decode(Action):
     def shell(self) -> str:
         return f"setpci -s {self.gpu} COMMAND={'2' if self.on else '0'}:2"
 
+    def past(self) -> str:
+        return f"switched memory decoding of {self.gpu} {'on' if self.on else 'off'}"
+
 
 @dataclass(frozen=True)
 class MapConsoles(Action):
@@ -172,12 +185,12 @@ class MapConsoles(Action):
                 host.map_console(self.fb, number, index)
         now = host.console_map(self.fb)
         if now is None:
-            raise LostError(f"the consoles cannot be mapped: /dev/{self.fb} is gone")
+            raise LostError(f"cannot map the consoles through /dev/{self.fb}: it is gone")
         for number, index, want in zip(CONSOLES, now, self.indices):
             if want in present and index != want:
-                raise StepError(f"console {number} was not mapped to fb{want}")
+                raise StepError(f"console {number} is not on fb{want} after mapping it")
         if not wanted <= present:
-            raise LostError(f"the consoles stay on {self.fb}: where they were has not come back")
+            raise LostError(f"the consoles stay on {self.fb}: the framebuffer they were on is gone")
 
     def shell(self) -> str:
         wanted = [index for index in self.indices if index is not None]
@@ -188,6 +201,9 @@ class MapConsoles(Action):
             for number, index in zip(CONSOLES, self.indices)
             if index is not None
         )
+
+    def past(self) -> str:
+        return f"mapped the consoles through {self.fb}"
 
 
 @dataclass(frozen=True)
@@ -226,6 +242,9 @@ class ShowConsoles(Action):
             " grep -q 'frame buffer' $v/name && echo 1 > $v/bind; done"
         )
 
+    def past(self) -> str:
+        return "saw to it that a framebuffer shows the consoles"
+
 
 def _indices(host: Host) -> set[int]:
     return {fb.index for fb in console.framebuffers(host)}
@@ -251,7 +270,7 @@ class QuietText(Action):
         host.lock_consoles(self.quiet)
         host.set_text_mode(self.tty, not self.quiet)
         if host.text_mode(self.tty) == self.quiet:
-            raise StepError(f"/dev/{self.tty} did not change its mode")
+            raise StepError(f"text on /dev/{self.tty} could not be {'stopped' if self.quiet else 'allowed'}")
 
     def shell(self) -> str:
         mode = "KD_GRAPHICS" if self.quiet else "KD_TEXT"
@@ -262,6 +281,9 @@ class QuietText(Action):
             f"fcntl.ioctl(t, {0x4B3A:#x}, {int(self.quiet)}); "
             f"fcntl.ioctl(t, {0x560B if self.quiet else 0x560C:#x}, 0)'  # {mode}, {switch}"
         )
+
+    def past(self) -> str:
+        return f"{'stopped' if self.quiet else 'allowed'} text on /dev/{self.tty}"
 
 
 @dataclass(frozen=True)
@@ -277,10 +299,13 @@ class BindNative(Action):
         if host.link_name(f"sys/bus/pci/devices/{self.gpu}/driver") is None:
             host.write("sys/bus/pci/drivers_probe", self.gpu)
         if host.link_name(f"sys/bus/pci/devices/{self.gpu}/driver") is None:
-            raise StepError(f"no native driver has bound {self.gpu}")
+            raise StepError(f"no driver took {self.gpu} after modprobe {self.modalias}")
 
     def shell(self) -> str:
         return f"modprobe -b {self.modalias} && echo {self.gpu} > /sys/bus/pci/drivers_probe"
+
+    def past(self) -> str:
+        return f"bound {self.gpu} to its own driver"
 
 
 @dataclass(frozen=True)
@@ -300,6 +325,9 @@ class Rescan(Action):
 
     def shell(self) -> str:
         return f"echo 1 > /sys/bus/pci/devices/{self.gpu}/remove; echo 1 > /sys/bus/pci/rescan"
+
+    def past(self) -> str:
+        return f"removed {self.gpu} from the PCI bus and found it again"
 
 
 @dataclass(frozen=True)
@@ -327,11 +355,17 @@ class AwaitClosed(Action):
             who = ", ".join(str(holder) for holder in found)
             raise RefusedError(
                 f"{self.gpu} is in use by {who}",
-                hint="stop it, or wait longer for it with `holders: {wait_s: N}`",
+                hint="stop what is named, or raise `holders: {wait_s: N}`",
             )
 
     def shell(self) -> str:
-        return f"fuser -v {' '.join('/' + node for node in self.nodes)}"
+        return f"# wait up to {self.wait_s:g} s until nobody has {self._what()} open"
+
+    def _what(self) -> str:
+        return " or ".join(f"/{node}" for node in self.nodes) or "its nodes"
+
+    def past(self) -> str:
+        return f"nobody has {self._what()} open"
 
 
 _ACTIONS: dict[str, type[Action]] = {

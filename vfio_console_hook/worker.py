@@ -47,7 +47,9 @@ def run(work: Callable[[], None], timeout_s: float) -> None:
         raise _kill(pid, timeout_s)
     os.waitpid(pid, 0)
     if not answer:
-        raise HookError("the part that talks to the kernel died", hint="see the kernel's log")
+        raise HookError(
+            "the worker process died before it was done", hint="look into `journalctl -k`"
+        )
     result = json.loads(answer)
     if "trace" in result:
         raise BugError(result["error"], result["hint"], trace=result["trace"])
@@ -92,7 +94,10 @@ def _kill(pid: int, timeout_s: float) -> LateError:
     deadline = time.monotonic() + _KILL_GRACE_S
     while time.monotonic() < deadline:
         if os.waitpid(pid, os.WNOHANG)[0]:
-            return LateError(f"the kernel did not answer within {timeout_s:g} s")
+            return LateError(
+                f"not done within {timeout_s:g} s",
+                hint="raise `timeout_s`, or look into `journalctl -k`",
+            )
         time.sleep(0.02)
     return LateError(
         f"the kernel did not answer within {timeout_s:g} s, and process {pid} is stuck in it",

@@ -364,7 +364,14 @@ def load_module(tree: Tree, module: str) -> None:
 
 
 def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:
-    """/sbin/modprobe -b [--resolve-alias] MODALIAS-OR-MODULE; its output. Raises HostError."""
+    """/sbin/modprobe -b|--resolve-alias MODALIAS-OR-MODULE or --showconfig; its output.
+
+    As kmod 30 does it: --resolve-alias names blacklisted modules too, and fails
+    for an alias that nothing is for. Raises HostError.
+    """
+    blacklist = (tree.read("fake/blacklist") or "").split()
+    if "--showconfig" in arguments:
+        return "\n".join(f"blacklist {module}" for module in blacklist)
     wanted = arguments[-1]
     modules = {
         found.module
@@ -374,12 +381,11 @@ def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:
     }
     if wanted in ("vfio-pci", "vfio_pci"):
         modules = {"vfio_pci"}
-    modules -= set((tree.read("fake/blacklist") or "").split())
-    if "--resolve-alias" in arguments:
-        return "\n".join(sorted(modules))
     if not modules:
         raise HostError(f"/sbin/modprobe {' '.join(arguments)} failed: module {wanted} not found")
-    for module in modules:
+    if "--resolve-alias" in arguments:
+        return "\n".join(sorted(modules))
+    for module in modules - set(blacklist):
         load_module(tree, module)
     return ""
 
@@ -422,8 +428,9 @@ def _assign(tree: Tree, address: str, path: str) -> None:
     for bar in bars(tree, address):
         size = bar.range.last - bar.range.first + 1
         first = -(-_FIRST_NEW_ADDRESS // size) * size
-        while not resources.request(tree, first, first + size - 1, address):
+        while not resources.is_free(tree, first, first + size - 1):
             first += size
+        resources.request(tree, first, first + size - 1, address)
         flags = lines[bar.number].split()[2]
         lines[bar.number] = f"{first:#018x} {first + size - 1:#018x} {flags}"
     tree.put(f"{path}/resource", "\n".join(lines))

@@ -124,6 +124,16 @@ def release_with_children(tree: Tree, first: int, last: int, name: str) -> None:
             return
 
 
+def is_free(tree: Tree, first: int, last: int) -> bool:
+    """Whether a BAR can be put here: in nothing but windows of bridges that hold it whole."""
+    return all(
+        region.last < first
+        or region.first > last
+        or (region.name.startswith("PCI Bus ") and region.holds(first, last))
+        for region in regions(tree, IOMEM)
+    )
+
+
 def named(tree: Tree, name: str, path: str = IOMEM) -> list[Region]:
     return [region for region in regions(tree, path) if region.name == name]
 

@@ -54,7 +54,7 @@ class Tree(RecordedHost):
         """
         here, there = os.path.dirname(path), os.path.dirname(target)
         base = os.path.commonpath([here, there])
-        return os.path.join(os.path.relpath(base, here), os.path.relpath(target, base))
+        return os.path.normpath(os.path.join(os.path.relpath(base, here), os.path.relpath(target, base)))
 
     def remove(self, path: str) -> None:
         """Remove a file, a link or a directory with all in it; nothing if it is not there."""

@@ -36,6 +36,7 @@ PACKAGES = (
     "python3-yaml",
     "python3-libvirt",
     "pciutils",
+    "procps",  # libvirtd.service needs /bin/kill to reload, up to Debian 12
     "psmisc",
     "less",
 )

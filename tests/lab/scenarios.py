@@ -88,7 +88,7 @@ SCENARIOS = (
         "5.10",
         EFIFB,
         holder=True,
-        refused=r"fb-holder\(\d+\)",
+        refused=r"fb-holder \(\d+\)",
     ),
     Scenario(
         "simpledrm-0380-refuse",
@@ -124,7 +124,7 @@ SCENARIOS = (
         "6.1",
         EFIFB,
         holder=True,
-        refused=r"fb-holder\(\d+\)",
+        refused=r"fb-holder \(\d+\)",
         after=After.GONE,
     ),
     Scenario(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import kernel
-from ..errors import RefusedError
+from ..errors import HostError, RefusedError
 from ..firmware import BOOTFB, FirmwareDevice
 from ..gpu import Gpu
 from ..host import Host
@@ -19,6 +19,7 @@ from ..step import AwaitClosed, BindNative, Rescan, Step, Unbind
 from . import Leaving, sysfb
 
 _GONE = "this host's firmware console will not come back before a reboot"
+_NO_SYSFB = "boot with initcall_blacklist=sysfb_init"
 # Drivers that may hang when they are bound and taken off again, as an APU's does.
 _NEVER_NATIVE = ("nvidia", "radeon")
 _VENDOR_ATI, _VENDOR_AMD = "0x1002", "0x1022"
@@ -52,9 +53,22 @@ def plan(
         raise RefusedError(
             f"BOOTFB of {device.name} holds memory of {gpu.address}, and this kernel"
             " does not free it for vfio-pci",
-            hint="set `bootfb: native` or `bootfb: rescan` for this VM, or boot with"
-            " initcall_blacklist=sysfb_init",
+            hint=_ways_out(host, gpu, device),
         )
+
+
+def _ways_out(host: Host, gpu: Gpu, device: FirmwareDevice) -> str:
+    """What may help on this machine, as a hint."""
+    if kernel.release(host) >= (5, 18) and device.driver is not None:
+        return f"set `bootfb: native` for this VM, or {_other_way(gpu, device)}"
+    return _other_way(gpu, device)
+
+
+def _other_way(gpu: Gpu, device: FirmwareDevice) -> str:
+    """What may help without the native driver, as a hint."""
+    if device.parent == gpu.address:
+        return f"set `bootfb: rescan` for this VM, or {_NO_SYSFB}"
+    return _NO_SYSFB
 
 
 def _native(
@@ -65,16 +79,16 @@ def _native(
         # before "fbdev: Hot-unplug firmware fb devices" (27599aacbaef).
         raise RefusedError(
             f"`bootfb: native` cannot free BOOTFB of {gpu.address} in this kernel",
-            hint="set `bootfb: rescan`, or use Linux 5.18 or later",
+            hint=_NO_SYSFB,
         )
     if device.driver is None:
         raise RefusedError(
             f"`bootfb: native` cannot free BOOTFB of {gpu.address}: no firmware driver is bound to"
             f" {device.name}, so the kernel does not find it",
-            hint="set `bootfb: rescan`",
+            hint=_other_way(gpu, device),
         )
     modalias = host.read(f"sys/bus/pci/devices/{gpu.address}/modalias") or ""
-    module = _native_module(host, gpu, modalias)
+    module = _native_module(host, gpu, device, modalias)
     yield Step(
         stage=stage,
         gpu=gpu.address,
@@ -92,21 +106,35 @@ def _native(
     )
 
 
-def _native_module(host: Host, gpu: Gpu, modalias: str) -> str:
-    """The module that `modprobe` would load for the GPU. Raises RefusedError, HostError."""
-    modules = host.run("/sbin/modprobe", "-b", "--resolve-alias", modalias).split()
-    if not modules:
+def _native_module(host: Host, gpu: Gpu, device: FirmwareDevice, modalias: str) -> str:
+    """The module that modprobe would load for the GPU. Raises RefusedError, HostError."""
+    try:
+        modules = host.run("/sbin/modprobe", "--resolve-alias", modalias).split()
+    except HostError:
+        modules = []  # modprobe fails for a device that no module is for
+    # --resolve-alias names a blacklisted module all the same, whatever -b says.
+    settings = host.run("/sbin/modprobe", "--showconfig").splitlines()
+    blacklisted = {line.split()[1] for line in settings if line.startswith("blacklist ")}
+    allowed = [module for module in modules if module not in blacklisted]
+    if not allowed:
+        why = f"{modules[0]} is blacklisted" if modules else "no driver for it is installed"
         raise RefusedError(
-            f"`bootfb: native` needs a native driver for {gpu.address}, and none is installed"
-            " or it is blacklisted",
-            hint="set `bootfb: rescan`",
+            f"`bootfb: native` needs a driver for {gpu.address}: {why}",
+            hint=_other_way(gpu, device),
         )
-    if any(module.startswith(_NEVER_NATIVE) for module in modules) or _is_apu(host, gpu):
+    if any(module.startswith(_NEVER_NATIVE) for module in allowed):
         raise RefusedError(
-            f"`bootfb: native` is not safe with {modules[0]} on {gpu.address}",
-            hint="set `bootfb: rescan`",
+            f"`bootfb: native` is not safe on {gpu.address}: {allowed[0]} may hang when it is"
+            " taken off again",
+            hint=_other_way(gpu, device),
         )
-    return modules[0]
+    if _is_apu(host, gpu):
+        raise RefusedError(
+            f"`bootfb: native` is not safe on {gpu.address}: it is part of an AMD processor, which"
+            " may hang when its driver is taken off again",
+            hint=_other_way(gpu, device),
+        )
+    return allowed[0]
 
 
 def _is_apu(host: Host, gpu: Gpu) -> bool:
@@ -124,7 +152,7 @@ def _rescan(gpu: Gpu, device: FirmwareDevice, stage: str) -> Iterator[Step]:
         raise RefusedError(
             f"`bootfb: rescan` is not safe in this kernel: {device.name} is not below"
             f" {gpu.address} in sysfs",
-            hint="use Linux 6.9 or later, or boot with initcall_blacklist=sysfb_init",
+            hint=f"use Linux 6.9 or later, or {_NO_SYSFB}",
         )
     if device.driver is not None:
         yield Step(

@@ -42,7 +42,7 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
     yield Step(
         stage=NAME,
         gpu=gpu.address,
-        why="its framebuffer carries the host's consoles",
+        why="the host's consoles are on it, release sees to it that they come back",
         do=None,
         undo=ShowConsoles(wait_s),
     )
@@ -76,5 +76,5 @@ def _refuse_last_driver(gpu: Gpu, drivers: int) -> None:
         raise RefusedError(
             f"{gpu.address} has the host's last framebuffer, and fbcon is the only console driver"
             " left: the kernel would crash at the next text it draws",
-            hint="reboot, and do not bind GPUs to vfio-pci on the kernel command line",
+            hint="reboot, and start this VM before any other that takes the boot GPU",
         )

@@ -34,7 +34,7 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
         yield Step(
             stage=NAME,
             gpu=gpu.address,
-            why=f"{' and '.join('/' + node for node in nodes)} must not be open while it leaves",
+            why=f"{' and '.join('/' + node for node in nodes)} must be closed before it leaves",
             # Linux 5.x frees the framebuffer below an open /dev/fbN (fixed in
             # 5.17.9, "fbdev: efifb: Cleanup fb_info in .fb_destroy rather than
             # .remove"); no symbol shows it, so there what cannot be seen counts.
@@ -72,6 +72,6 @@ def _refuse_unknown_claims(gpu: Gpu) -> None:
         if claim.name not in CLAIM_NAMES:
             raise RefusedError(
                 f"{claim.name} claims {claim.range} in BAR {claim.bar} of {gpu.address},"
-                " and no stage knows how to take it away",
+                " and this program does not know how to take it away",
                 hint="find out what it is in /proc/iomem and remove it before the VM starts",
             )

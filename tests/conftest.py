@@ -1,0 +1,71 @@
+"""What all tests share: recorded machines that react, domain XML, golden outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.building import Machine, render
+from tests.fakehost import FakeHost
+from tests.libvirt_xml import domain_xml
+from vfio_console_hook.recorded import unpack
+
+HERE = Path(__file__).parent
+Golden = Callable[[str, str], None]
+
+__all__ = ["Golden", "MachineFactory", "domain_xml"]
+
+
+class MachineFactory(Protocol):
+    """machine("efifb-6.12") or machine(a Machine): a fresh copy that reacts to writes."""
+
+    def __call__(self, which: str | Machine, *, crash_before: int = 0, refuse: int = 0) -> FakeHost: ...
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--regenerate", action="store_true", help="write the outputs in tests/golden anew"
+    )
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[MachineFactory]:
+    """Makes a FakeHost of a recorded machine, each time over a directory of its own.
+
+    vfio-pci is loaded on it: what loads when is not what tests are about.
+    """
+    made = 0
+
+    def make(which: str | Machine, *, crash_before: int = 0, refuse: int = 0) -> FakeHost:
+        nonlocal made
+        made += 1
+        if isinstance(which, str):
+            text = (HERE / "machines" / f"{which}.tree").read_text(encoding="utf-8")
+        else:
+            text = render(which)
+        root = tmp_path / f"machine{made}"
+        root.mkdir()
+        unpack(text, str(root))
+        FakeHost(str(root)).load_module("vfio-pci")
+        return FakeHost(str(root), crash_before=crash_before, refuse=refuse)
+
+    yield make
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """golden(name, text) fails when text is not what tests/golden/NAME.txt holds."""
+
+    def compare(name: str, text: str) -> None:
+        path = HERE / "golden" / f"{name}.txt"
+        if request.config.getoption("--regenerate"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists():
+            pytest.fail(f"there is no {path}: run pytest --regenerate, and read what it wrote")
+        assert text == path.read_text(encoding="utf-8"), "pytest --regenerate writes it anew"
+
+    return compare

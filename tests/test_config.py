@@ -1,0 +1,512 @@
+"""What the administrator may write, what it means, and how mistakes are told."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.gate import ROOT
+from vfio_console_hook import config
+from vfio_console_hook.config import KEYS, Config, Holders, load
+from vfio_console_hook.errors import ConfigError
+from vfio_console_hook.recorded import RecordedHost
+
+UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
+FILES = "/etc/vfio-console-hook"
+DEFAULT = f"{FILES}/default.yaml"
+WIN11 = f"{FILES}/vms/win11.yaml"
+EXAMPLES = sorted((ROOT / "config").glob("*.yaml"))
+
+
+class Etc(RecordedHost):
+    """A machine that has nothing but a configuration; theirs belong to another user."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(str(root))
+        self.theirs: set[str] = set()
+        for directory in ("etc", config.DIRECTORY, config.VMS):
+            (root / directory).mkdir(0o755)
+            (root / directory).chmod(0o755)
+
+    def put(self, path: str, content: bytes | str, mode: int = 0o644) -> Path:
+        file = Path(self.path(path[1:]))
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        file.chmod(mode)
+        return file
+
+    def stat(self, path: str) -> os.stat_result | None:
+        status = super().stat(path)
+        if status is None or f"/{path}" not in self.theirs:
+            return status
+        return os.stat_result((*status[:4], 12345, *status[5:10]))
+
+
+@pytest.fixture
+def etc(tmp_path: Path) -> Etc:
+    return Etc(tmp_path)
+
+
+def mistakes(host: RecordedHost, name: str = "win11", uuid: str = UUID) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(host, name, uuid)
+    return str(caught.value)
+
+
+# -- which files
+
+
+def test_without_any_file_everything_has_its_default(tmp_path: Path) -> None:
+    assert load(RecordedHost(str(tmp_path)), "win11", UUID) == Config(
+        enabled=True,
+        stages=("fbcon", "drm_aperture", "fbdev", "vgacon"),
+        bootfb="refuse",
+        keep_console="auto",
+        holders=Holders(wait_s=5),
+        on_failure="abort",
+        timeout_s=60,
+        log_level="info",
+    )
+
+
+def test_every_key_can_be_set(etc: Etc) -> None:
+    etc.put(
+        DEFAULT,
+        "enabled: no\nstages: [vgacon, fbcon]\nbootfb: native\nkeep_console: never\n"
+        "holders:\n  wait_s: 2.5\non_failure: start\ntimeout_s: 7\nlog_level: debug\n",
+    )
+
+    assert load(etc, "win11", UUID) == Config(
+        enabled=False,
+        stages=("vgacon", "fbcon"),
+        bootfb="native",
+        keep_console="never",
+        holders=Holders(wait_s=2.5),
+        on_failure="start",
+        timeout_s=7,
+        log_level="debug",
+    )
+
+
+@pytest.mark.parametrize("file", [f"{UUID}.yaml", f"{UUID.upper()}.yaml", "win11.yaml"])
+def test_the_file_of_the_vm_goes_before_the_default_key_by_key(etc: Etc, file: str) -> None:
+    etc.put(DEFAULT, "bootfb: native\ntimeout_s: 30\nholders: {wait_s: 1}\n")
+    etc.put(f"{FILES}/vms/{file}", "bootfb: rescan\nlog_level: error\nholders:\n")
+
+    assert load(etc, "win11", UUID) == Config(
+        bootfb="rescan", timeout_s=30, holders=Holders(wait_s=1), log_level="error"
+    )
+
+
+@pytest.mark.parametrize("name", ["win10", "..", "../default", "", "WIN11", "win11.yaml", "*"])
+def test_the_file_of_another_vm_is_not_read(etc: Etc, name: str) -> None:
+    etc.put(WIN11, "enabled: false\n")
+    etc.put(f"{FILES}/vms/.yaml", "enabled: false\n")
+
+    assert load(etc, name, "") == Config()
+
+
+@pytest.mark.parametrize("name", ["--help", "..", " ", "a\nb", "gr\u00fcn", ".hidden", "$(x)"])
+def test_a_file_may_bear_any_name_that_a_vm_can_have(etc: Etc, name: str) -> None:
+    etc.put(f"{FILES}/vms/{name}.yaml", "enabled: false\n")
+
+    assert load(etc, name, UUID) == Config(enabled=False)
+
+
+def test_a_file_for_the_name_and_one_for_the_uuid_are_one_too_many(etc: Etc) -> None:
+    etc.put(WIN11, "enabled: false\n")
+    etc.put(f"{FILES}/vms/{UUID}.yaml", "enabled: true\n")
+
+    assert mistakes(etc) == (
+        f"{FILES}/vms/{UUID}.yaml and {WIN11} are for the same VM; keep one of them"
+    )
+
+
+def test_a_vm_whose_name_is_its_uuid_has_one_file(etc: Etc) -> None:
+    etc.put(f"{FILES}/vms/{UUID}.yaml", "enabled: false\n")
+
+    assert load(etc, UUID, UUID) == Config(enabled=False)
+
+
+# -- who may write them
+
+
+@pytest.mark.parametrize("path", [FILES, DEFAULT, f"{FILES}/vms", WIN11])
+def test_what_belongs_to_another_user_is_refused_and_not_read(etc: Etc, path: str) -> None:
+    etc.put(DEFAULT, "")
+    etc.put(WIN11, "")
+    etc.put(path, "root:secret\n") if path.endswith(".yaml") else None
+    etc.theirs = {path}
+
+    assert mistakes(etc) == f"{path} belongs to user 12345 instead of root"
+
+
+@pytest.mark.parametrize("mode", [0o020, 0o002])
+@pytest.mark.parametrize("path", [FILES, DEFAULT, f"{FILES}/vms", WIN11])
+def test_what_others_can_write_is_refused_and_not_read(etc: Etc, path: str, mode: int) -> None:
+    etc.put(DEFAULT, "")
+    etc.put(WIN11, "")
+    etc.put(path, "root:secret\n") if path.endswith(".yaml") else None
+    os.chmod(etc.path(path[1:]), 0o755 | mode)
+
+    assert mistakes(etc) == f"{path} can be written by others than root, run `chmod go-w {path}`"
+
+
+def test_a_link_into_a_directory_that_others_can_write_is_refused(etc: Etc) -> None:
+    Path(etc.path("srv")).mkdir()
+    target = etc.put("/srv/win11.yaml", "enabled: false\n")
+    Path(etc.path("srv")).chmod(0o777)
+    Path(etc.path(WIN11[1:])).symlink_to(target)
+
+    assert mistakes(etc) == "/srv can be written by others than root, run `chmod go-w /srv`"
+
+
+def test_a_link_to_a_safe_file_is_followed(etc: Etc) -> None:
+    Path(etc.path("srv")).mkdir(0o755)
+    Path(etc.path("srv")).chmod(0o755)
+    target = etc.put("/srv/win11.yaml", "enabled: false\n")
+    Path(etc.path(WIN11[1:])).symlink_to(target)
+
+    assert load(etc, "win11", UUID) == Config(enabled=False)
+
+
+def test_a_link_to_nothing_is_told(etc: Etc) -> None:
+    Path(etc.path(WIN11[1:])).symlink_to("nowhere.yaml")
+
+    assert mistakes(etc) == f"{WIN11} is a link to nothing"
+
+
+@pytest.mark.parametrize("path", [DEFAULT, WIN11])
+def test_a_directory_where_a_file_should_be_is_told(etc: Etc, path: str) -> None:
+    Path(etc.path(path[1:])).mkdir()
+
+    assert mistakes(etc) == f"{path} is not a regular file"
+
+
+def test_a_pipe_where_a_file_should_be_is_not_waited_for(etc: Etc) -> None:
+    os.mkfifo(etc.path(WIN11[1:]), 0o644)
+
+    assert mistakes(etc) == f"{WIN11} is not a regular file"
+
+
+@pytest.mark.parametrize("path", [FILES, f"{FILES}/vms"])
+def test_a_file_where_a_directory_should_be_is_told(etc: Etc, path: str) -> None:
+    Path(etc.path(config.VMS)).rmdir()
+    if path == FILES:
+        Path(etc.path(config.DIRECTORY)).rmdir()
+    etc.put(path, "")
+
+    assert mistakes(etc) == f"{path} is not a directory"
+
+
+def test_a_file_of_64_kib_is_read_and_a_longer_one_is_not(etc: Etc) -> None:
+    text = "#" * 65_518 + "\nenabled: false\n"
+    etc.put(DEFAULT, text.rjust(65_536, "#"))
+
+    assert load(etc, "win11", UUID) == Config(enabled=False)
+
+    etc.put(DEFAULT, text.rjust(65_537, "#"))
+
+    assert mistakes(etc) == f"{DEFAULT} is 65537 bytes long, more than 65536"
+
+
+# -- what is in them
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n\n",
+        b"# only\n  # comments\n",
+        b"---\n",
+        b"--- # nothing\n...\n",
+        b"{}",
+        b"~",
+        b"\xef\xbb\xbf",
+        b"\xef\xbb\xbf# a mark\r\n",
+        b"holders:\n",
+        b"holders: {}\n",
+    ],
+)
+def test_a_file_without_settings_changes_nothing(etc: Etc, content: bytes) -> None:
+    etc.put(DEFAULT, content)
+
+    assert load(etc, "win11", UUID) == Config()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"timeout_s: 9\r\nbootfb: native\r\n",
+        b"\xef\xbb\xbftimeout_s: 9\nbootfb: native",
+        b"timeout_s: 9\rbootfb: 'native'\r",
+        b'%YAML 1.1\n---\n{timeout_s: 9, "bootfb": "native"}\n',
+        b"\n# a\n\ntimeout_s:\n  9\n? bootfb\n: native\n",
+    ],
+)
+def test_a_file_may_come_from_any_editor(etc: Etc, content: bytes) -> None:
+    etc.put(DEFAULT, content)
+
+    assert load(etc, "win11", UUID) == Config(timeout_s=9, bootfb="native")
+
+
+@pytest.mark.parametrize(
+    ("written", "enabled"),
+    [("true", True), ("yes", True), ("On", True), ("false", False), ("No", False), ("OFF", False)],
+)
+def test_yes_and_no_are_what_yaml_says(etc: Etc, written: str, enabled: bool) -> None:
+    etc.put(DEFAULT, f"enabled: {written}\n")
+
+    assert load(etc, "win11", UUID) == Config(enabled=enabled)
+
+
+@pytest.mark.parametrize(("written", "wait_s"), [("0", 0.0), ("600", 600.0), ("0.25", 0.25)])
+def test_a_wait_is_any_number_of_seconds_up_to_600(etc: Etc, written: str, wait_s: float) -> None:
+    etc.put(DEFAULT, f"holders:\n  wait_s: {written}\n")
+
+    assert load(etc, "win11", UUID) == Config(holders=Holders(wait_s=wait_s))
+
+
+WAIT = "'holders.wait_s', it must be a number from 0 to 600"
+STAGES = "a list of some of fbcon, drm_aperture, fbdev, vgacon, each once"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("enabled: 1", "1 for 'enabled', it must be true or false"),
+        ("enabled: 'true'", "'true' for 'enabled', it must be true or false"),
+        ("enabled:", "nothing for 'enabled', it must be true or false"),
+        ("stages: fbcon", f"'fbcon' for 'stages', it must be {STAGES}"),
+        ("stages: [fbcon, efifb]", f"['fbcon', 'efifb'] for 'stages', it must be {STAGES}"),
+        ("stages: [fbcon, fbcon]", f"['fbcon', 'fbcon'] for 'stages', it must be {STAGES}"),
+        ("stages: [[fbcon]]", f"[['fbcon']] for 'stages', it must be {STAGES}"),
+        ("stages: {fbcon: on}", f"a group of keys for 'stages', it must be {STAGES}"),
+        ("bootfb: Native", "'Native' for 'bootfb', it must be one of refuse, native, rescan"),
+        ("bootfb: no", "false for 'bootfb', it must be one of refuse, native, rescan"),
+        ("keep_console: always", "'always' for 'keep_console', it must be one of auto, never"),
+        ("on_failure: ''", "'' for 'on_failure', it must be one of abort, start"),
+        ("log_level: 3", "3 for 'log_level', it must be one of debug, info, warning, error"),
+        ("timeout_s: true", "true for 'timeout_s', it must be a whole number from 1 to 600"),
+        ("timeout_s: 60.0", "60.0 for 'timeout_s', it must be a whole number from 1 to 600"),
+        ("timeout_s: '60'", "'60' for 'timeout_s', it must be a whole number from 1 to 600"),
+        ("timeout_s: 0", "0 for 'timeout_s', it must be a whole number from 1 to 600"),
+        ("timeout_s: 601", "601 for 'timeout_s', it must be a whole number from 1 to 600"),
+        ("timeout_s: -5", "'-5' for 'timeout_s', it must be a whole number from 1 to 600"),
+        ("timeout_s: 010", "'010' for 'timeout_s', it must be a whole number from 1 to 600"),
+        ("timeout_s: 1:30", "'1:30' for 'timeout_s', it must be a whole number from 1 to 600"),
+        ("timeout_s: 0x_", "'0x_' for 'timeout_s', it must be a whole number from 1 to 600"),
+        ("holders: 5", "5 for 'holders', it must be a group of keys"),
+        ("holders: []", "[] for 'holders', it must be a group of keys"),
+        ("holders: {wait_s: .inf}", f"'.inf' for {WAIT}"),
+        ("holders: {wait_s: .nan}", f"'.nan' for {WAIT}"),
+        ("holders: {wait_s: -1}", f"'-1' for {WAIT}"),
+        ("holders: {wait_s: 1e3}", f"'1e3' for {WAIT}"),
+        ("holders: {wait_s: on}", f"true for {WAIT}"),
+        ("holders: {wait_s: }", f"nothing for {WAIT}"),
+    ],
+)
+def test_a_bad_value_is_told_with_what_is_good(etc: Etc, line: str, told: str) -> None:
+    etc.put(WIN11, f"# a comment\n{line}\n")
+
+    assert mistakes(etc) == f"{WIN11}:2: bad value {told}"
+
+
+ALL_KEYS = "enabled, stages, bootfb, keep_console, holders, on_failure, timeout_s, log_level"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("stage: [fbcon]", "1: unknown key 'stage', did you mean 'stages'?"),
+        ("\n\nBootFB: native", "3: unknown key 'BootFB', did you mean 'bootfb'?"),
+        ("zzz: 1", f"1: unknown key 'zzz', the keys are {ALL_KEYS}"),
+        ("holders.wait_s: 1", "1: unknown key 'holders.wait_s', did you mean 'holders'?"),
+        ("holders:\n  wait: 1", "2: unknown key 'wait' in 'holders', did you mean 'wait_s'?"),
+        ("holders:\n  x: 1", "2: unknown key 'x' in 'holders', the keys are wait_s"),
+        ("<<: {bootfb: native}", f"1: unknown key '<<', the keys are {ALL_KEYS}"),
+        ("? [a]\n: 1", f"1: unknown key '', the keys are {ALL_KEYS}"),
+        ('"z\\nz": 1', f"1: unknown key 'z\\nz', the keys are {ALL_KEYS}"),
+        ("bootfb: native\nbootfb: native", "2: key 'bootfb' is already set in line 1"),
+        ("{bootfb: native, bootfb: refuse}", "1: key 'bootfb' is already set in line 1"),
+        ("holders: {}\nholders: {}", "2: key 'holders' is already set in line 1"),
+        (
+            "holders:\n  wait_s: 1\n  wait_s: 2",
+            "3: key 'holders.wait_s' is already set in line 2",
+        ),
+        ("bootfb", "1: not a mapping of keys, such as `bootfb: refuse`"),
+        ("- bootfb: native", "1: not a mapping of keys, such as `bootfb: refuse`"),
+        ("bootfb: a: b", "1: not YAML: mapping values are not allowed here"),
+        ("a: 1\n\tb: 2", "2: not YAML: found character '\\t' that cannot start any token"),
+        ("bootfb: [native", "1: not YAML: expected ',' or ']', but got '<stream end>'"),
+        ("a: 1\n---\nb: 2", "2: not YAML: but found another document"),
+        ("a: 1\nb: \x07", "2: not YAML: special characters are not allowed"),
+        ("a:\n  " + "[" * 60_000, "2: nested too deeply"),
+        ("a: &b c", "1: anchors, aliases and tags are not understood here"),
+        ("a: 1\nb: *c", "2: anchors, aliases and tags are not understood here"),
+        ("bootfb: !!str native", "1: anchors, aliases and tags are not understood here"),
+        (
+            "a: !!python/object/apply:os.system ['touch /tmp/pwned']",
+            "1: anchors, aliases and tags are not understood here",
+        ),
+        (
+            "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]",
+            "1: anchors, aliases and tags are not understood here",
+        ),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_what_cannot_be_understood_is_told_with_its_line(etc: Etc, content: str, told: str) -> None:
+    etc.put(WIN11, content)
+
+    assert mistakes(etc) == f"{WIN11}:{told}"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [(b"a\n# \xff\n", 2), ("bootfb: native\n".encode("utf-16"), 1), (b"\n\n\xe9", 3)],
+)
+def test_what_is_not_utf8_is_told(etc: Etc, content: bytes, line: int) -> None:
+    etc.put(DEFAULT, content)
+
+    assert mistakes(etc) == f"{DEFAULT}:{line}: not UTF-8"
+
+
+def test_a_long_value_is_cut(etc: Etc) -> None:
+    etc.put(DEFAULT, f"bootfb: {'x' * 1000}\n")
+
+    told = f"'{'x' * 56}... for 'bootfb', it must be one of refuse, native, rescan"
+    assert mistakes(etc) == f"{DEFAULT}:1: bad value {told}"
+
+
+def test_all_mistakes_in_all_files_are_told_at_once(etc: Etc) -> None:
+    etc.put(DEFAULT, "stage: [fbcon]\ntimeout_s: soon\n")
+    etc.put(WIN11, "holders:\n  wait: 1\nbootfb: nativ\n")
+    etc.put(f"{FILES}/vms/{UUID}.yaml", "a: b: c\n")
+
+    assert mistakes(etc).split("; ") == [
+        f"{DEFAULT}:1: unknown key 'stage', did you mean 'stages'?",
+        f"{DEFAULT}:2: bad value 'soon' for 'timeout_s', it must be a whole number from 1 to 600",
+        f"{FILES}/vms/{UUID}.yaml and {WIN11} are for the same VM",
+        "keep one of them",
+        f"{FILES}/vms/{UUID}.yaml:1: not YAML: mapping values are not allowed here",
+        f"{WIN11}:2: unknown key 'wait' in 'holders', did you mean 'wait_s'?",
+        f"{WIN11}:3: bad value 'nativ' for 'bootfb', it must be one of refuse, native, rescan",
+    ]
+
+
+def test_of_very_many_mistakes_the_first_twenty_are_told(etc: Etc) -> None:
+    etc.put(DEFAULT, "zzz: 1\n" * 30)
+
+    told = mistakes(etc).split("; ")
+
+    assert (len(told), told[19:]) == (
+        21,
+        [f"{DEFAULT}:20: key 'zzz' is already set in line 1", "and 10 more mistakes"],
+    )
+
+
+# -- what it costs
+
+
+@pytest.mark.parametrize(
+    ("content", "loaded"),
+    [(None, False), ("# bootfb: native\n\n", False), ("bootfb: native\n", True)],
+)
+def test_yaml_is_loaded_only_when_something_is_set(
+    etc: Etc, content: str | None, loaded: bool
+) -> None:
+    if content is not None:
+        etc.put(DEFAULT, content)
+        etc.put(WIN11, content)
+    program = (
+        "import sys\n"
+        "from vfio_console_hook import config, recorded\n"
+        "config.load(recorded.RecordedHost(sys.argv[1]), 'win11', '')\n"
+        "print(*sorted({'difflib', 'yaml'} & set(sys.modules)))\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, etc.root], cwd=ROOT, capture_output=True, text=True
+    )
+
+    assert (done.stdout, done.stderr) == ("yaml\n" if loaded else "\n", "")
+
+
+# -- the files in config/
+
+
+# "#key:", "#  key:" and "#  - item" are settings, "# text" is for people.
+SETTING = re.compile(r"^#(?=(?P<inside>  )?(?:(?P<key>\w+):|- ))", re.MULTILINE)
+
+
+def explained(text: str) -> list[tuple[str, list[str]]]:
+    """Each setting that is commented out, with the first two lines of its paragraph."""
+    found = []
+    for paragraph in text.split("\n\n"):
+        group = ""
+        for setting in SETTING.finditer(paragraph):
+            key = f"{group}.{setting['key']}" if setting["inside"] else setting["key"]
+            if setting["key"] and not setting["inside"]:
+                group = key
+            if setting["key"]:
+                found.append((key, paragraph.splitlines()[:2]))
+    return found
+
+
+def test_default_yaml_explains_every_key_in_the_words_of_the_program() -> None:
+    text = (ROOT / "config/default.yaml").read_text(encoding="utf-8")
+
+    found = [(name, lines) for name, lines in explained(text) if name != "holders"]
+
+    assert found == [(key.name, [f"# {key.doc}", f"# Value: {key.wanted}"]) for key in KEYS]
+
+
+def test_default_yaml_shows_the_defaults(etc: Etc) -> None:
+    text = SETTING.sub("", (ROOT / "config/default.yaml").read_text(encoding="utf-8"))
+    # Other values first, so that one that is missing is seen.
+    etc.put(
+        DEFAULT,
+        "enabled: false\nstages: []\nbootfb: native\nkeep_console: never\nholders: {wait_s: 1}\n"
+        "on_failure: start\ntimeout_s: 1\nlog_level: debug\n",
+    )
+    etc.put(WIN11, text)
+
+    assert load(etc, "win11", UUID) == Config()
+
+
+def test_every_default_is_a_good_value() -> None:
+    written = [list(key.default) if key.name == "stages" else key.default for key in KEYS]
+
+    assert [key.read(value) for key, value in zip(KEYS, written)] == [key.default for key in KEYS]
+
+
+def test_there_is_an_example_for_each_common_case() -> None:
+    assert [path.stem for path in EXAMPLES] == [
+        "class-0380",
+        "default",
+        "nvidia",
+        "single-gpu",
+        "two-gpus",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("example", "expected"),
+    [
+        ("class-0380", Config(bootfb="native")),
+        ("default", Config()),
+        ("nvidia", Config(holders=Holders(wait_s=30), timeout_s=90)),
+        ("single-gpu", Config(holders=Holders(wait_s=20))),
+        ("two-gpus", Config()),
+    ],
+)
+def test_an_example_says_what_it_should(etc: Etc, example: str, expected: Config) -> None:
+    etc.put(WIN11, (ROOT / f"config/{example}.yaml").read_bytes())
+
+    assert load(etc, "win11", UUID) == expected

@@ -1,0 +1,815 @@
+"""Holds FakeHost to what real kernels did.
+
+Each test is a row, or a cell, of the table of runs on Debian's kernels 5.10, 6.1, 6.12 and
+7.3 in QEMU; its expected values were seen there. The hook program has no part in it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.building import DUMMY_AND_FBCON, Machine, render
+from tests.conftest import MachineFactory
+from tests.fakehost import (
+    Crash,
+    FakeHost,
+    FakeLibvirt,
+    KernelFault,
+    LibvirtError,
+    close_device,
+    hold,
+    let_go,
+    open_device,
+    snapshot,
+)  # fmt: skip
+from tests.hosts import DISPLAY, FOLDER, MACHINES, VGA, lab, lab_gpu, native, text_mode, two_native
+from vfio_console_hook.errors import HostError
+from vfio_console_hook.host import CONSOLES
+
+GPU, SECOND = "0000:01:00.0", "0000:02:00.0"
+EFI = "efi-framebuffer"
+EFI_DEVICE = "sys/bus/platform/devices/efi-framebuffer.0"
+KERNELS = ("5.10", "6.1", "6.12", "7.3")
+REMOVERS = ("6.1", "6.12", "7.3")
+
+
+def unbind(host: FakeHost, driver: str = EFI) -> None:
+    host.write(f"sys/bus/platform/drivers/{driver}/unbind", f"{driver}.0")
+
+
+def bind(host: FakeHost, driver: str = EFI) -> None:
+    host.write(f"sys/bus/platform/drivers/{driver}/bind", f"{driver}.0")
+
+
+def to_vfio(host: FakeHost, address: str = GPU) -> FakeLibvirt:
+    libvirt = FakeLibvirt(host)
+    libvirt.detach(address)
+    return libvirt
+
+
+def load_native(host: FakeHost) -> None:
+    host.load_module("bochs")
+
+
+def detach_native(host: FakeHost, address: str = GPU) -> None:
+    host.write(f"sys/bus/pci/devices/{address}/driver/unbind", address)
+
+
+def claims(host: FakeHost) -> list[str]:
+    """The names in /proc/iomem that are neither RAM, nor bridges, nor BARs."""
+    names = [line.split(" : ")[1] for line in (host.read("proc/iomem") or "").splitlines()]
+    return [name for name in names if not name.startswith(("System RAM", "PCI Bus", "0000:"))]
+
+
+def consoles(host: FakeHost) -> list[str]:
+    """"vtcon0 (S) dummy device 1": each console driver, with what its bind reads."""
+    nodes = host.list("sys/class/vtconsole")
+    folder = "sys/class/vtconsole"
+    return [f"{n} {host.read(f'{folder}/{n}/name')} {host.read(f'{folder}/{n}/bind')}" for n in nodes]
+
+
+def failure(act: Callable[[], None]) -> str:
+    """The errno's name with which the kernel refuses."""
+    with pytest.raises(HostError) as caught:
+        act()
+    return errno.errorcode[caught.value.errno]
+
+
+def built(which: str, kernel: str) -> Machine:
+    if which == "vesafb":
+        machine = next(one for one in MACHINES if one.name == "vesafb-5.10")
+        return replace(machine, kernel=kernel)
+    return lab(kernel, which)
+
+
+# -- unbinding and binding firmware drivers
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("driver", ["efifb", "vesafb"])
+def test_efifb_and_vesafb_unbind_and_bind_three_times(
+    machine: MachineFactory, driver: str, kernel: str
+) -> None:
+    name = {"efifb": EFI, "vesafb": "vesa-framebuffer"}[driver]
+    host = machine(built("vesafb" if driver == "vesafb" else "efifb", kernel))
+    # /sys/devices/platform is where vesa-framebuffer.0 is in all these stand-ins.
+    before = snapshot(host)
+
+    for _ in range(3):
+        unbind(host, name)
+        assert claims(host) == []
+        assert consoles(host) == ["vtcon0 (S) dummy device 1"]
+        bind(host, name)
+
+    assert snapshot(host) == before
+
+
+def test_efifb_unbound_while_fb0_is_held_faults_on_5_10(machine: MachineFactory) -> None:
+    host = machine(lab("5.10", "efifb"))
+    hold(host, "dev/fb0", pid=412, command="plymouthd")
+
+    with pytest.raises(KernelFault):
+        unbind(host)
+
+    assert "general protection fault in efifb_destroy" in (host.fault or "")
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "7.3"])
+def test_efifb_unbound_while_fb0_is_held_stays_in_iomem_until_close(
+    machine: MachineFactory, kernel: str
+) -> None:
+    host = machine(lab(kernel, "efifb"))
+    hold(host, "dev/fb0", pid=412, command="plymouthd")
+
+    unbind(host)
+    assert claims(host) == ["efifb"]
+    let_go(host, 412)
+
+    assert claims(host) == []
+
+
+def test_efidrm_unbound_while_fb0_is_held_frees_its_memory_at_once(machine: MachineFactory) -> None:
+    host = machine(lab("7.3", "efidrm", DISPLAY))
+    hold(host, "dev/fb0", pid=412, command="plymouthd")
+
+    unbind(host)
+
+    assert claims(host) == []
+
+
+@pytest.mark.parametrize(
+    ("kernel", "bound", "gone"),
+    [("5.10", "ENODEV", "ENODEV"), ("6.1", "EBUSY", "ENODEV"), ("7.3", "EBUSY", "ENODEV")],
+)
+def test_bind_is_refused_with_the_errno_of_the_kernel(
+    machine: MachineFactory, kernel: str, bound: str, gone: str
+) -> None:
+    host = machine(lab(kernel, "efifb"))
+
+    already = failure(lambda: bind(host))
+    nowhere = failure(lambda: host.write(f"sys/bus/platform/drivers/{EFI}/bind", "nothing.0"))
+    unbind(host)
+    twice = failure(lambda: unbind(host))
+
+    assert (already, nowhere, twice) == (bound, gone, "ENODEV")
+
+
+# -- native drivers
+
+
+def test_native_on_5_10_leaves_efi_framebuffer_bound_but_dead(machine: MachineFactory) -> None:
+    host = machine(lab("5.10", "efifb"))
+
+    load_native(host)
+
+    assert host.link_name(f"{EFI_DEVICE}/driver") == EFI
+    assert host.list(f"{EFI_DEVICE}/graphics") == ()
+    assert host.read("proc/fb") == "0 bochs-drmdrmfb"
+    assert claims(host) == ["bochs-drm", "bochs-drm"]
+
+
+def test_native_on_5_10_then_unbinding_efi_framebuffer_is_a_kernel_bug(
+    machine: MachineFactory,
+) -> None:
+    host = machine(lab("5.10", "efifb"))
+    load_native(host)
+
+    with pytest.raises(KernelFault):
+        unbind(host)
+
+    assert "mm/slub.c" in (host.fault or "")
+
+
+@pytest.mark.parametrize("kernel", REMOVERS)
+def test_native_makes_the_firmware_device_go(machine: MachineFactory, kernel: str) -> None:
+    host = machine(lab(kernel, "efifb"))
+
+    load_native(host)
+
+    assert not host.exists(EFI_DEVICE)
+    assert failure(lambda: unbind(host)) == "ENODEV"
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_native_unbinds_and_binds(machine: MachineFactory, kernel: str) -> None:
+    host = machine(native(kernel))
+    before = snapshot(host)
+
+    detach_native(host)
+    alone = consoles(host)
+    host.write("sys/bus/pci/drivers/bochs-drm/bind", GPU)
+
+    assert alone == ["vtcon0 (S) dummy device 1"]
+    assert snapshot(host) == before
+
+
+@pytest.mark.parametrize("kernel", ["5.10", "6.1", "6.12"])
+def test_native_bound_and_unbound_then_vfio_has_all_bars(
+    machine: MachineFactory, kernel: str
+) -> None:
+    host = machine(lab(kernel, "efifb"))
+    load_native(host)
+
+    to_vfio(host)
+
+    assert open_device(host, GPU) == []
+
+
+def test_native_does_not_free_bootfb_on_5_10(machine: MachineFactory) -> None:
+    host = machine(lab("5.10", "simplefb"))
+    load_native(host)
+
+    to_vfio(host)
+
+    assert claims(host) == ["BOOTFB"]
+    assert open_device(host, GPU) == [0]
+
+
+# -- vfio-pci
+
+
+def test_vfio_on_5_10_leaves_efifb_and_bar_0_is_busy(machine: MachineFactory) -> None:
+    host = machine(lab("5.10", "efifb"))
+
+    to_vfio(host)
+
+    assert claims(host) == ["efifb"]
+    assert open_device(host, GPU) == [0]
+    assert host.log == [
+        "vfio-pci 0000:01:00.0: BAR 0: can't reserve [mem 0xc0000000-0xc0ffffff pref]"
+    ]
+
+
+@pytest.mark.parametrize("kernel", REMOVERS)
+def test_vfio_removes_efifb_of_class_0300_for_good(machine: MachineFactory, kernel: str) -> None:
+    host = machine(lab(kernel, "efifb"))
+
+    libvirt = to_vfio(host)
+    blocked = open_device(host, GPU)
+    close_device(host, GPU)
+    libvirt.reattach(GPU)
+
+    assert blocked == []
+    assert not host.exists(EFI_DEVICE)
+    assert failure(lambda: bind(host)) == "ENODEV"
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "7.3"])
+def test_vfio_with_fb0_held_leaves_the_region_until_close(
+    machine: MachineFactory, kernel: str
+) -> None:
+    host = machine(lab(kernel, "efifb"))
+    hold(host, "dev/fb0", pid=412, command="plymouthd")
+
+    to_vfio(host)
+    while_held = open_device(host, GPU)
+    close_device(host, GPU)
+    let_go(host, 412)
+    afterwards = open_device(host, GPU)
+
+    assert not host.exists(EFI_DEVICE)
+    assert (while_held, afterwards) == ([0], [])
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "7.3"])
+def test_vfio_does_not_remove_efifb_of_class_0380(machine: MachineFactory, kernel: str) -> None:
+    host = machine(lab(kernel, "efifb", DISPLAY))
+
+    to_vfio(host)
+
+    assert claims(host) == ["efifb"]
+    assert open_device(host, GPU) == [0]
+
+
+def test_efifb_unbound_then_vfio_on_5_10_can_be_bound_again(machine: MachineFactory) -> None:
+    host = machine(lab("5.10", "efifb"))
+    before = snapshot(host)
+
+    unbind(host)
+    libvirt = to_vfio(host)
+    blocked = open_device(host, GPU)
+    close_device(host, GPU)
+    libvirt.reattach(GPU)
+    bind(host)
+
+    assert blocked == []
+    assert snapshot(host) == before
+
+
+@pytest.mark.parametrize("kernel", REMOVERS)
+def test_efifb_unbound_then_vfio_unregisters_the_device_all_the_same(
+    machine: MachineFactory, kernel: str
+) -> None:
+    host = machine(lab(kernel, "efifb"))
+
+    unbind(host)
+    to_vfio(host)
+
+    assert open_device(host, GPU) == []
+    assert failure(lambda: bind(host)) == "ENODEV"
+
+
+@pytest.mark.parametrize("kernel", ["6.12", "6.18.15", "7.3"])
+def test_with_memory_decode_off_the_device_survives_vfio(
+    machine: MachineFactory, kernel: str
+) -> None:
+    """The way back: seen on 6.12.107, 6.18.15 and 7.3.4 with a real libvirtd."""
+    base = lab("6.12", "efifb")
+    host = machine(replace(base, kernel=kernel))
+    before = snapshot(host)
+    config = f"sys/bus/pci/devices/{GPU}/config"
+
+    unbind(host)
+    host.poke(config, 4, b"\1\0")
+    libvirt = to_vfio(host)
+    blocked = open_device(host, GPU)
+    close_device(host, GPU)
+    libvirt.reattach(GPU)
+    decoding = host.peek(config, 4, 2)
+    bind(host)
+
+    assert (blocked, decoding) == ([], b"\3\0")
+    assert snapshot(host) == before
+
+
+def test_memory_decode_off_does_not_help_on_6_1(machine: MachineFactory) -> None:
+    host = machine(lab("6.1", "efifb"))
+
+    unbind(host)
+    host.poke(f"sys/bus/pci/devices/{GPU}/config", 4, b"\1\0")
+    to_vfio(host)
+
+    assert not host.exists(EFI_DEVICE)
+
+
+def test_lockdown_refuses_writes_to_config_space(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    host.tree.put("sys/kernel/security/lockdown", "none [integrity] confidentiality")
+
+    refused = failure(lambda: host.poke(f"sys/bus/pci/devices/{GPU}/config", 4, b"\1\0"))
+
+    assert refused == "EPERM"
+
+
+@pytest.mark.parametrize(("kernel", "kept"), [("6.1", False), ("7.3", True)])
+def test_vfio_on_a_second_vga_takes_the_hosts_efifb_on_6_1(
+    machine: MachineFactory, kernel: str, kept: bool
+) -> None:
+    base = lab(kernel, "efifb")
+    second = replace(lab_gpu(SECOND, base=0xD0000000), boot_vga=False)
+    host = machine(replace(base, pci=(*base.pci, second)))
+
+    to_vfio(host, SECOND)
+
+    assert host.exists(EFI_DEVICE) is kept
+    assert claims(host) == (["efifb"] if kept else [])
+    assert consoles(host)[0] == f"vtcon0 (S) dummy device {int(not kept)}"
+
+
+def test_efidrm_of_class_0380_comes_back_after_vfio(machine: MachineFactory) -> None:
+    host = machine("efidrm-7")
+    before = snapshot(host)
+
+    unbind(host)
+    libvirt = to_vfio(host)
+    blocked = open_device(host, GPU)
+    close_device(host, GPU)
+    libvirt.reattach(GPU)
+    bind(host)
+
+    assert blocked == []
+    assert snapshot(host) == before
+
+
+# -- BOOTFB
+
+
+@pytest.mark.parametrize(
+    ("kernel", "driver", "pci_class"),
+    [("5.10", "simplefb", VGA), ("6.1", "simpledrm", DISPLAY), ("7.3", "simpledrm", DISPLAY)],
+)
+def test_bootfb_outlives_the_driver_and_blocks_the_bar(
+    machine: MachineFactory, kernel: str, driver: str, pci_class: int
+) -> None:
+    host = machine(lab(kernel, driver, pci_class))
+    before = snapshot(host)
+
+    unbind(host, "simple-framebuffer")
+    libvirt = to_vfio(host)
+    left, blocked = claims(host), open_device(host, GPU)
+    close_device(host, GPU)
+    libvirt.reattach(GPU)
+    bind(host, "simple-framebuffer")
+
+    assert (left, blocked) == (["BOOTFB"], [0])
+    assert snapshot(host) == before
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "7.3"])
+def test_bootfb_of_class_0300_goes_with_vfio(machine: MachineFactory, kernel: str) -> None:
+    host = machine(lab(kernel, "simpledrm"))
+
+    unbind(host, "simple-framebuffer")
+    to_vfio(host)
+
+    assert open_device(host, GPU) == []
+    assert failure(lambda: bind(host, "simple-framebuffer")) == "ENODEV"
+
+
+def test_a_bootfb_that_covers_the_whole_bar_does_not_block_it(machine: MachineFactory) -> None:
+    base = lab("6.1", "simpledrm", DISPLAY, bound=False)
+    whole = replace(base.firmware[0], size=0x1000000)
+    host = machine(replace(base, firmware=(whole,)))
+
+    to_vfio(host)
+
+    assert claims(host) == ["BOOTFB"]
+    assert open_device(host, GPU) == []
+
+
+# -- remove and rescan
+
+
+def rescan(host: FakeHost) -> None:
+    host.write(f"sys/bus/pci/devices/{GPU}/remove", "1")
+    host.write("sys/bus/pci/rescan", "1")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("driver", ["efifb", "simpledrm"])
+def test_rescan_moves_the_bar_and_frees_it(
+    machine: MachineFactory, kernel: str, driver: str
+) -> None:
+    name = {"efifb": EFI, "simpledrm": "simple-framebuffer"}[driver]
+    host = machine(lab(kernel, driver, DISPLAY))
+    unbind(host, name)
+
+    rescan(host)
+    to_vfio(host)
+
+    moved = (host.read(f"sys/bus/pci/devices/{GPU}/resource") or "").split()[0]
+    assert int(moved, 16) != 0xC0000000
+    assert claims(host) == []
+    assert open_device(host, GPU) == []
+
+
+@pytest.mark.parametrize("kernel", ["5.10", "6.1"])
+def test_efifb_bound_after_a_rescan_faults_on_old_kernels(
+    machine: MachineFactory, kernel: str
+) -> None:
+    host = machine(lab(kernel, "efifb", DISPLAY))
+    unbind(host)
+    rescan(host)
+
+    with pytest.raises(KernelFault):
+        bind(host)
+
+    assert "general protection fault in efifb_probe" in (host.fault or "")
+
+
+@pytest.mark.parametrize("driver", ["efifb", "simpledrm"])
+def test_a_firmware_device_below_the_gpu_cannot_be_bound_after_a_rescan(
+    machine: MachineFactory, driver: str
+) -> None:
+    name = {"efifb": EFI, "simpledrm": "simple-framebuffer"}[driver]
+    host = machine(lab("7.3", driver, DISPLAY))
+    unbind(host, name)
+
+    rescan(host)
+
+    assert host.list("sys/bus/platform/devices") == (f"{name}.0",)
+    assert failure(lambda: bind(host, name)) == "ENOENT"
+
+
+def test_simpledrm_binds_after_a_rescan_on_6_1_at_the_old_address(machine: MachineFactory) -> None:
+    host = machine(lab("6.1", "simpledrm", DISPLAY))
+    unbind(host, "simple-framebuffer")
+    rescan(host)
+
+    bind(host, "simple-framebuffer")
+
+    assert host.read("proc/fb") == "0 simpledrmdrmfb"
+
+
+# -- vgacon
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_writing_to_the_static_vgacon_does_nothing(
+    machine: MachineFactory, kernel: str, value: str
+) -> None:
+    host = machine(text_mode(kernel))
+
+    host.write("sys/class/vtconsole/vtcon0/bind", value)
+
+    assert consoles(host) == ["vtcon0 (S) VGA+ 1"]
+
+
+def test_vfio_on_5_10_leaves_vgacon(machine: MachineFactory) -> None:
+    host = machine(text_mode("5.10"))
+
+    to_vfio(host)
+
+    assert consoles(host) == ["vtcon0 (S) VGA+ 1"]
+    assert open_device(host, GPU) == []
+
+
+@pytest.mark.parametrize("kernel", REMOVERS)
+def test_vfio_puts_a_module_dummy_in_the_place_of_vgacon(
+    machine: MachineFactory, kernel: str
+) -> None:
+    host = machine(text_mode(kernel))
+
+    to_vfio(host)
+
+    assert consoles(host) == ["vtcon1 (M) dummy device 1"]
+    assert host.log == ["vfio-pci 0000:01:00.0: vgaarb: deactivate vga console"]
+
+
+@pytest.mark.parametrize("kernel", REMOVERS)
+def test_without_a_static_driver_only_the_ioctl_binds_fbcon(
+    machine: MachineFactory, kernel: str
+) -> None:
+    host = machine(text_mode(kernel))
+    load_native(host)
+    after_native = consoles(host)
+
+    host.write("sys/class/vtconsole/vtcon0/bind", "0")
+    after_0, mapped = consoles(host), host.console_map("fb0")
+    host.write("sys/class/vtconsole/vtcon0/bind", "1")
+    after_1 = consoles(host)
+    host.map_console("fb0", 1, 0)
+
+    bound = ["vtcon0 (M) frame buffer device 1", "vtcon1 (M) dummy device 0"]
+    unbound = ["vtcon0 (M) frame buffer device 0", "vtcon1 (M) dummy device 1"]
+    assert after_native == bound
+    assert (after_0, mapped, after_1) == (unbound, (None,) * 63, unbound)
+    assert consoles(host) == bound
+    assert host.console_map("fb0") == (0,) * 63
+
+
+# -- several framebuffers
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12", "7.3"])
+def test_all_consoles_drop_to_dummy_although_another_framebuffer_stays(
+    machine: MachineFactory, kernel: str
+) -> None:
+    host = machine(two_native(kernel))
+
+    detach_native(host)
+    dropped = consoles(host)
+    host.map_console("fb1", 1, 1)
+    after_ioctl = consoles(host)
+    host.write("sys/class/vtconsole/vtcon1/bind", "1")
+
+    assert host.console_map("fb1") == (1,) * 63
+    assert dropped == ["vtcon0 (S) dummy device 1", "vtcon1 (M) frame buffer device 0"]
+    assert after_ioctl == dropped
+    assert consoles(host) == ["vtcon0 (S) dummy device 0", "vtcon1 (M) frame buffer device 1"]
+
+
+def test_without_a_static_driver_nothing_brings_the_consoles_back(machine: MachineFactory) -> None:
+    module_only = ("1 (M) frame buffer device", "0 (M) dummy device")
+    host = machine(two_native("6.1", module_only))
+
+    detach_native(host)
+    host.write("sys/class/vtconsole/vtcon0/bind", "1")
+    host.map_console("fb1", 1, 1)
+
+    assert consoles(host) == ["vtcon0 (M) frame buffer device 0", "vtcon1 (M) dummy device 1"]
+
+
+def test_all_consoles_move_when_one_was_mapped_to_the_other_framebuffer(
+    machine: MachineFactory,
+) -> None:
+    host = machine(two_native("6.12"))
+    host.map_console("fb0", 63, 1)
+
+    detach_native(host)
+
+    assert host.console_map("fb1") == (1,) * 63
+    assert consoles(host)[1] == "vtcon1 (M) frame buffer device 1"
+
+
+def test_consoles_mapped_to_the_other_framebuffer_first_stay_there(machine: MachineFactory) -> None:
+    host = machine(two_native("6.1"))
+    for console in CONSOLES:
+        host.map_console("fb1", console, 1)
+
+    detach_native(host)
+
+    assert host.console_map("fb1") == (1,) * 63
+    assert consoles(host)[1] == "vtcon1 (M) frame buffer device 1"
+
+
+def test_the_boot_gpus_driver_pulls_all_consoles_back(machine: MachineFactory) -> None:
+    host = machine(two_native("6.1", ("1 (M) frame buffer device", "0 (M) dummy device")))
+    detach_native(host)
+
+    host.write("sys/bus/pci/drivers/bochs-drm/bind", GPU)
+
+    assert host.console_map("fb0") == (0,) * 63
+    assert consoles(host)[0] == "vtcon0 (M) frame buffer device 1"
+
+
+def test_another_gpus_driver_pulls_no_console(machine: MachineFactory) -> None:
+    host = machine(two_native("6.1"))
+    before = host.console_map("fb0")
+    detach_native(host, SECOND)
+
+    host.write("sys/bus/pci/drivers/bochs-drm/bind", SECOND)
+
+    assert host.console_map("fb0") == before
+
+
+def text_mode_with_fbcon_on_the_second(kernel: str) -> Machine:
+    """BIOS text boot: fbcon on GPU B has taken over from vgacon on the boot VGA A."""
+    second = replace(lab_gpu(SECOND, base=0xD0000000, bound=True), boot_vga=False)
+    return replace(
+        text_mode(kernel), pci=(lab_gpu(), second), consoles=("0 (S) VGA+", DUMMY_AND_FBCON[1])
+    )
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "7.3"])
+def test_the_last_framebuffer_below_the_only_console_driver_is_an_oops(
+    machine: MachineFactory, kernel: str
+) -> None:
+    host = machine(text_mode_with_fbcon_on_the_second(kernel))
+    to_vfio(host, GPU)
+    alone = consoles(host)
+    host.write("sys/class/vtconsole/vtcon1/bind", "0")
+    after_0 = consoles(host)
+
+    with pytest.raises(KernelFault):
+        detach_native(host, SECOND)
+
+    assert alone == after_0 == ["vtcon1 (M) frame buffer device 1"]
+    assert "fbcon_cursor" in (host.fault or "")
+
+
+def test_vgacon_bound_when_vfio_comes_leaves_a_dummy_behind(machine: MachineFactory) -> None:
+    host = machine(text_mode_with_fbcon_on_the_second("6.1"))
+
+    host.write("sys/class/vtconsole/vtcon1/bind", "0")
+    to_vfio(host, GPU)
+    host.map_console("fb0", 1, 0)
+    detach_native(host, SECOND)
+
+    assert consoles(host) == ["vtcon2 (M) dummy device 1"]
+    assert host.fault is None
+
+
+# -- ioctls
+
+
+@pytest.mark.parametrize(("console", "index"), [(0, 0), (64, 0), (1, 32), (1, 5)])
+def test_consoles_and_framebuffers_that_are_not_there_are_refused(
+    machine: MachineFactory, console: int, index: int
+) -> None:
+    host = machine("efifb-6.12")
+
+    assert failure(lambda: host.map_console("fb0", console, index)) == "EINVAL"
+
+
+# -- libvirt, modprobe
+
+
+def test_libvirt_refuses_an_unmanaged_device_that_is_not_on_vfio(machine: MachineFactory) -> None:
+    host = machine("native-6.1")
+
+    with pytest.raises(LibvirtError) as caught:
+        FakeLibvirt(host).detach(GPU, managed=False)
+
+    assert str(caught.value) == (
+        "Unmanaged PCI device 0000:01:00.0 must be manually detached from the host"
+    )
+    assert host.changes == []
+
+
+def test_libvirt_leaves_a_device_alone_that_is_on_vfio_already(machine: MachineFactory) -> None:
+    host = machine("nvidia-bootfb-bar3")
+
+    libvirt = FakeLibvirt(host)
+    libvirt.detach(GPU)
+    libvirt.reattach(GPU)
+
+    assert host.changes == []
+
+
+def test_libvirt_writes_what_strace_saw(machine: MachineFactory) -> None:
+    host = machine("native-6.1")
+    before = snapshot(host)
+
+    libvirt = FakeLibvirt(host)
+    libvirt.detach(GPU)
+    libvirt.reattach(GPU)
+
+    device = f"sys/bus/pci/devices/{GPU}"
+    assert host.changes == [
+        ("write", f"{device}/driver_override", "vfio-pci"),
+        ("write", f"{device}/driver/unbind", GPU),
+        ("write", "sys/bus/pci/drivers_probe", GPU),
+        ("write", f"{device}/driver_override", ""),
+        ("write", f"{device}/driver/unbind", GPU),
+        ("write", "sys/bus/pci/drivers_probe", GPU),
+    ]
+    assert snapshot(host) == before
+
+
+def test_modprobe_keeps_to_the_blacklist(machine: MachineFactory) -> None:
+    host = machine("simpledrm-0380-6.12")
+    modalias = host.read(f"sys/bus/pci/devices/{GPU}/modalias") or ""
+
+    kept_away = host.run("/sbin/modprobe", "-b", "--resolve-alias", modalias)
+    host.tree.remove("fake/blacklist")
+    found = host.run("/sbin/modprobe", "-b", "--resolve-alias", modalias)
+    host.run("/sbin/modprobe", "-b", modalias)
+
+    assert (kept_away, found) == ("", "bochs")
+    assert host.link_name(f"sys/bus/pci/devices/{GPU}/driver") == "bochs-drm"
+    assert claims(host) == ["bochs-drm", "bochs-drm"]
+
+
+# -- the seams for tests
+
+
+def test_another_object_over_the_same_directory_goes_on(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    unbind(host)
+
+    second = FakeHost(host.root)
+    bind(second)
+
+    assert (len(host.changes), len(second.changes)) == (2, 1)
+    assert second.read("proc/fb") == "0 EFI VGA"
+
+
+def test_a_crash_comes_before_the_change(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12", crash_before=2)
+    unbind(host)
+    before = snapshot(host)
+
+    with pytest.raises(Crash):
+        bind(host)
+
+    assert snapshot(host) == before
+
+
+def test_a_refused_change_changes_nothing(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12", refuse=1)
+    before = snapshot(host)
+
+    refused = failure(lambda: unbind(host))
+    unbind(host)
+
+    assert refused == "EIO"
+    assert snapshot(host) != before
+
+
+def test_a_misspelt_attribute_is_not_made(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+
+    refused = failure(lambda: host.write("sys/class/vtconsole/vtcon1/bound", "0"))
+
+    assert refused == "ENOENT"
+
+
+def test_a_dead_kernel_does_nothing_any_more(machine: MachineFactory) -> None:
+    host = machine("fb0-held-by-plymouth")
+    with pytest.raises(KernelFault):
+        unbind(host)
+
+    with pytest.raises(KernelFault):
+        FakeHost(host.root).write("sys/bus/pci/rescan", "1")
+
+
+# -- the recorded machines
+
+
+@pytest.mark.parametrize("built_machine", MACHINES, ids=lambda machine: machine.name)
+def test_the_made_up_machines_in_git_are_what_hosts_says(built_machine: Machine) -> None:
+    """python -m tests.hosts writes them."""
+    path = FOLDER / f"{built_machine.name}.tree"
+
+    assert path.read_text(encoding="utf-8") == render(built_machine)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.tree")), ids=lambda path: path.stem)
+def test_nothing_dangles_on_a_recorded_machine(machine: MachineFactory, path: Path) -> None:
+    host = machine(path.stem)
+
+    dangling = [
+        name
+        for name, what in snapshot(host).items()
+        if what.startswith("-> ") and name.startswith("sys/") and not host.exists(name)
+    ]
+
+    # Only these point to what nobody records.
+    assert [name for name in dangling if not name.endswith(("/subsystem", "/module"))] == []
