@@ -148,10 +148,9 @@ def _driver(bus: str, name: str) -> list[str]:
 
 
 def _symbols(machine: Machine) -> list[str]:
-    symbols = ["radeon_pci_remove"] if machine.series < (6, 12) else []
-    if machine.series >= (6, 0):
-        symbols += ["aperture_remove_conflicting_pci_devices"]
-    return symbols + (["sysfb_disable"] if machine.series >= (6, 0) else [])
+    if machine.series < (6, 0):
+        return ["vga_remove_vgacon"]
+    return ["vga_remove_vgacon", "aperture_remove_conflicting_pci_devices", "sysfb_disable"]
 
 
 def _ranges(machine: Machine) -> list[tuple[int, int, str]]:
@@ -303,7 +302,8 @@ def _nodes(machine: Machine) -> list[str]:
     lines: list[str] = []
     fbs: list[str] = []
     cards = renders = 0
-    drawing = [(f.path, _TITLES[f.driver], f.start, f.size, False) for f in machine.firmware if f.bound]
+    lit = [firmware for firmware in machine.firmware if firmware.bound]
+    drawing = [(one.path, _TITLES[one.driver], one.start, one.size, False) for one in lit]
     for device in machine.pci:
         if device.bound and device.words.get("fb"):
             render = device.words.get("render") == "yes"

@@ -22,7 +22,9 @@ __all__ = ["Golden", "MachineFactory", "domain_xml"]
 class MachineFactory(Protocol):
     """machine("efifb-6.12") or machine(a Machine): a fresh copy that reacts to writes."""
 
-    def __call__(self, which: str | Machine, *, crash_before: int = 0, refuse: int = 0) -> FakeHost: ...
+    def __call__(
+        self, which: str | Machine, *, crash_before: int = 0, refuse: int = 0
+    ) -> FakeHost: ...
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -68,9 +68,11 @@ def claims(host: FakeHost) -> list[str]:
 
 def consoles(host: FakeHost) -> list[str]:
     """"vtcon0 (S) dummy device 1": each console driver, with what its bind reads."""
-    nodes = host.list("sys/class/vtconsole")
-    folder = "sys/class/vtconsole"
-    return [f"{n} {host.read(f'{folder}/{n}/name')} {host.read(f'{folder}/{n}/bind')}" for n in nodes]
+    shown = []
+    for node in host.list("sys/class/vtconsole"):
+        name, bound = (host.read(f"sys/class/vtconsole/{node}/{one}") for one in ("name", "bind"))
+        shown.append(f"{node} {name} {bound}")
+    return shown
 
 
 def failure(act: Callable[[], None]) -> str:
@@ -724,17 +726,27 @@ def test_libvirt_writes_what_strace_saw(machine: MachineFactory) -> None:
 
 
 def test_modprobe_keeps_to_the_blacklist(machine: MachineFactory) -> None:
-    host = machine("simpledrm-0380-6.12")
+    host = machine("efifb-0380-6.12")
     modalias = host.read(f"sys/bus/pci/devices/{GPU}/modalias") or ""
 
-    kept_away = host.run("/sbin/modprobe", "-b", "--resolve-alias", modalias)
+    named = host.run("/sbin/modprobe", "--resolve-alias", modalias)
+    settings = host.run("/sbin/modprobe", "--showconfig")
+    host.run("/sbin/modprobe", "-b", modalias)
+    kept_away = host.link_name(f"sys/bus/pci/devices/{GPU}/driver")
     host.tree.remove("fake/blacklist")
-    found = host.run("/sbin/modprobe", "-b", "--resolve-alias", modalias)
     host.run("/sbin/modprobe", "-b", modalias)
 
-    assert (kept_away, found) == ("", "bochs")
+    assert (named, settings, kept_away) == ("bochs", "blacklist bochs", None)
     assert host.link_name(f"sys/bus/pci/devices/{GPU}/driver") == "bochs-drm"
-    assert claims(host) == ["bochs-drm", "bochs-drm"]
+
+
+def test_modprobe_fails_when_no_module_is_for_a_device(machine: MachineFactory) -> None:
+    host = machine("efifb-0380-6.12")
+
+    with pytest.raises(HostError) as caught:
+        host.run("/sbin/modprobe", "--resolve-alias", "pci:v00008086d00000000")
+
+    assert "Module pci:v00008086d00000000 not found in directory" in caught.value.text
 
 
 # -- the seams for tests

@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import __version__, config, console, domain, events, recorded, report
+from . import __version__, config, console, domain, events, recorded, recorder, report
 from .errors import BugError, HookError
 from .host import Host
 from .journal import Journal
@@ -145,7 +145,7 @@ def _check_config(host: Host, arguments: argparse.Namespace) -> int:
 
 
 def _record(host: Host, arguments: argparse.Namespace) -> int:
-    text = recorded.record(host)
+    text = recorder.record(host)
     try:
         with open(arguments.file, "w", encoding="utf-8") as file:
             file.write(text)

@@ -27,7 +27,7 @@ _VFIO_DRIVERS = ("vfio-pci", "vfio-pci-nohotplug")
 _UNSIGNED = re.compile(r"[ \t\n\r]*\+?(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))")
 # QEMU's form of a host address, in hex but for the function, domain optional
 # (QEMU hw/core/qdev-properties-system.c, set_pci_host_devaddr).
-_HOST = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})\.([0-7])")
+_HOST = r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})\.([0-7])"
 
 
 @dataclass(frozen=True)
@@ -232,12 +232,12 @@ def _vfio_address(argument: str, line: int) -> str | None:
     path = options.get("sysfsdev")
     if path:
         text = path.rstrip("/").rpartition("/")[2]
-        found = _HOST.fullmatch(text.lower())
+        found = re.fullmatch(_HOST, text.lower())
         if found is None or found[1] is None:
             return None
     else:
         text = options.get("host", "")
-        found = _HOST.fullmatch(text.lower())
+        found = re.fullmatch(_HOST, text.lower())
         if found is None and text:
             raise DomainError(
                 f"not a PCI address: host={text[:50]} in line {line} of the domain XML"

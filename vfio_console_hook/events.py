@@ -7,6 +7,7 @@ that the person sees; what is only worth knowing goes to the log.
 from __future__ import annotations
 
 from . import console, gpu, holders, kernel, stages
+from .actions import MapConsoles, QuietText, Rebind, ShowConsoles
 from .config import Config
 from .domain import Domain
 from .errors import HookError, JournalError, LostError, RefusedError, StepError
@@ -16,7 +17,7 @@ from .host import Host
 from .journal import Journal, Record
 from .log import Log
 from .stages import Leaving
-from .step import MapConsoles, QuietText, Rebind, ShowConsoles, Step
+from .step import Step
 
 
 def prepare(host: Host, domain: Domain, config: Config, log: Log) -> None:

@@ -47,7 +47,7 @@ def native(tree: Tree, address: str) -> Native | None:
     text = tree.read(f"fake/native/{address}")
     if text is None:
         return None
-    words = dict(word.split("=", 1) for word in text.split())
+    words = {key: value for key, _, value in (word.partition("=") for word in text.split())}
     return Native(
         driver=words["driver"],
         module=words.get("module", words["driver"].replace("-", "_")),
@@ -364,13 +364,13 @@ def load_module(tree: Tree, module: str) -> None:
 
 
 def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:
-    """/sbin/modprobe -b|--resolve-alias MODALIAS-OR-MODULE or --showconfig; its output.
+    """/sbin/modprobe with these arguments; its output. Raises HostError when it fails.
 
-    As kmod 30 does it: --resolve-alias names blacklisted modules too, and fails
-    for an alias that nothing is for. Raises HostError.
+    As kmod 30: --resolve-alias names a blacklisted module all the same, and -b
+    does not load it, without a word and with status 0.
     """
     blacklist = (tree.read("fake/blacklist") or "").split()
-    if "--showconfig" in arguments:
+    if arguments == ("--showconfig",):
         return "\n".join(f"blacklist {module}" for module in blacklist)
     wanted = arguments[-1]
     modules = {
@@ -379,14 +379,18 @@ def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:
         if (found := native(tree, address))
         and wanted in (found.module, tree.read(f"{BUS}/devices/{address}/modalias"))
     }
-    if wanted in ("vfio-pci", "vfio_pci"):
+    if wanted in (VFIO, "vfio_pci"):
         modules = {"vfio_pci"}
     if not modules:
-        raise HostError(f"/sbin/modprobe {' '.join(arguments)} failed: module {wanted} not found")
+        raise HostError(
+            f"/sbin/modprobe {' '.join(arguments)} failed: modprobe: FATAL: Module {wanted} not"
+            f" found in directory /lib/modules/{tree.read('proc/sys/kernel/osrelease')}"
+        )
     if "--resolve-alias" in arguments:
         return "\n".join(sorted(modules))
-    for module in modules - set(blacklist):
-        load_module(tree, module)
+    for module in modules:
+        if "-b" not in arguments or module not in blacklist:
+            load_module(tree, module)
     return ""
 
 

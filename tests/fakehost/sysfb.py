@@ -203,7 +203,8 @@ def _remove(tree: Tree, found: Platform, path: str) -> None:
     held = any(fbdev.holding(tree, f"dev/{fb}") for fb in fbs)
     if held and not found.driver.drm and tree.release() < (5, 17, 9):
         # framebuffer_release() in .remove: the holder's close uses freed memory.
-        raise tree.fault(f"general protection fault in {found.driver.name}_destroy at the last close")
+        name = found.driver.name
+        raise tree.fault(f"general protection fault in {name}_destroy at the last close")
     tree.remove(f"{path}/driver")
     fbdev.remove_cards(tree, path)
     drop_framebuffers(tree, found, path)

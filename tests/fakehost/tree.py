@@ -54,7 +54,8 @@ class Tree(RecordedHost):
         """
         here, there = os.path.dirname(path), os.path.dirname(target)
         base = os.path.commonpath([here, there])
-        return os.path.normpath(os.path.join(os.path.relpath(base, here), os.path.relpath(target, base)))
+        up, down = os.path.relpath(base, here), os.path.relpath(target, base)
+        return os.path.normpath(os.path.join(up, down))
 
     def remove(self, path: str) -> None:
         """Remove a file, a link or a directory with all in it; nothing if it is not there."""

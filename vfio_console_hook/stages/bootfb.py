@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import kernel
+from ..actions import AwaitClosed, BindNative, Rescan, Unbind
 from ..errors import HostError, RefusedError
 from ..firmware import BOOTFB, FirmwareDevice
 from ..gpu import Gpu
 from ..host import Host
-from ..step import AwaitClosed, BindNative, Rescan, Step, Unbind
+from ..step import Step
 from . import Leaving, sysfb
 
 _GONE = "this host's firmware console will not come back before a reboot"

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import console
+from ..actions import MapConsoles, ShowConsoles
 from ..console import Framebuffer
 from ..errors import RefusedError
 from ..gpu import Gpu
 from ..host import CONSOLES, Host
-from ..step import MapConsoles, ShowConsoles, Step
+from ..step import Step
 from . import Leaving
 
 NAME = "fbcon"

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import kernel
+from ..actions import AwaitClosed
 from ..errors import RefusedError
 from ..firmware import CLAIM_NAMES
 from ..gpu import Gpu, blocking_nodes
 from ..host import Host
-from ..step import AwaitClosed, Step
+from ..step import Step
 from . import Leaving
 
 NAME = "native"

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import kernel
+from ..actions import Decode, Rebind, Unbind
 from ..firmware import FirmwareDevice
 from ..gpu import Gpu
 from ..host import Host
-from ..step import Decode, Rebind, Step, Unbind
+from ..step import Step
 from . import Leaving
 
 # `resource` has a line for each BAR and then the expansion ROM, whose flags show

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import console
+from ..actions import QuietText
 from ..gpu import VGA, Gpu
 from ..host import Host
-from ..step import QuietText, Step
+from ..step import Step
 from . import Leaving
 
 NAME = "vgacon"

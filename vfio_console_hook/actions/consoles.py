@@ -1,0 +1,134 @@
+"""Changes of where the host's consoles are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import console
+from ..errors import LostError, StepError
+from ..host import CONSOLES, Host
+from .action import Action
+
+
+@dataclass(frozen=True)
+class MapConsoles(Action):
+    """Map consoles to framebuffers; indices[n - 1] is the framebuffer of console n.
+
+    fb is the framebuffer to ask through; None leaves a console where it is.
+    wait_s: how long the framebuffers may take to appear.
+    """
+
+    fb: str
+    indices: tuple[int | None, ...]
+    wait_s: float = 0
+    kind = "map-consoles"
+
+    def apply(self, host: Host) -> None:
+        wanted = set(self.indices) - {None}
+        host.wait(lambda: wanted <= _indices(host), self.wait_s)
+        present = _indices(host)
+        for number, index in zip(CONSOLES, self.indices):
+            if index in present:
+                host.map_console(self.fb, number, index)
+        now = host.console_map(self.fb)
+        if now is None:
+            raise LostError(f"cannot map the consoles through /dev/{self.fb}: it is gone")
+        for number, index, want in zip(CONSOLES, now, self.indices):
+            if want in present and index != want:
+                raise StepError(f"console {number} is not on fb{want} after mapping it")
+        if not wanted <= present:
+            raise LostError(f"the consoles stay on {self.fb}: the framebuffer they were on is gone")
+
+    def shell(self) -> str:
+        wanted = [index for index in self.indices if index is not None]
+        if len(set(wanted)) == 1:
+            return f"for n in $(seq 63); do con2fbmap $n {wanted[0]}; done"
+        return "; ".join(
+            f"con2fbmap {number} {index}"
+            for number, index in zip(CONSOLES, self.indices)
+            if index is not None
+        )
+
+    def past(self) -> str:
+        return f"mapped the consoles through {self.fb}"
+
+
+@dataclass(frozen=True)
+class ShowConsoles(Action):
+    """See to it that fbcon draws the consoles on some framebuffer again.
+
+    wait_s: how long a framebuffer may take to appear.
+    """
+
+    wait_s: float = 5
+    kind = "show-consoles"
+
+    def apply(self, host: Host) -> None:
+        if not host.wait(lambda: bool(console.framebuffers(host)), self.wait_s):
+            raise LostError(
+                "the host's console will not come back before a reboot: no framebuffer is left",
+                hint="load the native driver of a GPU of the host",
+            )
+        if host.wait(lambda: _fbcon_bound(host), 1):
+            return
+        # Writing 1 to fbcon's `bind` only takes consoles from an (S) driver (vt_bind);
+        # mapping one takes them from anyone (fbcon.c, set_con2fb_map), but
+        # not where con2fb_map says already what is asked for. So try both.
+        for vtconsole in console.vtconsoles(host):
+            if vtconsole.driver == console.FBCON:
+                host.write(vtconsole.bind_path, "1")
+        fb = console.framebuffers(host)[0]
+        if not _fbcon_bound(host) and host.exists(f"dev/{fb.name}"):
+            host.map_console(fb.name, 1, fb.index)
+        if not _fbcon_bound(host):
+            raise StepError(f"the consoles do not come back to {fb.name}")
+
+    def shell(self) -> str:
+        return (
+            "for v in /sys/class/vtconsole/*; do"
+            " grep -q 'frame buffer' $v/name && echo 1 > $v/bind; done"
+        )
+
+    def past(self) -> str:
+        return "saw to it that a framebuffer shows the consoles"
+
+
+def _indices(host: Host) -> set[int]:
+    return {fb.index for fb in console.framebuffers(host)}
+
+
+def _fbcon_bound(host: Host) -> bool:
+    return any(one.bound and one.driver == console.FBCON for one in console.vtconsoles(host))
+
+
+@dataclass(frozen=True)
+class QuietText(Action):
+    """Stop the kernel from drawing text on the foreground terminal, and switching away from it.
+
+    The only way to keep vgacon off a card that leaves, on kernels whose vfio-pci
+    does not remove it (Linux vt_ioctl.c: KDSETMODE, VT_LOCKSWITCH).
+    """
+
+    tty: str
+    quiet: bool
+    kind = "quiet-text"
+
+    def apply(self, host: Host) -> None:
+        host.lock_consoles(self.quiet)
+        host.set_text_mode(self.tty, not self.quiet)
+        if host.text_mode(self.tty) == self.quiet:
+            wish = "stopped" if self.quiet else "allowed"
+            raise StepError(f"text on /dev/{self.tty} could not be {wish}")
+
+    def shell(self) -> str:
+        mode = "KD_GRAPHICS" if self.quiet else "KD_TEXT"
+        switch = "VT_LOCKSWITCH" if self.quiet else "VT_UNLOCKSWITCH"
+        return (
+            "python3 -c 'import fcntl, os; t = os.open(\"/dev/"
+            f"{self.tty}\", os.O_RDWR | os.O_NOCTTY); "
+            f"fcntl.ioctl(t, {0x4B3A:#x}, {int(self.quiet)}); "
+            f"fcntl.ioctl(t, {0x560B if self.quiet else 0x560C:#x}, 0)'  # {mode}, {switch}"
+        )
+
+    def past(self) -> str:
+        return f"{'stopped' if self.quiet else 'allowed'} text on /dev/{self.tty}"

@@ -1,0 +1,136 @@
+"""Changes of a firmware framebuffer and of what the kernel sees of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import memory
+from ..errors import LostError, StepError
+from ..gpu import is_vfio
+from ..host import Host
+from .action import Action
+
+# Linux include/uapi/linux/pci_regs.h
+PCI_COMMAND = 4
+PCI_COMMAND_MEMORY = 0x2
+
+
+@dataclass(frozen=True)
+class Unbind(Action):
+    """Take the driver off a platform device."""
+
+    device: str
+    driver: str
+    kind = "unbind"
+
+    def apply(self, host: Host) -> None:
+        if host.link_name(f"sys/bus/platform/devices/{self.device}/driver") != self.driver:
+            return
+        host.write(f"sys/bus/platform/drivers/{self.driver}/unbind", self.device)
+        if host.link_name(f"sys/bus/platform/devices/{self.device}/driver") is not None:
+            raise StepError(f"{self.device} is still bound to {self.driver} after an unbind")
+
+    def shell(self) -> str:
+        return f"echo {self.device} > /sys/bus/platform/drivers/{self.driver}/unbind"
+
+    def past(self) -> str:
+        return f"unbound {self.device} from {self.driver}"
+
+
+@dataclass(frozen=True)
+class Rebind(Action):
+    """Give a firmware framebuffer back to its driver, where that is still right.
+
+    first and last are where it drew, both inclusive; -1 when that was not known.
+    """
+
+    device: str
+    driver: str
+    gpu: str
+    first: int
+    last: int
+    kind = "rebind"
+
+    def apply(self, host: Host) -> None:
+        link = f"sys/bus/platform/devices/{self.device}"
+        if self.gone(host):
+            raise LostError(
+                f"{self.device} is gone until the next boot: the kernel removed it when"
+                " something else took the GPU"
+            )
+        if host.link_name(f"{link}/driver") is not None:
+            return
+        self._check_gpu(host)
+        host.write(f"sys/bus/platform/drivers/{self.driver}/bind", self.device)
+        if host.link_name(f"{link}/driver") != self.driver:
+            raise StepError(f"{self.device} is not bound to {self.driver} after a bind")
+
+    def gone(self, host: Host) -> bool:
+        """Whether the device is no longer there, so that only a reboot brings it back."""
+        return host.real(f"sys/bus/platform/devices/{self.device}") is None
+
+    def _check_gpu(self, host: Host) -> None:
+        # efifb draws where it drew at boot, whatever has happened to the BAR since
+        # (Linux efifb.c, efifb_probe): a wrong address is someone else's memory.
+        driver = host.link_name(f"sys/bus/pci/devices/{self.gpu}/driver")
+        if driver is not None:
+            raise LostError(f"{self.device} stays unbound: {driver} drives {self.gpu} now")
+        bars = memory.memory_bars(host, self.gpu)
+        drawn = memory.Range(self.first, self.last)
+        if self.first >= 0 and not any(bar.range.holds(drawn) for bar in bars):
+            raise LostError(
+                f"{self.device} stays unbound: the memory of {self.gpu} has moved away from {drawn}"
+            )
+        if not decodes_memory(host, self.gpu):
+            raise StepError(f"{self.device} cannot be bound: {self.gpu} does not decode its memory")
+
+    def shell(self) -> str:
+        return f"echo {self.device} > /sys/bus/platform/drivers/{self.driver}/bind"
+
+    def past(self) -> str:
+        return f"bound {self.device} to {self.driver} again"
+
+
+def decodes_memory(host: Host, gpu: str) -> bool:
+    """Whether the device is awake and answers to its memory BARs (PCI_COMMAND_MEMORY)."""
+    command = _command(host, gpu)
+    # A device that is off or in D3cold reads as all ones.
+    return command != 0xFFFF and bool(command & PCI_COMMAND_MEMORY)
+
+
+def _command(host: Host, gpu: str) -> int:
+    raw = host.peek(f"sys/bus/pci/devices/{gpu}/config", PCI_COMMAND, 2)
+    return int.from_bytes(raw, "little")
+
+
+@dataclass(frozen=True)
+class Decode(Action):
+    """Switch memory decoding of a GPU on or off.
+
+    While it is off, the kernel does not see that a firmware framebuffer belongs
+    to the GPU, so vfio-pci does not remove its platform device (Linux
+    drivers/firmware/sysfb.c, sysfb_parent_dev and sysfb_disable, 6.12).
+    """
+
+    gpu: str
+    on: bool
+    kind = "decode"
+
+    def apply(self, host: Host) -> None:
+        if is_vfio(host, self.gpu) or decodes_memory(host, self.gpu) == self.on:
+            return  # vfio-pci manages the bit while the VM has the GPU
+        command = _command(host, self.gpu)
+        if command == 0xFFFF:
+            raise StepError(f"{self.gpu} does not answer: its config space reads as all ones")
+        wanted = command | PCI_COMMAND_MEMORY if self.on else command & ~PCI_COMMAND_MEMORY
+        config = f"sys/bus/pci/devices/{self.gpu}/config"
+        host.poke(config, PCI_COMMAND, wanted.to_bytes(2, "little"))
+        if decodes_memory(host, self.gpu) != self.on:
+            state = "on" if self.on else "off"
+            raise StepError(f"memory decoding of {self.gpu} cannot be switched {state}")
+
+    def shell(self) -> str:
+        return f"setpci -s {self.gpu} COMMAND={'2' if self.on else '0'}:2"
+
+    def past(self) -> str:
+        return f"switched memory decoding of {self.gpu} {'on' if self.on else 'off'}"

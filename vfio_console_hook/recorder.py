@@ -1,0 +1,160 @@
+"""Writes a machine down as a text that recorded.py reads: for bug reports and tests.
+
+Only what plan reads and prepare writes to; no serial numbers, no names, no
+addresses of people.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .errors import HostError
+from .host import Host
+from .recorded import pack_console_map
+
+# Attributes that plan reads, and the doors that prepare writes to (which have no
+# content to read).
+_DEVICE_FILES = (
+    "boot_vga", "class", "device", "driver_override", "enable", "modalias", "power_state",
+    "resource", "subsystem_device", "subsystem_vendor", "vendor", "remove",
+)  # fmt: skip
+_PLAIN_FILES = (
+    "proc/iomem", "proc/ioports", "proc/fb", "proc/sys/kernel/osrelease",
+    "proc/sys/kernel/random/boot_id", "sys/kernel/security/lockdown",
+    "sys/class/tty/tty0/active",
+)  # fmt: skip
+_DOORS = ("bind", "unbind")
+_FIRMWARE_DEVICE = re.compile(r"(?:.*-framebuffer|vga16fb|of-display)\.\d+")
+# _text is in every table: it shows that there is one.
+_SYMBOLS = (
+    "_text",
+    "aperture_remove_conflicting_pci_devices",
+    "sysfb_disable",
+    "radeon_pci_remove",
+)
+
+
+def record(host: Host) -> str:
+    """The machine as a text that unpack() reads; no serial numbers, names or addresses of people.
+
+    Raises HostError when something that is there cannot be read.
+    """
+    lines = ["# vfio-console-hook machine"]
+    for path in _PLAIN_FILES:
+        lines += _file(host, path)
+    lines += _symbols(host) + _screen_info(host)
+    seen: set[str] = set()
+    for bus in ("pci", "platform"):
+        for name in host.list(f"sys/bus/{bus}/devices"):
+            lines += _device(host, bus, name, seen)
+    lines += _file(host, "sys/bus/pci/drivers_probe", door=True)
+    lines += _file(host, "sys/bus/pci/rescan", door=True)
+    lines += _driver(host, "pci", "vfio-pci", seen)
+    lines += _consoles(host)
+    return "\n".join(lines) + "\n"
+
+
+def _file(host: Host, path: str, *, door: bool = False) -> list[str]:
+    if not host.exists(path):
+        return []
+    try:
+        content = b"" if door else host.read_bytes(path) or b""
+    except HostError:
+        if not path.startswith("sys/devices"):
+            raise
+        content = b""  # an attribute for writing only
+    if not content.isascii() or b"\0" in content:
+        return [f"x {path} = {content.hex()}"]
+    text = content.decode().rstrip("\n")
+    if not text:
+        return [f"f {path}"]
+    if "\n" not in text:
+        return [f"f {path} = {text}"]
+    return [f"f {path}", *("|" + line for line in text.split("\n"))]
+
+
+def _link(host: Host, path: str) -> list[str]:
+    target = host.readlink(path)
+    return [] if target is None else [f"l {path} -> {target}"]
+
+
+def _symbols(host: Host) -> list[str]:
+    """Only the kernel symbols that a decision rests on: the whole table has megabytes."""
+    table = host.read_bytes("proc/kallsyms")
+    if table is None:
+        return []
+    lines = (line.decode() for line in table.split(b"\n"))
+    kept = (line for line in lines if line.partition("\t")[0].rsplit(" ", 1)[-1] in _SYMBOLS)
+    return ["f proc/kallsyms", *("|" + line for line in kept)]
+
+
+def _screen_info(host: Host) -> list[str]:
+    data = host.read_bytes("sys/kernel/boot_params/data")
+    # struct screen_info is the first 64 bytes; the rest of boot_params is nobody's business.
+    return [] if data is None else [f"x sys/kernel/boot_params/data = {data[:64].hex()}"]
+
+
+def _device(host: Host, bus: str, name: str, seen: set[str]) -> list[str]:
+    link = f"sys/bus/{bus}/devices/{name}"
+    if bus == "platform" and not _FIRMWARE_DEVICE.fullmatch(name):
+        return []
+    if bus == "pci" and not (host.read(f"{link}/class") or "").startswith(("0x03", "0x0403")):
+        return []
+    real = host.real(link)
+    if real is None:
+        return []
+    lines = [*_link(host, link), f"d {real}"]
+    for attribute in _DEVICE_FILES:
+        lines += _file(host, f"{real}/{attribute}", door=attribute == "remove")
+    if host.exists(f"{real}/config"):
+        # Only the standard header: capabilities may hold a serial number.
+        lines += [f"x {real}/config = {host.peek(f'{real}/config', 0, 64).hex()}"]
+    for name_of_link in ("driver", "subsystem", "iommu_group"):
+        lines += _link(host, f"{real}/{name_of_link}")
+    driver = host.link_name(f"{real}/driver")
+    lines += _driver(host, bus, driver, seen) if driver else []
+    for kind in ("graphics", "drm", "vfio-dev"):
+        for child in host.list(f"{real}/{kind}"):
+            lines += [f"d {real}/{kind}/{child}"]
+            lines += _link(host, f"{real}/{kind}/{child}/device")
+            lines += _file(host, f"{real}/{kind}/{child}/name")
+    return lines
+
+
+def _driver(host: Host, bus: str, driver: str, seen: set[str]) -> list[str]:
+    folder = f"sys/bus/{bus}/drivers/{driver}"
+    if folder in seen or not host.exists(folder):
+        return []
+    seen.add(folder)
+    lines = [f"d {folder}"]
+    for door in _DOORS:
+        lines += _file(host, f"{folder}/{door}", door=True)
+    return lines + _link(host, f"{folder}/module")
+
+
+def _consoles(host: Host) -> list[str]:
+    lines = []
+    for kind in ("graphics", "drm"):
+        lines += [f"d sys/class/{kind}"] if host.exists(f"sys/class/{kind}") else []
+        for name in host.list(f"sys/class/{kind}"):
+            lines += _link(host, f"sys/class/{kind}/{name}")
+    indices = None
+    for fb in (name for name in host.list("sys/class/graphics") if re.fullmatch(r"fb\d+", name)):
+        memory = host.framebuffer_memory(fb)
+        if memory is not None:
+            lines += [f"f dev/{fb}", f"f ioctl/{fb}/memory = {memory[0]:#x} {memory[1]}"]
+            indices = host.console_map(fb)
+    if indices is not None:
+        packed = pack_console_map(indices)
+        lines += ["f ioctl/con2fbmap", *("|" + line for line in packed.splitlines())]
+    if host.exists("sys/class/vtconsole"):
+        lines += ["d sys/class/vtconsole"]
+    for console in host.list("sys/class/vtconsole"):
+        real = host.real(f"sys/class/vtconsole/{console}")
+        lines += [*_link(host, f"sys/class/vtconsole/{console}"), f"d {real}"]
+        lines += _file(host, f"{real}/name") + _file(host, f"{real}/bind")
+    tty = host.read("sys/class/tty/tty0/active")
+    if tty:
+        mode = "text" if host.text_mode(tty) else "graphics"
+        lines += [f"f dev/{tty}", f"f ioctl/{tty}/mode = {mode}", "f ioctl/consoles = unlocked"]
+    return lines
