@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from .host import Host
 from .memory import Bar, Claim, Range
 
-_DEVICE = re.compile(r"(?:(?:efi|vesa|simple|coreboot)-framebuffer|of-display)\.\d+")
+_DEVICE = re.compile(
+    r"(?:(?:efi|vesa|simple|coreboot|vga|ega)-framebuffer|vga16fb|of-display)\.\d+"
+)
 PCI_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 BOOTFB = "BOOTFB"
@@ -30,7 +32,10 @@ _CLAIMS = {
     "simple": ("simplefb", "simpledrm"),
     "coreboot": ("corebootdrm",),
     "of": ("ofdrm", "offb"),
+    "vga": ("vga16fb",),
 }
+# What draws on legacy VGA memory, which is in no BAR: it belongs to the boot VGA device.
+_LEGACY_VGA = "vga"
 CLAIM_NAMES = frozenset(name for names in _CLAIMS.values() for name in names) | {BOOTFB}
 
 
@@ -53,8 +58,8 @@ class FirmwareDevice:
 
     @property
     def kind(self) -> str:
-        """"efi", "vesa", "simple", "coreboot" or "of"."""
-        return self.name.split("-", 1)[0]
+        """A key of _CLAIMS, such as "efi"."""
+        return _kind(self.name)
 
     @property
     def drm(self) -> bool:
@@ -81,6 +86,11 @@ class FirmwareDevice:
         return self.claimed_by or (_CLAIMS[self.kind][-1 if self.drm else 0])
 
 
+def _kind(name: str) -> str:
+    kind = name.split("-", 1)[0]
+    return _LEGACY_VGA if kind.startswith(("vga", "ega")) else kind
+
+
 def devices(host: Host) -> tuple[str, ...]:
     """The names of all firmware framebuffer devices of this machine."""
     return tuple(name for name in host.list("sys/bus/platform/devices") if _DEVICE.fullmatch(name))
@@ -101,7 +111,7 @@ def in_bars(
 def _inspect(host: Host, name: str, claims: tuple[Claim, ...], native: bool) -> FirmwareDevice:
     link = f"sys/bus/platform/devices/{name}"
     above = os.path.basename(os.path.dirname(host.real(link) or ""))
-    kind = name.split("-", 1)[0]
+    kind = _kind(name)
     claim = next((claim for claim in claims if claim.name in _CLAIMS[kind]), None)
     own = next((claim for claim in claims if claim.name == BOOTFB and kind == "simple"), claim)
     framebuffers = host.list(f"{link}/graphics")
@@ -121,6 +131,8 @@ def _inspect(host: Host, name: str, claims: tuple[Claim, ...], native: bool) -> 
 def _belongs(host: Host, device: FirmwareDevice, address: str, bars: tuple[Bar, ...]) -> bool:
     if device.parent is not None:
         return device.parent == address
+    if device.kind == _LEGACY_VGA:
+        return host.read(f"sys/bus/pci/devices/{address}/boot_vga") == "1"
     if device.range is not None:
         return True  # its claim lies in a BAR of this GPU
     where = _drawn_at(host, device) or screen_memory(host)

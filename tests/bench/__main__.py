@@ -1,9 +1,6 @@
 """python -m tests.bench: what the hook costs, beside what it is compared to.
 
-    --rounds N            how often each side runs (default 200)
-    --prepare COMMAND     also measure this command as prepare of a VM with a GPU,
-                          with the XML of --xml on stdin
-    --xml FILE            the domain XML for --prepare
+    --rounds N            how often each side of the gate runs (default 200)
 
 Exits with 1 when something costs more than it may.
 """
@@ -11,7 +8,6 @@ Exits with 1 when something costs more than it may.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -35,18 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table; 1 when a row is over its bar."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
     parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--prepare", type=shlex.split, default=None, metavar="COMMAND")
-    parser.add_argument("--xml", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
-    if options.prepare and not options.xml:
-        parser.error("--prepare needs --xml")
 
     with tempfile.TemporaryDirectory() as directory:
         rows = gate_rows(Path(directory), options.rounds)
-    if options.prepare:
         # A Python takes twenty times as long as a shell.
-        rounds = max(options.rounds // 10, 5)
-        rows += prepare_row(options.prepare, options.xml.read_bytes(), rounds)
+        rows = (*rows, prepare_row(Path(directory), max(options.rounds // 10, 5)))
 
     print(HEAD)
     for row in rows:

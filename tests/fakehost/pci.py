@@ -432,8 +432,8 @@ def _assign(tree: Tree, address: str, path: str) -> None:
     for bar in bars(tree, address):
         size = bar.range.last - bar.range.first + 1
         first = -(-_FIRST_NEW_ADDRESS // size) * size
-        while not resources.is_free(tree, first, first + size - 1):
-            first += size
+        while taken := resources.in_the_way(tree, first, first + size - 1):
+            first = -(-(taken.last + 1) // size) * size
         resources.request(tree, first, first + size - 1, address)
         flags = lines[bar.number].split()[2]
         lines[bar.number] = f"{first:#018x} {first + size - 1:#018x} {flags}"

@@ -13,7 +13,7 @@ IOPORTS = "proc/ioports"
 _LINE = re.compile(r"( *)([0-9a-f]+)-([0-9a-f]+) : (.*)")
 # r_show stops indenting at MAX_IORES_LEVEL.
 _DEEPEST = 5
-_WINDOW = re.compile(r"PCI Bus |pcie@|PCI MMCONFIG|[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")
+_WINDOW = re.compile(r"PCI Bus |pcie@|PCI ECAM |[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")
 
 
 @dataclass
@@ -124,14 +124,13 @@ def release_with_children(tree: Tree, first: int, last: int, name: str) -> None:
             return
 
 
-def is_free(tree: Tree, first: int, last: int) -> bool:
-    """Whether a BAR can be put here: in nothing but windows of bridges that hold it whole."""
-    return all(
-        region.last < first
-        or region.first > last
-        or (region.name.startswith("PCI Bus ") and region.holds(first, last))
-        for region in regions(tree, IOMEM)
-    )
+def in_the_way(tree: Tree, first: int, last: int) -> Region | None:
+    """What keeps a BAR from being here: anything but bridge windows that hold it whole."""
+    for region in regions(tree, IOMEM):
+        window = region.name.startswith("PCI Bus ") and region.holds(first, last)
+        if region.first <= last and first <= region.last and not window:
+            return region
+    return None
 
 
 def named(tree: Tree, name: str, path: str = IOMEM) -> list[Region]:

@@ -1,4 +1,4 @@
-"""Firmware fbdev drivers: efifb, vesafb, simplefb.
+"""Firmware fbdev drivers: efifb, vesafb, simplefb, and vga16fb on the boot VGA device.
 
 While the VM runs, the person loses what the firmware driver shows. The driver
 keeps the memory until the last /dev/fbN is closed (Linux fbmem.c, put_fb_info),
