@@ -17,7 +17,6 @@ Bars = tuple["tuple[int, int, int, int]", ...]
 
 DUMMY_AND_FBCON = ("0 (S) dummy device", "1 (M) frame buffer device")
 VGA_TEXT = ("1 (S) VGA+",)
-FBCON_AND_DUMMY = ("1 (M) frame buffer device", "0 (M) dummy device")
 
 DEBIAN = {
     "5.10": "5.10.0-41-amd64",

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from tests.building import (
     DUMMY_AND_FBCON,
-    FBCON_AND_DUMMY,
     IO,
     MEM,
     MEM64,
@@ -475,8 +474,6 @@ MACHINES = (
     _muxless(), _nvidia_bootfb(), _two_amd(), _bmc_and_t400(), _sriov(), _intel_bootfb(),
     _hidden_iomem(), _held_by_plymouth(),
 )  # fmt: skip
-
-__all__ = ["FBCON_AND_DUMMY", "MACHINES", "lab", "lab_gpu", "native", "text_mode", "two_native"]
 
 
 def main() -> None:

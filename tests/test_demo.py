@@ -1,0 +1,19 @@
+"""The demo is the first thing a person sees of the program: it must work, and fit the screen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.gate import ROOT
+
+
+def test_the_demo_ends_well_and_fits_80_columns() -> None:
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "tests.demo"], cwd=ROOT, capture_output=True, text=True
+    )
+
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line for line in lines if len(line) > 80] == []
+    assert lines[-1] == "Nothing of this computer was touched."
