@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import time
 
 from . import console, events, gpu
@@ -47,9 +48,15 @@ def plan(host: Host, domain: Domain, leaving: Leaving, steps: tuple[Step, ...]) 
     if not steps:
         text += "prepare has nothing to do\n"
     for number, step in enumerate(steps, start=1):
-        text += f"{number:2}. {step.stage}: {step.why}\n"
+        whose = f" {step.gpu}" if len(leaving.gpus) > 1 else ""
+        text += _wrapped(f"{number:2}. {step.stage}{whose}: {step.why}", "    ")
+        # A shell line is never wrapped: people copy it.
         text += f"    {step.do.shell()}\n" if step.do else ""
-    return text + f"\nafter the VM: {events.prospect(leaving, steps)}\n"
+    return text + "\n" + _wrapped(f"after the VM: {events.prospect(leaving, steps)}", "  ")
+
+
+def _wrapped(text: str, indent: str) -> str:
+    return textwrap.fill(text, 79, subsequent_indent=indent, break_on_hyphens=False) + "\n"
 
 
 def status(host: Host) -> str:

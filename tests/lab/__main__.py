@@ -177,9 +177,9 @@ def run_all(lab: Lab, chosen: Sequence[Scenario], jobs: int, until: float | None
 
 
 def status(results: Sequence[Result]) -> int:
-    """The exit status: a failure counts more than a lost machine."""
+    """The exit status: a failure counts more than a lost machine; nothing passed is one."""
     outcomes = {result.outcome for result in results}
-    if Outcome.FAIL in outcomes:
+    if Outcome.FAIL in outcomes or Outcome.PASS not in outcomes:
         return 1
     return 3 if Outcome.LOST in outcomes else 0
 

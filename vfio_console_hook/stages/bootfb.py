@@ -21,6 +21,9 @@ from . import Leaving, sysfb
 
 _GONE = "this host's firmware console will not come back before a reboot"
 _NO_SYSFB = "boot with initcall_blacklist=sysfb_init"
+# Before "fbdev: Hot-unplug firmware fb devices" (27599aacbaef) and its likes BOOTFB
+# stays when a native driver binds; no symbol shows it.
+_NATIVE_SINCE = (5, 18)
 # Drivers that may hang when they are bound and taken off again, as an APU's does.
 _NEVER_NATIVE = ("nvidia", "radeon")
 _VENDOR_ATI, _VENDOR_AMD = "0x1002", "0x1022"
@@ -58,26 +61,21 @@ def plan(
         )
 
 
-def _ways_out(host: Host, gpu: Gpu, device: FirmwareDevice) -> str:
-    """What may help on this machine, as a hint."""
-    if kernel.release(host) >= (5, 18) and device.driver is not None:
-        return f"set `bootfb: native` for this VM, or {_other_way(gpu, device)}"
-    return _other_way(gpu, device)
-
-
-def _other_way(gpu: Gpu, device: FirmwareDevice) -> str:
-    """What may help without the native driver, as a hint."""
+def _ways_out(host: Host, gpu: Gpu, device: FirmwareDevice, *, native: bool = True) -> str:
+    """What may help on this machine, as a hint; without `bootfb: native` unless native."""
+    policies = []
+    if native and kernel.release(host) >= _NATIVE_SINCE and device.driver is not None:
+        policies.append("`bootfb: native`")
     if device.parent == gpu.address:
-        return f"set `bootfb: rescan` for this VM, or {_NO_SYSFB}"
-    return _NO_SYSFB
+        policies.append("`bootfb: rescan`")
+    set_policy = f"set {' or '.join(policies)} for this VM, or " if policies else ""
+    return f"{set_policy}{_NO_SYSFB}"
 
 
 def _native(
     host: Host, gpu: Gpu, device: FirmwareDevice, leaving: Leaving, stage: str
 ) -> Iterator[Step]:
-    if kernel.release(host) < (5, 18):
-        # BOOTFB stays there: drm_aperture_detach_firmware knows no fbdev devices
-        # before "fbdev: Hot-unplug firmware fb devices" (27599aacbaef).
+    if kernel.release(host) < _NATIVE_SINCE:
         raise RefusedError(
             f"`bootfb: native` cannot free BOOTFB of {gpu.address} in this kernel",
             hint=_NO_SYSFB,
@@ -86,7 +84,7 @@ def _native(
         raise RefusedError(
             f"`bootfb: native` cannot free BOOTFB of {gpu.address}: no firmware driver is bound to"
             f" {device.name}, so the kernel does not find it",
-            hint=_other_way(gpu, device),
+            hint=_ways_out(host, gpu, device, native=False),
         )
     modalias = host.read(f"sys/bus/pci/devices/{gpu.address}/modalias") or ""
     module = _native_module(host, gpu, device, modalias)
@@ -121,19 +119,19 @@ def _native_module(host: Host, gpu: Gpu, device: FirmwareDevice, modalias: str) 
         why = f"{modules[0]} is blacklisted" if modules else "no driver for it is installed"
         raise RefusedError(
             f"`bootfb: native` needs a driver for {gpu.address}: {why}",
-            hint=_other_way(gpu, device),
+            hint=_ways_out(host, gpu, device, native=False),
         )
     if any(module.startswith(_NEVER_NATIVE) for module in allowed):
         raise RefusedError(
             f"`bootfb: native` is not safe on {gpu.address}: {allowed[0]} may hang when it is"
             " taken off again",
-            hint=_other_way(gpu, device),
+            hint=_ways_out(host, gpu, device, native=False),
         )
     if _is_apu(host, gpu):
         raise RefusedError(
             f"`bootfb: native` is not safe on {gpu.address}: it is part of an AMD processor, which"
             " may hang when its driver is taken off again",
-            hint=_other_way(gpu, device),
+            hint=_ways_out(host, gpu, device, native=False),
         )
     return allowed[0]
 

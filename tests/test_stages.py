@@ -1,0 +1,649 @@
+"""What prepare would do on each machine: the plans as people read them, and the order in them."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from tests.building import DUMMY_AND_FBCON, Machine
+from tests.conftest import Golden, MachineFactory
+from tests.fakehost import FakeHost, FakeLibvirt, hold, snapshot
+from tests.gate import ROOT
+from tests.hosts import DISPLAY, VGA, firmware_on, lab, lab_gpu
+from vfio_console_hook import events, report
+from vfio_console_hook.actions import Decode, MapConsoles
+from vfio_console_hook.config import Config, Holders
+from vfio_console_hook.domain import Domain, Hostdev
+from vfio_console_hook.errors import HookError, RefusedError, StepError
+from vfio_console_hook.log import RECORDED_LOG, Log
+from vfio_console_hook.step import Step
+
+UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
+GPU, SECOND = "0000:01:00.0", "0000:02:00.0"
+STAGES = ("native", *Config().stages)
+NOW = Config(holders=Holders(wait_s=0))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A VM on a machine, and the golden text that holds its plan."""
+
+    golden: str
+    machine: str
+    gpus: tuple[str, ...] = (GPU,)
+    config: Config = Config()  # noqa: RUF009
+    managed: bool = True
+    lockdown: str = ""
+    blacklist: bool = True
+
+
+PLANS = (
+    # nothing to do
+    Plan("bmc-and-two-nvidia-on-vfio", "bmc-and-two-nvidia", ("0000:17:00.0",)),
+    Plan("bmc-and-two-nvidia-on-nvidia", "bmc-and-two-nvidia", ("0000:65:00.0",)),
+    Plan("laptop-3d-controller", "laptop-3d-controller"),
+    Plan("intel-sriov-vf", "intel-sriov-vf", ("0000:00:02.1",)),
+    # refused
+    Plan("amd-strix-halo-0380", "amd-strix-halo-0380", ("0000:c3:00.0",)),
+    Plan("amd-strix-halo-0380-native", "amd-strix-halo-0380", ("0000:c3:00.0",),
+         Config(bootfb="native")),
+    Plan("intel-bootfb-no-driver", "intel-bootfb-no-driver", ("0000:00:02.0",)),
+    Plan("iomem-without-root", "iomem-without-root"),
+    Plan("nvidia-bootfb-bar3", "nvidia-bootfb-bar3"),
+    Plan("nvidia-bootfb-bar3-native", "nvidia-bootfb-bar3", config=Config(bootfb="native")),
+    Plan("nvidia-bootfb-bar3-rescan", "nvidia-bootfb-bar3", config=Config(bootfb="rescan")),
+    Plan("simpledrm-0380-6.12", "simpledrm-0380-6.12"),
+    Plan("amd-single-unmanaged", "amd-single", ("0000:09:00.0",), managed=False),
+    Plan("efifb-6.12-unmanaged", "efifb-6.12", managed=False),
+    # the firmware's console
+    Plan("nvidia-efifb-bar1", "nvidia-efifb-bar1"),
+    Plan("nvidia-efifb-bar3", "nvidia-efifb-bar3", ("0000:42:00.0",)),
+    Plan("fb0-held-by-plymouth", "fb0-held-by-plymouth", ("0000:00:02.0",)),
+    Plan("efifb-5.10", "efifb-5.10"),
+    Plan("efifb-6.1", "efifb-6.1"),
+    Plan("efifb-6.12", "efifb-6.12"),
+    Plan("efifb-6.12-locked-down", "efifb-6.12", lockdown="none [integrity] confidentiality"),
+    Plan("efifb-0380-6.12", "efifb-0380-6.12"),
+    Plan("efifb-0380-6.12-locked-down", "efifb-0380-6.12",
+         lockdown="none integrity [confidentiality]"),
+    Plan("vesafb-5.10", "vesafb-5.10", ("0000:00:05.0",)),
+    Plan("efidrm-7", "efidrm-7"),
+    Plan("simpledrm-0300-6.12", "simpledrm-0300-6.12"),
+    Plan("simpledrm-0380-6.12-native", "simpledrm-0380-6.12", config=Config(bootfb="native"),
+         blacklist=False),
+    Plan("simpledrm-0380-6.12-rescan", "simpledrm-0380-6.12", config=Config(bootfb="rescan")),
+    Plan("amd-strix-halo-0380-rescan", "amd-strix-halo-0380", ("0000:c3:00.0",),
+         Config(bootfb="rescan")),
+    # text
+    Plan("vgacon-5.10", "vgacon-5.10"),
+    # native drivers
+    Plan("native-6.1", "native-6.1"),
+    Plan("amd-single", "amd-single", ("0000:09:00.0",)),
+    Plan("intel-sriov-pf", "intel-sriov-vf", ("0000:00:02.0",)),
+    Plan("bmc-and-two-nvidia-bmc", "bmc-and-two-nvidia", ("0000:03:00.0",)),
+    # two GPUs, one leaves
+    Plan("intel-and-nvidia", "intel-and-nvidia"),
+    Plan("intel-and-nvidia-boot-gpu", "intel-and-nvidia", ("0000:00:02.0",)),
+    Plan("two-amd-boot-gpu", "two-amd", ("0000:03:00.0",)),
+    Plan("two-amd-boot-gpu-keep-console-never", "two-amd", ("0000:03:00.0",),
+         Config(keep_console="never")),
+    Plan("two-amd-second", "two-amd", ("0000:13:00.0",)),
+    Plan("two-gpus-lit-second-6.12", "two-gpus-lit-second-6.12", (SECOND,)),
+    Plan("two-gpus-lit-second-6.12-boot-gpu", "two-gpus-lit-second-6.12"),
+    # two GPUs, both leave
+    Plan("two-in-one-6.12", "two-in-one-6.12", (GPU, SECOND)),
+    Plan("two-in-one-6.12-second-first", "two-in-one-6.12", (SECOND, GPU)),
+    Plan("two-gpus-6.12-both", "two-gpus-6.12", (GPU, SECOND)),
+    Plan("two-amd-both", "two-amd", ("0000:03:00.0", "0000:13:00.0")),
+)  # fmt: skip
+
+
+def domain(gpus: tuple[str, ...], *, managed: bool = True) -> Domain:
+    return Domain("win11", UUID, tuple(Hostdev(one, managed, "hostdev", 0) for one in gpus))
+
+
+def steps(host: FakeHost, *gpus: str, config: Config = NOW) -> tuple[Step, ...]:
+    return events.look(host, domain(gpus), config)[1]
+
+
+def refusal(host: FakeHost, *gpus: str, config: Config = NOW) -> str:
+    """The sentence and hint with which prepare refuses; nothing may have changed."""
+    before = snapshot(host)
+    with pytest.raises(HookError) as caught:
+        events.prepare(host, domain(gpus), config, Log(host, "win11"))
+    assert (snapshot(host), host.changes) == (before, [])
+    return str(caught.value)
+
+
+def told(host: FakeHost, vm: Domain, config: Config) -> str:
+    """The plan as the command prints it, or the GPUs and the sentence that refuses."""
+    try:
+        leaving, planned = events.look(host, vm, config)
+    except HookError as error:
+        return f"{report.gpus(host, vm)}\nrefused: {error.text}\nhint: {error.hint}\n"
+    return report.plan(host, vm, leaving, planned)
+
+
+def prepared(case: Plan, machine: MachineFactory) -> FakeHost:
+    host = machine(case.machine)
+    if case.lockdown:
+        host.tree.put("sys/kernel/security/lockdown", case.lockdown)
+    if not case.blacklist:
+        host.tree.remove("fake/blacklist")
+    return host
+
+
+@pytest.mark.parametrize("case", PLANS, ids=lambda case: case.golden)
+def test_the_plan_reads_as_it_should(machine: MachineFactory, golden: Golden, case: Plan) -> None:
+    host = prepared(case, machine)
+
+    text = told(host, domain(case.gpus, managed=case.managed), case.config)
+
+    golden(f"plan-{case.golden}", text)
+
+
+@pytest.mark.parametrize("case", PLANS, ids=lambda case: case.golden)
+def test_planning_changes_nothing_at_all(machine: MachineFactory, case: Plan) -> None:
+    host = prepared(case, machine)
+    before = snapshot(host)
+
+    told(host, domain(case.gpus, managed=case.managed), case.config)
+
+    assert (snapshot(host), host.changes, host.list("run")) == (before, [], ())
+
+
+# -- each stage is whole
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_is_a_module_of_its_name_with_a_plan(name: str) -> None:
+    stage: Any = importlib.import_module(f"vfio_console_hook.stages.{name}")
+
+    assert (stage.NAME, callable(stage.plan), bool(stage.__doc__)) == (name, True, True)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_has_a_step_on_some_machine(machine: MachineFactory, name: str) -> None:
+    golden_texts = [
+        (ROOT / "tests/golden" / f"plan-{case.golden}.txt").read_text(encoding="utf-8")
+        for case in PLANS
+    ]
+
+    assert any(re.search(rf"^ ?\d+\. {name}: ", text, re.MULTILINE) for text in golden_texts)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_has_a_row_in_the_readme(name: str) -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+
+    assert len([line for line in lines if line.startswith(f"| {name} |")]) == 1
+
+
+@pytest.mark.parametrize("name", Config().stages)
+def test_a_stage_can_be_left_out_as_default_yaml_says(name: str) -> None:
+    lines = (ROOT / "config/default.yaml").read_text(encoding="utf-8").splitlines()
+
+    assert len([line for line in lines if line == f"#  - {name}"]) == 1
+    assert len([line for line in lines if line.startswith(f"#   {name} ")]) == 1
+
+
+# -- order
+
+
+def lit_first_and_native_second() -> Machine:
+    """efifb on the first GPU with the consoles, bochs-drm on the second; Linux 6.12."""
+    first = replace(lab_gpu(pci_class=VGA), native="")
+    second = replace(lab_gpu(SECOND, base=0xD0000000, bound=True), boot_vga=False, shadow=False)
+    return Machine(
+        "lit-first", (), "6.12", (first, second), (firmware_on(first, "efifb", "6.12"),),
+        consoles=DUMMY_AND_FBCON, console_fb=0,
+    )  # fmt: skip
+
+
+def test_all_63_consoles_are_on_what_stays_before_anything_is_unbound(
+    machine: MachineFactory,
+) -> None:
+    host = machine(lit_first_and_native_second())
+
+    events.prepare(host, domain((GPU,)), NOW, Log(host, "win11"))
+
+    assert [(kind, path, text) for kind, path, text in host.changes] == [
+        *(("ioctl", "dev/fb1", f"console {number} to fb1") for number in range(1, 64)),
+        ("write", "sys/bus/platform/drivers/efi-framebuffer/unbind", "efi-framebuffer.0"),
+        ("poke", f"sys/bus/pci/devices/{GPU}/config", "0x4 0100"),
+    ]
+
+
+def test_the_console_stays_visible_while_the_vm_has_the_other_gpu(machine: MachineFactory) -> None:
+    host = machine(lit_first_and_native_second())
+    vm = domain((GPU,))
+
+    events.prepare(host, vm, NOW, Log(host, "win11"))
+    FakeLibvirt(host).detach(GPU)
+    events.start(host, UUID, Log(host, "win11"))
+
+    assert host.read("ioctl/con2fbmap") == "1-63 1"
+    assert [host.read(f"sys/class/vtconsole/vtcon{n}/bind") for n in (0, 1)] == ["0", "1"]
+
+
+def test_stages_take_turns_over_all_gpus_of_the_vm(machine: MachineFactory) -> None:
+    first = replace(lab_gpu(), native="")
+    host = machine(
+        Machine(
+            "both", (), "5.10", (first, lab_gpu(SECOND, base=0xD0000000, bound=True)),
+            (firmware_on(first, "efifb", "5.10"),), console_fb=0,
+        )
+    )  # fmt: skip
+
+    planned = steps(host, SECOND, GPU)
+
+    assert [(step.stage, step.gpu) for step in planned] == [
+        ("native", SECOND), ("native", GPU), ("fbcon", GPU), ("fbdev", GPU),
+    ] or [(step.stage, step.gpu) for step in planned] == [
+        ("native", SECOND), ("native", GPU), ("fbcon", SECOND), ("fbcon", GPU), ("fbdev", GPU),
+    ]  # fmt: skip
+
+
+def test_consoles_do_not_move_to_a_gpu_that_another_vm_holds(machine: MachineFactory) -> None:
+    host = machine("two-amd")
+    other = Domain(
+        "b", "11111111-2222-4333-8444-555555555555", (Hostdev("0000:13:00.0", True, "hostdev", 0),)
+    )
+    events.prepare(host, other, NOW, Log(host, "b"))
+
+    planned = steps(host, "0000:03:00.0")
+
+    assert [step for step in planned if isinstance(step.do, MapConsoles)] == []
+
+
+def test_consoles_do_not_move_to_a_framebuffer_without_a_node(machine: MachineFactory) -> None:
+    host = machine("two-amd")
+    host.tree.remove("dev/fb1")
+
+    planned = steps(host, "0000:03:00.0")
+
+    assert [step for step in planned if isinstance(step.do, MapConsoles)] == []
+
+
+def test_consoles_that_are_on_another_gpu_are_left_alone(machine: MachineFactory) -> None:
+    planned = steps(machine("two-amd"), "0000:13:00.0")
+
+    assert [step.stage for step in planned] == ["native"]
+
+
+def test_the_consoles_are_taken_back_to_where_each_was(machine: MachineFactory) -> None:
+    host = machine("two-amd")
+    host.tree.put("ioctl/con2fbmap", "1-6 0\n7-7 1\n8-63 0")
+
+    (mapped,) = (one for one in steps(host, "0000:03:00.0") if isinstance(one.do, MapConsoles))
+
+    assert mapped.undo == MapConsoles("fb1", (0,) * 6 + (1,) + (0,) * 56, 10)
+
+
+# -- locked down
+
+
+@pytest.mark.parametrize(
+    ("state", "decode", "lost"),
+    [("[none] integrity confidentiality", 1, False), ("none [integrity] confidentiality", 0, True),
+     ("none integrity [confidentiality]", 0, True)],
+)  # fmt: skip
+def test_lockdown_costs_the_console_and_the_person_is_told(
+    machine: MachineFactory, state: str, decode: int, lost: bool
+) -> None:
+    host = machine("efifb-6.12")
+    host.tree.put("sys/kernel/security/lockdown", state)
+
+    leaving, planned = events.look(host, domain((GPU,)), NOW)
+
+    assert len([step for step in planned if isinstance(step.do, Decode)]) == decode
+    assert events.prospect(leaving, planned) == (
+        "this host's console will not come back before a reboot: vfio-pci of this kernel removes"
+        " efi-framebuffer.0 for good, and kernel lockdown forbids to prevent it"
+        if lost
+        else "the firmware console comes back on efi-framebuffer.0"
+    )
+
+
+def test_under_lockdown_the_vm_gets_its_memory_all_the_same(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    host.tree.put("sys/kernel/security/lockdown", "none [integrity] confidentiality")
+
+    events.prepare(host, domain((GPU,)), NOW, Log(host, "win11"))
+    libvirt = FakeLibvirt(host)
+    libvirt.detach(GPU)
+    events.start(host, UUID, Log(host, "win11"))
+    libvirt.reattach(GPU)
+    events.release(host, UUID, Log(host, "win11"))
+
+    assert "efi-framebuffer.0 is gone until the next boot" in (host.read(RECORDED_LOG) or "")
+    assert host.list("run/vfio-console-hook/claims") == ()
+
+
+# -- the dangerous cases
+
+
+def test_nvidia_is_never_handed_over_while_one_of_its_nodes_is_held(
+    machine: MachineFactory,
+) -> None:
+    host = machine("bmc-and-two-nvidia")
+    host.tree.put("dev/nvidiactl", "")
+    hold(host, "dev/nvidiactl", pid=701, command="nvidia-persiste",
+         unit="nvidia-persistenced.service")  # fmt: skip
+
+    assert refusal(host, "0000:65:00.0") == (
+        "0000:65:00.0 is in use by nvidia-persiste (701) [nvidia-persistenced.service] with"
+        " /dev/nvidiactl open (hint: stop what is named, or raise `holders: {wait_s: N}`)"
+    )
+
+
+def test_plymouth_on_fb0_is_named_and_refused(machine: MachineFactory) -> None:
+    assert refusal(machine("fb0-held-by-plymouth"), "0000:00:02.0") == (
+        "0000:00:02.0 is in use by plymouthd (412) [plymouth-start.service] with /dev/fb0 open"
+        " (hint: stop what is named, or raise `holders: {wait_s: N}`)"
+    )
+
+
+def test_on_5_x_a_process_that_cannot_be_looked_into_may_hold_the_framebuffer(
+    machine: MachineFactory,
+) -> None:
+    host = machine("efifb-5.10")
+    host.tree.make_directory("proc/71")
+    host.tree.link("proc/71/fd", "proc/71/fd")
+
+    assert refusal(host, GPU) == (
+        "0000:01:00.0 is in use by 1 processes that may not be looked into"
+        " (hint: stop what is named, or raise `holders: {wait_s: N}`)"
+    )
+
+
+def test_from_6_0_a_process_that_cannot_be_looked_into_does_not_stop_the_vm(
+    machine: MachineFactory,
+) -> None:
+    host = machine("efifb-6.12")
+    host.tree.make_directory("proc/71")
+    host.tree.link("proc/71/fd", "proc/71/fd")
+
+    events.prepare(host, domain((GPU,)), NOW, Log(host, "win11"))
+
+    assert host.link_name("sys/bus/platform/devices/efi-framebuffer.0/driver") is None
+
+
+NATIVE = replace(NOW, bootfb="native")
+RESCAN = replace(NOW, bootfb="rescan")
+
+
+def simpledrm_with(module: str) -> Machine:
+    """A GPU of class 0380 with BOOTFB, whose native driver is in this module."""
+    made = lab("6.12", "simpledrm", DISPLAY)
+    words = f"driver={module} module={module} fb={module}drmfb"
+    return replace(made, pci=(replace(made.pci[0], native=words),))
+
+
+@pytest.mark.parametrize("module", ["nvidia", "nvidia_drm", "radeon"])
+def test_a_driver_that_may_hang_is_never_bound_to_free_bootfb(
+    machine: MachineFactory, module: str
+) -> None:
+    assert refusal(machine(simpledrm_with(module)), GPU, config=NATIVE) == (
+        f"`bootfb: native` is not safe on 0000:01:00.0: {module} may hang when it is taken off"
+        " again (hint: set `bootfb: rescan` for this VM, or boot with"
+        " initcall_blacklist=sysfb_init)"
+    )
+
+
+def test_the_driver_of_an_apu_is_never_bound_to_free_bootfb(machine: MachineFactory) -> None:
+    host = machine("amd-strix-halo-0380")
+    host.tree.remove("fake/blacklist")
+    for function, vendor in (("1", "0x1002"), ("2", "0x1022")):
+        path = f"sys/devices/pci0000:00/0000:00:08.1/0000:c3:00.{function}"
+        host.tree.put(f"{path}/vendor", vendor)
+        host.tree.link(f"sys/bus/pci/devices/0000:c3:00.{function}", path)
+
+    assert refusal(host, "0000:c3:00.0", config=NATIVE).startswith(
+        "`bootfb: native` is not safe on 0000:c3:00.0: it is part of an AMD processor, which may"
+        " hang when its driver is taken off again"
+    )
+
+
+def test_a_driver_that_the_administrator_blacklisted_is_never_bound(
+    machine: MachineFactory,
+) -> None:
+    assert refusal(machine("amd-strix-halo-0380"), "0000:c3:00.0", config=NATIVE) == (
+        "`bootfb: native` needs a driver for 0000:c3:00.0: amdgpu is blacklisted"
+        " (hint: set `bootfb: rescan` for this VM, or boot with initcall_blacklist=sysfb_init)"
+    )
+
+
+def test_without_a_driver_for_the_gpu_bootfb_native_is_refused(machine: MachineFactory) -> None:
+    made = lab("6.12", "simpledrm", DISPLAY)
+    made = replace(made, pci=(replace(made.pci[0], native=""),))
+
+    assert refusal(machine(made), GPU, config=NATIVE).startswith(
+        "`bootfb: native` needs a driver for 0000:01:00.0: no driver for it is installed"
+    )
+
+
+def test_bootfb_native_is_refused_when_the_kernel_would_not_find_the_framebuffer(
+    machine: MachineFactory,
+) -> None:
+    host = machine(replace(lab("6.12", "simpledrm", DISPLAY, bound=False), extra=()))
+
+    assert refusal(host, GPU, config=NATIVE).startswith(
+        "`bootfb: native` cannot free BOOTFB of 0000:01:00.0: no firmware driver is bound to"
+        " simple-framebuffer.0, so the kernel does not find it"
+    )
+
+
+@pytest.mark.parametrize("series", ["5.10", "5.15"])
+def test_bootfb_native_is_refused_on_5_x_where_bootfb_stays(
+    machine: MachineFactory, series: str
+) -> None:
+    host = machine(replace(lab(series, "simplefb", DISPLAY), extra=()))
+
+    assert refusal(host, GPU, config=NATIVE) == (
+        "`bootfb: native` cannot free BOOTFB of 0000:01:00.0 in this kernel"
+        " (hint: boot with initcall_blacklist=sysfb_init)"
+    )
+
+
+@pytest.mark.parametrize("series", ["5.10", "6.1"])
+def test_a_rescan_that_leaves_the_kernel_a_dangling_pointer_is_refused(
+    machine: MachineFactory, series: str
+) -> None:
+    host = machine(lab(series, "simplefb", DISPLAY))
+
+    assert refusal(host, GPU, config=RESCAN) == (
+        "`bootfb: rescan` is not safe in this kernel: simple-framebuffer.0 is not below"
+        " 0000:01:00.0 in sysfs (hint: use Linux 6.9 or later, or boot with"
+        " initcall_blacklist=sysfb_init)"
+    )
+
+
+@pytest.mark.parametrize(("driver", "series"), [("simplefb", "5.10"), ("simpledrm", "5.15")])
+def test_bootfb_of_a_vga_card_is_refused_on_kernels_that_do_not_remove_consoles(
+    machine: MachineFactory, driver: str, series: str
+) -> None:
+    assert refusal(machine(lab(series, driver)), GPU) == (
+        "BOOTFB of simple-framebuffer.0 holds memory of 0000:01:00.0, and this kernel does not"
+        " free it for vfio-pci (hint: boot with initcall_blacklist=sysfb_init)"
+    )
+
+
+def test_after_a_rescan_nothing_is_bound_at_the_old_address(machine: MachineFactory) -> None:
+    host = machine("simpledrm-0380-6.12")
+    events.prepare(host, domain((GPU,)), RESCAN, Log(host, "win11"))
+
+    events.release(host, UUID, Log(host, "win11"))
+
+    # An unbind before the rescan, then nothing that names the firmware's framebuffer.
+    assert [text for _, _, text in host.changes if "framebuffer" in text] == [
+        "simple-framebuffer.0"
+    ]
+    assert host.list("run/vfio-console-hook/claims") == ()
+
+
+def test_a_gpu_that_does_not_decode_its_memory_gets_no_firmware_driver(
+    machine: MachineFactory,
+) -> None:
+    host = machine("efifb-5.10")
+    events.prepare(host, domain((GPU,)), NOW, Log(host, "win11"))
+    host.tree.poke(f"sys/bus/pci/devices/{GPU}/config", 4, b"\0\0")
+
+    with pytest.raises(StepError) as caught:
+        events.release(host, UUID, Log(host, "win11"))
+
+    assert caught.value.text == (
+        "efi-framebuffer.0 cannot be bound: 0000:01:00.0 does not decode its memory (by hand:"
+        " echo efi-framebuffer.0 > /sys/bus/platform/drivers/efi-framebuffer/bind)"
+    )
+    assert host.list("run/vfio-console-hook/claims") == (UUID,)
+
+
+def test_a_gpu_that_a_native_driver_took_meanwhile_gets_no_firmware_driver(
+    machine: MachineFactory,
+) -> None:
+    host = machine("efifb-5.10")
+    events.prepare(host, domain((GPU,)), NOW, Log(host, "win11"))
+    host.load_module("bochs")
+
+    events.release(host, UUID, Log(host, "win11"))
+
+    assert "efi-framebuffer.0 stays unbound: bochs-drm drives 0000:01:00.0 now" in (
+        host.read(RECORDED_LOG) or ""
+    )
+    assert host.list("run/vfio-console-hook/claims") == ()
+
+
+def test_a_gpu_that_is_still_on_vfio_gets_no_firmware_driver(machine: MachineFactory) -> None:
+    host = machine("efifb-0380-6.12")
+    events.prepare(host, domain((GPU,)), NOW, Log(host, "win11"))
+    FakeLibvirt(host).detach(GPU)
+
+    events.release(host, UUID, Log(host, "win11"))
+
+    assert host.link_name("sys/bus/platform/devices/efi-framebuffer.0/driver") is None
+    assert host.list("run/vfio-console-hook/claims") == ()
+
+
+def only_fbcon(host: FakeHost) -> None:
+    """Text boot, then a native driver took over: vgacon is still there, no dummy is."""
+    node = "sys/devices/virtual/vtconsole/vtcon0"
+    host.tree.put(f"{node}/name", "(S) VGA+")
+
+
+def test_the_last_console_driver_of_a_second_gpu_is_not_taken_either(
+    machine: MachineFactory,
+) -> None:
+    host = machine("native-6.1")
+    host.tree.remove("sys/class/vtconsole/vtcon0")
+
+    with pytest.raises(RefusedError) as caught:
+        steps(host, GPU)
+
+    assert caught.value.text == (
+        "0000:01:00.0 has the host's last framebuffer, and fbcon is the only console driver left:"
+        " the kernel would crash at the next text it draws"
+    )
+
+
+def text_boot_with_native_second(kernel: str) -> Machine:
+    """BIOS text boot on the first card, which nothing drives; fbcon runs on the second."""
+    first = replace(lab_gpu(), native="")
+    second = replace(lab_gpu(SECOND, base=0xD0000000, bound=True), boot_vga=False, shadow=False)
+    return Machine(
+        "text-and-native", (), kernel, (first, second),
+        consoles=("0 (S) VGA+", "1 (M) frame buffer device"), console_fb=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [(GPU, SECOND), (SECOND, GPU)])
+def test_a_vm_that_takes_the_text_card_and_the_last_framebuffer_does_not_crash_the_kernel(
+    machine: MachineFactory, order: tuple[str, str]
+) -> None:
+    host = machine(text_boot_with_native_second("6.1"))
+
+    try:
+        events.prepare(host, domain(order), NOW, Log(host, "win11"))
+    except RefusedError:
+        return
+    libvirt = FakeLibvirt(host)
+    for address in order:
+        libvirt.detach(address)
+
+    assert host.fault is None
+
+
+def test_taking_the_text_card_leaves_a_console_driver_beside_fbcon(
+    machine: MachineFactory,
+) -> None:
+    host = machine(text_boot_with_native_second("6.1"))
+
+    events.prepare(host, domain((GPU,)), NOW, Log(host, "win11"))
+    FakeLibvirt(host).detach(GPU)
+    events.start(host, UUID, Log(host, "win11"))
+
+    assert len(host.list("sys/class/vtconsole")) == 2
+
+
+def test_a_second_vga_card_that_costs_the_host_its_firmware_console_on_6_1_is_told(
+    machine: MachineFactory,
+) -> None:
+    first = replace(lab_gpu(), native="")
+    second = replace(lab_gpu(SECOND, base=0xD0000000), boot_vga=False, native="")
+    host = machine(
+        Machine("two", (), "6.1", (first, second), (firmware_on(first, "efifb", "6.1"),))
+    )
+    leaving, planned = events.look(host, domain((SECOND,)), NOW)
+    foretold = events.prospect(leaving, planned)
+
+    events.prepare(host, domain((SECOND,)), NOW, Log(host, "win11"))
+    FakeLibvirt(host).detach(SECOND)
+
+    lost = host.real("sys/bus/platform/devices/efi-framebuffer.0") is None
+    assert ("will not come back before a reboot" in foretold) is lost
+
+
+def test_leaving_the_fbcon_stage_out_does_not_let_the_kernel_crash(
+    machine: MachineFactory,
+) -> None:
+    host = machine("native-6.1")
+    host.tree.remove("sys/class/vtconsole/vtcon0")
+
+    with pytest.raises(RefusedError):
+        steps(host, GPU, config=replace(NOW, stages=("drm_aperture", "fbdev", "vgacon")))
+
+
+def test_what_does_not_come_back_is_not_promised_for_a_gpu_that_stays_on_vfio(
+    machine: MachineFactory,
+) -> None:
+    host = machine("efifb-0380-6.12")
+    host.load_module("vfio-pci")
+    host.write(f"sys/bus/pci/devices/{GPU}/driver_override", "vfio-pci")
+    host.write("sys/bus/pci/drivers_probe", GPU)
+    leaving, planned = events.look(host, domain((GPU,)), NOW)
+    foretold = events.prospect(leaving, planned)
+
+    events.prepare(host, domain((GPU,)), NOW, Log(host, "win11"))
+    events.start(host, UUID, Log(host, "win11"))
+    events.release(host, UUID, Log(host, "win11"))
+
+    back = host.link_name("sys/bus/platform/devices/efi-framebuffer.0/driver") is not None
+    assert (foretold == "the firmware console comes back on efi-framebuffer.0") is back
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [("two-amd", "0000:13:00.0"), ("intel-and-nvidia", GPU), ("two-gpus-6.12", SECOND)],
+)
+def test_a_gpu_without_the_consoles_promises_no_console(
+    machine: MachineFactory, name: str, address: str
+) -> None:
+    leaving, planned = events.look(machine(name), domain((address,)), NOW)
+
+    assert events.prospect(leaving, planned) == (
+        "there is nothing to give back: no console of the host is on it"
+    )
