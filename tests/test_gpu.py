@@ -150,7 +150,8 @@ SEEN = (
     )),
     ("two-gpus-lit-second-6.12", expected(
         GPU, 0x0300, {0: (0xC0000000, 16 * M), 2: (0xFEB00000, 4 * K)},
-        driver="bochs-drm", boot_vga=True, framebuffers=("fb1",), nodes=("dev/fb1", "dev/dri/card0"),
+        driver="bochs-drm", boot_vga=True, framebuffers=("fb1",),
+        nodes=("dev/fb1", "dev/dri/card0"),
         claims=(
             Claim("bochs-drm", sized(0xC0000000, 16 * M), 0),
             Claim("bochs-drm", sized(0xFEB00000, 4 * K), 2),

@@ -77,7 +77,7 @@ def status(host: Host) -> str:
 def _claim(record: Record) -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.since))
     text = f"{record.name} ({record.uuid}) holds {', '.join(record.gpus)} since {since}\n"
-    for number, step in reversed(record.open_steps):
+    for number, step in record.open_steps:
         if step.undo is not None:
             state = "done" if number in record.done else "begun"
             text += f"  {state}: {step.why}\n    undo by hand: {step.undo.shell()}\n"

@@ -101,7 +101,8 @@ def prepare_row(directory: Path, rounds: int) -> Row:
     root = directory / "machine"
     root.mkdir()
     unpack((TESTS / "machines" / f"{MACHINE}.tree").read_text(encoding="utf-8"), str(root))
-    compileall.compile_dir(TESTS.parent / "vfio_console_hook", quiet=1)
+    for folder in ("vfio_console_hook", "tests/bench"):
+        compileall.compile_dir(TESTS.parent / folder, quiet=1)
     script = str(TESTS / "bench/prepare.py")
     argv = ("/usr/bin/python3", "-I", script, str(root), NAME, "prepare", "begin", "-")
     prepare = Run(argv, domain_xml("0000:01:00.0", name=NAME))

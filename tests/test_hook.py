@@ -1,0 +1,645 @@
+"""hook.main on a machine that reacts: what libvirt gives, and what it gets back."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MachineFactory
+from tests.fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, snapshot
+from tests.gate import ROOT, write_gate
+from tests.libvirt_xml import UUID, domain_xml
+from vfio_console_hook import hook
+from vfio_console_hook.journal import Journal
+from vfio_console_hook.log import RECORDED_LOG
+
+GPU, SOUND = "0000:01:00.0", "0000:01:00.1"
+RUN = "run/vfio-console-hook"
+DEFAULT = "etc/vfio-console-hook/default.yaml"
+Capture = pytest.CaptureFixture[str]
+EVENTS = (
+    ("prepare", "begin"),
+    ("start", "begin"),
+    ("started", "begin"),
+    ("stopped", "end"),
+    ("release", "end"),
+)
+
+
+def call(host: FakeHost, event: str, xml: bytes | None = None, name: str = "win11") -> int:
+    """One event as libvirt sends it; the exit status. The XML is that of a VM with one GPU."""
+    operation, _, sub = event.partition(" ")
+    if xml is None:
+        xml = domain_xml(GPU, event=operation, name=name)
+    return hook.main([name, operation, sub or "begin", "-"], xml, FakeHost(host.root))
+
+
+def configure(host: FakeHost, text: str, path: str = DEFAULT) -> None:
+    host.tree.put(path, text)
+    for directory in ("etc", "etc/vfio-console-hook"):
+        os.chmod(host.path(directory), 0o755)
+    os.chmod(host.path(path), 0o644)
+
+
+def steady(host: FakeHost) -> dict[str, str]:
+    """What is there, without what libvirt itself leaves behind and what was configured."""
+    return {
+        path: what
+        for path, what in snapshot(host).items()
+        if "driver_override" not in path and not path.startswith("etc")
+    }
+
+
+def with_sound(host: FakeHost) -> FakeHost:
+    """The audio function that the VM of the captures gets too."""
+    host.tree.put(f"sys/bus/pci/devices/{SOUND}/class", "0x040300")
+    return host
+
+
+# -- all events of a VM
+
+
+@pytest.mark.parametrize("version", ["7.0.0", "9.0.0", "11.3.0"])
+@pytest.mark.parametrize(
+    "name", ["efifb-5.10", "efifb-6.12", "efifb-0380-6.12", "native-6.1", "vgacon-5.10", "efidrm-7"]
+)
+def test_over_all_events_that_libvirt_sent_the_vm_runs_and_the_console_comes_back(
+    machine: MachineFactory, capfd: Capture, name: str, version: str
+) -> None:
+    host = with_sound(machine(name))
+    before = steady(host)
+    libvirt = FakeLibvirt(host)
+    statuses, blocked = [], []
+
+    for operation, sub in EVENTS:
+        xml = (ROOT / f"tests/domains/libvirt-{version}-{operation}-{sub}.xml").read_bytes()
+        if operation == "start":
+            libvirt.detach(GPU)
+        if operation == "started":
+            blocked = open_device(host, GPU)
+        if operation == "stopped":
+            close_device(host, GPU)
+        if operation == "release":
+            libvirt.reattach(GPU)
+        statuses.append(call(host, f"{operation} {sub}", xml))
+
+    assert (statuses, blocked, capfd.readouterr()) == ([0] * 5, [], ("", ""))
+    assert steady(host) == before
+    assert Journal(host).uuids() == ()
+    assert host.fault is None
+
+
+def test_the_log_tells_what_was_done(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+
+    call(host, "prepare")
+
+    assert (host.read(RECORDED_LOG) or "").splitlines() == [
+        "info: win11: nobody has /dev/fb0 open (native)",
+        "info: win11: unbound efi-framebuffer.0 from efi-framebuffer (fbdev)",
+        "info: win11: switched memory decoding of 0000:01:00.0 off (fbdev)",
+        "info: win11: 0000:01:00.0 ready for the VM; on release the firmware console comes back on"
+        " efi-framebuffer.0",
+    ]
+
+
+def test_the_status_file_tells_the_last_event(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+
+    call(host, "prepare")
+
+    word = json.loads(host.read(f"{RUN}.status") or "")
+    assert {key: word[key] for key in ("vm", "event", "failure")} == {
+        "vm": "win11", "event": "prepare", "failure": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("event", ["started begin", "reconnect begin", "stopped end"])
+def test_events_of_a_running_vm_change_nothing(
+    machine: MachineFactory, capfd: Capture, event: str
+) -> None:
+    host = machine("efifb-6.12")
+    call(host, "prepare")
+    FakeLibvirt(host).detach(GPU)
+    call(host, "start")
+    before, changes = snapshot(host), len(host.changes)
+
+    status = call(host, event)
+
+    assert (status, capfd.readouterr(), snapshot(host), len(host.changes)) == (
+        0, ("", ""), before, changes,
+    )  # fmt: skip
+    assert Journal(host).uuids() == (UUID,)
+
+
+@pytest.mark.parametrize(
+    "event",
+    ["start begin", "started begin", "reconnect begin", "release end", "stopped end",
+     "migrate begin", "restore begin", "prepare end", "release begin", "x y", "prepare"],
+)  # fmt: skip
+def test_an_event_of_a_vm_that_holds_nothing_leaves_no_trace(
+    machine: MachineFactory, capfd: Capture, event: str
+) -> None:
+    host = machine("efifb-6.12")
+    before = snapshot(host)
+    xml = domain_xml(event="release") if event == "prepare" else None
+
+    status = call(host, event, xml)
+
+    assert (status, capfd.readouterr(), snapshot(host), host.changes) == (
+        0, ("", ""), before, [],
+    )  # fmt: skip
+    assert (host.list("run"), host.exists("var")) == ((), False)
+
+
+def test_a_vm_with_a_pci_device_that_is_no_gpu_leaves_no_trace(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = with_sound(machine("efifb-6.12"))
+
+    status = call(host, "prepare", domain_xml(SOUND))
+
+    assert (status, capfd.readouterr(), host.changes) == (0, ("", ""), [])
+    assert (host.list("run"), host.exists("var")) == ((), False)
+
+
+@pytest.mark.parametrize("argv", [[], ["win11"], ["win11", "prepare"], ["--help"], ["", "", ""]])
+def test_too_few_words_do_nothing(
+    machine: MachineFactory, capfd: Capture, argv: list[str]
+) -> None:
+    host = machine("efifb-6.12")
+
+    assert hook.main(argv, b"<broken", host) == 0
+    assert (capfd.readouterr(), host.changes) == (("", ""), [])
+
+
+@pytest.mark.parametrize("name", ["--help", "-c", "..", " ", "a  b", "$(id)", "grün-绿", "x" * 255])
+def test_a_vm_may_have_any_name(machine: MachineFactory, capfd: Capture, name: str) -> None:
+    host = machine("efifb-6.12")
+    before = steady(host)
+
+    statuses = [call(host, event, name=name) for event in ("prepare", "release end")]
+
+    assert (statuses, capfd.readouterr(), steady(host)) == ([0, 0], ("", ""), before)
+
+
+# -- bad input
+
+
+def stderr(sentence: str, hint: str = "") -> str:
+    return f"vfio-console-hook: {sentence}\n" + (f"hint: {hint}\n" if hint else "")
+
+
+def refused(host: FakeHost, capfd: Capture, xml: bytes | None = None) -> str:
+    """What prepare says on stderr; it must have changed nothing and left no claim."""
+    before, claims = snapshot(host), os.path.lexists(host.path(f"{RUN}/claims/{UUID}"))
+    status = call(host, "prepare", xml)
+    out, err = capfd.readouterr()
+    assert (status, out, snapshot(host)) == (1, "", before)
+    assert [change for change in host.changes if change[0] != "run"] == []
+    assert os.path.lexists(host.path(f"{RUN}/claims/{UUID}")) is claims
+    return err
+
+
+NOT_A_UUID = domain_xml(GPU).replace(UUID.encode(), b"../../../etc/passwd")
+ENTITY = b"<!DOCTYPE d [<!ENTITY x SYSTEM 'file:///etc/passwd'>]>" + domain_xml(GPU)
+
+
+@pytest.mark.parametrize(
+    ("xml", "said"),
+    [
+        (b"", "the domain XML is not well-formed: "),
+        (b"<domain><hostdev", "the domain XML is not well-formed: "),
+        (ENTITY, "the domain XML has a DOCTYPE, which libvirt never writes"),
+        (b"<network/>", "not a domain XML: the root element is <network>"),
+        (NOT_A_UUID, "not a UUID in <uuid> of the domain XML: '../../../etc/passwd'"),
+        (b"<domain><name>a</name></domain>", "the domain XML has no <uuid>"),
+        (domain_xml(GPU).replace(b"'0x01'", b"'0x1zz'"), "no such PCI "),
+        (b"<a>" * 100_000, "the domain XML is not well-formed: "),
+    ],
+    ids=["empty", "cut-off", "entity", "no-domain", "uuid", "no-uuid", "address", "deep"],
+)
+def test_bad_xml_is_one_sentence(
+    machine: MachineFactory, capfd: Capture, xml: bytes, said: str
+) -> None:
+    host = machine("efifb-6.12")
+
+    err = refused(host, capfd, xml)
+
+    assert err.startswith("vfio-console-hook: ")
+    assert len(err.splitlines()) <= 2
+    if "zz" not in xml.decode(errors="replace"):
+        assert err.startswith(stderr(said)[:-1])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stage: []\n", "/etc/vfio-console-hook/default.yaml:1: unknown key 'stage', did you mean"
+         " 'stages'?"),
+        ("# x\nbootfb: maybe\n", "/etc/vfio-console-hook/default.yaml:2: "),
+        ("a: [\n", "/etc/vfio-console-hook/default.yaml:"),
+    ],
+    ids=["unknown-key", "bad-value", "no-yaml"],
+)  # fmt: skip
+def test_a_mistake_in_the_configuration_is_told_with_its_place(
+    machine: MachineFactory, capfd: Capture, text: str, said: str
+) -> None:
+    host = machine("efifb-6.12")
+    configure(host, text)
+
+    err = refused(host, capfd)
+
+    assert err.startswith(f"vfio-console-hook: {said}")
+    assert len(err.splitlines()) <= 2
+
+
+def test_a_configuration_that_others_can_write_is_refused(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-6.12")
+    configure(host, "enabled: true\n")
+    os.chmod(host.path(DEFAULT), 0o666)
+
+    err = refused(host, capfd)
+
+    assert err.startswith("vfio-console-hook: /etc/vfio-console-hook/default.yaml")
+
+
+def test_a_directory_where_the_configuration_should_be_is_refused(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-6.12")
+    host.tree.make_directory(DEFAULT)
+    for directory in ("etc", "etc/vfio-console-hook", DEFAULT):
+        os.chmod(host.path(directory), 0o755)
+
+    err = refused(host, capfd)
+
+    assert err.startswith("vfio-console-hook: ")
+    assert "/etc/vfio-console-hook/default.yaml" in err
+
+
+def test_a_vanished_gpu_is_named(machine: MachineFactory, capfd: Capture) -> None:
+    host = machine("efifb-6.12")
+
+    err = refused(host, capfd, domain_xml("0000:09:00.0"))
+
+    assert err == stderr("no PCI device 0000:09:00.0 on this machine", "compare with `lspci -D`")
+
+
+def test_an_iomem_without_addresses_is_told(machine: MachineFactory, capfd: Capture) -> None:
+    err = refused(machine("iomem-without-root"), capfd)
+
+    assert err == stderr(
+        "cannot tell who claims the GPU's memory: /proc/iomem shows no addresses",
+        "run it as root, in the host's own user namespace",
+    )
+
+
+def replaced_by_directory(path: str) -> Callable[[FakeHost], None]:
+    def change(host: FakeHost) -> None:
+        host.tree.remove(path)
+        host.tree.make_directory(path)
+
+    return change
+
+
+def replaced_by_loop(path: str) -> Callable[[FakeHost], None]:
+    def change(host: FakeHost) -> None:
+        host.tree.remove(path)
+        os.makedirs(os.path.dirname(host.path(path)), exist_ok=True)
+        os.symlink(os.path.basename(path), host.path(path))
+
+    return change
+
+
+def replaced_by_file(path: str) -> Callable[[FakeHost], None]:
+    def change(host: FakeHost) -> None:
+        host.tree.remove(path)
+        host.tree.put(path, "in the way")
+
+    return change
+
+
+FULL = "is /run full, or read-only?"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (replaced_by_loop("proc/iomem"),
+         stderr("cannot read /proc/iomem: Too many levels of symbolic links")),
+        (replaced_by_directory(f"{RUN}/claims/{UUID}"),
+         stderr(f"cannot read /{RUN}/claims/{UUID}: Is a directory")),
+        (replaced_by_file(f"{RUN}/claims"),
+         stderr(f"cannot write the record /{RUN}/claims/{UUID}: Not a directory", FULL)),
+        (replaced_by_file(RUN),
+         stderr(f"cannot make the record /{RUN}/claims: Not a directory", FULL)),
+        (replaced_by_directory(f"{RUN}/lock"),
+         stderr(f"cannot open the record /{RUN}/lock: Is a directory", FULL)),
+    ],
+    ids=["iomem", "claim", "claims", "run", "lock"],
+)  # fmt: skip
+def test_what_cannot_be_read_or_made_is_named(
+    machine: MachineFactory, capfd: Capture, change: Callable[[FakeHost], None], said: str
+) -> None:
+    host = machine("efifb-6.12")
+    change(host)
+
+    assert refused(host, capfd) == said
+
+
+def test_a_status_file_that_cannot_be_written_does_not_stop_the_vm(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-6.12")
+    host.tree.make_directory(f"{RUN}.status")
+
+    statuses = [call(host, event) for event in ("prepare", "release end")]
+
+    assert (statuses, capfd.readouterr()) == ([0, 0], ("", ""))
+
+
+@pytest.mark.xfail(strict=True, reason="the file of a recorded machine raises")
+def test_a_log_that_cannot_be_written_does_not_stop_the_vm(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-6.12")
+    host.tree.put("var", "in the way")
+
+    statuses = [call(host, event) for event in ("prepare", "release end")]
+
+    assert (statuses, capfd.readouterr()) == ([0, 0], ("", ""))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPERM, errno.ENOSPC, errno.EBUSY])
+def test_a_refused_write_is_told_and_undone(
+    machine: MachineFactory, capfd: Capture, number: int
+) -> None:
+    host = machine("efifb-6.12")
+    before = snapshot(host)
+
+    status = hook.main(
+        ["win11", "prepare", "begin", "-"], domain_xml(GPU),
+        FakeHost(host.root, refuse=2, refuse_errno=number),
+    )  # fmt: skip
+
+    assert (status, snapshot(host), Journal(host).uuids()) == (1, before, ())
+    assert capfd.readouterr() == (
+        "",
+        stderr(f"cannot write '0100' to /sys/bus/pci/devices/{GPU}/config: {os.strerror(number)}"),
+    )
+
+
+def test_a_worker_that_dies_in_the_middle_is_told_and_undone_by_release(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-6.12")
+    before = snapshot(host)
+
+    status = hook.main(
+        ["win11", "prepare", "begin", "-"], domain_xml(GPU), FakeHost(host.root, crash_before=2)
+    )
+    said = capfd.readouterr()
+    released = call(host, "release end")
+
+    assert (status, released, said) == (
+        1, 0,
+        ("", stderr("the worker process died before it was done", "look into `journalctl -k`")),
+    )  # fmt: skip
+    assert (snapshot(host), Journal(host).uuids()) == (before, ())
+
+
+def test_a_bug_is_one_sentence_with_its_traceback_in_the_log(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-6.12")
+    host.tree.put(f"{host.real(f'sys/bus/pci/devices/{GPU}')}/resource", "not numbers at all")
+
+    err = refused(host, capfd)
+
+    assert err.startswith("vfio-console-hook: internal error: ValueError: ")
+    assert err.endswith(
+        "\nhint: this is a bug, please report it with `journalctl -t vfio-console-hook`\n"
+    )
+    assert len(err.splitlines()) == 2
+    assert "Traceback (most recent call last):" in (host.read(RECORDED_LOG) or "")
+
+
+# -- configuration
+
+
+def test_a_vm_that_is_not_enabled_is_left_to_libvirt(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-6.12")
+    configure(host, "enabled: false\n")
+
+    statuses = [call(host, event) for event in ("prepare", "start", "release end")]
+
+    assert (statuses, capfd.readouterr(), host.changes) == ([0, 0, 0], ("", ""), [])
+    assert Journal(host).uuids() == ()
+
+
+def test_on_failure_start_lets_the_vm_start_with_everything_as_it_was(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("fb0-held-by-plymouth")
+    configure(host, "on_failure: start\nholders: {wait_s: 0}\n")
+    before = snapshot(host)
+
+    status = call(host, "prepare", domain_xml("0000:00:02.0"))
+
+    assert (status, capfd.readouterr(), snapshot(host), Journal(host).uuids()) == (
+        0, ("", ""), before, (),
+    )  # fmt: skip
+    assert (host.read(RECORDED_LOG) or "").splitlines()[-1] == (
+        "warning: win11: the VM starts all the same, as configured by on_failure"
+    )
+    word = json.loads(host.read(f"{RUN}.status") or "")
+    assert word["failure"] == (
+        "0000:00:02.0 is in use by plymouthd (412) [plymouth-start.service] with /dev/fb0 open"
+    )
+
+
+def test_on_failure_start_does_not_excuse_a_mistake_in_the_configuration(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-6.12")
+    configure(host, "on_failure: start\nbootfbs: native\n")
+
+    assert refused(host, capfd).startswith(
+        "vfio-console-hook: /etc/vfio-console-hook/default.yaml:2: unknown key 'bootfbs'"
+    )
+
+
+def test_the_configuration_of_the_vm_goes_before_the_default(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-6.12")
+    configure(host, "enabled: false\n")
+    configure(host, "enabled: true\n", "etc/vfio-console-hook/vms/win11.yaml")
+    os.chmod(host.path("etc/vfio-console-hook/vms"), 0o755)
+
+    call(host, "prepare")
+
+    assert Journal(host).uuids() == (UUID,)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("text", ["stage: []\n", "[", "timeout_s: 0\n"])
+def test_a_configuration_that_breaks_while_the_vm_runs_does_not_block_release(
+    machine: MachineFactory, capfd: Capture, text: str
+) -> None:
+    host = machine("efifb-6.12")
+    before = steady(host)
+    call(host, "prepare")
+    configure(host, text)
+
+    status = call(host, "release end")
+
+    assert (status, capfd.readouterr(), steady(host), Journal(host).uuids()) == (
+        0, ("", ""), before, (),
+    )  # fmt: skip
+    assert "warning: win11: going on with the default configuration: /etc" in (
+        host.read(RECORDED_LOG) or ""
+    )
+
+
+def test_a_deadline_that_passes_is_told_and_everything_undone(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-6.12")
+    before = snapshot(host)
+    hold(host, "dev/fb0", pid=77, command="Xorg")
+    configure(host, "timeout_s: 1\nholders: {wait_s: 60}\n")
+
+    status = call(host, "prepare")
+
+    host.tree.remove("proc/77")
+    assert (status, capfd.readouterr()) == (
+        1, ("", stderr("not done within 1 s", "raise `timeout_s`, or look into `journalctl -k`")),
+    )  # fmt: skip
+    after = {path: what for path, what in snapshot(host).items() if not path.startswith("etc")}
+    assert {path for path in after if path not in before} <= {"proc"}
+    assert Journal(host).uuids() == ()
+
+
+def test_start_stops_a_vm_whose_memory_is_claimed_and_changes_nothing(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-0380-6.12")
+    call(host, "prepare")
+    FakeLibvirt(host).detach(GPU)
+    host.write("sys/bus/platform/drivers/efi-framebuffer/bind", "efi-framebuffer.0")
+    before = snapshot(host)
+
+    status = call(host, "start")
+
+    assert (status, snapshot(host), Journal(host).uuids()) == (1, before, (UUID,))
+    assert capfd.readouterr() == (
+        "",
+        stderr(
+            f"efifb still claims c0000000-c03e7fff in BAR 0 of {GPU}, so QEMU could not map it",
+            "look for what uses efifb, with `vfio-console-hook plan`",
+        ),
+    )
+
+
+def test_a_failed_release_keeps_the_claim_and_says_what_to_type(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-5.10")
+    call(host, "prepare")
+
+    status = hook.main(
+        ["win11", "release", "end", "-"], domain_xml(GPU, event="release"),
+        FakeHost(host.root, refuse=1),
+    )  # fmt: skip
+
+    assert (status, Journal(host).uuids()) == (1, (UUID,))
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith(
+        "vfio-console-hook: cannot write 'efi-framebuffer.0' to"
+        " /sys/bus/platform/drivers/efi-framebuffer/bind: Input/output error (by hand:"
+        " echo efi-framebuffer.0 > /sys/bus/platform/drivers/efi-framebuffer/bind)"
+    )
+
+
+# -- through the gate
+
+
+def gate_over(host: FakeHost, directory: Path) -> Path:
+    """The real gate, with a program that is the real one on this machine."""
+    program = directory / "program"
+    program.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from tests.fakehost import FakeHost\n"
+        "from vfio_console_hook import hook\n"
+        f"sys.exit(hook.main(sys.argv[1:], None, FakeHost({host.root!r})))\n",
+        encoding="utf-8",
+    )
+    return write_gate(
+        directory / "qemu", python=sys.executable, program=str(program), run_dir=host.path(RUN)
+    )
+
+
+def run_gate(gate: Path, event: str, name: str = "win11") -> tuple[int, bytes, bytes]:
+    operation, sub = event.split()
+    done = subprocess.run(
+        [os.fsencode(word) for word in (str(gate), name, operation, sub, "-")],
+        input=domain_xml(GPU, name=name, event=operation), capture_output=True,
+        env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, timeout=60,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["win11", "--help", "grün 绿\nx"])
+def test_through_the_gate_the_console_goes_and_comes_back(
+    machine: MachineFactory, tmp_path: Path, name: str
+) -> None:
+    host = machine("efifb-6.12")
+    before = steady(host)
+    gate = gate_over(host, tmp_path)
+    libvirt = FakeLibvirt(host)
+    answers = []
+
+    answers.append(run_gate(gate, "prepare begin", name))
+    libvirt.detach(GPU)
+    answers.append(run_gate(gate, "start begin", name))
+    blocked = open_device(host, GPU)
+    answers += [run_gate(gate, "started begin", name), run_gate(gate, "reconnect begin", name)]
+    close_device(host, GPU)
+    answers.append(run_gate(gate, "stopped end", name))
+    libvirt.reattach(GPU)
+    answers.append(run_gate(gate, "release end", name))
+
+    assert answers == [(0, b"", b"")] * 6
+    assert (blocked, steady(host), Journal(host).uuids()) == ([], before, ())
+
+
+def test_through_the_gate_a_refusal_is_the_sentence_and_nothing_else(
+    machine: MachineFactory, tmp_path: Path
+) -> None:
+    host = machine("simpledrm-0380-6.12")
+    gate = gate_over(host, tmp_path)
+
+    answer = run_gate(gate, "prepare begin")
+
+    assert answer == (
+        1,
+        b"",
+        b"vfio-console-hook: BOOTFB of simple-framebuffer.0 holds memory of 0000:01:00.0, and this"
+        b" kernel does not free it for vfio-pci\nhint: set `bootfb: native` or `bootfb: rescan` for"
+        b" this VM, or boot with initcall_blacklist=sysfb_init\n",
+    )

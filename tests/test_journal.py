@@ -1,0 +1,711 @@
+"""The record: what is on disk when, and what becomes of it after a crash or on a full disk."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import resource
+import signal
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MachineFactory
+from tests.fakehost import Crash, FakeHost, FakeLibvirt, hold, snapshot
+from tests.gate import write_gate
+from vfio_console_hook import events, worker
+from vfio_console_hook.config import Config, Holders
+from vfio_console_hook.domain import Domain, Hostdev
+from vfio_console_hook.errors import HookError, JournalError, RefusedError
+from vfio_console_hook.journal import Journal, write_file, write_status
+from vfio_console_hook.log import Log
+
+UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
+OTHER_UUID = "11111111-2222-4333-8444-555555555555"
+GPU = "0000:01:00.0"
+RUN = "run/vfio-console-hook"
+CLAIM = f"{RUN}/claims/{UUID}"
+BOOT = "5c3a7f0e-2c52-4b61-9d7e-0d5d7a1f9b42"
+NOW = Config(holders=Holders(wait_s=0))
+
+
+def vm(name: str = "win11", uuid: str = UUID) -> Domain:
+    return Domain(name, uuid, (Hostdev(GPU, True, "hostdev", 0),))
+
+
+def prepare(host: FakeHost, domain: Domain | None = None) -> None:
+    events.prepare(host, domain or vm(), NOW, Log(host, "win11"))
+
+
+def release(host: FakeHost, uuid: str = UUID) -> None:
+    events.release(host, uuid, Log(host, "win11"))
+
+
+def prepared(machine: MachineFactory, name: str = "efifb-5.10") -> FakeHost:
+    host = machine(name)
+    prepare(host)
+    return host
+
+
+def lines(host: FakeHost, path: str = CLAIM) -> list[object]:
+    return [json.loads(line) for line in (host.read(path) or "").splitlines()]
+
+
+def keys(host: FakeHost) -> list[str]:
+    """What each line of the claim says, in short."""
+    return [
+        f"step {entry['step']['do']['kind'] if entry['step']['do'] else '-'}"
+        if "step" in entry
+        else " ".join(f"{key} {value}" for key, value in entry.items())
+        for entry in lines(host)[1:]
+        if isinstance(entry, dict)
+    ]
+
+
+def mode(host: FakeHost, path: str) -> int:
+    return stat.S_IMODE(os.stat(host.path(path)).st_mode)
+
+
+def in_a_child(work: Callable[[], None]) -> int:
+    """The exit status of work in a forked process: 0, 1 for a HookError, 2 for anything else."""
+    pid = os.fork()
+    if pid == 0:
+        status = 0
+        try:
+            work()
+        except HookError:
+            status = 1
+        except BaseException:
+            status = 2
+        os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+# -- the format
+
+
+def test_a_claim_is_lines_of_json_with_who_and_what(machine: MachineFactory) -> None:
+    host = prepared(machine)
+
+    head, *rest = lines(host)
+
+    assert isinstance(head, dict)
+    assert {key: head[key] for key in ("vm", "uuid", "boot", "gpus", "worker")} == {
+        "vm": "win11", "uuid": UUID, "boot": BOOT, "gpus": [GPU], "worker": os.getpid(),
+    }  # fmt: skip
+    assert keys(host) == [
+        "step await-closed", "done 0", "step -", "done 1", "step unbind", "done 2",
+    ]  # fmt: skip
+    assert len(rest) == 6
+
+
+def test_a_step_is_written_so_that_a_person_can_undo_it(machine: MachineFactory) -> None:
+    host = prepared(machine)
+
+    unbind = [one for one in lines(host) if isinstance(one, dict) and "step" in one][-1]
+
+    assert unbind["step"] == {
+        "stage": "fbdev",
+        "gpu": GPU,
+        "why": "efifb draws the firmware's picture in its memory",
+        "do": {"kind": "unbind", "device": "efi-framebuffer.0", "driver": "efi-framebuffer"},
+        "undo": {
+            "kind": "rebind", "device": "efi-framebuffer.0", "driver": "efi-framebuffer",
+            "gpu": GPU, "first": 0xC0000000, "last": 0xC0000000 + 4096000 - 1,
+        },
+        "loses": "",
+    }  # fmt: skip
+
+
+def test_what_was_written_is_read_back_the_same(machine: MachineFactory) -> None:
+    host = machine("two-gpus-6.12")
+    _, planned = events.look(host, vm(), NOW)
+    prepare(host)
+
+    record = Journal(FakeHost(host.root)).find(UUID)
+
+    assert record is not None
+    assert (tuple(record.steps), record.gpus, record.boot, record.phase, record.name) == (
+        planned, (GPU,), BOOT, "prepare", "win11",
+    )  # fmt: skip
+
+
+def test_the_phases_of_the_vm_are_written_once_each(machine: MachineFactory) -> None:
+    host = prepared(machine)
+    FakeLibvirt(host).detach(GPU)
+
+    for _ in range(2):
+        events.start(host, UUID, Log(host, "win11"))
+        events.check(host, UUID, Log(host, "win11"))
+        events.check(host, UUID, Log(host, "win11"))
+
+    assert keys(host)[6:] == ["phase start", "phase started", "phase start", "phase started"]
+
+
+def test_release_leaves_no_claim_and_no_name(machine: MachineFactory) -> None:
+    host = prepared(machine)
+
+    release(host)
+
+    assert (host.list(f"{RUN}/claims"), host.list(f"{RUN}/by-name")) == ((), ())
+
+
+# -- written ahead
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "last"),
+    [("efifb-5.10", 1, "step unbind"), ("efifb-6.12", 1, "step unbind"),
+     ("efifb-6.12", 2, "step decode"), ("vgacon-5.10", 1, "step quiet-text"),
+     ("two-gpus-6.12", 1, "step map-consoles"), ("two-gpus-6.12", 63, "step map-consoles")],
+)  # fmt: skip
+def test_a_step_is_on_disk_before_its_change(
+    machine: MachineFactory, name: str, number: int, last: str
+) -> None:
+    host = machine(name, crash_before=number)
+
+    with pytest.raises(Crash):
+        prepare(host)
+
+    assert keys(host)[-1] == last
+
+
+def test_a_step_is_marked_done_only_after_its_change(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12", crash_before=2)
+
+    with pytest.raises(Crash):
+        prepare(host)
+
+    assert keys(host)[-3:] == ["step unbind", "done 2", "step decode"]
+
+
+def test_the_lock_is_free_while_a_step_is_done(machine: MachineFactory) -> None:
+    host = machine("efifb-5.10", crash_before=1)
+    with pytest.raises(Crash):
+        prepare(host)
+
+    with open(host.path(f"{RUN}/lock"), "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises when somebody has it
+
+
+def test_a_program_started_under_the_lock_does_not_keep_it(machine: MachineFactory) -> None:
+    host = machine("efifb-5.10")
+    with Journal(host).lock():
+        pid = os.fork()
+        if pid == 0:
+            os.execv("/bin/sleep", ["sleep", "60"])
+
+        inherited = True
+        for _ in range(200):
+            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+            inherited = any(link.endswith("/lock") for link in links)
+            if not inherited:
+                break
+            time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+    assert not inherited
+
+
+# -- torn, garbage, foreign
+
+
+def test_a_claim_cut_off_at_any_byte_is_undone_right_or_refused_in_one_sentence(
+    machine: MachineFactory,
+) -> None:
+    host = machine("efifb-5.10")
+    before = snapshot(host)
+    prepare(host)
+    whole = host.read_bytes(CLAIM) or b""
+    during = snapshot(host)
+    wrong = []
+
+    for cut in range(len(whole)):
+        Path(host.path(CLAIM)).write_bytes(whole[:cut])
+        # What is cut off had not been done: a step is done after its line is whole.
+        unbound = b'"kind": "unbind"' in whole[:cut].rpartition(b"\n")[0]
+        if not unbound:
+            bind = "sys/bus/platform/drivers/efi-framebuffer/bind"
+            if host.link_name("sys/bus/platform/devices/efi-framebuffer.0/driver") is None:
+                host.write(bind, "efi-framebuffer.0")
+        try:
+            release(host)
+        except JournalError as error:
+            if cut >= whole.index(b"\n") + 1 or "cannot understand the record" not in error.text:
+                wrong.append((cut, error.text))
+            continue
+        if snapshot(host) != before or Journal(host).uuids():
+            wrong.append((cut, "not as before"))
+        if unbound:
+            host.write("sys/bus/platform/drivers/efi-framebuffer/unbind", "efi-framebuffer.0")
+            assert snapshot(host) == during
+
+    assert wrong == []
+
+
+def test_a_torn_line_is_cut_off_before_the_next_is_written(machine: MachineFactory) -> None:
+    host = prepared(machine)
+    with open(host.path(CLAIM), "ab") as file:
+        file.write(b'{"pha')
+    FakeLibvirt(host).detach(GPU)
+
+    events.start(host, UUID, Log(host, "win11"))
+
+    assert keys(host)[-2:] == ["done 2", "phase start"]
+
+
+NO_STEP = '{"step": {"stage": "x", "gpu": "y", "why": "z"}}'
+FOREIGN = '{"step": {"stage": "s", "gpu": "g", "why": "w", "do": {"kind": "teleport"}, '
+FOREIGN += '"undo": null, "loses": ""}}'
+OTHER_FIELDS = FOREIGN.replace('"teleport"', '"unbind", "device": "a", "driver": "b", "new": 1')
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    ["", "garbage", "\0\0\0", "\udcff\udcfe", "{}x", '{"done": "1"}', '{"version": 2}', NO_STEP,
+     FOREIGN, OTHER_FIELDS, '{"step": 1}'],
+    ids=["blank", "text", "nul", "not-utf-8", "trailing", "word", "version", "half-a-step",
+         "unknown-action", "unknown-field", "number"],
+)  # fmt: skip
+def test_a_line_that_is_not_ours_is_refused_in_one_sentence(
+    machine: MachineFactory, garbage: str
+) -> None:
+    host = prepared(machine)
+    before = snapshot(host)
+    with open(host.path(CLAIM), "ab") as file:
+        file.write(garbage.encode("utf-8", "surrogateescape") + b"\n")
+
+    with pytest.raises(JournalError) as caught:
+        release(host)
+
+    assert caught.value.text.startswith(f"cannot understand the record /{CLAIM}: ")
+    assert "\n" not in caught.value.text
+    assert caught.value.hint == "read it, undo by hand what it names, then remove it"
+    assert snapshot(host) == before
+
+
+@pytest.mark.xfail(strict=True, reason="_parse lets AttributeError and RecursionError through")
+@pytest.mark.parametrize(
+    "garbage", ["[1]", "null", "1", '"x"', '{"step": {"stage": "s", "gpu": "g", "why": "w", "do":'
+                ' "x", "undo": null, "loses": ""}}', "[" * 100000],
+    ids=["list", "null", "number", "text", "action-is-text", "deep"],
+)  # fmt: skip
+def test_json_of_another_shape_is_refused_in_one_sentence_too(
+    machine: MachineFactory, garbage: str
+) -> None:
+    host = prepared(machine)
+    with open(host.path(CLAIM), "a", encoding="utf-8") as file:
+        file.write(garbage + "\n")
+
+    with pytest.raises(JournalError):
+        release(host)
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["{}", "[]", "null", '{"vm": "a", "boot": "b", "gpus": 1, "since": 0, "worker": 1}',
+     '{"vm": "a", "boot": "b", "gpus": [], "since": "now", "worker": 1}',
+     pytest.param(
+         '{"vm": "a", "boot": "b", "gpus": [], "since": 0, "worker": 1e999}',
+         marks=pytest.mark.xfail(strict=True, reason="_parse lets OverflowError through"),
+     )],
+)  # fmt: skip
+def test_a_head_that_is_not_ours_is_refused_in_one_sentence(
+    machine: MachineFactory, head: str
+) -> None:
+    host = machine("efifb-5.10")
+    host.tree.put(CLAIM, head)
+
+    with pytest.raises(JournalError):
+        release(host)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        "",
+        "{",
+        pytest.param(
+            "[1]",
+            marks=pytest.mark.xfail(strict=True, reason="_parse lets AttributeError through"),
+        ),
+        "\0",
+    ],
+)
+def test_the_claim_of_one_vm_that_cannot_be_read_does_not_stop_another(
+    machine: MachineFactory, garbage: str
+) -> None:
+    host = machine("efifb-5.10")
+    head = {"vm": "b", "boot": BOOT, "gpus": ["0000:02:00.0"], "since": 0, "worker": 1}
+    host.tree.put(f"{RUN}/claims/{OTHER_UUID}", f"{json.dumps(head)}\n{garbage}\n")
+
+    prepare(host)
+
+    assert Journal(host).uuids() == (UUID, OTHER_UUID)
+
+
+def test_the_claim_of_another_boot_is_given_back(machine: MachineFactory) -> None:
+    host = prepared(machine)
+    text = (host.read(CLAIM) or "").replace(BOOT, "00000000-0000-4000-8000-000000000000")
+    host.tree.put(CLAIM, text)
+
+    release(host)
+
+    assert host.link_name("sys/bus/platform/devices/efi-framebuffer.0/driver") == "efi-framebuffer"
+    assert Journal(host).uuids() == ()
+
+
+@pytest.mark.xfail(strict=True, reason="the boot in a record is never looked at")
+def test_the_claim_of_another_boot_does_not_keep_the_gpu_from_other_vms(
+    machine: MachineFactory,
+) -> None:
+    host = prepared(machine)
+    release(host)
+    host.tree.put(
+        f"{RUN}/claims/{OTHER_UUID}",
+        json.dumps({"vm": "b", "uuid": OTHER_UUID, "boot": "another", "gpus": [GPU], "since": 0,
+                    "worker": 1}),
+    )  # fmt: skip
+
+    prepare(host)
+
+    assert Journal(host).find(UUID) is not None
+
+
+# -- names, for the gate
+
+
+def gate_finds(host: FakeHost, directory: Path, name: str) -> bool:
+    """Whether the real gate starts the program for the release of a VM of this name."""
+    started = directory / "started"
+    program = directory / "program"
+    program.write_text(f"open({str(started)!r}, 'w')\n", encoding="utf-8")
+    gate = write_gate(
+        directory / "gate", python=os.path.realpath("/proc/self/exe"), program=str(program),
+        run_dir=host.path(RUN),
+    )  # fmt: skip
+    pid = os.fork()
+    if pid == 0:
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1):
+            os.dup2(null, standard)
+        words = [os.fsencode(word) for word in (str(gate), name, "release", "end", "-")]
+        os.execve(str(gate), words, {"LC_ALL": "C", "PATH": "/usr/bin:/bin"})
+    os.waitpid(pid, 0)
+    return started.exists()
+
+
+NAMES = (
+    "win11", "--help", "..", ".", " ", "two  words", "line\nline\n", "*", "grün-绿", "=",
+    "+unnamed", "a" * 250, "b" * 254, "c" * 255, "d" * 1000, "ü" * 128, "a/b", "../../etc", "\\",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gate_finds_the_claim_of_any_name(
+    machine: MachineFactory, tmp_path: Path, name: str
+) -> None:
+    host = machine("efifb-5.10")
+    prepare(host, vm(name))
+
+    assert Journal(host).uuids() == (UUID,)
+    # "/" in a name is nothing that libvirt lets a VM have; the gate does not look for it.
+    assert gate_finds(host, tmp_path, name) is ("/" not in name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_name_leads_out_of_the_directory_of_names(machine: MachineFactory, name: str) -> None:
+    host = machine("efifb-5.10")
+    prepare(host, vm(name))
+
+    entries = host.list(f"{RUN}/by-name")
+
+    unnamed = "/" in name or len(name.encode()) > 254
+    assert entries == (("+unnamed",) if unnamed else (f"={name}",))
+    assert sorted(host.list("run")) == ["vfio-console-hook"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_vm_of_any_name_leaves_no_entry_behind(machine: MachineFactory, name: str) -> None:
+    host = machine("efifb-5.10")
+    prepare(host, vm(name))
+
+    release(host)
+
+    left = [entry for entry in host.list(f"{RUN}/by-name") if entry != "+unnamed"]
+    assert (left, Journal(host).uuids()) == ([], ())
+
+
+@pytest.mark.xfail(strict=True, reason="+unnamed is never removed")
+def test_the_last_unnamed_vm_takes_its_mark_along(machine: MachineFactory) -> None:
+    host = machine("efifb-5.10")
+    prepare(host, vm("x" * 300))
+
+    release(host)
+
+    assert host.list(f"{RUN}/by-name") == ()
+
+
+@pytest.mark.xfail(strict=True, reason="drop() removes the name whosever it is by now")
+def test_a_vm_made_anew_under_the_name_of_a_stale_claim_keeps_its_entry(
+    machine: MachineFactory,
+) -> None:
+    host = machine("two-in-one-6.12")
+    prepare(host)
+    second = Domain("win11", OTHER_UUID, (Hostdev("0000:02:00.0", True, "hostdev", 0),))
+    events.prepare(host, second, NOW, Log(host, "win11"))
+
+    release(host)
+
+    assert host.readlink(f"{RUN}/by-name/=win11") == f"../claims/{OTHER_UUID}"
+
+
+# -- who may see it
+
+
+def test_only_root_may_look_at_the_record(machine: MachineFactory) -> None:
+    old = os.umask(0)
+    host = prepared(machine, "efifb-6.12")
+    os.umask(old)
+
+    paths = (RUN, f"{RUN}/claims", f"{RUN}/by-name", CLAIM, f"{RUN}/lock", f"{RUN}/kernel")
+
+    assert {path: oct(mode(host, path)) for path in paths if host.exists(path)} == {
+        RUN: "0o700", f"{RUN}/claims": "0o700", f"{RUN}/by-name": "0o700", CLAIM: "0o600",
+        f"{RUN}/lock": "0o600",
+    } | ({f"{RUN}/kernel": "0o600"} if host.exists(f"{RUN}/kernel") else {})  # fmt: skip
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_everybody_may_read_the_last_event_and_no_claim_is_in_it(
+    machine: MachineFactory, umask: int
+) -> None:
+    host = prepared(machine)
+    old = os.umask(umask)
+
+    write_status(host, "win11", "prepare", "the sentence")
+    os.umask(old)
+
+    word = json.loads(host.read(f"{RUN}.status") or "")
+    assert (word.pop("time") > 0, word, oct(mode(host, f"{RUN}.status"))) == (
+        True, {"vm": "win11", "event": "prepare", "failure": "the sentence"}, "0o644",
+    )  # fmt: skip
+
+
+# -- a disk that does not take it
+
+
+def refusal(host: FakeHost) -> str:
+    before = snapshot(host)
+    with pytest.raises(JournalError) as caught:
+        prepare(host)
+    assert (snapshot(host), host.changes) == (before, [])
+    return str(caught.value)
+
+
+HINT = "(hint: is /run full, or read-only?)"
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        (RUN, f"cannot make the record /{RUN}/claims: Not a directory {HINT}"),
+        (f"{RUN}/claims", f"cannot write the record /{CLAIM}: Not a directory {HINT}"),
+        (f"{RUN}/by-name", f"cannot link the record /{RUN}/by-name/=win11: Not a directory {HINT}"),
+    ],
+    ids=["run", "claims", "by-name"],
+)
+def test_a_file_where_a_directory_should_be_is_told_and_nothing_is_changed(
+    machine: MachineFactory, path: str, sentence: str
+) -> None:
+    host = machine("efifb-5.10")
+    host.tree.put(path, "in the way")
+
+    assert refusal(host) == sentence
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        (CLAIM, f"cannot read /{CLAIM}: Is a directory"),
+        (f"{RUN}/lock", f"cannot open the record /{RUN}/lock: Is a directory {HINT}"),
+        pytest.param(
+            f"{RUN}/by-name/=win11",
+            f"cannot link the record /{RUN}/by-name/=win11: Is a directory {HINT}",
+            marks=pytest.mark.xfail(strict=True, reason="drop() hides the first error"),
+        ),
+    ],
+    ids=["claim", "lock", "name"],
+)  # fmt: skip
+def test_a_directory_where_a_file_should_be_is_told_and_nothing_is_changed(
+    machine: MachineFactory, path: str, sentence: str
+) -> None:
+    host = machine("efifb-5.10")
+    host.tree.make_directory(path)
+
+    assert refusal(host) == sentence
+
+
+def test_without_run_nothing_is_begun(machine: MachineFactory) -> None:
+    host = machine("efifb-5.10")
+    os.rmdir(host.path("run"))
+
+    assert refusal(host) == f"cannot make the record /{RUN}: No such file or directory {HINT}"
+
+
+def test_a_run_in_which_nobody_can_make_a_directory_is_told(machine: MachineFactory) -> None:
+    host = machine("efifb-5.10")
+    os.rmdir(host.path("run"))
+    os.symlink("/proc/sys/kernel", host.path("run"))  # where nobody can make a directory
+
+    assert refusal(host).startswith(f"cannot make the record /{RUN}: ")
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(machine: MachineFactory) -> None:
+    host = machine("efifb-5.10")
+    host.tree.make_directory(f"{RUN}/kernel")
+
+    prepare(host)
+
+    assert Journal(host).uuids() == (UUID,)
+
+
+def test_a_status_that_cannot_be_written_stops_nothing(machine: MachineFactory) -> None:
+    host = machine("efifb-5.10")
+    host.tree.make_directory(f"{RUN}.status")
+
+    write_status(host, "win11", "prepare", "")
+
+    assert host.list("run") == ("vfio-console-hook", "vfio-console-hook.status")
+
+
+def limited_to(size: int) -> None:
+    """No file may grow beyond size bytes, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def size_after_prepare(machine: MachineFactory, name: str) -> int:
+    return len(prepared(machine, name).read_bytes(CLAIM) or b"")
+
+
+@pytest.mark.parametrize("percent", [0, 10, 40, 60, 80, 99])
+def test_a_disk_that_fills_up_during_prepare_leaves_the_console_as_it_was(
+    machine: MachineFactory, percent: int
+) -> None:
+    size = size_after_prepare(machine, "vgacon-5.10") * percent // 100
+    host = machine("vgacon-5.10")
+    # The machine's own log of changes is a file too: it must not be what is full.
+    before = snapshot(host)
+
+    def work() -> None:
+        limited_to(size)
+        prepare(FakeHost(host.root))
+
+    status = in_a_child(work)
+
+    assert (status, snapshot(host)) == (1, before)
+    release(host)
+    assert (snapshot(host), Journal(host).uuids()) == (before, ())
+
+
+def test_a_disk_that_is_full_at_release_does_not_keep_the_console_dark(
+    machine: MachineFactory,
+) -> None:
+    host = machine("vgacon-5.10")
+    before = snapshot(host)
+    prepare(host)
+    size = len(host.read_bytes(CLAIM) or b"")
+
+    def work() -> None:
+        limited_to(size)
+        release(FakeHost(host.root))
+
+    status = in_a_child(work)
+
+    assert (status, snapshot(host), Journal(host).uuids()) == (0, before, ())
+
+
+def test_a_draft_that_could_not_be_written_is_not_left_behind(machine: MachineFactory) -> None:
+    host = machine("efifb-5.10")
+
+    def work() -> None:
+        limited_to(3)
+        write_file(host, CLAIM, "more than three bytes")
+
+    status = in_a_child(work)
+
+    assert (status, host.list(f"{RUN}/claims")) == (1, ())
+
+
+def test_a_draft_of_a_process_that_died_is_no_claim(machine: MachineFactory) -> None:
+    host = machine("efifb-5.10")
+    host.tree.put(f"{RUN}/claims/.{UUID}.4711", "half")
+
+    assert Journal(host).uuids() == ()
+
+
+# -- two at once
+
+
+def test_of_two_vms_that_want_one_gpu_at_once_exactly_one_gets_it(machine: MachineFactory) -> None:
+    host = machine("efifb-5.10")
+    reader, writer = os.pipe()
+    children = []
+    for number in range(2):
+        pid = os.fork()
+        if pid == 0:
+            os.close(writer)
+            os.read(reader, 1)  # until all are there
+            uuid = (UUID, OTHER_UUID)[number]
+            try:
+                prepare(FakeHost(host.root), vm(f"vm{number}", uuid))
+            except RefusedError:
+                os._exit(1)
+            except BaseException:
+                os._exit(2)
+            os._exit(0)
+        children.append(pid)
+    os.close(reader)
+
+    os.close(writer)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+
+    assert sorted(statuses) == [0, 1]
+    assert Journal(host).uuids() == ((UUID, OTHER_UUID)[statuses.index(0)],)
+
+
+def test_a_worker_that_is_killed_leaves_no_lock_behind(machine: MachineFactory) -> None:
+    host = machine("efifb-5.10")
+
+    def work() -> None:
+        with Journal(host).lock():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(HookError):
+        worker.run(work, 10)
+
+    with Journal(host).lock():
+        pass
+
+
+def test_nothing_is_undone_below_a_worker_that_is_stuck_in_the_kernel(
+    machine: MachineFactory,
+) -> None:
+    host = prepared(machine)
+    hold(host, "dev/null", pid=os.getpid(), command="worker")
+    host.tree.put(f"proc/{os.getpid()}/stat", f"{os.getpid()} (py) thon) D 1 1")
+    stuck = snapshot(host)
+
+    with pytest.raises(HookError) as caught:
+        release(host)
+
+    assert caught.value.text == (
+        f"process {os.getpid()} is still stuck in the kernel with 0000:01:00.0"
+    )
+    assert (snapshot(host), Journal(host).uuids()) == (stuck, (UUID,))
