@@ -30,5 +30,6 @@ except Exception as error:  # a module may fail in any way when half of it is th
 
 if __name__ == "__main__":
     status = main(sys.argv[1:])
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -368,7 +368,6 @@ def test_a_status_file_that_cannot_be_written_does_not_stop_the_vm(
     assert (statuses, capfd.readouterr()) == ([0, 0], ("", ""))
 
 
-@pytest.mark.xfail(strict=True, reason="the file of a recorded machine raises")
 def test_a_log_that_cannot_be_written_does_not_stop_the_vm(
     machine: MachineFactory, capfd: Capture
 ) -> None:

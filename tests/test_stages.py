@@ -536,15 +536,7 @@ def text_boot_with_native_second(kernel: str) -> Machine:
     )  # fmt: skip
 
 
-TEXT_FIRST = pytest.param(
-    (GPU, SECOND),
-    marks=pytest.mark.xfail(
-        strict=True, reason="fbcon counts vgacon, which vfio-pci removes, as a way out"
-    ),
-)
-
-
-@pytest.mark.parametrize("order", [TEXT_FIRST, (SECOND, GPU)], ids=["text-first", "text-last"])
+@pytest.mark.parametrize("order", [(GPU, SECOND), (SECOND, GPU)], ids=["text-first", "text-last"])
 def test_a_vm_that_takes_the_text_card_and_the_last_framebuffer_does_not_crash_the_kernel(
     machine: MachineFactory, order: tuple[str, str]
 ) -> None:
@@ -576,9 +568,6 @@ def test_taking_the_text_card_leaves_a_console_driver_beside_fbcon(
     assert len(host.list("sys/class/vtconsole")) == 2
 
 
-@pytest.mark.xfail(
-    strict=True, reason="plan looks only at the firmware device of the GPU that leaves"
-)
 def test_a_second_vga_card_that_costs_the_host_its_firmware_console_on_6_1_is_told(
     machine: MachineFactory,
 ) -> None:
@@ -597,7 +586,6 @@ def test_a_second_vga_card_that_costs_the_host_its_firmware_console_on_6_1_is_to
     assert ("will not come back before a reboot" in foretold) is lost
 
 
-@pytest.mark.xfail(strict=True, reason="the refusal is in a stage that can be left out")
 def test_leaving_the_fbcon_stage_out_does_not_let_the_kernel_crash(
     machine: MachineFactory,
 ) -> None:
@@ -608,7 +596,6 @@ def test_leaving_the_fbcon_stage_out_does_not_let_the_kernel_crash(
         steps(host, GPU, config=replace(NOW, stages=("drm_aperture", "fbdev", "vgacon")))
 
 
-@pytest.mark.xfail(strict=True, reason="Rebind is promised though vfio-pci keeps the GPU")
 def test_what_does_not_come_back_is_not_promised_for_a_gpu_that_stays_on_vfio(
     machine: MachineFactory,
 ) -> None:
@@ -627,7 +614,6 @@ def test_what_does_not_come_back_is_not_promised_for_a_gpu_that_stays_on_vfio(
     assert (foretold == "the firmware console comes back on efi-framebuffer.0") is back
 
 
-@pytest.mark.xfail(strict=True, reason="every framebuffer of a native driver counts as console")
 @pytest.mark.parametrize(
     ("name", "address"),
     [("two-amd", "0000:13:00.0"), ("intel-and-nvidia", GPU), ("two-gpus-6.12", SECOND)],

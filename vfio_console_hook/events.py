@@ -54,7 +54,7 @@ def look(host: Host, domain: Domain, config: Config) -> tuple[Leaving, tuple[Ste
     gpus = gpu.find(host, addresses)
     if not gpus:
         return Leaving((), unmanaged, frozenset(), config, False), ()
-    others = [one for one in Journal(host).records() if one.uuid != domain.uuid]
+    others = Journal(host).others(domain.uuid, kernel.boot_id(host))
     _refuse_taken(host, gpus, others)
     leaving = stages.leaving(
         host,
@@ -74,12 +74,13 @@ def prospect(leaving: Leaving, steps: tuple[Step, ...]) -> str:
     back = [step.undo.device for step in steps if isinstance(step.undo, Rebind)]
     if back:
         return f"the firmware console comes back on {' and '.join(back)}"
-    native = [one.driver for one in leaving.gpus if one.native and one.framebuffers]
+    shown = {step.gpu for step in steps if isinstance(step.undo, ShowConsoles)}
+    native = [str(one.driver) for one in leaving.gpus if one.native and one.address in shown]
     if native:
-        return f"the console comes back with {' and '.join(str(name) for name in native)}"
+        return f"the console comes back with {' and '.join(dict.fromkeys(native))}"
     if any(isinstance(step.undo, QuietText) for step in steps):
         return "the text console comes back"
-    if any(isinstance(step.undo, ShowConsoles) for step in steps):
+    if shown:
         return "the host's console comes back only if a driver takes the GPU again"
     return "there is nothing to give back: no console of the host is on it"
 
@@ -98,7 +99,7 @@ def _claim(host: Host, journal: Journal, domain: Domain, leaving: Leaving) -> Re
     """The record for this VM, with the steps it takes over from one that is just ending."""
     mine = leaving.addresses
     with journal.lock():
-        others = [one for one in journal.records() if one.uuid != domain.uuid]
+        others = journal.others(domain.uuid, kernel.boot_id(host))
         _refuse_taken(host, leaving.gpus, others)
         # libvirt lets B begin between A's re-attach and A's release. What A took and
         # B would take too is given back by B's release, not below B's feet.
@@ -159,6 +160,10 @@ def give_back(host: Host, record: Record, log: Log) -> None:
     What cannot come back before a reboot is logged and done with. Raises StepError
     naming the steps that failed; then the claim stays with them.
     """
+    if record.boot != kernel.boot_id(host):
+        log.warning("its record is of an earlier boot, which has taken everything back")
+        record.drop()
+        return
     _refuse_stuck(host, record)
     failed = []
     for number, step in record.open_steps:

@@ -87,10 +87,10 @@ def _prepare(host: Host, name: str, xml: bytes) -> None:
 
 
 def _undo_cut_off(host: Host, uuid: str, error: HookError, settings: Config, log: Log) -> None:
-    """Undo what a prepare did that was killed in the middle; not when it is stuck in it."""
+    """Undo what a prepare did that was cut off in the middle; not when it is stuck in it."""
     from . import events
 
-    if isinstance(error, worker.LateError) and not error.stuck:
+    if isinstance(error, worker.CutOffError) and not error.stuck:
         try:
             worker.run(lambda: events.release(host, uuid, log), settings.timeout_s)
         except HookError as second:

@@ -87,10 +87,14 @@ class Record:
 
     def drop(self) -> None:
         """Give the claim up. Raises JournalError."""
+        link = f"{BY_NAME}/={self.name}"
         try:
-            for path in (f"{BY_NAME}/={self.name}", self.path):
-                if os.path.lexists(self.host.path(path)):
-                    os.unlink(self.host.path(path))
+            os.unlink(self.host.path(self.path))
+            # A VM made anew under the same name may have the link by now.
+            if _linkable(self.name) and self.host.readlink(link) == _link_to(self.uuid):
+                os.unlink(self.host.path(link))
+            if not self.host.list(CLAIMS) and self.host.exists(_UNNAMED):
+                os.unlink(self.host.path(_UNNAMED))
         except OSError as error:
             raise _error("remove", self.path, error) from error
 
@@ -139,8 +143,12 @@ class Journal:
         return None if text is None else _parse(self.host, uuid, text)
 
     def uuids(self) -> tuple[str, ...]:
-        """The VMs that hold something."""
+        """The VMs that hold something. Raises HostError."""
         return tuple(name for name in self.host.list(CLAIMS) if not name.startswith("."))
+
+    def others(self, uuid: str, boot: str) -> list[Record]:
+        """What other VMs than uuid hold in this boot, as far as it can be read."""
+        return [one for one in self.records() if one.uuid != uuid and one.boot == boot]
 
     def records(self) -> tuple[Record, ...]:
         """The records of all VMs that can be read."""
@@ -174,21 +182,29 @@ class Journal:
         try:
             self._link(name, uuid)
         except JournalError:
-            record.drop()
+            os.unlink(self.host.path(record.path))
             raise
         return record
 
     def _link(self, name: str, uuid: str) -> None:
         link = self.host.path(f"{BY_NAME}/={name}")
         try:
-            if "/" in name or len(os.fsencode(name)) > 254:
+            if not _linkable(name):
                 write_file(self.host, _UNNAMED, "")
                 return
             if os.path.lexists(link):
                 os.unlink(link)
-            os.symlink(f"../claims/{uuid}", link)
+            os.symlink(_link_to(uuid), link)
         except OSError as error:
             raise _error("link", f"{BY_NAME}/={name}", error) from error
+
+
+def _linkable(name: str) -> bool:
+    return "/" not in name and len(os.fsencode(name)) < 255  # NAME_MAX, with the "="
+
+
+def _link_to(uuid: str) -> str:
+    return f"../claims/{uuid}"
 
 
 def _parse(host: Host, uuid: str, text: bytes) -> Record:
@@ -208,7 +224,9 @@ def _parse(host: Host, uuid: str, text: bytes) -> Record:
         )
         for entry in entries[1:]:
             _replay(record, entry)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (
+        ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
         raise JournalError(
             f"cannot understand the record /{CLAIMS}/{uuid}: {error}",
             hint="read it, undo by hand what it names, then remove it",

@@ -61,6 +61,9 @@ def _to_syslog(level: str, line: str) -> None:
 
 
 def _to_file(path: str, level: str, line: str) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(f"{level}: {line}\n")
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{level}: {line}\n")
+    except OSError:
+        return  # as syslog() does without a daemon: the log is news, not a record

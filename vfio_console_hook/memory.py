@@ -81,6 +81,22 @@ def memory_bars(host: Host, address: str) -> tuple[Bar, ...]:
     return tuple(bars)
 
 
+# `resource` has a line for each BAR and then one for the expansion ROM, with
+# IORESOURCE_ROM_SHADOW if the kernel found a copy of the ROM in memory.
+_ROM_LINE = 6
+_ROM_SHADOW = 0x2
+
+
+def rom_shadowed(host: Host, address: str) -> bool:
+    """Whether the kernel counts the device as primary display, by its ROM.
+
+    Linux 6.1.47 to 6.10 do so when vfio-pci binds (vfio_pci_core.c, aperture.c);
+    it is not what `boot_vga` says (arch/x86/pci/fixup.c, pci_fixup_video).
+    """
+    lines = (host.read(f"sys/bus/pci/devices/{address}/resource") or "").splitlines()
+    return len(lines) > _ROM_LINE and bool(int(lines[_ROM_LINE].split()[2], 16) & _ROM_SHADOW)
+
+
 _IOMEM_LINE = re.compile(r"\s*([0-9a-f]+)-([0-9a-f]+) : (.*)")
 
 
@@ -102,6 +118,11 @@ def iomem(host: Host) -> tuple[tuple[Range, str], ...]:
     return ranges
 
 
+def _claims_whole(range_: Range, name: str, bar: Bar) -> bool:
+    # Exactly the BAR, and neither its own line nor a bridge's window.
+    return range_ == bar.range and not name.startswith("PCI ")
+
+
 def claims(
     reserved: tuple[tuple[Range, str], ...], address: str, bars: tuple[Bar, ...]
 ) -> tuple[Claim, ...]:
@@ -119,6 +140,6 @@ def claims(
                 continue
             if name == address and range_ == bar.range:
                 own_line_seen = True
-            elif own_line_seen or not range_.holds(bar.range):
+            elif own_line_seen or not range_.holds(bar.range) or _claims_whole(range_, name, bar):
                 found.append(Claim(name, range_, bar.number))
     return tuple(found)

@@ -104,14 +104,26 @@ def unpack(text: str, directory: str) -> RecordedHost:
     # Every machine has it, and it is empty at boot.
     os.makedirs(os.path.join(directory, "run"), exist_ok=True)
     for kind, path, value in _entries(text):
-        full = os.path.join(directory, path)
-        os.makedirs(full if kind == "d" else os.path.dirname(full), 0o755, exist_ok=True)
-        if kind == "l":
-            os.symlink(value, full)
-        elif kind != "d":
-            with open(full, "wb") as file:
-                file.write(bytes.fromhex(value) if kind == "x" else value.encode())
+        try:
+            _lay_out(os.path.realpath(directory), kind, path, value)
+        except (OSError, ValueError) as error:
+            raise HostError(f"cannot lay out {path!r} of the recorded machine: {error}") from error
     return RecordedHost(directory)
+
+
+def _lay_out(root: str, kind: str, path: str, value: str) -> None:
+    """Make one entry below root. Raises OSError, ValueError."""
+    full = os.path.join(root, path)
+    above = os.path.dirname(full)
+    # The text may come from anybody: nothing is written through a link.
+    if not os.path.realpath(above).startswith(root):
+        raise ValueError("it lies behind a link")
+    os.makedirs(full if kind == "d" else above, 0o755, exist_ok=True)
+    if kind == "l":
+        os.symlink(value, full)
+    elif kind != "d":
+        with open(full, "xb") as file:
+            file.write(bytes.fromhex(value) if kind == "x" else value.encode())
 
 
 def _entries(text: str) -> Iterator[tuple[str, str, str]]:

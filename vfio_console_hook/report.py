@@ -8,7 +8,7 @@ import time
 
 from . import console, events, gpu
 from .domain import Domain
-from .errors import HookError
+from .errors import HookError, HostError
 from .gpu import Gpu
 from .host import Host
 from .journal import STATUS, Journal, Record
@@ -63,7 +63,11 @@ def status(host: Host) -> str:
     """The claims, what is left to undo, the last event, and where the consoles are."""
     journal = Journal(host)
     text = ""
-    for uuid in journal.uuids():
+    try:
+        uuids = journal.uuids()
+    except HostError as error:
+        return f"{error.text}; root may look at the claims\n" + _last(host)
+    for uuid in uuids:
         try:
             record = journal.find(uuid)
         except HookError as error:

@@ -20,8 +20,8 @@ from .errors import BugError, HookError
 _KILL_GRACE_S = 2.0
 
 
-class LateError(HookError):
-    """The work did not end in time. stuck is the process that cannot be killed, or 0."""
+class CutOffError(HookError):
+    """The work did not come to its end. stuck is the process that cannot be killed, or 0."""
 
     def __init__(self, text: str, hint: str = "", *, stuck: int = 0) -> None:
         super().__init__(text, hint)
@@ -31,13 +31,18 @@ class LateError(HookError):
 def run(work: Callable[[], None], timeout_s: float) -> None:
     """Run work in a child process for at most timeout_s.
 
-    Raises HookError with what the work raised, text and hint, or LateError.
+    Raises HookError with what the work raised, text and hint, or CutOffError.
     """
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(reader)
-        _child(work, writer)
+        try:
+            os.close(reader)
+            _child(work, writer)
+        finally:
+            # Whatever happens, the child must never return into the supervisor's
+            # code; and the interpreter's ending could wait for what we cannot stop.
+            os._exit(0)
     os.close(writer)
     try:
         answer = _read_all(reader, time.monotonic() + timeout_s)
@@ -47,7 +52,7 @@ def run(work: Callable[[], None], timeout_s: float) -> None:
         raise _kill(pid, timeout_s)
     os.waitpid(pid, 0)
     if not answer:
-        raise HookError(
+        raise CutOffError(
             "the worker process died before it was done", hint="look into `journalctl -k`"
         )
     result = json.loads(answer)
@@ -72,8 +77,6 @@ def _child(work: Callable[[], None], writer: int) -> None:
         bug = BugError.of(error)
         result = {"error": bug.text, "hint": bug.hint, "trace": bug.trace}
     os.write(writer, json.dumps(result).encode())
-    # Without the interpreter's ending: it could wait for what we cannot stop.
-    os._exit(0)
 
 
 def _read_all(reader: int, deadline: float) -> bytes | None:
@@ -89,17 +92,17 @@ def _read_all(reader: int, deadline: float) -> bytes | None:
         answer += part
 
 
-def _kill(pid: int, timeout_s: float) -> LateError:
+def _kill(pid: int, timeout_s: float) -> CutOffError:
     os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + _KILL_GRACE_S
     while time.monotonic() < deadline:
         if os.waitpid(pid, os.WNOHANG)[0]:
-            return LateError(
+            return CutOffError(
                 f"not done within {timeout_s:g} s",
                 hint="raise `timeout_s`, or look into `journalctl -k`",
             )
         time.sleep(0.02)
-    return LateError(
+    return CutOffError(
         f"the kernel did not answer within {timeout_s:g} s, and process {pid} is stuck in it",
         hint="save your work and reboot; the VM's GPU is in an unknown state",
         stuck=pid,

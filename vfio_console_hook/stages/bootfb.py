@@ -38,7 +38,7 @@ def plan(
     """
     if gpu.native or not any(claim.name == BOOTFB for claim in gpu.claims):
         return
-    if leaving.kernel_removes_from(gpu) and (device.driver or device.parent):
+    if leaving.kernel_removes_from(gpu) and not gpu.vfio and (device.driver or device.parent):
         # Left bound: vfio-pci finds it by the driver's aperture and takes BOOTFB
         # along; unbound first, some kernels would not find it any more.
         yield Step(

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from .. import console
 from ..actions import MapConsoles, ShowConsoles
 from ..console import Framebuffer
-from ..errors import RefusedError
 from ..gpu import Gpu
 from ..host import CONSOLES, Host
 from ..step import Step
@@ -23,21 +22,15 @@ NAME = "fbcon"
 
 
 def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
-    """The consoles of this GPU moved, or only their way back.
-
-    Raises RefusedError when the kernel would lose its last console driver.
-    """
+    """The consoles of this GPU moved, or only their way back."""
     vtconsoles = console.vtconsoles(host)
     if not gpu.framebuffers or not any(c.bound and c.driver == console.FBCON for c in vtconsoles):
         return
     staying = _staying(host, leaving)
-    mapped = _map(host, staying)
-    index_of = {fb.name: fb.index for fb in console.framebuffers(host)}
-    own = {index_of[name] for name in gpu.framebuffers if name in index_of}
+    mapped = _map(host, staying, leaving)
+    own = {fb.index for fb in console.framebuffers(host) if fb.name in gpu.framebuffers}
     if mapped is not None and not own.intersection(mapped):
         return
-    if not staying:
-        _refuse_last_driver(gpu, len(vtconsoles))
     # A native driver's framebuffer may take its time after libvirt's probe.
     wait_s = 10 if gpu.native else 1
     yield Step(
@@ -67,15 +60,12 @@ def _staying(host: Host, leaving: Leaving) -> list[Framebuffer]:
     ]
 
 
-def _map(host: Host, staying: list[Framebuffer]) -> tuple[int | None, ...] | None:
-    # Asked only through one that stays: an open of the leaving one is not worth it.
-    return host.console_map(staying[0].name) if staying else None
-
-
-def _refuse_last_driver(gpu: Gpu, drivers: int) -> None:
-    if drivers == 1:
-        raise RefusedError(
-            f"{gpu.address} has the host's last framebuffer, and fbcon is the only console driver"
-            " left: the kernel would crash at the next text it draws",
-            hint="reboot, and start this VM before any other that takes the boot GPU",
-        )
+def _map(
+    host: Host, staying: list[Framebuffer], leaving: Leaving
+) -> tuple[int | None, ...] | None:
+    """Which framebuffer each console is on; None when it is not asked, or cannot be."""
+    if staying:
+        return host.console_map(staying[0].name)
+    names = [name for gpu in leaving.gpus for name in gpu.framebuffers]
+    # A single one has all of them: it need not be opened to know that.
+    return host.console_map(names[0]) if len(names) > 1 else None

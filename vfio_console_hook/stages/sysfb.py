@@ -9,18 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import kernel
+from .. import kernel, memory
 from ..actions import Decode, Rebind, Unbind
 from ..firmware import FirmwareDevice
 from ..gpu import Gpu
 from ..host import Host
 from ..step import Step
 from . import Leaving
-
-# `resource` has a line for each BAR and then the expansion ROM, whose flags show
-# whether the kernel found the boot GPU's ROM in memory (IORESOURCE_ROM_SHADOW).
-_ROM_LINE = 6
-_ROM_SHADOW = 0x2
 
 
 def plan(
@@ -37,9 +32,9 @@ def plan(
         why=f"{device.draws_as} draws the firmware's picture in its memory",
         do=Unbind(device.name, device.driver),
         undo=way_back(gpu, device, device.driver),
-        loses="" if keeps else _loss(host, gpu, device),
+        loses="" if keeps and not gpu.vfio else _loss(host, gpu, device),
     )
-    if keeps and _needs_decode_off(gpu, device, leaving):
+    if keeps and not gpu.vfio and _needs_decode_off(gpu, device, leaving):
         yield Step(
             stage=stage,
             gpu=gpu.address,
@@ -68,11 +63,12 @@ def _keeps_device(host: Host, gpu: Gpu, device: FirmwareDevice, leaving: Leaving
     # Linux 6.1.47 to 6.8 unregister it only when the ROM is shadowed; 6.0.3 to
     # 6.1.46 do it always, and nothing but the version would tell, so this
     # hopes for the newer one and release says what became of it.
-    lines = (host.read(f"sys/bus/pci/devices/{gpu.address}/resource") or "").splitlines()
-    return len(lines) > _ROM_LINE and not int(lines[_ROM_LINE].split()[2], 16) & _ROM_SHADOW
+    return not memory.rom_shadowed(host, gpu.address)
 
 
 def _loss(host: Host, gpu: Gpu, device: FirmwareDevice) -> str:
+    if gpu.vfio:
+        return f"the firmware console stays off as long as vfio-pci has {gpu.address}"
     loss = (
         "this host's console will not come back before a reboot: vfio-pci of this kernel"
         f" removes {device.name} for good"
