@@ -31,14 +31,15 @@ class After(Enum):
 class Scenario:
     """One machine and what must happen on it.
 
-       console is what must draw on the GPU before the first run: the start of the
-       framebuffer's name in /proc/fb, or "text" for vgacon.
-    config is the YAML of
-       the VM. refused is a regular expression that virsh's error must match: the
-       VM must not start, and the console must not notice. With holder a process
-       keeps /dev/fb0 open during that, ends, and the VM must start then. told are
-       places ("plan", "log", "error") and regular expressions that must be found
-       there in the first cycle.
+    console is what must draw on the GPU before the first run: the start of the
+    framebuffer's name in /proc/fb, or "text" for vgacon. config is the YAML of
+    the VM. refused is a regular expression that virsh's error must match: the
+    VM must not start, and the console must not notice. With holder a process
+    keeps /dev/fb0 open during that, ends, and the VM must start then. told are
+    places ("plan", "log", "error") and regular expressions that must be found
+    there in the first cycle. stays: so many of the last GPUs stay on the host;
+    while the VM runs, the last one's monitor must show a living console, and
+    without the hook a dead one.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Scenario:
     mapped: bool = True
     after: After = After.BACK
     told: tuple[tuple[str, str], ...] = ()
+    stays: int = 0
     cycles: int = 2
     smoke: bool = False
 
@@ -117,7 +119,19 @@ SCENARIOS = (
         told=TOLD_GONE,
     ),
     Scenario("efidrm", "own-7", EFIDRM, gpus=(BOCHS,), kernel_line=OWN),
+    Scenario("efidrm-0300", "own-7", EFIDRM, kernel_line=OWN),
     Scenario("native", "6.1", BOCHS_DRM, native_driver=True),
+    Scenario("two-native", "6.1", BOCHS_DRM, gpus=(VGA, BOCHS), native_driver=True, stays=1),
+    Scenario(
+        "control-two-native",
+        "6.1",
+        BOCHS_DRM,
+        gpus=(VGA, BOCHS),
+        native_driver=True,
+        hook=False,
+        stays=1,
+        cycles=1,
+    ),
     Scenario("two-in-one", "6.12", EFIFB, gpus=(VGA, BOCHS)),
     Scenario(
         "held-fb0-6.1",

@@ -161,6 +161,11 @@ class Trial:
             for number in range(1, scenario.cycles + 1):
                 self.cycle(number)
 
+    @property
+    def leaving(self) -> tuple[GuestGpu, ...]:
+        """The GPUs that the VM gets."""
+        return self.gpus[: len(self.gpus) - self.scenario.stays]
+
     # What every run begins with
 
     def set_up(self) -> bool:
@@ -177,7 +182,7 @@ class Trial:
             return False
         if self.scenario.hook and not self.install():
             return False
-        self.machine.put(DOMAIN_FILE, domain_xml(self.gpus).encode())
+        self.machine.put(DOMAIN_FILE, domain_xml(self.leaving).encode())
         define = self.machine.run(f"virsh define {DOMAIN_FILE}")
         if not self.demand(define.ok, f"virsh define: {define.stderr.strip()}"):
             return False
@@ -275,6 +280,8 @@ class Trial:
             time.sleep(5)
             self.check_running(name)
             self.pictures(f"{name}-during")
+            if self.scenario.stays:
+                self.check_other_monitor(name)
             if number == 1:
                 self.record("during")
             destroy = self.machine.run("virsh destroy gpu", 180)
@@ -299,9 +306,20 @@ class Trial:
         maps = self.machine.run(
             "cat /proc/$(cat /run/libvirt/qemu/gpu.pid)/maps | grep vfio; cat /proc/iomem"
         ).stdout
-        mapped = len(mapped_bars(maps, self.gpus))
-        wanted = len(self.gpus) if self.scenario.mapped else 0
+        mapped = len(mapped_bars(maps, self.leaving))
+        wanted = len(self.leaving) if self.scenario.mapped else 0
         self.demand(mapped == wanted, f"{name}: {mapped} GPUs have BAR 0 mapped, not {wanted}")
+
+    def check_other_monitor(self, name: str) -> None:
+        """The GPU that stays shows the console, which is alive; not so without the hook."""
+        self.machine.run(LOOK)
+        other = self.photograph(f"{name}-meanwhile-other", OTHER_TEXT)[-1]
+        text = self.photograph(f"{name}-meanwhile", TEXT)[-1]
+        alive = other.difference(text) >= LIVE_AT_LEAST
+        state = "alive" if alive else "dead"
+        self.demand(
+            alive is self.scenario.hook, f"{name}: the console on the GPU that stays is {state}"
+        )
 
     def check_console(self, name: str, number: int) -> None:
         """The console is back and alive, or dead where it was said that it would be."""
@@ -341,7 +359,7 @@ class Trial:
         if self.scenario.hook:
             self.demand(not blocked, f"{name}: the kernel says {BLOCKED_BAR!r}")
             self.demand(not unmapped, f"{name}: QEMU says {NO_MAPPING!r}")
-        else:
+        elif not self.scenario.mapped:
             self.demand(
                 blocked, f"{name}: without the hook the kernel does not say {BLOCKED_BAR!r}"
             )
