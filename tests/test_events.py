@@ -133,6 +133,36 @@ def test_a_refused_change_ends_prepare_with_everything_as_it_was(
         assert Journal(host).uuids() == ()
 
 
+IRREVERSIBLE = tuple(case for case in CASES if case.config.bootfb != "refuse")
+
+
+@pytest.mark.parametrize("case", IRREVERSIBLE, ids=ids)
+def test_a_crash_in_an_irreversible_prepare_costs_no_more_than_plan_said(
+    machine: Machine, case: Case
+) -> None:
+    leaving, planned = events.look(made(machine, case), case.domain(), case.config)
+    told = events.prospect(leaving, planned)
+    lost = []
+    probe = made(machine, case)
+    prepare(probe, case)
+    for number in range(1, len(probe.changes) + 1):
+        host = made(machine, case)
+        before = snapshot(host)
+
+        with pytest.raises(Crash):
+            prepare(again(host, crash_before=number), case)
+        release(again(host))
+
+        assert Journal(host).uuids() == ()
+        device = "sys/bus/platform/devices/simple-framebuffer.0"
+        if snapshot(host) != before:
+            # What was lost is the firmware device, and nothing that came before is.
+            assert host.real(device) is None
+            lost.append(number)
+    assert lost in ([], [len(probe.changes)])
+    assert "the firmware console does not come back" in told or "will not come back" in told
+
+
 def test_prepare_frees_every_bar_that_the_kernel_would_not_free(
     machine: Machine, case: Case
 ) -> None:

@@ -553,9 +553,6 @@ def test_a_vm_that_takes_the_text_card_and_the_last_framebuffer_does_not_crash_t
     assert host.fault is None
 
 
-@pytest.mark.xfail(
-    strict=True, reason="consoles are not given to vgacon before vfio-pci removes it"
-)
 def test_taking_the_text_card_leaves_a_console_driver_beside_fbcon(
     machine: MachineFactory,
 ) -> None:

@@ -7,7 +7,7 @@ that the person sees; what is only worth knowing goes to the log.
 from __future__ import annotations
 
 from . import console, gpu, holders, kernel, stages
-from .actions import MapConsoles, QuietText, Rebind, ShowConsoles
+from .actions import LeaveFramebuffers, MapConsoles, QuietText, Rebind, ShowConsoles
 from .config import Config
 from .domain import Domain
 from .errors import HookError, JournalError, LostError, RefusedError, StepError
@@ -78,6 +78,8 @@ def prospect(leaving: Leaving, steps: tuple[Step, ...]) -> str:
     native = [str(one.driver) for one in leaving.gpus if one.native and one.address in shown]
     if native:
         return f"the console comes back with {' and '.join(dict.fromkeys(native))}"
+    if any(isinstance(step.do, LeaveFramebuffers) for step in steps):
+        return "the consoles are where they are now, on a framebuffer that stays"
     if any(isinstance(step.undo, QuietText) for step in steps):
         return "the text console comes back"
     if shown:
@@ -231,7 +233,9 @@ def _revive_consoles(host: Host, record: Record, log: Log) -> None:
     # When a framebuffer goes that carried consoles, the kernel may drop all of
     # them to the dummy console although another framebuffer is alive (fbcon.c,
     # fbcon_fb_unbind). What is left now belongs to the host.
-    moved = any(isinstance(step.undo, MapConsoles) for _, step in record.open_steps)
+    moved = any(
+        isinstance(step.do, (LeaveFramebuffers, MapConsoles)) for _, step in record.open_steps
+    )
     if moved and console.framebuffers(host):
         try:
             ShowConsoles(0).apply(host)

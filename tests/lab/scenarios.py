@@ -13,10 +13,12 @@ from .machine import Gpu
 
 VGA = Gpu("VGA")  # class 0300
 BOCHS = Gpu("bochs-display")  # class 0380
+VIRTIO_GPU = Gpu("virtio-gpu-pci")  # class 0380
 ROOT_BUS_VGA = Gpu("VGA", on_root_bus=True)
 
 EFIFB, VESAFB, VGACON = "EFI VGA", "VESA VGA", "text"
 SIMPLEDRM, EFIDRM, BOCHS_DRM = "simpledrm", "efidrm", "bochs-drm"
+VIRTIO = "virtio_gpudrmfb"
 
 
 class After(Enum):
@@ -39,7 +41,8 @@ class Scenario:
     places ("plan", "log", "error") and regular expressions that must be found
     there in the first cycle. stays: so many of the last GPUs stay on the host;
     while the VM runs, the last one's monitor must show a living console, and
-    without the hook a dead one.
+    without the hook a dead one. monitor is the number of the GPU whose monitor
+    shows the console before and after.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Scenario:
     after: After = After.BACK
     told: tuple[tuple[str, str], ...] = ()
     stays: int = 0
+    monitor: int = 0
     cycles: int = 2
     smoke: bool = False
 
@@ -122,6 +126,15 @@ SCENARIOS = (
     Scenario("efidrm-0300", "own-7", EFIDRM, kernel_line=OWN),
     Scenario("native", "6.1", BOCHS_DRM, native_driver=True),
     Scenario("two-native", "6.1", BOCHS_DRM, gpus=(VGA, BOCHS), native_driver=True, stays=1),
+    Scenario(
+        "text-and-native",
+        "6.1",
+        VIRTIO,
+        gpus=(VGA, VIRTIO_GPU),
+        firmware="seabios",
+        stays=1,
+        monitor=1,
+    ),
     Scenario(
         "control-two-native",
         "6.1",

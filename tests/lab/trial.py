@@ -219,12 +219,12 @@ class Trial:
         found = not framebuffer if console == "text" else framebuffer.startswith(console)
         if not self.demand(found, f"the console is {framebuffer.strip() or 'text'}, not {console}"):
             return False
-        one = self.photograph("", TEXT)[0]
-        other = self.photograph("", OTHER_TEXT)[0]
+        one = self.photograph("", TEXT)[self.scenario.monitor]
+        other = self.photograph("", OTHER_TEXT)[self.scenario.monitor]
         self.reference = one
         return self.demand(
             one.lit() >= LIT_AT_LEAST and one.difference(other) >= LIVE_AT_LEAST,
-            "the monitor of the first GPU does not show the console",
+            "the monitor does not show the console",
         )
 
     # A start that must be refused
@@ -235,11 +235,11 @@ class Trial:
         self.mark(f"refused start {number}")
         self.write(TEXT)
         name = f"refused{number}"
-        before = self.pictures(f"{name}-before")[0]
+        before = self.pictures(f"{name}-before")[self.scenario.monitor]
         state = self.host_state()
         plan = self.plan(name)
         error = self.start()
-        after = self.pictures(f"{name}-after")[0]
+        after = self.pictures(f"{name}-after")[self.scenario.monitor]
 
         self.demand(error is not None, f"{name}: the VM started")
         text = error or ""
@@ -250,7 +250,7 @@ class Trial:
         self.check_told(name, plan, text)
         self.demand(before.difference(after) <= SAME_AT_MOST, f"{name}: the picture changed")
         self.demand(self.host_state() == state, f"{name}: the host's state changed")
-        live = self.photograph(f"{name}-other", OTHER_TEXT)[0]
+        live = self.photograph(f"{name}-other", OTHER_TEXT)[self.scenario.monitor]
         self.demand(before.difference(live) >= LIVE_AT_LEAST, f"{name}: the console is frozen")
         self.check_kernel(name)
         self.check_claims(name)
@@ -325,8 +325,8 @@ class Trial:
         """The console is back and alive, or dead where it was said that it would be."""
         deadline = time.monotonic() + BACK_WITHIN_S
         while True:
-            other = self.photograph(f"{name}-other", OTHER_TEXT)[0]
-            after = self.photograph(f"{name}-after", TEXT)[0]
+            other = self.photograph(f"{name}-other", OTHER_TEXT)[self.scenario.monitor]
+            after = self.photograph(f"{name}-after", TEXT)[self.scenario.monitor]
             alive = other.difference(after) >= LIVE_AT_LEAST
             if alive or self.scenario.after is not After.BACK or time.monotonic() > deadline:
                 break

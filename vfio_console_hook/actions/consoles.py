@@ -102,6 +102,26 @@ def _fbcon_bound(host: Host) -> bool:
 
 
 @dataclass(frozen=True)
+class LeaveFramebuffers(Action):
+    """Unbind fbcon, so that the next console driver has the consoles: vgacon, if it is there."""
+
+    kind = "leave-framebuffers"
+
+    def apply(self, host: Host) -> None:
+        for vtconsole in console.vtconsoles(host):
+            if vtconsole.driver == console.FBCON:
+                host.write(vtconsole.bind_path, "0")
+        if _fbcon_bound(host):
+            raise StepError("the consoles do not leave the framebuffers")
+
+    def shell(self) -> str:
+        return ShowConsoles().shell().replace("echo 1", "echo 0")
+
+    def past(self) -> str:
+        return "took the consoles off the framebuffers"
+
+
+@dataclass(frozen=True)
 class QuietText(Action):
     """Stop the kernel from drawing text on the foreground terminal, and switching away from it.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import console
-from ..actions import QuietText
+from ..actions import LeaveFramebuffers, QuietText, ShowConsoles
 from ..gpu import VGA, Gpu
 from ..host import Host
 from ..step import Step
@@ -20,11 +20,15 @@ NAME = "vgacon"
 
 
 def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
-    """The text console quiet while the VM has the card, where the kernel does not do that."""
-    vgacon = [c for c in console.vtconsoles(host) if c.driver == console.VGACON and c.bound]
-    if not vgacon or gpu.pci_class != VGA or not gpu.boot_vga:
+    """The text console off the card, in the way that this kernel needs."""
+    vtconsoles = console.vtconsoles(host)
+    vgacon = next((c for c in vtconsoles if c.driver == console.VGACON), None)
+    if vgacon is None or gpu.pci_class != VGA or not gpu.boot_vga or gpu.vfio:
         return
-    if leaving.kernel_removes_from(gpu):
+    if not leaving.kernel_removes_from(gpu):
+        if vgacon.bound:
+            yield from _quiet(host, gpu)
+    elif vgacon.bound:
         yield Step(
             stage=NAME,
             gpu=gpu.address,
@@ -34,7 +38,20 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
             loses="this host's text console will not come back before a reboot: vfio-pci of this"
             " kernel removes vgacon for good",
         )
-        return
+    elif any(c.bound and c.driver == console.FBCON for c in vtconsoles):
+        # Start brings the consoles back to the framebuffer that stays.
+        yield Step(
+            stage=NAME,
+            gpu=gpu.address,
+            why="vfio-pci removes vgacon, and registers the dummy console in its place only if"
+            " vgacon has the consoles then: without it, losing the last framebuffer would crash"
+            " the kernel",
+            do=LeaveFramebuffers(),
+            undo=ShowConsoles(1),
+        )
+
+
+def _quiet(host: Host, gpu: Gpu) -> Iterator[Step]:
     tty = host.read("sys/class/tty/tty0/active")
     if tty and host.text_mode(tty):
         yield Step(
