@@ -6,7 +6,10 @@ Exit status: 0 done, 1 refused or failed, 2 wrong usage or nothing to do.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from . import __version__, config, console, domain, events, recorded, recorder, report
@@ -25,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        host = recorded.RecordedHost(arguments.root) if arguments.root else Host()
-        return int(arguments.act(host, arguments))
+        with contextlib.ExitStack() as stack:
+            return int(arguments.act(_host(arguments.root, stack), arguments))
     except HookError as error:
         print(f"vfio-console-hook: {error.text}", file=sys.stderr)
         if error.hint:
@@ -39,6 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
+def _host(root: str | None, stack: contextlib.ExitStack) -> Host:
+    """This machine, or a recorded one: a file that `record` wrote, or a directory."""
+    if root is None:
+        return Host()
+    if os.path.isdir(root):
+        return recorded.RecordedHost(root)
+    directory = stack.enter_context(tempfile.TemporaryDirectory())
+    return recorded.unpack(_read(root).decode(errors="replace"), directory)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vfio-console-hook",
@@ -47,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("--root", metavar="DIR", help="look at a recorded machine, not this one")
+    parser.add_argument("--root", metavar="FILE", help="look at a recorded machine, not this one")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     plan = commands.add_parser("plan", help="what prepare would do for a VM, and why")
     plan.add_argument("--xml", metavar="FILE", required=True, help="its domain XML, - for stdin")
@@ -138,9 +151,12 @@ def _inactive(host: Host, uuid: str) -> bool:
 
 
 def _check_config(host: Host, arguments: argparse.Namespace) -> int:
-    settings = config.load(host, arguments.vm, arguments.vm)
-    for key, value in vars(settings).items():
-        print(f"{key}: {value}")
+    import yaml
+
+    settings = vars(config.load(host, arguments.vm, arguments.vm))
+    plain = {key: list(one) if isinstance(one, tuple) else one for key, one in settings.items()}
+    plain["holders"] = vars(settings["holders"])
+    print(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None), end="")
     return 0
 
 

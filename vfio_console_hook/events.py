@@ -239,6 +239,7 @@ def _revive_consoles(host: Host, record: Record, log: Log) -> None:
     if moved and console.framebuffers(host):
         try:
             ShowConsoles(0).apply(host)
+            log.info(f"the host's consoles meanwhile: {console.drawing(host)}")
         except HookError as error:
             log.warning(str(error))
 

@@ -111,14 +111,26 @@ def _device(host: Host, bus: str, name: str, seen: set[str]) -> list[str]:
         lines += [f"x {real}/config = {host.peek(f'{real}/config', 0, 64).hex()}"]
     for name_of_link in ("driver", "subsystem", "iommu_group"):
         lines += _link(host, f"{real}/{name_of_link}")
-    driver = host.link_name(f"{real}/driver")
+    # A firmware device without driver still needs the door through which it comes back.
+    unbound = name.partition(".")[0] if bus == "platform" else ""
+    driver = host.link_name(f"{real}/driver") or unbound
     lines += _driver(host, bus, driver, seen) if driver else []
     for kind in ("graphics", "drm", "vfio-dev"):
         for child in host.list(f"{real}/{kind}"):
-            lines += [f"d {real}/{kind}/{child}"]
-            lines += _link(host, f"{real}/{kind}/{child}/device")
-            lines += _file(host, f"{real}/{kind}/{child}/name")
+            lines += _child(host, f"{real}/{kind}/{child}")
     return lines
+
+
+def _child(host: Host, folder: str) -> list[str]:
+    """A framebuffer, a card with its connectors, or a device of vfio."""
+    if host.readlink(folder) is not None:
+        return _link(host, folder)  # drm/controlD64 is another name of drm/card0
+    name = folder.rpartition("/")[2]
+    below = host.list(folder)
+    connectors = [f"d {folder}/{one}" for one in below if one.startswith(f"{name}-")]
+    return [
+        f"d {folder}", *_link(host, f"{folder}/device"), *_file(host, f"{folder}/name"), *connectors
+    ]
 
 
 def _driver(host: Host, bus: str, driver: str, seen: set[str]) -> list[str]:
