@@ -50,7 +50,8 @@ class MapConsoles(Action):
         )
 
     def past(self) -> str:
-        return f"mapped the consoles through {self.fb}"
+        targets = sorted({index for index in self.indices if index is not None})
+        return f"moved the consoles to {' and '.join(f'fb{index}' for index in targets)}"
 
 
 @dataclass(frozen=True)
