@@ -8,7 +8,16 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.fakehost import Crash, FakeHost, FakeLibvirt, hold, let_go, open_device, snapshot
+from tests.fakehost import (
+    Crash,
+    FakeHost,
+    FakeLibvirt,
+    close_device,
+    hold,
+    let_go,
+    open_device,
+    snapshot,
+)
 from vfio_console_hook import events
 from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
@@ -288,6 +297,8 @@ def test_a_vm_that_begins_before_the_release_of_the_last_takes_its_steps_over(
     prepare(host, case)
     libvirt.detach("0000:01:00.0")
     events.start(host, UUID, Log(host, "win11"))
+    open_device(host, "0000:01:00.0")  # switches memory decoding on
+    close_device(host, "0000:01:00.0")
     libvirt.reattach("0000:01:00.0")
 
     events.prepare(host, case.domain(OTHER_UUID, "b"), case.config, Log(host, "b"))

@@ -37,6 +37,11 @@ def prepare(host: Host, domain: Domain, config: Config, log: Log) -> None:
         return
     record = _claim(host, journal, domain, leaving)
     try:
+        # What was taken over may have been changed back since: QEMU switches
+        # memory decoding on, for one. An action does nothing where it is so already.
+        for step in tuple(record.steps):
+            if step.do is not None:
+                step.do.apply(host)
         for step in steps:
             _take(host, record, step, log)
         for one in gpu.find(host, record.gpus):
