@@ -109,7 +109,7 @@ def test_work_that_ignores_every_signal_it_can_is_killed_too() -> None:
         worker.run(work, 0.3)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGXCPU, signal.SIGTERM])
 def test_a_child_that_a_signal_killed_is_told_and_not_taken_for_done(number: int) -> None:
     with pytest.raises(HookError) as caught:
         worker.run(lambda: os.kill(os.getpid(), number), 10)
