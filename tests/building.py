@@ -121,7 +121,7 @@ def render(machine: Machine) -> str:
     lines += ["f proc/ioports", *("|" + line for line in _ioports(machine))]
     lines += _screen(machine)
     for device in machine.pci:
-        lines += _pci(device)
+        lines += _pci(device, machine.series)
     for firmware in machine.firmware:
         lines += _platform(firmware)
     lines += _nodes(machine) + _consoles(machine) + list(machine.extra)
@@ -236,12 +236,15 @@ def _screen(machine: Machine) -> list[str]:
     return [f"x sys/kernel/boot_params/data = {data.hex()}"]
 
 
-def _pci(device: Pci) -> list[str]:
+def _pci(device: Pci, series: tuple[int, int]) -> list[str]:
     path, vendor, number = device.path, *device.ids
     modalias = (
         f"pci:v{vendor:08X}d{number:08X}sv00000000sd00000000bc{device.pci_class >> 8:02X}"
         f"sc{device.pci_class & 0xFF:02X}i00"
     )
+    # What nobody has switched on is "unknown", since 6.16 D0 (pci_pm_init).
+    known = "D0" if device.bound or series >= (6, 16) else "unknown"
+    power_state = [f"f {path}/power_state = {known}"] if series >= (5, 11) else []
     lines = [f"d {path}", _link(f"sys/bus/pci/devices/{device.address}", path)]
     if device.boot_vga is not None:
         lines.append(f"f {path}/boot_vga = {int(device.boot_vga)}")
@@ -251,8 +254,8 @@ def _pci(device: Pci) -> list[str]:
         f"f {path}/device = {number:#06x}",
         f"f {path}/modalias = {modalias}",
         f"f {path}/driver_override = (null)",
-        f"f {path}/enable = {int(device.bound or device.vfio)}",
-        f"f {path}/power_state = D0",
+        f"f {path}/enable = {int(device.bound)}",
+        *power_state,
         f"f {path}/remove",
         f"x {path}/config = {_config(device)}",
         f"f {path}/resource",
@@ -271,7 +274,10 @@ def _pci(device: Pci) -> list[str]:
     if driver:
         lines += _driver("pci", driver) + [_link(f"{path}/driver", f"sys/bus/pci/drivers/{driver}")]
     if device.vfio:
-        lines += [f"d {path}/vfio-dev/vfio0", f"f dev/vfio/{device.group}"]
+        lines += [f"f dev/vfio/{device.group}"]
+    if device.vfio and series >= (6, 1):
+        folder = f"{path}/vfio-dev/vfio0"
+        lines += [f"d {folder}", _link(f"{folder}/device", path)]
     return lines
 
 
@@ -302,14 +308,16 @@ def _nodes(machine: Machine) -> list[str]:
     fbs: list[str] = []
     cards = renders = 0
     lit = [firmware for firmware in machine.firmware if firmware.bound]
-    drawing = [(one.path, _TITLES[one.driver], one.start, one.size, False) for one in lit]
+    unknown: tuple[str, ...] = ("Unknown-1",)
+    drawing = [(one.path, _TITLES[one.driver], one.start, one.size, False, unknown) for one in lit]
     for device in machine.pci:
         if device.bound and device.words.get("fb"):
             render = device.words.get("render") == "yes"
-            drawing.append((device.path, device.words["fb"], 0, 4096000, render))
-    for path, title, start, size, render in drawing:
+            connectors = tuple(filter(None, device.words.get("connectors", "").split(",")))
+            drawing.append((device.path, device.words["fb"], 0, 4096000, render, connectors))
+    for path, title, start, size, render, connectors in drawing:
         if title.endswith("drmfb"):
-            lines += _node(path, "drm", f"card{cards}")
+            lines += _card(path, cards, connectors)
             start, cards = 0, cards + 1
         if render:
             lines += _node(path, "drm", f"renderD{128 + renders}")
@@ -328,6 +336,16 @@ def _node(path: str, kind: str, name: str) -> list[str]:
     lines = [f"d {folder}", _link(f"{folder}/device", path)]
     lines += [_link(f"sys/class/{kind}/{name}", folder)]
     return lines + ([f"f dev/dri/{name}"] if kind == "drm" else [])
+
+
+def _card(path: str, number: int, connectors: tuple[str, ...]) -> list[str]:
+    card = f"card{number}"
+    lines = [*_node(path, "drm", card)]
+    lines += [_link(f"{path}/drm/controlD{number + 64}", f"{path}/drm/{card}")]
+    for connector in connectors:
+        folder = f"{path}/drm/{card}/{card}-{connector}"
+        lines += [f"d {folder}", _link(f"sys/class/drm/{card}-{connector}", folder)]
+    return lines
 
 
 def _consoles(machine: Machine) -> list[str]:

@@ -35,7 +35,7 @@ OWN_BUILD = "an own build with SYSFB_SIMPLEFB, bochs not loaded"
 
 # -- what the lab's machines are made of
 
-_BOCHS = "driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2"
+_BOCHS = "driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2 connectors=Virtual-1"
 _PICTURE = 1280 * 800 * 4
 LAB = "Stand-in for the lab's own recording: QEMU q35, {what}."
 BLACKLISTED = ("f fake/blacklist = bochs",)

@@ -433,6 +433,97 @@ def test_a_bootfb_that_covers_the_whole_bar_does_not_block_it(machine: MachineFa
     assert open_device(host, GPU) == []
 
 
+# -- what a VM does to its device
+
+
+def attributes(host: FakeHost) -> tuple[str | None, str | None, str]:
+    """enable, power_state, and COMMAND as the register's bytes."""
+    device = f"sys/bus/pci/devices/{GPU}"
+    command = host.peek(f"{device}/config", 4, 2).hex()
+    return host.read(f"{device}/enable"), host.read(f"{device}/power_state"), command
+
+
+@pytest.mark.parametrize(
+    ("name", "states"),
+    [
+        ("efifb-5.10", (None, None, None)),
+        ("efifb-6.12", ("unknown", "D0", "unknown")),
+        ("efidrm", ("D0", "D0", "D0")),
+    ],
+)
+def test_a_vm_leaves_its_device_switched_off_and_without_bus_mastering(
+    machine: MachineFactory, name: str, states: tuple[str | None, ...]
+) -> None:
+    host = machine(f"lab-{name}")
+    before = attributes(host)
+
+    libvirt = to_vfio(host)
+    open_device(host, GPU)
+    during = attributes(host)
+    close_device(host, GPU)
+    libvirt.reattach(GPU)
+
+    assert before == ("0", states[0], "0700")
+    assert during == ("1", states[1], "0300")
+    assert attributes(host) == ("0", states[2], "0300")
+
+
+def test_what_a_guest_writes_to_config_space_is_gone_with_the_vm(machine: MachineFactory) -> None:
+    host = machine("lab-efifb-0380")
+    config = f"sys/bus/pci/devices/{GPU}/config"
+    to_vfio(host)
+    open_device(host, GPU)
+    before = host.peek(config, 0, 64)
+
+    host.poke(config, 4, b"\3\1")
+    host.poke(config, 0x30, b"\0\x80\0\xc1")
+    close_device(host, GPU)
+
+    assert host.peek(config, 0, 64) == before
+
+
+@pytest.mark.parametrize(("kernel", "name"), [("6.12", "vfio-pci"), ("7.3", "vfio")])
+def test_vfio_claims_a_bar_under_the_name_of_its_time(
+    machine: MachineFactory, kernel: str, name: str
+) -> None:
+    host = machine(lab(kernel, "efifb"))
+    to_vfio(host)
+
+    open_device(host, GPU)
+    while_open = claims(host)
+    close_device(host, GPU)
+
+    assert (while_open, claims(host)) == ([name, name], [])
+
+
+def test_a_device_that_nobody_enabled_cannot_be_disabled(machine: MachineFactory) -> None:
+    host = machine("lab-efifb-6.12")
+    enable = f"sys/bus/pci/devices/{GPU}/enable"
+
+    host.write(enable, "1")
+    host.write(enable, "0")
+
+    assert failure(lambda: host.write(enable, "0")) == "EIO"
+    assert attributes(host) == ("0", "D0", "0300")
+
+
+def test_connectors_and_the_old_control_node_come_and_go_with_the_card(
+    machine: MachineFactory,
+) -> None:
+    host = machine("lab-efidrm")
+    device = host.real(EFI_DEVICE)
+    before = snapshot(host)
+
+    unbind(host)
+    without = host.list("sys/class/drm"), host.exists(f"{device}/drm")
+    bind(host)
+
+    assert without == ((), False)
+    assert host.list("sys/class/drm") == ("card0", "card0-Unknown-1")
+    assert host.readlink(f"{device}/drm/controlD64") == "card0"
+    assert snapshot(host) == before
+
+
 # -- remove and rescan
 
 
@@ -443,9 +534,7 @@ def rescan(host: FakeHost) -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("driver", ["efifb", "simpledrm"])
-def test_rescan_moves_the_bar_and_frees_it(
-    machine: MachineFactory, kernel: str, driver: str
-) -> None:
+def test_rescan_frees_the_bar(machine: MachineFactory, kernel: str, driver: str) -> None:
     name = {"efifb": EFI, "simpledrm": "simple-framebuffer"}[driver]
     host = machine(lab(kernel, driver, DISPLAY))
     unbind(host, name)
@@ -453,10 +542,40 @@ def test_rescan_moves_the_bar_and_frees_it(
     rescan(host)
     to_vfio(host)
 
-    moved = (host.read(f"sys/bus/pci/devices/{GPU}/resource") or "").split()[0]
-    assert int(moved, 16) != 0xC0000000
     assert claims(host) == []
     assert open_device(host, GPU) == []
+
+
+def places(host: FakeHost, address: str) -> list[str]:
+    """Where the BARs and the ROM of a device are, in their order."""
+    text = host.read(f"sys/bus/pci/devices/{address}/resource") or ""
+    words = (line.split() for line in text.splitlines()[:7])
+    return [hex(int(first, 16)) for first, last, _ in words if int(last, 16)]
+
+
+def test_a_rescan_gives_the_largest_the_first_place_in_the_window_of_the_bridge(
+    machine: MachineFactory,
+) -> None:
+    host = machine("lab-simpledrm-0380-rescan")
+    before = places(host, GPU)
+
+    rescan(host)
+
+    assert before == ["0xc0000000", "0xc1000000", "0xc1008000"]
+    assert places(host, GPU) == ["0xc0000000", "0xc1008000", "0xc1000000"]
+    header = host.peek(f"sys/bus/pci/devices/{GPU}/config", 0x10, 12)
+    assert header.hex() == "080000c0" + "00000000" + "008000c1"
+
+
+def test_a_rescan_moves_a_bar_of_the_root_bus(machine: MachineFactory) -> None:
+    host = machine("vesafb-5.10")
+    device = "sys/bus/pci/devices/0000:00:05.0"
+    before = places(host, "0000:00:05.0")[0]
+
+    host.write(f"{device}/remove", "1")
+    host.write("sys/bus/pci/rescan", "1")
+
+    assert (before, places(host, "0000:00:05.0")[0]) == ("0xfd000000", "0xf0000000")
 
 
 @pytest.mark.parametrize("kernel", ["5.10", "6.1"])
@@ -653,6 +772,17 @@ def test_the_last_framebuffer_below_the_only_console_driver_is_an_oops(
 
     assert alone == after_0 == ["vtcon1 (M) frame buffer device 1"]
     assert "fbcon_cursor" in (host.fault or "")
+
+
+def test_vfio_takes_the_firmware_device_of_text_mode_too(machine: MachineFactory) -> None:
+    host = machine("lab-text-and-native")
+    before = host.list("sys/bus/platform/devices")
+
+    to_vfio(host, GPU)
+
+    assert before == ("platform-framebuffer.0",)
+    assert host.list("sys/bus/platform/devices") == ()
+    assert not host.exists("sys/devices/platform/platform-framebuffer.0")
 
 
 def test_vgacon_bound_when_vfio_comes_leaves_a_dummy_behind(machine: MachineFactory) -> None:

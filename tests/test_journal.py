@@ -200,7 +200,7 @@ def test_a_program_started_under_the_lock_does_not_keep_it(machine: MachineFacto
             os.execv("/bin/sleep", ["sleep", "60"])
 
         inherited = True
-        for _ in range(200):
+        for _ in range(3000):
             links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
             inherited = any(link.endswith("/lock") for link in links)
             if not inherited:

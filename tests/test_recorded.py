@@ -97,6 +97,36 @@ def test_a_record_keeps_only_the_header_of_config_space_and_screen_info(tmp_path
     assert f"x sys/kernel/boot_params/data = {'cd' * 64}" in lines
 
 
+def test_the_door_of_a_firmware_driver_is_recorded_while_it_has_no_device(
+    machine: MachineFactory,
+) -> None:
+    host = machine("lab-efifb-6.12")
+    doors = "sys/bus/platform/drivers/efi-framebuffer"
+    host.write(f"{doors}/unbind", "efi-framebuffer.0")
+
+    lines = record(host).splitlines()
+
+    assert [line for line in lines if doors in line] == [
+        f"d {doors}", f"f {doors}/bind", f"f {doors}/unbind",
+    ]  # fmt: skip
+
+
+def test_a_card_is_recorded_with_its_connectors_and_its_other_name(
+    machine: MachineFactory,
+) -> None:
+    host = machine("lab-native")
+    folder = "sys/devices/pci0000:00/0000:00:05.0/0000:01:00.0/drm"
+
+    lines = record(host).splitlines()
+
+    assert [line for line in lines if folder in line and " sys/class/" not in line] == [
+        f"d {folder}/card0",
+        f"l {folder}/card0/device -> ../../../0000:01:00.0",
+        f"d {folder}/card0/card0-Virtual-1",
+        f"l {folder}/controlD64 -> card0",
+    ]
+
+
 # -- the text
 
 

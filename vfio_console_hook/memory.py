@@ -48,7 +48,7 @@ class Claim:
 
     @property
     def vfio(self) -> bool:
-        """Whether vfio itself reserved it, for the VM (Linux vfio_pci_core.c, "vfio-pci")."""
+        """Whether vfio itself reserved it, for the VM: "vfio-pci", or "vfio" in Linux 7.3."""
         return self.name.startswith("vfio")
 
     def __str__(self) -> str:

@@ -65,19 +65,30 @@ def framebuffers(tree: Tree, device: str) -> tuple[str, ...]:
     return tuple(name for name in tree.list(f"{device}/graphics") if name.startswith("fb"))
 
 
-def add_card(tree: Tree, device: str, *, render: bool = False) -> None:
-    """drm_dev_register()."""
-    names = [_lowest_free(tree, "drm", "card", 0)]
-    names += [_lowest_free(tree, "drm", "renderD", 128)] if render else []
+def add_card(
+    tree: Tree, device: str, *, render: bool = False, connectors: tuple[str, ...] = ()
+) -> None:
+    """drm_dev_register() of a driver that shows pictures."""
+    card = _lowest_free(tree, "drm", "card", 0)
+    names = [card] + ([_lowest_free(tree, "drm", "renderD", 128)] if render else [])
     for name in names:
         _add_node(tree, device, "drm", name)
         if tree.exists("dev/dri"):
             tree.put(f"dev/dri/{name}", "")
+    # create_compat_control_link
+    tree.link(f"{device}/drm/controlD{int(card[4:]) + 64}", f"{device}/drm/{card}")
+    for connector in connectors:  # drm_sysfs_connector_add
+        folder = f"{device}/drm/{card}/{card}-{connector}"
+        tree.make_directory(folder)
+        tree.link(f"sys/class/drm/{card}-{connector}", folder)
 
 
 def remove_cards(tree: Tree, device: str) -> None:
     """drm_dev_unplug()."""
     for name in tree.list(f"{device}/drm"):
+        for connector in tree.list("sys/class/drm"):
+            if connector.startswith(f"{name}-"):
+                tree.remove(f"sys/class/drm/{connector}")
         _remove_node(tree, device, "drm", name, f"dev/dri/{name}")
 
 

@@ -4,7 +4,7 @@ Linux drivers/pci/, drivers/vfio/pci/, drivers/video/aperture.c, drivers/pci/vga
 
 fake/native/ADDRESS tells which driver of the host matches a device, in words:
 
-    driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2 render=no
+    driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2 render=no connectors=Virtual-1
 
 Only what driver= says is needed; a driver without fb= has neither framebuffer
 nor card. It is loaded when sys/bus/pci/drivers/DRIVER exists.
@@ -26,9 +26,11 @@ from .tree import Tree
 BUS = "sys/bus/pci"
 VFIO = "vfio-pci"
 _CLASS_VGA = 0x0300
-_ROM_SHADOW = 0x2
-_COMMAND, _COMMAND_IO, _COMMAND_MEMORY = 4, 0x1, 0x2
-_FIRST_NEW_ADDRESS = 0x2000_0000
+_MEM, _ROM_SHADOW, _MEM_64 = 0x200, 0x2, 0x100000
+_ROM = 6
+_COMMAND, _COMMAND_IO, _COMMAND_MEMORY, _COMMAND_MASTER = 4, 0x1, 0x2, 0x4
+_BARS = 0x10
+_4G = 1 << 32
 Refused = sysfb.Refused
 
 
@@ -41,6 +43,7 @@ class Native:
     fb: str
     bars: tuple[int, ...]
     render: bool
+    connectors: tuple[str, ...]
 
 
 def native(tree: Tree, address: str) -> Native | None:
@@ -54,6 +57,7 @@ def native(tree: Tree, address: str) -> Native | None:
         fb=words.get("fb", ""),
         bars=tuple(int(number) for number in words.get("bars", "").split(",") if number),
         render=words.get("render") == "yes",
+        connectors=tuple(name for name in words.get("connectors", "").split(",") if name),
     )
 
 
@@ -100,21 +104,50 @@ def decodes_memory(tree: Tree, address: str) -> bool:
     return bool(command(tree, address) & _COMMAND_MEMORY)
 
 
-def enable(tree: Tree, address: str) -> None:
-    """pci_enable_device(): memory decode, and I/O where there is an I/O BAR."""
+def _set_command(tree: Tree, address: str, *, on: int = 0, off: int = 0) -> None:
     config = f"{BUS}/devices/{address}/config"
-    if not tree.exists(config):
-        return
+    if tree.exists(config):
+        value = command(tree, address) & ~off | on
+        tree.poke(config, _COMMAND, value.to_bytes(2, "little"))
+
+
+def _count(tree: Tree, address: str, by: int) -> int:
+    """Add to pci_dev.enable_cnt, which `enable` shows, and give it back."""
+    path = f"{BUS}/devices/{address}/enable"
+    count = int(tree.read(path) or 0) + by
+    if tree.exists(path):
+        tree.put(path, str(count))
+    return count
+
+
+def _set_power_state(tree: Tree, address: str, state: str) -> None:
+    path = f"{BUS}/devices/{address}/power_state"  # there is none in 5.10
+    if tree.exists(path):
+        tree.put(path, state)
+
+
+def enable(tree: Tree, address: str) -> None:
+    """pci_enable_device(): D0, memory decode, and I/O where there is an I/O BAR."""
+    _count(tree, address, 1)
+    _set_power_state(tree, address, "D0")
     ports = any(flags & 0x100 for flags in _flags(tree, address)[:6])
-    value = command(tree, address) | _COMMAND_MEMORY | (_COMMAND_IO if ports else 0)
-    tree.poke(config, _COMMAND, value.to_bytes(2, "little"))
+    _set_command(tree, address, on=_COMMAND_MEMORY | (_COMMAND_IO if ports else 0))
+
+
+def disable(tree: Tree, address: str) -> None:
+    """pci_disable_device(): the last one ends bus mastering, and only that."""
+    if _count(tree, address, -1) == 0:
+        _set_command(tree, address, off=_COMMAND_MASTER)
 
 
 def write_enable(tree: Tree, address: str, text: str) -> None:
     """enable_store() of drivers/pci/pci-sysfs.c; decoding is never switched off by it."""
-    if text.strip() == "1":
+    if int(text):
         enable(tree, address)
-    tree.put(f"{device_path(tree, address)}/enable", text)
+    elif int(tree.read(f"{BUS}/devices/{address}/enable") or 0):
+        disable(tree, address)
+    else:
+        raise Refused(errno.EIO, address)
 
 
 def _flags(tree: Tree, address: str) -> list[int]:
@@ -206,7 +239,21 @@ def detach_driver(tree: Tree, address: str) -> None:
         for bar in bars(tree, address):
             if any(r.first == bar.range.first for r in resources.named(tree, driver)):
                 resources.release(tree, bar.range.first, bar.range.last, driver)
+        if int(tree.read(f"{path}/enable") or 0):
+            disable(tree, address)
+    if driver is not None and tree.read(f"{path}/power_state") == "D0":
+        _set_power_state(tree, address, _unused_power_state(tree))
     tree.remove(f"{path}/driver")
+
+
+def _unused_power_state(tree: Tree) -> str:
+    """What a device without driver shows.
+
+    "unknown", which pci_device_remove() sets, on 6.1 and 6.12; D0 on 7.3, before a VM
+    and after it. In 6.16 pci_pm_init() began to power up devices without a power
+    management capability too (pci_pm_power_up_and_verify_state).
+    """
+    return "unknown" if tree.release() < (6, 16, 0) else "D0"
 
 
 # -- vfio-pci
@@ -221,6 +268,7 @@ def _vfio_probe(tree: Tree, address: str) -> None:
     if tree.release() >= (6, 1, 0):
         number = next(n for n in range(256) if not _vfio_number_taken(tree, n))
         tree.make_directory(f"{path}/vfio-dev/vfio{number}")
+        tree.link(f"{path}/vfio-dev/vfio{number}/device", path)
     group = tree.link_name(f"{path}/iommu_group")
     if group is not None:
         tree.put(f"dev/vfio/{group}", "")
@@ -245,10 +293,14 @@ def open_device(tree: Tree, address: str) -> list[int]:
     """
     if bound_driver(tree, address) != VFIO:
         raise LookupError(f"{address} is not on vfio-pci")
+    # vfio_pci_core_enable (vfio_pci_enable in 5.10): what it saves has no bus mastering.
+    _set_command(tree, address, off=_COMMAND_MASTER)
     enable(tree, address)
+    header = tree.read_bytes(f"{BUS}/devices/{address}/config") or b""
+    tree.put(f"fake/saved/{address}", header[:64].hex())
     blocked = []
     for bar in bars(tree, address):
-        if not resources.request(tree, bar.range.first, bar.range.last, VFIO):
+        if not resources.request(tree, bar.range.first, bar.range.last, _claim_of_vfio(tree)):
             blocked.append(bar.number)
             where = _show(tree, address, bar)
             tree.log(f"vfio-pci {address}: BAR {bar.number}: can't reserve {where}")
@@ -262,10 +314,24 @@ def _show(tree: Tree, address: str, bar: Bar) -> str:
     return f"[mem {bar.range.first:#010x}-{bar.range.last:#010x}{words}]"
 
 
+def _claim_of_vfio(tree: Tree) -> str:
+    """The name in /proc/iomem: vfio_pci_core_map_bars() writes "vfio" (seen on 7.3)."""
+    return VFIO if tree.release() < (7, 1, 0) else "vfio"
+
+
 def close_device(tree: Tree, address: str) -> None:
+    """vfio_pci_core_disable(): what the guest wrote to config space is taken back."""
+    name = _claim_of_vfio(tree)
     for bar in bars(tree, address):
-        if any(r.first == bar.range.first for r in resources.named(tree, VFIO)):
-            resources.release(tree, bar.range.first, bar.range.last, VFIO)
+        if any(r.first == bar.range.first for r in resources.named(tree, name)):
+            resources.release(tree, bar.range.first, bar.range.last, name)
+    saved = tree.read(f"fake/saved/{address}")
+    if saved is None:
+        return
+    tree.remove(f"fake/saved/{address}")
+    disable(tree, address)
+    if saved:
+        tree.poke(f"{BUS}/devices/{address}/config", 0, bytes.fromhex(saved))
 
 
 # -- removing console drivers
@@ -333,7 +399,7 @@ def _native_probe(tree: Tree, address: str, found: Native) -> None:
             where = _show(tree, address, bar)
             tree.log(f"{found.driver} {address}: BAR {bar.number}: can't reserve {where}")
     if found.fb:
-        fbdev.add_card(tree, path, render=found.render)
+        fbdev.add_card(tree, path, render=found.render, connectors=found.connectors)
         fbdev.register(tree, path, found.fb, (0, 4096000))
 
 
@@ -352,8 +418,10 @@ def load_module(tree: Tree, module: str) -> None:
     waiting = [(one, native(tree, one)) for one in tree.list("fake/native")]
     drivers = {found.driver for _, found in waiting if found and found.module == module}
     if module in ("vfio-pci", "vfio_pci"):
-        drivers = {VFIO}
+        drivers, module = {VFIO}, "vfio_pci"
     for driver in drivers:
+        if tree.readlink(f"{BUS}/drivers/{driver}/module") is None:
+            tree.link(f"{BUS}/drivers/{driver}/module", f"sys/module/{module}")
         for door in ("bind", "unbind"):
             if not tree.exists(f"{BUS}/drivers/{driver}/{door}"):
                 tree.put(f"{BUS}/drivers/{driver}/{door}", "")
@@ -401,9 +469,9 @@ def write_remove(tree: Tree, address: str) -> None:
     """remove_store(): the BARs leave the resource tree with all that is below them."""
     path = device_path(tree, address)
     detach_driver(tree, address)
-    for bar in bars(tree, address):
+    for _, first, last, _ in _assignable(tree, address):
         # pci_destroy_dev, pci_free_resources
-        resources.release_with_children(tree, bar.range.first, bar.range.last, address)
+        resources.release_with_children(tree, first, last, address)
     tree.put("fake/removed_once", "")
     tree.put(f"fake/removed/{address}/path", path)
     tree.move(path, f"fake/removed/{address}/device")
@@ -411,7 +479,7 @@ def write_remove(tree: Tree, address: str) -> None:
 
 
 def write_rescan(tree: Tree) -> None:
-    """pci_rescan_bus(): what was removed is found again, with its BARs elsewhere."""
+    """pci_rescan_bus(): what was removed is found again, as new."""
     for address in tree.list("fake/removed"):
         path = tree.read(f"fake/removed/{address}/path") or ""
         tree.move(f"fake/removed/{address}/device", path)
@@ -422,22 +490,65 @@ def write_rescan(tree: Tree) -> None:
         tree.link(f"{BUS}/devices/{address}", path)
         if tree.exists(f"{path}/driver_override"):
             tree.put(f"{path}/driver_override", "(null)")
+        if tree.exists(f"{path}/enable"):
+            tree.put(f"{path}/enable", "0")
+        _set_power_state(tree, address, _unused_power_state(tree))
         _assign(tree, address, path)
         write_probe(tree, address)
 
 
+def _assignable(tree: Tree, address: str) -> list[tuple[int, int, int, int]]:
+    """(line of `resource`, first, last, flags) of the memory BARs and of a real ROM."""
+    lines = (tree.read(f"{BUS}/devices/{address}/resource") or "").splitlines()
+    found = []
+    for number, line in enumerate(lines[: _ROM + 1]):
+        first, last, flags = (int(word, 16) for word in line.split())
+        shadow = number == _ROM and flags & _ROM_SHADOW
+        if flags & _MEM and last > first and not shadow:
+            found.append((number, first, last, flags))
+    return found
+
+
 def _assign(tree: Tree, address: str, path: str) -> None:
-    """pci_assign_unassigned_bus_resources(): every memory BAR at a new address."""
+    """pci_assign_unassigned_bus_resources(): every BAR gets a place in the windows of its bus.
+
+    The one with the largest alignment is first (pdev_sort_resources), and each gets
+    the lowest free place. So on the root bus, where others come first, BARs move; the
+    only device behind a bridge gets the whole window, and may be where it was.
+    """
     lines = (tree.read(f"{path}/resource") or "").splitlines()
-    for bar in bars(tree, address):
-        size = bar.range.last - bar.range.first + 1
-        first = -(-_FIRST_NEW_ADDRESS // size) * size
-        while taken := resources.in_the_way(tree, first, first + size - 1):
-            first = -(-(taken.last + 1) // size) * size
+    largest_first = sorted(_assignable(tree, address), key=lambda one: one[1] - one[2])
+    for number, old, last, flags in largest_first:
+        size = last - old + 1
+        first = _free_place(tree, f"PCI Bus {address[:7]}", size, bool(flags & _MEM_64))
         resources.request(tree, first, first + size - 1, address)
-        flags = lines[bar.number].split()[2]
-        lines[bar.number] = f"{first:#018x} {first + size - 1:#018x} {flags}"
+        lines[number] = f"{first:#018x} {first + size - 1:#018x} {flags:#018x}"
+        if number < _ROM:
+            # pci_std_update_resource; a ROM that is off is not written.
+            _write_bar(tree, address, number, first, wide=bool(flags & _MEM_64))
     tree.put(f"{path}/resource", "\n".join(lines))
+
+
+def _free_place(tree: Tree, bus: str, size: int, wide: bool) -> int:
+    """pci_bus_alloc_resource(): 64 bit BARs above 4 GiB if there is room, others below."""
+    windows = [one for one in resources.named(tree, bus) if wide or one.last < _4G]
+    for window in sorted(windows, key=lambda one: one.first < _4G):
+        first = -(-window.first // size) * size
+        while first + size - 1 <= window.last:
+            taken = resources.in_the_way(tree, first, first + size - 1)
+            if taken is None:
+                return first
+            first = -(-(taken.last + 1) // size) * size
+    raise LookupError(f"no place for {size:#x} bytes in {bus}")
+
+
+def _write_bar(tree: Tree, address: str, number: int, first: int, *, wide: bool) -> None:
+    config = f"{BUS}/devices/{address}/config"
+    if not tree.exists(config):
+        return
+    offset = _BARS + 4 * number
+    kind = tree.peek(config, offset, 1)[0] & 0xF
+    tree.poke(config, offset, (first | kind).to_bytes(8, "little")[: 8 if wide else 4])
 
 
 def address_of(path: str) -> str:

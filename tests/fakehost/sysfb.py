@@ -28,6 +28,8 @@ BUS = "sys/bus/platform"
 _STATE = "fake/sysfb"
 DISABLED = "fake/sysfb_disabled"
 _DEVICE = re.compile(r"(efi|vesa|simple|vga)-framebuffer\.\d+")
+# What sysfb_init registers where there is no picture; no driver takes it.
+_EMPTY = re.compile(r"(platform|ega)-framebuffer\.\d+")
 _BOOTFB = "BOOTFB"
 _VGA_PORTS = (0x3C0, 0x3DF)
 
@@ -159,7 +161,8 @@ def _probe(tree: Tree, found: Platform, path: str, driver: str) -> None:
     tree.link(f"{path}/driver", f"{BUS}/drivers/{driver}")
     _reserve(tree, found)
     if found.driver.drm:
-        fbdev.add_card(tree, path)
+        # DRM_MODE_CONNECTOR_Unknown in simpledrm, efidrm and vesadrm
+        fbdev.add_card(tree, path, connectors=("Unknown-1",))
     # FBINFO_HIDE_SMEM_START: DRM does not tell where its memory is.
     start = 0 if found.driver.drm else found.start
     fbdev.register(tree, path, found.driver.title, (start, found.size))
@@ -253,6 +256,10 @@ def disable(tree: Tree) -> None:
     tree.put(DISABLED, "")
     for found in platforms(tree):
         unregister(tree, found.device)
+    for name in tree.list(f"{BUS}/devices"):
+        if _EMPTY.fullmatch(name):
+            tree.remove(tree.where(f"{BUS}/devices/{name}"))
+            tree.remove(f"{BUS}/devices/{name}")
 
 
 def detach_overlapping(tree: Tree, first: int, last: int) -> None:

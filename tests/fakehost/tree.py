@@ -9,6 +9,7 @@ What sysfs does not show lies below fake/:
     fake/fbcon               variables of fbcon.c (fbcon.py)
     fake/held                memory of framebuffers that are gone but still open
     fake/removed/ADDRESS     a PCI device that is off the bus
+    fake/saved/ADDRESS       config space as vfio saved it, while a VM has the device open
     fake/sysfb_disabled      sysfb_disable() has been called
     fake/dmesg               what the kernel logged
     fake/fault               why the kernel is dead

@@ -55,8 +55,7 @@ class Rebind(Action):
         link = f"sys/bus/platform/devices/{self.device}"
         if self.gone(host):
             raise LostError(
-                f"{self.device} is gone until the next boot: the kernel removed it when"
-                " something else took the GPU"
+                f"the firmware console will not come back before a reboot: {self.device} is gone"
             )
         if host.link_name(f"{link}/driver") is not None:
             return

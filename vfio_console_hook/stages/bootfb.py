@@ -162,7 +162,7 @@ def _rescan(gpu: Gpu, device: FirmwareDevice, stage: str) -> Iterator[Step]:
             # Only for a prepare that fails before the rescan: after it the
             # device has no place in sysfs any more and cannot be bound.
             undo=sysfb.way_back(gpu, device, device.driver),
-            loses=f"{_GONE}: `bootfb: rescan` moves the memory of {gpu.address}",
+            loses=f"{_GONE}: `bootfb: rescan` takes its device along",
         )
     yield Step(
         stage=stage,
