@@ -38,7 +38,9 @@ def call(host: FakeHost, event: str, xml: bytes | None = None, name: str = "win1
     operation, _, sub = event.partition(" ")
     if xml is None:
         xml = domain_xml(GPU, event=operation, name=name)
-    return hook.main([name, operation, sub or "begin", "-"], xml, FakeHost(host.root))
+    another = FakeHost(host.root)
+    another.patient = host.patient
+    return hook.main([name, operation, sub or "begin", "-"], xml, another)
 
 
 def configure(host: FakeHost, text: str, path: str = DEFAULT) -> None:
@@ -518,6 +520,7 @@ def test_a_deadline_that_passes_is_told_and_everything_undone(
 ) -> None:
     host = machine("efifb-6.12")
     before = snapshot(host)
+    host.patient = True
     hold(host, "dev/fb0", pid=77, command="Xorg")
     configure(host, "timeout_s: 1\nholders: {wait_s: 60}\n")
 

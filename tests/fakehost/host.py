@@ -54,6 +54,12 @@ class FakeHost(RecordedHost):
         pci.learn(self.tree)
         self._before = len(self._all_changes())
 
+    patient = False
+    """Whether waiting takes time. Nobody else acts on a fake machine, so by itself it does not."""
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        return super().wait(condition, timeout_s if self.patient else 0)
+
     # -- what was done to it
 
     def _all_changes(self) -> list[str]:
