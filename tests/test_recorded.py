@@ -180,6 +180,16 @@ def test_an_entry_that_cannot_be_laid_out_is_one_sentence(tmp_path: Path, text: 
         unpack(text, str(tmp_path))
 
 
+def test_no_machine_writes_into_a_neighbour_whose_name_begins_alike(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root2").mkdir()
+
+    with pytest.raises(HostError):
+        unpack("l a -> ../root2\nf a/file = harm", str(tmp_path / "root"))
+
+    assert list((tmp_path / "root2").iterdir()) == []
+
+
 @pytest.mark.parametrize("target", ["absolute", "relative"])
 def test_no_machine_writes_outside_its_directory(tmp_path: Path, target: str) -> None:
     outside = tmp_path / "outside"

@@ -116,7 +116,7 @@ def _lay_out(root: str, kind: str, path: str, value: str) -> None:
     full = os.path.join(root, path)
     above = os.path.dirname(full)
     # The text may come from anybody: nothing is written through a link.
-    if not os.path.realpath(above).startswith(root):
+    if os.path.commonpath([root, os.path.realpath(above)]) != root:
         raise ValueError("it lies behind a link")
     os.makedirs(full if kind == "d" else above, 0o755, exist_ok=True)
     if kind == "l":
