@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from . import __version__, config, console, domain, events, recorded, recorder, report
+from . import __version__, config, console, domain, events, recorded, recorder, report, worker
 from .errors import BugError, HookError
 from .host import Host
 from .journal import Journal
@@ -132,7 +132,8 @@ def _give_back(host: Host, journal: Journal, uuid: str, force: bool) -> str:
         busy = "libvirt does not say that it is shut off (--force if you know that it is)"
     if busy:
         return f"{record.name}: left alone, {busy}"
-    events.give_back(host, record, Log(host, record.name))
+    log = Log(host, record.name)
+    worker.run(lambda: events.give_back(host, record, log), config.Config().timeout_s)
     return f"{record.name}: gave back {', '.join(record.gpus)}"
 
 
