@@ -24,10 +24,10 @@ CONSOLES = range(1, 64)
 _FBIOGET_FSCREENINFO = 0x4602
 _FBIOGET_CON2FBMAP = 0x460F
 _FBIOPUT_CON2FBMAP = 0x4610
-_KDSETMODE = 0x4B3A
+KDSETMODE = 0x4B3A
 _KDGETMODE = 0x4B3B
-_VT_LOCKSWITCH = 0x560B
-_VT_UNLOCKSWITCH = 0x560C
+VT_LOCKSWITCH = 0x560B
+VT_UNLOCKSWITCH = 0x560C
 _KD_TEXT = 0
 _KD_GRAPHICS = 1
 
@@ -185,11 +185,11 @@ class Host:
 
     def set_text_mode(self, tty: str, text: bool) -> None:
         """Let the kernel draw text on this virtual terminal, or stop it. Raises HostError."""
-        self._ioctl(f"dev/{tty}", _KDSETMODE, _KD_TEXT if text else _KD_GRAPHICS)
+        self._ioctl(f"dev/{tty}", KDSETMODE, _KD_TEXT if text else _KD_GRAPHICS)
 
     def lock_consoles(self, locked: bool) -> None:
         """Forbid or allow switching between virtual terminals. Raises HostError."""
-        self._ioctl("dev/tty0", _VT_LOCKSWITCH if locked else _VT_UNLOCKSWITCH, 0)
+        self._ioctl("dev/tty0", VT_LOCKSWITCH if locked else VT_UNLOCKSWITCH, 0)
 
     def _ioctl(self, path: str, request: int, argument: bytearray | int) -> bool:
         """Run one ioctl; False when the device is not there. Raises HostError."""

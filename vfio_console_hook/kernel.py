@@ -9,7 +9,6 @@ from .host import Host
 from .journal import RUN, write_file
 
 _CACHE = f"{RUN}/kernel"
-_REMOVER = b" aperture_remove_conflicting_pci_devices\n"
 
 
 def boot_id(host: Host) -> str:
@@ -27,10 +26,8 @@ def removes_consoles(host: Host) -> bool:
     cached = _read_cache(host)
     if cached is not None:
         return cached
-    symbols = host.read_bytes("proc/kallsyms")
-    if symbols:
-        answer = _REMOVER in symbols or b" aperture_remove_conflicting_pci_devices\t" in symbols
-    else:
+    answer = has_symbol(host, "aperture_remove_conflicting_pci_devices")
+    if answer is None:
         # No symbol table in this kernel: only its version is left to ask.
         answer = release(host) >= (6, 0)
     _write_cache(host, answer)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .. import console
 from ..errors import LostError, StepError
-from ..host import CONSOLES, Host
+from ..host import CONSOLES, KDSETMODE, VT_LOCKSWITCH, VT_UNLOCKSWITCH, Host
 from .action import Action
 
 
@@ -144,11 +144,12 @@ class QuietText(Action):
     def shell(self) -> str:
         mode = "KD_GRAPHICS" if self.quiet else "KD_TEXT"
         switch = "VT_LOCKSWITCH" if self.quiet else "VT_UNLOCKSWITCH"
+        number = VT_LOCKSWITCH if self.quiet else VT_UNLOCKSWITCH
         return (
             "python3 -c 'import fcntl, os; t = os.open(\"/dev/"
             f"{self.tty}\", os.O_RDWR | os.O_NOCTTY); "
-            f"fcntl.ioctl(t, {0x4B3A:#x}, {int(self.quiet)}); "
-            f"fcntl.ioctl(t, {0x560B if self.quiet else 0x560C:#x}, 0)'  # {mode}, {switch}"
+            f"fcntl.ioctl(t, {KDSETMODE:#x}, {int(self.quiet)}); "
+            f"fcntl.ioctl(t, {number:#x}, 0)'  # {mode}, {switch}"
         )
 
     def past(self) -> str:
