@@ -315,6 +315,21 @@ def test_a_vm_that_begins_before_the_release_of_the_last_takes_its_steps_over(
     }
 
 
+def test_a_vm_that_takes_steps_over_does_not_rescan_a_second_time(machine: Machine) -> None:
+    host = machine("simpledrm-0380-6.12")
+    case = Case("simpledrm-0380-6.12", config=with_bootfb("rescan"))
+    libvirt = FakeLibvirt(host)
+    prepare(host, case)
+    libvirt.detach("0000:01:00.0")
+    events.start(host, UUID, Log(host, "win11"))
+    libvirt.reattach("0000:01:00.0")
+    second = again(host)
+
+    events.prepare(second, case.domain(OTHER_UUID, "b"), case.config, Log(second, "b"))
+
+    assert second.changes == []
+
+
 def test_prepare_after_a_lost_run_of_the_same_vm_starts_from_the_beginning(
     machine: Machine,
 ) -> None:

@@ -16,6 +16,7 @@ from .gpu import Gpu
 from .host import Host
 from .journal import Journal, Record
 from .log import Log
+from .memory import Claim
 from .stages import Leaving
 from .step import Step
 
@@ -37,10 +38,11 @@ def prepare(host: Host, domain: Domain, config: Config, log: Log) -> None:
         return
     record = _claim(host, journal, domain, leaving)
     try:
-        # What was taken over may have been changed back since: QEMU switches
-        # memory decoding on, for one. An action does nothing where it is so already.
+        # What was taken over may have been changed back since: QEMU switches memory
+        # decoding on, for one. An action that can be undone does nothing where it is
+        # so already; one that cannot, a rescan above all, is not done twice.
         for step in tuple(record.steps):
-            if step.do is not None:
+            if step.do is not None and step.undo is not None:
                 step.do.apply(host)
         for step in steps:
             _take(host, record, step, log)
@@ -141,13 +143,14 @@ def _check_free(one: Gpu, leaving: Leaving) -> None:
         simple = any(device.owns_memory for device in one.firmware)
         if expected and simple and (claim.name == BOOTFB or claim.name.startswith("simple")):
             continue  # vfio-pci takes it along; start looks again
-        raise _still_claimed(one, claim.name, str(claim.range), claim.bar)
+        raise _still_claimed(one, claim)
 
 
-def _still_claimed(one: Gpu, name: str, where: str, bar: int) -> StepError:
+def _still_claimed(one: Gpu, claim: Claim) -> StepError:
     return StepError(
-        f"{name} still claims {where} in BAR {bar} of {one.address}, so QEMU could not map it",
-        hint=f"look for what uses {name}, with `vfio-console-hook plan`",
+        f"{claim.name} still claims {claim.range} in BAR {claim.bar} of {one.address}, so QEMU"
+        " could not map it",
+        hint=f"look for what uses {claim.name}, with `vfio-console-hook plan`",
     )
 
 
@@ -219,7 +222,7 @@ def start(host: Host, uuid: str, log: Log) -> None:
             driver = f"bound to {one.driver}" if one.driver else "without a driver"
             raise StepError(f"{one.address} is {driver}, not on vfio-pci, so the VM cannot have it")
         for claim in one.foreign_claims:
-            raise _still_claimed(one, claim.name, str(claim.range), claim.bar)
+            raise _still_claimed(one, claim)
     _tell_lost(host, record, log)
     _revive_consoles(host, record, log)
 
