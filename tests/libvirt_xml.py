@@ -41,6 +41,15 @@ _HOSTDEV = """\
     </hostdev>
 """
 
+EVENTS = (
+    ("prepare", "begin"),
+    ("start", "begin"),
+    ("started", "begin"),
+    ("stopped", "end"),
+    ("release", "end"),
+)
+"""What libvirt calls the hook for in the life of a VM, operation and sub-operation."""
+
 
 def domain_xml(
     *addresses: str,

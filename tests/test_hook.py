@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, snapshot
 from tests.gate import ROOT, write_gate
-from tests.libvirt_xml import UUID, domain_xml
+from tests.libvirt_xml import EVENTS, UUID, domain_xml
 from vfio_console_hook import hook
 from vfio_console_hook.journal import Journal
 from vfio_console_hook.log import RECORDED_LOG
@@ -24,13 +24,6 @@ GPU, SOUND = "0000:01:00.0", "0000:01:00.1"
 RUN = "run/vfio-console-hook"
 DEFAULT = "etc/vfio-console-hook/default.yaml"
 Capture = pytest.CaptureFixture[str]
-EVENTS = (
-    ("prepare", "begin"),
-    ("start", "begin"),
-    ("started", "begin"),
-    ("stopped", "end"),
-    ("release", "end"),
-)
 
 
 def call(host: FakeHost, event: str, xml: bytes | None = None, name: str = "win11") -> int:

@@ -8,20 +8,13 @@ from pathlib import Path
 
 from tests.bench.measure import Cost, Run, cost, interleaved
 from tests.gate import write_gate
-from tests.libvirt_xml import domain_xml
+from tests.libvirt_xml import EVENTS, domain_xml
 from vfio_console_hook.recorded import unpack
 
 TESTS = Path(__file__).parent.parent
 MACHINE = "lab-efifb-6.12"
 BAR = 1.5
 NAME = "win11"
-EVENTS = (
-    ("prepare", "begin"),
-    ("start", "begin"),
-    ("started", "begin"),
-    ("stopped", "end"),
-    ("release", "end"),
-)
 IMPORTS = ("/usr/bin/python3", "-I", "-c", "import lxml.etree, yaml")
 
 
