@@ -12,7 +12,7 @@ import pytest
 
 from tests.gate import ROOT
 from vfio_console_hook import config
-from vfio_console_hook.config import KEYS, Config, Holders, load
+from vfio_console_hook.config import KEYS, Config, Holders, Service, load
 from vfio_console_hook.errors import ConfigError
 from vfio_console_hook.recorded import RecordedHost
 
@@ -272,7 +272,35 @@ def test_a_wait_is_any_number_of_seconds_up_to_600(etc: Etc, written: str, wait_
     assert load(etc, "win11", UUID) == Config(holders=Holders(wait_s=wait_s))
 
 
+@pytest.mark.parametrize("written", ["0000:02:00.0", "'0000:02:00.0'", "10000:e1:00.0"])
+def test_the_console_may_be_kept_on_a_gpu_by_its_address(etc: Etc, written: str) -> None:
+    etc.put(DEFAULT, f"keep_console: {written}\n")
+
+    assert load(etc, "win11", UUID) == Config(keep_console=written.strip("'"))
+
+
+def test_services_are_units_or_commands(etc: Etc) -> None:
+    etc.put(
+        DEFAULT,
+        "services:\n  - display-manager\n  - name: sddm\n"
+        "    active: /sbin/rc-service sddm status\n    stop: /sbin/rc-service sddm stop\n"
+        "    start: /sbin/rc-service sddm start\n",
+    )
+
+    assert load(etc, "win11", UUID).services == (
+        Service("display-manager"),
+        Service(
+            "sddm",
+            ("/sbin/rc-service", "sddm", "status"),
+            ("/sbin/rc-service", "sddm", "stop"),
+            ("/sbin/rc-service", "sddm", "start"),
+        ),
+    )
+
+
 WAIT = "'holders.wait_s', it must be a number from 0 to 600"
+PLACE = "'keep_console', it must be auto, never, or the PCI address of a GPU such as 0000:02:00.0"
+SERVICES = "'services', it must be a list of units, or of groups of name, active, stop and start"
 STAGES = "a list of some of fbcon, drm_aperture, fbdev, vgacon, each once"
 
 
@@ -289,7 +317,17 @@ STAGES = "a list of some of fbcon, drm_aperture, fbdev, vgacon, each once"
         ("stages: {fbcon: on}", f"a group of keys for 'stages', it must be {STAGES}"),
         ("bootfb: Native", "'Native' for 'bootfb', it must be one of refuse, native, rescan"),
         ("bootfb: no", "false for 'bootfb', it must be one of refuse, native, rescan"),
-        ("keep_console: always", "'always' for 'keep_console', it must be one of auto, never"),
+        ("keep_console: always", f"'always' for {PLACE}"),
+        ("keep_console: 02:00.0", f"'02:00.0' for {PLACE}"),
+        ("services: sddm", f"'sddm' for {SERVICES}"),
+        ("services: [--force]", f"['--force'] for {SERVICES}"),
+        ("services: ['a b']", f"['a b'] for {SERVICES}"),
+        ("services: [{name: sddm}]", f"[a group of keys] for {SERVICES}"),
+        (
+            "services: [{name: x, active: rc-service x, stop: /bin/x, start: /bin/x}]",
+            f"[a group of keys] for {SERVICES}",
+        ),
+        ("holders: {terminate: X}", "'X' for 'holders.terminate', it must be a list of names"),
         ("on_failure: ''", "'' for 'on_failure', it must be one of abort, start"),
         ("log_level: 3", "3 for 'log_level', it must be one of debug, info, warning, error"),
         ("timeout_s: true", "true for 'timeout_s', it must be a whole number from 1 to 600"),
@@ -317,7 +355,10 @@ def test_a_bad_value_is_told_with_what_is_good(etc: Etc, line: str, told: str) -
     assert mistakes(etc) == f"{WIN11}:2: bad value {told}"
 
 
-ALL_KEYS = "enabled, stages, bootfb, keep_console, holders, on_failure, timeout_s, log_level"
+ALL_KEYS = (
+    "enabled, stages, bootfb, keep_console, host_driver, apu, services, holders, on_failure,"
+    " timeout_s, log_level"
+)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +369,10 @@ ALL_KEYS = "enabled, stages, bootfb, keep_console, holders, on_failure, timeout_
         ("zzz: 1", f"1: unknown key 'zzz', the keys are {ALL_KEYS}"),
         ("holders.wait_s: 1", "1: unknown key 'holders.wait_s', did you mean 'holders'?"),
         ("holders:\n  wait: 1", "2: unknown key 'wait' in 'holders', did you mean 'wait_s'?"),
-        ("holders:\n  x: 1", "2: unknown key 'x' in 'holders', the keys are wait_s"),
+        (
+            "holders:\n  x: 1",
+            "2: unknown key 'x' in 'holders', the keys are wait_s, terminate, grace_s",
+        ),
         ("<<: {bootfb: native}", f"1: unknown key '<<', the keys are {ALL_KEYS}"),
         ("? [a]\n: 1", f"1: unknown key '', the keys are {ALL_KEYS}"),
         ('"z\\nz": 1', f"1: unknown key 'z\\nz', the keys are {ALL_KEYS}"),
@@ -448,8 +492,8 @@ SETTING = re.compile(r"^#(?=(?P<inside>  )?(?:(?P<key>\w+):|- ))", re.MULTILINE)
 def explained(text: str) -> list[tuple[str, list[str]]]:
     """Each setting that is commented out, with the first two lines of its paragraph."""
     found = []
+    group = ""
     for paragraph in text.split("\n\n"):
-        group = ""
         for setting in SETTING.finditer(paragraph):
             key = f"{group}.{setting['key']}" if setting["inside"] else setting["key"]
             if setting["key"] and not setting["inside"]:
@@ -472,7 +516,8 @@ def test_default_yaml_shows_the_defaults(etc: Etc) -> None:
     # Other values first, so that one that is missing is seen.
     etc.put(
         DEFAULT,
-        "enabled: false\nstages: []\nbootfb: native\nkeep_console: never\nholders: {wait_s: 1}\n"
+        "enabled: false\nstages: []\nbootfb: native\nkeep_console: never\nhost_driver: load\n"
+        "apu: allow\nservices: [x]\nholders: {wait_s: 1, terminate: [x], grace_s: 1}\n"
         "on_failure: start\ntimeout_s: 1\nlog_level: debug\n",
     )
     etc.put(WIN11, text)
@@ -481,7 +526,7 @@ def test_default_yaml_shows_the_defaults(etc: Etc) -> None:
 
 
 def test_every_default_is_a_good_value() -> None:
-    written = [list(key.default) if key.name == "stages" else key.default for key in KEYS]
+    written = [list(key.default) if isinstance(key.default, tuple) else key.default for key in KEYS]
 
     assert [key.read(value) for key, value in zip(KEYS, written)] == [key.default for key in KEYS]
 

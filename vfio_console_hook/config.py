@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import ConfigError
 from .host import Host
@@ -19,10 +19,11 @@ TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
     from typing import Any
 
+    from .yamltext import Entry
+
 DIRECTORY = "etc/vfio-console-hook"
 VMS = f"{DIRECTORY}/vms"
 _MAX_BYTES = 64 * 1024
-_MAX_DEPTH = 8
 # virsh shows them all in one line.
 _MAX_TOLD = 20
 
@@ -80,7 +81,69 @@ def _number(low: int, high: int) -> tuple[str, Callable[[object], float | None]]
     )
 
 
+def _console_place() -> tuple[str, Callable[[object], str | None]]:
+    words = ("auto", "never")
+    return (
+        "auto, never, or the PCI address of a GPU such as 0000:02:00.0",
+        lambda value: (
+            value if isinstance(value, str) and (value in words or _ADDRESS.fullmatch(value))
+            else None
+        ),
+    )  # fmt: skip
+
+
+def _names() -> tuple[str, Callable[[object], tuple[str, ...] | None]]:
+    def read(value: object) -> tuple[str, ...] | None:
+        if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
+            return None
+        return tuple(value)
+
+    return "a list of names", read
+
+
+@dataclass(frozen=True)
+class Service:
+    """What is stopped before and started after: a unit of systemd, or commands of a host without.
+
+    The commands are words, the program first, with its full path; a unit has none.
+    """
+
+    name: str
+    active: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    start: tuple[str, ...] = ()
+
+
+def _services() -> tuple[str, Callable[[object], tuple[Service, ...] | None]]:
+    def read(value: object) -> tuple[Service, ...] | None:
+        found = [_service(one) for one in value] if isinstance(value, list) else [None]
+        return None if None in found else tuple(one for one in found if one)
+
+    return (
+        "a list of units, or of groups of name, active, stop and start",
+        read,
+    )
+
+
+def _service(value: object) -> Service | None:
+    if isinstance(value, str) and _UNIT.fullmatch(value):
+        return Service(value)
+    if not isinstance(value, tuple) or any(not isinstance(one.value, str) for one in value):
+        return None
+    texts = {entry.key: entry.value for entry in value}
+    if len(texts) != len(value) or set(texts) != {"name", "active", "stop", "start"}:
+        return None
+    commands = {key: tuple(texts[key].split()) for key in ("active", "stop", "start")}
+    if not texts["name"] or any(not words or words[0][0] != "/" for words in commands.values()):
+        return None
+    return Service(texts["name"], **commands)
+
+
 _STAGES = ("fbcon", "drm_aperture", "fbdev", "vgacon")
+_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+# Linux comm and systemd unit names; no blanks and no leading "-", which systemctl
+# would take for an option.
+_UNIT = re.compile(r"[A-Za-z0-9:_.@\\][A-Za-z0-9:_.@\\-]{0,254}")
 
 KEYS = (
     Key(
@@ -103,15 +166,45 @@ KEYS = (
     ),
     Key(
         "keep_console",
-        *_one_of("auto", "never"),
+        *_console_place(),
         "auto",
         "Whether the host's consoles move to the framebuffer of another GPU that stays.",
+    ),
+    Key(
+        "host_driver",
+        *_one_of("leave", "load"),
+        "leave",
+        "Whether to load the driver of a host GPU whose firmware console vfio-pci would remove.",
+    ),
+    Key(
+        "apu",
+        *_one_of("refuse", "allow"),
+        "refuse",
+        "Whether a GPU that is part of an AMD processor may be taken off its driver.",
+    ),
+    Key(
+        "services",
+        *_services(),
+        (),
+        "What is stopped, if it runs, before the GPU is taken, and started again afterwards.",
     ),
     Key(
         "holders.wait_s",
         *_number(0, 600),
         5.0,
         "How many seconds to wait for processes that have the GPU open.",
+    ),
+    Key(
+        "holders.terminate",
+        *_names(),
+        (),
+        "Processes, by name or unit, that are ended if they have the GPU open after that.",
+    ),
+    Key(
+        "holders.grace_s",
+        *_number(0, 60),
+        5.0,
+        "How many seconds a process gets between SIGTERM and SIGKILL.",
     ),
     Key(
         "on_failure",
@@ -146,6 +239,8 @@ class Holders:
     """What is done about processes that hold a GPU."""
 
     wait_s: float = _default("holders.wait_s")
+    terminate: tuple[str, ...] = _default("holders.terminate")
+    grace_s: float = _default("holders.grace_s")
 
 
 @dataclass(frozen=True)
@@ -156,6 +251,9 @@ class Config:
     stages: tuple[str, ...] = _default("stages")
     bootfb: str = _default("bootfb")
     keep_console: str = _default("keep_console")
+    host_driver: str = _default("host_driver")
+    apu: str = _default("apu")
+    services: tuple[Service, ...] = _default("services")
     holders: Holders = Holders()
     on_failure: str = _default("on_failure")
     timeout_s: int = _default("timeout_s")
@@ -267,20 +365,14 @@ def _text(host: Host, path: str, mistakes: list[str]) -> str:
         return ""
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One line `key: value` of a YAML mapping; key is "" when it is not a word."""
-
-    line: int
-    key: str
-    value: object
-
-
 def _values(path: str, text: str, mistakes: list[str]) -> dict[str, Any]:
     """The values in a file, by the names in KEYS; what is wrong goes to mistakes."""
+    # Only when there is something to read: it loads yaml.
+    from .yamltext import YamlError, parse
+
     try:
-        content = _parse(text)
-    except _SyntaxError as error:
+        content = parse(text)
+    except YamlError as error:
         mistakes.append(f"/{path}:{error.line}: {error.problem}")
         return {}
     if content is None:
@@ -297,7 +389,7 @@ def _values(path: str, text: str, mistakes: list[str]) -> dict[str, Any]:
     return values
 
 
-def _checked(entries: tuple[_Entry, ...], group: str) -> Iterator[tuple[_Entry, str]]:
+def _checked(entries: tuple[Entry, ...], group: str) -> Iterator[tuple[Entry, str]]:
     """Each setting as an entry with its full key and read value, or with what is wrong."""
     first: dict[str, int] = {}
     for entry in entries:
@@ -315,11 +407,11 @@ def _checked(entries: tuple[_Entry, ...], group: str) -> Iterator[tuple[_Entry, 
         else:
             value = _KEYS[name].read(entry.value)
             wrong = _bad(entry, name, _KEYS[name].wanted) if value is None else ""
-            yield _Entry(entry.line, name, value), wrong
+            yield replace(entry, key=name, value=value), wrong
         first.setdefault(name, entry.line)
 
 
-def _bad(entry: _Entry, name: str, wanted: str) -> str:
+def _bad(entry: Entry, name: str, wanted: str) -> str:
     return f"bad value {_shown(entry.value)} for '{name}', it must be {wanted}"
 
 
@@ -347,73 +439,3 @@ def _shown(value: object) -> str:
         return "true" if value else "false"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-# -- YAML
-
-
-class _SyntaxError(Exception):
-    def __init__(self, line: int, problem: str) -> None:
-        super().__init__(problem)
-        self.line = line
-        self.problem = problem
-
-
-def _parse(text: str) -> object:
-    """YAML as str, bool, int, float, None, list, and a tuple of _Entry for a mapping.
-
-    Nodes are read and never constructed, so no text can make an object. Raises
-    _SyntaxError.
-    """
-    # Takes some 15 ms to load, so only when there is something to read.
-    import yaml
-
-    try:
-        depth = 0
-        for event in yaml.parse(text, yaml.SafeLoader):
-            line = _line(event.start_mark)
-            if getattr(event, "anchor", None) or getattr(event, "tag", None):
-                raise _SyntaxError(line, "anchors, aliases and tags are not understood here")
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            # Also because deep nesting takes yaml minutes.
-            if depth > _MAX_DEPTH:
-                raise _SyntaxError(line, "nested too deeply")
-        node = yaml.compose(text, yaml.SafeLoader)
-        return None if node is None else _plain(node)
-    except yaml.MarkedYAMLError as error:
-        line = _line(error.problem_mark or error.context_mark)
-        raise _SyntaxError(line, f"not YAML: {error.problem or error.context}") from error
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise _SyntaxError(line, f"not YAML: {error.reason}") from error
-
-
-def _line(mark: Any) -> int:
-    return mark.line + 1 if mark else 1
-
-
-def _plain(node: Any) -> object:
-    # By node.id and not by class, because yaml is not loaded up here.
-    if node.id == "sequence":
-        return [_plain(one) for one in node.value]
-    if node.id == "mapping":
-        return tuple(
-            _Entry(_line(key.start_mark), key.value if key.id == "scalar" else "", _plain(value))
-            for key, value in node.value
-        )
-    return _scalar(node.tag.rpartition(":")[2], node.value)
-
-
-def _scalar(kind: str, text: str) -> object:
-    # Only plain decimal numbers are numbers: YAML 1.1 would read 010 as 8 and 1:30
-    # as 90, and knows .inf and .nan.
-    if kind == "null":
-        return None
-    if kind == "bool":
-        return text.lower() in ("true", "yes", "on")
-    if kind == "int" and re.fullmatch("0|[1-9][0-9]{0,8}", text):
-        return int(text)
-    if kind == "float" and re.fullmatch("[0-9]{1,9}[.][0-9]{1,9}", text):
-        return float(text)
-    return text

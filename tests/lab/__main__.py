@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __doc__ as manual
-from . import images, kernels, machine, scenarios, trial
+from . import images, kernels, machine, scenarios, trial, trials
 from .cache import BuildError, Cache, default_root
 from .debian import require_tools
 from .kernels import Built
@@ -53,7 +53,7 @@ class Lab:
         def boot() -> Machine:
             return Machine(self.hardware(scenario), built, self.program, directory)
 
-        return trial.run(scenario, boot, directory)
+        return trial.run(scenario, trials.KINDS[scenario.kind], boot, directory)
 
 
 def main(argv: Sequence[str]) -> int:

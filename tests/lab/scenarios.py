@@ -42,7 +42,8 @@ class Scenario:
     there in the first cycle. stays: so many of the last GPUs stay on the host;
     while the VM runs, the last one's monitor must show a living console, and
     without the hook a dead one. monitor is the number of the GPU whose monitor
-    shows the console before and after.
+    shows the console before and after. kind is a name in trials.py, for scenarios
+    that do something else than starting and destroying one VM.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Scenario:
     monitor: int = 0
     cycles: int = 2
     smoke: bool = False
+    kind: str = "cycles"
 
     def seconds(self) -> float:
         """About how long it takes, for a time budget (two machines on two cores)."""

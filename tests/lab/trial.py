@@ -92,10 +92,13 @@ class GuestGpu:
     bar0_bytes: int
 
 
-def run(scenario: Scenario, boot: Callable[[], Machine], directory: Path) -> Result:
+def run(
+    scenario: Scenario, kind: type[Trial], boot: Callable[[], Machine], directory: Path
+) -> Result:
     """Run a scenario; a machine that is lost before it was ready is booted again.
 
-    boot gives a machine that has just started. Files go to directory.
+    kind is what is done on the machine; boot gives one that has just started.
+    Files go to directory.
     """
     began = time.monotonic()
     result = Result(scenario, Outcome.LOST)
@@ -103,7 +106,7 @@ def run(scenario: Scenario, boot: Callable[[], Machine], directory: Path) -> Res
         result.failures.clear()
         try:
             with boot() as machine:
-                trial = Trial(scenario, machine, directory, result)
+                trial = kind(scenario, machine, directory, result)
                 try:
                     trial.run()
                 finally:
