@@ -26,9 +26,18 @@ MAIN=$HOOKS/qemu
 DROPIN=$HOOKS/qemu.d/50-vfio-console-hook
 CHAINED=$HOOKS/vfio-console-hook
 
+# The unit for systemd, and the links by which it is started with each of libvirt's
+# daemons: the ones that are shipped are in /usr/lib, and systemd reads that everywhere.
+UNITS=/usr/lib/systemd/system
+UNIT=$UNITS/vfio-console-hook-recover.service
+WITH_LIBVIRTD=$UNITS/libvirtd.service.wants/${UNIT##*/}
+WITH_VIRTQEMUD=$UNITS/virtqemud.service.wants/${UNIT##*/}
+RELOAD_S=60  # how long systemd may take to read it
+
 # What is in the second line or so of our own files, and in nobody else's.
 GATE_MARK='^# vfio-console-hook: the gate'
 COMMAND_MARK='^"""The command vfio-console-hook'
+UNIT_MARK='^# vfio-console-hook: the unit'
 
 usage() {
     cat <<'END'
@@ -42,6 +51,11 @@ END
 
 say() {
     printf '%s\n' "$*"
+}
+
+# A link that points nowhere is there, too.
+is_there() {
+    [ -e "$1" ] || [ -L "$1" ]
 }
 
 # --- leaving: everything or nothing -----------------------------------------------
@@ -63,7 +77,8 @@ END
 }
 
 # The name beside a target under which it is prepared. libvirt runs every executable in
-# qemu.d, so nothing is ever prepared in there.
+# qemu.d, so nothing is ever prepared in there; systemd reads no unit whose name begins
+# with a dot.
 beside() {
     case $1 in
         */qemu.d/*) printf '%s\n' "${1%/qemu.d/*}/.new-${1##*/}" ;;
@@ -75,7 +90,7 @@ undo() {
     backwards "$placed" | while IFS= read -r target; do
         old=$(beside "$target").old
         rm -rf "$target"
-        [ ! -e "$old" ] || mv "$old" "$target"
+        ! is_there "$old" || mv "$old" "$target"
     done
     backwards "$staged" | while IFS= read -r new; do
         rm -rf "$new"
@@ -126,6 +141,12 @@ stage_file() {
         stop "cannot write $new: ${reason##*: }; nothing was $doing"
 }
 
+# Stages a link for target $1 to the unit, which is one directory up.
+stage_link() {
+    stage "$1"
+    reason=$(ln -s "../${UNIT##*/}" "$new" 2>&1) || stop "cannot make the link $new: ${reason##*: }; nothing was $doing"
+}
+
 # Puts what was staged for target $1 into place. A file is replaced in one step, so that
 # libvirt never misses the gate; a directory in two.
 place() {
@@ -133,20 +154,26 @@ place() {
     old=$new.old
     if [ -d "$1" ]; then
         mv "$1" "$old" 2>/dev/null || stop "cannot replace $1; nothing was $doing"
-    elif [ -e "$1" ]; then
-        cp -p "$1" "$old" 2>/dev/null || stop "cannot save $1; nothing was $doing"
+    elif is_there "$1"; then
+        cp -pP "$1" "$old" 2>/dev/null || stop "cannot save $1; nothing was $doing"
     fi
     reason=$(mv -f "$new" "$1" 2>&1) || stop "cannot replace $1: ${reason##*: }; nothing was $doing"
     placed="$placed
 $1"
 }
 
+# With nothing but the shell and cat: a small host may lack cksum (Debian's busybox) or
+# cmp, and then everything would be the same. The dot keeps newlines at the end.
 same() {
-    [ -f "$1" ] && [ -f "$2" ] && [ "$(cksum <"$1")" = "$(cksum <"$2")" ]
+    [ -f "$1" ] && [ -f "$2" ] && [ "$(cat "$1" && echo .)" = "$(cat "$2" && echo .)" ]
 }
 
 ours() {
     [ -f "$1" ] && grep -q "$2" "$1" 2>/dev/null
+}
+
+is_our_link() {
+    [ -L "$1" ] && [ "$(readlink "$1")" = "../${UNIT##*/}" ]
 }
 
 # --- looking ----------------------------------------------------------------------
@@ -154,12 +181,16 @@ ours() {
 # Files are installed where there is nothing or a file of ours, never over anything else.
 check_file() {
     [ ! -d "$1" ] || stop "$1 is a directory; nothing was installed"
-    [ -z "$2" ] || [ ! -e "$1" ] || ours "$1" "$2" ||
+    [ -z "$2" ] || ! is_there "$1" || ours "$1" "$2" ||
         stop "$1 belongs to somebody else; nothing was installed"
 }
 
+check_link() {
+    ! is_there "$1" || is_our_link "$1" || stop "$1 belongs to somebody else; nothing was installed"
+}
+
 check_dir() {
-    [ -d "$1" ] || { [ ! -e "$1" ] && [ ! -L "$1" ]; } ||
+    [ -d "$1" ] || ! is_there "$1" ||
         stop "$1 is not a directory; nothing was installed"
 }
 
@@ -194,7 +225,7 @@ choose_gate() {
     if [ -d "$root$MAIN" ]; then
         stop "$root$MAIN is a directory; nothing was installed" "libvirt ignores it: move it away"
     fi
-    if [ -e "$root$MAIN" ] || [ -L "$root$MAIN" ]; then
+    if is_there "$root$MAIN"; then
         if ours "$root$MAIN" "$GATE_MARK"; then
             gate=$MAIN
         elif grep -q "^[^#]*$CHAINED" "$root$MAIN" 2>/dev/null; then
@@ -213,6 +244,20 @@ choose_gate() {
         gate=$MAIN
     fi
     check_file "$root$gate" "$GATE_MARK"
+}
+
+# Is this a host with systemd? A tree for packages or images may become one.
+has_systemd() {
+    [ -n "$root" ] || [ -d /run/systemd/system ] || [ -d "$UNITS" ] || [ -d /lib/systemd/system ]
+}
+
+check_unit() {
+    check_dir "$root$UNITS"
+    check_file "$root$UNIT" "$UNIT_MARK"
+    for link in "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD"; do
+        check_dir "$root${link%/*}"
+        check_link "$root$link"
+    done
 }
 
 python_is_new_enough() {
@@ -315,6 +360,21 @@ stage_config() {
     make_dir "$root$ETC/vms"
 }
 
+# The links never change: those that are there already stay.
+stage_unit() {
+    stage_file "$here/hooks/${UNIT##*/}" "$root$UNIT" 644
+    for link in "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD"; do
+        is_our_link "$root$link" || stage_link "$root$link"
+    done
+}
+
+place_unit() {
+    place "$root$UNIT"
+    for link in "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD"; do
+        is_our_link "$root$link" || place "$root$link"
+    done
+}
+
 # What an uninstallation cannot know otherwise: the directories that were not there.
 write_manifest() {
     {
@@ -323,6 +383,14 @@ write_manifest() {
             [ -z "$dir" ] || printf '%s\n' "${dir#"$root"}"
         done
     } >"$lib/made" || stop "cannot write $lib/made; nothing was installed"
+}
+
+# Makes systemd read its units again. None is started: nothing new has to be given back.
+reload_systemd() {
+    [ -z "$root" ] && [ -d /run/systemd/system ] || return 0
+    set -- systemctl daemon-reload
+    ! command -v timeout >/dev/null || set -- timeout "$RELOAD_S" "$@"
+    "$@" >/dev/null 2>&1 || say "  systemd did not read its units again: run systemctl daemon-reload"
 }
 
 # Makes the daemon look for hooks: it does so when it starts and when it is told to.
@@ -354,12 +422,13 @@ install_hook() {
     doing=installed
     [ -n "$root" ] || [ "$(id -u)" = 0 ] ||
         stop "only root can install into /usr and /etc; nothing was installed" "use sudo, or set DESTDIR"
-    for file in hooks/qemu hooks/launch.py hooks/command.py config/default.yaml vfio_console_hook/__init__.py; do
+    for file in hooks/qemu hooks/launch.py hooks/command.py "hooks/${UNIT##*/}" config/default.yaml vfio_console_hook/__init__.py; do
         [ -f "$here/$file" ] || stop "$here/$file is missing; nothing was installed" "run install.sh from a complete clone"
     done
     choose_gate
     check_file "$root$COMMAND" "$COMMAND_MARK"
     check_file "$root$ETC/default.yaml" ''
+    ! has_systemd || check_unit
     for dir in "$LIB" "$DOC" "$ETC" "$ETC/vms"; do
         check_dir "$root$dir"
     done
@@ -374,6 +443,7 @@ install_hook() {
     stage_documents
     stage_config
     stage_file "$here/hooks/command.py" "$root$COMMAND" 755
+    ! has_systemd || stage_unit
     make_dir "$root${gate%/*}"
     stage_file "$here/hooks/qemu" "$root$gate" 755
     write_manifest
@@ -382,6 +452,7 @@ install_hook() {
     [ -z "$config" ] || place "$config"
     place "$root$COMMAND"
     place "$root$LIB"
+    ! has_systemd || place_unit
     place "$root$gate"
     trap - HUP INT TERM
     backwards "$placed" | while IFS= read -r target; do
@@ -396,22 +467,46 @@ install_hook() {
     say "  program  $root$LIB"
     say "  command  $root$COMMAND"
     say "  hook     $root$gate"
+    ! has_systemd || say "  unit     $root$UNIT"
     say "  config   $root$ETC/default.yaml$config_note"
     [ "$gate" = "$MAIN" ] || say "  the hook in $root$MAIN was left as it is"
     [ -z "$root" ] || return 0
     if command -v restorecon >/dev/null; then
-        restorecon -R "$LIB" "$COMMAND" "$DOC" "$ETC" "$HOOKS" >/dev/null 2>&1 || say "  restorecon failed: look at the SELinux labels"
+        set -- "$LIB" "$COMMAND" "$DOC" "$ETC" "$HOOKS"
+        ! has_systemd || set -- "$@" "$UNIT" "${WITH_LIBVIRTD%/*}" "${WITH_VIRTQEMUD%/*}"
+        restorecon -R "$@" >/dev/null 2>&1 || say "  restorecon failed: look at the SELinux labels"
     fi
+    ! has_systemd || reload_systemd
     reload_daemon
 }
 
 # --- uninstall --------------------------------------------------------------------
 
+# Removes the unit, and sets found if there was something of it.
+remove_unit() {
+    unit=
+    for link in "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD"; do
+        if is_our_link "$root$link"; then
+            reason=$(rm -f "$root$link" 2>&1) || stop "cannot remove $root$link: ${reason##*: }"
+            unit=yes
+        fi
+    done
+    if ours "$root$UNIT" "$UNIT_MARK" && [ ! -L "$root$UNIT" ]; then
+        reason=$(rm -f "$root$UNIT" 2>&1) || stop "cannot remove $root$UNIT: ${reason##*: }"
+        unit=yes
+    fi
+    [ -n "$unit" ] || return 0
+    found=yes
+    reload_systemd
+    # A failed unit stays in systemd's list without its file, until this.
+    [ -n "$root" ] || [ ! -d /run/systemd/system ] || systemctl reset-failed "${UNIT##*/}" 2>/dev/null
+}
+
 remove_hook() {
     doing=removed
     [ -n "$root" ] || [ "$(id -u)" = 0 ] || stop "only root can remove what is in /usr and /etc; nothing was removed" "use sudo"
     for claim in "$root$RUN/claims"/* "$root$RUN/claims"/.[!.]*; do
-        if [ -e "$claim" ] || [ -L "$claim" ]; then
+        if is_there "$claim"; then
             stop "a VM still holds a GPU of this host ($claim); nothing was removed" \
                 "shut the VM down, or see vfio-console-hook status"
         fi
@@ -424,6 +519,7 @@ remove_hook() {
             found=yes
         fi
     done
+    remove_unit
     if [ ! -f "$root$LIB/made" ]; then
         say "vfio-console-hook ${found:+was only half there and }is not installed${root:+ in $root}"
         return

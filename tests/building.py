@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tests.fakehost.pci import nvidia_information
 from tests.fakehost.tree import Tree
 
 MEM, PREF, MEM64, IO = 0x40200, 0x42208, 0x14220C, 0x40101
@@ -79,6 +80,27 @@ class Firmware:
 
 
 @dataclass(frozen=True)
+class Module:
+    """A loaded module that can be unloaded, as tests/fakehost/modules.py tells of it.
+
+    driver is the PCI driver that it registers.
+    """
+
+    name: str
+    needs: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+    shows: str = ""
+    alone: bool = True
+    driver: str = ""
+
+    @property
+    def line(self) -> str:
+        words = [self.name, f"needs={','.join(self.needs)}", f"nodes={','.join(self.nodes)}"]
+        words += [f"shows={self.shows}"] if self.shows else []
+        return " ".join(words if self.alone else [*words, "alone=no"])
+
+
+@dataclass(frozen=True)
 class Machine:
     """about: who told it, and what is invented, one line each."""
 
@@ -91,6 +113,8 @@ class Machine:
     console_fb: int = 0
     extra: tuple[str, ...] = field(default=())
     hidden_iomem: bool = False
+    modules: tuple[Module, ...] = ()
+    symbols: tuple[str, ...] = ()
 
     @property
     def series(self) -> tuple[int, int]:
@@ -124,7 +148,7 @@ def render(machine: Machine) -> str:
         lines += _pci(device, machine.series)
     for firmware in machine.firmware:
         lines += _platform(firmware)
-    lines += _nodes(machine) + _consoles(machine) + list(machine.extra)
+    lines += _nodes(machine) + _consoles(machine) + _modules(machine) + list(machine.extra)
     return "\n".join(_without_doubles(lines)) + "\n"
 
 
@@ -147,9 +171,8 @@ def _driver(bus: str, name: str) -> list[str]:
 
 
 def _symbols(machine: Machine) -> list[str]:
-    if machine.series < (6, 0):
-        return ["vga_remove_vgacon"]
-    return ["vga_remove_vgacon", "aperture_remove_conflicting_pci_devices", "sysfb_disable"]
+    aperture = ["aperture_remove_conflicting_pci_devices", "sysfb_disable"]
+    return ["vga_remove_vgacon", *(aperture if machine.series >= (6, 0) else ()), *machine.symbols]
 
 
 def _ranges(machine: Machine) -> list[tuple[int, int, str]]:
@@ -267,7 +290,9 @@ def _pci(device: Pci, series: tuple[int, int]) -> list[str]:
     group = f"sys/kernel/iommu_groups/{device.group}"
     lines += [f"d {group}", _link(f"{path}/iommu_group", group)]
     if device.physfn:
-        lines += [_link(f"{path}/physfn", f"sys/devices/pci0000:00/{device.physfn}")]
+        parent = f"sys/devices/pci0000:00/{device.physfn}"
+        number = int(device.address[-1]) - int(device.physfn[-1]) - 1
+        lines += [_link(f"{path}/physfn", parent), _link(f"{parent}/virtfn{number}", path)]
     if device.native:
         lines += [f"f fake/native/{device.address} = {device.native}"]
     driver = "vfio-pci" if device.vfio else device.words.get("driver") if device.bound else None
@@ -346,6 +371,25 @@ def _card(path: str, number: int, connectors: tuple[str, ...]) -> list[str]:
         folder = f"{path}/drm/{card}/{card}-{connector}"
         lines += [f"d {folder}", _link(f"sys/class/drm/{card}-{connector}", folder)]
     return lines
+
+
+def _modules(machine: Machine) -> list[str]:
+    lines = ["f fake/modules", *(f"|{module.line}" for module in machine.modules)]
+    on_screen = any(console.startswith("1 (M) frame") for console in machine.consoles)
+    for module in machine.modules:
+        folder = f"sys/module/{module.name}"
+        users = [other.name for other in machine.modules if module.name in other.needs]
+        lines += [f"f {folder}/initstate = live", f"d {folder}/holders"]
+        lines += [f"f {folder}/refcnt = {len(users) + bool(module.shows and on_screen)}"]
+        lines += [_link(f"{folder}/holders/{user}", f"sys/module/{user}") for user in users]
+        lines += [f"f {node}" for node in module.nodes]
+        if module.driver:
+            lines += [_link(f"sys/bus/pci/drivers/{module.driver}/module", folder)]
+    nvidia = (one for one in machine.pci if one.bound and one.words.get("driver") == "nvidia")
+    for minor, device in enumerate(nvidia):
+        information = f"proc/driver/nvidia/gpus/{device.address}/information"
+        lines += [f"f {information} = {nvidia_information(minor)}"]
+    return lines if machine.modules else []
 
 
 def _consoles(machine: Machine) -> list[str]:

@@ -24,6 +24,7 @@ from tests.building import (
     K,
     M,
     Machine,
+    Module,
     Pci,
     render,
 )  # fmt: skip
@@ -62,7 +63,7 @@ def lab_gpu(
 def firmware_on(gpu: Pci, driver: str, kernel: str, *, bound: bool = True) -> Firmware:
     """The picture that OVMF leaves in BAR 0, and the platform device for it."""
     kind = {"ef": "efi", "ve": "vesa", "si": "simple"}[driver[:2]]
-    major, minor = (int(word) for word in kernel.split("."))
+    major, minor = (int(word) for word in kernel.split(".")[:2])
     quiet = driver in ("simplefb", "simpledrm") and (major, minor) < (5, 18)
     return Firmware(
         f"{kind}-framebuffer.0", driver, gpu.bars[0][1], _PICTURE, 0 if quiet else _PICTURE,
@@ -387,7 +388,135 @@ def _bmc_and_t400() -> Machine:
             "Told: addresses, ids, drivers.",
             "Made up: BARs, bridges, groups, kernel release, consoles.",
         ),
-        "6.12", (bmc, first, second),
+        "6.12", (bmc, first, second), modules=_NVIDIA[:1] + _NVIDIA[3:],
+    )  # fmt: skip
+
+
+_NVIDIA = (
+    Module("nvidia", nodes=("dev/nvidia0", "dev/nvidiactl"), alone=False, driver="nvidia"),
+    Module("nvidia_modeset", ("nvidia",), ("dev/nvidia-modeset",)),
+    Module("nvidia_drm", ("nvidia_modeset",), shows="nvidia"),
+    Module("nvidia_uvm", ("nvidia",), ("dev/nvidia-uvm",)),
+)
+
+
+def _nvidia(address: str, *, boot_vga: bool) -> Pci:
+    """A GeForce RTX 3060 on nvidia, nvidia-drm with modeset=1 and fbdev=1."""
+    bus = int(address[5:7], 16)
+    return Pci(
+        address, VGA, (NVIDIA, 0x2503),
+        bars=((0, 0xF6000000 + (bus << 24), 16 * M, MEM),
+              (1, 0x6000000000 + (bus << 32), 256 * M, MEM64),
+              (3, 0x6010000000 + (bus << 32), 32 * M, MEM64), (5, 0xE000 + (bus << 8), 128, IO)),
+        bridge=f"0000:00:{bus:02x}.0", group=bus, boot_vga=boot_vga, shadow=boot_vga,
+        native="driver=nvidia fb=nvidia-drmdrmfb bars=0 render=yes"
+        f" connectors=HDMI-A-{bus},DP-{bus}",
+        bound=True,
+    )  # fmt: skip
+
+
+def _nvidia_single() -> Machine:
+    bridge = "0000:00:01.0"
+    others = (
+        Pci("0000:01:00.1", AUDIO, (NVIDIA, 0x228E), ((0, 0xF8080000, 16 * K, MEM),), bridge,
+            native=_SOUND, bound=True),
+        Pci("0000:01:00.3", 0x0C80, (NVIDIA, 0x228F), ((0, 0xF8084000, 4 * K, MEM),), bridge,
+            native="driver=nvidia-gpu module=i2c_nvidia_gpu", bound=True),
+    )  # fmt: skip
+    return Machine(
+        "nvidia-single-desktop",
+        (
+            "One NVIDIA GPU on the proprietary driver with nvidia-drm.fbdev=1, the default since",
+            "570: the console is on it, and its modules are what joeknock90/Single-GPU-Passthrough",
+            "#25 and #85 unload. All numbers are made up, nobody holds it.",
+        ),
+        "6.12", (_nvidia("0000:01:00.0", boot_vga=True), *others), modules=_NVIDIA,
+    )  # fmt: skip
+
+
+def _two_nvidia() -> Machine:
+    second = Module("nvidia", nodes=("dev/nvidia0", "dev/nvidia1", "dev/nvidiactl"), alone=False,
+                    driver="nvidia")  # fmt: skip
+    return Machine(
+        "two-nvidia",
+        (
+            "Two NVIDIA GPUs on one proprietary driver with nvidia-drm.fbdev=1, the console on the",
+            "first, as in joeknock90/Single-GPU-Passthrough#63. All numbers are made up.",
+        ),
+        "6.12",
+        (_nvidia("0000:01:00.0", boot_vga=True), _nvidia("0000:02:00.0", boot_vga=False)),
+        modules=(second, *_NVIDIA[1:]), symbols=("nvidia_modeset_remove",),
+    )  # fmt: skip
+
+
+def _apu(address: str, bridge: str, *, boot_vga: bool) -> tuple[Pci, ...]:
+    """The GPU of an AMD processor, and what shares its slot: sound and the security processor."""
+    return (
+        Pci(
+            address, VGA, (AMD, 0x164E),
+            bars=((0, 0x8020000000, 256 * M, MEM64), (2, 0x8030000000, 2 * M, MEM64),
+                  (4, 0xE000, 256, IO), (5, 0xFC500000, 512 * K, MEM)),
+            bridge=bridge, group=29, boot_vga=boot_vga, shadow=boot_vga,
+            native="driver=amdgpu fb=amdgpudrmfb render=yes", bound=True,
+        ),
+        Pci(f"{address[:-1]}1", AUDIO, (AMD, 0x1640), ((0, 0xFC588000, 16 * K, MEM),), bridge,
+            group=30, native=_SOUND, bound=True),
+        Pci(f"{address[:-1]}2", 0x1080, (0x1022, 0x1649), ((2, 0xFC400000, 1 * M, MEM),), bridge,
+            group=31),
+    )  # fmt: skip
+
+
+def _amd_apu() -> Machine:
+    return Machine(
+        "amd-apu",
+        (
+            "AMD processor whose GPU is the only one, on amdgpu: the hosts of mroboff/vm-curator",
+            "#60 to #62. The ids are those of Raphael and its security processor, all else is made",
+            "up.",
+        ),
+        "6.12", _apu("0000:13:00.0", "0000:00:08.1", boot_vga=True),
+    )  # fmt: skip
+
+
+def _amd_card_and_apu() -> Machine:
+    base = _two_amd()
+    return replace(
+        base,
+        name="amd-dgpu-and-apu",
+        about=(
+            "AMD card and Raphael processor with its GPU, both on amdgpu: two-amd with what shares",
+            "the processor GPU's slot, which that report did not tell.",
+        ),
+        pci=(base.pci[0], *_apu("0000:13:00.0", "0000:00:08.1", boot_vga=False)),
+    )
+
+
+def _radeon(kernel: str) -> Machine:
+    gpu = Pci(
+        "0000:01:00.0", VGA, (AMD, 0x6779),
+        bars=((0, 0xE0000000, 256 * M, MEM64), (2, 0xF7E20000, 128 * K, MEM64),
+              (4, 0xE000, 256, IO)),
+        bridge="0000:00:01.0", group=1, boot_vga=True, shadow=True,
+        native="driver=radeon fb=radeondrmfb render=yes", bound=True,
+    )  # fmt: skip
+    return Machine(
+        f"radeon-{kernel}",
+        (
+            "AMD Radeon HD 6450, the only GPU, on radeon; its driver has no remove from Linux 6.12",
+            "on. All numbers but the ids are made up.",
+        ),
+        kernel, (gpu,), symbols=("radeon_pci_remove",) if kernel == "6.1" else (),
+    )  # fmt: skip
+
+
+def _intel_single() -> Machine:
+    return Machine(
+        "intel-single",
+        (
+            "Intel UHD 630 in the processor, the only GPU, on i915.",
+            "Its numbers are those of intel-and-nvidia.",
+        ),
+        "6.12", (_intel_igpu((INTEL, 0x3E9B), group=0),),
     )  # fmt: skip
 
 
@@ -472,7 +601,8 @@ MACHINES = (
     *_LAB_MACHINES,
     _strix_halo(), _nvidia_efifb_bar1(), _nvidia_efifb_bar3(), _amd_single(), _intel_and_nvidia(),
     _muxless(), _nvidia_bootfb(), _two_amd(), _bmc_and_t400(), _sriov(), _intel_bootfb(),
-    _hidden_iomem(), _held_by_plymouth(),
+    _hidden_iomem(), _held_by_plymouth(), _nvidia_single(), _two_nvidia(), _amd_apu(),
+    _amd_card_and_apu(), _radeon("6.1"), _radeon("6.12"), _intel_single(),
 )  # fmt: skip
 
 

@@ -547,7 +547,12 @@ def test_there_is_an_example_for_each_common_case() -> None:
         ("class-0380", Config(bootfb="native")),
         ("default", Config()),
         ("nvidia", Config(holders=Holders(wait_s=30), timeout_s=90)),
-        ("single-gpu", Config(holders=Holders(wait_s=20))),
+        (
+            "single-gpu",
+            Config(
+                services=(Service("display-manager"),), holders=Holders(wait_s=20), timeout_s=90
+            ),
+        ),
         ("two-gpus", Config()),
     ],
 )

@@ -67,7 +67,7 @@ def claims(host: FakeHost) -> list[str]:
 
 
 def consoles(host: FakeHost) -> list[str]:
-    """"vtcon0 (S) dummy device 1": each console driver, with what its bind reads."""
+    """ "vtcon0 (S) dummy device 1": each console driver, with what its bind reads."""
     shown = []
     for node in host.list("sys/class/vtconsole"):
         name, bound = (host.read(f"sys/class/vtconsole/{node}/{one}") for one in ("name", "bind"))
@@ -524,6 +524,24 @@ def test_connectors_and_the_old_control_node_come_and_go_with_the_card(
     assert snapshot(host) == before
 
 
+def test_a_connector_gets_the_lowest_number_that_is_free_on_all_cards(
+    machine: MachineFactory,
+) -> None:
+    host = machine("lab-dual-second-leaves-6.12")
+    driver = f"sys/bus/pci/drivers/{host.link_name(f'sys/bus/pci/devices/{GPU}/driver')}"
+    for address in (GPU, SECOND):
+        host.tree.put(
+            f"fake/native/{address}", "driver=bochs-drm fb=bochs-drmdrmfb connectors=Virtual-1"
+        )
+        detach_native(host, address)
+
+    for address in (SECOND, GPU):
+        host.write(f"{driver}/bind", address)
+
+    names = [name for name in host.list("sys/class/drm") if "Virtual" in name]
+    assert names == ["card0-Virtual-1", "card1-Virtual-2"]
+
+
 # -- remove and rescan
 
 
@@ -775,7 +793,7 @@ def test_the_last_framebuffer_below_the_only_console_driver_is_an_oops(
 
 
 def test_vfio_takes_the_firmware_device_of_text_mode_too(machine: MachineFactory) -> None:
-    host = machine("lab-text-and-native")
+    host = machine("lab-dual-bios")
     before = host.list("sys/bus/platform/devices")
 
     to_vfio(host, GPU)
@@ -929,6 +947,116 @@ def test_a_dead_kernel_does_nothing_any_more(machine: MachineFactory) -> None:
 
     with pytest.raises(KernelFault):
         FakeHost(host.root).write("sys/bus/pci/rescan", "1")
+
+
+# -- modules
+
+
+def modprobe(host: FakeHost, *arguments: str) -> str:
+    return host.run("/sbin/modprobe", *arguments)
+
+
+def complaint(host: FakeHost, *arguments: str) -> str:
+    with pytest.raises(HostError) as caught:
+        modprobe(host, *arguments)
+    return caught.value.text
+
+
+def loaded(host: FakeHost) -> dict[str, tuple[str | None, tuple[str, ...]]]:
+    """The use count of each module and who uses it."""
+    return {
+        name: (host.read(f"sys/module/{name}/refcnt"), host.list(f"sys/module/{name}/holders"))
+        for name in host.list("sys/module")
+    }
+
+
+def test_a_module_that_is_in_use_is_not_unloaded(machine: MachineFactory) -> None:
+    host = machine("nvidia-single-desktop")
+    before = snapshot(host)
+
+    told = complaint(host, "-r", "nvidia")
+
+    assert told == "/sbin/modprobe -r nvidia failed: modprobe: FATAL: Module nvidia is in use."
+    assert snapshot(host) == before
+
+
+@pytest.mark.parametrize(
+    ("node", "module"),
+    [("dev/nvidia0", "nvidia"), ("dev/nvidia-modeset", "nvidia_modeset"),
+     ("dev/nvidia-uvm", "nvidia_uvm"), ("dev/dri/card0", "nvidia_drm"), ("dev/fb0", "nvidia_drm")],
+)  # fmt: skip
+def test_an_open_node_keeps_its_module_in_use(
+    machine: MachineFactory, node: str, module: str
+) -> None:
+    host = machine("nvidia-single-desktop")
+    before = int(loaded(host)[module][0] or 0)
+
+    hold(host, node, pid=9, command="x")
+
+    assert int(loaded(host)[module][0] or 0) == before + 1
+
+
+def test_fbcon_keeps_nvidia_drm_in_use_until_it_is_unbound(machine: MachineFactory) -> None:
+    host = machine("nvidia-single-desktop")
+    bound = loaded(host)["nvidia_drm"]
+
+    host.write("sys/class/vtconsole/vtcon1/bind", "0")
+
+    assert (bound, loaded(host)["nvidia_drm"]) == (("1", ()), ("0", ()))
+
+
+def test_modprobe_takes_along_what_nothing_needs_any_more(machine: MachineFactory) -> None:
+    host = machine("nvidia-single-desktop")
+    host.write("sys/class/vtconsole/vtcon1/bind", "0")
+
+    modprobe(host, "-r", "nvidia_drm")
+
+    assert loaded(host) == {"nvidia": ("1", ("nvidia_uvm",)), "nvidia_uvm": ("0", ())}
+    assert (consoles(host), host.list("sys/class/drm")) == (["vtcon0 (S) dummy device 1"], ())
+
+
+def test_without_its_module_a_driver_is_gone_and_loading_brings_all_back(
+    machine: MachineFactory,
+) -> None:
+    host = machine("nvidia-single-desktop")
+    before = snapshot(host)
+    host.write("sys/class/vtconsole/vtcon1/bind", "0")
+    for module in ("nvidia_drm", "nvidia_uvm"):
+        modprobe(host, "-r", module)
+    gone = [path for path in before if "drivers/nvidia/" in path and host.exists(path)]
+    modprobe(host, "nvidia_drm")
+    modprobe(host, "nvidia_uvm")
+
+    assert gone == []
+    assert snapshot(host) == before
+
+
+def test_nvidia_does_not_load_without_a_gpu_to_drive(machine: MachineFactory) -> None:
+    host = machine("nvidia-single-desktop")
+    host.write("sys/class/vtconsole/vtcon1/bind", "0")
+    for module in ("nvidia_drm", "nvidia_uvm"):
+        modprobe(host, "-r", module)
+    host.write(f"sys/bus/pci/devices/{GPU}/driver_override", "vfio-pci")
+
+    told = complaint(host, "nvidia_drm")
+
+    assert told == (
+        "/sbin/modprobe nvidia_drm failed: modprobe: ERROR: could not insert 'nvidia_drm': No such"
+        " device"
+    )
+    assert host.list("sys/module") == ()
+
+
+def test_nvidia_unbound_while_its_node_is_open_never_comes_back(machine: MachineFactory) -> None:
+    host = machine("nvidia-single-desktop")
+    hold(host, "dev/nvidia0", pid=9, command="Xorg")
+
+    with pytest.raises(KernelFault):
+        host.write("sys/bus/pci/drivers/nvidia/unbind", GPU)
+
+    assert host.log[0] == (
+        "NVRM: Attempting to remove device 0000:01:00.0 with non-zero usage count!"
+    )
 
 
 # -- the recorded machines

@@ -1,4 +1,4 @@
-"""What the program sees of a machine: GPUs, their memory, consoles, holders and the kernel.
+"""What the program sees of a machine: GPUs, their memory, consoles and the kernel.
 
 What is expected comes from the hosts as people told of them, not from the code.
 """
@@ -6,7 +6,6 @@ What is expected comes from the hosts as people told of them, not from the code.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,20 +15,19 @@ import pytest
 
 from tests.building import K, M, Machine
 from tests.conftest import MachineFactory
-from tests.fakehost import FakeHost, hold
+from tests.fakehost import FakeHost
 from tests.hosts import DISPLAY, firmware_on, lab_gpu
-from vfio_console_hook import console, firmware, gpu, holders, kernel, memory
+from vfio_console_hook import console, firmware, gpu, kernel, memory
 from vfio_console_hook.console import Framebuffer, Vtconsole
 from vfio_console_hook.errors import HostError
 from vfio_console_hook.firmware import FirmwareDevice
 from vfio_console_hook.gpu import Gpu
-from vfio_console_hook.holders import Holder
 from vfio_console_hook.memory import Bar, Claim, Range
 from vfio_console_hook.recorded import RecordedHost, unpack
 
 GPU = "0000:01:00.0"
-AMDGPU_NODES = ("dev/fb0", "dev/dri/card0", "dev/dri/renderD128")
-OTHER_NODES = ("dev/fb1", "dev/dri/card1", "dev/dri/renderD129")
+AMDGPU_CARDS = ("card0", "renderD128")
+OTHER_CARDS = ("card1", "renderD129")
 
 
 def bars(sizes: Mapping[int, tuple[int, int]]) -> tuple[Bar, ...]:
@@ -47,7 +45,7 @@ def expected(
     """A GPU of which nothing is known but what is given."""
     plain = Gpu(
         address=address, pci_class=pci_class, bars=bars(memory_bars), driver=None, vfio=False,
-        virtual=False, boot_vga=False, framebuffers=(), nodes=(), firmware=(), claims=(),
+        virtual=False, boot_vga=False, framebuffers=(), cards=(), firmware=(), claims=(),
     )  # fmt: skip
     return replace(plain, **rest)  # type: ignore[arg-type]
 
@@ -76,28 +74,28 @@ INTEL = {0: (0xDD000000, 16 * M), 2: (0xB0000000, 256 * M)}
 SEEN = (
     ("nvidia-efifb-bar1", expected(
         GPU, 0x0300, {0: (0xF6000000, 16 * M), 1: (0xC0000000, 256 * M), 3: (0xD0000000, 32 * M)},
-        boot_vga=True, framebuffers=("fb0",), nodes=("dev/fb0",),
+        boot_vga=True, framebuffers=("fb0",),
         firmware=(lit("efi-framebuffer.0", None, BAR1_PICTURE, "efifb"),),
         claims=(Claim("efifb", BAR1_PICTURE, 1),),
     )),
     ("nvidia-efifb-bar3", expected(
         "0000:42:00.0", 0x0300,
         {0: (0x92000000, 16 * M), 1: (0x80000000, 256 * M), 3: (0x90000000, 32 * M)},
-        boot_vga=True, framebuffers=("fb0",), nodes=("dev/fb0",),
+        boot_vga=True, framebuffers=("fb0",),
         firmware=(lit("efi-framebuffer.0", None, BAR3_PICTURE, "efifb"),),
         claims=(Claim("efifb", BAR3_PICTURE, 3),),
     )),
     ("amd-single", expected(
         "0000:09:00.0", 0x0300, {0: (0xD0000000, 256 * M), 2: (0xE0000000, 2 * M)},
-        driver="amdgpu", boot_vga=True, framebuffers=("fb0",), nodes=AMDGPU_NODES,
+        driver="amdgpu", boot_vga=True, framebuffers=("fb0",), cards=AMDGPU_CARDS,
     )),
     ("intel-and-nvidia", expected(
         GPU, 0x0300, {0: (0xDC000000, 16 * M), 1: (0xC0000000, 256 * M), 3: (0xD0000000, 32 * M)},
-        driver="nouveau", framebuffers=("fb1",), nodes=OTHER_NODES,
+        driver="nouveau", framebuffers=("fb1",), cards=OTHER_CARDS,
     )),
     ("intel-and-nvidia", expected(
         "0000:00:02.0", 0x0300, INTEL,
-        driver="i915", boot_vga=True, framebuffers=("fb0",), nodes=AMDGPU_NODES,
+        driver="i915", boot_vga=True, framebuffers=("fb0",), cards=AMDGPU_CARDS,
     )),
     ("laptop-3d-controller", expected(
         GPU, 0x0302, {0: (0xDC000000, 16 * M), 1: (0xC0000000, 256 * M), 3: (0xD0000000, 32 * M)},
@@ -112,7 +110,7 @@ SEEN = (
     ("two-amd", expected(
         "0000:13:00.0", 0x0300,
         {0: (0x8020000000, 256 * M), 2: (0x8030000000, 2 * M), 5: (0xFC500000, 512 * K)},
-        driver="amdgpu", framebuffers=("fb1",), nodes=OTHER_NODES,
+        driver="amdgpu", framebuffers=("fb1",), cards=OTHER_CARDS,
     )),
     ("bmc-and-two-nvidia", expected(
         "0000:17:00.0", 0x0300, T400, driver="vfio-pci", vfio=True,
@@ -129,14 +127,14 @@ SEEN = (
     )),
     ("fb0-held-by-plymouth", expected(
         "0000:00:02.0", 0x0300, {0: (0xC0000000, 16 * M), 2: (0xFEBF0000, 4 * K)},
-        boot_vga=True, framebuffers=("fb0",), nodes=("dev/fb0",),
+        boot_vga=True, framebuffers=("fb0",),
         firmware=(lit("efi-framebuffer.0", None, PLYMOUTH_PICTURE, "efifb"),),
         claims=(Claim("efifb", PLYMOUTH_PICTURE, 0),),
     )),
     ("amd-strix-halo-0380", expected(
         "0000:c3:00.0", 0x0380,
         {0: (0x2800000000, 32 << 30), 5: (0xB4400000, 512 * K)},
-        framebuffers=("fb0",), nodes=("dev/fb0", "dev/dri/card0"),
+        framebuffers=("fb0",), cards=("card0",),
         firmware=(
             lit("simple-framebuffer.0", "0000:c3:00.0", STRIX_PICTURE, "simpledrm", card=True),
         ),
@@ -144,14 +142,14 @@ SEEN = (
     )),
     ("two-gpus-lit-second-6.12", expected(
         "0000:02:00.0", 0x0380, {0: (0xD0000000, 16 * M), 2: (0xFEC00000, 4 * K)},
-        framebuffers=("fb0",), nodes=("dev/fb0",),
+        framebuffers=("fb0",),
         firmware=(lit("efi-framebuffer.0", "0000:02:00.0", LIT_SECOND_PICTURE, "efifb"),),
         claims=(Claim("efifb", LIT_SECOND_PICTURE, 0),),
     )),
     ("two-gpus-lit-second-6.12", expected(
         GPU, 0x0300, {0: (0xC0000000, 16 * M), 2: (0xFEB00000, 4 * K)},
         driver="bochs-drm", boot_vga=True, framebuffers=("fb1",),
-        nodes=("dev/fb1", "dev/dri/card0"),
+        cards=("card0",),
         claims=(
             Claim("bochs-drm", sized(0xC0000000, 16 * M), 0),
             Claim("bochs-drm", sized(0xFEB00000, 4 * K), 2),
@@ -230,31 +228,6 @@ def test_a_variant_of_vfio_pci_is_known_by_its_vfio_dev_directory(machine: Machi
     (found,) = gpu.find(host, (GPU,))
 
     assert (found.driver, found.vfio, found.native) == ("nvgrace_gpu_vfio_pci", True, False)
-
-
-def test_the_nodes_of_the_nvidia_driver_count_for_each_of_its_gpus(machine: MachineFactory) -> None:
-    host = machine("bmc-and-two-nvidia")
-    for node in ("nvidia0", "nvidiactl", "nvidia-modeset"):
-        host.tree.put(f"dev/{node}", "")
-
-    (found,) = gpu.find(host, ("0000:65:00.0",))
-
-    assert found.nodes == ("dev/nvidia-modeset", "dev/nvidia0", "dev/nvidiactl")
-
-
-def test_nodes_of_firmware_drm_drivers_need_not_be_closed(machine: MachineFactory) -> None:
-    (found,) = gpu.find(machine("amd-strix-halo-0380"), ("0000:c3:00.0",))
-
-    assert gpu.blocking_nodes(found) == ()
-
-
-@pytest.mark.parametrize("name", ["efifb-5.10", "efifb-6.12"])
-def test_the_node_of_a_firmware_fbdev_driver_must_be_closed(
-    machine: MachineFactory, name: str
-) -> None:
-    (found,) = gpu.find(machine(name), (GPU,))
-
-    assert gpu.blocking_nodes(found) == ("dev/fb0",)
 
 
 # -- whose the firmware's framebuffer is
@@ -556,72 +529,6 @@ def test_a_kernel_without_virtual_terminals_has_no_console_driver(tmp_path: Path
     assert console.drawing(RecordedHost(str(tmp_path))) == "no console driver"
 
 
-# -- who has a node open
-
-
-def test_the_process_that_holds_fb0_is_named_with_its_unit(machine: MachineFactory) -> None:
-    found = holders.find(machine("fb0-held-by-plymouth"), ["dev/fb0"])
-
-    assert [str(one) for one in found] == [
-        "plymouthd (412) [plymouth-start.service] with /dev/fb0 open"
-    ]
-
-
-def test_holders_are_in_the_order_of_their_process_ids(machine: MachineFactory) -> None:
-    host = machine("amd-single")
-    hold(host, "dev/dri/card0", pid=1200, command="Xorg", unit="gdm.service")
-    hold(host, "dev/fb0", pid=1200, command="Xorg", unit="gdm.service")
-    hold(host, "dev/dri/renderD128", pid=97, command="lact")
-    hold(host, "dev/null", pid=3, command="bash")
-
-    found = holders.find(host, ["dev/fb0", "dev/dri/card0", "dev/dri/renderD128"])
-
-    assert found == [
-        Holder(97, "lact", "", ("/dev/dri/renderD128",)),
-        Holder(1200, "Xorg", "gdm.service", ("/dev/dri/card0", "/dev/fb0")),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("cgroup", "unit"),
-    [
-        ("0::/system.slice/gdm.service", "gdm.service"),
-        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/app-x.scope", "app-x.scope"),
-        ("4:cpu:/\n1:name=systemd:/system.slice/sddm.service\n0::/", "sddm.service"),
-        ("0::/", ""),
-        ("", ""),
-        ("0::/system.slice/a:b.service", "a:b.service"),
-    ],
-)
-def test_the_unit_of_a_holder_is_the_innermost_of_its_cgroup(
-    machine: MachineFactory, cgroup: str, unit: str
-) -> None:
-    host = machine("efifb-6.12")
-    hold(host, "dev/fb0", pid=7, command="x")
-    host.tree.put("proc/7/cgroup", cgroup)
-
-    assert holders.find(host, ["dev/fb0"]) == [Holder(7, "x", unit, ("/dev/fb0",))]
-
-
-def test_processes_that_may_not_be_looked_into_are_counted(machine: MachineFactory) -> None:
-    host = machine("efifb-6.12")
-    for pid in ("71", "72"):
-        host.tree.make_directory(f"proc/{pid}")
-        os.symlink("fd", host.path(f"proc/{pid}/fd"))  # a loop: cannot be listed, even by root
-
-    assert holders.find(host, ["dev/fb0"]) == [
-        Holder(0, "2 processes that may not be looked into", "", ())
-    ]
-
-
-def test_without_nodes_nobody_is_looked_at(machine: MachineFactory) -> None:
-    host = machine("efifb-6.12")
-    host.tree.make_directory("proc/71")
-    os.symlink("fd", host.path("proc/71/fd"))
-
-    assert holders.find(host, []) == []
-
-
 # -- the kernel
 
 
@@ -691,11 +598,12 @@ def test_a_look_before_any_claim_leaves_no_cache(machine: MachineFactory) -> Non
 
 @pytest.mark.parametrize(
     ("text", "release"),
-    [("6.12.107+deb13-amd64", (6, 12)), ("5.10.0-41-amd64", (5, 10)), ("7.3.0-rc1", (7, 3)),
-     ("6.18.48-talos", (6, 18)), ("", (0, 0)), ("rolling", (0, 0)), ("6", (0, 0))],
+    [("6.12.107+deb13-amd64", (6, 12, 107)), ("5.10.0-41-amd64", (5, 10, 0)),
+     ("7.3.0-rc1", (7, 3, 0)), ("6.18.48-talos", (6, 18, 48)), ("6.1-rc2", (6, 1, 0)),
+     ("", (0, 0, 0)), ("rolling", (0, 0, 0)), ("6", (0, 0, 0))],
 )  # fmt: skip
-def test_the_kernel_release_is_two_numbers_or_none(
-    tmp_path: Path, text: str, release: tuple[int, int]
+def test_the_kernel_release_is_three_numbers_or_zeros(
+    tmp_path: Path, text: str, release: tuple[int, int, int]
 ) -> None:
     host = unpack(f"f proc/sys/kernel/osrelease = {text}", str(tmp_path))
 

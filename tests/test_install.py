@@ -12,6 +12,7 @@ import pytest
 
 from tests import gate as gate_paths
 from tests.gate import ROOT
+from tests.test_style import tool
 from vfio_console_hook import journal
 
 PARTS = ("install.sh", "hooks", "config", "vfio_console_hook", "README.md", "NEWS.md", "LICENSE")
@@ -21,6 +22,12 @@ ETC = "etc/vfio-console-hook"
 MAIN = "etc/libvirt/hooks/qemu"
 DROPIN = "etc/libvirt/hooks/qemu.d/50-vfio-console-hook"
 CHAINED = "etc/libvirt/hooks/vfio-console-hook"
+UNITS = "usr/lib/systemd/system"
+UNIT = f"{UNITS}/vfio-console-hook-recover.service"
+UNIT_LINKS = tuple(
+    f"{UNITS}/{daemon}.service.wants/vfio-console-hook-recover.service"
+    for daemon in ("libvirtd", "virtqemud")
+)
 FOREIGN = "#!/bin/sh\n# somebody else's\n"
 
 # Stand in for the program itself, so that what is tested here is the installer.
@@ -77,6 +84,26 @@ class Clone:
         path.chmod(mode)
         return path
 
+    def link(self, name: str, target: str) -> None:
+        """Makes a symbolic link below the tree."""
+        (self.dest / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.dest / name).symlink_to(target)
+
+    def edit(self, line: str, instead: str) -> None:
+        """Another line in the clone's install.sh, where no option or variable moves a path."""
+        script = self.directory / "install.sh"
+        text = script.read_text()
+        assert text.count(f"\n{line}\n") == 1
+        script.write_text(text.replace(f"\n{line}\n", f"\n{instead}\n"))
+
+    def install_as_before_the_unit(self) -> None:
+        """Installs, and takes out what earlier versions did not have."""
+        self()
+        shutil.rmtree(self.dest / "usr/lib/systemd")
+        made = self.dest / LIB / "made"
+        lines = made.read_text().splitlines(keepends=True)
+        made.write_text("".join(line for line in lines if "systemd" not in line))
+
     def libvirt(self, version: str, daemon: str = "usr/sbin/libvirtd") -> None:
         """Puts a daemon of this version into the tree."""
         self.put(daemon, f"#!/bin/sh\necho 'libvirtd (libvirt) {version}'\n")
@@ -89,9 +116,8 @@ class Clone:
         (self.directory / "config/default.yaml").write_text(text)
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Clone:
-    directory = tmp_path / "the clone"
+def copy_parts(directory: Path) -> None:
+    """What install.sh installs, and install.sh."""
     directory.mkdir()
     for part in PARTS:
         source = ROOT / part
@@ -99,6 +125,12 @@ def clone(tmp_path: Path) -> Clone:
             shutil.copytree(source, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.exists():
             shutil.copy(source, directory / part)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    directory = tmp_path / "the clone"
+    copy_parts(directory)
     for name, text in STUBS.items():
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text(text)
@@ -136,6 +168,7 @@ def test_install_says_what_it_did_and_puts_everything_in_place(clone: Clone) -> 
         f"  program  {dest}/{LIB}\n"
         f"  command  {dest}/{COMMAND}\n"
         f"  hook     {dest}/{MAIN}\n"
+        f"  unit     {dest}/{UNIT}\n"
         f"  config   {dest}/{ETC}/default.yaml\n",
         "",
     )
@@ -144,8 +177,52 @@ def test_install_says_what_it_did_and_puts_everything_in_place(clone: Clone) -> 
     assert (dest / COMMAND).stat().st_mode & 0o7777 == 0o755
     assert (dest / ETC / "default.yaml").read_text() == clone.shipped()
     assert (dest / ETC / "vms").is_dir()
+    assert (dest / UNIT).read_bytes() == (clone.directory / "hooks" / Path(UNIT).name).read_bytes()
+    assert (dest / UNIT).stat().st_mode & 0o7777 == 0o644
     assert sorted(path.name for path in (dest / "etc/libvirt/hooks").iterdir()) == ["qemu"]
     assert not list(dest.rglob(".new-*"))
+
+
+def test_both_daemons_want_the_unit_by_links_that_hold_at_any_root(clone: Clone) -> None:
+    clone()
+
+    links = {name: text for name, text in tree(clone.dest).items() if text.startswith("->")}
+    assert links == dict.fromkeys(UNIT_LINKS, "-> ../vfio-console-hook-recover.service")
+    for name in UNIT_LINKS:
+        assert (clone.dest / name).samefile(clone.dest / UNIT)
+
+
+def test_the_unit_starts_what_is_installed_and_looks_where_claims_are(clone: Clone) -> None:
+    clone()
+
+    unit = set((clone.dest / UNIT).read_text().splitlines())
+    readme = "usr/share/doc/vfio-console-hook/README.md"
+    assert {
+        f"ExecStart=/{COMMAND} recover --wait 120",
+        f"ConditionDirectoryNotEmpty=/{journal.CLAIMS}",
+        f"Documentation=file:///{readme}",
+    } <= unit
+    assert (clone.dest / readme).is_file()
+
+
+def test_systemd_has_no_objection_to_the_unit(clone: Clone) -> None:
+    analyze = tool("systemd-analyze")
+    clone()
+    for name in ("sysinit.target", "basic.target", "shutdown.target"):
+        clone.put(f"{UNITS}/{name}", f"[Unit]\nDescription={name}\n", 0o644)
+    for daemon in ("libvirtd", "virtqemud"):
+        text = f"[Service]\nExecStart=/{COMMAND}\n"
+        clone.put(f"{UNITS}/{daemon}.service", text, 0o644)
+
+    # With the daemons, so that a circle would be seen.
+    done = subprocess.run(
+        [analyze, "verify", "--man=no", f"--root={clone.dest}", Path(UNIT).name]
+        + ["libvirtd.service", "virtqemud.service"],
+        capture_output=True,
+        text=True,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_every_module_is_compiled_and_carries_its_installed_path(clone: Clone) -> None:
@@ -255,6 +332,8 @@ def test_uninstall_after_an_upgrade_leaves_no_trace(clone: Clone) -> None:
 def test_uninstall_keeps_the_files_of_others(clone: Clone) -> None:
     clone.put(MAIN, FOREIGN)
     clone.put("etc/libvirt/hooks/qemu.d/10-other", FOREIGN)
+    clone.put(f"{UNITS}/libvirtd.service", "", 0o644)
+    clone.link(f"{UNITS}/libvirtd.service.wants/other.service", "../other.service")
     clone.libvirt("9.0.0")
     before = tree(clone.dest)
     clone()
@@ -273,10 +352,7 @@ def test_uninstall_keeps_what_the_admin_wrote_and_says_so(clone: Clone) -> None:
 
     assert result.stdout == (
         f"vfio-console-hook is removed from {clone.dest}\n"
-        + "".join(
-            f"  kept, because it is yours: {path}\n"
-            for path in (changed, own)
-        )
+        + "".join(f"  kept, because it is yours: {path}\n" for path in (changed, own))
     )
     assert {name for name, text in tree(clone.dest).items() if text != "/"} == {
         f"{ETC}/default.yaml",
@@ -306,13 +382,65 @@ def test_uninstall_of_nothing_is_no_error(clone: Clone) -> None:
     assert result == Result(0, f"vfio-console-hook is not installed in {clone.dest}\n", "")
 
 
-def test_uninstall_removes_a_gate_whose_program_is_gone(clone: Clone) -> None:
+def test_uninstall_removes_a_gate_and_a_unit_whose_program_is_gone(clone: Clone) -> None:
     clone()
     shutil.rmtree(clone.dest / LIB)
 
-    clone("--uninstall")
+    result = clone("--uninstall")
 
-    assert not (clone.dest / MAIN).exists()
+    assert result.stdout == (
+        f"vfio-console-hook was only half there and is not installed in {clone.dest}\n"
+    )
+    left = tree(clone.dest)
+    assert {MAIN, UNIT, *UNIT_LINKS} & left.keys() == set()
+
+
+@pytest.mark.parametrize("gone", [UNIT, *UNIT_LINKS])
+def test_what_is_missing_of_the_unit_is_made_again_and_uninstalled(clone: Clone, gone: str) -> None:
+    before = tree(clone.dest)
+    clone()
+    whole = tree(clone.dest)
+    (clone.dest / gone).unlink()
+
+    clone()
+
+    assert tree(clone.dest).keys() == whole.keys()
+    (clone.dest / gone).unlink()
+    clone("--uninstall")
+    assert tree(clone.dest) == before
+
+
+@pytest.mark.parametrize("name", [UNIT, *UNIT_LINKS])
+def test_uninstall_keeps_what_somebody_else_put_in_the_place_of_the_unit(
+    clone: Clone, name: str
+) -> None:
+    clone()
+    (clone.dest / name).unlink()
+    clone.link(name, "/dev/null")
+
+    result = clone("--uninstall")
+
+    assert result.status == 0
+    left = {name: text for name, text in tree(clone.dest).items() if text != "/"}
+    assert left == {name: "-> /dev/null"}
+
+
+def test_an_upgrade_brings_the_unit_to_an_installation_without_it(clone: Clone) -> None:
+    clone.put("usr/lib/systemd/system/other.service", "")
+    before = tree(clone.dest)
+    clone()
+    whole = tree(clone.dest)
+    clone("--uninstall")
+    clone.install_as_before_the_unit()
+    (clone.dest / "usr/lib/systemd").mkdir()  # what was there before is not ours to remove
+    clone.put("usr/lib/systemd/system/other.service", "")
+
+    result = clone()
+
+    assert f"  unit     {clone.dest}/{UNIT}\n" in result.stdout
+    assert tree(clone.dest).keys() == whole.keys()
+    clone("--uninstall")
+    assert tree(clone.dest) == before
 
 
 @pytest.mark.parametrize(
@@ -464,6 +592,8 @@ def test_a_removed_config_is_not_put_back(clone: Clone) -> None:
     [
         (MAIN, "{} is a directory; nothing was installed\nhint: libvirt ignores it: move it away"),
         (COMMAND, "{} is a directory; nothing was installed"),
+        (UNIT, "{} is a directory; nothing was installed"),
+        (UNIT_LINKS[0], "{} belongs to somebody else; nothing was installed"),
         (f"{ETC}/default.yaml", "{} is a directory; nothing was installed"),
     ],
 )
@@ -479,7 +609,10 @@ def test_a_directory_where_a_file_should_be_is_told_in_one_sentence(
     assert tree(clone.dest) == before
 
 
-@pytest.mark.parametrize("name", [LIB, ETC, f"{ETC}/vms", "etc/libvirt/hooks"])
+@pytest.mark.parametrize(
+    "name",
+    [LIB, ETC, f"{ETC}/vms", "etc/libvirt/hooks", UNITS, *(os.path.dirname(n) for n in UNIT_LINKS)],
+)
 def test_a_file_where_a_directory_should_be_is_told_in_one_sentence(
     clone: Clone, name: str
 ) -> None:
@@ -494,7 +627,7 @@ def test_a_file_where_a_directory_should_be_is_told_in_one_sentence(
     assert tree(clone.dest) == before
 
 
-@pytest.mark.parametrize("name", ["usr", "usr/share", "etc"])
+@pytest.mark.parametrize("name", ["usr", "usr/share", "usr/lib/systemd", "etc"])
 def test_a_file_in_the_way_half_way_leaves_nothing_half_done(clone: Clone, name: str) -> None:
     clone.put(name, "")
     before = tree(clone.dest)
@@ -507,14 +640,33 @@ def test_a_file_in_the_way_half_way_leaves_nothing_half_done(clone: Clone, name:
     assert tree(clone.dest) == before
 
 
-def test_a_foreign_command_of_our_name_is_not_overwritten(clone: Clone) -> None:
-    path = clone.put(COMMAND, "#!/bin/sh\n")
+@pytest.mark.parametrize("name", [COMMAND, UNIT, *UNIT_LINKS])
+def test_a_foreign_file_of_our_name_is_not_overwritten(clone: Clone, name: str) -> None:
+    path = clone.put(name, "#!/bin/sh\n")
     before = tree(clone.dest)
 
     result = clone()
 
     assert result == Result(
         1, "", f"install.sh: {path} belongs to somebody else; nothing was installed\n"
+    )
+    assert tree(clone.dest) == before
+
+
+@pytest.mark.parametrize("name", [COMMAND, UNIT, *UNIT_LINKS])
+@pytest.mark.parametrize("target", ["/nowhere", "/dev/null"])
+def test_a_foreign_link_of_our_name_is_not_overwritten(
+    clone: Clone, name: str, target: str
+) -> None:
+    clone.link(name, target)
+    before = tree(clone.dest)
+
+    result = clone()
+
+    assert result == Result(
+        1,
+        "",
+        f"install.sh: {clone.dest}/{name} belongs to somebody else; nothing was installed\n",
     )
     assert tree(clone.dest) == before
 
@@ -557,7 +709,7 @@ def test_a_program_that_does_not_load_leaves_the_installed_one_alone(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a file immutable")
-@pytest.mark.parametrize("name", [COMMAND, MAIN])
+@pytest.mark.parametrize("name", [COMMAND, UNIT, MAIN])
 def test_a_target_that_cannot_be_replaced_puts_everything_back(clone: Clone, name: str) -> None:
     clone()
     clone.ship("enabled: false\n")
@@ -574,25 +726,68 @@ def test_a_target_that_cannot_be_replaced_puts_everything_back(clone: Clone, nam
     assert tree(clone.dest) == before
 
 
+# The n-th call of a program that changes files fails, whatever it is for.
+FAILING = """\
+#!/bin/sh
+echo >>'{calls}'
+[ "$(wc -l <'{calls}')" != "$(cat '{fail}')" ] || {{ echo 'no room' >&2; exit 1; }}
+exec {program} "$@"
+"""
+
+
+@pytest.mark.parametrize("program", ["mkdir", "tr", "ln", "mv"])
+@pytest.mark.parametrize("upgrade", [False, True], ids=["first", "upgrade"])
+def test_whatever_step_fails_everything_is_as_it_was(
+    clone: Clone, tmp_path: Path, program: str, upgrade: bool
+) -> None:
+    calls, fail, directory = tmp_path / "calls", tmp_path / "fail", tmp_path / "bin"
+    directory.mkdir()
+    real = shutil.which(program)
+    (directory / program).write_text(FAILING.format(calls=calls, fail=fail, program=real))
+    (directory / program).chmod(0o755)
+    if upgrade:
+        clone.install_as_before_the_unit()
+        # A link to another copy is replaced by a file, but not for an installation that fails.
+        (clone.dest / COMMAND).unlink()
+        clone.link(COMMAND, str(clone.directory / "hooks/command.py"))
+    before = tree(clone.dest)
+    clone.edit("PYTHON=/usr/bin/python3", "PYTHON=/usr/bin/true")  # to compile takes long
+    clone.edit(
+        "PATH=/usr/sbin:/usr/bin:/sbin:/bin", f"PATH={directory}:/usr/sbin:/usr/bin:/sbin:/bin"
+    )
+
+    for number in range(1, 30):
+        calls.write_text("")
+        fail.write_text(f"{number}\n")
+        result = clone()
+        if result.status == 0:
+            break
+        assert result.stderr.endswith("; nothing was installed\n")
+        assert tree(clone.dest) == before
+
+    # It was called as often as there are links at least, and each time its failure was told.
+    assert result.status == 0
+    assert number > len(UNIT_LINKS)
+    assert len(calls.read_text().splitlines()) == number - 1
+
+
 def test_a_clone_with_crlf_line_ends_installs_scripts_that_run(clone: Clone) -> None:
-    for name in ("hooks/qemu", "hooks/launch.py", "hooks/command.py"):
+    unit = f"hooks/{os.path.basename(UNIT)}"
+    for name in ("hooks/qemu", "hooks/launch.py", "hooks/command.py", unit):
         path = clone.directory / name
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
 
     clone()
 
-    for name in (MAIN, f"{LIB}/hook", COMMAND):
+    for name in (MAIN, f"{LIB}/hook", COMMAND, UNIT):
         assert b"\r" not in (clone.dest / name).read_bytes()
 
 
 def test_an_old_python_is_refused(clone: Clone, tmp_path: Path) -> None:
-    script = clone.directory / "install.sh"
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
-    text = script.read_text()
-    assert text.count("\nPYTHON=/usr/bin/python3\n") == 1
-    script.write_text(text.replace("\nPYTHON=/usr/bin/python3\n", f"\nPYTHON='{old}'\n"))
+    clone.edit("PYTHON=/usr/bin/python3", f"PYTHON='{old}'")
 
     result = clone()
 
@@ -600,6 +795,143 @@ def test_an_old_python_is_refused(clone: Clone, tmp_path: Path) -> None:
         1, "", f"install.sh: {old} is older than Python 3.9; nothing was installed\n"
     )
     assert tree(clone.dest) == {}
+
+
+@dataclass(frozen=True)
+class Chroot:
+    """A host of its own, to install into without DESTDIR: busybox, and stand-ins for the rest."""
+
+    top: Path
+
+    def __call__(self, *arguments: str, **environment: str) -> Result:
+        done = subprocess.run(
+            ["chroot", self.top, "/bin/busybox", "sh", "/clone/install.sh", *arguments],
+            capture_output=True,
+            text=True,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **environment},
+            stdin=subprocess.DEVNULL,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def systemd(self, then: str = "exit 0") -> None:
+        """From now on systemd runs here; what systemctl does with most verbs is given."""
+        (self.top / "run/systemd/system").mkdir(parents=True)
+        (self.top / UNITS).mkdir(parents=True)
+        systemctl = self.top / "usr/bin/systemctl"
+        systemctl.write_text(
+            f'#!/bin/sh\necho "$*" >>/asked\ncase $1 in is-active) exit 1 ;; *) {then} ;; esac\n'
+        )
+        systemctl.chmod(0o755)
+
+    def asked(self) -> list[str]:
+        """What systemctl was called for; nothing is remembered after that."""
+        calls = self.top / "asked"
+        text = calls.read_text() if calls.exists() else ""
+        calls.unlink(missing_ok=True)
+        return [line for line in text.splitlines() if not line.startswith("is-active ")]
+
+
+@pytest.fixture
+def chroot(tmp_path: Path) -> Chroot:
+    if os.geteuid() != 0:
+        pytest.skip("only root may change its root directory")
+    busybox = tool("busybox")
+    top = tmp_path / "host"
+    for name in ("bin", "usr/bin", "usr/share/doc", "etc", "run", "dev", "tmp"):
+        (top / name).mkdir(parents=True)
+    libraries = subprocess.run(["ldd", busybox], capture_output=True, text=True).stdout
+    for file in (busybox, *(word for word in libraries.split() if word.startswith("/"))):
+        target = top / ("bin/busybox" if file == busybox else file[1:])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+    subprocess.run(["chroot", top, "/bin/busybox", "--install", "-s", "/usr/bin"], check=True)
+    (top / "bin/sh").symlink_to("busybox")
+    copy_parts(top / "clone")
+    # The program is not started in there.
+    (top / "usr/bin/python3").write_text("#!/bin/sh\nexit 0\n")
+    (top / "usr/bin/python3").chmod(0o755)
+    return Chroot(top)
+
+
+def test_without_systemd_there_is_no_unit_and_no_word_of_it(chroot: Chroot) -> None:
+    result = chroot()
+
+    assert result == Result(
+        0,
+        "vfio-console-hook is installed:\n"
+        f"  program  /{LIB}\n"
+        f"  command  /{COMMAND}\n"
+        f"  hook     /{MAIN}\n"
+        f"  config   /{ETC}/default.yaml\n"
+        "  libvirt is not running: it finds the hook when it starts\n",
+        "",
+    )
+    assert not (chroot.top / "usr/lib/systemd").exists()
+    assert chroot("--uninstall") == Result(0, "vfio-console-hook is removed\n", "")
+
+
+def test_busybox_is_enough_to_keep_a_changed_config(chroot: Chroot) -> None:
+    chroot()
+    mine = chroot.top / ETC / "default.yaml"
+    mine.write_text(mine.read_text() + "\n")
+
+    results = [chroot(), chroot("--uninstall")]
+
+    assert f"  config   /{ETC}/default.yaml (kept)\n" in results[0].stdout
+    assert results[1].stdout.endswith(f"  kept, because it is yours: /{ETC}/default.yaml\n")
+    assert [result.stderr for result in results] == ["", ""]
+
+
+@pytest.mark.parametrize("sign", ["run/systemd/system", UNITS, "lib/systemd/system"])
+def test_each_sign_of_systemd_brings_the_unit(chroot: Chroot, sign: str) -> None:
+    (chroot.top / sign).mkdir(parents=True)
+    before = tree(chroot.top)
+
+    result = chroot()
+
+    assert f"  unit     /{UNIT}\n" in result.stdout
+    assert {UNIT, *UNIT_LINKS} <= tree(chroot.top).keys()
+    chroot("--uninstall")
+    # There is no /dev/null in there: the scripts have made one.
+    assert {**tree(chroot.top), "dev/null": ""} == {**before, "dev/null": ""}
+
+
+def test_systemd_is_told_of_the_unit_and_does_not_start_it(chroot: Chroot) -> None:
+    chroot.systemd()
+
+    results = [chroot(), chroot(), chroot("--uninstall")]
+
+    assert [result.status for result in results] == [0, 0, 0]
+    reset = "reset-failed vfio-console-hook-recover.service"
+    assert chroot.asked() == ["daemon-reload"] * 3 + [reset]
+
+
+@pytest.mark.parametrize("trouble", ["echo no >&2; exit 1", "sleep 60"])
+def test_a_systemd_that_does_not_listen_hinders_nothing(chroot: Chroot, trouble: str) -> None:
+    script = chroot.top / "clone/install.sh"
+    text = script.read_text()
+    assert text.count("\nRELOAD_S=60 ") == 1
+    script.write_text(text.replace("\nRELOAD_S=60 ", "\nRELOAD_S=1 "))
+    chroot.systemd(f"[ $1 = reset-failed ] || {{ {trouble}; }}")
+
+    installed, removed = chroot(), chroot("--uninstall")
+
+    told = "  systemd did not read its units again: run systemctl daemon-reload\n"
+    assert (installed.status, removed.status, installed.stderr, removed.stderr) == (0, 0, "", "")
+    assert told in installed.stdout
+    assert removed.stdout == f"{told}vfio-console-hook is removed\n"
+    assert not (chroot.top / UNIT).exists()
+
+
+def test_with_destdir_no_systemd_is_told(chroot: Chroot) -> None:
+    chroot.systemd()
+
+    installed = chroot(DESTDIR="/a tree")
+    removed = chroot("--uninstall", DESTDIR="/a tree")
+
+    assert f"  unit     /a tree/{UNIT}\n" in installed.stdout
+    assert removed.stdout == "vfio-console-hook is removed from /a tree\n"
+    assert chroot.asked() == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -11,20 +11,21 @@ import pytest
 
 from tests.building import DUMMY_AND_FBCON, Machine
 from tests.conftest import Golden, MachineFactory
-from tests.fakehost import FakeHost, FakeLibvirt, hold, snapshot
+from tests.fakehost import FakeHost, FakeLibvirt, hold, snapshot, systemd
 from tests.gate import ROOT
 from tests.hosts import DISPLAY, VGA, firmware_on, lab, lab_gpu
 from vfio_console_hook import events, report
-from vfio_console_hook.actions import AwaitClosed, Decode, MapConsoles
-from vfio_console_hook.config import Config, Holders
+from vfio_console_hook.actions import Decode, MapConsoles
+from vfio_console_hook.config import Config, Holders, Service
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, RefusedError, StepError
+from vfio_console_hook.journal import RUN
 from vfio_console_hook.log import RECORDED_LOG, Log
 from vfio_console_hook.step import Step
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 GPU, SECOND = "0000:01:00.0", "0000:02:00.0"
-STAGES = ("native", *Config().stages)
+STAGES = ("services", "native", "others", *Config().stages, "detach", "handover")
 NOW = Config(holders=Holders(wait_s=0))
 
 
@@ -39,6 +40,13 @@ class Plan:
     managed: bool = True
     lockdown: str = ""
     blacklist: bool = True
+    desktop: bool = False
+    take: bool = False
+
+    @property
+    def domain(self) -> Domain:
+        vm = domain(self.gpus, managed=self.managed)
+        return replace(vm, by_hand=True, bind_vfio=True) if self.take else vm
 
 
 PLANS = (
@@ -85,6 +93,24 @@ PLANS = (
     Plan("amd-single", "amd-single", ("0000:09:00.0",)),
     Plan("intel-sriov-pf", "intel-sriov-vf", ("0000:00:02.0",)),
     Plan("bmc-and-two-nvidia-bmc", "bmc-and-two-nvidia", ("0000:03:00.0",)),
+    Plan("nvidia-single-desktop", "nvidia-single-desktop"),
+    Plan("two-nvidia-boot-gpu", "two-nvidia"),
+    Plan("two-nvidia-second", "two-nvidia", (SECOND,)),
+    Plan("two-nvidia-both", "two-nvidia", (GPU, SECOND)),
+    Plan("amd-apu", "amd-apu", ("0000:13:00.0",)),
+    Plan("amd-apu-allow", "amd-apu", ("0000:13:00.0",), Config(apu="allow")),
+    Plan("amd-dgpu-and-apu", "amd-dgpu-and-apu", ("0000:03:00.0",)),
+    Plan("radeon-6.1", "radeon-6.1"),
+    Plan("radeon-6.12", "radeon-6.12"),
+    Plan("intel-single", "intel-single", ("0000:00:02.0",)),
+    # a desktop, and a GPU taken by hand
+    Plan("native-6.1-desktop", "native-6.1",
+         config=Config(services=(Service("display-manager"), Service("lightdn"))), desktop=True),
+    Plan("native-6.1-take-vfio", "native-6.1", take=True),
+    # two GPUs, one leaves and takes the firmware console of the other one along
+    Plan("second-vga-refuse", "lab-second-vga-never", ("0000:00:06.0",)),
+    Plan("second-vga-never", "lab-second-vga-never", ("0000:00:06.0",),
+         Config(keep_console="never")),
     # two GPUs, one leaves
     Plan("intel-and-nvidia", "intel-and-nvidia"),
     Plan("intel-and-nvidia-boot-gpu", "intel-and-nvidia", ("0000:00:02.0",)),
@@ -134,6 +160,10 @@ def prepared(case: Plan, machine: MachineFactory) -> FakeHost:
         host.tree.put("sys/kernel/security/lockdown", case.lockdown)
     if not case.blacklist:
         host.tree.remove("fake/blacklist")
+    if case.desktop:
+        systemd.install(host.tree)
+        gdm = systemd.Unit(active="active", aliases=("display-manager.service",))
+        systemd.put(host.tree, "gdm.service", gdm)
     return host
 
 
@@ -141,7 +171,7 @@ def prepared(case: Plan, machine: MachineFactory) -> FakeHost:
 def test_the_plan_reads_as_it_should(machine: MachineFactory, golden: Golden, case: Plan) -> None:
     host = prepared(case, machine)
 
-    text = told(host, domain(case.gpus, managed=case.managed), case.config)
+    text = told(host, case.domain, case.config)
 
     golden(f"plan-{case.golden}", text)
 
@@ -151,9 +181,9 @@ def test_planning_changes_nothing_at_all(machine: MachineFactory, case: Plan) ->
     host = prepared(case, machine)
     before = snapshot(host)
 
-    told(host, domain(case.gpus, managed=case.managed), case.config)
+    told(host, case.domain, case.config)
 
-    assert (snapshot(host), host.changes, host.list("run")) == (before, [], ())
+    assert (snapshot(host), host.changes, host.list(RUN)) == (before, [], ())
 
 
 # -- each stage is whole
@@ -241,8 +271,11 @@ def test_stages_take_turns_over_all_gpus_of_the_vm(machine: MachineFactory) -> N
 
     planned = steps(host, SECOND, GPU)
 
-    assert list(dict.fromkeys(step.stage for step in planned)) == ["native", "fbcon", "fbdev"]
-    assert [step.gpu for step in planned if step.stage == "native"] == [SECOND, GPU]
+    assert list(dict.fromkeys(step.stage for step in planned)) == [
+        "native", "fbcon", "fbdev", "detach",
+    ]  # fmt: skip
+    # One wait is for both.
+    assert [step.gpu for step in planned if step.stage == "native"] == [SECOND]
 
 
 def test_consoles_do_not_move_to_a_gpu_that_another_vm_holds(machine: MachineFactory) -> None:
@@ -269,7 +302,7 @@ def test_consoles_do_not_move_to_a_framebuffer_without_a_node(machine: MachineFa
 def test_consoles_that_are_on_another_gpu_are_left_alone(machine: MachineFactory) -> None:
     planned = steps(machine("two-amd"), "0000:13:00.0")
 
-    assert [step.stage for step in planned] == ["native"]
+    assert [step.stage for step in planned] == ["native", "detach"]
 
 
 def test_the_consoles_are_taken_back_to_where_each_was(machine: MachineFactory) -> None:
@@ -334,40 +367,16 @@ def test_nvidia_is_never_handed_over_while_one_of_its_nodes_is_held(
 
     assert refusal(host, "0000:65:00.0") == (
         "0000:65:00.0 is in use by nvidia-persiste (701) [nvidia-persistenced.service] with"
-        " /dev/nvidiactl open (hint: stop what is named, or raise `holders: {wait_s: N}`)"
+        " /dev/nvidiactl open (hint: write `services: [nvidia-persistenced]` for this VM to stop"
+        " it)"
     )
 
 
 def test_plymouth_on_fb0_is_named_and_refused(machine: MachineFactory) -> None:
     assert refusal(machine("fb0-held-by-plymouth"), "0000:00:02.0") == (
         "0000:00:02.0 is in use by plymouthd (412) [plymouth-start.service] with /dev/fb0 open"
-        " (hint: stop what is named, or raise `holders: {wait_s: N}`)"
+        " (hint: write `services: [plymouth-start]` for this VM to stop it)"
     )
-
-
-def test_on_5_x_a_process_that_cannot_be_looked_into_may_hold_the_framebuffer(
-    machine: MachineFactory,
-) -> None:
-    host = machine("efifb-5.10")
-    host.tree.make_directory("proc/71")
-    host.tree.link("proc/71/fd", "proc/71/fd")
-
-    assert refusal(host, GPU) == (
-        "0000:01:00.0 is in use by 1 processes that may not be looked into"
-        " (hint: stop what is named, or raise `holders: {wait_s: N}`)"
-    )
-
-
-def test_from_6_0_a_process_that_cannot_be_looked_into_does_not_stop_the_vm(
-    machine: MachineFactory,
-) -> None:
-    host = machine("efifb-6.12")
-    wait = steps(host, GPU)[0].do
-    host.tree.make_directory("proc/71")
-    host.tree.link("proc/71/fd", "proc/71/fd")
-
-    assert isinstance(wait, AwaitClosed)
-    wait.apply(host)
 
 
 NATIVE = replace(NOW, bootfb="native")
@@ -563,24 +572,6 @@ def test_taking_the_text_card_leaves_a_console_driver_beside_fbcon(
     events.start(host, UUID, Log(host, "win11"))
 
     assert len(host.list("sys/class/vtconsole")) == 2
-
-
-def test_a_second_vga_card_that_costs_the_host_its_firmware_console_on_6_1_is_told(
-    machine: MachineFactory,
-) -> None:
-    first = replace(lab_gpu(), native="")
-    second = replace(lab_gpu(SECOND, base=0xD0000000), boot_vga=False, native="")
-    host = machine(
-        Machine("two", (), "6.1", (first, second), (firmware_on(first, "efifb", "6.1"),))
-    )
-    leaving, planned = events.look(host, domain((SECOND,)), NOW)
-    foretold = events.prospect(leaving, planned)
-
-    events.prepare(host, domain((SECOND,)), NOW, Log(host, "win11"))
-    FakeLibvirt(host).detach(SECOND)
-
-    lost = host.real("sys/bus/platform/devices/efi-framebuffer.0") is None
-    assert ("will not come back before a reboot" in foretold) is lost
 
 
 def test_leaving_the_fbcon_stage_out_does_not_let_the_kernel_crash(

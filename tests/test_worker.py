@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.gate import ROOT
-from vfio_console_hook import worker
+from vfio_console_hook import processes, worker
 from vfio_console_hook.errors import (
     BugError,
     ConfigError,
@@ -21,7 +21,10 @@ from vfio_console_hook.errors import (
     HostError,
     RefusedError,
     StepError,
+    StuckError,
 )
+from vfio_console_hook.host import Host
+from vfio_console_hook.recorded import RecordedHost, unpack
 from vfio_console_hook.worker import CutOffError
 
 
@@ -93,8 +96,8 @@ def test_the_deadline_kills_and_says_so() -> None:
     with pytest.raises(CutOffError) as caught:
         worker.run(sleep_long, 0.3)
 
-    assert (caught.value.text, caught.value.hint, caught.value.stuck) == (
-        "not done within 0.3 s", "raise `timeout_s`, or look into `journalctl -k`", 0,
+    assert (caught.value.text, caught.value.hint) == (
+        "not done in time, and given up", "raise `timeout_s`, or look into `journalctl -k`",
     )  # fmt: skip
     assert time.monotonic() - began < 10
 
@@ -107,6 +110,48 @@ def test_work_that_ignores_every_signal_it_can_is_killed_too() -> None:
 
     with pytest.raises(CutOffError):
         worker.run(work, 0.3)
+
+
+def test_programs_that_the_work_started_are_killed_with_it(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+
+    def work() -> None:
+        child = subprocess.Popen(["/bin/sleep", "60"])
+        pid_file.write_text(str(child.pid), encoding="utf-8")
+        child.wait()
+
+    with pytest.raises(CutOffError):
+        worker.run(work, 1)
+
+    assert processes.find(Host(), int(pid_file.read_text())) is None
+
+
+def test_a_program_that_cannot_be_killed_is_told_as_stuck(tmp_path: Path) -> None:
+    class Stubborn(RecordedHost):
+        def kill(self, pid: int) -> None:
+            return  # what SIGKILL does to a process in state D
+
+    host = Stubborn(str(tmp_path))
+    unpack(
+        "f proc/77/stat = 77 (modprobe (x)) D 1 70 70 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4242 0\n"
+        "f proc/77/wchan = nv_pci_remove",
+        str(tmp_path),
+    )
+
+    with pytest.raises(StuckError) as caught:
+        worker.stop_session(host, 70)
+
+    assert (caught.value.text, caught.value.hint) == (
+        "the kernel is stuck (process 77 in nv_pci_remove)",
+        "save your work and reboot the host; the GPU is in an unknown state",
+    )
+
+
+def test_being_stuck_is_passed_on_as_such() -> None:
+    with pytest.raises(StuckError) as caught:
+        worker.run(fail(StuckError("the kernel is stuck", "reboot")), 10)
+
+    assert (caught.value.text, caught.value.hint) == ("the kernel is stuck", "reboot")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGXCPU, signal.SIGTERM])

@@ -139,7 +139,7 @@ def _service(value: object) -> Service | None:
     return Service(texts["name"], **commands)
 
 
-_STAGES = ("fbcon", "drm_aperture", "fbdev", "vgacon")
+CONSOLE_STAGES = ("fbcon", "drm_aperture", "fbdev", "vgacon")
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 # Linux comm and systemd unit names; no blanks and no leading "-", which systemctl
 # would take for an option.
@@ -154,8 +154,8 @@ KEYS = (
     ),
     Key(
         "stages",
-        *_some_of(*_STAGES),
-        _STAGES,
+        *_some_of(*CONSOLE_STAGES),
+        CONSOLE_STAGES,
         "The console drivers that are taken off a GPU; they always run in this order.",
     ),
     Key(
@@ -258,6 +258,19 @@ class Config:
     on_failure: str = _default("on_failure")
     timeout_s: int = _default("timeout_s")
     log_level: str = _default("log_level")
+
+    def within_timeout(self) -> Config:
+        """The same, but with waits that leave time for the rest of an event.
+
+        Stopping services gets half of timeout_s, and undoing everything a quarter.
+        """
+        share = 4 if self.services else 2
+        holders = replace(
+            self.holders,
+            wait_s=min(self.holders.wait_s, self.timeout_s / share),
+            grace_s=min(self.holders.grace_s, self.timeout_s / 10),
+        )
+        return replace(self, holders=holders)
 
 
 def load(host: Host, name: str, uuid: str) -> Config:

@@ -47,11 +47,17 @@ class Hostdev:
 
 @dataclass(frozen=True)
 class Domain:
-    """A VM; name may hold anything, even newlines; uuid is in lower case with hyphens."""
+    """A VM; name may hold anything, even newlines; uuid is in lower case with hyphens.
+
+    by_hand: no VM but a person takes the devices; bind_vfio: and no libvirt will
+    bind them to vfio-pci.
+    """
 
     name: str
     uuid: str
     hostdevs: tuple[Hostdev, ...]
+    by_hand: bool = False
+    bind_vfio: bool = False
 
 
 def parse(xml: bytes) -> Domain:

@@ -62,6 +62,10 @@ class LostError(HookError):
     """Something cannot be given back before a reboot: told to the person, not a failure."""
 
 
+class StuckError(HookError):
+    """A process of ours cannot be killed: nothing may be tried or undone below it."""
+
+
 class BugError(HookError):
     """Something that no one foresaw; carries the traceback for the log."""
 

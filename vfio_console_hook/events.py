@@ -6,52 +6,90 @@ that the person sees; what is only worth knowing goes to the log.
 
 from __future__ import annotations
 
-from . import console, gpu, holders, kernel, stages
+from collections.abc import Callable, Iterable
+
+from . import console, gpu, kernel, ownership, stages
 from .actions import LeaveFramebuffers, MapConsoles, QuietText, Rebind, ShowConsoles
 from .config import Config
 from .domain import Domain
-from .errors import HookError, JournalError, LostError, RefusedError, StepError
+from .errors import HookError, JournalError, LostError, RefusedError, StepError, StuckError
 from .firmware import BOOTFB
 from .gpu import Gpu
 from .host import Host
 from .journal import Journal, Record
 from .log import Log
 from .memory import Claim
-from .stages import Leaving
+from .stages import Leaving, services
 from .step import Step
 
+Supervisor = Callable[[Callable[[], None]], None]
+"""Lets work be done, in its own way: worker.run with a deadline, or just by calling it."""
 
-def prepare(host: Host, domain: Domain, config: Config, log: Log) -> None:
+
+def call(work: Callable[[], None]) -> None:
+    """The Supervisor that watches over nothing."""
+    work()
+
+
+def prepare(
+    host: Host,
+    domain: Domain,
+    config: Config,
+    log: Log,
+    run: Supervisor = call,
+) -> None:
     """Free the VM's GPUs from the host's console drivers.
 
-    Raises HookError after everything done so far is undone.
+    run lets what talks to the kernel work under a deadline; the claim, and the
+    lock that it takes, stay in this process. Raises HookError after everything done
+    so far is undone.
     """
     journal = Journal(host)
-    stale = journal.find(domain.uuid)
-    if stale is not None:
+    if journal.find(domain.uuid) is not None:
         log.warning("an earlier run was not released; giving back what it took")
-        give_back(host, stale, log)
-    if not config.enabled:
+        release(host, domain.uuid, log, run)
+    addresses = _assigned(host, domain)
+    if not config.enabled or not addresses:
         return
-    leaving, steps = look(host, domain, config)
-    if all(one.virtual for one in leaving.gpus):
-        return
-    record = _claim(host, journal, domain, leaving)
-    try:
-        # What was taken over may have been changed back since: QEMU switches memory
-        # decoding on, for one. An action that can be undone does nothing where it is
-        # so already; one that cannot, a rescan above all, is not done twice.
-        for step in tuple(record.steps):
-            if step.do is not None and step.undo is not None:
-                step.do.apply(host)
-        for step in steps:
-            _take(host, record, step, log)
-        for one in gpu.find(host, record.gpus):
-            _check_free(one, leaving)
-    except Exception as error:
-        _undo(host, record, log, error)
-        raise
+    record = _claim(journal, domain, addresses)
+    run(lambda: _free(host, record, domain, config, log))
+
+
+def _assigned(host: Host, domain: Domain) -> tuple[str, ...]:
+    """The GPUs of the VM that can own a console: a virtual function has none."""
+    addresses = (hostdev.address for hostdev in domain.hostdevs)
+    return tuple(
+        address
+        for address in addresses
+        if gpu.display_class(host, address) is not None and not gpu.is_virtual(host, address)
+    )
+
+
+def _free(host: Host, record: Record, domain: Domain, config: Config, log: Log) -> None:
+    """Take the steps for a VM whose claim is made, and look whether its GPUs are free then."""
+    with record.work():
+        try:
+            leaving, steps = look(host, domain, config)
+            _apply(host, record, leaving, steps, log)
+        except StuckError:
+            raise  # nothing may be undone below a process that the kernel holds
+        except Exception as error:
+            _abort(host, record, log, error)
+            raise
     log.info(f"{', '.join(record.gpus)} ready for the VM; on release {prospect(leaving, steps)}")
+
+
+def _apply(host: Host, record: Record, leaving: Leaving, steps: tuple[Step, ...], log: Log) -> None:
+    # What was taken over may have been changed back since: QEMU switches memory
+    # decoding on, for one. An action that can be undone does nothing where it is
+    # so already; one that cannot, a rescan above all, is not done twice.
+    for step in tuple(record.steps):
+        if step.do is not None and step.undo is not None:
+            step.do.apply(host)
+    for step in steps:
+        _take(host, record, step, log)
+    for one in gpu.find(host, record.gpus):
+        _check_free(one, leaving)
 
 
 def look(host: Host, domain: Domain, config: Config) -> tuple[Leaving, tuple[Step, ...]]:
@@ -62,19 +100,27 @@ def look(host: Host, domain: Domain, config: Config) -> tuple[Leaving, tuple[Ste
     if not gpus:
         return Leaving((), unmanaged, frozenset(), config, False), ()
     others = Journal(host).others(domain.uuid, kernel.boot_id(host))
-    _refuse_taken(host, gpus, others)
+    _refuse_taken(host, [one.address for one in gpus], others)
     leaving = stages.leaving(
         host,
         gpus,
-        config,
+        config.within_timeout(),
         unmanaged=unmanaged,
         taken=frozenset(address for other in others for address in other.gpus),
+        bind_vfio=domain.bind_vfio,
+        others=tuple(address for address in addresses if address not in {g.address for g in gpus}),
     )
     return leaving, stages.plan(host, leaving)
 
 
 def prospect(leaving: Leaving, steps: tuple[Step, ...]) -> str:
-    """What release can give back on this kernel: a clause for people."""
+    """What release can give back on this kernel, and starts again: a clause for people."""
+    names = services.started_again(steps)
+    again = f"; {' and '.join(names)} {'starts' if len(names) == 1 else 'start'} again"
+    return _consoles_back(leaving, steps) + (again if names else "")
+
+
+def _consoles_back(leaving: Leaving, steps: tuple[Step, ...]) -> str:
     losses = [step.loses for step in steps if step.loses]
     if losses:
         return "; ".join(dict.fromkeys(losses))
@@ -94,32 +140,43 @@ def prospect(leaving: Leaving, steps: tuple[Step, ...]) -> str:
     return "there is nothing to give back: no console of the host is on it"
 
 
-def _refuse_taken(host: Host, gpus: tuple[Gpu, ...], others: list[Record]) -> None:
+def _refuse_taken(host: Host, addresses: Iterable[str], others: list[Record]) -> None:
     for other in others:
-        for one in gpus:
-            if one.address in other.gpus and (one.vfio or other.phase == "prepare"):
-                raise RefusedError(
-                    f"{one.address} belongs to the VM {other.name}, which has it now",
-                    hint=f"shut {other.name} down; if it does not run, `vfio-console-hook recover`",
-                )
+        for address in addresses:
+            if address in other.gpus and (
+                other.by_hand or other.phase == "prepare" or gpu.is_vfio(host, address)
+            ):
+                raise _taken(address, other)
 
 
-def _claim(host: Host, journal: Journal, domain: Domain, leaving: Leaving) -> Record:
+def _taken(address: str, other: Record) -> RefusedError:
+    if other.by_hand:
+        return RefusedError(
+            f"{address} was taken by hand, so no VM may have it through this hook",
+            hint=f"run `vfio-console-hook give {address}`",
+        )
+    return RefusedError(
+        f"{address} belongs to the VM {other.name}, which has it now",
+        hint=f"shut {other.name} down; if it does not run, `vfio-console-hook recover`",
+    )
+
+
+def _claim(journal: Journal, domain: Domain, addresses: tuple[str, ...]) -> Record:
     """The record for this VM, with the steps it takes over from one that is just ending."""
-    mine = leaving.addresses
+    host = journal.host
+    boot = kernel.boot_id(host)
+    record = Record(host, domain.name, domain.uuid, boot, addresses, host.now(), domain.by_hand)
+    for address in addresses:
+        ownership.await_others(host, address, domain.uuid)
     with journal.lock():
-        others = journal.others(domain.uuid, kernel.boot_id(host))
-        _refuse_taken(host, leaving.gpus, others)
+        others = journal.others(domain.uuid, boot)
+        _refuse_taken(host, addresses, others)
         # libvirt lets B begin between A's re-attach and A's release. What A took and
         # B would take too is given back by B's release, not below B's feet.
-        moved = [(o, n, s) for o in others for n, s in o.open_steps if s.gpu in mine]
-        record = journal.claim(
-            domain.name,
-            domain.uuid,
-            tuple(one.address for one in leaving.gpus if not one.virtual),
-            boot=kernel.boot_id(host),
-            inherited=[step for _, _, step in reversed(moved)],
-        )
+        moved = [(o, n, s) for o in others for n, s in o.open_steps if s.gpu in addresses]
+        for other, _, _ in moved:
+            ownership.refuse_busy(host, other)
+        journal.claim(record, [step for _, _, step in reversed(moved)])
         for other, number, _ in moved:
             other.forget(number)
     return record
@@ -131,6 +188,8 @@ def _take(host: Host, record: Record, step: Step, log: Log) -> None:
         step.do.apply(host)
         log.info(f"{step.do.past()} ({step.stage})")
         log.debug(step.do.shell())
+    elif step.undo is None and not step.loses:
+        log.info(f"{step.why} ({step.stage})")
     record.finish(number)
 
 
@@ -154,77 +213,38 @@ def _still_claimed(one: Gpu, claim: Claim) -> StepError:
     )
 
 
-def _undo(host: Host, record: Record, log: Log, error: Exception) -> None:
+def _abort(host: Host, record: Record, log: Log, error: Exception) -> None:
     """Undo a prepare that failed with error, which stays the one that is told."""
     try:
-        give_back(host, record, log)
+        _undo(host, record, log)
     except HookError as second:
         log.error(f"not all could be undone: {second}")
         if isinstance(error, HookError):
             error.text += "; not all could be undone, see `vfio-console-hook status`"
 
 
-def give_back(host: Host, record: Record, log: Log) -> None:
-    """Undo every open step of a VM, newest first, and drop its claim.
-
-    What cannot come back before a reboot is logged and done with. Raises StepError
-    naming the steps that failed; then the claim stays with them.
-    """
-    if record.boot != kernel.boot_id(host):
-        log.warning("its record is of an earlier boot, which has taken everything back")
-        record.drop()
-        return
-    _refuse_stuck(host, record)
-    failed = []
-    for number, step in record.open_steps:
-        if step.undo is not None:
-            try:
-                step.undo.apply(host)
-                log.info(f"{step.undo.past()} ({step.stage})")
-                log.debug(step.undo.shell())
-            except LostError as error:
-                log.warning(str(error))
-            except HookError as error:
-                log.error(f"{error}; by hand: {step.undo.shell()}")
-                failed.append(f"{error.text} (by hand: {step.undo.shell()})")
-                continue
-        try:
-            record.forget(number)
-        except JournalError as error:
-            # Undoing twice does no harm, leaving the console dark does.
-            log.warning(str(error))
-    if failed:
-        raise StepError("; ".join(failed), hint="afterwards run `vfio-console-hook recover`")
-    record.drop()
-
-
-def _refuse_stuck(host: Host, record: Record) -> None:
-    # Nothing may be undone below a worker that the kernel has not let go of yet.
-    state = (host.read(f"proc/{record.worker}/stat") or "").rpartition(")")[2].split()
-    if state[:1] == ["D"]:
-        raise StepError(
-            f"process {record.worker} is still stuck in the kernel with {', '.join(record.gpus)}",
-            hint="when it is gone, run `vfio-console-hook recover`; else reboot",
-        )
-
-
-def start(host: Host, uuid: str, log: Log) -> None:
+def start(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
     """Look again now that vfio-pci has the GPUs: every BAR must be free for QEMU.
 
     Raises HookError otherwise; nothing is undone here, libvirt calls release.
     """
-    record = Journal(host).find(uuid)
-    if record is None:
-        return
-    record.reach("start")
-    for one in gpu.find(host, record.gpus):
-        if not one.vfio:
-            driver = f"bound to {one.driver}" if one.driver else "without a driver"
-            raise StepError(f"{one.address} is {driver}, not on vfio-pci, so the VM cannot have it")
-        for claim in one.foreign_claims:
-            raise _still_claimed(one, claim)
-    _tell_lost(host, record, log)
-    _revive_consoles(host, record, log)
+    record = ownership.take_up(host, uuid, "start")
+    if record is not None:
+        run(lambda: _look_again(host, record, log))
+
+
+def _look_again(host: Host, record: Record, log: Log) -> None:
+    with record.work():
+        for one in gpu.find(host, record.gpus):
+            if not one.vfio:
+                driver = f"bound to {one.driver}" if one.driver else "without a driver"
+                raise StepError(
+                    f"{one.address} is {driver}, not on vfio-pci, so the VM cannot have it"
+                )
+            for claim in one.foreign_claims:
+                raise _still_claimed(one, claim)
+        _tell_lost(host, record, log)
+        _revive_consoles(host, record, log)
 
 
 def _tell_lost(host: Host, record: Record, log: Log) -> None:
@@ -241,52 +261,94 @@ def _revive_consoles(host: Host, record: Record, log: Log) -> None:
     # When a framebuffer goes that carried consoles, the kernel may drop all of
     # them to the dummy console although another framebuffer is alive (fbcon.c,
     # fbcon_fb_unbind). What is left now belongs to the host.
-    moved = any(
-        isinstance(step.do, (LeaveFramebuffers, MapConsoles)) for _, step in record.open_steps
-    )
+    moved = [
+        step.do
+        for _, step in record.open_steps
+        if isinstance(step.do, (LeaveFramebuffers, MapConsoles))
+    ]
     if moved and console.framebuffers(host):
+        target = next((one.fb for one in moved if isinstance(one, MapConsoles)), "")
         try:
-            ShowConsoles(0).apply(host)
+            ShowConsoles(0, target).apply(host)
             log.info(f"the host's consoles meanwhile: {console.drawing(host)}")
         except HookError as error:
             log.warning(str(error))
 
 
-def check(host: Host, uuid: str, log: Log) -> None:
+def check(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
     """Write down how a running VM and the host's console are. Changes nothing else."""
-    record = Journal(host).find(uuid)
+    record = ownership.take_up(host, uuid, "started")
     if record is None:
         return
-    record.reach("started")
-    log.info(f"has {', '.join(record.gpus)}; the host's consoles: {console.drawing(host)}")
+
+    def work() -> None:
+        with record.work():
+            log.info(f"has {', '.join(record.gpus)}; the host's consoles: {console.drawing(host)}")
+
+    run(work)
 
 
-def release(host: Host, uuid: str, log: Log) -> None:
-    """Give back what was taken for a VM; nothing for a VM that holds nothing. Raises HookError."""
-    record = Journal(host).find(uuid)
-    if record is None:
-        return
-    give_back(host, record, log)
-    log.info(f"gave back {', '.join(record.gpus)}; the host's consoles: {console.drawing(host)}")
+def release(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
+    """Give back what was taken for a VM, newest first; nothing for one that holds nothing.
 
-
-def in_use(host: Host, record: Record) -> str:
-    """Why a claim must be left alone: a clause for people, "" when the GPUs are free.
-
-    A GPU on vfio-pci counts as in use as long as its vfio group or device file is
-    open; between prepare and QEMU nothing shows that a VM is starting but its phase.
+    What cannot come back before a reboot is logged and done with. Raises StepError
+    naming the steps that failed; then the claim stays with them.
     """
-    for address in record.gpus:
-        if not gpu.is_vfio(host, address):
-            continue
-        held = holders.find(host, _vfio_nodes(host, address))
-        if held:
-            return f"{address} is in use by {', '.join(str(one) for one in held)}"
+    record = ownership.take_up(host, uuid, "release")
+    if record is None:
+        return
+    if record.boot != kernel.boot_id(host):
+        log.warning("its record is of an earlier boot, which has taken everything back")
+        record.drop()
+        return
+
+    def work() -> None:
+        with record.work():
+            _undo(host, record, log)
+        log.info(
+            f"gave back {', '.join(record.gpus)}; the host's consoles: {console.drawing(host)}"
+        )
+
+    run(work)
+
+
+def asked_for(host: Host, uuid: str) -> str:
+    """The shell line of what was asked of the kernel last for a VM; "" when nothing is known."""
+    try:
+        record = Journal(host).find(uuid)
+    except HookError:
+        return ""
+    for _, step in record.open_steps if record else ():
+        action = step.undo if record and record.phase == "release" else step.do
+        if action is not None:
+            return action.shell()
     return ""
 
 
-def _vfio_nodes(host: Host, address: str) -> list[str]:
-    device = f"sys/bus/pci/devices/{address}"
-    group = host.link_name(f"{device}/iommu_group")
-    nodes = [f"dev/vfio/devices/{name}" for name in host.list(f"{device}/vfio-dev")]
-    return [*nodes, f"dev/vfio/{group}"] if group else nodes
+def _undo(host: Host, record: Record, log: Log) -> None:
+    """Undo every open step and drop the claim, in the process that works on it."""
+    failed = []
+    for number, step in record.open_steps:
+        if step.undo is not None:
+            try:
+                step.undo.apply(host)
+                log.info(f"{step.undo.past()} ({step.stage})")
+                log.debug(step.undo.shell())
+            except LostError as error:
+                log.warning(str(error))
+            except StuckError:
+                raise
+            except HookError as error:
+                log.error(f"{error}; by hand: {step.undo.shell()}")
+                failed.append(f"{error.text} (by hand: {step.undo.shell()})")
+                continue
+        elif step.loses:
+            log.warning(step.loses)
+        try:
+            record.forget(number)
+        except JournalError as error:
+            # Undoing twice does no harm, leaving the console dark does.
+            log.warning(str(error))
+    if failed:
+        raise StepError("; ".join(failed), hint="afterwards run `vfio-console-hook recover`")
+    record.drop()

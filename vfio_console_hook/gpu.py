@@ -19,8 +19,7 @@ class Gpu:
 
     pci_class is base class and subclass, such as 0x0300. driver is None when none
     is bound. framebuffers and cards are those of whatever drives it, firmware
-    drivers included; nodes are the paths in /dev that a process may hold open.
-    claims are the reservations inside its BARs.
+    drivers included. claims are the reservations inside its BARs.
     """
 
     address: str
@@ -31,7 +30,7 @@ class Gpu:
     virtual: bool
     boot_vga: bool
     framebuffers: tuple[str, ...]
-    nodes: tuple[str, ...]
+    cards: tuple[str, ...]
     firmware: tuple[FirmwareDevice, ...]
     claims: tuple[Claim, ...]
 
@@ -58,6 +57,15 @@ def display_class(host: Host, address: str) -> int | None:
     return pci_class if pci_class >> 8 == _DISPLAY else None
 
 
+def displays(host: Host) -> tuple[str, ...]:
+    """The addresses of all PCI functions of display class. Raises HostError."""
+    return tuple(
+        address
+        for address in host.list("sys/bus/pci/devices")
+        if display_class(host, address) is not None
+    )
+
+
 def find(host: Host, addresses: tuple[str, ...]) -> tuple[Gpu, ...]:
     """The GPUs among PCI devices, in the order given. Raises HostError."""
     displays = tuple(a for a in addresses if display_class(host, a) is not None)
@@ -79,7 +87,7 @@ def _inspect(host: Host, address: str, reserved: tuple[tuple[memory.Range, str],
         for fb in console.framebuffers(host)
         if fb.pci == address or any(fb.name in one.framebuffers for one in found)
     )
-    cards = [
+    cards = tuple(
         card
         for card in host.list("sys/class/drm")
         if card.startswith(("card", "renderD"))
@@ -88,33 +96,25 @@ def _inspect(host: Host, address: str, reserved: tuple[tuple[memory.Range, str],
             console.pci_ancestor(host, f"sys/class/drm/{card}") == address
             or any(card in one.cards for one in found)
         )
-    ]
+    )
     return Gpu(
         address=address,
         pci_class=display_class(host, address) or 0,
         bars=bars,
         driver=driver,
         vfio=vfio,
-        virtual=host.exists(f"{device}/physfn"),
+        virtual=is_virtual(host, address),
         boot_vga=host.read(f"{device}/boot_vga") == "1",
         framebuffers=framebuffers,
-        nodes=(
-            *(f"dev/{fb}" for fb in framebuffers),
-            *(f"dev/dri/{card}" for card in cards),
-            *(_nvidia_nodes(host) if driver == "nvidia" else ()),
-        ),
+        cards=cards,
         firmware=found,
         claims=claims,
     )
 
 
-def _nvidia_nodes(host: Host) -> list[str]:
-    """The nodes of the nvidia driver, which do not tell whose card they are for.
-
-    Its remove sleeps until the last of them is closed, and cannot be killed
-    (NVIDIA open-gpu-kernel-modules, nv-pci.c, nv_pci_remove).
-    """
-    return [f"dev/{name}" for name in host.list("dev") if name.startswith("nvidia")]
+def is_virtual(host: Host, address: str) -> bool:
+    """Whether the device is a virtual function (SR-IOV), which has no display."""
+    return host.exists(f"sys/bus/pci/devices/{address}/physfn")
 
 
 def is_vfio(host: Host, address: str) -> bool:
@@ -125,16 +125,3 @@ def is_vfio(host: Host, address: str) -> bool:
     """
     device = f"sys/bus/pci/devices/{address}"
     return host.exists(f"{device}/vfio-dev") or host.link_name(f"{device}/driver") == "vfio-pci"
-
-
-def blocking_nodes(gpu: Gpu) -> tuple[str, ...]:
-    """The nodes that must be closed before the GPU can leave, such as "dev/fb0".
-
-    A native driver may hang in its remove while they are open, and an fbdev
-    driver keeps the memory until the last close (Linux fbmem.c, fb_destroy). DRM
-    firmware drivers let go at once.
-    """
-    letting_go = {fb for device in gpu.firmware if device.drm for fb in device.framebuffers}
-    letting_go |= {card for device in gpu.firmware if device.drm for card in device.cards}
-    names = ((node, node.rsplit("/", 1)[-1]) for node in gpu.nodes)
-    return tuple(node for node, name in names if name not in letting_go)

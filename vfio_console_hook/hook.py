@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from . import worker
-from .errors import BugError, HookError
+from .errors import BugError, HookError, StuckError
 from .host import Host
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .config import Config
+    from .events import Supervisor
     from .log import Log
 
 IDENT = "vfio-console-hook"
@@ -74,10 +75,17 @@ def _prepare(host: Host, name: str, xml: bytes) -> None:
         return
     settings = config.load(host, name, parsed.uuid)
     log = Log(host, name, settings.log_level)
+    deadline = worker.Deadline(settings.timeout_s)
     try:
-        worker.run(lambda: events.prepare(host, parsed, settings, log), settings.timeout_s)
+        try:
+            events.prepare(host, parsed, settings, log, deadline.run_but_spare)
+        except worker.CutOffError:
+            _undo_cut_off(host, parsed.uuid, log, deadline)
+            raise
+    except StuckError as error:
+        # on_failure is about GPUs that are not free, not about a kernel that is stuck.
+        raise _told_stuck(host, parsed.uuid, error) from error
     except HookError as error:
-        _undo_cut_off(host, parsed.uuid, error, settings, log)
         if settings.on_failure == "abort":
             raise
         _report(host, name, "prepare", error)
@@ -86,15 +94,23 @@ def _prepare(host: Host, name: str, xml: bytes) -> None:
     journal.write_status(host, log.vm, "prepare", "")
 
 
-def _undo_cut_off(host: Host, uuid: str, error: HookError, settings: Config, log: Log) -> None:
-    """Undo what a prepare did that was cut off in the middle; not when it is stuck in it."""
+def _told_stuck(host: Host, uuid: str, error: StuckError) -> StuckError:
     from . import events
 
-    if isinstance(error, worker.CutOffError) and not error.stuck:
-        try:
-            worker.run(lambda: events.release(host, uuid, log), settings.timeout_s)
-        except HookError as second:
-            log.error(f"what was done could not be undone: {second}")
+    line = events.asked_for(host, uuid)
+    return StuckError(error.text + (f" since `{line}`" if line else ""), error.hint)
+
+
+def _undo_cut_off(host: Host, uuid: str, log: Log, deadline: worker.Deadline) -> None:
+    """Undo what a prepare did that was cut off in the middle."""
+    from . import events
+
+    try:
+        events.release(host, uuid, log, deadline.run)
+    except HookError as second:
+        log.error(f"what was done could not be undone: {second}")
+        if isinstance(second, StuckError):
+            raise
 
 
 def _start(host: Host, name: str, xml: bytes) -> None:
@@ -116,7 +132,7 @@ def _release(host: Host, name: str, xml: bytes) -> None:
 
 
 def _with_claim(
-    host: Host, name: str, xml: bytes, event: str, act: Callable[[Host, str, Log], None]
+    host: Host, name: str, xml: bytes, event: str, act: Callable[[Host, str, Log, Supervisor], None]
 ) -> None:
     """Act on an event that only concerns a VM that holds something."""
     from . import domain, journal
@@ -127,7 +143,10 @@ def _with_claim(
         return
     settings = _settings(host, name, uuid)
     log = Log(host, name, settings.log_level)
-    worker.run(lambda: act(host, uuid, log), settings.timeout_s)
+    try:
+        act(host, uuid, log, worker.Deadline(settings.timeout_s).run)
+    except StuckError as error:
+        raise _told_stuck(host, uuid, error) from error
     journal.write_status(host, log.vm, event, "")
 
 

@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
-from .errors import HostError
+from .errors import HostError, StuckError
+
+# How long a killed child may take to be gone. One that is stuck in the kernel never is.
+_KILL_GRACE_S = 2.0
 
 CONSOLES = range(1, 64)
 """The virtual consoles: MAX_NR_CONSOLES is 63 (Linux include/uapi/linux/vt.h)."""
@@ -196,8 +200,10 @@ class Host:
         import fcntl  # only few machines need it
 
         try:
-            # Without O_NOCTTY a console would become our controlling terminal.
-            handle = os.open(self.path(path), os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            # No ioctl here needs more than a look (fb_ioctl and vt_ioctl check
+            # capabilities, not the mode). Without O_NOCTTY a console would become our
+            # controlling terminal.
+            handle = os.open(self.path(path), os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
             try:
                 fcntl.ioctl(handle, request, argument)
             finally:
@@ -208,26 +214,186 @@ class Host:
             raise HostError.of(f"ask (ioctl {request:#x})", f"/{path}", error) from error
         return True
 
+    # -- processes
+
+    def open_files(self, pid: int) -> dict[str, str]:
+        """What the files are called that a process has open, each with one descriptor of it.
+
+        The links in /proc/PID/fd are only read, never followed: a file on a dead
+        network mount would hang us. Empty when there is no such process; raises
+        HostError when it may not be looked into.
+        """
+        try:
+            # Names below an open directory take the kernel less time than whole paths;
+            # there may be a hundred thousand of them.
+            readlink = os.readlink
+            folder = os.open(self.path(f"proc/{pid}/fd"), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                names = os.listdir(folder)
+                try:
+                    return {readlink(name, dir_fd=folder): name for name in names}
+                except OSError as error:
+                    if not _passing(error):
+                        raise
+                    return dict(_links(names, folder))
+            finally:
+                os.close(folder)
+        except OSError as error:
+            if _absent(error):
+                return {}
+            raise HostError.of("list", f"/proc/{pid}/fd", error) from error
+
+    def mappings(self, pid: int) -> bytes:
+        """The text of /proc/PID/maps: what a process has mapped, one area a line.
+
+        Empty when there is no such process; raises HostError when it may not be
+        looked into.
+        """
+        parts = []
+        try:
+            handle = os.open(self.path(f"proc/{pid}/maps"), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while part := os.read(handle, 65536):
+                    parts.append(part)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            if not _absent(error):
+                raise HostError.of("read", f"/proc/{pid}/maps", error) from error
+        return b"".join(parts)
+
+    def device_number(self, path: str) -> int | None:
+        """The number of the character device that path, or the link there, leads to, or None.
+
+        A link in /proc/PID/fd may only be given when it shows a name below /dev.
+        """
+        try:
+            status = os.stat(self.path(path))
+        except OSError:
+            return None
+        return status.st_rdev if stat.S_ISCHR(status.st_mode) else None
+
+    def ourselves(self) -> frozenset[int]:
+        """This process, and the one that it was forked from (worker.run)."""
+        mine, parent = os.getpid(), os.getppid()
+        # A fork shows the command line of its parent; a program that started us does not.
+        command = self.read_bytes(f"proc/{mine}/cmdline")
+        forked = command is not None and command == self.read_bytes(f"proc/{parent}/cmdline")
+        return frozenset((mine, parent) if forked else (mine,))
+
+    def open_process(self, pid: int) -> int | None:
+        """A handle of a process, for the methods below; None when there is no such process.
+
+        It stays the handle of this very process, whoever gets its number later.
+        Raises HostError where the kernel has none (before 5.3).
+        """
+        try:
+            return os.pidfd_open(pid)
+        except AttributeError as error:  # a Python that was built on an older kernel
+            raise HostError(f"cannot watch process {pid}: no pidfd_open") from error
+        except OSError as error:
+            if _absent(error):
+                return None
+            raise HostError.of("watch", f"process {pid}", error) from error
+
+    def close_process(self, handle: int) -> None:
+        os.close(handle)
+
+    def signal_process(self, handle: int, number: int) -> None:
+        """Send a signal to a process; nothing when it has ended. Raises HostError."""
+        import signal  # only where processes have to be ended
+
+        try:
+            signal.pidfd_send_signal(handle, number)
+        except OSError as error:
+            if not _absent(error):
+                raise HostError.of(f"send signal {number} to", "a process", error) from error
+
+    def await_end(self, handles: Sequence[int], timeout_s: float) -> None:
+        """Wait until one of these processes ends, or until timeout_s are over."""
+        import select
+
+        poll = select.poll()
+        for handle in handles:
+            poll.register(handle, select.POLLIN)
+        poll.poll(max(timeout_s, 0) * 1000)
+
     # -- programs and time
 
     def run(self, *command: str, timeout_s: float = 30) -> str:
-        """The output of a program, called by its full path. Raises HostError when it fails."""
+        """The output of a program, called by its full path.
+
+        Raises HostError when it fails or does not end in time, StuckError when it
+        cannot even be killed.
+        """
         import subprocess  # slow to load, and only rare paths need it
 
+        shown = " ".join(command)
+        pipe = subprocess.PIPE
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=timeout_s, check=False
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise HostError(f"cannot run {' '.join(command)}: {error}") from error
-        if done.returncode:
-            reason = done.stderr.strip() or f"exit status {done.returncode}"
-            raise HostError(f"{' '.join(command)} failed: {reason}")
-        return done.stdout.strip()
+        except OSError as error:
+            raise HostError(f"cannot run {shown}: {os.strerror(error.errno or 0)}") from error
+        try:
+            output, complaint = child.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            child.kill()
+            try:
+                child.wait(_KILL_GRACE_S)
+            except subprocess.TimeoutExpired:
+                raise StuckError(
+                    f"the kernel is stuck in `{shown}` (process {child.pid})",
+                    hint="save your work and reboot the host",
+                ) from error
+            raise HostError(f"{shown} did not end within {timeout_s:g} s") from error
+        if child.returncode:
+            reason = complaint.strip() or f"exit status {child.returncode}"
+            raise HostError(f"{shown} failed: {reason}")
+        return output.strip()
+
+    def exit_status(self, *command: str, timeout_s: float) -> int | None:
+        """The exit status of a program, called by its full path; None while it still runs.
+
+        It is left to run then, and what it prints goes nowhere: a script that starts
+        a daemon may give it our pipes, and we would wait for the daemon's end. Raises
+        HostError when it cannot be started.
+        """
+        import subprocess  # slow to load, and only rare paths need it
+
+        null = subprocess.DEVNULL
+        try:
+            # In a session of its own it outlives whoever ends ours.
+            child = subprocess.Popen(
+                command, stdin=null, stdout=null, stderr=null, start_new_session=True
+            )
+        except OSError as error:
+            shown = " ".join(command)
+            raise HostError(f"cannot run {shown}: {os.strerror(error.errno or 0)}") from error
+        try:
+            return child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self, pid: int) -> None:
+        """Send SIGKILL to a process; nothing when it is gone. Raises HostError."""
+        import signal
+
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        except OSError as error:
+            raise HostError.of("kill", f"process {pid}", error) from error
 
     def now(self) -> float:
         """Seconds since the epoch."""
         return time.time()
+
+    def clock(self) -> float:
+        """Seconds from some moment on, for deadlines."""
+        return time.monotonic()
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Whether condition came true within timeout_s; looked at every 50 ms."""
@@ -242,3 +408,19 @@ class Host:
 def _absent(error: OSError) -> bool:
     # ENODEV and ENXIO: the device went away between open and read.
     return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO, errno.ESRCH)
+
+
+def _passing(error: OSError) -> bool:
+    # A descriptor was closed while we looked; or the name does not fit into a page,
+    # as that of no node in /dev does (Linux fs/proc/base.c, do_proc_readlink).
+    return error.errno in (errno.ENOENT, errno.ENAMETOOLONG)
+
+
+def _links(names: Sequence[str], folder: int) -> Iterator[tuple[str, str]]:
+    """Each link in a directory that can be read, as (text, name)."""
+    for name in names:
+        try:
+            yield os.readlink(name, dir_fd=folder), name
+        except OSError as error:
+            if not _passing(error):
+                raise

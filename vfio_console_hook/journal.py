@@ -9,11 +9,12 @@
     /run/vfio-console-hook.status       the last event, for everybody to read
 
 The lines of a claim:
-    {"vm": NAME, "uuid": ..., "boot": ..., "gpus": [...], "since": ..., "worker": PID}
+    {"vm": NAME, "uuid": ..., "boot": ..., "gpus": [...], "since": ..., "by_hand": BOOL}
+    {"phase": "start", "hook": [PID, TICKS]}  how far the VM is, and who works on it now
+    {"worker": [PID, TICKS]}  its process that talks to the kernel; [0, 0] when that has ended
     {"step": {...}}      about to be done
     {"done": N}          step N has been done and read back, counted from 0
     {"undone": N}        step N has been undone, or cannot be and was told
-    {"phase": "start"}   how far the VM has come
 
 A claim is made by a rename and grows by whole lines, each synced before the
 step it names, so a crash loses at most a line that nothing was done for yet.
@@ -23,11 +24,13 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from .errors import HostError, JournalError
+from . import processes
+from .errors import HostError, JournalError, StuckError
 from .host import Host
 from .step import Step
 
@@ -35,12 +38,18 @@ RUN = "run/vfio-console-hook"
 CLAIMS = f"{RUN}/claims"
 BY_NAME = f"{RUN}/by-name"
 STATUS = f"{RUN}.status"
+_LOCK_S = 10.0
 _UNNAMED = f"{BY_NAME}/+unnamed"
 
 
 @dataclass
 class Record:
-    """What one VM holds. Its file grows with it; steps[n] is undone when n is in undone."""
+    """What one VM holds. Its file grows with it; steps[n] is undone when n is in undone.
+
+    by_hand: a person took the GPUs, no VM. hook is the process that handles the last
+    event, and worker the one that talks to the kernel for it. Both are (pid, start
+    in ticks since boot), (0, 0) for none.
+    """
 
     host: Host
     name: str
@@ -48,8 +57,10 @@ class Record:
     boot: str
     gpus: tuple[str, ...]
     since: float
-    worker: int
+    by_hand: bool = False
     phase: str = "prepare"
+    hook: tuple[int, int] = (0, 0)
+    worker: tuple[int, int] = (0, 0)
     steps: list[Step] = field(default_factory=list)
     done: set[int] = field(default_factory=set)
     undone: set[int] = field(default_factory=set)
@@ -75,10 +86,44 @@ class Record:
         self.undone.add(number)
 
     def reach(self, phase: str) -> None:
-        """Write down how far the VM has come. Raises JournalError."""
-        if phase != self.phase:
-            self._append({"phase": phase})
-            self.phase = phase
+        """Write down how far the VM has come, and that this process handles it now.
+
+        The caller holds the lock.
+        """
+        self.phase, self.hook = phase, processes.this(self.host)
+        self._tell({"phase": phase, "hook": self.hook})
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Write down that this process talks to the kernel, and when it has come to its end.
+
+        Not when the kernel is stuck: then nothing may be undone below what is left.
+        """
+        self._attend(processes.this(self.host))
+        try:
+            yield
+        except StuckError:
+            raise
+        except Exception:
+            self._leave()
+            raise
+        self._leave()
+
+    def _leave(self) -> None:
+        # Given back, it is no longer there.
+        if self.host.exists(self.path):
+            self._attend((0, 0))
+
+    def _attend(self, worker: tuple[int, int]) -> None:
+        self._tell({"worker": worker})
+        self.worker = worker
+
+    def _tell(self, entry: dict[str, object]) -> None:
+        # The way back does not need it, and a full disk must not keep the console dark.
+        try:
+            self._append(entry)
+        except JournalError:
+            return
 
     @property
     def open_steps(self) -> list[tuple[int, Step]]:
@@ -118,9 +163,11 @@ class Journal:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the lock. Only for reading and making claims: never around a step."""
-        import fcntl
+        """Hold the lock. Only for reading and making claims: never around a step.
 
+        Raises JournalError when somebody else keeps it for seconds, which nobody
+        of ours does.
+        """
         _make_directories(self.host)
         try:
             handle = os.open(
@@ -129,7 +176,14 @@ class Journal:
         except OSError as error:
             raise _error("open", f"{RUN}/lock", error) from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            deadline = time.monotonic() + _LOCK_S
+            while not _locked(handle):
+                if time.monotonic() >= deadline:
+                    raise JournalError(
+                        f"another process keeps the lock of the record, /{RUN}/lock",
+                        hint=f"see who it is with `fuser /{RUN}/lock`",
+                    )
+                time.sleep(0.005)
             yield
         finally:
             os.close(handle)
@@ -162,19 +216,19 @@ class Journal:
                 found.append(record)
         return tuple(found)
 
-    def claim(
-        self, name: str, uuid: str, gpus: tuple[str, ...], *, boot: str, inherited: list[Step]
-    ) -> Record:
-        """Make the record of a VM, with steps it takes over from another one.
+    def claim(self, record: Record, inherited: list[Step]) -> None:
+        """Make the file of a new record, with steps it takes over from another one.
 
         The caller holds the lock. Raises JournalError.
         """
-        record = Record(self.host, name, uuid, boot, gpus, self.host.now(), os.getpid())
+        name, uuid = record.name, record.uuid
         head = {
-            "vm": name, "uuid": uuid, "boot": boot, "gpus": gpus,
-            "since": record.since, "worker": record.worker,
+            "vm": name, "uuid": uuid, "boot": record.boot, "gpus": record.gpus,
+            "since": record.since, "by_hand": record.by_hand,
         }  # fmt: skip
-        lines = [head, *({"step": step.to_json()} for step in inherited)]
+        record.hook = processes.this(self.host)
+        lines = [head, {"phase": record.phase, "hook": record.hook}]
+        lines += [{"step": step.to_json()} for step in inherited]
         lines += [{"done": number} for number in range(len(inherited))]
         write_file(self.host, record.path, "".join(json.dumps(line) + "\n" for line in lines))
         record.steps += inherited
@@ -184,7 +238,6 @@ class Journal:
         except JournalError:
             os.unlink(self.host.path(record.path))
             raise
-        return record
 
     def _link(self, name: str, uuid: str) -> None:
         link = self.host.path(f"{BY_NAME}/={name}")
@@ -197,6 +250,16 @@ class Journal:
             os.symlink(_link_to(uuid), link)
         except OSError as error:
             raise _error("link", f"{BY_NAME}/={name}", error) from error
+
+
+def _locked(handle: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _linkable(name: str) -> bool:
@@ -220,7 +283,7 @@ def _parse(host: Host, uuid: str, text: bytes) -> Record:
             boot=str(head["boot"]),
             gpus=tuple(str(gpu) for gpu in head["gpus"]),
             since=float(head["since"]),
-            worker=int(head["worker"]),
+            by_hand=head["by_hand"] is True,
         )
         for entry in entries[1:]:
             _replay(record, entry)
@@ -244,6 +307,9 @@ def _replay(record: Record, entry: dict[str, object]) -> None:
             record.undone.add(value)
         elif key == "phase":
             record.phase = str(value)
+        elif key in ("hook", "worker") and isinstance(value, list):
+            pid, started = value
+            setattr(record, key, (int(pid), int(started)))
         else:
             raise ValueError(f"unknown entry {key!r}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from .errors import HostError, JournalError
 from .host import Host
@@ -34,13 +35,15 @@ def removes_consoles(host: Host) -> bool:
     return answer
 
 
-def release(host: Host) -> tuple[int, int]:
-    """The kernel's version, such as (6, 12); (0, 0) when it cannot be told."""
-    words = (host.read("proc/sys/kernel/osrelease") or "").split(".")
-    try:
-        return int(words[0]), int(words[1])
-    except (IndexError, ValueError):
-        return 0, 0
+def release(host: Host) -> tuple[int, int, int]:
+    """The kernel's version, such as (6, 12, 107); zeros for what cannot be told.
+
+    Distributions with numbers of their own have 0 in the last place: Debian's
+    6.1.176 calls itself "6.1.0-44-amd64".
+    """
+    numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", host.read("proc/sys/kernel/osrelease") or "")
+    major, minor, patch = numbers.groups() if numbers else ("0", "0", "0")
+    return int(major), int(minor), int(patch or 0)
 
 
 def locked_down(host: Host) -> bool:

@@ -64,6 +64,21 @@ class RecordedHost(Host):
     def lock_consoles(self, locked: bool) -> None:
         self.write("ioctl/consoles", "locked\n" if locked else "unlocked\n")
 
+    def exit_status(self, *command: str, timeout_s: float) -> int | None:
+        raise HostError(f"cannot run {command[0]} on a recorded machine")
+
+    def kill(self, pid: int) -> None:
+        raise HostError(f"cannot kill process {pid} of a recorded machine")
+
+    def device_number(self, path: str) -> int | None:
+        return None  # a link in its /proc would lead to a node of this machine
+
+    def ourselves(self) -> frozenset[int]:
+        return frozenset()  # we do not run there
+
+    def open_process(self, pid: int) -> int | None:
+        raise HostError(f"cannot watch process {pid} of a recorded machine")
+
     def write(self, path: str, text: str) -> None:
         # A recorded file keeps the whole text, as an attribute shows it back.
         if not self.exists(path):

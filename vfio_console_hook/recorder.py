@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 
+from . import drivers, modules
 from .errors import HostError
+from .gpu import displays
 from .host import Host
 from .recorded import pack_console_map
 
@@ -24,12 +26,14 @@ _PLAIN_FILES = (
     "sys/class/tty/tty0/active",
 )  # fmt: skip
 _DOORS = ("bind", "unbind")
+_VIRTIO = re.compile(r"virtio\d+")
 _FIRMWARE_DEVICE = re.compile(r"(?:.*-framebuffer|vga16fb|of-display)\.\d+")
 # _text is in every table: it shows that there is one.
 _SYMBOLS = (
     "_text",
     "aperture_remove_conflicting_pci_devices",
     "sysfb_disable",
+    "nvidia_modeset_remove",
     "radeon_pci_remove",
 )
 
@@ -50,7 +54,8 @@ def record(host: Host) -> str:
     lines += _file(host, "sys/bus/pci/drivers_probe", door=True)
     lines += _file(host, "sys/bus/pci/rescan", door=True)
     lines += _driver(host, "pci", "vfio-pci", seen)
-    lines += _consoles(host)
+    lines += _modules(host) + _nvidia(host) + _beside_apus(host)
+    lines += _consoles(host) + _other_nodes(host)
     return "\n".join(lines) + "\n"
 
 
@@ -98,7 +103,7 @@ def _device(host: Host, bus: str, name: str, seen: set[str]) -> list[str]:
     link = f"sys/bus/{bus}/devices/{name}"
     if bus == "platform" and not _FIRMWARE_DEVICE.fullmatch(name):
         return []
-    if bus == "pci" and not (host.read(f"{link}/class") or "").startswith(("0x03", "0x0403")):
+    if bus == "pci" and not _is_whole(host, name):
         return []
     real = host.real(link)
     if real is None:
@@ -109,16 +114,26 @@ def _device(host: Host, bus: str, name: str, seen: set[str]) -> list[str]:
     if host.exists(f"{real}/config"):
         # Only the standard header: capabilities may hold a serial number.
         lines += [f"x {real}/config = {host.peek(f'{real}/config', 0, 64).hex()}"]
-    for name_of_link in ("driver", "subsystem", "iommu_group"):
+    functions = [one for one in host.list(real) if one.startswith("virtfn")]
+    for name_of_link in ("driver", "subsystem", "iommu_group", "physfn", *functions):
         lines += _link(host, f"{real}/{name_of_link}")
     # A firmware device without driver still needs the door through which it comes back.
     unbound = name.partition(".")[0] if bus == "platform" else ""
     driver = host.link_name(f"{real}/driver") or unbound
     lines += _driver(host, bus, driver, seen) if driver else []
-    for kind in ("graphics", "drm", "vfio-dev"):
-        for child in host.list(f"{real}/{kind}"):
-            lines += _child(host, f"{real}/{kind}/{child}")
+    # Up to Linux 5.10 or so the framebuffer of virtio-gpu hangs below virtioN, which hangs here.
+    below = [f"{real}/{name}" for name in host.list(real) if _VIRTIO.fullmatch(name)]
+    for place in (real, *below):
+        for kind in ("graphics", "drm", "vfio-dev"):
+            for child in host.list(f"{place}/{kind}"):
+                lines += _child(host, f"{place}/{kind}/{child}")
     return lines
+
+
+def _is_whole(host: Host, name: str) -> bool:
+    """Whether a PCI device is of a kind of which all is written down: displays and sound."""
+    pci_class = host.read(f"sys/bus/pci/devices/{name}/class") or ""
+    return pci_class.startswith(("0x03", "0x0403"))
 
 
 def _child(host: Host, folder: str) -> list[str]:
@@ -142,6 +157,54 @@ def _driver(host: Host, bus: str, driver: str, seen: set[str]) -> list[str]:
     for door in _DOORS:
         lines += _file(host, f"{folder}/{door}", door=True)
     return lines + _link(host, f"{folder}/module")
+
+
+def _modules(host: Host) -> list[str]:
+    """The modules of drivers that are unloaded rather than unbound, and what hangs on them."""
+    driven = [(one, host.link_name(f"sys/bus/pci/devices/{one}/driver")) for one in displays(host)]
+    wanted = sorted({driver for _, driver in driven if driver and drivers.of(driver).unload})
+    lines = []
+    for module in (one for driver in wanted for one in modules.unload_order(host, driver)):
+        folder = f"sys/module/{module}"
+        lines += [*_file(host, f"{folder}/initstate"), *_file(host, f"{folder}/refcnt")]
+        lines += [f"d {folder}/holders"]
+        for holder in host.list(f"{folder}/holders"):
+            lines += _link(host, f"{folder}/holders/{holder}")
+    return lines
+
+
+def _nvidia(host: Host) -> list[str]:
+    """The nodes of NVIDIA's own driver, and of what it tells of a GPU which of them is its."""
+    lines = []
+    for name in (one for one in host.list("dev") if one.startswith("nvidia")):
+        below = host.list(f"dev/{name}")
+        lines += [f"f dev/{name}/{one}" for one in below] or [f"f dev/{name}"]
+    for address in host.list("proc/driver/nvidia/gpus"):
+        path = f"proc/driver/nvidia/gpus/{address}/information"
+        told = (host.read(path) or "").splitlines()
+        lines += [f"f {path} = {line}" for line in told if line.startswith("Device Minor:")]
+    return lines
+
+
+def _beside_apus(host: Host) -> list[str]:
+    """Whose the other functions are that share a slot with the GPU of an AMD processor."""
+    lines = []
+    for address in displays(host):
+        for name in drivers.slot(host, address) if drivers.is_apu(host, address) else ():
+            if not _is_whole(host, name):
+                real = host.real(f"sys/bus/pci/devices/{name}")
+                lines += _link(host, f"sys/bus/pci/devices/{name}")
+                lines += _file(host, f"{real}/class") + _file(host, f"{real}/vendor")
+    return list(dict.fromkeys(lines))
+
+
+def _other_nodes(host: Host) -> list[str]:
+    """What else of a GPU processes may have open: only whose it is, by its link."""
+    lines = _file(host, "dev/kfd", door=True)
+    for kind in ("i2c-dev", "backlight", "sound"):
+        for name in host.list(f"sys/class/{kind}"):
+            lines += _link(host, f"sys/class/{kind}/{name}")
+    return lines
 
 
 def _consoles(host: Host) -> list[str]:

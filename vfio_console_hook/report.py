@@ -52,6 +52,8 @@ def plan(host: Host, domain: Domain, leaving: Leaving, steps: tuple[Step, ...]) 
         text += _wrapped(f"{number:2}. {step.stage}{whose}: {step.why}", "    ")
         # A shell line is never wrapped: people copy it.
         text += f"    {step.do.shell()}\n" if step.do else ""
+        now = step.do.now(host) if step.do else ""
+        text += _wrapped(f"    {now}", "    ") if now else ""
     return text + "\n" + _wrapped(f"after the VM: {events.prospect(leaving, steps)}", "  ")
 
 
@@ -74,13 +76,31 @@ def status(host: Host) -> str:
             text += f"{error}\n"
             continue
         text += _claim(record) if record else ""
-    text = text or "no VM holds a GPU\n"
+    text = (text or "no VM holds a GPU\n") + _unknown_to_us(host, journal)
     return text + f"consoles: {console.drawing(host)}\n" + _last(host)
+
+
+def _unknown_to_us(host: Host, journal: Journal) -> str:
+    """GPUs on vfio-pci that no claim names: libvirt calls no hook when one is hot-plugged."""
+    claimed = {address for record in journal.records() for address in record.gpus}
+    return "".join(
+        _wrapped(
+            f"{address} is on vfio-pci, but not through this hook: libvirt calls none for a GPU"
+            " that is plugged into a running VM or that was on vfio-pci before; `take` and `give`"
+            " do the same by hand",
+            "  ",
+        )
+        for address in gpu.displays(host)
+        if gpu.is_vfio(host, address)
+        and address not in claimed
+        and not gpu.is_virtual(host, address)
+    )
 
 
 def _claim(record: Record) -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.since))
-    text = f"{record.name} ({record.uuid}) holds {', '.join(record.gpus)} since {since}\n"
+    who = "a person" if record.by_hand else f"{record.name} ({record.uuid})"
+    text = f"{who} holds {', '.join(record.gpus)} since {since}\n"
     for number, step in record.open_steps:
         if step.undo is not None:
             state = "done" if number in record.done else "begun"

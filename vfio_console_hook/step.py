@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .actions import KINDS, Action
+from .actions import Action, of_kind
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
@@ -66,4 +66,4 @@ def _unpack(value: dict[str, Any] | None) -> Action | None:
     if value is None:
         return None
     fields = {key: tuple(one) if isinstance(one, list) else one for key, one in value.items()}
-    return KINDS[str(fields.pop("kind"))](**fields)
+    return of_kind(str(fields.pop("kind")))(**fields)

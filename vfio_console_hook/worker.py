@@ -14,29 +14,52 @@ import signal
 import time
 from collections.abc import Callable
 
-from .errors import BugError, HookError
+from . import processes
+from .errors import BugError, HookError, StuckError
+from .host import Host
 
-# How long a killed child may take to be gone. One in state D never is.
-_KILL_GRACE_S = 2.0
+KILL_GRACE_S = 2.0
+"""How long killed processes may take to be gone."""
 
 
 class CutOffError(HookError):
-    """The work did not come to its end. stuck is the process that cannot be killed, or 0."""
-
-    def __init__(self, text: str, hint: str = "", *, stuck: int = 0) -> None:
-        super().__init__(text, hint)
-        self.stuck = stuck
+    """The work did not come to its end, and nothing of it is left running."""
 
 
-def run(work: Callable[[], None], timeout_s: float) -> None:
-    """Run work in a child process for at most timeout_s.
+class Deadline:
+    """The time for one event of a VM, counted from now, killing included."""
 
-    Raises HookError with what the work raised, text and hint, or CutOffError.
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._end = time.monotonic() + timeout_s
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Run work in what is left of the time; raises what worker.run raises."""
+        run(work, max(self._end - time.monotonic() - self._grace_s, 0.0))
+
+    def run_but_spare(self, work: Callable[[], None]) -> None:
+        """The same, but leave a quarter of the whole for undoing what it did."""
+        spared_s = self._timeout_s / 4
+        run(work, max(self._end - time.monotonic() - spared_s - self._grace_s, 0.0))
+
+    @property
+    def _grace_s(self) -> float:
+        return min(KILL_GRACE_S, self._timeout_s / 10)
+
+
+def run(work: Callable[[], str | None], timeout_s: float) -> str:
+    """Run work in a child process for at most timeout_s; the text that it returns.
+
+    The child leads a session of its own, so that the programs it started can be
+    found and killed with it. Raises HookError with what the work raised, text and
+    hint; CutOffError when it did not end by itself; StuckError when it, or a
+    program it started, cannot be killed.
     """
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
+            os.setsid()
             os.close(reader)
             _child(work, writer)
         finally:
@@ -49,34 +72,46 @@ def run(work: Callable[[], None], timeout_s: float) -> None:
     finally:
         os.close(reader)
     if answer is None:
-        raise _kill(pid, timeout_s)
+        _kill(pid)
+        raise CutOffError(
+            "not done in time, and given up",
+            hint="raise `timeout_s`, or look into `journalctl -k`",
+        )
     os.waitpid(pid, 0)
     if not answer:
         raise CutOffError(
             "the worker process died before it was done", hint="look into `journalctl -k`"
         )
-    result = json.loads(answer)
-    if "trace" in result:
-        raise BugError(result["error"], result["hint"], trace=result["trace"])
-    if "error" in result:
-        raise HookError(result["error"], result["hint"])
+    return _outcome(json.loads(answer))
 
 
-def _child(work: Callable[[], None], writer: int) -> None:
+def _child(work: Callable[[], str | None], writer: int) -> None:
     # libvirt waits for the end of our stdout and stderr, not for our exit
     # (virCommandProcessIO): a child that is stuck must not hold them.
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     try:
-        work()
-        result: dict[str, str] = {}
+        result = {"text": work() or ""}
     except HookError as error:
-        result = {"error": error.text, "hint": error.hint}
+        kind = "stuck" if isinstance(error, StuckError) else ""
+        result = {"error": error.text, "hint": error.hint, "kind": kind}
     except Exception as error:
         bug = BugError.of(error)
         result = {"error": bug.text, "hint": bug.hint, "trace": bug.trace}
-    os.write(writer, json.dumps(result).encode())
+    content = json.dumps(result).encode()
+    while content:
+        content = content[os.write(writer, content) :]
+
+
+def _outcome(result: dict[str, str]) -> str:
+    """What the work returned; raises what it raised."""
+    if "trace" in result:
+        raise BugError(result["error"], result["hint"], trace=result["trace"])
+    if "error" in result:
+        kind = StuckError if result["kind"] == "stuck" else HookError
+        raise kind(result["error"], result["hint"])
+    return result["text"]
 
 
 def _read_all(reader: int, deadline: float) -> bytes | None:
@@ -92,18 +127,31 @@ def _read_all(reader: int, deadline: float) -> bytes | None:
         answer += part
 
 
-def _kill(pid: int, timeout_s: float) -> CutOffError:
+def _kill(pid: int) -> None:
+    """Kill the child and what it started. Raises StuckError when the kernel keeps one of them."""
     os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + _KILL_GRACE_S
-    while time.monotonic() < deadline:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            return CutOffError(
-                f"not done within {timeout_s:g} s",
-                hint="raise `timeout_s`, or look into `journalctl -k`",
-            )
+    stop_session(Host(), pid, lambda: bool(os.waitpid(pid, os.WNOHANG)[0]))
+
+
+def stop_session(host: Host, session: int, reap: Callable[[], bool] = lambda: True) -> None:
+    """Kill every process of a session and see them gone. Raises StuckError for one that stays.
+
+    reap says whether the leader has been waited for, if it is a child of ours.
+    """
+    deadline = time.monotonic() + KILL_GRACE_S
+    reaped = False
+    while True:
+        reaped = reaped or reap()
+        left = processes.in_session(host, session)
+        if reaped and not left:
+            return
+        for process in left:
+            host.kill(process.pid)
+        if time.monotonic() >= deadline:
+            break
         time.sleep(0.02)
-    return CutOffError(
-        f"the kernel did not answer within {timeout_s:g} s, and process {pid} is stuck in it",
-        hint="save your work and reboot; the VM's GPU is in an unknown state",
-        stuck=pid,
+    where = processes.stuck_in(host, left[0]) if left else f"process {session}"
+    raise StuckError(
+        f"the kernel is stuck ({where})",
+        hint="save your work and reboot the host; the GPU is in an unknown state",
     )

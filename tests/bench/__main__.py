@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.bench import holders
 from tests.bench.compare import Row, gate_rows, prepare_row
 
 HEAD = f"{'what':<44}{'measure':>9}{'ours':>11}{'theirs':>11}{'ratio':>8}{'bar':>6}"
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = gate_rows(Path(directory), options.rounds)
         # A Python takes twenty times as long as a shell.
         rows = (*rows, prepare_row(Path(directory), max(options.rounds // 10, 5)))
+        # Each look at that many processes takes a good part of a second.
+        rows = (*rows, holders.row(Path(directory), max(options.rounds // 20, 5)))
 
     print(HEAD)
     for row in rows:

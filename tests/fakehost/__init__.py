@@ -7,7 +7,17 @@ reaction names the kernel function that it imitates.
 
 from .host import Crash, FakeHost
 from .tree import KernelFault, snapshot
-from .userspace import FakeLibvirt, LibvirtError, close_device, hold, let_go, open_device
+from .userspace import (
+    FakeLibvirt,
+    LibvirtError,
+    close_device,
+    conceal,
+    hold,
+    leave,
+    let_go,
+    obey,
+    open_device,
+)
 
 __all__ = [
     "Crash",
@@ -16,8 +26,11 @@ __all__ = [
     "KernelFault",
     "LibvirtError",
     "close_device",
+    "conceal",
     "hold",
+    "leave",
     "let_go",
+    "obey",
     "open_device",
     "snapshot",
 ]

@@ -78,9 +78,16 @@ def add_card(
     # create_compat_control_link
     tree.link(f"{device}/drm/controlD{int(card[4:]) + 64}", f"{device}/drm/{card}")
     for connector in connectors:  # drm_sysfs_connector_add
-        folder = f"{device}/drm/{card}/{card}-{connector}"
-        tree.make_directory(folder)
-        tree.link(f"sys/class/drm/{card}-{connector}", folder)
+        name = f"{card}-{_next_connector(tree, connector.rpartition('-')[0])}"
+        tree.make_directory(f"{device}/drm/{card}/{name}")
+        tree.link(f"sys/class/drm/{name}", f"{device}/drm/{card}/{name}")
+
+
+def _next_connector(tree: Tree, kind: str) -> str:
+    """drm_connector_init(): the lowest number that no connector of that kind has on any card."""
+    # card0-HDMI-A-1 is the first of the kind HDMI-A.
+    taken = {name.partition("-")[2] for name in tree.list("sys/class/drm")}
+    return next(f"{kind}-{n}" for n in range(1, 256) if f"{kind}-{n}" not in taken)
 
 
 def remove_cards(tree: Tree, device: str) -> None:

@@ -7,18 +7,19 @@ import json
 import os
 import re
 import signal
+import time
 
-from vfio_console_hook.errors import HostError
+from vfio_console_hook.errors import HostError, StuckError
 from vfio_console_hook.recorded import RecordedHost
 
-from . import fbcon, fbdev, pci, sysfb
+from . import fbcon, fbdev, modules, openrc, pci, processes, sysfb, systemd
 from .tree import KernelFault, Tree
 
 _CHANGES = "fake/changes"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 class Crash(BaseException):
@@ -33,7 +34,8 @@ class FakeHost(RecordedHost):
 
     crash_before=k raises Crash before the k-th change (counted from 1) that this
     object and its copies in forked processes make; in a forked process it kills
-    that process. refuse=k lets the k-th change fail with refuse_errno.
+    that process. refuse=k lets the k-th change fail with refuse_errno. hang: a
+    write in whose path and text this is found never comes back, nor does a program.
     """
 
     def __init__(
@@ -43,15 +45,22 @@ class FakeHost(RecordedHost):
         crash_before: int = 0,
         refuse: int = 0,
         refuse_errno: int = errno.EIO,
+        hang: str = "",
     ) -> None:
         super().__init__(root)
         self.tree = Tree(root)
         self._crash_before = crash_before
         self._refuse = refuse
         self._refuse_errno = refuse_errno
+        self._hang = hang
         self._pid = os.getpid()
+        self.stuck: set[int] = set()
+        self.handles: dict[int, tuple[int, str]] = {}
+        self.pauses: list[float] = []
+        self._now = 0.0
         sysfb.learn(self.tree)
         pci.learn(self.tree)
+        modules.settle(self.tree)
         self._before = len(self._all_changes())
 
     patient = False
@@ -59,6 +68,67 @@ class FakeHost(RecordedHost):
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         return super().wait(condition, timeout_s if self.patient else 0)
+
+    def clock(self) -> float:
+        return time.monotonic() if self.patient else self._now
+
+    # -- processes
+
+    own: frozenset[int] = frozenset()
+    """The numbers that this program and its supervisor have on the machine."""
+
+    def ourselves(self) -> frozenset[int]:
+        return self.own
+
+    def open_files(self, pid: int) -> dict[str, str]:
+        """Linux fs/proc/fd.c, proc_fd_permission: asks ptrace_may_access."""
+        self._look_into(pid, f"/proc/{pid}/fd")
+        return super().open_files(pid)
+
+    def mappings(self, pid: int) -> bytes:
+        """Linux fs/proc/task_mmu.c, pid_maps_open, likewise."""
+        self._look_into(pid, f"/proc/{pid}/maps")
+        return super().mappings(pid)
+
+    def _look_into(self, pid: int, path: str) -> None:
+        if self.exists(f"fake/concealed/{pid}"):
+            raise HostError.of("list", path, OSError(errno.EACCES, ""))
+
+    def device_number(self, path: str) -> int | None:
+        return processes.device_number(self.tree, path)
+
+    def open_process(self, pid: int) -> int | None:
+        """Linux kernel/pid.c, pidfd_open: ESRCH for a number that nobody has."""
+        if not self.exists(f"proc/{pid}"):
+            return None
+        handle = max(self.handles, default=1000) + 1
+        self.handles[handle] = (pid, self.read(f"proc/{pid}/stat") or "")
+        return handle
+
+    def close_process(self, handle: int) -> None:
+        del self.handles[handle]
+
+    def _lives(self, handle: int) -> bool:
+        pid, started = self.handles[handle]
+        return self.exists(f"proc/{pid}") and (self.read(f"proc/{pid}/stat") or "") == started
+
+    def signal_process(self, handle: int, number: int) -> None:
+        """Linux kernel/signal.c, pidfd_send_signal: ESRCH for one that has ended."""
+        pid, _ = self.handles[handle]
+        self._change("signal", f"proc/{pid}", signal.Signals(number).name, "send a signal to")
+        if self._lives(handle):
+            processes.receive(self.tree, pid, number, self.clock())
+
+    def await_end(self, handles: Sequence[int], timeout_s: float) -> None:
+        """Linux kernel/fork.c, pidfd_poll: readable as soon as the process has ended."""
+        self.pauses.append(timeout_s)
+        if not all(self._lives(handle) for handle in handles):
+            return
+        if self.patient:
+            time.sleep(timeout_s)
+        ends = (processes.due(self.tree, self.handles[handle][0]) for handle in handles)
+        self._now = min([self._now + timeout_s, *(when for when in ends if when is not None)])
+        processes.end_due(self.tree, self.clock())
 
     # -- what was done to it
 
@@ -101,14 +171,29 @@ class FakeHost(RecordedHost):
             raise Crash(f"before change {number}: {kind} {path} {text}")
         with open(self.path(_CHANGES), "a", encoding="utf-8") as file:
             file.write(json.dumps([kind, path, text]) + "\n")
+        if self._hang and self._hang in f"{path} {text}":
+            self._never_return(kind, f"/{path.lstrip('/')} {text}")
         if number == self._refuse:
             raise HostError.of(failing, f"/{path}", OSError(self._refuse_errno, ""))
+
+    @staticmethod
+    def _never_return(kind: str, what: str) -> None:
+        """The kernel is stuck: below a program, whose end Host.run() does not wait for, or us."""
+        if kind == "run":
+            raise StuckError(
+                f"the kernel is stuck in `{what}` (process 4711)",
+                hint="save your work and reboot the host",
+            )
+        while True:
+            time.sleep(60)
 
     # -- the doors of Host
 
     def read_bytes(self, path: str) -> bytes | None:
         if path == "proc/iomem":
             fbdev.settle(self.tree)
+        if path.startswith("sys/module/"):
+            modules.settle(self.tree)
         return super().read_bytes(path)
 
     def write(self, path: str, text: str) -> None:
@@ -122,6 +207,7 @@ class FakeHost(RecordedHost):
             _react(self.tree, real, text)
         except OSError as error:
             raise HostError.of(failing, f"/{path}", error) from error
+        modules.settle(self.tree)
 
     def poke(self, path: str, offset: int, content: bytes) -> None:
         failing = f"write '{content.hex()}' to"
@@ -139,6 +225,7 @@ class FakeHost(RecordedHost):
     def map_console(self, fb: str, console: int, index: int) -> None:
         self._change("ioctl", f"dev/{fb}", f"console {console} to fb{index}", f"map {console} on")
         fbcon.put_con2fb_map(self.tree, fb, console, index)
+        modules.settle(self.tree)
 
     def set_text_mode(self, tty: str, text: bool) -> None:
         """KDSETMODE (vt_ioctl.c): only redrawing depends on it, no console driver does."""
@@ -151,12 +238,30 @@ class FakeHost(RecordedHost):
         self._change("ioctl", "dev/tty0", f"VT_LOCKSWITCH {state}", "lock")
         self.tree.put("ioctl/consoles", state)
 
+    def kill(self, pid: int) -> None:
+        """SIGKILL: the process is gone, unless the kernel holds it (state D)."""
+        if pid not in self.stuck:
+            self.tree.remove(f"proc/{pid}")
+
     def run(self, *command: str, timeout_s: float = 30) -> str:
+        if command[0].endswith("/systemctl") and self.exists(command[0][1:]):
+            if command[1] != "show":
+                self._change("run", command[0], " ".join(command[1:]), "run")
+            return systemd.systemctl(self.tree, command)
         if command[0] != "/sbin/modprobe":
             return super().run(*command, timeout_s=timeout_s)
         if not {"--resolve-alias", "--showconfig"}.intersection(command):
             self._change("run", command[0], " ".join(command[1:]), "run")
-        return pci.modprobe(self.tree, command[1:])
+        output = pci.modprobe(self.tree, command[1:])
+        modules.settle(self.tree)
+        return output
+
+    def exit_status(self, *command: str, timeout_s: float) -> int | None:
+        if command[0] != openrc.RC_SERVICE:
+            raise HostError(f"cannot run {' '.join(command)}: No such file or directory")
+        if command[-1] != "status":
+            self._change("run", command[0], " ".join(command[1:]), "run")
+        return openrc.rc_service(self.tree, command[1:])
 
 
 def _react(tree: Tree, path: str, text: str) -> None:

@@ -17,10 +17,9 @@ import os
 import re
 from dataclasses import dataclass
 
-from vfio_console_hook.errors import HostError
 from vfio_console_hook.memory import Bar, memory_bars
 
-from . import fbdev, resources, sysfb, vt
+from . import fbdev, modules, resources, sysfb, vt
 from .tree import Tree
 
 BUS = "sys/bus/pci"
@@ -233,9 +232,9 @@ def detach_driver(tree: Tree, address: str) -> None:
         tree.remove(f"dev/vfio/{group}")
         tree.remove_if_empty("dev/vfio")
     elif driver is not None:
-        for fb in fbdev.framebuffers(tree, path):
-            fbdev.unregister(tree, path, fb)
-        fbdev.remove_cards(tree, path)
+        if driver == "nvidia":
+            _nv_pci_remove(tree, address)
+        _hide(tree, path)
         for bar in bars(tree, address):
             if any(r.first == bar.range.first for r in resources.named(tree, driver)):
                 resources.release(tree, bar.range.first, bar.range.last, driver)
@@ -244,6 +243,34 @@ def detach_driver(tree: Tree, address: str) -> None:
     if driver is not None and tree.read(f"{path}/power_state") == "D0":
         _set_power_state(tree, address, _unused_power_state(tree))
     tree.remove(f"{path}/driver")
+
+
+_NVIDIA_PROC = "proc/driver/nvidia/gpus"
+
+
+def _nv_pci_probe(tree: Tree, address: str) -> None:
+    """nv_pci_probe() (open-gpu-kernel-modules, nv-pci.c): the lowest free minor, told in /proc."""
+    taken = {tree.read(f"{_NVIDIA_PROC}/{one}/information") for one in tree.list(_NVIDIA_PROC)}
+    minor = next(n for n in range(32) if nvidia_information(n) not in taken)
+    tree.put(f"{_NVIDIA_PROC}/{address}/information", nvidia_information(minor))
+
+
+def nvidia_information(minor: int) -> str:
+    """The last line of what nv_procfs_read_gpu_info() shows."""
+    return f"Device Minor: \t {minor}"
+
+
+def _nv_pci_remove(tree: Tree, address: str) -> None:
+    """nv_pci_remove(): it sleeps, and cannot be killed, until nobody uses the GPU."""
+    text = tree.read(f"{_NVIDIA_PROC}/{address}/information") or ""
+    device = f"{BUS}/devices/{address}"
+    nodes = [f"dev/nvidia{text.split()[-1]}"] if text else []
+    nodes += [f"dev/dri/{card}" for card in tree.list(f"{device}/drm")]
+    nodes += [f"dev/{fb}" for fb in tree.list(f"{device}/graphics")]
+    if any(fbdev.holding(tree, node) for node in nodes):
+        tree.log(f"NVRM: Attempting to remove device {address} with non-zero usage count!")
+        raise tree.fault(f"nv_pci_remove of {address} never returns: one of its nodes is open")
+    tree.remove(f"{_NVIDIA_PROC}/{address}")
 
 
 def _unused_power_state(tree: Tree) -> str:
@@ -398,9 +425,24 @@ def _native_probe(tree: Tree, address: str, found: Native) -> None:
         if not resources.request(tree, bar.range.first, bar.range.last, found.driver):
             where = _show(tree, address, bar)
             tree.log(f"{found.driver} {address}: BAR {bar.number}: can't reserve {where}")
+    if found.driver == "nvidia":
+        _nv_pci_probe(tree, address)
+    if modules.can_show(tree, found.driver):
+        _show_picture(tree, path, found)
+
+
+def _show_picture(tree: Tree, path: str, found: Native) -> None:
+    """drm_dev_register() and the framebuffer of its first client (drm_fbdev_client_hotplug)."""
     if found.fb:
         fbdev.add_card(tree, path, render=found.render, connectors=found.connectors)
         fbdev.register(tree, path, found.fb, (0, 4096000))
+
+
+def _hide(tree: Tree, path: str) -> None:
+    """drm_dev_unplug(), or drm_dev_unregister()."""
+    for fb in fbdev.framebuffers(tree, path):
+        fbdev.unregister(tree, path, fb)
+    fbdev.remove_cards(tree, path)
 
 
 def _take_from_firmware(tree: Tree, address: str) -> None:
@@ -415,6 +457,51 @@ def _take_from_firmware(tree: Tree, address: str) -> None:
 
 def load_module(tree: Tree, module: str) -> None:
     """What modprobe does: its driver is registered and takes all driverless devices."""
+    told = modules.known(tree).get(module)
+    if told is not None:
+        if modules.loaded(tree, module):
+            return
+        for needed in told.needs:
+            load_module(tree, needed)
+        modules.add(tree, module)
+    _register_drivers(tree, module)
+    if told is None:
+        return
+    for address in _devices_of(tree, told.shows):
+        found = native(tree, address)
+        if found is not None:
+            _show_picture(tree, device_path(tree, address), found)
+    if not told.alone and not any(_devices_of(tree, one) for one in _drivers_of(tree, module)):
+        # nvidia_init_module() (nv.c): "No NVIDIA devices probed."
+        unload_module(tree, module)
+        raise Refused(errno.ENODEV, module)
+
+
+def unload_module(tree: Tree, module: str) -> None:
+    """delete_module(): the exit function takes its drivers off all devices."""
+    for address in _devices_of(tree, modules.known(tree)[module].shows):
+        _hide(tree, device_path(tree, address))
+    for driver in _drivers_of(tree, module):
+        for address in _devices_of(tree, driver):
+            detach_driver(tree, address)  # pci_unregister_driver
+        tree.remove(f"{BUS}/drivers/{driver}")
+    if module == "nvidia":
+        tree.remove("proc/driver/nvidia")  # nv_procfs_exit
+    modules.drop(tree, module)
+
+
+def _devices_of(tree: Tree, driver: str) -> list[str]:
+    every = tree.list(f"{BUS}/devices")
+    return [address for address in every if driver and bound_driver(tree, address) == driver]
+
+
+def _drivers_of(tree: Tree, module: str) -> list[str]:
+    every = tree.list(f"{BUS}/drivers")
+    return [one for one in every if tree.link_name(f"{BUS}/drivers/{one}/module") == module]
+
+
+def _register_drivers(tree: Tree, module: str) -> None:
+    """The module's init function calls pci_register_driver()."""
     waiting = [(one, native(tree, one)) for one in tree.list("fake/native")]
     drivers = {found.driver for _, found in waiting if found and found.module == module}
     if module in ("vfio-pci", "vfio_pci"):
@@ -427,7 +514,8 @@ def load_module(tree: Tree, module: str) -> None:
                 tree.put(f"{BUS}/drivers/{driver}/{door}", "")
     for address, found in waiting:
         matches = found is not None and found.driver in drivers
-        if matches and tree.exists(f"{BUS}/devices/{address}") and not _override(tree, address):
+        allowed = _override(tree, address) in (None, found.driver if found else None)
+        if matches and tree.exists(f"{BUS}/devices/{address}") and allowed:
             write_probe(tree, address)
 
 
@@ -441,25 +529,49 @@ def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:
     if arguments == ("--showconfig",):
         return "\n".join(f"blacklist {module}" for module in blacklist)
     wanted = arguments[-1]
-    modules = {
+    if arguments[0] == "-r":
+        _rmmod(tree, wanted)
+        return ""
+    matching = {
         found.module
         for address in tree.list("fake/native")
         if (found := native(tree, address))
         and wanted in (found.module, tree.read(f"{BUS}/devices/{address}/modalias"))
     }
     if wanted in (VFIO, "vfio_pci"):
-        modules = {"vfio_pci"}
-    if not modules:
-        raise HostError(
-            f"/sbin/modprobe {' '.join(arguments)} failed: modprobe: FATAL: Module {wanted} not"
-            f" found in directory /lib/modules/{tree.read('proc/sys/kernel/osrelease')}"
-        )
+        matching = {"vfio_pci"}
+    if wanted in modules.known(tree):
+        matching = {wanted}
+    if not matching:
+        release = tree.read("proc/sys/kernel/osrelease")
+        why = f"FATAL: Module {wanted} not found in directory /lib/modules/{release}"
+        raise modules.failed(arguments, why)
     if "--resolve-alias" in arguments:
-        return "\n".join(sorted(modules))
-    for module in modules:
+        return "\n".join(sorted(matching))
+    for module in matching:
         if "-b" not in arguments or module not in blacklist:
-            load_module(tree, module)
+            _insmod(tree, arguments, module)
     return ""
+
+
+def _insmod(tree: Tree, arguments: tuple[str, ...], module: str) -> None:
+    try:
+        load_module(tree, module)
+    except Refused as error:
+        why = f"ERROR: could not insert '{module}': {os.strerror(error.errno or 0)}"
+        raise modules.failed(arguments, why) from error
+
+
+def _rmmod(tree: Tree, module: str) -> None:
+    """rmmod_do_module() of kmod's modprobe: then also what nothing needs any more."""
+    if not modules.loaded(tree, module):
+        return
+    if modules.references(tree, module):
+        raise modules.failed(("-r", module), f"FATAL: Module {module} is in use.")
+    unload_module(tree, module)
+    for needed in modules.known(tree)[module].needs:
+        if modules.loaded(tree, needed) and not modules.references(tree, needed):
+            _rmmod(tree, needed)
 
 
 # -- remove and rescan

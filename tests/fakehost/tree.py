@@ -6,6 +6,7 @@ What sysfs does not show lies below fake/:
     fake/sysfb/DEVICE        what the firmware told about a framebuffer (sysfb.py)
     fake/native/ADDRESS      the native driver of a PCI device (pci.py)
     fake/blacklist           modules that are not loaded by modalias, one a line
+    fake/modules             modules that can be unloaded, and what they need (modules.py)
     fake/fbcon               variables of fbcon.c (fbcon.py)
     fake/held                memory of framebuffers that are gone but still open
     fake/removed/ADDRESS     a PCI device that is off the bus
@@ -46,6 +47,12 @@ class Tree(RecordedHost):
         full = self.path(path)
         os.makedirs(os.path.dirname(full), exist_ok=True)
         os.symlink(self.link_text(path, target), full)
+
+    def text_link(self, path: str, text: str) -> None:
+        """A link with any text, as /proc has them: it need not lead anywhere."""
+        full = self.path(path)
+        os.makedirs(os.path.dirname(full), exist_ok=True)
+        os.symlink(text, full)
 
     @staticmethod
     def link_text(path: str, target: str) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from vfio_console_hook.host import Host
 
-from . import fbdev, pci
+from . import pci, processes
 from .host import FakeHost
 
 
@@ -26,20 +24,53 @@ def close_device(host: FakeHost, address: str, *, pid: int = 4242) -> None:
     let_go(host, pid)
 
 
-def hold(host: FakeHost, node: str, *, pid: int, command: str, unit: str = "") -> None:
-    """Let a process have a node open, such as "dev/fb0"."""
-    tree = host.tree
-    tree.put(f"proc/{pid}/comm", command)
-    tree.put(f"proc/{pid}/cgroup", f"0::/system.slice/{unit}" if unit else "0::/")
-    number = len(tree.list(f"proc/{pid}/fd"))
-    tree.make_directory(f"proc/{pid}/fd")
-    os.symlink(f"/{node}", tree.path(f"proc/{pid}/fd/{number}"))
+def hold(
+    host: FakeHost,
+    node: str,
+    *,
+    pid: int,
+    command: str,
+    unit: str = "",
+    cgroup: str = "",
+    shown: str = "",
+    mapped: bool = False,
+) -> None:
+    """Let a process have a node open, such as "dev/fb0", or only mapped.
+
+    unit is one of the system, cgroup a whole path instead. shown is what the kernel
+    calls the file, where a mount or a second node for the device has another name.
+    """
+    path = cgroup or (f"/system.slice/{unit}" if unit else "/")
+    processes.make(host.tree, pid, command, f"0::{path}")
+    have = processes.map_file if mapped else processes.open_file
+    have(host.tree, pid, node, shown or f"/{node}")
+
+
+def conceal(
+    host: FakeHost, *, pid: int, command: str = "x", unit: str = "", parent: int = 1
+) -> None:
+    """Let there be a process that may not be looked into (kernel/ptrace.c, ptrace_may_access)."""
+    path = f"/system.slice/{unit}" if unit else "/"
+    processes.make(host.tree, pid, command, f"0::{path}", parent=parent)
+    host.tree.put(f"fake/concealed/{pid}", "")
+
+
+def obey(host: FakeHost, pid: int, by: int, *, after_s: float = 0) -> None:
+    """Say which signal ends a process beside SIGKILL, and how long that takes it.
+
+    processes.NEVER: none does, not even SIGKILL.
+    """
+    host.tree.put(f"fake/obeys/{pid}", f"{int(by)} {after_s}")
+
+
+def leave(host: FakeHost, pid: int, after_s: float) -> None:
+    """Let a process end by itself, so many seconds from now."""
+    host.tree.put(f"fake/due/{pid}", str(host.clock() + after_s))
 
 
 def let_go(host: FakeHost, pid: int) -> None:
     """The process ends; what only it kept alive is freed."""
-    host.tree.remove(f"proc/{pid}")
-    fbdev.settle(host.tree)
+    processes.end(host.tree, pid)
 
 
 class LibvirtError(Exception):

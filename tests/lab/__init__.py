@@ -26,7 +26,9 @@ not be built, 3 nothing failed but a machine was lost. A lost machine (QEMU died
 or went silent without a kernel fault) says nothing about the program.
 
 Where to look: scenarios.py (what is run; a new scenario is a few lines there),
-trial.py (what one run does and what it demands), machine.py (QEMU), guest/
-(what runs inside), kernels.py, images.py, debian.py and cache.py (what is
-built), pictures.py (how two screens are compared).
+trial.py (what one run does and what it demands), trials.py (the kinds of runs,
+each in a module of its own), machine.py (QEMU), guest/ (what runs inside),
+monitors.py and pictures.py (what a screen shows, how two are compared), vm.py
+(the VM that gets the GPU), trace.py (what strace saw the hook do), kernels.py,
+images.py, debian.py and cache.py (what is built).
 """

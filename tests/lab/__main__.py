@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __doc__ as manual
-from . import images, kernels, machine, scenarios, trial, trials
+from . import attempts, images, kernels, machine, scenarios, trials
 from .cache import BuildError, Cache, default_root
 from .debian import require_tools
 from .kernels import Built
 from .machine import Gpu, Hardware, Machine
+from .result import Outcome, Result
 from .scenarios import Scenario
-from .trial import Outcome, Result
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -53,7 +53,7 @@ class Lab:
         def boot() -> Machine:
             return Machine(self.hardware(scenario), built, self.program, directory)
 
-        return trial.run(scenario, trials.KINDS[scenario.kind], boot, directory)
+        return attempts.run(scenario, trials.KINDS[scenario.kind], boot, directory)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -186,12 +186,12 @@ def status(results: Sequence[Result]) -> int:
 
 def print_table(results: Sequence[Result], out: Path) -> None:
     """One line a scenario, and below it what was wrong."""
-    lines = [f"{'scenario':22} {'kernel':9} {'GPUs':10} {'outcome':8} {'s':>4}"]
+    lines = [f"{'scenario':28} {'kernel':9} {'GPUs':10} {'outcome':8} {'s':>4}"]
     for result in results:
         scenario = result.scenario
         gpus = "+".join("0300" if gpu.device == "VGA" else "0380" for gpu in scenario.gpus)
         words = (result.outcome.value, f"{result.seconds:4.0f}")
-        lines.append(f"{scenario.name:22} {scenario.kernel:9} {gpus:10} {words[0]:8} {words[1]}")
+        lines.append(f"{scenario.name:28} {scenario.kernel:9} {gpus:10} {words[0]:8} {words[1]}")
         lines += [f"    {text}" for text in result.failures]
         lines += [f"    note: {text}" for text in result.notes]
     text = "\n".join(lines) + "\n"
@@ -210,7 +210,7 @@ def print_list() -> None:
     for scenario in scenarios.SCENARIOS:
         smoke = "smoke" if scenario.smoke else ""
         console = "vgacon" if scenario.console == scenarios.VGACON else scenario.console
-        print(f"{scenario.name:22} {scenario.kernel:9} {console:10} {smoke}".rstrip())
+        print(f"{scenario.name:28} {scenario.kernel:9} {console:10} {smoke}".rstrip())
     print("kernels:", ", ".join(kernel.name for kernel in kernels.KERNELS))
 
 

@@ -39,7 +39,19 @@ PACKAGES = (
     "procps",  # libvirtd.service needs /bin/kill to reload, up to Debian 12
     "psmisc",
     "less",
+    "strace",  # what the hook does to the kernel, seen from outside
 )
+# What only some scenarios need. Nothing of it runs unless the kernel line asks for it
+# (guest/init), so the others on the same root do not notice.
+EXTRAS = {
+    "bookworm": (
+        "apparmor",  # the profiles that confine libvirtd come with libvirt
+        # A desktop: a display server, which has its own driver for any DRM device, and
+        # a display manager whose login box stands still.
+        "xserver-xorg-core",
+        "xdm",
+    ),
+}
 # OVMF differs between releases in how it lights a GPU; this one is known to.
 FIRMWARE_SUITE = "bookworm"
 
@@ -47,14 +59,15 @@ FIRMWARE_SUITE = "bookworm"
 def root(cache: Cache, suite_name: str) -> Path:
     """A squashfs with a Debian release that has libvirtd, QEMU and Python."""
     suite = Suite(cache, suite_name)
-    recipe = {"suite": suite_name, "packages": suite.versions(PACKAGES)}
+    packages = (*PACKAGES, *EXTRAS.get(suite_name, ()))
+    recipe = {"suite": suite_name, "packages": suite.versions(packages)}
 
     def make(directory: Path, log: Path) -> None:
         tree = directory / "root.tar"
         argv: list[str | Path] = [
             "mmdebstrap",
             "--variant=minbase",
-            f"--include={','.join(PACKAGES)}",
+            f"--include={','.join(packages)}",
         ]
         command([*argv, suite_name, tree, *suite.sources], log=log)
         squash: list[str | Path] = [

@@ -31,6 +31,8 @@ KERNEL_LINE = (
     " no_timer_check"
     # Hang detectors count wall clock, of which an emulated CPU gets little.
     " nowatchdog"
+    # Only where it is looked at; a later apparmor=1 goes before this.
+    " apparmor=0"
 )
 # libvirtd probing nested KVM can hang an emulated CPU for minutes.
 NEVER_LOADED = ("kvm", "kvm_amd", "kvm_intel")

@@ -6,10 +6,15 @@ beyond these lines. The order is the order of priority under a time budget.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TypeVar
 
+from .holder import Holder
 from .machine import Gpu
+
+T = TypeVar("T")
 
 VGA = Gpu("VGA")  # class 0300
 BOCHS = Gpu("bochs-display")  # class 0380
@@ -36,14 +41,15 @@ class Scenario:
     console is what must draw on the GPU before the first run: the start of the
     framebuffer's name in /proc/fb, or "text" for vgacon. config is the YAML of
     the VM. refused is a regular expression that virsh's error must match: the
-    VM must not start, and the console must not notice. With holder a process
-    keeps /dev/fb0 open during that, ends, and the VM must start then. told are
-    places ("plan", "log", "error") and regular expressions that must be found
-    there in the first cycle. stays: so many of the last GPUs stay on the host;
-    while the VM runs, the last one's monitor must show a living console, and
-    without the hook a dead one. monitor is the number of the GPU whose monitor
-    shows the console before and after. kind is a name in trials.py, for scenarios
-    that do something else than starting and destroying one VM.
+    VM must not start, and the console must not notice. The processes of holder
+    run during that, end, and the VM must start then. told are places ("plan",
+    "log", "error") and regular expressions that must be found there in the first
+    cycle. stays are the numbers of the GPUs that stay on the host; while the VM
+    runs, the last one's monitor must show a living console, or a dead one if
+    alive_meanwhile is False. rom_shadowed is whether the kernel must have marked
+    the ROM of the GPU that leaves as shadowed. monitor is the number of the GPU
+    whose monitor shows the console before and after. kind is a name in trials.py,
+    for scenarios that do something else than starting and destroying one VM.
     """
 
     name: str
@@ -55,12 +61,14 @@ class Scenario:
     native_driver: bool = False
     config: str = ""
     hook: bool = True
-    holder: bool = False
+    holder: Holder | None = None
     refused: str = ""
     mapped: bool = True
     after: After = After.BACK
     told: tuple[tuple[str, str], ...] = ()
-    stays: int = 0
+    stays: tuple[int, ...] = ()
+    alive_meanwhile: bool = True
+    rom_shadowed: bool | None = None
     monitor: int = 0
     cycles: int = 2
     smoke: bool = False
@@ -71,16 +79,135 @@ class Scenario:
         return 100.0 + 35.0 * self.cycles + (30.0 if self.refused else 0.0)
 
 
+def leaving(scenario: Scenario, gpus: Sequence[T]) -> tuple[T, ...]:
+    """Those that the VM gets, of all GPUs in the order of the scenario."""
+    return tuple(gpu for number, gpu in enumerate(gpus) if number not in scenario.stays)
+
+
 GONE_SENTENCE = r"will not come back before a reboot"
 TOLD_GONE = (("plan", GONE_SENTENCE), ("log", GONE_SENTENCE))
-# The own kernels have the native driver as a module that is not to load by itself.
-OWN = "lab.noautoload"
+# The native driver is a module that can be loaded and does not load by itself.
+NOAUTOLOAD = "lab.noautoload"
+FB_HOLDER = Holder("fb-holder", "/dev/fb0")
+CARD_HOLDER = Holder("card-holder", "/dev/dri/card0")
+NAMED_FB_HOLDER = r"fb-holder \(\d+\)"
+# What the host's GPU loses when another one goes, and what helps.
+OTHERS_CONSOLE = r"(?s)the host's console on \S+ would be gone until a reboot.*bochs.*keep_console"
 
 SCENARIOS = (
     Scenario("efifb-5.10", "5.10", EFIFB, smoke=True),
     Scenario("efifb-6.12", "6.12", EFIFB, smoke=True),
-    Scenario("control-5.10", "5.10", EFIFB, hook=False, mapped=False, after=After.EITHER),
     Scenario("efifb-6.1", "6.1", EFIFB, after=After.GONE, told=TOLD_GONE, smoke=True),
+    Scenario(
+        "dual-boot-leaves",
+        "6.1",
+        BOCHS_DRM,
+        gpus=(VGA, BOCHS),
+        native_driver=True,
+        stays=(1,),
+        kind="moved",
+    ),
+    Scenario(
+        "holder-card",
+        "6.1",
+        BOCHS_DRM,
+        native_driver=True,
+        holder=CARD_HOLDER,
+        refused=r"card-holder \(\d+\)",
+        config="holders:\n  wait_s: 1\n  terminate: [card-holder]\n",
+        kind="terminated",
+    ),
+    Scenario(
+        "second-vga-leaves",
+        "6.1",
+        EFIFB,
+        gpus=(VGA, ROOT_BUS_VGA),
+        stays=(0,),
+        rom_shadowed=True,
+        refused=OTHERS_CONSOLE,
+    ),
+    Scenario(
+        "dual-second-leaves-6.12",
+        "6.12",
+        BOCHS_DRM,
+        gpus=(VGA, BOCHS),
+        native_driver=True,
+        stays=(0,),
+        kind="untouched",
+    ),
+    Scenario(
+        "dual-boot-leaves-efifb-6.12",
+        "6.12",
+        EFIFB,
+        gpus=(VGA, VIRTIO_GPU),
+        stays=(1,),
+    ),
+    Scenario(
+        "old-distro",
+        "5.10",
+        EFIFB,
+        holder=replace(FB_HOLDER, count=30),
+        refused=NAMED_FB_HOLDER,
+    ),
+    Scenario(
+        "dual-bios",
+        "6.1",
+        VIRTIO,
+        gpus=(VGA, VIRTIO_GPU),
+        firmware="seabios",
+        stays=(1,),
+        monitor=1,
+        kind="rebound",
+    ),
+    Scenario("qemu.d", "6.12", EFIFB, kind="dropin"),
+    Scenario(
+        "second-vga-never",
+        "6.1",
+        EFIFB,
+        gpus=(VGA, ROOT_BUS_VGA),
+        stays=(0,),
+        rom_shadowed=True,
+        config="keep_console: never\n",
+        alive_meanwhile=False,
+        after=After.GONE,
+        told=TOLD_GONE,
+    ),
+    Scenario(
+        "dual-boot-leaves-efifb-5.10",
+        "5.10",
+        EFIFB,
+        gpus=(VGA, VIRTIO_GPU),
+        stays=(1,),
+    ),
+    Scenario(
+        "second-vga-harmless",
+        "6.1",
+        EFIFB,
+        gpus=(VGA, VGA),
+        stays=(0,),
+        rom_shadowed=False,
+        kind="untouched",
+    ),
+    Scenario(
+        "second-vga-load",
+        "6.1",
+        EFIFB,
+        gpus=(VGA, ROOT_BUS_VGA),
+        kernel_line=NOAUTOLOAD,
+        stays=(0,),
+        rom_shadowed=True,
+        config="host_driver: load\n",
+    ),
+    Scenario(
+        "dual-second-leaves-6.1",
+        "6.1",
+        BOCHS_DRM,
+        gpus=(VGA, BOCHS),
+        native_driver=True,
+        stays=(0,),
+        kind="untouched",
+    ),
+    Scenario("control-5.10", "5.10", EFIFB, hook=False, mapped=False, after=After.EITHER),
     Scenario("efifb-0380", "6.12", EFIFB, gpus=(BOCHS,)),
     Scenario(
         "control-6.12-0380",
@@ -92,18 +219,11 @@ SCENARIOS = (
         after=After.EITHER,
     ),
     Scenario(
-        "held-fb0-5.10",
-        "5.10",
-        EFIFB,
-        holder=True,
-        refused=r"fb-holder \(\d+\)",
-    ),
-    Scenario(
         "simpledrm-0380-refuse",
         "own-6.12",
         SIMPLEDRM,
         gpus=(BOCHS,),
-        kernel_line=OWN,
+        kernel_line=NOAUTOLOAD,
         refused=r"bootfb",
     ),
     Scenario(
@@ -111,7 +231,7 @@ SCENARIOS = (
         "own-6.12",
         SIMPLEDRM,
         gpus=(BOCHS,),
-        kernel_line=OWN,
+        kernel_line=NOAUTOLOAD,
         config="bootfb: native\n",
     ),
     Scenario(
@@ -119,32 +239,35 @@ SCENARIOS = (
         "own-6.12",
         SIMPLEDRM,
         gpus=(BOCHS,),
-        kernel_line=OWN,
+        kernel_line=NOAUTOLOAD,
         config="bootfb: rescan\n",
         after=After.GONE,
         told=TOLD_GONE,
     ),
-    Scenario("efidrm", "own-7", EFIDRM, gpus=(BOCHS,), kernel_line=OWN),
-    Scenario("efidrm-0300", "own-7", EFIDRM, kernel_line=OWN),
+    Scenario("efidrm", "own-7", EFIDRM, gpus=(BOCHS,), kernel_line=NOAUTOLOAD),
+    Scenario("efidrm-0300", "own-7", EFIDRM, kernel_line=NOAUTOLOAD),
     Scenario("native", "6.1", BOCHS_DRM, native_driver=True),
-    Scenario("two-native", "6.1", BOCHS_DRM, gpus=(VGA, BOCHS), native_driver=True, stays=1),
     Scenario(
-        "text-and-native",
-        "6.1",
-        VIRTIO,
-        gpus=(VGA, VIRTIO_GPU),
-        firmware="seabios",
-        stays=1,
-        monitor=1,
-    ),
-    Scenario(
-        "control-two-native",
+        "control-dual-boot-leaves",
         "6.1",
         BOCHS_DRM,
         gpus=(VGA, BOCHS),
         native_driver=True,
         hook=False,
-        stays=1,
+        stays=(1,),
+        alive_meanwhile=False,
+        cycles=1,
+    ),
+    Scenario(
+        "control-second-vga",
+        "6.1",
+        EFIFB,
+        gpus=(VGA, ROOT_BUS_VGA),
+        hook=False,
+        stays=(0,),
+        rom_shadowed=True,
+        alive_meanwhile=False,
+        after=After.GONE,
         cycles=1,
     ),
     Scenario("two-in-one", "6.12", EFIFB, gpus=(VGA, BOCHS)),
@@ -152,8 +275,8 @@ SCENARIOS = (
         "held-fb0-6.1",
         "6.1",
         EFIFB,
-        holder=True,
-        refused=r"fb-holder \(\d+\)",
+        holder=FB_HOLDER,
+        refused=NAMED_FB_HOLDER,
         after=After.GONE,
     ),
     Scenario(
@@ -169,8 +292,52 @@ SCENARIOS = (
         "simpledrm-0300",
         "own-6.12",
         SIMPLEDRM,
-        kernel_line=OWN,
+        kernel_line=NOAUTOLOAD,
         after=After.EITHER,
+    ),
+    Scenario(
+        "desktop",
+        "6.1",
+        BOCHS_DRM,
+        native_driver=True,
+        kernel_line="lab.desktop",
+        config="services:\n  - display-manager\n",
+        kind="desktop",
+    ),
+    Scenario(
+        "control-desktop",
+        "6.1",
+        BOCHS_DRM,
+        native_driver=True,
+        kernel_line="lab.desktop",
+        hook=False,
+        kind="desktop",
+        cycles=1,
+    ),
+    Scenario(
+        "apparmor",
+        "6.1",
+        EFIFB,
+        gpus=(BOCHS,),
+        kernel_line="apparmor=1",
+        holder=FB_HOLDER,
+        refused=NAMED_FB_HOLDER,
+        config="services:\n  - lab-service\nholders:\n  wait_s: 10\n",
+        kind="apparmor",
+    ),
+    Scenario("two-vms", "6.12", BOCHS_DRM, native_driver=True, kind="two-vms"),
+    *(
+        Scenario(
+            f"killed-{kernel}",
+            kernel,
+            BOCHS_DRM,
+            native_driver=True,
+            holder=FB_HOLDER,
+            config="services:\n  - lab-service\nholders:\n  wait_s: 60\ntimeout_s: 120\n",
+            kind="killed",
+            cycles=12,
+        )
+        for kernel in ("6.1", "6.12")
     ),
 )
 

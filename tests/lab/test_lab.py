@@ -8,9 +8,10 @@ import pytest
 
 from . import __main__ as command_line
 from .cache import Cache
+from .dropin import disorder
 from .pictures import Picture, read_ppm
 from .scenarios import SCENARIOS
-from .trial import GuestGpu, domain_xml, mapped_bars
+from .vm import GuestGpu, domain_xml, mapped_bars, read_gpu
 
 BLACK, WHITE, GREY = b"\0\0\0", b"\xff\xff\xff", b"\x20\x20\x20"
 
@@ -79,6 +80,62 @@ def test_the_domain_owns_each_gpu() -> None:
 
     assert xml.count("<hostdev ") == 2
     assert "<address domain='0x0000' bus='0x0a' slot='0x1f' function='0x7'/>" in xml
+
+
+# `resource` of a VGA on the root bus, seen on 6.1.
+RESOURCE = """\
+0x00000000c0000000 0x00000000c0ffffff 0x0000000000042208
+0x0000000000000000 0x0000000000000000 0x0000000000000000
+0x00000000c1001000 0x00000000c1001fff 0x0000000000040200
+0x0000000000000000 0x0000000000000000 0x0000000000000000
+0x0000000000000000 0x0000000000000000 0x0000000000000000
+0x0000000000000000 0x0000000000000000 0x0000000000000000
+0x00000000000c0000 0x00000000000dffff 0x0000000000000212
+"""
+
+
+@pytest.mark.parametrize(("flags", "shadowed"), [("212", True), ("200", False)])
+def test_the_seventh_line_of_resource_tells_whether_the_rom_is_shadowed(
+    flags: str, shadowed: bool
+) -> None:
+    gpu = read_gpu("0000:00:06.0", RESOURCE.replace("212", flags))
+
+    assert gpu == GuestGpu("0000:00:06.0", 0xC0000000, 0x1000000, shadowed)
+
+
+def hook_log(**other: str) -> list[str]:
+    """What the foreign hooks write in one start and destroy when ours runs between them."""
+    held = {
+        "prepare:begin": "001", "start:begin": "111", "started:begin": "111",
+        "stopped:end": "111", "release:end": "110",
+    }  # fmt: skip
+    return [
+        f"{name} {event} digest-of-{event} {other.get(event, counts)[number]}"
+        for event, counts in held.items()
+        for number, name in enumerate(("qemu", "10-foreign", "90-foreign"))
+    ]
+
+
+def test_the_hooks_in_their_order_are_no_disorder() -> None:
+    assert disorder(hook_log()) == []
+
+
+@pytest.mark.parametrize(
+    ("log", "wrong"),
+    [
+        (hook_log(**{"prepare:begin": "000"}), "prepare:begin: ours did not run between"),
+        (hook_log(**{"release:end": "100"}), "release:end: ours did not run between"),
+        (hook_log()[1:], "prepare:begin: called were"),
+        ([hook_log()[0].replace("digest", "other"), *hook_log()[1:]], "they did not read the same"),
+        ([*hook_log(), "qemu migrate:begin digest 0"], "migrate:begin: was not expected"),
+    ],
+)
+def test_a_hook_that_is_missing_or_late_or_reads_something_else_is_told(
+    log: list[str], wrong: str
+) -> None:
+    (told,) = disorder(log)
+
+    assert wrong in told
 
 
 def test_a_small_budget_leaves_scenarios_out_and_forgets_none(tmp_path: Path) -> None:

@@ -10,127 +10,28 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
+from . import kernel_log, monitors, scenarios
 from .machine import LostMachine, Machine
+from .monitors import LIT_AT_LEAST, OTHER_TEXT, TEXT
 from .pictures import Picture
+from .result import Result
 from .scenarios import After, Scenario
+from .vm import GuestGpu, domain_xml, mapped_bars, read_gpu
 
-ATTEMPTS = 3
 PROGRAM = "/root/vfio-console-hook"
 DOMAIN_FILE = "/root/gpu.xml"
 CONFIG_FILE = "/etc/vfio-console-hook/vms/gpu.yaml"
+HOOK = "/etc/libvirt/hooks/qemu"
 # For the person who reads the transcript.
 LOOK = "cat /proc/fb; cd /sys/class/vtconsole; grep -H . */name */bind; cat /proc/iomem"
 CLAIMS = "/run/vfio-console-hook/claims"
 
-# The text stays inside this many pixels in every font and mode the lab meets.
-CORNER = (48 * 8, 8 * 16)
-LIT_AT_LEAST = 0.02
-LIVE_AT_LEAST = 0.02
-SAME_AT_MOST = 0.005
 BACK_WITHIN_S = 25
-
-KERNEL_FAULT = re.compile(
-    r"WARNING: |BUG: |kernel BUG|Oops|general protection|Call Trace|refcount_t:"
-    r"|Trying to free nonexistent|blocked for more than|Kernel panic"
-)
-BLOCKED_BAR = "can't reserve"
-NO_MAPPING = "Failed to mmap"
-
-TEXT = (
-    "This is the console of the host.",
-    "You read it before a VM has the GPU,",
-    "and again when the VM is gone.",
-    "0123456789 abcdefghijklmnopqrstuvwxyz",
-    "################ HOST ###############",
-)
-OTHER_TEXT = (
-    "Another text, so that a console that",
-    "lives can be told from a picture that",
-    "is only left over.",
-    "================ %%%% ===============",
-    "ZYXWVUTSRQPONMLKJIHGFEDCBA 9876543210",
-)
-
-HOLDER = b"""#!/usr/bin/python3
-# Keeps the framebuffer open. The name of this file is the name of the process.
-import time
-framebuffer = open("/dev/fb0")
-time.sleep(100000)
-"""
-
-
-class Outcome(Enum):
-    """How a scenario ended."""
-
-    PASS = "pass"
-    FAIL = "FAIL"
-    LOST = "lost"
-
-
-@dataclass
-class Result:
-    """The outcome of a scenario with its reasons."""
-
-    scenario: Scenario
-    outcome: Outcome
-    failures: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class GuestGpu:
-    """A GPU as the kernel in the machine sees it."""
-
-    address: str
-    bar0_first: int
-    bar0_bytes: int
-
-
-def run(
-    scenario: Scenario, kind: type[Trial], boot: Callable[[], Machine], directory: Path
-) -> Result:
-    """Run a scenario; a machine that is lost before it was ready is booted again.
-
-    kind is what is done on the machine; boot gives one that has just started.
-    Files go to directory.
-    """
-    began = time.monotonic()
-    result = Result(scenario, Outcome.LOST)
-    for attempt in range(1, ATTEMPTS + 1):
-        result.failures.clear()
-        try:
-            with boot() as machine:
-                trial = kind(scenario, machine, directory, result)
-                try:
-                    trial.run()
-                finally:
-                    trial.keep_logs()
-            result.outcome = Outcome.FAIL if result.failures else Outcome.PASS
-            break
-        except LostMachine as e:
-            result.notes.append(f"attempt {attempt}: {e}")
-            fault = _fault_in(directory / "serial.log") if e.ready else None
-            if fault:
-                result.outcome = Outcome.FAIL
-                result.failures.append(f"the kernel died: {fault}")
-            if e.ready:
-                break
-            (directory / "serial.log").rename(directory / f"serial-lost-{attempt}.log")
-    result.seconds = time.monotonic() - began
-    return result
-
-
-def _fault_in(serial_log: Path) -> str | None:
-    for line in serial_log.read_text(errors="replace").splitlines():
-        if KERNEL_FAULT.search(line):
-            return line.strip()
-    return None
+REFUSED_WITHIN_S = 60
+# libvirt 7.0 cuts its message at 1022 bytes, of which about 190 are its own words.
+ERROR_BYTES = 800
 
 
 class Trial:
@@ -152,14 +53,12 @@ class Trial:
             return
         scenario = self.scenario
         if scenario.holder:
-            self.machine.put("/root/fb-holder", HOLDER)
-            self.machine.run("chmod +x /root/fb-holder")
-            self.machine.run("setsid /root/fb-holder >/dev/null 2>&1 & echo $! >/run/fb-holder.pid")
+            scenario.holder.begin(self.machine)
         if scenario.refused:
             for number in range(1, scenario.cycles + 1):
                 self.refused_start(number)
         if scenario.holder:
-            self.machine.run("kill $(cat /run/fb-holder.pid); sleep 1")
+            scenario.holder.end(self.machine)
         if scenario.holder or not scenario.refused:
             for number in range(1, scenario.cycles + 1):
                 self.cycle(number)
@@ -167,7 +66,7 @@ class Trial:
     @property
     def leaving(self) -> tuple[GuestGpu, ...]:
         """The GPUs that the VM gets."""
-        return self.gpus[: len(self.gpus) - self.scenario.stays]
+        return scenarios.leaving(self.scenario, self.gpus)
 
     # What every run begins with
 
@@ -183,6 +82,11 @@ class Trial:
         expected = len(self.scenario.gpus)
         if not self.demand(len(self.gpus) == expected, f"the machine has not {expected} GPUs"):
             return False
+        shadowed = [gpu.rom_shadowed for gpu in self.leaving]
+        wanted = self.scenario.rom_shadowed
+        told = f"whether the ROM of what leaves is shadowed: {shadowed}, not {wanted}"
+        if not self.demand(wanted is None or set(shadowed) == {wanted}, told):
+            return False
         if self.scenario.hook and not self.install():
             return False
         self.machine.put(DOMAIN_FILE, domain_xml(self.leaving).encode())
@@ -192,17 +96,16 @@ class Trial:
         return self.find_console()
 
     def find_gpus(self) -> tuple[GuestGpu, ...]:
-        """The display devices in the machine, by address."""
+        """The display devices in the machine, in the order of QEMU's command line."""
+        # By the place of the root port, not by the address behind it.
         listing = self.machine.run(
             "cd /sys/bus/pci/devices && for d in *; do"
-            ' case $(cat $d/class) in 0x03*) echo "$d $(head -n1 $d/resource)";; esac; done'
+            ' case $(cat $d/class) in 0x03*) echo "$(readlink -f $d)";; esac; done | sort'
         )
-        gpus = []
-        for line in listing.stdout.splitlines():
-            address, *words = line.split()
-            first, last, _flags = (int(word, 16) for word in words)
-            gpus.append(GuestGpu(address, first, last - first + 1))
-        return tuple(gpus)
+        return tuple(
+            read_gpu(path.rpartition("/")[2], self.machine.run(f"cat {path}/resource").stdout)
+            for path in listing.stdout.split()
+        )
 
     def install(self) -> bool:
         """Run install.sh and write the VM's configuration."""
@@ -210,9 +113,13 @@ class Trial:
         said = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
         if not self.demand(answer.ok, f"install.sh: {' '.join(said)}"):
             return False
+        self.configure()
+        return True
+
+    def configure(self) -> None:
+        """Write the VM's configuration, if the scenario has one."""
         if self.scenario.config:
             self.machine.put(CONFIG_FILE, self.scenario.config.encode())
-        return True
 
     def find_console(self) -> bool:
         """Check which driver draws the console, and that the first GPU's monitor shows it."""
@@ -226,7 +133,7 @@ class Trial:
         other = self.photograph("", OTHER_TEXT)[self.scenario.monitor]
         self.reference = one
         return self.demand(
-            one.lit() >= LIT_AT_LEAST and one.difference(other) >= LIVE_AT_LEAST,
+            one.lit() >= LIT_AT_LEAST and monitors.alive(one, other),
             "the monitor does not show the console",
         )
 
@@ -241,22 +148,40 @@ class Trial:
         before = self.pictures(f"{name}-before")[self.scenario.monitor]
         state = self.host_state()
         plan = self.plan(name)
+        began = time.monotonic()
         error = self.start()
+        seconds = time.monotonic() - began
         after = self.pictures(f"{name}-after")[self.scenario.monitor]
 
         self.demand(error is not None, f"{name}: the VM started")
+        self.result.notes.append(f"{name}: virsh start took {seconds:.0f} s")
+        self.demand(seconds <= REFUSED_WITHIN_S, f"{name}: the refusal came late")
         text = error or ""
         self.demand(
             bool(re.search(self.scenario.refused, text)),
             f"{name}: the error does not say /{self.scenario.refused}/: {text}",
         )
         self.check_told(name, plan, text)
-        self.demand(before.difference(after) <= SAME_AT_MOST, f"{name}: the picture changed")
+        self.demand(monitors.same(before, after), f"{name}: the picture changed")
         self.demand(self.host_state() == state, f"{name}: the host's state changed")
         live = self.photograph(f"{name}-other", OTHER_TEXT)[self.scenario.monitor]
-        self.demand(before.difference(live) >= LIVE_AT_LEAST, f"{name}: the console is frozen")
+        self.demand(monitors.alive(before, live), f"{name}: the console is frozen")
+        if number == 1:
+            self.check_error_whole(name, text)
         self.check_kernel(name)
         self.check_claims(name)
+
+    def check_error_whole(self, name: str, error: str) -> None:
+        """virsh shows all that the hook says, which is what it says when it is run by hand."""
+        alone = self.machine.run(
+            f"virsh dumpxml gpu | LC_ALL=C PATH=/bin:/usr/bin {HOOK} gpu prepare begin -", 120
+        )
+        self.demand(alone.status == 1, f"{name}: run by hand the hook does not refuse")
+        said = " ".join(alone.stderr.split())
+        shown = " ".join(error.split())
+        self.demand(bool(said) and said in shown, f"{name}: virsh does not show {said!r}")
+        size = len(alone.stderr.encode())
+        self.demand(size < ERROR_BYTES, f"{name}: the error has {size} bytes")
 
     def host_state(self) -> str:
         """Drivers, framebuffers and claims of the GPUs, to be compared with a later look."""
@@ -287,6 +212,7 @@ class Trial:
                 self.check_other_monitor(name)
             if number == 1:
                 self.record("during")
+            self.meanwhile(name, number)
             destroy = self.machine.run("virsh destroy gpu", 180)
             self.demand(destroy.ok, f"{name}: virsh destroy: {destroy.stderr.strip()}")
         self.check_console(name, number)
@@ -297,6 +223,9 @@ class Trial:
                 self.check_told(name, plan, error or "")
                 self.record("after")
 
+    def meanwhile(self, name: str, number: int) -> None:
+        """What else is done while the VM runs; nothing, but in some kinds."""
+
     def start(self) -> str | None:
         """Start the VM; what virsh complained about, or None."""
         answer = self.machine.run("virsh start gpu", 240)
@@ -304,24 +233,30 @@ class Trial:
 
     def check_running(self, name: str) -> None:
         """The VM runs, and QEMU has mapped BAR 0 of each GPU, or none of them."""
-        state = self.machine.run("virsh domstate gpu").stdout.strip()
+        self.check_mapped(name, "gpu")
+
+    def check_mapped(self, name: str, vm: str) -> None:
+        """The same of a VM by its name."""
+        state = self.machine.run(f"virsh domstate {vm}").stdout.strip()
         self.demand(state == "running", f"{name}: the VM is {state!r}, not running")
         maps = self.machine.run(
-            "cat /proc/$(cat /run/libvirt/qemu/gpu.pid)/maps | grep vfio; cat /proc/iomem"
+            f"cat /proc/$(cat /run/libvirt/qemu/{vm}.pid)/maps | grep vfio; cat /proc/iomem"
         ).stdout
         mapped = len(mapped_bars(maps, self.leaving))
         wanted = len(self.leaving) if self.scenario.mapped else 0
         self.demand(mapped == wanted, f"{name}: {mapped} GPUs have BAR 0 mapped, not {wanted}")
 
     def check_other_monitor(self, name: str) -> None:
-        """The GPU that stays shows the console, which is alive; not so without the hook."""
+        """The last GPU that stays shows a living console, or a dead one where one is expected."""
         self.machine.run(LOOK)
-        other = self.photograph(f"{name}-meanwhile-other", OTHER_TEXT)[-1]
-        text = self.photograph(f"{name}-meanwhile", TEXT)[-1]
-        alive = other.difference(text) >= LIVE_AT_LEAST
+        monitor = self.scenario.stays[-1]
+        other = self.photograph(f"{name}-meanwhile-other", OTHER_TEXT)[monitor]
+        text = self.photograph(f"{name}-meanwhile", TEXT)[monitor]
+        alive = monitors.alive(other, text)
         state = "alive" if alive else "dead"
         self.demand(
-            alive is self.scenario.hook, f"{name}: the console on the GPU that stays is {state}"
+            alive is self.scenario.alive_meanwhile,
+            f"{name}: the console on the GPU that stays is {state}",
         )
 
     def check_console(self, name: str, number: int) -> None:
@@ -330,7 +265,7 @@ class Trial:
         while True:
             other = self.photograph(f"{name}-other", OTHER_TEXT)[self.scenario.monitor]
             after = self.photograph(f"{name}-after", TEXT)[self.scenario.monitor]
-            alive = other.difference(after) >= LIVE_AT_LEAST
+            alive = monitors.alive(other, after)
             if alive or self.scenario.after is not After.BACK or time.monotonic() > deadline:
                 break
             time.sleep(2)
@@ -343,29 +278,24 @@ class Trial:
             self.demand(alive, f"{name}: the console is dead")
             assert self.reference is not None
             same = after.lit() >= LIT_AT_LEAST
-            same = same and self.reference.difference(after) <= SAME_AT_MOST
+            same = same and monitors.same(self.reference, after)
             self.demand(not alive or same, f"{name}: the console does not look as before")
 
     # What is looked at in both
 
     def check_kernel(self, name: str) -> None:
         """No fault in the kernel log, and a blocked BAR only where one is expected."""
-        log = self.machine.run("dmesg").stdout
-        log = log[max(log.rfind("lab: begin"), 0) :]
-        for line in log.splitlines():
-            if KERNEL_FAULT.search(line):
-                self.demand(False, f"{name}: kernel: {line}")
-                break
+        log = kernel_log.since_mark(self.machine.run("dmesg").stdout)
+        fault = kernel_log.fault(log)
+        self.demand(fault is None, f"{name}: kernel: {fault}")
         qemu = self.machine.run("cat /var/log/libvirt/qemu/gpu.log").stdout
-        blocked = BLOCKED_BAR in log
-        unmapped = NO_MAPPING in qemu
+        blocked = kernel_log.BLOCKED_BAR in log
+        unmapped = kernel_log.NO_MAPPING in qemu
         if self.scenario.hook:
-            self.demand(not blocked, f"{name}: the kernel says {BLOCKED_BAR!r}")
-            self.demand(not unmapped, f"{name}: QEMU says {NO_MAPPING!r}")
+            self.demand(not blocked, f"{name}: the kernel says {kernel_log.BLOCKED_BAR!r}")
+            self.demand(not unmapped, f"{name}: QEMU says {kernel_log.NO_MAPPING!r}")
         elif not self.scenario.mapped:
-            self.demand(
-                blocked, f"{name}: without the hook the kernel does not say {BLOCKED_BAR!r}"
-            )
+            self.demand(blocked, f"{name}: the kernel does not say {kernel_log.BLOCKED_BAR!r}")
 
     def check_claims(self, name: str) -> None:
         """Nothing is held for a VM that does not run."""
@@ -410,7 +340,7 @@ class Trial:
 
     def mark(self, text: str) -> None:
         """Where later looks into the kernel log begin."""
-        self.machine.run(f"echo 'lab: begin {text}' > /dev/kmsg")
+        self.machine.run(kernel_log.mark_command(text))
 
     # The monitor
 
@@ -421,8 +351,7 @@ class Trial:
 
     def write(self, text: tuple[str, ...]) -> None:
         """Clear the host's first console, hide its cursor, write the text."""
-        content = "\033c\033[?25l\033[2J\033[H" + "\r\n".join(text)
-        self.machine.put("/run/lab-text", content.encode())
+        self.machine.put("/run/lab-text", monitors.as_written(text))
         self.machine.run("timeout 20 cat /run/lab-text > /dev/tty1; sleep 1")
 
     def pictures(self, name: str) -> list[Picture]:
@@ -433,7 +362,7 @@ class Trial:
             if name:
                 suffix = f"-gpu{number}" if len(self.scenario.gpus) > 1 else ""
                 picture.write_png(self.directory / f"{name}{suffix}.png")
-            corners.append(picture.corner(*CORNER))
+            corners.append(picture.corner(*monitors.CORNER))
         return corners
 
     def keep_logs(self) -> None:
@@ -449,48 +378,3 @@ class Trial:
                 (self.directory / name).write_text(self.machine.run(command).stdout)
         except LostMachine:
             self.result.notes.append("the machine's own logs were lost with it")
-
-
-def domain_xml(gpus: tuple[GuestGpu, ...]) -> str:
-    """A VM of 64 MiB without a disk that owns the GPUs."""
-    hostdevs = ""
-    for gpu in gpus:
-        domain, bus, slot, function = re.split("[:.]", gpu.address)
-        hostdevs += (
-            "<hostdev mode='subsystem' type='pci' managed='yes'><source>"
-            f"<address domain='0x{domain}' bus='0x{bus}' slot='0x{slot}' function='0x{function}'/>"
-            "</source></hostdev>\n"
-        )
-    return f"""<domain type='qemu'>
-<name>gpu</name>
-<uuid>6b1c2c0e-3f0d-4c57-9d61-3a3f6f1f0a01</uuid>
-<memory unit='MiB'>64</memory>
-<vcpu>1</vcpu>
-<os><type arch='x86_64' machine='q35'>hvm</type></os>
-<on_poweroff>destroy</on_poweroff>
-<devices>
-<emulator>/usr/bin/qemu-system-x86_64</emulator>
-<controller type='usb' model='none'/>
-<memballoon model='none'/>
-<video><model type='none'/></video>
-{hostdevs}</devices>
-</domain>
-"""
-
-
-def mapped_bars(maps: str, gpus: tuple[GuestGpu, ...]) -> list[str]:
-    """Those lines of /proc/PID/maps that map the whole BAR 0 of a GPU through vfio.
-
-    The offset of BAR 0 is 0 (region n begins at n << 40), but 5.10 rewrites it
-    to the bus address (Linux drivers/vfio/pci/vfio_pci.c, vfio_pci_mmap, vm_pgoff).
-    """
-    bars = {(gpu.bar0_bytes, offset) for gpu in gpus for offset in (0, gpu.bar0_first)}
-    found = []
-    for line in maps.splitlines():
-        match = re.match(r"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) .*vfio", line)
-        if not match:
-            continue
-        first, last, offset = (int(word, 16) for word in match.groups())
-        if (last - first, offset) in bars:
-            found.append(line)
-    return found

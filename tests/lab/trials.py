@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+from .apparmor import AppArmor
+from .desktop import Desktop
+from .dropin import DropIn
+from .killed import Killed
+from .rebound import Rebound
+from .terminated import Terminated
+from .traced import Moved, Untouched
 from .trial import Trial
+from .two_vms import TwoVms
 
 KINDS: dict[str, type[Trial]] = {
+    "apparmor": AppArmor,
     "cycles": Trial,
+    "desktop": Desktop,
+    "dropin": DropIn,
+    "killed": Killed,
+    "moved": Moved,
+    "rebound": Rebound,
+    "terminated": Terminated,
+    "two-vms": TwoVms,
+    "untouched": Untouched,
 }

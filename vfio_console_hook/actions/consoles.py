@@ -58,10 +58,12 @@ class MapConsoles(Action):
 class ShowConsoles(Action):
     """See to it that fbcon draws the consoles on some framebuffer again.
 
-    wait_s: how long a framebuffer may take to appear.
+    wait_s: how long a framebuffer may take to appear. fb: the one to take, if it is
+    there and the consoles have no place.
     """
 
     wait_s: float = 5
+    fb: str = ""
     kind = "show-consoles"
 
     def apply(self, host: Host) -> None:
@@ -78,11 +80,17 @@ class ShowConsoles(Action):
         for vtconsole in console.vtconsoles(host):
             if vtconsole.driver == console.FBCON:
                 host.write(vtconsole.bind_path, "1")
-        fb = console.framebuffers(host)[0]
+        present = console.framebuffers(host)
+        fb = next((one for one in present if one.name == self.fb), present[0])
         if not _fbcon_bound(host) and host.exists(f"dev/{fb.name}"):
             host.map_console(fb.name, 1, fb.index)
         if not _fbcon_bound(host):
-            raise StepError(f"the consoles do not come back to {fb.name}")
+            # No (S) driver, and con2fb_map[] says already what could be asked for.
+            raise LostError(
+                f"the consoles cannot be brought to {fb.name} now: this kernel takes them back only"
+                " when a framebuffer appears",
+                hint="leave `keep_console: auto`: consoles that are moved before a GPU goes stay",
+            )
 
     def shell(self) -> str:
         return (

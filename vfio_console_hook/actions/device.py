@@ -1,12 +1,10 @@
-"""Changes of the GPU as a whole: who uses it, who drives it, where its memory is."""
+"""Changes of the GPU as a whole: who drives it, where its memory is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .. import holders
-from ..errors import RefusedError, StepError
-from ..gpu import blocking_nodes, find
+from ..errors import StepError
 from ..host import Host
 from .action import Action
 
@@ -53,41 +51,3 @@ class Rescan(Action):
 
     def past(self) -> str:
         return f"removed {self.gpu} from the PCI bus and found it again"
-
-
-@dataclass(frozen=True)
-class AwaitClosed(Action):
-    """Wait until no process has the GPU's nodes open; name those that still do.
-
-    nodes are those of its driver, such as "dev/fb0"; none means those it has when
-    the step is taken. strict: a process that may not be looked into counts too.
-    """
-
-    gpu: str
-    nodes: tuple[str, ...]
-    wait_s: float
-    strict: bool
-    kind = "await-closed"
-
-    def apply(self, host: Host) -> None:
-        def closed() -> bool:
-            holding = holders.find(host, self.nodes or blocking_nodes(find(host, (self.gpu,))[0]))
-            found[:] = [one for one in holding if one.pid or self.strict]
-            return not found
-
-        found: list[holders.Holder] = []
-        if not host.wait(closed, self.wait_s):
-            who = ", ".join(str(holder) for holder in found)
-            raise RefusedError(
-                f"{self.gpu} is in use by {who}",
-                hint="stop what is named, or raise `holders: {wait_s: N}`",
-            )
-
-    def shell(self) -> str:
-        return f"# wait up to {self.wait_s:g} s until nobody has {self._what()} open"
-
-    def _what(self) -> str:
-        return " or ".join(f"/{node}" for node in self.nodes) or "its nodes"
-
-    def past(self) -> str:
-        return f"nobody has {self._what()} open"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .. import kernel
-from ..config import Config
+from ..config import CONSOLE_STAGES, Config
 from ..gpu import VGA, Gpu
 from ..host import Host
 from ..step import Step
@@ -23,7 +23,9 @@ class Leaving:
 
     unmanaged are the addresses that libvirt will not detach by itself
     (managed='no'). taken are GPUs that other VMs hold. kernel_removes is whether
-    vfio-pci of this kernel removes console drivers, for class 0300.
+    vfio-pci of this kernel removes console drivers, for class 0300. bind_vfio is
+    whether nobody else binds the GPUs to vfio-pci. others are the addresses of what
+    goes to the VM beside its GPUs.
     """
 
     gpus: tuple[Gpu, ...]
@@ -31,6 +33,8 @@ class Leaving:
     taken: frozenset[str]
     config: Config
     kernel_removes: bool
+    bind_vfio: bool = False
+    others: tuple[str, ...] = ()
 
     @property
     def addresses(self) -> frozenset[str]:
@@ -48,9 +52,12 @@ def leaving(
     *,
     unmanaged: frozenset[str],
     taken: frozenset[str],
+    bind_vfio: bool,
+    others: tuple[str, ...] = (),
 ) -> Leaving:
     """What the stages need to know of these GPUs. Raises HostError."""
-    return Leaving(gpus, unmanaged, taken, config, kernel.removes_consoles(host))
+    removes = kernel.removes_consoles(host)
+    return Leaving(gpus, unmanaged, taken, config, removes, bind_vfio, others)
 
 
 def plan(host: Host, leaving: Leaving) -> tuple[Step, ...]:
@@ -64,14 +71,25 @@ def plan(host: Host, leaving: Leaving) -> tuple[Step, ...]:
 
 def _steps(host: Host, leaving: Leaving) -> Iterator[Step]:
     # Imported here because the stage modules need Leaving from this one.
-    from . import drm_aperture, fbcon, fbdev, native, vgacon
+    from . import (
+        detach,
+        drm_aperture,
+        fbcon,
+        fbdev,
+        handover,
+        native,
+        others,
+        services,
+        vgacon,
+    )  # fmt: skip
 
-    # The first two look only at what must not happen, so they come before any
-    # change. fbcon comes before the framebuffers go, while consoles can still be
-    # moved. From there the order is that of Linux commit d17378062079: DRM
-    # aperture drivers, fbdev drivers, vgacon.
-    for stage in (native, fbcon, drm_aperture, fbdev, vgacon):
-        if stage.NAME == native.NAME or stage.NAME in leaving.config.stages:
+    # Services hold the GPU, so they go first: who still holds it then is looked for
+    # afterwards. Then what must not happen, before anything else is changed. fbcon
+    # comes before the framebuffers go, while consoles can still be moved. From there
+    # the order is that of Linux commit d17378062079: DRM aperture drivers, fbdev
+    # drivers, vgacon.
+    for stage in (services, native, others, fbcon, drm_aperture, fbdev, vgacon, detach, handover):
+        if stage.NAME not in CONSOLE_STAGES or stage.NAME in leaving.config.stages:
             for gpu in leaving.gpus:
                 if not gpu.virtual:
                     yield from stage.plan(host, gpu, leaving)

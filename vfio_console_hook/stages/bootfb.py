@@ -11,22 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import kernel
-from ..actions import AwaitClosed, BindNative, Rescan, Unbind
-from ..errors import HostError, RefusedError
+from ..actions import BindNative, Rescan, Unbind
+from ..errors import RefusedError
 from ..firmware import BOOTFB, FirmwareDevice
 from ..gpu import Gpu
 from ..host import Host
 from ..step import Step
 from . import Leaving, sysfb
+from .holders import await_closed
 
 _GONE = "this host's firmware console will not come back before a reboot"
 _NO_SYSFB = "boot with initcall_blacklist=sysfb_init"
 # Before "fbdev: Hot-unplug firmware fb devices" (27599aacbaef) and its likes BOOTFB
 # stays when a native driver binds; no symbol shows it.
 _NATIVE_SINCE = (5, 18)
-# Drivers that may hang when they are bound and taken off again, as an APU's does.
-_NEVER_NATIVE = ("nvidia", "radeon")
-_VENDOR_ATI, _VENDOR_AMD = "0x1002", "0x1022"
 
 
 def plan(
@@ -75,6 +73,10 @@ def _ways_out(host: Host, gpu: Gpu, device: FirmwareDevice, *, native: bool = Tr
 def _native(
     host: Host, gpu: Gpu, device: FirmwareDevice, leaving: Leaving, stage: str
 ) -> Iterator[Step]:
+    # Only where this was configured.
+    from .. import drivers
+    from ..actions.native import ReturnNative, UnbindNative
+
     if kernel.release(host) < _NATIVE_SINCE:
         raise RefusedError(
             f"`bootfb: native` cannot free BOOTFB of {gpu.address} in this kernel",
@@ -87,7 +89,7 @@ def _native(
             hint=_ways_out(host, gpu, device, native=False),
         )
     modalias = host.read(f"sys/bus/pci/devices/{gpu.address}/modalias") or ""
-    module = _native_module(host, gpu, device, modalias)
+    module = _native_module(host, gpu, device)
     yield Step(
         stage=stage,
         gpu=gpu.address,
@@ -100,48 +102,45 @@ def _native(
         stage=stage,
         gpu=gpu.address,
         why=f"nobody may have taken the nodes of {module} meanwhile",
-        do=AwaitClosed(gpu.address, (), leaving.config.holders.wait_s, False),
+        do=await_closed((gpu,), (), leaving, strict=False),
         undo=None,
     )
+    if drivers.of_module(module).may_hang:
+        yield Step(
+            stage=stage,
+            gpu=gpu.address,
+            why=f"{module} may hang while it lets go; here that has a deadline, in libvirt it has"
+            " none",
+            do=UnbindNative(gpu.address, "", leaving.config.holders.wait_s, False),
+            undo=ReturnNative(gpu.address, "", False, False),
+        )
 
 
-def _native_module(host: Host, gpu: Gpu, device: FirmwareDevice, modalias: str) -> str:
+def _native_module(host: Host, gpu: Gpu, device: FirmwareDevice) -> str:
     """The module that modprobe would load for the GPU. Raises RefusedError, HostError."""
-    try:
-        modules = host.run("/sbin/modprobe", "--resolve-alias", modalias).split()
-    except HostError:
-        modules = []  # modprobe fails for a device that no module is for
-    # --resolve-alias names a blacklisted module all the same, whatever -b says.
-    settings = host.run("/sbin/modprobe", "--showconfig").splitlines()
-    blacklisted = {line.split()[1] for line in settings if line.startswith("blacklist ")}
-    allowed = [module for module in modules if module not in blacklisted]
+    from .. import drivers, modules
+
+    found, blacklisted = modules.wanted_by(host, gpu.address)
+    allowed = [module for module in found if module not in blacklisted]
     if not allowed:
-        why = f"{modules[0]} is blacklisted" if modules else "no driver for it is installed"
+        why = f"{found[0]} is blacklisted" if found else "no driver for it is installed"
         raise RefusedError(
             f"`bootfb: native` needs a driver for {gpu.address}: {why}",
             hint=_ways_out(host, gpu, device, native=False),
         )
-    if any(module.startswith(_NEVER_NATIVE) for module in allowed):
+    if not all(drivers.of_module(module).comes_off_easily for module in allowed):
         raise RefusedError(
             f"`bootfb: native` is not safe on {gpu.address}: {allowed[0]} may hang when it is"
             " taken off again",
             hint=_ways_out(host, gpu, device, native=False),
         )
-    if _is_apu(host, gpu):
+    if drivers.is_apu(host, gpu.address):
         raise RefusedError(
             f"`bootfb: native` is not safe on {gpu.address}: it is part of an AMD processor, which"
             " may hang when its driver is taken off again",
             hint=_ways_out(host, gpu, device, native=False),
         )
     return allowed[0]
-
-
-def _is_apu(host: Host, gpu: Gpu) -> bool:
-    """Whether the GPU is part of an AMD processor: then its security processor is in its slot."""
-    slot = gpu.address.rsplit(".", 1)[0]
-    siblings = [name for name in host.list("sys/bus/pci/devices") if name.rsplit(".", 1)[0] == slot]
-    vendors = {host.read(f"sys/bus/pci/devices/{name}/vendor") for name in siblings}
-    return {_VENDOR_ATI, _VENDOR_AMD} <= vendors
 
 
 def _rescan(gpu: Gpu, device: FirmwareDevice, stage: str) -> Iterator[Step]:

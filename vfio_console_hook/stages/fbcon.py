@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from .. import console
 from ..actions import MapConsoles, ShowConsoles
 from ..console import Framebuffer
-from ..gpu import Gpu
+from ..errors import RefusedError
+from ..gpu import Gpu, find
 from ..host import CONSOLES, Host
 from ..step import Step
 from . import Leaving
@@ -40,8 +41,8 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
         do=None,
         undo=ShowConsoles(wait_s),
     )
-    if staying and mapped is not None and leaving.config.keep_console == "auto":
-        target = staying[0]
+    target = _target(host, staying, leaving)
+    if target and mapped is not None:
         yield Step(
             stage=NAME,
             gpu=gpu.address,
@@ -58,6 +59,30 @@ def _staying(host: Host, leaving: Leaving) -> list[Framebuffer]:
         for fb in console.framebuffers(host)
         if fb.name not in gone and fb.pci not in leaving.taken and host.exists(f"dev/{fb.name}")
     ]
+
+
+def _target(host: Host, staying: list[Framebuffer], leaving: Leaving) -> Framebuffer | None:
+    """Where the consoles are to go. Raises RefusedError when that place has no framebuffer."""
+    place = leaving.config.keep_console
+    if place == "never":
+        return None
+    if place == "auto":
+        return staying[0] if staying else None
+    if place in leaving.addresses:
+        raise RefusedError(
+            f"`keep_console` names {place}, which goes to the VM itself",
+            hint="name a GPU that stays, or set `keep_console: auto`",
+        )
+    # Before Linux 6.9 a firmware framebuffer does not tell whose it is by its parent.
+    own = find(host, (place,)) if host.exists(f"sys/bus/pci/devices/{place}") else ()
+    names = {name for one in own for name in one.framebuffers}
+    found = [fb for fb in staying if fb.name in names]
+    if not found:
+        raise RefusedError(
+            f"`keep_console` names {place}, which has no framebuffer for the consoles",
+            hint="load the driver of that GPU, or set `keep_console: auto`",
+        )
+    return found[0]
 
 
 def _map(

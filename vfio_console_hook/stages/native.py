@@ -1,22 +1,22 @@
 """The GPU's own driver, and everything that forbids to hand the GPU over.
 
-libvirt takes a native driver off a managed device itself, after prepare. The
-write blocks for as long as the driver's remove does, with locks of libvirt held,
-so this stage refuses what is known to hang or to break, and waits until nobody
-uses the GPU. It runs before any other stage and changes nothing.
+A native driver is taken off after the other stages, by detach.py or by libvirt, and
+the kernel does not come back as long as the driver's remove does not. So this stage
+refuses what is known to hang or to break, and waits until nobody uses the GPU. It
+runs before any change of the machine but stopped services, and changes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import console, firmware, kernel, memory
-from ..actions import AwaitClosed
+from .. import console, firmware, kernel
 from ..errors import RefusedError
-from ..gpu import Gpu, blocking_nodes
+from ..gpu import Gpu, is_vfio
 from ..host import Host
 from ..step import Step
 from . import Leaving
+from .holders import holders_step
 
 NAME = "native"
 
@@ -27,24 +27,11 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
     Raises RefusedError when libvirt could not detach it, or must not.
     """
     _refuse_unmanaged(gpu, leaving)
-    _refuse_no_remove(host, gpu)
+    _refuse_never(host, gpu, leaving)
+    _refuse_functions(host, gpu)
     _refuse_unknown_claims(gpu)
     _refuse_last_driver(host, gpu, leaving)
-    yield from _others_firmware(host, gpu, leaving)
-    nodes = blocking_nodes(gpu)
-    if nodes:
-        yield Step(
-            stage=NAME,
-            gpu=gpu.address,
-            why=f"{' and '.join('/' + node for node in nodes)} must be closed before it leaves",
-            # Linux 5.x frees the framebuffer below an open /dev/fbN (fixed in
-            # 5.17.9, "fbdev: efifb: Cleanup fb_info in .fb_destroy rather than
-            # .remove"); no symbol shows it, so there what cannot be seen counts.
-            do=AwaitClosed(
-                gpu.address, nodes, leaving.config.holders.wait_s, kernel.release(host) < (6, 0)
-            ),
-            undo=None,
-        )
+    yield from holders_step(host, gpu, leaving, NAME)
 
 
 def _refuse_unmanaged(gpu: Gpu, leaving: Leaving) -> None:
@@ -57,14 +44,43 @@ def _refuse_unmanaged(gpu: Gpu, leaving: Leaving) -> None:
     )
 
 
-def _refuse_no_remove(host: Host, gpu: Gpu) -> None:
-    # radeon lost its .remove in v6.12-or-before (radeon_drv.c): the driver link
-    # goes, but card, interrupt and framebuffer stay behind on freed memory.
-    if gpu.driver == "radeon" and kernel.has_symbol(host, "radeon_pci_remove") is False:
+def _refuse_never(host: Host, gpu: Gpu, leaving: Leaving) -> None:
+    """Refuse a driver that must never be taken off this GPU."""
+    if not gpu.native:
+        return
+    from .. import drivers  # only for a GPU that a driver of the host drives
+
+    driver = drivers.of(gpu.driver)
+    away = f"keep {driver.name} off it from boot on, with vfio-pci.ids= or driver_override"
+    if driver.remove and kernel.has_symbol(host, driver.remove) is False:
         raise RefusedError(
-            f"{gpu.address} is driven by radeon, which cannot be unbound in this kernel",
-            hint="keep radeon off it from boot on, with vfio-pci.ids= or driver_override",
+            f"{gpu.address} is driven by {driver.name}, which cannot be unbound in this kernel",
+            hint=away,
         )
+    if driver.hangs_apu and leaving.config.apu != "allow" and drivers.is_apu(host, gpu.address):
+        raise RefusedError(
+            f"{gpu.address} is part of an AMD processor: to take {driver.name} off it may hang"
+            " the host, or power it off",
+            hint=f"{away}, or set `apu: allow` to take the risk",
+        )
+
+
+def _refuse_functions(host: Host, gpu: Gpu) -> None:
+    """Refuse a GPU with virtual functions on vfio-pci: they go with its driver.
+
+    Removing one waits until its VM has ended (Linux pci/iov.c, sriov_disable;
+    vfio_main.c, vfio_unregister_group_dev).
+    """
+    device = f"sys/bus/pci/devices/{gpu.address}"
+    for name in host.list(device) if gpu.native else ():
+        function = host.link_name(f"{device}/{name}") if name.startswith("virtfn") else None
+        if function and is_vfio(host, function):
+            raise RefusedError(
+                f"{gpu.address} has the virtual function {function} on vfio-pci, and to take"
+                f" {gpu.driver} off it would wait for the VM that uses that",
+                hint=f"end that VM and `echo 0 > /{device}/sriov_numvfs`, or give the VM a"
+                " virtual function instead",
+            )
 
 
 def _refuse_unknown_claims(gpu: Gpu) -> None:
@@ -101,31 +117,4 @@ def _refuse_last_driver(host: Host, gpu: Gpu, leaving: Leaving) -> None:
             f"{gpu.address} has the host's last framebuffer, and fbcon would be the only console"
             " driver left: the kernel would crash at the next text it draws",
             hint="reboot, and start this VM before any other that takes the boot GPU",
-        )
-
-
-def _others_firmware(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
-    """A word on firmware consoles of other GPUs that vfio-pci removes when it takes this one.
-
-    The kernel cannot tell whose a firmware device without a parent is. Linux 6.0 to
-    6.8 then remove it with a GPU whose ROM is shadowed, later ones with any
-    (drivers/firmware/sysfb.c, sysfb_disable).
-    """
-    if gpu.vfio or not leaving.kernel_removes_from(gpu):
-        return
-    if kernel.release(host) < (6, 9) and not memory.rom_shadowed(host, gpu.address):
-        return
-    ours = {device.name for one in leaving.gpus for device in one.firmware}
-    for name in firmware.devices(host):
-        link = f"sys/bus/platform/devices/{name}"
-        if name in ours or not host.link_name(f"{link}/driver") or console.pci_ancestor(host, link):
-            continue
-        yield Step(
-            stage=NAME,
-            gpu=gpu.address,
-            why=f"vfio-pci of this kernel removes {name} too, which is not on this GPU",
-            do=None,
-            undo=None,
-            loses=f"the console of another GPU will not come back before a reboot: vfio-pci of"
-            f" this kernel removes {name} when it takes {gpu.address}",
         )

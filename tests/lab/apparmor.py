@@ -1,0 +1,90 @@
+"""libvirtd confined by the AppArmor profile that its Debian package brings.
+
+The profile lets a hook execute programs in /usr/bin, unconfined. So the gate, a
+shell script, runs in libvirtd's profile, and the Python that it starts in none:
+without that neither other processes' descriptors could be read nor units stopped.
+"""
+
+from __future__ import annotations
+
+from .meanwhile import Background, watch
+from .trial import Trial
+
+PROFILE = "libvirtd (enforce)"
+UNIT = "lab-service"
+# Slow enough to stop that the hook can be looked at meanwhile.
+UNIT_FILE = """\
+[Unit]
+Description=Stands for what has to stop before the GPU goes
+[Service]
+ExecStart=/usr/bin/sleep infinity
+ExecStop=/usr/bin/sleep 2
+"""
+
+
+class AppArmor(Trial):
+    """A holder is named and refused, a service stopped and started, all under the profile."""
+
+    def run(self) -> None:
+        """Check that the profile is enforced, then do what any VM does."""
+        if not self.set_up() or not self.confined():
+            return
+        self.machine.put(f"/etc/systemd/system/{UNIT}.service", UNIT_FILE.encode())
+        self.machine.run(f"systemctl daemon-reload; systemctl start {UNIT}")
+        holder = self.scenario.holder
+        assert holder
+        holder.begin(self.machine)
+        self.check_profiles("held")
+        self.refused_start(1)
+        holder.end(self.machine)
+        for number in range(1, self.scenario.cycles + 1):
+            self.cycle(number)
+        self.check_denied()
+
+    def confined(self) -> bool:
+        """Whether AppArmor confines libvirtd."""
+        self.machine.run(
+            "aa-status; cat /sys/kernel/security/lsm; virsh capabilities | grep -A4 sec"
+        )
+        profile = self.machine.run("cat /proc/$(cat /run/libvirtd.pid)/attr/current").stdout.strip()
+        return self.demand(profile == PROFILE, f"libvirtd runs in the profile {profile!r}")
+
+    def check_profiles(self, name: str) -> None:
+        """The gate runs in libvirtd's profile, the program that it starts in none."""
+        starting = Background(self.machine, "virsh start gpu", "starting")
+        moment = watch(self.machine, "prepare")
+        if not self.demand(moment is not None, f"{name}: the hook was not seen"):
+            return
+        assert moment
+        gate = self.machine.run(f"ps -o ppid= {moment.hook[0]}").stdout.strip()
+        seen = {
+            kind: self.machine.run(f"cat /proc/{pid}/attr/current").stdout.strip()
+            for kind, pid in (("gate", gate), ("program", moment.hook[0]))
+        }
+        self.machine.run(f"ps -o pid,ppid,label:40,args {gate} {moment.hook[0]}")
+        wanted = {"gate": PROFILE, "program": "unconfined"}
+        self.demand(seen == wanted, f"{name}: the profiles are {seen}")
+        started = starting.wait(180)
+        self.demand(not started.ok, f"{name}: the VM started")
+
+    def check_running(self, name: str) -> None:
+        """The VM has the GPU, its QEMU is confined too, and the service is stopped."""
+        super().check_running(name)
+        profile = self.machine.run("cat /proc/$(cat /run/libvirt/qemu/gpu.pid)/attr/current").stdout
+        self.demand(profile.startswith("libvirt-"), f"{name}: QEMU's profile is {profile!r}")
+        self.demand(not self.active(), f"{name}: the service runs beside the VM")
+
+    def check_claims(self, name: str) -> None:
+        """Nothing is held, and the service runs again."""
+        super().check_claims(name)
+        self.demand(self.active(), f"{name}: the service does not run")
+
+    def active(self) -> bool:
+        """Whether the service runs."""
+        return self.machine.run(f"systemctl is-active {UNIT}").ok
+
+    def check_denied(self) -> None:
+        """AppArmor denied the hook nothing."""
+        log = self.machine.run("dmesg | grep -i 'apparmor=.DENIED'").stdout
+        lines = [line for line in log.splitlines() if 'profile="libvirtd"' in line]
+        self.demand(not lines, f"AppArmor: {'; '.join(lines)}")

@@ -1,0 +1,84 @@
+"""Runs inside a lab machine: waits for a point in the hook's work, and kills somebody there.
+
+    watcher.py VM EVENT TEXT VICTIM SECONDS
+
+The point is when the hook of that event of the VM runs and the VMs' claims hold the
+text. Prints {"hook": [pid...], "worker": [pid...], "claim": text} as they are then.
+VICTIM says who gets SIGKILL: the whole "hook", its "supervisor" or its "worker" alone,
+"libvirtd", "everything" (libvirtd first, so that it cannot notice), or "nobody". Standard library of Python 3.9 only.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import signal
+import sys
+import time
+
+HOOK = "/usr/lib/vfio-console-hook/hook"
+
+
+def hooks(vm: str, event: str) -> dict[int, int]:
+    """The processes of the hook for an event: pid -> parent's pid."""
+    found = {}
+    for directory in glob.glob("/proc/[0-9]*"):
+        try:
+            with open(f"{directory}/cmdline") as file:
+                words = file.read().split("\0")
+            with open(f"{directory}/stat") as file:
+                parent = int(file.read().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue  # it has just ended
+        if "python" in words[0] and [HOOK, vm, event] == words[-6:-3]:
+            found[int(os.path.basename(directory))] = parent
+    return found
+
+
+def claims() -> str:
+    """What is written in the claims of all VMs."""
+    texts = []
+    for path in glob.glob("/run/vfio-console-hook/claims/[!.]*"):
+        try:
+            with open(path) as file:
+                texts.append(file.read())
+        except OSError:
+            continue  # it has just been given up
+    return "".join(texts)
+
+
+def victims(kind: str, supervisors: list[int], workers: list[int], daemon: int) -> list[int]:
+    """The processes to kill, in this order."""
+    hook = supervisors + workers
+    kinds = {"hook": hook, "supervisor": supervisors, "worker": workers}
+    kinds.update({"libvirtd": [daemon], "everything": [daemon, *hook], "nobody": []})
+    return kinds[kind]
+
+
+def libvirtd() -> int:
+    """The process id of the daemon."""
+    with open("/run/libvirtd.pid") as file:
+        return int(file.read())
+
+
+def main(vm: str, event: str, text: str, victim: str, seconds: str) -> int:
+    """Wait, kill, and say what was there; the exit status."""
+    until = time.monotonic() + float(seconds)
+    while time.monotonic() < until:
+        found = hooks(vm, event)
+        written = claims()
+        if found and text in written:
+            supervisors = [pid for pid, parent in found.items() if parent not in found]
+            workers = [pid for pid in found if pid not in supervisors]
+            for pid in victims(victim, supervisors, workers, libvirtd()):
+                os.kill(pid, signal.SIGKILL)
+            print(json.dumps({"hook": supervisors, "worker": workers, "claim": written}))
+            return 0
+        time.sleep(0.005)
+    print("the hook did not come to that point", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

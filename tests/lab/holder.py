@@ -1,0 +1,44 @@
+"""Processes that keep a device node of the GPU open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .machine import Machine
+
+_PROGRAM = b"""#!/usr/bin/python3 -IS
+# Keeps a file open. The name of this file is the name of the process.
+import sys, time
+file = open(sys.argv[1])
+time.sleep(100000)
+"""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """So many processes of that name, each of which has the node open."""
+
+    name: str
+    node: str
+    count: int = 1
+
+    def begin(self, machine: Machine) -> None:
+        """Start them, and wait until they have the node open."""
+        program = f"/root/{self.name}"
+        machine.put(program, _PROGRAM)
+        machine.run(f"chmod +x {program}")
+        for _ in range(self.count):
+            machine.run(f"setsid {program} {self.node} >/dev/null 2>&1 </dev/null &")
+        opened = (
+            f"[ $(ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c '{self.node}$') -ge {self.count} ]"
+        )
+        tries = "n=$((n + 1)); [ $n -lt 300 ] || break; sleep 0.2"
+        machine.run(f"n=0; until {opened}; do {tries}; done; pgrep -a {self.name}", 120)
+
+    def end(self, machine: Machine) -> None:
+        """End those that are left."""
+        machine.run(f"pkill {self.name}; sleep 1")
+
+    def left(self, machine: Machine) -> int:
+        """How many of them run."""
+        return len(machine.run(f"pgrep {self.name}").stdout.split())

@@ -1,0 +1,29 @@
+"""What the kernel and QEMU write when something is wrong."""
+
+from __future__ import annotations
+
+import re
+
+BLOCKED_BAR = "can't reserve"
+NO_MAPPING = "Failed to mmap"
+
+_MARK = "lab: begin"
+_FAULT = re.compile(
+    r"WARNING: |BUG: |kernel BUG|Oops|general protection|Call Trace|refcount_t:"
+    r"|Trying to free nonexistent|blocked for more than|Kernel panic"
+)
+
+
+def mark_command(text: str) -> str:
+    """The shell command that writes where later looks into the log begin."""
+    return f"echo '{_MARK} {text}' > /dev/kmsg"
+
+
+def since_mark(log: str) -> str:
+    """The part of the log from the last mark on."""
+    return log[max(log.rfind(_MARK), 0) :]
+
+
+def fault(log: str) -> str | None:
+    """The first line that tells of a fault in the kernel, or None."""
+    return next((line.strip() for line in log.splitlines() if _FAULT.search(line)), None)

@@ -1,0 +1,27 @@
+"""How a scenario ended, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from .scenarios import Scenario
+
+
+class Outcome(Enum):
+    """How a scenario ended."""
+
+    PASS = "pass"
+    FAIL = "FAIL"
+    LOST = "lost"
+
+
+@dataclass
+class Result:
+    """The outcome of a scenario with its reasons."""
+
+    scenario: Scenario
+    outcome: Outcome
+    failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0

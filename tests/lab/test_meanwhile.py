@@ -1,0 +1,39 @@
+"""The parts of the trials of accidents and neighbours that need no machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from .guest import watcher
+from .machine import Gpu, Hardware, kernel_line
+from .vm import GuestGpu, domain_xml
+
+
+def test_two_vms_differ_only_in_name_and_uuid() -> None:
+    gpus = (GuestGpu("0000:01:00.0", 0, 1),)
+
+    one, other = domain_xml(gpus), domain_xml(gpus, "other", "0" * 36)
+
+    differing = [(a, b) for a, b in zip(one.splitlines(), other.splitlines()) if a != b]
+    assert [b for _, b in differing] == ["<name>other</name>", f"<uuid>{'0' * 36}</uuid>"]
+
+
+def test_apparmor_is_off_unless_a_scenario_asks_for_it() -> None:
+    # The kernel obeys the last one (Linux init/main.c, parse_args goes from left to right).
+    asking = Hardware((Gpu(),), None, kernel_line="apparmor=1")
+
+    words = [word for word in kernel_line(asking).split() if word.startswith("apparmor=")]
+
+    assert words == ["apparmor=0", "apparmor=1"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "killed"),
+    [("hook", [7, 8]), ("supervisor", [7]), ("worker", [8]), ("nobody", [])],
+)
+def test_the_watcher_kills_whom_it_is_told_to(kind: str, killed: list[int]) -> None:
+    assert watcher.victims(kind, [7], [8], daemon=5) == killed
+
+
+def test_everything_begins_with_libvirtd_so_that_it_cannot_notice() -> None:
+    assert watcher.victims("everything", [7], [8], daemon=5) == [5, 7, 8]

@@ -1,0 +1,75 @@
+"""The VM that gets the GPUs, seen from the machine under test."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GuestGpu:
+    """A GPU as the kernel in the machine sees it.
+
+    rom_shadowed: line 7 of its `resource` says that the ROM is shadowed at c0000
+    (IORESOURCE_ROM_SHADOW), by which Linux 6.0 to 6.10 decide what vfio-pci removes.
+    """
+
+    address: str
+    bar0_first: int
+    bar0_bytes: int
+    rom_shadowed: bool = False
+
+
+def read_gpu(address: str, resource: str) -> GuestGpu:
+    """A GPU from its address and the content of its `resource`."""
+    lines = [[int(word, 16) for word in line.split()] for line in resource.splitlines()]
+    first, last, _flags = lines[0]
+    return GuestGpu(address, first, last - first + 1, bool(lines[6][2] & 0x2))
+
+
+UUID = "6b1c2c0e-3f0d-4c57-9d61-3a3f6f1f0a01"
+
+
+def domain_xml(gpus: tuple[GuestGpu, ...], name: str = "gpu", uuid: str = UUID) -> str:
+    """A VM of 64 MiB without a disk that owns the GPUs."""
+    hostdevs = ""
+    for gpu in gpus:
+        domain, bus, slot, function = re.split("[:.]", gpu.address)
+        hostdevs += (
+            "<hostdev mode='subsystem' type='pci' managed='yes'><source>"
+            f"<address domain='0x{domain}' bus='0x{bus}' slot='0x{slot}' function='0x{function}'/>"
+            "</source></hostdev>\n"
+        )
+    return f"""<domain type='qemu'>
+<name>{name}</name>
+<uuid>{uuid}</uuid>
+<memory unit='MiB'>64</memory>
+<vcpu>1</vcpu>
+<os><type arch='x86_64' machine='q35'>hvm</type></os>
+<on_poweroff>destroy</on_poweroff>
+<devices>
+<emulator>/usr/bin/qemu-system-x86_64</emulator>
+<controller type='usb' model='none'/>
+<memballoon model='none'/>
+<video><model type='none'/></video>
+{hostdevs}</devices>
+</domain>
+"""
+
+
+def mapped_bars(maps: str, gpus: tuple[GuestGpu, ...]) -> list[str]:
+    """Those lines of /proc/PID/maps that map the whole BAR 0 of a GPU through vfio.
+
+    The offset of BAR 0 is 0 (region n begins at n << 40), but 5.10 rewrites it
+    to the bus address (Linux drivers/vfio/pci/vfio_pci.c, vfio_pci_mmap, vm_pgoff).
+    """
+    bars = {(gpu.bar0_bytes, offset) for gpu in gpus for offset in (0, gpu.bar0_first)}
+    found = []
+    for line in maps.splitlines():
+        match = re.match(r"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) .*vfio", line)
+        if not match:
+            continue
+        first, last, offset = (int(word, 16) for word in match.groups())
+        if (last - first, offset) in bars:
+            found.append(line)
+    return found

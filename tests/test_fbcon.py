@@ -1,0 +1,86 @@
+"""Where the host's consoles go while a GPU is away."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import MachineFactory
+from tests.fakehost import FakeHost
+from vfio_console_hook import events
+from vfio_console_hook.actions import MapConsoles, ShowConsoles
+from vfio_console_hook.config import Config, Holders
+from vfio_console_hook.domain import Domain, Hostdev
+from vfio_console_hook.errors import LostError, RefusedError
+
+BOOT_GPU, SECOND = "0000:03:00.0", "0000:13:00.0"  # of the machine "two-amd"
+UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
+VM = Domain("win11", UUID, (Hostdev(BOOT_GPU, True, "hostdev", 0),))
+
+
+def moves(host: FakeHost, keep_console: str) -> list[str]:
+    """The framebuffers that the plan moves consoles to."""
+    settings = Config(keep_console=keep_console, apu="allow", holders=Holders(wait_s=0))
+    _, steps = events.look(host, VM, settings)
+    return [step.do.fb for step in steps if isinstance(step.do, MapConsoles)]
+
+
+@pytest.mark.parametrize(
+    ("keep_console", "to"), [("auto", ["fb1"]), (SECOND, ["fb1"]), ("never", [])]
+)
+def test_the_consoles_go_where_the_administrator_wants_them(
+    machine: MachineFactory, keep_console: str, to: list[str]
+) -> None:
+    assert moves(machine("two-amd"), keep_console) == to
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "hint"),
+    [
+        (
+            BOOT_GPU,
+            f"`keep_console` names {BOOT_GPU}, which goes to the VM itself",
+            "name a GPU that stays, or set `keep_console: auto`",
+        ),
+        (
+            "0000:14:00.0",
+            "`keep_console` names 0000:14:00.0, which has no framebuffer for the consoles",
+            "load the driver of that GPU, or set `keep_console: auto`",
+        ),
+    ],
+)
+def test_a_place_that_cannot_have_the_consoles_is_refused(
+    machine: MachineFactory, place: str, text: str, hint: str
+) -> None:
+    with pytest.raises(RefusedError) as caught:
+        moves(machine("two-amd"), place)
+
+    assert (caught.value.text, caught.value.hint) == (text, hint)
+
+
+def test_a_gpu_without_its_framebuffer_cannot_have_the_consoles(machine: MachineFactory) -> None:
+    host = machine("two-amd")
+    host.tree.remove("dev/fb1")
+
+    with pytest.raises(RefusedError):
+        moves(host, SECOND)
+
+
+def test_consoles_that_nothing_brings_back_are_told_with_the_only_cure(
+    machine: MachineFactory,
+) -> None:
+    host = machine("two-amd")
+    # A BIOS machine whose vgacon is gone: no (S) driver (Linux vt.c, vt_bind).
+    for name, driver in (("vtcon0", "(M) frame buffer device"), ("vtcon1", "(M) dummy device")):
+        host.tree.put(f"sys/class/vtconsole/{name}/name", driver)
+    host.tree.put("sys/class/vtconsole/vtcon0/bind", "0")
+    host.tree.put("sys/class/vtconsole/vtcon1/bind", "1")
+    host.tree.put("ioctl/con2fbmap", "1-63 0")
+
+    with pytest.raises(LostError) as caught:
+        ShowConsoles(0).apply(host)
+
+    assert (caught.value.text, caught.value.hint) == (
+        "the consoles cannot be brought to fb0 now: this kernel takes them back only when a"
+        " framebuffer appears",
+        "leave `keep_console: auto`: consoles that are moved before a GPU goes stay",
+    )

@@ -1,0 +1,914 @@
+"""Who holds a GPU: which nodes count, how their holders are found, named, waited for and ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MachineFactory
+from tests.fakehost import FakeHost, conceal, hold, leave, obey, snapshot
+from tests.fakehost.processes import NEVER
+from vfio_console_hook import events, gpu, holders, nodes, report
+from vfio_console_hook.actions import AwaitClosed
+from vfio_console_hook.config import Config, Holders
+from vfio_console_hook.domain import Domain, Hostdev
+from vfio_console_hook.errors import HookError, HostError
+from vfio_console_hook.holders import Holder
+from vfio_console_hook.host import Host
+from vfio_console_hook.log import RECORDED_LOG, Log
+from vfio_console_hook.recorded import RecordedHost, unpack
+from vfio_console_hook.recorder import record
+
+UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
+GPU = "0000:01:00.0"
+AMD, AMD_SOUND = "0000:09:00.0", "0000:09:00.1"
+AMD_PATH = f"sys/devices/pci0000:00/0000:00:03.1/{AMD}"
+SOUND_PATH = f"sys/devices/pci0000:00/0000:00:03.1/{AMD_SOUND}"
+CARD = "dev/dri/card0"
+KWIN = "/user.slice/user-1000.slice/user@1000.service/session.slice/plasma-kwin_wayland.service"
+
+
+def blocking(host: FakeHost, *addresses: str, others: tuple[str, ...] = ()) -> tuple[str, ...]:
+    return nodes.blocking(host, gpu.find(host, addresses), others)
+
+
+def entry(host: FakeHost, kind: str, name: str, below: str) -> None:
+    """A device of a class in sysfs, below another one (drivers/base/core.c)."""
+    host.tree.make_directory(f"{below}/{name}")
+    host.tree.link(f"sys/class/{kind}/{name}", f"{below}/{name}")
+
+
+# -- which nodes count
+
+
+def test_i2c_adapters_count_wherever_they_hang_below_the_gpu(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    entry(host, "i2c-dev", "i2c-3", f"{AMD_PATH}/i2c-3/i2c-dev")
+    entry(host, "i2c-dev", "i2c-4", f"{AMD_PATH}/drm/card0/card0-DP-1/i2c-4/i2c-dev")
+    entry(host, "i2c-dev", "i2c-0", "sys/devices/pci0000:00/0000:00:14.0/i2c-0/i2c-dev")
+
+    assert blocking(host, AMD) == (
+        "dev/fb0", "dev/dri/card0", "dev/dri/renderD128", "dev/i2c-3", "dev/i2c-4",
+    )  # fmt: skip
+
+
+def test_a_backlight_below_the_gpu_counts_with_all_its_files(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    for name, below in (
+        ("amdgpu_bl0", f"{AMD_PATH}/drm/card0/card0-eDP-1"),
+        ("acpi_video0", "sys/devices/pci0000:00/0000:00:01.0/backlight"),
+    ):
+        entry(host, "backlight", name, below)
+        host.tree.put(f"{below}/{name}/brightness", "7")
+    file = f"/{AMD_PATH}/drm/card0/card0-eDP-1/amdgpu_bl0/brightness"
+    hold(host, file, pid=7, command="upowerd", shown=file)
+
+    assert holders.find(host, blocking(host, AMD)) == [
+        Holder(7, "upowerd", "", ("/sys/class/backlight/amdgpu_bl0",)),
+    ]
+
+
+def with_sound(host: FakeHost) -> FakeHost:
+    """The cards of the GPU's audio function and of the board."""
+    for number, below in ((0, "sys/devices/pci0000:00/0000:00:1f.3"), (1, SOUND_PATH)):
+        card = f"{below}/sound/card{number}"
+        entry(host, "sound", f"card{number}", f"{below}/sound")
+        for name in (f"controlC{number}", f"hwC{number}D0", f"pcmC{number}D3p"):
+            entry(host, "sound", name, card)
+    entry(host, "sound", "timer", "sys/devices/virtual/sound")
+    return host
+
+
+def test_sound_nodes_count_if_the_audio_function_goes_too(machine: MachineFactory) -> None:
+    host = with_sound(machine("amd-single"))
+    own = ("dev/fb0", "dev/dri/card0", "dev/dri/renderD128")
+
+    assert blocking(host, AMD) == own
+    assert blocking(host, AMD, others=("0000:00:1f.3",)) == own, "that is not the GPU's"
+    assert blocking(host, AMD, others=(AMD_SOUND,)) == (
+        *own, "dev/snd/controlC1", "dev/snd/hwC1D0", "dev/snd/pcmC1D3p",
+    )  # fmt: skip
+
+
+def test_prepare_knows_what_else_goes_to_the_vm(machine: MachineFactory) -> None:
+    host = with_sound(machine("amd-single"))
+    hold(host, "dev/snd/controlC1", pid=1800, command="wireplumber")
+
+    assert refusal(host, NOW, AMD, AMD_SOUND).startswith(
+        "0000:09:00.0 is in use by wireplumber (1800) with /dev/snd/controlC1 open"
+    )
+
+
+def test_kfd_counts_for_amdgpu_and_for_no_other(machine: MachineFactory) -> None:
+    amd, intel = machine("two-amd"), machine("native-6.1")
+    for host in (amd, intel):
+        host.tree.put("dev/kfd", "")
+
+    assert "dev/kfd" in blocking(amd, "0000:03:00.0")
+    assert "dev/kfd" not in blocking(intel, GPU)
+
+
+NVIDIA, OTHER_NVIDIA = "0000:65:00.0", "0000:17:00.0"
+ALL_OF_NVIDIA = (
+    "dev/nvidia-caps/nvidia-cap1", "dev/nvidia-modeset", "dev/nvidia-uvm", "dev/nvidia0",
+    "dev/nvidia1", "dev/nvidiactl",
+)  # fmt: skip
+
+
+def with_nvidia(host: FakeHost) -> FakeHost:
+    for node in ALL_OF_NVIDIA:
+        host.tree.put(node, "")
+    # NVIDIA nv-procfs.c, nv_procfs_read_gpu_info
+    host.tree.put(
+        f"proc/driver/nvidia/gpus/{NVIDIA}/information",
+        "Model: \t\t NVIDIA T400\nIRQ:   \t\t 131\nDevice Minor: \t 1\nGPU Excluded:\t No",
+    )
+    return host
+
+
+def stays_on_nvidia(host: FakeHost) -> None:
+    device = host.tree.where(f"sys/bus/pci/devices/{OTHER_NVIDIA}")
+    host.tree.remove(f"{device}/driver")
+    host.tree.remove(f"{device}/vfio-dev")
+    host.tree.link(f"{device}/driver", "sys/bus/pci/drivers/nvidia")
+
+
+def test_all_nodes_of_nvidia_count_when_its_last_gpu_leaves(machine: MachineFactory) -> None:
+    assert blocking(with_nvidia(machine("bmc-and-two-nvidia")), NVIDIA) == ALL_OF_NVIDIA
+
+
+def test_only_its_own_node_counts_while_another_gpu_stays_on_nvidia(
+    machine: MachineFactory,
+) -> None:
+    host = with_nvidia(machine("bmc-and-two-nvidia"))
+    stays_on_nvidia(host)
+
+    assert blocking(host, NVIDIA) == ("dev/nvidia1",)
+    assert blocking(host, NVIDIA, OTHER_NVIDIA) == ALL_OF_NVIDIA
+
+
+def test_all_nodes_of_nvidia_count_where_it_does_not_tell_which_is_whose(
+    machine: MachineFactory,
+) -> None:
+    host = with_nvidia(machine("bmc-and-two-nvidia"))
+    stays_on_nvidia(host)
+    host.tree.remove("proc/driver")
+
+    assert blocking(host, NVIDIA) == ALL_OF_NVIDIA
+
+
+def test_nodes_of_firmware_drm_drivers_need_not_be_closed(machine: MachineFactory) -> None:
+    assert blocking(machine("amd-strix-halo-0380"), "0000:c3:00.0") == ()
+
+
+@pytest.mark.parametrize("name", ["efifb-5.10", "efifb-6.12"])
+def test_the_node_of_a_firmware_fbdev_driver_must_be_closed(
+    machine: MachineFactory, name: str
+) -> None:
+    assert blocking(machine(name), GPU) == ("dev/fb0",)
+
+
+def test_a_recording_of_a_machine_has_the_same_nodes(
+    machine: MachineFactory, tmp_path: Path
+) -> None:
+    host = with_nvidia(with_sound(machine("bmc-and-two-nvidia")))
+    stays_on_nvidia(host)
+    entry(host, "i2c-dev", "i2c-3", f"{host.tree.where(f'sys/bus/pci/devices/{NVIDIA}')}/i2c-3")
+    entry(host, "backlight", "bl", host.tree.where(f"sys/bus/pci/devices/{NVIDIA}"))
+    (tmp_path / "again").mkdir()
+
+    again = unpack(record(host), str(tmp_path / "again"))
+
+    assert nodes.blocking(again, gpu.find(again, (NVIDIA,))) == (
+        "dev/i2c-3", "sys/class/backlight/bl", "dev/nvidia1",
+    )  # fmt: skip
+    assert again.list("sys/class/sound") == host.list("sys/class/sound")
+
+
+# -- how they are found
+
+
+def test_the_process_that_holds_fb0_is_named_with_its_unit(machine: MachineFactory) -> None:
+    found = holders.find(machine("fb0-held-by-plymouth"), ["dev/fb0"])
+
+    assert [str(one) for one in found] == [
+        "plymouthd (412) [plymouth-start.service] with /dev/fb0 open"
+    ]
+
+
+def test_holders_are_in_the_order_of_their_process_ids(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    hold(host, CARD, pid=1200, command="Xorg", unit="gdm.service")
+    hold(host, "dev/fb0", pid=1200, command="Xorg", unit="gdm.service")
+    hold(host, "dev/dri/renderD128", pid=97, command="lact")
+    hold(host, "dev/null", pid=3, command="bash")
+
+    found = holders.find(host, ["dev/fb0", CARD, "dev/dri/renderD128"])
+
+    assert found == [
+        Holder(97, "lact", "", ("/dev/dri/renderD128",)),
+        Holder(1200, "Xorg", "/system.slice/gdm.service", (f"/{CARD}", "/dev/fb0")),
+    ]
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize(
+    "shown",
+    ["/dev/dri/card0", "/dri/card0", "/card0", "/dev/dri/card0 (deleted)", "/card0 (deleted)",
+     "/dev/my-gpu", "/dev/shm/card7 (deleted)"],
+)  # fmt: skip
+def test_a_node_is_found_by_each_name_that_the_kernel_may_show(
+    machine: MachineFactory, shown: str, mapped: bool
+) -> None:
+    host = machine("amd-single")
+    hold(host, CARD, pid=7, command="x", shown=shown, mapped=mapped)
+
+    assert holders.find(host, [CARD]) == [Holder(7, "x", "", ("/dev/dri/card0",))]
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize(
+    ("node", "shown"),
+    [("dev/dri/card1", "/dev/dri/card1"), ("dev/null", "/dev/null"),
+     ("dev/dri/card1", "/dev/my-gpu"), ("tmp/card0", "/tmp/card0"), ("x", "/dev/dri/card00")],
+)  # fmt: skip
+def test_other_files_are_not_taken_for_the_node(
+    machine: MachineFactory, node: str, shown: str, mapped: bool
+) -> None:
+    host = machine("amd-single")
+    host.tree.put(node, "")
+    hold(host, node, pid=7, command="x", shown=shown, mapped=mapped)
+
+    assert holders.find(host, [CARD]) == []
+
+
+def test_a_terminal_of_a_container_is_not_taken_for_a_group_of_vfio(
+    machine: MachineFactory,
+) -> None:
+    host = machine("amd-single")
+    hold(host, "dev/pts/12", pid=7, command="bash", shown="/12")
+
+    assert holders.find(host, ["dev/vfio/12"]) == []
+
+
+class Careful(FakeHost):
+    """Fails when the number of a file is asked for that is not one below /dev."""
+
+    asked: tuple[str, ...] = ()
+
+    def device_number(self, path: str) -> int | None:
+        text = self.readlink(path) if path.startswith("proc/") else f"/{path}"
+        assert text is not None
+        assert text.startswith("/dev/"), f"{path} leads to {text}, which may never answer"
+        self.asked += (text,)
+        return super().device_number(path)
+
+    def stat(self, path: str) -> os.stat_result | None:
+        assert not path.startswith("proc/"), path
+        return super().stat(path)
+
+    exists_asked: tuple[str, ...] = ()
+
+    def exists(self, path: str) -> bool:
+        assert not path.startswith("proc/") or path.count("/") == 1, path
+        return super().exists(path)
+
+
+def test_no_file_is_looked_at_but_those_below_dev(machine: MachineFactory) -> None:
+    host = Careful(machine("amd-single").root)
+    for number, text in enumerate(
+        ("/mnt/nfs/film.mkv", "/srv/x/card0", "socket:[5]", "/dev/pts/3", "/dev/null", f"/{CARD}")
+    ):
+        hold(host, "dev/pts/3", pid=7, command="x", shown=text, mapped=number % 2 == 1)
+        hold(host, "dev/pts/3", pid=7, command="x", shown=text)
+
+    holders.find(host, [CARD])
+
+    assert set(host.asked) == {f"/{CARD}", "/dev/pts/3"}
+
+
+def test_processes_that_may_not_be_looked_into_are_unknown(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    conceal(host, pid=71, command="firefox", unit="snap.service")
+    conceal(host, pid=72)
+
+    found = holders.find(host, ["dev/fb0"])
+
+    assert [str(one) for one in found] == [
+        "firefox (71) [snap.service], which may not be looked into",
+        "x (72), which may not be looked into",
+    ]
+
+
+def test_a_directory_of_descriptors_that_cannot_be_read_makes_it_unknown(
+    machine: MachineFactory,
+) -> None:
+    host = machine("efifb-6.12")
+    hold(host, "dev/null", pid=71, command="x")
+    host.tree.remove("proc/71/fd")
+    os.symlink("fd", host.path("proc/71/fd"))  # a loop: cannot be opened, even by root
+
+    assert holders.find(host, ["dev/fb0"]) == [Holder(71, "x", "", ())]
+
+
+@pytest.mark.parametrize(("pid", "parent"), [(2, 0), (88, 2)])
+def test_threads_of_the_kernel_are_not_unknown(
+    machine: MachineFactory, pid: int, parent: int
+) -> None:
+    host = machine("efifb-6.12")
+    conceal(host, pid=pid, command="kworker/0:1", parent=parent)
+
+    assert holders.find(host, ["dev/fb0"]) == []
+
+
+def test_a_process_that_is_gone_is_no_error(machine: MachineFactory) -> None:
+    class Vanishing(FakeHost):
+        def list(self, path: str) -> tuple[str, ...]:
+            return (*super().list(path), "71") if path == "proc" else super().list(path)
+
+    assert holders.find(Vanishing(machine("efifb-6.12").root), ["dev/fb0"]) == []
+
+
+def test_we_and_our_supervisor_never_count(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    hold(host, "dev/fb0", pid=70, command="python3")
+    conceal(host, pid=71, command="python3")
+    host.own = frozenset((70, 71))
+
+    assert holders.find(host, ["dev/fb0"]) == []
+
+
+def test_without_nodes_nobody_is_looked_at(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    conceal(host, pid=71)
+
+    assert holders.find(host, []) == []
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit"),
+    [
+        ("0::/system.slice/gdm.service", "gdm.service"),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/app-x.scope", "app-x.scope"),
+        ("4:cpu:/\n1:name=systemd:/system.slice/sddm.service\n0::/", "sddm.service"),
+        ("4:devices:/system.slice/other.service\n0::/system.slice/x.service/sub", "x.service"),
+        ("0::/", ""),
+        ("", ""),
+        ("0::/system.slice/a:b.service", "a:b.service"),
+    ],
+)
+def test_the_unit_of_a_holder_is_the_innermost_of_its_cgroup(
+    machine: MachineFactory, cgroup: str, unit: str
+) -> None:
+    host = machine("efifb-6.12")
+    hold(host, "dev/fb0", pid=7, command="x")
+    host.tree.put("proc/7/cgroup", cgroup)
+
+    (found,) = holders.find(host, ["dev/fb0"])
+
+    assert found.unit == unit
+
+
+def test_a_name_that_its_owner_chose_breaks_no_line(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    hold(host, "dev/fb0", pid=7, command="x\n\x1b[2Jroot")
+
+    (found,) = holders.find(host, ["dev/fb0"])
+
+    assert str(found) == "x??[2Jroot (7) with /dev/fb0 open"
+
+
+# -- how they are found on the real machine, on nodes that nobody minds
+
+
+@contextmanager
+def sleeper(program: str) -> Iterator[int]:
+    """A Python that says "-" when it is ready, and waits until the test is over."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    )
+    try:
+        assert child.stdout is not None
+        assert child.stdout.read(1) == b"-"
+        yield child.pid
+    finally:
+        child.kill()
+        child.communicate()
+
+
+OPENS = "f = open('/dev/full', 'rb'); print('-', end='', flush=True); input()"
+MAPS = """
+import mmap, os
+handle = os.open('/dev/zero', os.O_RDWR)
+area = mmap.mmap(handle, 4096, flags=mmap.MAP_PRIVATE)
+os.close(handle)
+print('-', end='', flush=True)
+input()
+"""
+
+
+@pytest.mark.parametrize(("program", "node"), [(OPENS, "dev/full"), (MAPS, "dev/zero")])
+def test_a_real_process_is_found_as_the_kernel_shows_it(program: str, node: str) -> None:
+    with sleeper(program) as pid:
+        found = holders.Search(Host(), [node]).among([pid])
+
+    assert [(one.pid, one.nodes) for one in found] == [(pid, (f"/{node}",))]
+
+
+def test_a_link_to_a_real_node_tells_the_number_of_its_device() -> None:
+    host = Host()
+    with sleeper(OPENS) as pid:
+        files = host.open_files(pid)
+        number = host.device_number(f"proc/{pid}/fd/{files['/dev/full']}")
+        pipe = host.device_number(f"proc/{pid}/fd/0")
+
+    # Linux Documentation/admin-guide/devices.txt
+    assert (number, pipe) == (os.makedev(1, 7), None)
+
+
+def test_a_real_process_is_ended_by_its_handle() -> None:
+    host = Host()
+    with sleeper(OPENS) as pid:
+        handle = host.open_process(pid)
+        assert handle is not None
+        host.await_end([handle], 0.01)
+        alive = holders.Search(host, ["dev/full"]).among([pid])
+        host.signal_process(handle, signal.SIGTERM)
+        host.await_end([handle], 10)
+        gone = holders.Search(host, ["dev/full"]).among([pid])
+        host.signal_process(handle, signal.SIGTERM)  # it is a zombie: no error
+        host.close_process(handle)
+
+    assert ([one.pid for one in alive], gone) == ([pid], [])
+    assert host.open_process(pid) is None
+
+
+def test_the_process_that_forked_us_counts_as_ourselves_and_who_started_us_does_not() -> None:
+    program = (
+        "import os\n"
+        "from vfio_console_hook.host import Host\n"
+        "if os.fork() == 0:\n"
+        "    print(Host().ourselves() == {os.getpid(), os.getppid()}, flush=True)\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+        "print(Host().ourselves() == {os.getpid()})\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert (done.stdout, done.stderr) == ("True\nTrue\n", "")
+
+
+def test_a_recorded_machine_is_never_mixed_up_with_this_one(tmp_path: Path) -> None:
+    host = RecordedHost(str(tmp_path))
+    os.makedirs(host.path(f"proc/{os.getpid()}/fd"))
+    os.symlink("/dev/null", host.path(f"proc/{os.getpid()}/fd/0"))
+
+    assert host.ourselves() == frozenset()
+    assert host.device_number(f"proc/{os.getpid()}/fd/0") is None
+    with pytest.raises(HostError, match="recorded"):
+        host.open_process(os.getpid())
+
+
+# -- what is done about them
+
+NOW = Config(holders=Holders(wait_s=0))
+
+
+def vm(*addresses: str) -> Domain:
+    return Domain("win11", UUID, tuple(Hostdev(one, True, "hostdev", 0) for one in addresses))
+
+
+def failure(host: FakeHost, config: Config, *addresses: str) -> str:
+    with pytest.raises(HookError) as caught:
+        events.prepare(host, vm(*addresses), config, Log(host, "win11"))
+    return str(caught.value)
+
+
+def refusal(host: FakeHost, config: Config, *addresses: str) -> str:
+    """The sentence and hint with which prepare refuses; nothing may have changed."""
+    before = snapshot(host)
+    told = failure(host, config, *addresses)
+    assert (snapshot(host), host.changes) == (before, [])
+    return told
+
+
+def waiting(wait_s: float, *terminate: str, grace_s: float = 5) -> AwaitClosed:
+    return AwaitClosed(AMD, (CARD, "dev/fb0"), wait_s, False, terminate, grace_s)
+
+
+def signals(host: FakeHost) -> list[tuple[str, str]]:
+    return [(path, text) for kind, path, text in host.changes if kind == "signal"]
+
+
+def test_a_holder_that_ends_in_time_is_waited_for_by_its_end(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    hold(host, CARD, pid=7, command="Xorg")
+    leave(host, 7, 3.21)
+
+    waiting(5).apply(host)
+
+    assert host.clock() == pytest.approx(3.21)
+    assert host.handles == {}
+
+
+def test_the_pauses_between_two_looks_grow_from_20_to_250_ms(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    hold(host, CARD, pid=7, command="Xorg")
+
+    with pytest.raises(HookError):
+        waiting(1).apply(host)
+
+    assert host.pauses == pytest.approx([0.02, 0.04, 0.08, 0.16, 0.25, 0.25, 0.2])
+
+
+def test_while_one_still_holds_it_only_those_are_looked_at_again(machine: MachineFactory) -> None:
+    class Counting(FakeHost):
+        looks = 0
+
+        def list(self, path: str) -> tuple[str, ...]:
+            self.looks += path == "proc"
+            return super().list(path)
+
+    host = Counting(machine("amd-single").root)
+    hold(host, CARD, pid=7, command="Xorg")
+    leave(host, 7, 4)
+
+    waiting(60).apply(host)
+
+    assert host.looks == 2
+
+
+def test_somebody_who_opens_it_meanwhile_is_found(machine: MachineFactory) -> None:
+    class Taking(FakeHost):
+        def await_end(self, handles: object, timeout_s: float) -> None:
+            super().await_end(handles, timeout_s)  # type: ignore[arg-type]
+            if not self.exists("proc/8"):
+                hold(self, "dev/fb0", pid=8, command="late")
+
+    host = Taking(machine("amd-single").root)
+    hold(host, CARD, pid=7, command="Xorg")
+    leave(host, 7, 0.1)
+
+    with pytest.raises(HookError) as caught:
+        waiting(1).apply(host)
+
+    assert caught.value.text == "0000:09:00.0 is in use by late (8) with /dev/fb0 open"
+
+
+def test_all_gpus_of_a_vm_are_looked_for_at_once(machine: MachineFactory) -> None:
+    host = machine("two-amd")
+    hold(host, "dev/dri/card0", pid=7, command="sway")
+    hold(host, "dev/dri/renderD129", pid=8, command="ollama")
+
+    told = refusal(host, NOW, "0000:03:00.0", "0000:13:00.0")
+
+    assert told.startswith(
+        "0000:03:00.0 and 0000:13:00.0 are in use by sway (7) with /dev/dri/card0 open,"
+        " ollama (8) with /dev/dri/renderD129 open (hint: "
+    )
+
+
+def test_on_5_x_who_may_not_be_looked_into_refuses_the_vm(machine: MachineFactory) -> None:
+    host = machine("efifb-5.10")
+    conceal(host, pid=71, command="firefox", unit="x.service")
+
+    assert refusal(host, NOW, GPU).startswith(
+        "0000:01:00.0 may be in use by firefox (71) [x.service], which may not be looked into"
+    )
+
+
+def test_from_6_0_who_may_not_be_looked_into_is_told_in_the_log(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    conceal(host, pid=71, command="firefox", unit="x.service")
+
+    events.prepare(host, vm(GPU), NOW, Log(host, "win11"))
+
+    assert (
+        "nobody has /dev/fb0 open; it is not known of firefox (71) [x.service], which may not be"
+        " looked into (native)" in (host.read(RECORDED_LOG) or "")
+    )
+
+
+def test_thirty_holders_fit_into_an_error_text(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    for pid in range(2000, 2030):
+        hold(host, CARD, pid=pid, command="kwin_wayland_wr", cgroup=f"{KWIN[:-8]}-{pid}.service")
+
+    told = refusal(host, NOW, AMD)
+
+    assert len(told.encode()) < 800
+    assert "kwin_wayland_wr (2000)" in told
+    assert "more (hint: " in told
+
+
+# -- ending them
+
+
+def test_who_may_be_ended_is_ended_and_named_in_the_log(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    hold(host, CARD, pid=7, command="Xorg", unit="gdm.service")
+    hold(host, "dev/fb0", pid=8, command="lact")
+    wait = waiting(1, "gdm", "lact")
+
+    wait.apply(host)
+
+    assert signals(host) == [("proc/7", "SIGTERM"), ("proc/8", "SIGTERM")]
+    assert wait.past() == (
+        "nobody has /dev/dri/card0 or /dev/fb0 open; ended Xorg (7) [gdm.service], lact (8)"
+    )
+    assert host.handles == {}
+
+
+@pytest.mark.parametrize(
+    ("command", "cgroup", "name"),
+    [
+        ("Xorg", "/", "Xorg"),
+        ("nvidia-persiste", "/", "nvidia-persistenced"),
+        ("x", "/system.slice/lactd.service", "lactd"),
+        ("x", "/system.slice/lactd.service", "lactd.service"),
+        ("x", "/user.slice/user-1000.slice/session-2.scope", "session-2.scope"),
+        ("sshd", "/system.slice/ssh.service", "ssh.service"),
+        ("sshd", "/user.slice/user-0.slice/session-2.scope", "sshd"),
+    ],
+)
+def test_whoever_is_named_by_command_or_unit_may_be_ended(
+    machine: MachineFactory, command: str, cgroup: str, name: str
+) -> None:
+    host = machine("amd-single")
+    hold(host, CARD, pid=7, command=command, cgroup=cgroup)
+
+    waiting(0, name).apply(host)
+
+    assert signals(host) == [("proc/7", "SIGTERM")]
+
+
+@pytest.mark.parametrize(
+    ("pid", "command", "cgroup", "program", "names"),
+    [
+        (1, "systemd", "/init.scope", "systemd", ("systemd", "init.scope")),
+        (7, "systemd-logind", "/system.slice/systemd-logind.service", "", ("systemd-logind",)),
+        (7, "libvirtd", "/system.slice/libvirtd.service", "", ("libvirtd",)),
+        (7, "virtqemud", "/", "", ("virtqemud",)),
+        (7, "x", "/system.slice/virtqemud.service", "", ("virtqemud.service",)),
+        (7, "qemu-system-x86", "/machine.slice/machine-qemu.scope", "", ("machine-qemu.scope",)),
+        (7, "any", "/", "qemu-system-x86_64", ("any",)),
+        (7, "any", "/", "qemu-kvm (deleted)", ("any",)),
+        (7, "sshd", "/user.slice/user-0.slice/session-2.scope", "", ("session-2.scope",)),
+        (7, "Xorg", "/", "", ("Xor", "org", "X")),
+        (7, "x", "/", "", ("", ".service")),
+    ],
+)
+def test_nobody_is_ended_when_there_is_one_that_must_not_be(
+    machine: MachineFactory,
+    pid: int, command: str, cgroup: str, program: str, names: tuple[str, ...],
+) -> None:  # fmt: skip
+    host = machine("amd-single")
+    hold(host, CARD, pid=9, command="other")
+    hold(host, CARD, pid=pid, command=command, cgroup=cgroup)
+    if program:
+        host.tree.text_link(f"proc/{pid}/exe", f"/usr/bin/{program}")
+
+    with pytest.raises(HookError) as caught:
+        waiting(0, "other", *names).apply(host)
+
+    assert signals(host) == []
+    assert f"is in use by {command} ({pid})" in caught.value.text
+    assert "other (9)" not in caught.value.text
+
+
+def test_who_does_not_go_by_sigterm_is_killed_after_the_grace(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    hold(host, CARD, pid=7, command="deaf")
+    hold(host, CARD, pid=8, command="slow")
+    hold(host, CARD, pid=9, command="slower")
+    obey(host, 7, signal.SIGKILL)
+    obey(host, 8, signal.SIGTERM, after_s=2)
+    obey(host, 9, signal.SIGTERM, after_s=4)
+
+    waiting(0, "deaf", "slow", "slower", grace_s=3).apply(host)
+
+    assert signals(host) == [
+        ("proc/7", "SIGTERM"), ("proc/8", "SIGTERM"), ("proc/9", "SIGTERM"),
+        ("proc/7", "SIGKILL"), ("proc/9", "SIGKILL"),
+    ]  # fmt: skip
+    assert host.clock() == pytest.approx(3)
+
+
+def test_who_outlives_sigkill_is_named(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    hold(host, CARD, pid=7, command="stuck")
+    hold(host, CARD, pid=8, command="Xorg")
+    obey(host, 7, NEVER)
+
+    with pytest.raises(HookError) as caught:
+        waiting(0, "stuck", "Xorg", grace_s=1).apply(host)
+
+    assert caught.value.text == (
+        "0000:09:00.0 is in use by stuck (7) with /dev/dri/card0 open (ended stuck (7), Xorg (8))"
+    )
+    assert host.clock() < 5
+
+
+def test_who_lets_go_without_ending_is_not_killed(machine: MachineFactory) -> None:
+    class LettingGo(FakeHost):
+        def signal_process(self, handle: int, number: int) -> None:
+            super().signal_process(handle, number)
+            self.tree.remove("proc/7/fd/0")
+
+    host = LettingGo(machine("amd-single").root)
+    hold(host, CARD, pid=7, command="daemon")
+    obey(host, 7, signal.SIGKILL)
+
+    waiting(0, "daemon").apply(host)
+
+    assert signals(host) == [("proc/7", "SIGTERM")]
+    assert host.exists("proc/7")
+
+
+@pytest.mark.parametrize("holds", [False, True])
+def test_another_process_that_got_the_number_meanwhile_is_left_alone(
+    machine: MachineFactory, holds: bool
+) -> None:
+    class Reusing(FakeHost):
+        reused = False
+
+        def open_process(self, pid: int) -> int | None:
+            if not self.reused:
+                self.reused = True
+                self.tree.remove("proc/7")
+                hold(self, CARD if holds else "dev/null", pid=7, command="innocent")
+            return super().open_process(pid)
+
+    host = Reusing(machine("amd-single").root)
+    hold(host, CARD, pid=7, command="Xorg")
+
+    try:
+        waiting(0, "Xorg").apply(host)
+    except HookError as error:
+        assert holds
+        assert "innocent (7)" in error.text
+
+    assert (signals(host), host.handles) == ([], {})
+    assert host.exists("proc/7")
+
+
+def test_who_is_started_again_at_once_is_refused_and_not_ended_twice(
+    machine: MachineFactory,
+) -> None:
+    class Restarting(FakeHost):
+        def signal_process(self, handle: int, number: int) -> None:
+            super().signal_process(handle, number)
+            hold(self, CARD, pid=8, command="Xorg")
+
+    host = Restarting(machine("amd-single").root)
+    hold(host, CARD, pid=7, command="Xorg")
+
+    with pytest.raises(HookError) as caught:
+        waiting(0, "Xorg").apply(host)
+
+    assert caught.value.text == (
+        "0000:09:00.0 is in use by Xorg (8) with /dev/dri/card0 open (ended Xorg (7))"
+    )
+    assert signals(host) == [("proc/7", "SIGTERM")]
+
+
+def test_the_configuration_says_who_may_be_ended(machine: MachineFactory) -> None:
+    host = machine("native-6.1")
+    hold(host, CARD, pid=7, command="Xorg", unit="gdm.service")
+    obey(host, 7, signal.SIGKILL)
+    config = Config(holders=Holders(wait_s=1, terminate=("Xorg",), grace_s=2))
+
+    events.prepare(host, vm(GPU), config, Log(host, "win11"))
+
+    assert signals(host) == [("proc/7", "SIGTERM"), ("proc/7", "SIGKILL")]
+    assert "ended Xorg (7) [gdm.service] (native)" in (host.read(RECORDED_LOG) or "")
+
+
+# -- what the person is told
+
+
+GDM = "etc/systemd/system/display-manager.service"
+ELSE = "stop what is named, or raise `holders: {wait_s: N}`"
+DESKTOP = "write `services: [display-manager]` for this VM to stop it"
+
+
+def with_desktop(host: FakeHost, *, running: bool) -> FakeHost:
+    """A machine with gdm, as Debian installs it."""
+    host.tree.text_link(GDM, "/lib/systemd/system/gdm3.service")
+    host.tree.text_link("lib/systemd/system/gdm3.service", "gdm.service")
+    if running:
+        host.tree.make_directory("sys/fs/cgroup/system.slice/gdm.service")
+    return host
+
+
+@pytest.mark.parametrize(
+    ("command", "cgroup", "desktop", "hint"),
+    [
+        ("Xorg", "/system.slice/gdm.service", "running", DESKTOP),
+        ("Xorg", "/system.slice/gdm3.service", "running", DESKTOP),
+        ("gnome-shell", "/user.slice/user-1000.slice/session-2.scope", "running", DESKTOP),
+        ("systemd-logind", "/system.slice/systemd-logind.service", "running", DESKTOP),
+        (
+            "kwin_wayland", KWIN, "stopped",
+            "the session of user 1000 has outlived its display manager: `loginctl terminate-user"
+            " 1000`, or `systemctl --user -M 1000@ stop plasma-kwin_wayland.service`",
+        ),
+        (
+            "sway", "/user.slice/user-1001.slice/session-4.scope", "",
+            "`loginctl terminate-user 1001`",
+        ),
+        (
+            "systemd-logind", "/system.slice/systemd-logind.service", "",
+            "a login session still has the GPU, `loginctl list-sessions` shows it: end it",
+        ),
+        (
+            "nvidia-persiste", "/system.slice/nvidia-persistenced.service", "",
+            "write `services: [nvidia-persistenced]` for this VM to stop it",
+        ),
+        (
+            "qemu-system-x86", "/machine.slice/machine-qemu\\x2d1\\x2dx.scope/libvirt/emulator", "",
+            "shut the VM or container down that uses it",
+        ),
+        ("bash", "/", "", ELSE),
+        ("(udev-worker)", "/system.slice/systemd-udevd.service/udev", "", ELSE),
+        ("sshd", "/system.slice/ssh.service", "", ELSE),
+        ("virtqemud", "/system.slice/virtqemud.service", "", ELSE),
+        ("ollama", "/system.slice/docker-0123456789abcdef.scope", "", ELSE),
+    ],
+)  # fmt: skip
+def test_the_hint_is_what_helps_against_this_holder(
+    machine: MachineFactory, command: str, cgroup: str, desktop: str, hint: str
+) -> None:
+    host = machine("amd-single")
+    if desktop:
+        with_desktop(host, running=desktop == "running")
+    hold(host, CARD, pid=7, command=command, cgroup=cgroup)
+
+    assert refusal(host, NOW, AMD).endswith(f"(hint: {hint})")
+
+
+def test_one_hint_names_all_units_that_have_to_be_stopped(machine: MachineFactory) -> None:
+    host = with_desktop(machine("amd-single"), running=True)
+    hold(host, CARD, pid=7, command="lact", unit="lactd.service")
+    hold(host, CARD, pid=8, command="ollama", unit="ollama.service")
+    hold(host, CARD, pid=9, command="gnome-shell",
+         cgroup="/user.slice/user-1000.slice/session-2.scope")  # fmt: skip
+
+    assert refusal(host, NOW, AMD).endswith(
+        "(hint: write `services: [display-manager, lactd, ollama]` for this VM to stop it)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("terminate", "prospect"),
+    [
+        ((), "the VM does not start unless they let go within 5 s"),
+        (("Xorg",), "the VM does not start unless they let go within 5 s"),
+        (("Xorg", "lactd"), "what is still there after 5 s is ended"),
+    ],
+)
+def test_the_plan_tells_who_has_it_now_and_what_becomes_of_them(
+    machine: MachineFactory, terminate: tuple[str, ...], prospect: str
+) -> None:
+    host = machine("amd-single")
+    hold(host, CARD, pid=7, command="Xorg")
+    hold(host, "dev/dri/renderD128", pid=8, command="lact", unit="lactd.service")
+    conceal(host, pid=9, command="firefox")
+    before = snapshot(host)
+    config = Config(holders=Holders(terminate=terminate))
+
+    leaving, steps = events.look(host, vm(AMD), config)
+    told = " ".join(report.plan(host, vm(AMD), leaving, steps).split())
+
+    assert (
+        "in use now by Xorg (7) with /dev/dri/card0 open, lact (8) [lactd.service] with"
+        f" /dev/dri/renderD128 open: {prospect}; it is not known of firefox (9), which may not be"
+        " looked into" in told
+    )
+    assert (snapshot(host), host.changes) == (before, [])
+
+
+def test_a_wait_survives_the_record(machine: MachineFactory) -> None:
+    from vfio_console_hook.step import Step
+
+    wait = AwaitClosed(AMD, (CARD,), 5, True, ("Xorg",), 2, ("0000:0a:00.0",))
+    step = Step("native", AMD, "why", wait, None)
+
+    assert Step.from_json(step.to_json()) == step
+
+
+def test_a_wait_that_an_earlier_release_wrote_down_can_be_read() -> None:
+    from vfio_console_hook.step import Step
+
+    written = {"kind": "await-closed", "gpu": AMD, "nodes": [CARD], "wait_s": 5, "strict": False}
+    step = {"stage": "native", "gpu": AMD, "why": "x", "do": written, "undo": None, "loses": ""}
+
+    assert Step.from_json(step).do == AwaitClosed(AMD, (CARD,), 5, False)

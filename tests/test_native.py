@@ -1,0 +1,714 @@
+"""A GPU's own driver: who takes it off, what never happens to it, and what comes back."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from tests.conftest import MachineFactory, domain_xml
+from tests.fakehost import Crash, FakeHost, FakeLibvirt, conceal, hold, snapshot
+from tests.fakehost.fbdev import remove_cards, unregister
+from tests.hosts import DISPLAY, lab
+from vfio_console_hook import drivers, events, hook
+from vfio_console_hook.actions.modules import LoadModules, Reserve, UnloadModules
+from vfio_console_hook.actions.native import ReturnNative, UnbindNative
+from vfio_console_hook.config import Config, Holders
+from vfio_console_hook.domain import Domain, Hostdev
+from vfio_console_hook.errors import HostError, LostError, RefusedError, StepError
+from vfio_console_hook.journal import Journal
+from vfio_console_hook.log import RECORDED_LOG, Log
+
+UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
+GPU, SECOND = "0000:01:00.0", "0000:02:00.0"
+CARD, APU = "0000:03:00.0", "0000:13:00.0"
+DEVICES = "sys/bus/pci/devices"
+NVIDIA = ("nvidia", "nvidia_drm", "nvidia_modeset", "nvidia_uvm")
+NOW = Config(holders=Holders(wait_s=0))
+
+
+def vm(*gpus: str) -> Domain:
+    return Domain("win11", UUID, tuple(Hostdev(one, True, "hostdev", 0) for one in gpus))
+
+
+def prepare(host: FakeHost, *gpus: str, config: Config = NOW) -> None:
+    events.prepare(host, vm(*gpus), config, Log(host, "win11"))
+
+
+def release(host: FakeHost) -> None:
+    events.release(host, UUID, Log(host, "win11"))
+
+
+def run_vm(host: FakeHost, *gpus: str) -> None:
+    """From prepare to what libvirt does before it calls release."""
+    libvirt = FakeLibvirt(host)
+    prepare(host, *gpus)
+    for address in gpus:
+        libvirt.detach(address)
+    events.start(host, UUID, Log(host, "win11"))
+    for address in gpus:
+        libvirt.reattach(address)
+
+
+def driver(host: FakeHost, address: str) -> str | None:
+    return host.link_name(f"{DEVICES}/{address}/driver")
+
+
+def written(host: FakeHost) -> list[tuple[str, str]]:
+    """What was written and run, without where the consoles were mapped."""
+    return [(path, text) for kind, path, text in host.changes if kind != "ioctl"]
+
+
+def log(host: FakeHost) -> str:
+    return host.read(RECORDED_LOG) or ""
+
+
+def without_override(host: FakeHost) -> dict[str, str]:
+    return {path: what for path, what in snapshot(host).items() if "driver_override" not in path}
+
+
+# -- the table
+
+
+def test_the_drivers_that_people_have_are_all_in_the_table() -> None:
+    known = ("amdgpu", "radeon", "i915", "xe", "nouveau", "nvidia", "ast", "mgag200", "bochs-drm",
+             "bochs", "cirrus", "cirrus-qemu", "qxl", "virtio-pci", "vmwgfx")  # fmt: skip
+
+    assert [name for name in known if drivers.of(name) == drivers.Driver(name)] == []
+
+
+def test_of_a_driver_that_nobody_has_looked_at_the_worst_is_expected() -> None:
+    unknown = drivers.of("mtgpu")
+
+    assert (unknown.while_open, unknown.may_hang) == (drivers.BLOCKS, True)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("nvidia", "nvidia"), ("nvidia_drm", "nvidia"), ("radeon", "radeon"), ("i915", "i915"),
+     ("amdgpu", "amdgpu"), ("nvidiafb", "nvidiafb"), ("bochs", "bochs")],
+)  # fmt: skip
+def test_a_module_leads_to_the_row_of_its_driver(module: str, name: str) -> None:
+    assert drivers.of_module(module).name == name
+
+
+@pytest.mark.parametrize(
+    ("machine_name", "address", "apu"),
+    [("amd-apu", APU, True), ("amd-dgpu-and-apu", APU, True), ("amd-dgpu-and-apu", CARD, False),
+     ("amd-single", "0000:09:00.0", False), ("nvidia-single-desktop", GPU, False)],
+)  # fmt: skip
+def test_an_apu_is_told_by_what_shares_its_slot(
+    machine: MachineFactory, machine_name: str, address: str, apu: bool
+) -> None:
+    assert drivers.is_apu(machine(machine_name), address) is apu
+
+
+# -- drivers that are unbound here, and those that are left to libvirt
+
+
+@pytest.mark.parametrize(
+    ("machine_name", "address", "name"),
+    [("amd-single", "0000:09:00.0", "amdgpu"), ("radeon-6.1", GPU, "radeon"),
+     ("intel-single", "0000:00:02.0", "i915"), ("intel-and-nvidia", GPU, "nouveau"),
+     ("bmc-and-two-nvidia", CARD, "ast")],
+)  # fmt: skip
+def test_a_driver_that_libvirt_had_better_not_unbind_is_off_the_gpu_when_prepare_ends(
+    machine: MachineFactory, machine_name: str, address: str, name: str
+) -> None:
+    host = machine(machine_name)
+
+    prepare(host, address)
+
+    assert driver(host, address) is None
+    assert written(host)[-1] == (f"sys/bus/pci/drivers/{name}/unbind", address)
+
+
+def test_a_process_that_may_not_be_looked_into_keeps_a_driver_that_is_not_safe_while_open(
+    machine: MachineFactory,
+) -> None:
+    host = machine("bmc-and-two-nvidia")
+    conceal(host, pid=812, command="guacd")
+
+    with pytest.raises(RefusedError):
+        prepare(host, CARD)
+
+    assert driver(host, CARD) == "ast"
+
+
+def test_a_gpu_whose_virtual_function_a_vm_may_have_is_refused(machine: MachineFactory) -> None:
+    host = machine("intel-sriov-vf")
+
+    with pytest.raises(RefusedError) as caught:
+        prepare(host, "0000:00:02.0")
+
+    assert caught.value.text == (
+        "0000:00:02.0 has the virtual function 0000:00:02.1 on vfio-pci, and to take i915 off it"
+        " would wait for the VM that uses that"
+    )
+    assert host.changes == []
+
+
+def test_a_simple_driver_is_left_to_libvirt(machine: MachineFactory) -> None:
+    host = machine("native-6.1")
+
+    prepare(host, GPU)
+
+    assert (driver(host, GPU), host.changes) == ("bochs-drm", [])
+
+
+def test_a_driver_that_nobody_has_looked_at_is_taken_off_here(machine: MachineFactory) -> None:
+    made = machine("amd-single")
+    path = str(made.real(f"{DEVICES}/0000:09:00.0"))
+    made.tree.remove(f"{path}/driver")
+    made.tree.link(f"{path}/driver", "sys/bus/pci/drivers/mtgpu")
+    made.tree.put("sys/bus/pci/drivers/mtgpu/unbind", "")
+    made.tree.put("fake/native/0000:09:00.0", "driver=mtgpu")
+
+    prepare(made, "0000:09:00.0")
+
+    assert driver(made, "0000:09:00.0") is None
+
+
+def test_libvirt_takes_a_driverless_gpu_and_its_driver_comes_back(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    before = without_override(host)
+
+    run_vm(host, "0000:09:00.0")
+    release(host)
+
+    assert without_override(host) == before
+
+
+def test_a_gpu_that_was_opened_meanwhile_is_not_unbound(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    hold(host, "dev/dri/card0", pid=77, command="lact", unit="lactd.service")
+
+    with pytest.raises(RefusedError) as caught:
+        UnbindNative("0000:09:00.0", "amdgpu", 0, False).apply(host)
+
+    assert caught.value.text == (
+        "0000:09:00.0 is in use by lact (77) [lactd.service] with /dev/dri/card0 open"
+    )
+    assert host.changes == []
+
+
+def test_another_driver_than_the_planned_one_is_not_unbound(machine: MachineFactory) -> None:
+    host = machine("native-6.1")
+
+    UnbindNative(GPU, "amdgpu", 0, False).apply(host)
+
+    assert host.changes == []
+
+
+@pytest.mark.parametrize("apu", ["refuse", "allow"])
+def test_the_driver_of_an_apu_is_only_taken_off_with_consent(
+    machine: MachineFactory, apu: str
+) -> None:
+    host = machine("amd-apu")
+    before = snapshot(host)
+
+    if apu == "allow":
+        prepare(host, APU, config=replace(NOW, apu="allow"))
+        assert driver(host, APU) is None
+    else:
+        with pytest.raises(RefusedError) as caught:
+            prepare(host, APU)
+        assert "`apu: allow`" in caught.value.hint
+        assert snapshot(host) == before
+
+
+def test_an_apu_does_not_forbid_to_take_the_card_beside_it(machine: MachineFactory) -> None:
+    host = machine("amd-dgpu-and-apu")
+
+    prepare(host, CARD)
+
+    assert (driver(host, CARD), driver(host, APU)) == (None, "amdgpu")
+
+
+def test_a_driver_that_was_only_bound_to_free_bootfb_is_taken_off_here_too(
+    machine: MachineFactory,
+) -> None:
+    made = lab("6.12", "simpledrm", DISPLAY)
+    words = "driver=amdgpu module=amdgpu fb=amdgpudrmfb"
+    host = machine(replace(made, pci=(replace(made.pci[0], native=words),)))
+
+    prepare(host, GPU, config=replace(NOW, bootfb="native"))
+    during = driver(host, GPU)
+    release(host)
+
+    assert (during, driver(host, GPU)) == (None, "amdgpu")
+
+
+# -- nvidia
+
+
+def test_nvidia_is_reserved_then_unloaded_and_never_unbound(machine: MachineFactory) -> None:
+    host = machine("nvidia-single-desktop")
+
+    prepare(host, GPU)
+
+    assert written(host) == [
+        (f"{DEVICES}/{GPU}/driver_override", "vfio-pci"),
+        ("sys/class/vtconsole/vtcon1/bind", "0"),
+        ("/sbin/modprobe", "-r nvidia_drm"),
+        ("/sbin/modprobe", "-r nvidia_uvm"),
+    ]
+    assert (driver(host, GPU), host.list("sys/module")) == (None, ())
+
+
+def test_nvidia_without_its_drm_module_is_unloaded_in_the_order_of_its_holders(
+    machine: MachineFactory,
+) -> None:
+    host = machine("bmc-and-two-nvidia")
+
+    prepare(host, "0000:65:00.0")
+
+    assert written(host) == [
+        (f"{DEVICES}/0000:65:00.0/driver_override", "vfio-pci"),
+        ("/sbin/modprobe", "-r nvidia_uvm"),
+    ]
+    assert host.list("sys/module") == ()
+
+
+def test_what_else_hangs_on_nvidia_is_unloaded_before_it(machine: MachineFactory) -> None:
+    host = machine("nvidia-single-desktop")
+    host.tree.put("fake/modules", f"{host.read('fake/modules')}\nnvidia_peermem needs=nvidia_uvm")
+    host.load_module("nvidia_peermem")
+
+    prepare(host, GPU)
+
+    assert [text for path, text in written(host) if path == "/sbin/modprobe"] == [
+        "-r nvidia_drm", "-r nvidia_peermem",
+    ]  # fmt: skip
+    assert host.list("sys/module") == ()
+
+
+def test_whoever_loads_nvidia_meanwhile_does_not_get_the_gpu(machine: MachineFactory) -> None:
+    host = machine("nvidia-single-desktop")
+    prepare(host, GPU)
+
+    with pytest.raises(HostError):
+        host.run("/sbin/modprobe", "nvidia")
+
+    assert driver(host, GPU) is None
+
+
+def test_after_libvirts_probe_the_modules_are_loaded_and_all_is_as_before(
+    machine: MachineFactory,
+) -> None:
+    host = machine("nvidia-single-desktop")
+    before = without_override(host)
+    run_vm(host, GPU)
+    begun = len(host.changes)
+
+    release(host)
+
+    assert [text for kind, _, text in host.changes[begun:] if kind == "run"] == [
+        "nvidia", "nvidia_uvm", "nvidia_modeset", "nvidia_drm",
+    ]  # fmt: skip
+    assert [path for _, path, _ in host.changes[begun:] if "drivers_probe" in path] == []
+    assert without_override(host) == before
+
+
+def test_a_gpu_that_stays_on_vfio_needs_no_modules_and_is_no_error(
+    machine: MachineFactory,
+) -> None:
+    host = machine("nvidia-single-desktop")
+    prepare(host, GPU)
+    FakeLibvirt(host).detach(GPU)
+    begun = len(host.changes)
+
+    release(host)
+
+    assert (host.changes[begun:], driver(host, GPU)) == ([], "vfio-pci")
+    assert host.read(f"{DEVICES}/{GPU}/driver_override") == "vfio-pci"
+    assert Journal(host).uuids() == ()
+
+
+def test_an_override_of_the_administrator_stays(machine: MachineFactory) -> None:
+    host = machine("nvidia-single-desktop")
+    host.write(f"{DEVICES}/{GPU}/driver_override", "nvidia")
+    before = snapshot(host)
+
+    prepare(host, GPU)
+    during = host.read(f"{DEVICES}/{GPU}/driver_override")
+    release(host)
+
+    assert during == "nvidia"
+    assert snapshot(host) == before
+
+
+def test_a_left_over_override_does_not_keep_nvidia_from_coming_back(
+    machine: MachineFactory,
+) -> None:
+    host = machine("nvidia-single-desktop")
+    host.write(f"{DEVICES}/{GPU}/driver_override", "vfio-pci")
+
+    prepare(host, GPU)
+    release(host)
+
+    assert driver(host, GPU) == "nvidia"
+
+
+def test_modules_that_are_in_use_are_believed_to_be_and_all_is_undone(
+    machine: MachineFactory,
+) -> None:
+    host = machine("nvidia-single-desktop")
+    before = snapshot(host)
+    # A module that the kernel does not name and that has no nodes: only refcnt shows it.
+    host.tree.put("fake/modules", f"{host.read('fake/modules')}\nhidden nodes=")
+    host.tree.make_directory("sys/module/nvidia_uvm/holders/hidden")
+
+    with pytest.raises(StepError) as caught:
+        prepare(host, GPU)
+
+    assert caught.value.text == (
+        "nvidia_uvm cannot be unloaded, its use count is 1, hidden uses it: /sbin/modprobe -r"
+        " nvidia_uvm failed: modprobe: FATAL: Module nvidia_uvm is in use."
+    )
+    host.tree.remove("sys/module/nvidia_uvm/holders/hidden")
+    host.tree.put("sys/module/nvidia_uvm/refcnt", "0")
+    assert snapshot(host) == before
+    assert [text for _, text in written(host) if text == "-r nvidia_uvm"] == ["-r nvidia_uvm"]
+
+
+def test_who_has_the_gpu_open_is_named_when_a_module_is_in_use(machine: MachineFactory) -> None:
+    host = machine("nvidia-single-desktop")
+    hold(host, "dev/nvidia-uvm", pid=31, command="ollama", unit="ollama.service")
+
+    with pytest.raises(StepError) as caught:
+        UnloadModules((GPU,), ("nvidia_uvm",)).apply(host)
+
+    assert caught.value.text == (
+        "nvidia_uvm cannot be unloaded, its use count is 1; ollama (31) [ollama.service] with"
+        " /dev/nvidia-uvm open: /sbin/modprobe -r nvidia_uvm failed: modprobe: FATAL: Module"
+        " nvidia_uvm is in use."
+    )
+
+
+def test_a_module_that_does_not_load_again_is_told_with_the_line_to_type(
+    machine: MachineFactory,
+) -> None:
+    host = machine("nvidia-single-desktop")
+    run_vm(host, GPU)
+    host.tree.put("fake/modules", "nvidia alone=no")
+
+    with pytest.raises(StepError) as caught:
+        release(host)
+
+    assert "Module nvidia_uvm not found" in caught.value.text
+    assert "modprobe nvidia; modprobe nvidia_uvm; modprobe nvidia_modeset" in caught.value.text
+    assert Journal(host).uuids() == (UUID,)
+
+
+# -- two GPUs on nvidia
+
+
+@pytest.mark.parametrize("address", [GPU, SECOND])
+def test_with_another_gpu_on_nvidia_only_the_one_that_leaves_is_unbound(
+    machine: MachineFactory, address: str
+) -> None:
+    host = machine("two-nvidia")
+
+    prepare(host, address)
+
+    assert written(host) == [
+        (f"{DEVICES}/{address}/driver_override", "vfio-pci"),
+        ("sys/bus/pci/drivers/nvidia/unbind", address),
+    ]
+    assert host.list("sys/module") == NVIDIA
+
+
+def test_who_uses_the_other_nvidia_gpu_does_not_matter(machine: MachineFactory) -> None:
+    host = machine("two-nvidia")
+    for node in ("dev/nvidia0", "dev/nvidiactl", "dev/nvidia-modeset", "dev/dri/card0"):
+        hold(host, node, pid=50, command="Xorg")
+
+    prepare(host, SECOND)
+
+    assert (driver(host, GPU), driver(host, SECOND)) == ("nvidia", None)
+
+
+def test_a_release_of_nvidia_that_waits_for_its_own_drm_part_is_refused(
+    machine: MachineFactory,
+) -> None:
+    host = machine("two-nvidia")
+    before = snapshot(host)
+    symbols = (host.read("proc/kallsyms") or "").replace("nvidia_modeset_remove", "other")
+    host.tree.put("proc/kallsyms", symbols)
+
+    with pytest.raises(RefusedError) as caught:
+        prepare(host, SECOND)
+
+    assert caught.value.text == (
+        "this release of nvidia hangs when it is taken off 0000:02:00.0 alone, which has a DRM node"
+    )
+    assert {**snapshot(host), "proc/kallsyms": ""} == {**before, "proc/kallsyms": ""}
+
+
+@pytest.mark.parametrize("order", [(GPU, SECOND), (SECOND, GPU)])
+def test_all_gpus_of_a_vm_are_reserved_before_their_modules_go(
+    machine: MachineFactory, order: tuple[str, str]
+) -> None:
+    host = machine("two-nvidia")
+
+    prepare(host, *order)
+
+    assert written(host) == [
+        (f"{DEVICES}/{order[0]}/driver_override", "vfio-pci"),
+        (f"{DEVICES}/{order[1]}/driver_override", "vfio-pci"),
+        ("sys/class/vtconsole/vtcon1/bind", "0"),
+        ("/sbin/modprobe", "-r nvidia_drm"),
+        ("/sbin/modprobe", "-r nvidia_uvm"),
+    ]
+
+
+def test_a_gpu_comes_back_to_nvidia_although_the_other_ones_vm_has_unloaded_it(
+    machine: MachineFactory,
+) -> None:
+    host = machine("two-nvidia")
+    other = replace(vm(GPU), name="b", uuid="11111111-2222-4333-8444-555555555555")
+    libvirt = FakeLibvirt(host)
+    prepare(host, SECOND)
+    libvirt.detach(SECOND)
+    events.prepare(host, other, NOW, Log(host, "b"))
+    libvirt.detach(GPU)
+    meanwhile = host.list("sys/module")
+
+    libvirt.reattach(SECOND)
+    release(host)
+    during = driver(host, GPU), driver(host, SECOND)
+    libvirt.reattach(GPU)
+    events.release(host, other.uuid, Log(host, "b"))
+
+    assert (meanwhile, during) == ((), ("vfio-pci", "nvidia"))
+    assert "warning" not in log(host)
+    assert (driver(host, GPU), host.list("sys/module")) == ("nvidia", NVIDIA)
+
+
+# -- what comes back
+
+
+def missing(host: FakeHost, address: str, action: ReturnNative) -> str:
+    """What release tells to be lost; the claim must be gone all the same."""
+    release(host)
+    assert Journal(host).uuids() == ()
+    told = [line for line in log(host).splitlines() if line.startswith("warning: ")]
+    with pytest.raises(LostError) as caught:
+        action.apply(host)
+    assert [line for line in told if caught.value.text in line] != []
+    return caught.value.text
+
+
+CARD_AND_FB = ReturnNative("0000:09:00.0", "amdgpu", True, True)
+
+
+def test_a_driver_that_does_not_come_back_is_told(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    run_vm(host, "0000:09:00.0")
+    host.write("sys/bus/pci/drivers/amdgpu/unbind", "0000:09:00.0")
+    host.tree.remove("fake/native/0000:09:00.0")
+
+    assert missing(host, "0000:09:00.0", CARD_AND_FB) == (
+        "amdgpu did not come back to 0000:09:00.0 within 10 s after a probe"
+    )
+
+
+def test_a_driver_without_its_drm_node_is_told(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    run_vm(host, "0000:09:00.0")
+    remove_cards(host.tree, str(host.real(f"{DEVICES}/0000:09:00.0")))
+
+    assert missing(host, "0000:09:00.0", CARD_AND_FB) == (
+        "amdgpu is back on 0000:09:00.0 but has no DRM node"
+    )
+
+
+def test_a_driver_without_its_framebuffer_is_told(machine: MachineFactory) -> None:
+    host = machine("amd-dgpu-and-apu")
+    run_vm(host, CARD)
+    unregister(host.tree, str(host.real(f"{DEVICES}/{CARD}")), "fb0")
+
+    assert missing(host, CARD, ReturnNative(CARD, "amdgpu", True, True)) == (
+        "amdgpu is back on 0000:03:00.0 but has no framebuffer"
+    )
+
+
+def test_a_driver_that_libvirt_took_off_is_looked_after_too(machine: MachineFactory) -> None:
+    host = machine("native-6.1")
+    run_vm(host, GPU)
+    host.write("sys/bus/pci/drivers/bochs-drm/unbind", GPU)
+    host.tree.remove(f"fake/native/{GPU}")
+
+    assert missing(host, GPU, ReturnNative(GPU, "bochs-drm", True, True)) == (
+        "bochs-drm did not come back to 0000:01:00.0 within 10 s after a probe"
+    )
+
+
+def test_another_driver_that_took_the_gpu_is_named(machine: MachineFactory) -> None:
+    host = machine("intel-and-nvidia")
+    run_vm(host, GPU)
+    host.write("sys/bus/pci/drivers/nouveau/unbind", GPU)
+    host.tree.put(f"fake/native/{GPU}", "driver=nvidia")
+    host.load_module("nvidia")
+
+    assert missing(host, GPU, ReturnNative(GPU, "nouveau", True, True)) == (
+        "nouveau did not come back to 0000:01:00.0: nvidia has taken it"
+    )
+
+
+def test_a_gpu_that_an_override_keeps_from_its_driver_is_told_and_not_probed(
+    machine: MachineFactory,
+) -> None:
+    host = machine("amd-single")
+    host.write("sys/bus/pci/drivers/amdgpu/unbind", "0000:09:00.0")
+    host.write(f"{DEVICES}/0000:09:00.0/driver_override", "pci-stub")
+    begun = len(host.changes)
+
+    with pytest.raises(LostError) as caught:
+        CARD_AND_FB.apply(host)
+
+    assert caught.value.text == (
+        "amdgpu did not come back to 0000:09:00.0: its driver_override is pci-stub"
+    )
+    assert host.changes[begun:] == []
+
+
+def test_a_gpu_that_has_left_the_bus_is_told(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    run_vm(host, "0000:09:00.0")
+    host.write(f"{DEVICES}/0000:09:00.0/remove", "1")
+
+    release(host)
+
+    assert "0000:09:00.0 is no longer on the PCI bus" in log(host)
+    assert Journal(host).uuids() == ()
+
+
+def test_a_driverless_gpu_is_probed_once(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    prepare(host, "0000:09:00.0")
+    begun = len(host.changes)
+
+    release(host)
+
+    assert [(path, text) for _, path, text in host.changes[begun:] if "pci" in path] == [
+        ("sys/bus/pci/drivers_probe", "0000:09:00.0")
+    ]
+
+
+def test_a_compute_gpu_without_nodes_need_not_show_any(machine: MachineFactory) -> None:
+    host = machine("laptop-3d-controller")
+    before = without_override(host)
+
+    run_vm(host, GPU)
+    release(host)
+
+    assert without_override(host) == before
+    assert "warning" not in log(host)
+
+
+# -- a release that dies too
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus"),
+    [("nvidia-single-desktop", (GPU,)), ("two-nvidia", (SECOND,)), ("two-nvidia", (GPU, SECOND)),
+     ("amd-single", ("0000:09:00.0",)), ("radeon-6.1", (GPU,))],
+    ids=["nvidia", "second-nvidia", "both-nvidia", "amdgpu", "radeon"],
+)  # fmt: skip
+def test_a_release_that_dies_before_any_change_is_finished_by_the_next(
+    machine: MachineFactory, name: str, gpus: tuple[str, ...]
+) -> None:
+    probe = machine(name)
+    run_vm(probe, *gpus)
+    begun = len(probe.changes)
+    release(probe)
+    for number in range(1, len(probe.changes) - begun + 1):
+        host = machine(name)
+        before = without_override(host)
+        run_vm(host, *gpus)
+
+        with pytest.raises(Crash):
+            release(FakeHost(host.root, crash_before=number))
+        release(FakeHost(host.root))
+
+        assert without_override(host) == before
+        assert Journal(host).uuids() == ()
+
+
+def test_a_vm_that_takes_nvidia_over_from_one_that_just_ended_gives_it_back(
+    machine: MachineFactory,
+) -> None:
+    host = machine("nvidia-single-desktop")
+    before = without_override(host)
+    run_vm(host, GPU)
+    other = replace(vm(GPU), name="b", uuid="11111111-2222-4333-8444-555555555555")
+    libvirt = FakeLibvirt(host)
+
+    events.prepare(host, other, NOW, Log(host, "b"))
+    release(host)
+    during = driver(host, GPU), host.list("sys/module")
+    libvirt.detach(GPU)
+    libvirt.reattach(GPU)
+    events.release(host, other.uuid, Log(host, "b"))
+
+    assert during == (None, ())
+    assert without_override(host) == before
+
+
+# -- a kernel that does not come back
+
+
+def call(host: FakeHost, event: str) -> int:
+    return hook.main(["win11", event, "begin", "-"], domain_xml(GPU, event=event), host)
+
+
+def with_timeout(host: FakeHost) -> None:
+    host.tree.put("etc/vfio-console-hook/default.yaml", "timeout_s: 1\nholders:\n  wait_s: 0\n")
+    for directory in ("etc", "etc/vfio-console-hook"):
+        os.chmod(host.path(directory), 0o755)
+    os.chmod(host.path("etc/vfio-console-hook/default.yaml"), 0o644)
+
+
+def test_an_unbind_that_never_returns_is_given_up_and_not_tried_again(
+    machine: MachineFactory, capfd: pytest.CaptureFixture[str]
+) -> None:
+    host = machine("radeon-6.1")
+    with_timeout(host)
+
+    status = call(FakeHost(host.root, hang="radeon/unbind"), "prepare")
+
+    out, told = capfd.readouterr()
+    assert (status, out) == (1, "")
+    assert "not done" in told
+    assert [path for _, path, _ in host.changes if "unbind" in path] == [
+        "sys/bus/pci/drivers/radeon/unbind"
+    ]
+
+
+def test_a_modprobe_that_the_kernel_does_not_let_go_of_is_told_and_nothing_is_undone_below_it(
+    machine: MachineFactory, capfd: pytest.CaptureFixture[str]
+) -> None:
+    host = machine("nvidia-single-desktop")
+    with_timeout(host)
+
+    status = call(FakeHost(host.root, hang="-r nvidia_drm"), "prepare")
+
+    out, told = capfd.readouterr()
+    assert (status, out) == (1, "")
+    assert "the kernel is stuck in `/sbin/modprobe -r nvidia_drm` (process 4711)" in told
+    assert written(host)[-1] == ("/sbin/modprobe", "-r nvidia_drm")
+    uuid = Journal(host).uuids()
+    assert len(uuid) == 1
+    record = Journal(host).find(uuid[0])
+    assert record is not None
+    newest = record.open_steps[0][1]
+    assert newest.do == UnloadModules(
+        (GPU,), ("nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidia")
+    )
+    assert newest.undo == LoadModules(
+        (GPU,), (GPU,), ("nvidia", "nvidia_uvm", "nvidia_modeset", "nvidia_drm")
+    )
+    assert any(step.do == Reserve(GPU) for _, step in record.open_steps)

@@ -1,0 +1,142 @@
+"""What recover gives back, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.conftest import MachineFactory
+from tests.fakehost import FakeHost, FakeLibvirt, open_device, snapshot
+from vfio_console_hook import events, recovery
+from vfio_console_hook.config import Config, Holders
+from vfio_console_hook.domain import Domain, Hostdev
+from vfio_console_hook.errors import HostError
+from vfio_console_hook.journal import CLAIMS, Journal
+from vfio_console_hook.log import Log
+
+GPU = "0000:01:00.0"
+UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
+VM = Domain("win11", UUID, (Hostdev(GPU, True, "hostdev", 0),))
+STAT = "4100 (hook) S 1 9 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 50 0"
+
+
+class WithLibvirt(FakeHost):
+    """A machine whose libvirt knows these VMs as running; None: it does not answer."""
+
+    running: str | None = ""
+    hook_ends_after = 0
+
+    def run(self, *command: str, timeout_s: float = 30) -> str:
+        if command[0] != "/usr/bin/virsh":
+            return super().run(*command, timeout_s=timeout_s)
+        if self.running is None:
+            raise HostError("virsh did not end in time")
+        return self.running
+
+    def read(self, path: str) -> str | None:
+        if path == "proc/4100/stat" and self.hook_ends_after:
+            self.hook_ends_after -= 1
+            return STAT if self.hook_ends_after else None
+        return super().read(path)
+
+
+def prepared(machine: MachineFactory, running: str | None = "") -> WithLibvirt:
+    host = WithLibvirt(machine("efifb-5.10").root)
+    events.prepare(host, VM, Config(holders=Holders(wait_s=0)), Log(host, "win11"))
+    host.running = running
+    return host
+
+
+def recover(host: FakeHost, *, force: bool = False, wait_s: float = 0) -> tuple[bool, list[str]]:
+    told: list[str] = []
+    return recovery.recover(host, told.append, force=force, wait_s=wait_s), told
+
+
+def test_a_vm_that_libvirt_says_is_off_gives_back(machine: MachineFactory) -> None:
+    host = prepared(machine, "11111111-2222-4333-8444-555555555555")
+
+    done = recover(host)
+
+    assert done == (True, [f"win11: gave back {GPU}"])
+    assert host.link_name("sys/bus/platform/devices/efi-framebuffer.0/driver") == "efi-framebuffer"
+
+
+@pytest.mark.parametrize(
+    ("running", "settled", "why"),
+    [
+        (UUID, True, "libvirt says that it runs"),
+        (
+            None,
+            False,
+            "libvirt does not say whether it runs (--force if you know that it is off)",
+        ),
+    ],
+)
+def test_without_libvirts_word_nothing_is_given_back(
+    machine: MachineFactory, running: str | None, settled: bool, why: str
+) -> None:
+    host = prepared(machine, running)
+    before = snapshot(host)
+
+    done = recover(host)
+
+    assert done == (settled, [f"win11: left alone, {why}"])
+    assert (snapshot(host), Journal(host).uuids()) == (before, (UUID,))
+
+
+def test_a_gpu_that_somebody_has_open_is_left_alone_whatever_libvirt_says(
+    machine: MachineFactory,
+) -> None:
+    host = prepared(machine)
+    FakeLibvirt(host).detach(GPU)
+    open_device(host, GPU)
+
+    done = recover(host, force=True)
+
+    assert done == (
+        True,
+        [f"win11: left alone, {GPU} is in use by qemu-system-x86 (4242) with /dev/vfio/1 open"],
+    )
+
+
+def left_at_work(host: FakeHost) -> None:
+    with open(host.path(f"{CLAIMS}/{UUID}"), "a", encoding="utf-8") as file:
+        file.write(json.dumps({"phase": "prepare", "hook": [4100, 50]}) + "\n")
+
+
+def test_a_hook_that_outlived_the_daemon_is_waited_for(machine: MachineFactory) -> None:
+    host = prepared(machine)
+    left_at_work(host)
+    host.hook_ends_after = 3
+
+    done = recover(host, wait_s=10)
+
+    assert done == (
+        True,
+        ["win11: waiting, its hook is at work (process 4100)", f"win11: gave back {GPU}"],
+    )
+
+
+def test_a_hook_that_goes_on_working_is_left_alone_and_that_is_no_success(
+    machine: MachineFactory,
+) -> None:
+    host = prepared(machine)
+    left_at_work(host)
+    host.tree.put("proc/4100/stat", STAT)
+
+    done = recover(host, force=True)
+
+    assert done == (False, ["win11: left alone, its hook is at work (process 4100)"])
+    assert Journal(host).uuids() == (UUID,)
+
+
+def test_what_is_left_of_another_boot_needs_no_word_of_libvirts(machine: MachineFactory) -> None:
+    host = prepared(machine, None)
+    host.tree.put("proc/sys/kernel/random/boot_id", "another")
+    before = snapshot(host)
+
+    done = recover(host)
+
+    assert done == (True, [f"win11: gave back {GPU}"])
+    assert (snapshot(host), Journal(host).uuids()) == (before, ())

@@ -1,0 +1,808 @@
+"""Services that are stopped for a VM and started after it, on systemd and elsewhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MachineFactory
+from tests.fakehost import Crash, FakeHost, FakeLibvirt, hold, openrc, snapshot, systemd
+from tests.fakehost.systemd import NEVER, Unit
+from tests.gate import ROOT
+from vfio_console_hook import events, report
+from vfio_console_hook.config import Config, Holders, Service
+from vfio_console_hook.domain import Domain, Hostdev
+from vfio_console_hook.errors import HookError, HostError, RefusedError
+from vfio_console_hook.host import Host
+from vfio_console_hook.journal import Journal
+from vfio_console_hook.log import RECORDED_LOG, Log
+from vfio_console_hook.step import Step
+
+GPU, SECOND = "0000:01:00.0", "0000:02:00.0"
+UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
+OTHER_UUID = "11111111-2222-4333-8444-555555555555"
+SDDM = Service(
+    "sddm", *(("/sbin/rc-service", "sddm", verb) for verb in ("status", "stop", "start"))
+)
+GDM = Unit(active="active", aliases=("display-manager.service",))
+
+
+def wanting(*services: str | Service, timeout_s: int = 60) -> Config:
+    found = tuple(Service(one) if isinstance(one, str) else one for one in services)
+    return Config(services=found, holders=Holders(wait_s=0), timeout_s=timeout_s)
+
+
+def with_units(host: FakeHost, **units: Unit) -> FakeHost:
+    """Let systemd run the machine with these services; x__socket is a socket."""
+    systemd.install(host.tree)
+    for name, unit in units.items():
+        stem, _, kind = name.partition("__")
+        systemd.put(host.tree, f"{stem}.{kind or 'service'}", unit)
+    return host
+
+
+def domain(*gpus: str, uuid: str = UUID) -> Domain:
+    return Domain("win11", uuid, tuple(Hostdev(one, True, "hostdev", 0) for one in gpus or (GPU,)))
+
+
+def prepare(host: FakeHost, config: Config, *gpus: str, uuid: str = UUID) -> None:
+    events.prepare(host, domain(*gpus, uuid=uuid), config, Log(host, "win11"))
+
+
+def release(host: FakeHost, uuid: str = UUID) -> None:
+    events.release(host, uuid, Log(host, "win11"))
+
+
+def steps(host: FakeHost, config: Config, *gpus: str) -> list[Step]:
+    found = events.look(host, domain(*gpus), config)[1]
+    return [step for step in found if step.stage == "services"]
+
+
+def refusal(host: FakeHost, config: Config) -> str:
+    with pytest.raises(HookError) as caught:
+        prepare(host, config)
+    assert Journal(host).uuids() == ()
+    return str(caught.value)
+
+
+def commands(host: FakeHost) -> list[str]:
+    """What systemctl and rc-service were told to change, in order."""
+    return [text for kind, path, text in host.changes if kind == "run" and "modprobe" not in path]
+
+
+def states(host: FakeHost, *names: str) -> list[str]:
+    return [systemd.state(host.tree, name) for name in names]
+
+
+def log(host: FakeHost) -> str:
+    return host.read(RECORDED_LOG) or ""
+
+
+# -- what is stopped, and that it comes back
+
+
+def test_a_running_unit_is_stopped_for_the_vm_and_started_after_it(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM)
+    before = snapshot(host)
+
+    prepare(host, wanting("gdm"))
+
+    assert states(host, "gdm.service") == ["inactive"]
+    release(host)
+    assert snapshot(host) == before
+    assert commands(host) == [
+        "stop --no-block -- gdm.service",
+        "reset-failed -- gdm.service",
+        "start --no-block -- gdm.service",
+    ]
+
+
+def test_units_are_stopped_in_order_and_started_in_reverse(machine: MachineFactory) -> None:
+    host = with_units(
+        machine("native-6.1"), gdm=GDM, lactd=Unit(active="active"), ollama=Unit(active="active")
+    )
+
+    prepare(host, wanting("ollama", "gdm", "lactd"))
+    release(host)
+
+    changed = [text.replace("--no-block -- ", "") for text in commands(host)]
+    assert [text for text in changed if "reset" not in text] == [
+        "stop ollama.service", "stop gdm.service", "stop lactd.service",
+        "start lactd.service", "start gdm.service", "start ollama.service",
+    ]  # fmt: skip
+
+
+def test_services_go_before_anything_else(machine: MachineFactory) -> None:
+    host = with_units(machine("efifb-5.10"), gdm=GDM)
+
+    prepare(host, wanting("gdm"))
+
+    _, first, _ = host.changes[0]
+    assert first == "/usr/bin/systemctl"
+    assert len(host.changes) > 1
+
+
+@pytest.mark.parametrize("listed", ["display-manager", "display-manager.service"])
+def test_the_record_names_the_unit_behind_an_alias(machine: MachineFactory, listed: str) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM)
+
+    prepare(host, wanting(listed))
+    # Meanwhile somebody changes the display manager.
+    systemd.put(host.tree, "gdm.service", Unit())
+    systemd.put(host.tree, "sddm.service", Unit(aliases=("display-manager.service",)))
+    release(host)
+
+    assert states(host, "gdm.service", "sddm.service") == ["active", "inactive"]
+
+
+def test_a_unit_that_is_listed_under_two_names_is_stopped_once(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM)
+
+    found = steps(host, wanting("display-manager", "gdm.service"))
+
+    assert [step.do.shell() for step in found if step.do] == ["systemctl stop gdm.service"]
+
+
+@pytest.mark.parametrize("active", ["active", "reloading", "refreshing", "activating"])
+def test_a_unit_counts_as_running_as_soon_as_it_begins_to(
+    machine: MachineFactory, active: str
+) -> None:
+    host = with_units(machine("native-6.1"), x=Unit(active=active))
+
+    prepare(host, wanting("x"))
+
+    assert states(host, "x.service") == ["inactive"]
+    release(host)
+    assert states(host, "x.service") == ["active"]
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        Unit(),
+        Unit(active="failed"),
+        Unit(load="masked"),
+        Unit(load="not-found"),
+        Unit(load="bad-setting"),
+    ],
+)
+def test_what_does_not_run_is_left_alone(machine: MachineFactory, unit: Unit) -> None:
+    host = with_units(machine("native-6.1"), x=unit)
+
+    prepare(host, wanting("x"))
+    release(host)
+
+    assert commands(host) == []
+
+
+@pytest.mark.parametrize(("load", "state"), [("masked", "masked"), ("not-found", "gone")])
+def test_what_would_not_start_again_is_left_running(
+    machine: MachineFactory, load: str, state: str
+) -> None:
+    host = with_units(machine("native-6.1"), x=Unit(load=load, active="active"))
+
+    prepare(host, wanting("x"))
+
+    assert commands(host) == []
+    assert [(step.why, step.do, step.undo) for step in steps(host, wanting("x"))] == [
+        (f"x.service runs and is left alone: its unit is {state}, so it would not start again",
+         None, None)
+    ]  # fmt: skip
+
+
+def test_at_boot_a_unit_that_is_about_to_start_is_held_back(machine: MachineFactory) -> None:
+    # An autostarted VM comes before the display manager, whose job is in the queue.
+    host = with_units(machine("native-6.1"), gdm=replace(GDM, job="start", active="inactive"))
+
+    assert [step.why for step in steps(host, wanting("gdm"))] == [
+        "gdm.service is about to start: it is stopped, and starts again after the VM"
+    ]
+    prepare(host, wanting("gdm"))
+
+    assert states(host, "gdm.service") == ["inactive"]
+    release(host)
+    assert states(host, "gdm.service") == ["active"]
+
+
+def test_a_service_with_a_socket_stops_and_starts_with_it(machine: MachineFactory) -> None:
+    host = with_units(
+        machine("native-6.1"),
+        x=Unit(active="active", triggers=("x.socket", "x-weekly.timer")),
+        x__socket=Unit(active="active"),
+        **{"x-weekly__timer": Unit()},
+    )
+
+    prepare(host, wanting("x"))
+
+    assert states(host, "x.service", "x.socket") == ["inactive", "inactive"]
+    release(host)
+    # The socket refuses to start while its service runs, so it must have come first.
+    assert states(host, "x.service", "x.socket", "x-weekly.timer") == [
+        "active", "active", "inactive",
+    ]  # fmt: skip
+
+
+def test_what_needs_a_service_and_stops_with_it_is_started_too(machine: MachineFactory) -> None:
+    host = with_units(
+        machine("native-6.1"),
+        ollama=Unit(active="active", needed_by=("webui.service", "idle.service")),
+        webui=Unit(active="active", needed_by=("proxy.service",)),
+        proxy=Unit(active="active"),
+        idle=Unit(),
+    )
+    names = ("ollama.service", "webui.service", "proxy.service", "idle.service")
+
+    prepare(host, wanting("ollama"))
+
+    assert states(host, *names) == ["inactive"] * 4
+    release(host)
+    assert states(host, *names) == ["active", "active", "active", "inactive"]
+
+
+def test_a_unit_whose_stop_would_end_libvirt_is_refused(machine: MachineFactory) -> None:
+    host = with_units(
+        machine("native-6.1"),
+        net=Unit(active="active", needed_by=("libvirtd.service",)),
+        libvirtd=Unit(active="active"),
+    )
+
+    assert refusal(host, wanting("net")) == (
+        "net.service cannot be stopped for a VM: libvirtd.service would go down, which starts the"
+        " VM (hint: take it out of `services`)"
+    )
+    assert host.changes == []
+
+
+def test_a_name_that_no_unit_has_is_told_with_the_nearest_one(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), **{"nvidia-persistenced": Unit(active="active")})
+
+    found = steps(host, wanting("nvidia-persistence", "no-unit-is-like-this"))
+
+    assert [step.why for step in found] == [
+        "there is no unit nvidia-persistence.service, did you mean nvidia-persistenced.service?",
+        "there is no unit no-unit-is-like-this.service",
+    ]
+
+
+def test_a_name_that_no_unit_can_have_is_refused(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM)
+
+    assert refusal(host, wanting("gdm", "getty@")) == (
+        "`systemctl show` failed: Failed to get properties: Unit name getty@.service is neither a"
+        " valid invocation ID nor unit name."
+    )
+    assert host.changes == []
+
+
+def test_all_units_are_asked_for_at_once(machine: MachineFactory) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    class Listening(FakeHost):
+        def run(self, *command: str, timeout_s: float = 30) -> str:
+            asked.append(command)
+            return super().run(*command, timeout_s=timeout_s)
+
+    made = with_units(machine("native-6.1"), gdm=GDM, lactd=Unit(active="active"), ollama=Unit())
+
+    steps(Listening(made.root), wanting("gdm", "lactd", "ollama"))
+
+    assert [command[3:] for command in asked] == [("--", "gdm", "lactd", "ollama")]
+
+
+def test_services_are_stopped_once_for_a_vm_with_two_gpus(machine: MachineFactory) -> None:
+    host = with_units(machine("two-gpus-6.12"), gdm=GDM)
+
+    found = steps(host, wanting("gdm"), SECOND, GPU)
+
+    assert [(step.gpu, step.do.shell() if step.do else "") for step in found] == [
+        (SECOND, "systemctl stop gdm.service")
+    ]
+
+
+def test_a_gpu_that_needs_nothing_has_its_services_stopped_all_the_same(
+    machine: MachineFactory,
+) -> None:
+    host = with_units(machine("bmc-and-two-nvidia"), ollama=Unit(active="active"))
+
+    prepare(host, wanting("ollama"), "0000:17:00.0")
+
+    assert states(host, "ollama.service") == ["inactive"]
+
+
+def test_a_vm_without_a_real_gpu_stops_nothing(machine: MachineFactory) -> None:
+    host = with_units(machine("intel-sriov-vf"), gdm=GDM)
+
+    prepare(host, wanting("gdm"), "0000:00:02.1")
+
+    assert host.changes == []
+
+
+def test_older_hosts_have_systemctl_in_bin(machine: MachineFactory) -> None:
+    # Debian 11 with /bin apart from /usr/bin, for one.
+    host = with_units(machine("native-6.1"), gdm=GDM)
+    host.tree.move("usr/bin/systemctl", "bin/systemctl")
+
+    prepare(host, wanting("gdm"))
+
+    assert states(host, "gdm.service") == ["inactive"]
+
+
+# -- when something goes wrong
+
+
+def test_a_unit_that_does_not_stop_is_refused_and_started_again(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), gdm=replace(GDM, stop_s=NEVER))
+
+    assert refusal(host, wanting("gdm", timeout_s=20)) == (
+        "gdm.service did not stop within 10 s (hint: see `systemctl status gdm.service`; if it only"
+        " takes longer, raise `timeout_s`, of which it gets half)"
+    )
+    # systemd starts it as soon as it has stopped: the job has taken the place of the stop.
+    assert states(host, "gdm.service") == ["deactivating start"]
+
+
+def test_a_slow_unit_is_waited_for(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), gdm=replace(GDM, stop_s=0.2))
+    host.patient = True
+
+    prepare(host, wanting("gdm"))
+
+    assert states(host, "gdm.service") == ["inactive"]
+
+
+def test_a_unit_that_is_stopping_already_is_waited_for(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), x=Unit(active="deactivating", job="stop", stop_s=0.2))
+    host.tree.put("fake/systemd/x.service/stopping", str(time.monotonic()))
+    host.patient = True
+
+    prepare(host, wanting("x"))
+
+    assert states(host, "x.service") == ["inactive"]
+
+
+def test_a_unit_that_may_not_be_stopped_by_hand_is_refused(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), gdm=replace(GDM, by_hand=False))
+    before = snapshot(host)
+
+    assert refusal(host, wanting("gdm")) == (
+        "gdm.service cannot be stopped: Failed to stop gdm.service: Operation refused, unit"
+        " gdm.service may be requested by dependency only (it is configured to refuse manual"
+        " start/stop)."
+    )
+    assert snapshot(host) == before
+
+
+def test_a_refusal_later_in_prepare_starts_the_units_again(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM, lactd=Unit(active="active"))
+    hold(host, "dev/dri/card0", pid=1234, command="blender")
+    before = snapshot(host)
+
+    assert "blender (1234)" in refusal(host, wanting("gdm", "lactd"))
+
+    assert snapshot(host) == before
+    assert states(host, "gdm.service", "lactd.service") == ["active", "active"]
+    assert "stop --no-block -- gdm.service" in commands(host)
+
+
+@pytest.mark.parametrize("name", ["native-6.1", "efifb-5.10"])
+def test_after_a_crash_before_any_change_release_starts_the_units_again(
+    machine: MachineFactory, name: str
+) -> None:
+    def made() -> FakeHost:
+        return with_units(
+            machine(name),
+            gdm=replace(GDM, triggers=("gdm.socket",)),
+            gdm__socket=Unit(active="active"),
+            lactd=Unit(active="active"),
+        )
+
+    config = wanting("display-manager", "lactd")
+    whole = made()
+    prepare(whole, config)
+    for number in range(1, len(whole.changes) + 1):
+        host = made()
+        before = snapshot(host)
+
+        with pytest.raises(Crash):
+            prepare(FakeHost(host.root, crash_before=number), config)
+        release(FakeHost(host.root))
+
+        assert snapshot(host) == before
+        assert Journal(host).uuids() == ()
+
+
+def test_after_a_crash_before_any_change_of_release_it_can_be_done_again(
+    machine: MachineFactory,
+) -> None:
+    config = wanting("gdm", "lactd")
+    number = 0
+    crashed = True
+    while crashed:
+        number += 1
+        host = with_units(machine("efifb-5.10"), gdm=GDM, lactd=Unit(active="active"))
+        before = snapshot(host)
+        prepare(host, config)
+
+        try:
+            release(FakeHost(host.root, crash_before=number))
+            crashed = False
+        except Crash:
+            release(FakeHost(host.root))
+
+        assert snapshot(host) == before
+        assert Journal(host).uuids() == ()
+    assert number > 4  # reset-failed and start, twice
+
+
+def test_any_change_that_fails_leaves_the_units_running(machine: MachineFactory) -> None:
+    config = wanting("gdm", "lactd")
+    whole = with_units(machine("efifb-5.10"), gdm=GDM, lactd=Unit(active="active"))
+    prepare(whole, config)
+    for number in range(1, len(whole.changes) + 1):
+        host = with_units(machine("efifb-5.10"), gdm=GDM, lactd=Unit(active="active"))
+        before = snapshot(host)
+
+        with pytest.raises(HookError):
+            prepare(FakeHost(host.root, refuse=number), config)
+
+        assert snapshot(host) == before
+
+
+# -- starting again
+
+
+def test_a_start_that_waits_for_libvirtd_does_not_block_release(machine: MachineFactory) -> None:
+    # Ordered after libvirtd, which is still starting: its VM is an autostarted one.
+    host = with_units(machine("native-6.1"), gdm=replace(GDM, waits=True))
+
+    prepare(host, wanting("gdm"))
+    release(host)
+
+    assert states(host, "gdm.service") == ["inactive start"]
+    assert Journal(host).uuids() == ()
+
+
+def test_nothing_is_started_while_the_system_shuts_down(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM, lactd=Unit(active="active"))
+    prepare(host, wanting("gdm", "lactd"))
+    systemd.shut_down(host.tree)
+    before = len(commands(host))
+
+    release(host)
+
+    assert commands(host)[before:] == []
+    assert "warning: win11: gdm.service is not started again: the system is shutting down" in (
+        log(host)
+    )
+    assert Journal(host).uuids() == ()
+
+
+def test_a_unit_that_was_started_too_often_is_started_all_the_same(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), gdm=replace(GDM, burst=1))
+    host.tree.put("fake/systemd/gdm.service/starts", "1")
+
+    prepare(host, wanting("gdm"))
+    release(host)
+
+    assert states(host, "gdm.service") == ["active"]
+
+
+@pytest.mark.parametrize(
+    ("now", "why"),
+    [
+        ({"load": "not-found"}, ": Failed to start gdm.service: Unit gdm.service not found."),
+        ({"load": "masked"}, ": Failed to start gdm.service: Unit gdm.service is masked."),
+        ({"fails": True}, ""),
+        ({"no_condition": True}, ""),
+    ],
+)
+def test_a_unit_that_does_not_start_again_is_told_and_done_with(
+    machine: MachineFactory, now: dict[str, object], why: str
+) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM)
+    prepare(host, wanting("gdm"))
+    systemd.put(host.tree, "gdm.service", replace(GDM, active="inactive", **now))  # type: ignore[arg-type]
+
+    release(host)
+
+    assert (
+        f"warning: win11: gdm.service is not running again{why} (hint: see `systemctl status"
+        " gdm.service`)"
+    ) in log(host)
+    assert Journal(host).uuids() == ()
+
+
+def test_a_unit_that_somebody_has_started_meanwhile_is_not_touched(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM)
+    prepare(host, wanting("gdm"))
+    systemd.put(host.tree, "gdm.service", GDM)
+    before = len(commands(host))
+
+    release(host)
+
+    assert commands(host)[before:] == []
+
+
+def test_a_unit_that_somebody_is_stopping_meanwhile_is_started(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM)
+    prepare(host, wanting("gdm"))
+    systemd.put(host.tree, "gdm.service", replace(GDM, job="stop"))
+
+    release(host)
+
+    assert states(host, "gdm.service") == ["active"]
+
+
+def test_a_systemd_that_does_not_answer_is_asked_again_by_the_next_release(
+    machine: MachineFactory,
+) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM)
+    prepare(host, wanting("gdm"))
+    host.tree.move("usr/bin/systemctl", "elsewhere")
+
+    with pytest.raises(HookError):
+        release(host)
+
+    assert Journal(host).uuids() == (UUID,)
+    host.tree.move("elsewhere", "usr/bin/systemctl")
+    release(host)
+    assert states(host, "gdm.service") == ["active"]
+    assert Journal(host).uuids() == ()
+
+
+def test_a_vm_that_begins_before_the_release_of_the_last_keeps_the_units_down(
+    machine: MachineFactory,
+) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM)
+    libvirt = FakeLibvirt(host)
+    prepare(host, wanting("gdm"))
+    libvirt.detach(GPU)
+    events.start(host, UUID, Log(host, "win11"))
+    libvirt.reattach(GPU)
+
+    prepare(host, wanting("gdm"), uuid=OTHER_UUID)
+    release(host)
+
+    assert states(host, "gdm.service") == ["inactive"]
+    assert commands(host) == ["stop --no-block -- gdm.service"]
+    release(host, OTHER_UUID)
+    assert states(host, "gdm.service") == ["active"]
+
+
+# -- without systemd
+
+
+def test_without_systemd_a_unit_is_refused_and_the_way_out_named(machine: MachineFactory) -> None:
+    host = machine("native-6.1")
+
+    assert refusal(host, wanting("sddm")) == (
+        "the service sddm cannot be stopped: systemd does not run this host (hint: give the"
+        " commands for it, as default.yaml shows under `services`)"
+    )
+    assert host.changes == []
+
+
+@pytest.mark.parametrize("systemd_too", [False, True])
+def test_commands_stop_and_start_a_service_anywhere(
+    machine: MachineFactory, systemd_too: bool
+) -> None:
+    host = machine("native-6.1")
+    if systemd_too:
+        with_units(host)
+    openrc.put(host.tree, "sddm", "started")
+    before = snapshot(host)
+
+    prepare(host, wanting(SDDM))
+
+    assert openrc.state(host.tree, "sddm") == "stopped"
+    release(host)
+    assert snapshot(host) == before
+    assert commands(host) == ["sddm stop", "sddm start"]
+
+
+def test_a_service_that_does_not_run_by_its_command_is_left_alone(machine: MachineFactory) -> None:
+    host = machine("native-6.1")
+    openrc.put(host.tree, "sddm", "stopped")
+
+    prepare(host, wanting(SDDM))
+    release(host)
+
+    assert commands(host) == []
+
+
+def test_a_command_that_cannot_be_run_is_refused(machine: MachineFactory) -> None:
+    host = machine("native-6.1")
+    gone = replace(SDDM, active=("/sbin/service", "sddm", "status"))
+
+    assert refusal(host, wanting(gone)) == (
+        "cannot run /sbin/service sddm status: No such file or directory"
+    )
+    assert host.changes == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (
+            "fails",
+            "sddm cannot be stopped: `/sbin/rc-service sddm stop` failed with exit status 1 (hint:"
+            " run that yourself to see why)",
+        ),
+        (
+            "deaf",
+            "sddm did not stop within 30 s (hint: try `/sbin/rc-service sddm stop`; if it only"
+            " takes longer, raise `timeout_s`, of which it gets half)",
+        ),
+    ],
+)
+def test_a_stop_command_that_fails_is_refused_and_what_was_stopped_before_is_started(
+    machine: MachineFactory, wrong: str, told: str
+) -> None:
+    host = machine("native-6.1")
+    openrc.put(host.tree, "other", "started")
+    openrc.put(host.tree, "sddm", "started", wrong)
+    verbs = (("/sbin/rc-service", "other", verb) for verb in ("status", "stop", "start"))
+    before = snapshot(host)
+
+    assert refusal(host, wanting(Service("other", *verbs), SDDM)) == told
+
+    assert snapshot(host) == before
+    assert commands(host) == ["other stop", "sddm stop", "other start"]
+
+
+def test_a_command_that_does_not_end_but_does_its_work_is_good(machine: MachineFactory) -> None:
+    host = machine("native-6.1")
+    openrc.put(host.tree, "sddm", "started", "slow")
+
+    prepare(host, wanting(SDDM))
+
+    assert openrc.state(host.tree, "sddm") == "stopped"
+    release(host)
+    assert openrc.state(host.tree, "sddm") == "started"
+    assert Journal(host).uuids() == ()
+
+
+def test_a_service_that_stops_after_its_command_has_ended_is_waited_for(
+    machine: MachineFactory,
+) -> None:
+    host = machine("native-6.1")
+    openrc.put(host.tree, "sddm", "started", "late")
+    host.patient = True
+
+    prepare(host, wanting(SDDM))
+
+    assert openrc.state(host.tree, "sddm") == "stopped"
+
+
+def test_a_start_command_that_fails_is_told_and_done_with(machine: MachineFactory) -> None:
+    host = machine("native-6.1")
+    openrc.put(host.tree, "sddm", "started")
+    prepare(host, wanting(SDDM))
+    openrc.put(host.tree, "sddm", "stopped", "fails")
+
+    release(host)
+
+    assert (
+        "warning: win11: sddm is not started again: `/sbin/rc-service sddm start` failed with exit"
+        " status 1 (hint: run that yourself to see why)"
+    ) in log(host)
+    assert Journal(host).uuids() == ()
+
+
+def test_no_command_starts_anything_while_systemd_shuts_down(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"))
+    openrc.put(host.tree, "sddm", "started")
+    prepare(host, wanting(SDDM))
+    systemd.shut_down(host.tree)
+
+    release(host)
+
+    assert openrc.state(host.tree, "sddm") == "stopped"
+    assert "sddm is not started again: the system is shutting down" in log(host)
+
+
+# -- what people read
+
+
+def test_the_plan_says_what_is_stopped_and_how(machine: MachineFactory) -> None:
+    host = with_units(
+        machine("native-6.1"),
+        gdm=GDM,
+        x=Unit(active="active", triggers=("x.socket",)),
+        x__socket=Unit(active="active"),
+    )
+    openrc.put(host.tree, "sddm", "started")
+    leaving, found = events.look(host, domain(), wanting("display-manager", "x", SDDM))
+
+    text = report.plan(host, domain(), leaving, found)
+
+    _, _, listed = text.partition("\n\n")
+    assert listed.startswith(
+        " 1. services: gdm.service (display-manager) runs: it is stopped, and starts\n"
+        "    again after the VM\n"
+        "    systemctl stop gdm.service\n"
+        " 2. services: x.service runs: it is stopped with x.socket, and starts again\n"
+        "    after the VM\n"
+        "    systemctl stop x.socket x.service\n"
+        " 3. services: sddm runs: it is stopped, and starts again after the VM\n"
+        "    /sbin/rc-service sddm stop\n"
+    )
+    assert "; sddm and x.socket and x.service and gdm.service start again" in " ".join(text.split())
+
+
+def test_status_says_how_to_start_them_by_hand(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM)
+
+    prepare(host, wanting("gdm"))
+
+    assert (
+        "undo by hand: systemctl reset-failed gdm.service; systemctl start gdm.service\n"
+    ) in report.status(host)
+
+
+def test_the_log_says_what_was_stopped_and_started(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM)
+
+    prepare(host, wanting("gdm"))
+    release(host)
+
+    assert "info: win11: stopped gdm.service (services)\n" in log(host)
+    assert "info: win11: let systemd start gdm.service (services)\n" in log(host)
+
+
+# -- running programs
+
+
+def test_the_exit_status_of_a_program_is_told() -> None:
+    assert Host("/").exit_status("/bin/sh", "-c", "exit 3", timeout_s=60) == 3
+
+
+def test_a_program_that_is_not_there_is_told() -> None:
+    with pytest.raises(HostError) as caught:
+        Host("/").exit_status("/nonexistent/program", timeout_s=1)
+
+    assert caught.value.text == "cannot run /nonexistent/program: No such file or directory"
+
+
+def test_a_daemon_that_a_program_leaves_behind_is_not_waited_for(tmp_path: Path) -> None:
+    # As an init script does it: the daemon has the pipes of whoever started the script.
+    program = (
+        "import sys\nfrom vfio_console_hook.host import Host\n"
+        f"Host('/').exit_status('/bin/sh', '-c', 'sleep 3; touch {tmp_path}/lives', timeout_s=0)\n"
+        "Host('/').exit_status('/bin/sh', '-c', 'sleep 30 & exit 0', timeout_s=20)\n"
+    )
+    began = time.monotonic()
+
+    # libvirt too reads to the end of the pipes, not to the end of the hook.
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert time.monotonic() - began < 20
+    while not (tmp_path / "lives").exists():
+        assert time.monotonic() - began < 30
+        time.sleep(0.1)
+
+
+def test_nothing_of_services_is_loaded_for_a_vm_without_them() -> None:
+    program = (
+        "import sys, vfio_console_hook.events, vfio_console_hook.stages.services\n"
+        "print(*sorted(name for name in sys.modules if 'services' in name or 'systemd' in name))\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+
+    assert done.stdout == "vfio_console_hook.stages.services\n"
+
+
+def test_a_refused_unit_is_an_error_for_people(machine: MachineFactory) -> None:
+    host = machine("native-6.1")
+
+    with pytest.raises(RefusedError):
+        steps(host, wanting("sddm"))

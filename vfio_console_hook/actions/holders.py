@@ -1,0 +1,152 @@
+"""Waiting for those who hold a GPU, and ending those that may be ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .. import nodes
+from ..errors import HostError, RefusedError
+from ..gpu import find
+from ..holders import Holder, Search, listed, pauses
+from ..host import Host
+from .action import Action
+
+
+@dataclass(frozen=True)
+class AwaitClosed(Action):
+    """Wait until no process has the nodes of a VM's GPUs open; name those that still do.
+
+    nodes are those of the drivers, such as "dev/fb0"; none means those there are
+    when the step is taken. strict: a process that may not be looked into counts too.
+    terminate are commands and units of processes that are ended if they are still
+    there after wait_s, with grace_s between SIGTERM and SIGKILL; nobody is when
+    there is one that may not be. beside are further GPUs of the VM.
+
+    remarks are not for others to set: what past() tells of the one time it was done.
+    """
+
+    gpu: str
+    nodes: tuple[str, ...]
+    wait_s: float
+    strict: bool
+    terminate: tuple[str, ...] = ()
+    grace_s: float = 0.0
+    beside: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = field(default=(), compare=False)
+    kind = "await-closed"
+
+    def apply(self, host: Host) -> None:
+        search = self._search(host)
+        found = self._wait(host, search)
+        held = [one for one in found if self._counts(one)]
+        if held:
+            held = self._end(host, search, held)
+        if held:
+            raise self._refusal(host, held)
+        unknown = [one.name for one in found if one.unknown]
+        if unknown:
+            self._remark(_not_known(unknown))
+
+    def _search(self, host: Host) -> Search:
+        return Search(host, self.nodes or nodes.blocking(host, find(host, self._gpus)))
+
+    @property
+    def _gpus(self) -> tuple[str, ...]:
+        return (self.gpu, *self.beside)
+
+    def _counts(self, holder: Holder) -> bool:
+        return self.strict or not holder.unknown
+
+    def _wait(self, host: Host, search: Search) -> list[Holder]:
+        """Whoever holds the nodes after wait_s, or as soon as nobody does that counts."""
+        found = search.everywhere()
+        for pause_s in pauses(host, self.wait_s):
+            held = [one.pid for one in found if self._counts(one)]
+            if not held:
+                break
+            _await_end(host, held, pause_s)
+            # Looking at all processes takes a while: as long as one of these still
+            # holds a node, it does not matter who else does.
+            left = [one for one in search.among(held) if self._counts(one)]
+            found = left or search.everywhere()
+        return found
+
+    def _end(self, host: Host, search: Search, held: list[Holder]) -> list[Holder]:
+        """End them if all of them may be ended; those that hold the nodes afterwards."""
+        if not self.terminate:
+            return held
+        from .. import termination
+
+        held = [one for one in search.everywhere() if self._counts(one)]
+        spared = [one for one in held if not termination.may_end(host, one, self.terminate)]
+        if spared:
+            return spared
+        ended = termination.end(host, search, held, self.grace_s)
+        if ended:
+            self._remark(f"ended {listed(one.name for one in ended)}")
+        return [one for one in search.everywhere() if self._counts(one)]
+
+    def _refusal(self, host: Host, held: list[Holder]) -> RefusedError:
+        from .. import advice
+
+        be = "is" if len(self._gpus) == 1 else "are"
+        if all(one.unknown for one in held):
+            be = "may be"
+        before = "".join(f" ({remark})" for remark in self.remarks)
+        return RefusedError(
+            f"{' and '.join(self._gpus)} {be} in use by {listed(held)}{before}",
+            hint=advice.hint(host, held),
+        )
+
+    def _remark(self, text: str) -> None:
+        object.__setattr__(self, "remarks", (*self.remarks, text))
+
+    def now(self, host: Host) -> str:
+        """Who holds the nodes at this moment, and what would become of them, for people."""
+        found = self._search(host).everywhere()
+        held = [one for one in found if self._counts(one)]
+        told = []
+        if held:
+            told.append(f"in use now by {listed(held)}: {self._prospect(host, held)}")
+        unknown = [one.name for one in found if not self._counts(one)]
+        if unknown:
+            told.append(_not_known(unknown))
+        return "; ".join(told)
+
+    def _prospect(self, host: Host, held: list[Holder]) -> str:
+        if self.terminate:
+            from .. import termination
+
+            if all(termination.may_end(host, one, self.terminate) for one in held):
+                return f"what is still there after {self.wait_s:g} s is ended"
+        return f"the VM does not start unless they let go within {self.wait_s:g} s"
+
+    def shell(self) -> str:
+        return f"# wait up to {self.wait_s:g} s until nobody has {self._what()} open"
+
+    def _what(self) -> str:
+        return " or ".join(f"/{node}" for node in self.nodes) or "its nodes"
+
+    def past(self) -> str:
+        return "; ".join([f"nobody has {self._what()} open", *self.remarks])
+
+
+def _not_known(names: list[str]) -> str:
+    return f"it is not known of {listed(names)}, which may not be looked into"
+
+
+def _await_end(host: Host, pids: list[int], timeout_s: float) -> None:
+    """Wait until one of the processes ends, or until timeout_s are over."""
+    handles: list[int] = []
+    try:
+        for pid in pids:
+            handle = host.open_process(pid)
+            if handle is None:
+                return  # it has ended already
+            handles.append(handle)
+        host.await_end(handles, timeout_s)
+    except HostError:
+        host.await_end((), timeout_s)
+    finally:
+        for handle in handles:
+            host.close_process(handle)

@@ -1,0 +1,189 @@
+"""Services stopped and started: units of systemd, and commands on hosts without it.
+
+A stop is waited for. A start is only asked for: release runs inside libvirtd, and a
+unit that is ordered after libvirtd would wait for it while it waits for us.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import systemd
+from ..errors import HostError, LostError, RefusedError
+from ..host import Host
+from .action import Action
+
+# How long a command may take to say whether a service runs, and a start before it is
+# left to itself: release is bounded, because libvirt ends all guests in one thread.
+_ANSWER_S = 10
+_START_S = 10
+
+
+@dataclass(frozen=True)
+class StopUnits(Action):
+    """Stop units of systemd that go together, and wait until all of them are down.
+
+    wait_s: how long they may take.
+    """
+
+    units: tuple[str, ...]
+    wait_s: float
+    kind = "stop-units"
+
+    def apply(self, host: Host) -> None:
+        def down() -> bool:
+            up[:] = [unit.name for unit in systemd.units(host, self.units) if unit.running]
+            return not up
+
+        up: list[str] = []
+        if down():
+            return
+        # Not waiting is what leaves the deadline to us: TimeoutStopSec= is 90 s by
+        # default. It takes a queued start back as well.
+        complaint = _complaint(host, "stop", "--no-block", "--", *self.units)
+        if complaint and not down():
+            raise RefusedError(f"{' and '.join(up)} cannot be stopped: {complaint}")
+        if not host.wait(down, self.wait_s):
+            raise RefusedError(
+                f"{' and '.join(up)} did not stop within {self.wait_s:g} s",
+                hint=f"see `systemctl status {up[0]}`; if it only takes longer, raise `timeout_s`,"
+                " of which it gets half",
+            )
+
+    def shell(self) -> str:
+        return f"systemctl stop {' '.join(self.units)}"
+
+    def past(self) -> str:
+        return f"stopped {' and '.join(self.units)}"
+
+
+@dataclass(frozen=True)
+class StartUnits(Action):
+    """Let systemd start units again, in this order, without waiting for them."""
+
+    units: tuple[str, ...]
+    kind = "start-units"
+
+    def apply(self, host: Host) -> None:
+        going_down, units = systemd.going_down(host, self.units)
+        wanted = [unit.name for unit in units if not unit.up]
+        if not wanted:
+            return
+        if going_down:
+            raise LostError(f"{_are(wanted)} not started again: the system is shutting down")
+        # A unit that was started too often of late would not start (StartLimitBurst=).
+        # Of one that has not failed systemd may have forgotten all, which is an error.
+        _complaint(host, "reset-failed", "--", *wanted)
+        complaint = _complaint(host, "start", "--no-block", "--", *wanted)
+        down = [unit.name for unit in systemd.units(host, wanted) if not unit.running]
+        if down:
+            # systemd has answered, and asking again will not change its mind: a unit
+            # that is gone or masked by now, or a condition in it that does not hold.
+            raise LostError(
+                f"{_are(down)} not running again{': ' if complaint else ''}{complaint}",
+                hint=f"see `systemctl status {down[0]}`",
+            )
+
+    def shell(self) -> str:
+        names = " ".join(self.units)
+        return f"systemctl reset-failed {names}; systemctl start {names}"
+
+    def past(self) -> str:
+        return f"let systemd start {' and '.join(self.units)}"
+
+
+def _are(names: list[str]) -> str:
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def _complaint(host: Host, verb: str, *words: str) -> str:
+    """Run systemctl; the first line of what it complained of, or ""."""
+    try:
+        systemd.control(host, verb, *words)
+    except HostError as error:
+        return error.text.split(" failed: ", 1)[-1].splitlines()[0]
+    return ""
+
+
+@dataclass(frozen=True)
+class StopByCommand(Action):
+    """Stop a service by a command, and wait until another one says that it does not run.
+
+    wait_s: how long it may take.
+    """
+
+    name: str
+    active: tuple[str, ...]
+    stop: tuple[str, ...]
+    wait_s: float
+    kind = "stop-by-command"
+
+    def apply(self, host: Host) -> None:
+        if not runs(host, self.active):
+            return
+        began = host.now()
+        status = host.exit_status(*self.stop, timeout_s=self.wait_s)
+        if status:
+            raise RefusedError(
+                f"{self.name} cannot be stopped: `{self.shell()}` failed with exit status {status}",
+                hint="run that yourself to see why",
+            )
+        left_s = max(self.wait_s - (host.now() - began), 0)
+        if not host.wait(lambda: not runs(host, self.active), left_s):
+            raise RefusedError(
+                f"{self.name} did not stop within {self.wait_s:g} s",
+                hint=f"try `{self.shell()}`; if it only takes longer, raise `timeout_s`, of which"
+                " it gets half",
+            )
+
+    def shell(self) -> str:
+        return " ".join(self.stop)
+
+    def past(self) -> str:
+        return f"stopped {self.name}"
+
+
+@dataclass(frozen=True)
+class StartByCommand(Action):
+    """Start a service by a command, unless another one says that it runs."""
+
+    name: str
+    active: tuple[str, ...]
+    start: tuple[str, ...]
+    kind = "start-by-command"
+
+    def apply(self, host: Host) -> None:
+        if systemd.booted(host) and systemd.going_down(host, ())[0]:
+            raise LostError(f"{self.name} is not started again: the system is shutting down")
+        try:
+            status = 0 if runs(host, self.active) else self._start(host)
+        except HostError as error:
+            raise LostError(f"{self.name} is not started again: {error.text}") from error
+        if status:
+            raise LostError(
+                f"{self.name} is not started again: `{self.shell()}` failed with exit status"
+                f" {status}",
+                hint="run that yourself to see why",
+            )
+
+    def _start(self, host: Host) -> int | None:
+        # What still runs then is left to run: it may be the service itself.
+        return host.exit_status(*self.start, timeout_s=_START_S)
+
+    def shell(self) -> str:
+        return " ".join(self.start)
+
+    def past(self) -> str:
+        return f"started {self.name} again"
+
+
+def runs(host: Host, active: tuple[str, ...]) -> bool:
+    """Whether a service runs, by the command that tells. Raises HostError when it cannot."""
+    status = host.exit_status(*active, timeout_s=_ANSWER_S)
+    if status is None:
+        raise HostError(f"`{' '.join(active)}` did not say within {_ANSWER_S} s what runs")
+    return status == 0
+
+
+ACTIONS: tuple[type[Action], ...] = (StopUnits, StartUnits, StopByCommand, StartByCommand)
+"""All actions in here, for the record."""

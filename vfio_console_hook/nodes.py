@@ -1,0 +1,106 @@
+"""The nodes of a GPU: what in /dev, and which files in /sys, processes may have open.
+
+A driver that is taken off its device may wait for the last of them to be closed,
+without end, and no signal ends that wait:
+
+    /dev/i2c-N      i2c_del_adapter waits for the adapter's last user (Linux i2c-core-base.c)
+    /dev/snd/*      snd_card_free waits until all are closed (sound/core/init.c)
+    /dev/nvidia*    nv_pci_remove sleeps until its usage count is 0 (NVIDIA nv-pci.c)
+    /dev/fbN        an fbdev driver keeps the memory until the last close (fbmem.c, fb_destroy)
+
+and a file of a GPU that has left is of no use to whoever has it open.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+
+from . import gpu
+from .firmware import PCI_ADDRESS
+from .gpu import Gpu
+from .host import Host
+
+
+def blocking(host: Host, gpus: Collection[Gpu], others: Collection[str] = ()) -> tuple[str, ...]:
+    """What must be closed before the GPUs leave, such as "dev/fb0" and "dev/dri/card0".
+
+    others are the addresses of what else goes to the VM: nodes of the functions in
+    a GPU's slot count, those of its sound above all. A directory, such as
+    "sys/class/backlight/acpi_video0", stands for the files in it.
+    """
+    leaving = {one.address for one in gpus}
+    slots = {_slot(address) for address in leaving}
+    leaving |= {address for address in others if _slot(address) in slots}
+    found = [node for one in gpus for node in _drawing(one)]
+    found += [f"dev/{name}" for name in _below(host, "i2c-dev", leaving)]
+    found += [f"sys/class/backlight/{name}" for name in _below(host, "backlight", leaving)]
+    # sound/cardN, which holds the others, is no node.
+    sounds = (name for name in _below(host, "sound", leaving) if not name.startswith("card"))
+    found += [f"dev/snd/{name}" for name in sounds]
+    drivers = {one.driver for one in gpus}
+    if "amdgpu" in drivers and host.exists("dev/kfd"):
+        # Each process that opens it gets a part of every GPU (Linux kfd_flat_memory.c,
+        # kfd_init_apertures), so another amdgpu on the host does not matter.
+        found.append("dev/kfd")
+    if "nvidia" in drivers:
+        found += _nvidia(host, [one for one in gpus if one.driver == "nvidia"])
+    return tuple(dict.fromkeys(found))
+
+
+def _slot(address: str) -> str:
+    return address.rpartition(".")[0]
+
+
+def _drawing(one: Gpu) -> Iterator[str]:
+    """Its framebuffers and cards, but for those of firmware DRM drivers, which let go at once."""
+    letting_go = {
+        name for device in one.firmware if device.drm for name in device.framebuffers + device.cards
+    }
+    yield from (f"dev/{name}" for name in one.framebuffers if name not in letting_go)
+    yield from (f"dev/dri/{name}" for name in one.cards if name not in letting_go)
+
+
+def _below(host: Host, kind: str, addresses: Collection[str]) -> Iterator[str]:
+    """The names in /sys/class/KIND whose nearest PCI device is one of the addresses.
+
+    An i2c adapter may hang below the card, or below one of the card's connectors.
+    """
+    for name in host.list(f"sys/class/{kind}"):
+        # Their links name the whole way (Linux drivers/base/core.c, device_add_class_symlinks).
+        parts = (host.readlink(f"sys/class/{kind}/{name}") or "").split("/")
+        nearest = next((part for part in reversed(parts) if PCI_ADDRESS.fullmatch(part)), None)
+        if nearest in addresses:
+            yield name
+
+
+def _nvidia(host: Host, gpus: Collection[Gpu]) -> list[str]:
+    """The nodes of NVIDIA's own driver, which has some for each GPU and some for all of them.
+
+    Those for all matter when the last GPU leaves: the modules are unloaded then.
+    """
+    minors = [_minor(host, one.address) for one in gpus]
+    leaving = {one.address for one in gpus}
+    stays = any(
+        host.link_name(f"sys/bus/pci/devices/{address}/driver") == "nvidia"
+        for address in gpu.displays(host)
+        if address not in leaving
+    )
+    if stays and None not in minors:
+        return [f"dev/nvidia{minor}" for minor in minors]
+    found = []
+    for name in (name for name in host.list("dev") if name.startswith("nvidia")):
+        # nvidia-caps is a directory of them.
+        below = [f"dev/{name}/{inner}" for inner in host.list(f"dev/{name}")]
+        found += below or [f"dev/{name}"]
+    return found
+
+
+def _minor(host: Host, address: str) -> str | None:
+    """N of the /dev/nvidiaN for a GPU, or None when the driver does not tell.
+
+    Source: NVIDIA open-gpu-kernel-modules, nv-procfs.c, nv_procfs_read_gpu_info.
+    """
+    text = host.read(f"proc/driver/nvidia/gpus/{address}/information") or ""
+    match = re.search(r"^Device Minor:\s*(\d+)$", text, re.MULTILINE)
+    return match[1] if match else None

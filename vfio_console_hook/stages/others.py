@@ -1,0 +1,127 @@
+"""Firmware consoles of GPUs that stay, which vfio-pci removes together with this one's.
+
+The kernel cannot tell whose a firmware device without a parent in sysfs is. Linux
+6.0 to 6.8 remove it with a GPU whose ROM is shadowed, or with any, and later ones
+with any (drivers/firmware/sysfb.c, sysfb_disable). The host then loses the console
+of a GPU that no VM has asked for, until it reboots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .. import console, firmware, kernel, memory, modules
+from ..actions import BindNative
+from ..errors import RefusedError
+from ..gpu import Gpu, displays, find
+from ..host import Host
+from ..step import Step
+from . import Leaving
+
+NAME = "others"
+
+
+def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
+    """Nothing for most GPUs; else a word on what is lost, or a driver for who would lose it.
+
+    Raises RefusedError where the configuration allows neither.
+    """
+    for device in _removed_with(host, gpu, leaving):
+        owner = _owner(host, device, leaving)
+        if leaving.config.keep_console == "never" or owner is None:
+            yield Step(
+                stage=NAME,
+                gpu=gpu.address,
+                why=f"vfio-pci of this kernel removes {device} too, which is not on this GPU",
+                do=None,
+                undo=None,
+                loses=f"the console of another GPU will not come back before a reboot: vfio-pci of"
+                f" this kernel removes {device} when it takes {gpu.address}",
+            )
+        elif leaving.config.host_driver == "load":
+            module = _driver_for(host, owner, device, gpu)
+            if gpu.driver is None:
+                yield _keep_off(gpu, module)
+            yield Step(
+                stage=NAME,
+                gpu=gpu.address,
+                why=f"vfio-pci of this kernel removes {device} too, so {owner}, which stays, needs"
+                f" its own driver {module} for the console",
+                do=BindNative(owner, host.read(f"sys/bus/pci/devices/{owner}/modalias") or ""),
+                undo=None,
+                loses=f"the firmware console of {owner} does not come back, {module} shows the"
+                " console instead",
+            )
+        else:
+            raise _refusal(host, gpu, owner, device)
+
+
+def _keep_off(gpu: Gpu, module: str) -> Step:
+    from ..actions.modules import Reserve, Unreserve  # for few machines
+
+    return Step(
+        stage=NAME,
+        gpu=gpu.address,
+        why=f"{module} is about to be loaded and must not take this GPU, which it may be for too",
+        do=Reserve(gpu.address),
+        undo=Unreserve(gpu.address),
+    )
+
+
+def _removed_with(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[str]:
+    """The names of drawing firmware devices that go when vfio-pci takes gpu, and are not its."""
+    if gpu.vfio or not leaving.kernel_removes_from(gpu) or not _selects(host, gpu):
+        return
+    ours = {device.name for one in leaving.gpus for device in one.firmware}
+    for name in firmware.devices(host):
+        link = f"sys/bus/platform/devices/{name}"
+        if name in ours or not host.link_name(f"{link}/driver"):
+            continue
+        if not console.pci_ancestor(host, link):
+            yield name
+
+
+def _selects(host: Host, gpu: Gpu) -> bool:
+    """Whether the kernel removes a firmware device of which it does not know whose it is."""
+    release = kernel.release(host)
+    # 6.9 and later have put the device below its GPU, and one without a parent may
+    # be anyone's. Linux 6.0.3 to 6.1.46 do not look at all ("video/aperture: Only
+    # remove sysfb on the default vga pci device", 5ae3716cfdcd, in 6.1.47); only
+    # the version tells, which distributions with their own numbers hide.
+    takes_any = release >= (6, 9) or ((6, 0, 3) <= release < (6, 1, 47) and release[2] > 0)
+    return takes_any or memory.rom_shadowed(host, gpu.address)
+
+
+def _owner(host: Host, device: str, leaving: Leaving) -> str | None:
+    """The GPU that a firmware device draws on, among those that stay."""
+    staying = tuple(one for one in displays(host) if one not in leaving.addresses)
+    for one in find(host, staying):
+        if any(firmware_device.name == device for firmware_device in one.firmware):
+            return one.address
+    return None
+
+
+def _driver_for(host: Host, owner: str, device: str, gpu: Gpu) -> str:
+    found, blacklisted = modules.wanted_by(host, owner)
+    allowed = [module for module in found if module not in blacklisted]
+    if not allowed:
+        why = f"{found[0]} is blacklisted" if found else "no driver for it is installed"
+        raise RefusedError(
+            f"`host_driver: load` cannot save the console on {owner}, which {device} shows and"
+            f" vfio-pci would remove with {gpu.address}: {why}",
+            hint="allow its driver, or set `keep_console: never` to give that console up",
+        )
+    return allowed[0]
+
+
+def _refusal(host: Host, gpu: Gpu, owner: str, device: str) -> RefusedError:
+    found, blacklisted = modules.wanted_by(host, owner)
+    load = ""
+    if found:
+        how = "(it is blacklisted)" if found[0] in blacklisted else "or by `host_driver: load`"
+        load = f"load {found[0]} for {owner} at boot {how}, or "
+    return RefusedError(
+        f"the host's console on {owner} would be gone until a reboot: vfio-pci of this kernel"
+        f" removes {device} when it takes {gpu.address}",
+        hint=f"{load}set `keep_console: never` to give that console up",
+    )
