@@ -294,6 +294,18 @@ def test_whoever_loads_nvidia_meanwhile_does_not_get_the_gpu(machine: MachineFac
     assert driver(host, GPU) is None
 
 
+def test_libvirt_gives_a_reserved_gpu_back_even_if_nobody_had_loaded_vfio_pci(
+    machine: MachineFactory,
+) -> None:
+    host = machine("nvidia-single-desktop")
+    host.tree.remove("sys/bus/pci/drivers/vfio-pci")
+    run_vm(host, GPU)
+
+    release(host)
+
+    assert driver(host, GPU) == "nvidia"
+
+
 def test_after_libvirts_probe_the_modules_are_loaded_and_all_is_as_before(
     machine: MachineFactory,
 ) -> None:

@@ -517,6 +517,11 @@ def _register_drivers(tree: Tree, module: str) -> None:
         allowed = _override(tree, address) in (None, found.driver if found else None)
         if matches and tree.exists(f"{BUS}/devices/{address}") and allowed:
             write_probe(tree, address)
+    # driver_attach() asks for every device, and pci_match_device() finds that a
+    # driver_override of this name matches whatever the device is.
+    for address in tree.list(f"{BUS}/devices") if VFIO in drivers else ():
+        if _override(tree, address) == VFIO and bound_driver(tree, address) is None:
+            write_probe(tree, address)
 
 
 def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:

@@ -94,6 +94,20 @@ NAMED_FB_HOLDER = r"fb-holder \(\d+\)"
 # What the host's GPU loses when another one goes, and what helps.
 OTHERS_CONSOLE = r"(?s)the host's console on \S+ would be gone until a reboot.*bochs.*keep_console"
 
+
+def _killed(kernel: str) -> Scenario:
+    return Scenario(
+        f"killed-{kernel}",
+        kernel,
+        BOCHS_DRM,
+        native_driver=True,
+        holder=FB_HOLDER,
+        config="services:\n  - lab-service\nholders:\n  wait_s: 60\ntimeout_s: 120\n",
+        kind="killed",
+        cycles=12,
+    )
+
+
 SCENARIOS = (
     Scenario("efifb-5.10", "5.10", EFIFB, smoke=True),
     Scenario("efifb-6.12", "6.12", EFIFB, smoke=True),
@@ -207,6 +221,28 @@ SCENARIOS = (
         stays=(0,),
         kind="untouched",
     ),
+    Scenario(
+        "desktop",
+        "6.1",
+        BOCHS_DRM,
+        native_driver=True,
+        kernel_line="lab.desktop",
+        config="services:\n  - display-manager\n",
+        kind="desktop",
+    ),
+    Scenario(
+        "apparmor",
+        "6.1",
+        EFIFB,
+        gpus=(BOCHS,),
+        kernel_line="apparmor=1",
+        holder=FB_HOLDER,
+        refused=NAMED_FB_HOLDER,
+        config="services:\n  - lab-service\nholders:\n  wait_s: 10\n",
+        kind="apparmor",
+    ),
+    Scenario("two-vms", "6.12", BOCHS_DRM, native_driver=True, kind="two-vms"),
+    _killed("6.12"),
     Scenario("control-5.10", "5.10", EFIFB, hook=False, mapped=False, after=After.EITHER),
     Scenario("efifb-0380", "6.12", EFIFB, gpus=(BOCHS,)),
     Scenario(
@@ -296,15 +332,6 @@ SCENARIOS = (
         after=After.EITHER,
     ),
     Scenario(
-        "desktop",
-        "6.1",
-        BOCHS_DRM,
-        native_driver=True,
-        kernel_line="lab.desktop",
-        config="services:\n  - display-manager\n",
-        kind="desktop",
-    ),
-    Scenario(
         "control-desktop",
         "6.1",
         BOCHS_DRM,
@@ -314,31 +341,7 @@ SCENARIOS = (
         kind="desktop",
         cycles=1,
     ),
-    Scenario(
-        "apparmor",
-        "6.1",
-        EFIFB,
-        gpus=(BOCHS,),
-        kernel_line="apparmor=1",
-        holder=FB_HOLDER,
-        refused=NAMED_FB_HOLDER,
-        config="services:\n  - lab-service\nholders:\n  wait_s: 10\n",
-        kind="apparmor",
-    ),
-    Scenario("two-vms", "6.12", BOCHS_DRM, native_driver=True, kind="two-vms"),
-    *(
-        Scenario(
-            f"killed-{kernel}",
-            kernel,
-            BOCHS_DRM,
-            native_driver=True,
-            holder=FB_HOLDER,
-            config="services:\n  - lab-service\nholders:\n  wait_s: 60\ntimeout_s: 120\n",
-            kind="killed",
-            cycles=12,
-        )
-        for kernel in ("6.1", "6.12")
-    ),
+    _killed("6.1"),
 )
 
 

@@ -30,12 +30,16 @@ class Reserve(Action):
     def apply(self, host: Host) -> None:
         if is_vfio(host, self.gpu) or override_of(host, self.gpu):
             return
+        # A driver takes what is reserved for it as soon as it is loaded (Linux dd.c,
+        # driver_attach), and libvirt does not give back what it found bound already.
+        if not host.exists(f"{_PCI}/drivers/{VFIO}"):
+            host.run(_MODPROBE, "-b", VFIO)
         host.write(f"{_PCI}/devices/{self.gpu}/driver_override", VFIO)
         if override_of(host, self.gpu) != VFIO:
             raise StepError(f"driver_override of {self.gpu} does not keep {VFIO}")
 
     def shell(self) -> str:
-        return f"echo {VFIO} > /{_PCI}/devices/{self.gpu}/driver_override"
+        return f"modprobe {VFIO}; echo {VFIO} > /{_PCI}/devices/{self.gpu}/driver_override"
 
     def past(self) -> str:
         return f"reserved {self.gpu} for {VFIO}"

@@ -5,7 +5,8 @@
 The point is when the hook of that event of the VM runs and the VMs' claims hold the
 text. Prints {"hook": [pid...], "worker": [pid...], "claim": text} as they are then.
 VICTIM says who gets SIGKILL: the whole "hook", its "supervisor" or its "worker" alone,
-"libvirtd", "everything" (libvirtd first, so that it cannot notice), or "nobody". Standard library of Python 3.9 only.
+"libvirtd", "everything" (libvirtd first, so that it cannot notice), or "nobody".
+Standard library of Python 3.9 only.
 """
 
 from __future__ import annotations
