@@ -185,8 +185,8 @@ def _claim(journal: Journal, domain: Domain, addresses: tuple[str, ...]) -> Reco
 def _take(host: Host, record: Record, step: Step, log: Log) -> None:
     number = record.begin(step)
     if step.do is not None:
-        step.do.apply(host)
-        log.info(f"{step.do.past()} ({step.stage})")
+        remark = step.do.apply(host)
+        log.info(f"{step.do.past()}{f'; {remark}' if remark else ''} ({step.stage})")
         log.debug(step.do.shell())
     elif step.undo is None and not step.loses:
         log.info(f"{step.why} ({step.stage})")

@@ -10,8 +10,11 @@ class Action:
 
     kind = ""
 
-    def apply(self, host: Host) -> None:
-        """Make the change and read it back. Raises HostError, StepError or LostError."""
+    def apply(self, host: Host) -> str | None:
+        """Make the change and read it back; what the log should tell besides past(), if anything.
+
+        Raises HostError, StepError or LostError.
+        """
         raise NotImplementedError
 
     def shell(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .. import nodes
 from ..errors import HostError, RefusedError
@@ -21,8 +21,6 @@ class AwaitClosed(Action):
     terminate are commands and units of processes that are ended if they are still
     there after wait_s, with grace_s between SIGTERM and SIGKILL; nobody is when
     there is one that may not be. beside are further GPUs of the VM.
-
-    remarks are not for others to set: what past() tells of the one time it was done.
     """
 
     gpu: str
@@ -32,20 +30,19 @@ class AwaitClosed(Action):
     terminate: tuple[str, ...] = ()
     grace_s: float = 0.0
     beside: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = field(default=(), compare=False)
     kind = "await-closed"
 
-    def apply(self, host: Host) -> None:
+    def apply(self, host: Host) -> str:
         search = self._search(host)
         found = self._wait(host, search)
         held = [one for one in found if self._counts(one)]
+        ended = ""
         if held:
-            held = self._end(host, search, held)
+            held, ended = self._end(host, search, held)
         if held:
-            raise self._refusal(host, held)
+            raise self._refusal(host, held, ended)
         unknown = [one.name for one in found if one.unknown]
-        if unknown:
-            self._remark(_not_known(unknown))
+        return "; ".join(filter(None, [ended, _not_known(unknown) if unknown else ""]))
 
     def _search(self, host: Host) -> Search:
         return Search(host, self.nodes or nodes.blocking(host, find(host, self._gpus)))
@@ -71,35 +68,31 @@ class AwaitClosed(Action):
             found = left or search.everywhere()
         return found
 
-    def _end(self, host: Host, search: Search, held: list[Holder]) -> list[Holder]:
-        """End them if all of them may be ended; those that hold the nodes afterwards."""
+    def _end(self, host: Host, search: Search, held: list[Holder]) -> tuple[list[Holder], str]:
+        """End them if all may be ended; who holds the nodes afterwards, and who was ended."""
         if not self.terminate:
-            return held
+            return held, ""
         from .. import termination
 
         held = [one for one in search.everywhere() if self._counts(one)]
         spared = [one for one in held if not termination.may_end(host, one, self.terminate)]
         if spared:
-            return spared
+            return spared, ""
         ended = termination.end(host, search, held, self.grace_s)
-        if ended:
-            self._remark(f"ended {listed(one.name for one in ended)}")
-        return [one for one in search.everywhere() if self._counts(one)]
+        told = f"ended {listed(one.name for one in ended)}" if ended else ""
+        return [one for one in search.everywhere() if self._counts(one)], told
 
-    def _refusal(self, host: Host, held: list[Holder]) -> RefusedError:
+    def _refusal(self, host: Host, held: list[Holder], ended: str) -> RefusedError:
         from .. import advice
 
         be = "is" if len(self._gpus) == 1 else "are"
         if all(one.unknown for one in held):
             be = "may be"
-        before = "".join(f" ({remark})" for remark in self.remarks)
+        before = f" ({ended})" if ended else ""
         return RefusedError(
             f"{' and '.join(self._gpus)} {be} in use by {listed(held)}{before}",
             hint=advice.hint(host, held),
         )
-
-    def _remark(self, text: str) -> None:
-        object.__setattr__(self, "remarks", (*self.remarks, text))
 
     def now(self, host: Host) -> str:
         """Who holds the nodes at this moment, and what would become of them, for people."""
@@ -128,7 +121,7 @@ class AwaitClosed(Action):
         return " or ".join(f"/{node}" for node in self.nodes) or "its nodes"
 
     def past(self) -> str:
-        return "; ".join([f"nobody has {self._what()} open", *self.remarks])
+        return f"nobody has {self._what()} open"
 
 
 def _not_known(names: list[str]) -> str:
