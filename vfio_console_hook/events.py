@@ -1,7 +1,9 @@
-"""What happens on each event of a VM, in the process that talks to the kernel.
+"""What happens on each event of a VM.
 
-hook.py runs these under a deadline. They raise HookError with the one sentence
-that the person sees; what is only worth knowing goes to the log.
+The record is claimed or taken up in the process that calls these, the hook's own;
+what talks to the kernel is handed to a Supervisor, which lets it work in another
+process under a deadline. They raise HookError with the one sentence that the person
+sees; what is only worth knowing goes to the log.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ T = TypeVar("T")
 VGA = Gpu("VGA")  # class 0300
 BOCHS = Gpu("bochs-display")  # class 0380
 VIRTIO_GPU = Gpu("virtio-gpu-pci")  # class 0380
+VGA_WITH_SOUND = Gpu("VGA", sound=True)
 ROOT_BUS_VGA = Gpu("VGA", on_root_bus=True)
 
 EFIFB, VESAFB, VGACON = "EFI VGA", "VESA VGA", "text"
@@ -90,6 +91,7 @@ TOLD_GONE = (("plan", GONE_SENTENCE), ("log", GONE_SENTENCE))
 NOAUTOLOAD = "lab.noautoload"
 FB_HOLDER = Holder("fb-holder", "/dev/fb0")
 CARD_HOLDER = Holder("card-holder", "/dev/dri/card0")
+MIXER = Holder("mixer", "/dev/snd/controlC0")
 NAMED_FB_HOLDER = r"fb-holder \(\d+\)"
 # What the host's GPU loses when another one goes, and what helps.
 OTHERS_CONSOLE = r"(?s)the host's console on \S+ would be gone until a reboot.*bochs.*keep_console"
@@ -243,6 +245,27 @@ SCENARIOS = (
     ),
     Scenario("two-vms", "6.12", BOCHS_DRM, native_driver=True, kind="two-vms"),
     _killed("6.12"),
+    Scenario(
+        "held-sound",
+        "6.1",
+        BOCHS_DRM,
+        gpus=(VGA_WITH_SOUND,),
+        native_driver=True,
+        holder=MIXER,
+        refused=r"mixer \(\d+\)",
+        kind="sound",
+    ),
+    Scenario(
+        "control-held-sound",
+        "6.1",
+        BOCHS_DRM,
+        gpus=(VGA_WITH_SOUND,),
+        native_driver=True,
+        hook=False,
+        holder=MIXER,
+        kind="sound",
+        cycles=1,
+    ),
     Scenario("control-5.10", "5.10", EFIFB, hook=False, mapped=False, after=After.EITHER),
     Scenario("efifb-0380", "6.12", EFIFB, gpus=(BOCHS,)),
     Scenario(

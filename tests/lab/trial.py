@@ -89,11 +89,16 @@ class Trial:
             return False
         if self.scenario.hook and not self.install():
             return False
-        self.machine.put(DOMAIN_FILE, domain_xml(self.leaving).encode())
+        xml = domain_xml(self.leaving, others=self.other_devices())
+        self.machine.put(DOMAIN_FILE, xml.encode())
         define = self.machine.run(f"virsh define {DOMAIN_FILE}")
         if not self.demand(define.ok, f"virsh define: {define.stderr.strip()}"):
             return False
         return self.find_console()
+
+    def other_devices(self) -> tuple[str, ...]:
+        """The addresses of what else the VM gets."""
+        return ()
 
     def find_gpus(self) -> tuple[GuestGpu, ...]:
         """The display devices in the machine, in the order of QEMU's command line."""

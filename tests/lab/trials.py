@@ -7,6 +7,7 @@ from .desktop import Desktop
 from .dropin import DropIn
 from .killed import Killed
 from .rebound import Rebound
+from .sound import Sound
 from .terminated import Terminated
 from .traced import Moved, Untouched
 from .trial import Trial
@@ -20,6 +21,7 @@ KINDS: dict[str, type[Trial]] = {
     "killed": Killed,
     "moved": Moved,
     "rebound": Rebound,
+    "sound": Sound,
     "terminated": Terminated,
     "two-vms": TwoVms,
     "untouched": Untouched,

@@ -30,11 +30,13 @@ def read_gpu(address: str, resource: str) -> GuestGpu:
 UUID = "6b1c2c0e-3f0d-4c57-9d61-3a3f6f1f0a01"
 
 
-def domain_xml(gpus: tuple[GuestGpu, ...], name: str = "gpu", uuid: str = UUID) -> str:
-    """A VM of 64 MiB without a disk that owns the GPUs."""
+def domain_xml(
+    gpus: tuple[GuestGpu, ...], name: str = "gpu", uuid: str = UUID, others: tuple[str, ...] = ()
+) -> str:
+    """A VM of 64 MiB without a disk that owns the GPUs, and other devices by their addresses."""
     hostdevs = ""
-    for gpu in gpus:
-        domain, bus, slot, function = re.split("[:.]", gpu.address)
+    for address in (*(gpu.address for gpu in gpus), *others):
+        domain, bus, slot, function = re.split("[:.]", address)
         hostdevs += (
             "<hostdev mode='subsystem' type='pci' managed='yes'><source>"
             f"<address domain='0x{domain}' bus='0x{bus}' slot='0x{slot}' function='0x{function}'/>"
