@@ -734,6 +734,25 @@ def test_nothing_is_undone_below_a_process_that_is_stuck_in_the_kernel(
     assert (snapshot(host), Journal(host).uuids()) == (stuck, (UUID,))
 
 
+@pytest.mark.parametrize(
+    ("cut", "line"),
+    [
+        # the last lines of the claim: step 2, done 2, worker 0
+        (2, "echo efi-framebuffer.0 > /sys/bus/platform/drivers/efi-framebuffer/unbind"),
+        (0, "echo efi-framebuffer.0 > /sys/bus/platform/drivers/efi-framebuffer/bind"),
+    ],
+)
+def test_what_the_kernel_hangs_in_is_what_was_begun_last(
+    machine: MachineFactory, cut: int, line: str
+) -> None:
+    host = prepared(machine)
+    claim = Path(host.path(CLAIM))
+    kept = claim.read_bytes().splitlines(keepends=True)
+    claim.write_bytes(b"".join(kept[: len(kept) - cut]))
+
+    assert events.asked_for(host, UUID) == line
+
+
 def test_what_a_killed_hook_left_running_is_killed_before_anything_is_undone(
     machine: MachineFactory,
 ) -> None:

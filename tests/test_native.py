@@ -724,3 +724,63 @@ def test_a_modprobe_that_the_kernel_does_not_let_go_of_is_told_and_nothing_is_un
         (GPU,), (GPU,), ("nvidia", "nvidia_uvm", "nvidia_modeset", "nvidia_drm")
     )
     assert any(step.do == Reserve(GPU) for _, step in record.open_steps)
+
+
+# -- the sound function
+
+
+SOUND = "0000:13:00.1"
+ALLOW = Config(apu="allow", holders=Holders(wait_s=0))
+
+
+def with_sound_card(machine: MachineFactory) -> FakeHost:
+    host = machine("amd-apu")
+    device = host.real(f"{DEVICES}/{SOUND}")
+    host.tree.put("dev/snd/controlC1", "")
+    host.tree.make_directory(f"{device}/sound/card1/controlC1")
+    host.tree.link("sys/class/sound/controlC1", f"{device}/sound/card1/controlC1")
+    return host
+
+
+def test_the_sound_function_is_unbound_before_its_gpu_and_both_come_back(
+    machine: MachineFactory,
+) -> None:
+    host = machine("amd-apu")
+    before = without_override(host)
+    libvirt = FakeLibvirt(host)
+
+    prepare(host, APU, SOUND, config=ALLOW)
+    unbound = [path for path, _ in written(host) if path.endswith("/unbind")]
+    for address in (APU, SOUND):
+        libvirt.detach(address)
+    events.start(host, UUID, Log(host, "win11"))
+    for address in (APU, SOUND):
+        libvirt.reattach(address)
+    release(host)
+
+    assert unbound == [
+        "sys/bus/pci/drivers/snd_hda_intel/unbind", "sys/bus/pci/drivers/amdgpu/unbind",
+    ]  # fmt: skip
+    assert without_override(host) == before
+
+
+def test_a_sound_function_that_stays_is_left_alone(machine: MachineFactory) -> None:
+    host = machine("amd-apu")
+
+    prepare(host, APU, config=ALLOW)
+
+    assert driver(host, SOUND) == "snd_hda_intel"
+
+
+def test_a_sound_function_that_is_open_keeps_its_driver_and_the_gpu_too(
+    machine: MachineFactory,
+) -> None:
+    host = with_sound_card(machine)
+    hold(host, "dev/snd/controlC1", pid=1800, command="wireplumber")
+    before = snapshot(host)
+
+    with pytest.raises(RefusedError) as caught:
+        prepare(host, APU, SOUND, config=ALLOW)
+
+    assert "wireplumber (1800) with /dev/snd/controlC1 open" in caught.value.text
+    assert (snapshot(host), host.changes) == (before, [])

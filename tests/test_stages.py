@@ -25,7 +25,7 @@ from vfio_console_hook.step import Step
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 GPU, SECOND = "0000:01:00.0", "0000:02:00.0"
-STAGES = ("services", "native", "others", *Config().stages, "detach", "handover")
+STAGES = ("services", "native", "others", *Config().stages, "sound", "detach", "handover")
 NOW = Config(holders=Holders(wait_s=0))
 
 
@@ -103,6 +103,7 @@ PLANS = (
     Plan("radeon-6.1", "radeon-6.1"),
     Plan("radeon-6.12", "radeon-6.12"),
     Plan("intel-single", "intel-single", ("0000:00:02.0",)),
+    Plan("amd-apu-sound", "amd-apu", ("0000:13:00.0", "0000:13:00.1"), Config(apu="allow")),
     # a desktop, and a GPU taken by hand
     Plan("native-6.1-desktop", "native-6.1",
          config=Config(services=(Service("display-manager"), Service("lightdn"))), desktop=True),

@@ -320,8 +320,9 @@ def asked_for(host: Host, uuid: str) -> str:
         record = Journal(host).find(uuid)
     except HookError:
         return ""
-    for _, step in record.open_steps if record else ():
-        action = step.undo if record and record.phase == "release" else step.do
+    for number, step in record.open_steps if record else ():
+        # What was begun and is not done is what it hangs in, whatever came after it.
+        action = step.undo if record and number in record.done else step.do
         if action is not None:
             return action.shell()
     return ""

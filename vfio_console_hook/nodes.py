@@ -35,9 +35,7 @@ def blocking(host: Host, gpus: Collection[Gpu], others: Collection[str] = ()) ->
     found = [node for one in gpus for node in _drawing(one)]
     found += [f"dev/{name}" for name in _below(host, "i2c-dev", leaving)]
     found += [f"sys/class/backlight/{name}" for name in _below(host, "backlight", leaving)]
-    # sound/cardN, which holds the others, is no node.
-    sounds = (name for name in _below(host, "sound", leaving) if not name.startswith("card"))
-    found += [f"dev/snd/{name}" for name in sounds]
+    found += [f"dev/snd/{name}" for name in sounds(host, leaving)]
     drivers = {one.driver for one in gpus}
     if "amdgpu" in drivers and host.exists("dev/kfd"):
         # Each process that opens it gets a part of every GPU (Linux kfd_flat_memory.c,
@@ -46,6 +44,12 @@ def blocking(host: Host, gpus: Collection[Gpu], others: Collection[str] = ()) ->
     if "nvidia" in drivers:
         found += _nvidia(host, [one for one in gpus if one.driver == "nvidia"])
     return tuple(dict.fromkeys(found))
+
+
+def sounds(host: Host, addresses: Collection[str]) -> Iterator[str]:
+    """The names in /dev/snd of the sound cards that are these PCI functions."""
+    # sound/cardN, which holds the others, is no node.
+    return (name for name in _below(host, "sound", addresses) if not name.startswith("card"))
 
 
 def _slot(address: str) -> str:

@@ -256,6 +256,16 @@ SCENARIOS = (
         kind="sound",
     ),
     Scenario(
+        "stuck",
+        "6.1",
+        BOCHS_DRM,
+        gpus=(VGA_WITH_SOUND,),
+        native_driver=True,
+        config="timeout_s: 20\n",
+        kind="stuck",
+        cycles=1,
+    ),
+    Scenario(
         "control-held-sound",
         "6.1",
         BOCHS_DRM,

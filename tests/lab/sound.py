@@ -7,8 +7,11 @@ everybody who asks libvirtd for anything.
 
 from __future__ import annotations
 
+import re
+import time
+
 from .meanwhile import Background
-from .trial import Trial
+from .trial import CLAIMS, Trial
 
 STILL_S = 30
 
@@ -55,3 +58,60 @@ class Sound(Trial):
         back = "n=0; until [ -e /dev/snd/controlC0 ]; do n=$((n + 1)); [ $n -lt 40 ] || exit 1;"
         sounds = self.machine.run(f"{back} sleep 0.25; done; cat /proc/asound/cards", 60)
         self.demand(sounds.ok, f"{name}: the sound is not back")
+
+
+# A thread of it has files of its own: /proc/PID/fd, which is the main thread's, does not
+# show them.
+HIDDEN = b"""#!/usr/bin/python3 -IS
+import ctypes, sys, threading, time
+def hold():
+    ctypes.CDLL(None).unshare(0x400)  # CLONE_FILES
+    file = open(sys.argv[1])
+    print("holds", flush=True)
+    time.sleep(100000)
+threading.Thread(target=hold).start()
+"""
+STUCK = re.compile(
+    r"the kernel is stuck \(process (\d+) in snd_card_free\) since"
+    r" `echo 0000:01:00\.1 > /sys/bus/pci/devices/0000:01:00\.1/driver/unbind`"
+)
+
+
+class Stuck(Sound):
+    """The hook's own worker is stuck in the kernel: told, left alone, and mended when it is not."""
+
+    def run(self) -> None:
+        """Let the unbind wait for a program that cannot be found, then let that end."""
+        if not self.set_up():
+            return
+        # It is to hang for longer than the kernel finds normal.
+        self.machine.run("sysctl -w kernel.hung_task_timeout_secs=0")
+        self.machine.put("/root/hidden", HIDDEN)
+        self.machine.run("chmod +x /root/hidden; setsid /root/hidden /dev/snd/controlC0 >/run/h &")
+        holds = self.machine.run("n=0; until grep -q holds /run/h; do sleep 0.5; done", 60).ok
+        self.demand(holds, "the program does not hold the sound")
+        pid = self.start_in_vain("first start")
+        answers = self.machine.run("timeout 15 virsh -q list --all").ok
+        self.demand(answers, "libvirtd does not answer any more")
+        again = self.start_in_vain("second start")
+        self.demand(pid == again, f"process {again} is stuck, and not {pid}: it was tried again")
+        recover = self.machine.run("vfio-console-hook recover", 60)
+        self.demand(recover.status == 1, "recover does not fail")
+        self.demand(f"process {pid} in" in recover.stdout, f"recover says {recover.stdout}")
+        Trial.check_console(self, "stuck", 0)
+        self.machine.run("pkill hidden; sleep 3")
+        recover = self.machine.run("vfio-console-hook recover", 60)
+        self.demand(recover.ok, f"recover afterwards: {recover.stdout}")
+        self.check_console("recovered", 0)
+        self.check_claims("recovered")
+        self.cycle(1)
+
+    def start_in_vain(self, name: str) -> str:
+        """Start the VM; the process that is stuck, by what virsh says."""
+        began = time.monotonic()
+        error = self.start() or ""
+        self.result.notes.append(f"{name}: virsh start took {time.monotonic() - began:.0f} s")
+        found = STUCK.search(error)
+        self.demand(found is not None, f"{name}: {error}")
+        self.machine.run(f"cat /proc/{found[1] if found else 1}/stat; ls -l {CLAIMS}")
+        return found[1] if found else ""

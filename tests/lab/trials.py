@@ -7,7 +7,7 @@ from .desktop import Desktop
 from .dropin import DropIn
 from .killed import Killed
 from .rebound import Rebound
-from .sound import Sound
+from .sound import Sound, Stuck
 from .terminated import Terminated
 from .traced import Moved, Untouched
 from .trial import Trial
@@ -22,6 +22,7 @@ KINDS: dict[str, type[Trial]] = {
     "moved": Moved,
     "rebound": Rebound,
     "sound": Sound,
+    "stuck": Stuck,
     "terminated": Terminated,
     "two-vms": TwoVms,
     "untouched": Untouched,

@@ -49,21 +49,23 @@ def take_back(host: Host, gpu: str) -> None:
 class UnbindNative(Action):
     """Take the GPU's own driver off it, once nobody has the GPU open.
 
-    driver "" means the one that it has then. wait_s and strict are those of
-    AwaitClosed, which may be some steps ago, or of another VM that has just ended.
+    gpu may also be the address of another function of the GPU. driver "" means the
+    one that it has then. wait_s, strict and nodes are those of AwaitClosed, which may
+    be some steps ago, or of another VM that has just ended.
     """
 
     gpu: str
     driver: str
     wait_s: float
     strict: bool
+    nodes: tuple[str, ...] = ()
     kind = "unbind-native"
 
     def apply(self, host: Host) -> None:
         driver = driver_of(host, self.gpu)
         if driver is None or is_vfio(host, self.gpu) or self.driver not in ("", driver):
             return
-        AwaitClosed(self.gpu, (), self.wait_s, self.strict).apply(host)
+        AwaitClosed(self.gpu, self.nodes, self.wait_s, self.strict).apply(host)
         host.write(f"{_PCI}/drivers/{driver}/unbind", self.gpu)
         if driver_of(host, self.gpu) is not None:
             raise StepError(f"{self.gpu} is still bound to {driver} after an unbind")

@@ -80,15 +80,19 @@ def _steps(host: Host, leaving: Leaving) -> Iterator[Step]:
         native,
         others,
         services,
+        sound,
         vgacon,
-    )  # fmt: skip
+    )
 
     # Services hold the GPU, so they go first: who still holds it then is looked for
     # afterwards. Then what must not happen, before anything else is changed. fbcon
     # comes before the framebuffers go, while consoles can still be moved. From there
     # the order is that of Linux commit d17378062079: DRM aperture drivers, fbdev
-    # drivers, vgacon.
-    for stage in (services, native, others, fbcon, drm_aperture, fbdev, vgacon, detach, handover):
+    # drivers, vgacon. Sound goes before the GPU and comes back after it, because its
+    # driver works together with that of the GPU (Linux drm_audio_component).
+    for stage in (
+        services, native, others, fbcon, drm_aperture, fbdev, vgacon, sound, detach, handover,
+    ):  # fmt: skip
         if stage.NAME not in CONSOLE_STAGES or stage.NAME in leaving.config.stages:
             for gpu in leaving.gpus:
                 if not gpu.virtual:
