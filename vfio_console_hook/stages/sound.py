@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .. import kernel
 from ..gpu import Gpu, is_vfio
 from ..host import Host
 from ..step import Step
@@ -38,11 +39,14 @@ def _unbind(host: Host, gpu: Gpu, address: str, driver: str, leaving: Leaving) -
     from ..actions.native import ReturnNative, UnbindNative
 
     cards = tuple(f"dev/snd/{name}" for name in nodes.sounds(host, (address,)))
+    # Sound servers let go of a card that disappears. So where nobody may look into
+    # them (SELinux), that counts no more than it does for the GPU itself.
+    strict = kernel.release(host) < (6, 0)
     return Step(
         stage=NAME,
         gpu=gpu.address,
         why=f"{driver} waits without end while its sound is open; here that has a deadline, in"
         " libvirt it has none",
-        do=UnbindNative(address, driver, leaving.config.holders.wait_s, True, cards),
+        do=UnbindNative(address, driver, leaving.config.holders.wait_s, strict, cards),
         undo=ReturnNative(address, driver, False, False),
     )
