@@ -264,7 +264,7 @@ class Config:
 
         Stopping services gets half of timeout_s, and undoing everything a quarter.
         """
-        share = 4 if self.services else 2
+        share = 4 if self.services else 3
         holders = replace(
             self.holders,
             wait_s=min(self.holders.wait_s, self.timeout_s / share),

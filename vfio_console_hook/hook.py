@@ -79,7 +79,9 @@ def _prepare(host: Host, name: str, xml: bytes) -> None:
     try:
         try:
             events.prepare(host, parsed, settings, log, deadline.run_but_spare)
-        except worker.CutOffError:
+        except worker.CutOffError as error:
+            line = events.asked_for(host, parsed.uuid)
+            error.text += f", at `{line}`" if line else ""
             _undo_cut_off(host, parsed.uuid, log, deadline)
             raise
     except StuckError as error:
