@@ -265,6 +265,7 @@ SCENARIOS = (
         kind="stuck",
         cycles=1,
     ),
+    Scenario("by-hand", "6.12", EFIFB, kind="by-hand"),
     Scenario(
         "control-held-sound",
         "6.1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .apparmor import AppArmor
+from .by_hand import ByHand
 from .desktop import Desktop
 from .dropin import DropIn
 from .killed import Killed
@@ -15,6 +16,7 @@ from .two_vms import TwoVms
 
 KINDS: dict[str, type[Trial]] = {
     "apparmor": AppArmor,
+    "by-hand": ByHand,
     "cycles": Trial,
     "desktop": Desktop,
     "dropin": DropIn,
