@@ -151,8 +151,7 @@ def _print_consoles(host: Host) -> None:
 
 
 def _recover(host: Host, arguments: argparse.Namespace) -> int:
-    wait_s = arguments.wait
-    settled = recovery.recover(host, _say, force=arguments.force, wait_s=wait_s)
+    settled = recovery.recover(host, _say, force=arguments.force, wait_s=arguments.wait)
     _print_consoles(host)
     return 0 if settled else 1
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .gpu import slot
 from .host import Host
 
 _VENDOR_ATI, _VENDOR_AMD = "0x1002", "0x1022"
@@ -99,11 +100,11 @@ def of_module(module: str) -> Driver:
 
 def is_apu(host: Host, address: str) -> bool:
     """Whether the GPU is part of an AMD processor: then its security processor is in its slot."""
-    vendors = {host.read(f"sys/bus/pci/devices/{name}/vendor") for name in slot(host, address)}
+    vendors = {host.read(f"sys/bus/pci/devices/{name}/vendor") for name in functions(host, address)}
     return {_VENDOR_ATI, _VENDOR_AMD} <= vendors
 
 
-def slot(host: Host, address: str) -> tuple[str, ...]:
+def functions(host: Host, address: str) -> tuple[str, ...]:
     """The functions of the PCI slot that a device is in, itself included."""
-    start = address.rpartition(".")[0] + "."
-    return tuple(name for name in host.list("sys/bus/pci/devices") if name.startswith(start))
+    names = host.list("sys/bus/pci/devices")
+    return tuple(name for name in names if slot(name) == slot(address))

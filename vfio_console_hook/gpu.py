@@ -112,6 +112,11 @@ def _inspect(host: Host, address: str, reserved: tuple[tuple[memory.Range, str],
     )
 
 
+def slot(address: str) -> str:
+    """The slot that a PCI function is in: its address without the function's number."""
+    return address.rpartition(".")[0]
+
+
 def is_virtual(host: Host, address: str) -> bool:
     """Whether the device is a virtual function (SR-IOV), which has no display."""
     return host.exists(f"sys/bus/pci/devices/{address}/physfn")

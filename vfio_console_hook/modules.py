@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from .errors import HostError
 from .host import Host
 
 _MODPROBE = "/sbin/modprobe"
 
 
-def wanted_by(host: Host, address: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(modules, blacklisted): what modprobe has for a PCI device, and what of it may not load.
+@dataclass(frozen=True)
+class Wanted:
+    """What modprobe has for a device, and what of it may not load; nothing where none is there."""
 
-    Both are empty when no module is installed for it. Raises HostError.
-    """
+    found: tuple[str, ...] = ()
+    blacklisted: tuple[str, ...] = ()
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        return tuple(module for module in self.found if module not in self.blacklisted)
+
+    @property
+    def why_none(self) -> str:
+        """Why nothing is allowed: a clause for people."""
+        return f"{self.found[0]} is blacklisted" if self.found else "no driver for it is installed"
+
+
+def wanted_by(host: Host, address: str) -> Wanted:
+    """The modules for a PCI device. Raises HostError."""
     modalias = host.read(f"sys/bus/pci/devices/{address}/modalias") or ""
     try:
         modules = tuple(host.run(_MODPROBE, "--resolve-alias", modalias).split())
     except HostError:
-        return (), ()  # modprobe fails for a device that no module is for
+        return Wanted()  # modprobe fails for a device that no module is for
     # --resolve-alias names a blacklisted module all the same, whatever -b says.
     settings = host.run(_MODPROBE, "--showconfig").splitlines()
     never = {line.split()[1] for line in settings if line.startswith("blacklist ")}
-    return modules, tuple(module for module in modules if module in never)
+    return Wanted(modules, tuple(module for module in modules if module in never))
 
 
 def loaded(host: Host, module: str) -> bool:

@@ -30,8 +30,8 @@ def blocking(host: Host, gpus: Collection[Gpu], others: Collection[str] = ()) ->
     "sys/class/backlight/acpi_video0", stands for the files in it.
     """
     leaving = {one.address for one in gpus}
-    slots = {_slot(address) for address in leaving}
-    leaving |= {address for address in others if _slot(address) in slots}
+    slots = {gpu.slot(address) for address in leaving}
+    leaving |= {address for address in others if gpu.slot(address) in slots}
     found = [node for one in gpus for node in _drawing(one)]
     found += [f"dev/{name}" for name in _below(host, "i2c-dev", leaving)]
     found += [f"sys/class/backlight/{name}" for name in _below(host, "backlight", leaving)]
@@ -50,10 +50,6 @@ def sounds(host: Host, addresses: Collection[str]) -> Iterator[str]:
     """The names in /dev/snd of the sound cards that are these PCI functions."""
     # sound/cardN, which holds the others, is no node.
     return (name for name in _below(host, "sound", addresses) if not name.startswith("card"))
-
-
-def _slot(address: str) -> str:
-    return address.rpartition(".")[0]
 
 
 def _drawing(one: Gpu) -> Iterator[str]:

@@ -190,7 +190,7 @@ def _beside_apus(host: Host) -> list[str]:
     """Whose the other functions are that share a slot with the GPU of an AMD processor."""
     lines = []
     for address in displays(host):
-        for name in drivers.slot(host, address) if drivers.is_apu(host, address) else ():
+        for name in drivers.functions(host, address) if drivers.is_apu(host, address) else ():
             if not _is_whole(host, name):
                 real = host.real(f"sys/bus/pci/devices/{name}")
                 lines += _link(host, f"sys/bus/pci/devices/{name}")

@@ -23,7 +23,7 @@ KILL_GRACE_S = 2.0
 
 
 class CutOffError(HookError):
-    """The work did not come to its end, and nothing of it is left running."""
+    """The work did not come to its end; it no longer runs."""
 
 
 class Deadline:

@@ -120,12 +120,11 @@ def _native_module(host: Host, gpu: Gpu, device: FirmwareDevice) -> str:
     """The module that modprobe would load for the GPU. Raises RefusedError, HostError."""
     from .. import drivers, modules
 
-    found, blacklisted = modules.wanted_by(host, gpu.address)
-    allowed = [module for module in found if module not in blacklisted]
+    wanted = modules.wanted_by(host, gpu.address)
+    allowed = wanted.allowed
     if not allowed:
-        why = f"{found[0]} is blacklisted" if found else "no driver for it is installed"
         raise RefusedError(
-            f"`bootfb: native` needs a driver for {gpu.address}: {why}",
+            f"`bootfb: native` needs a driver for {gpu.address}: {wanted.why_none}",
             hint=_ways_out(host, gpu, device, native=False),
         )
     if not all(drivers.of_module(module).comes_off_easily for module in allowed):

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import console, kernel
+from .. import kernel
 from ..errors import RefusedError
 from ..gpu import Gpu
 from ..host import Host
 from ..step import Step
-from . import Leaving
+from . import Leaving, fbcon
 
 NAME = "detach"
 _PCI = "sys/bus/pci/devices"
@@ -171,13 +171,9 @@ def _unload(
 
 def _consoles_move(host: Host, leaving: Leaving) -> bool:
     """Whether the stage fbcon has moved the consoles away by then."""
-    going = {name for one in leaving.gpus for name in one.framebuffers}
-    stay = any(
-        fb.name not in going and fb.pci not in leaving.taken and host.exists(f"dev/{fb.name}")
-        for fb in console.framebuffers(host)
-    )
     config = leaving.config
-    return stay and "fbcon" in config.stages and config.keep_console != "never"
+    wanted = fbcon.NAME in config.stages and config.keep_console != "never"
+    return wanted and bool(fbcon.staying_framebuffers(host, leaving))
 
 
 def _others_of(host: Host, driver: Driver, going: tuple[Gpu, ...]) -> list[str]:

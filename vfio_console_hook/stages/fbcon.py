@@ -27,7 +27,7 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
     vtconsoles = console.vtconsoles(host)
     if not gpu.framebuffers or not any(c.bound and c.driver == console.FBCON for c in vtconsoles):
         return
-    staying = _staying(host, leaving)
+    staying = staying_framebuffers(host, leaving)
     mapped = _map(host, staying, leaving)
     own = {fb.index for fb in console.framebuffers(host) if fb.name in gpu.framebuffers}
     if mapped is not None and not own.intersection(mapped):
@@ -52,7 +52,8 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
         )
 
 
-def _staying(host: Host, leaving: Leaving) -> list[Framebuffer]:
+def staying_framebuffers(host: Host, leaving: Leaving) -> list[Framebuffer]:
+    """Those that are left to the host, and that consoles can be moved to."""
     gone = {name for gpu in leaving.gpus for name in gpu.framebuffers}
     return [
         fb

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import console, firmware, kernel, memory, modules
+from .. import console, firmware, kernel, memory
 from ..actions import BindNative
 from ..errors import RefusedError
 from ..gpu import Gpu, displays, find
@@ -102,24 +102,26 @@ def _owner(host: Host, device: str, leaving: Leaving) -> str | None:
 
 
 def _driver_for(host: Host, owner: str, device: str, gpu: Gpu) -> str:
-    found, blacklisted = modules.wanted_by(host, owner)
-    allowed = [module for module in found if module not in blacklisted]
-    if not allowed:
-        why = f"{found[0]} is blacklisted" if found else "no driver for it is installed"
+    from .. import modules  # for few machines
+
+    wanted = modules.wanted_by(host, owner)
+    if not wanted.allowed:
         raise RefusedError(
             f"`host_driver: load` cannot save the console on {owner}, which {device} shows and"
-            f" vfio-pci would remove with {gpu.address}: {why}",
+            f" vfio-pci would remove with {gpu.address}: {wanted.why_none}",
             hint="allow its driver, or set `keep_console: never` to give that console up",
         )
-    return allowed[0]
+    return wanted.allowed[0]
 
 
 def _refusal(host: Host, gpu: Gpu, owner: str, device: str) -> RefusedError:
-    found, blacklisted = modules.wanted_by(host, owner)
+    from .. import modules  # for few machines
+
+    wanted = modules.wanted_by(host, owner)
     load = ""
-    if found:
-        how = "(it is blacklisted)" if found[0] in blacklisted else "or by `host_driver: load`"
-        load = f"load {found[0]} for {owner} at boot {how}, or "
+    for module in wanted.found[:1]:
+        how = "(it is blacklisted)" if module in wanted.blacklisted else "or by `host_driver: load`"
+        load = f"load {module} for {owner} at boot {how}, or "
     return RefusedError(
         f"the host's console on {owner} would be gone until a reboot: vfio-pci of this kernel"
         f" removes {device} when it takes {gpu.address}",

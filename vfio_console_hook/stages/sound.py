@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import kernel
-from ..gpu import Gpu, is_vfio
+from ..gpu import Gpu, is_vfio, slot
 from ..host import Host
 from ..step import Step
 from . import Leaving
@@ -23,11 +23,10 @@ _AUDIO = "0x0403"  # PCI_CLASS_MULTIMEDIA_HD_AUDIO
 
 def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
     """The driver off each sound function in the GPU's slot that leaves with it."""
-    slot = gpu.address.rpartition(".")[0]
     for address in leaving.others:
         device = f"sys/bus/pci/devices/{address}"
         driver = host.link_name(f"{device}/driver")
-        if address.rpartition(".")[0] != slot or address in leaving.unmanaged:
+        if slot(address) != slot(gpu.address) or address in leaving.unmanaged:
             continue
         is_sound = (host.read(f"{device}/class") or "").startswith(_AUDIO)
         if is_sound and driver is not None and not is_vfio(host, address):
