@@ -21,6 +21,9 @@ from .host import Host
 KILL_GRACE_S = 2.0
 """How long killed processes may take to be gone."""
 
+# Even a look at console state can block for ever, when a driver holds the console lock.
+_LOOK_S = 30.0
+
 
 class CutOffError(HookError):
     """The work did not come to its end; it no longer runs."""
@@ -83,6 +86,11 @@ def run(work: Callable[[], str | None], timeout_s: float) -> str:
             "the worker process died before it was done", hint="look into `journalctl -k`"
         )
     return _outcome(json.loads(answer))
+
+
+def look(work: Callable[[], str | None]) -> str:
+    """Run work that only looks, for a person who waits; raises what run() raises."""
+    return run(work, _LOOK_S)
 
 
 def _child(work: Callable[[], str | None], writer: int) -> None:

@@ -1,0 +1,28 @@
+"""What a command of `vfio-console-hook` is made of."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..host import Host
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command. summary is one line, and so is the example, as it is typed.
+
+    options adds its arguments to a parser; run does it and returns the exit status:
+    0 done, 1 refused or failed, 2 wrong usage or nothing to do.
+    """
+
+    name: str
+    summary: str
+    example: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Host, argparse.Namespace], int]
+
+
+def no_options(parser: argparse.ArgumentParser) -> None:
+    """For a command that takes no arguments."""

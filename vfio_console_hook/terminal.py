@@ -1,0 +1,50 @@
+"""What text is written for: a terminal of some width, with or without colour, or a file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TextIO
+
+_WIDTH = 80
+# Longer lines are hard to read, and shorter ones cannot hold an address range.
+_WIDTHS = range(60, 111)
+
+# SGR numbers (ECMA-48, 8.3.117): the eight colours that every terminal has.
+_COLOURS = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "bold": "1", "dim": "2"}
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Where text goes. Nothing may need colour or box characters to be understood."""
+
+    width: int = _WIDTH
+    colour: bool = False
+
+    @classmethod
+    def of(cls, stream: TextIO, environment: Mapping[str, str] = os.environ) -> Terminal:
+        """What stream writes to; colour only on a terminal, and never with NO_COLOR set."""
+        if not stream.isatty():
+            return cls()
+        columns = shutil.get_terminal_size((_WIDTH, 24)).columns
+        plain = bool(environment.get("NO_COLOR")) or environment.get("TERM") == "dumb"
+        return cls(min(max(columns, _WIDTHS.start), _WIDTHS.stop - 1), not plain)
+
+    def paint(self, text: str, colour: str) -> str:
+        """The text in one of the colours; as it is where there is no colour."""
+        return f"\033[{_COLOURS[colour]}m{text}\033[0m" if self.colour else text
+
+    def wrapped(self, text: str, indent: str = "") -> str:
+        """The text as lines that fit, each ended; those after the first begin with indent."""
+        # One column is left free: some terminals wrap a full line by themselves.
+        filled = textwrap.fill(
+            text,
+            self.width - 1,
+            subsequent_indent=indent,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        return filled + "\n"
