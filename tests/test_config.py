@@ -298,109 +298,188 @@ def test_services_are_units_or_commands(etc: Etc) -> None:
     )
 
 
+BOOLEAN = "'enabled', it must be true or false"
+BOOTFB = "'bootfb', it must be one of refuse, native, rescan"
+TIMEOUT = "'timeout_s', it must be a whole number from 1 to 600"
 WAIT = "'holders.wait_s', it must be a number from 0 to 600"
 PLACE = "'keep_console', it must be auto, never, or the PCI address of a GPU such as 0000:02:00.0"
-SERVICES = "'services', it must be a list of units, or of groups of name, active, stop and start"
-STAGES = "a list of some of fbcon, drm_aperture, fbdev, vgacon, each once"
+SERVICES = "it must be a list of units, or of groups of name, active, stop and start"
+STAGES = "it must be a list of some of fbcon, drm_aperture, fbdev, vgacon, each once"
+HOLDERS = (
+    "'holders', it must be a group of keys, indented below `holders:`: wait_s, terminate, grace_s"
+)
 
 
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("enabled: 1", "1 for 'enabled', it must be true or false"),
-        ("enabled: 'true'", "'true' for 'enabled', it must be true or false"),
-        ("enabled:", "nothing for 'enabled', it must be true or false"),
-        ("stages: fbcon", f"'fbcon' for 'stages', it must be {STAGES}"),
-        ("stages: [fbcon, efifb]", f"['fbcon', 'efifb'] for 'stages', it must be {STAGES}"),
-        ("stages: [fbcon, fbcon]", f"['fbcon', 'fbcon'] for 'stages', it must be {STAGES}"),
-        ("stages: [[fbcon]]", f"[['fbcon']] for 'stages', it must be {STAGES}"),
-        ("stages: {fbcon: on}", f"a group of keys for 'stages', it must be {STAGES}"),
-        ("bootfb: Native", "'Native' for 'bootfb', it must be one of refuse, native, rescan"),
-        ("bootfb: no", "false for 'bootfb', it must be one of refuse, native, rescan"),
-        ("keep_console: always", f"'always' for {PLACE}"),
-        ("keep_console: 02:00.0", f"'02:00.0' for {PLACE}"),
-        ("services: sddm", f"'sddm' for {SERVICES}"),
-        ("services: [--force]", f"['--force'] for {SERVICES}"),
-        ("services: ['a b']", f"['a b'] for {SERVICES}"),
-        ("services: [{name: sddm}]", f"[a group of keys] for {SERVICES}"),
+        ("enabled: 1", "10: bad value 1 for 'enabled', it must be true or false"),
+        ("enabled: 'true'", f"10: bad value 'true' for {BOOLEAN}, did you mean true?"),
+        ("enabled: flase", f"10: bad value 'flase' for {BOOLEAN}, did you mean false?"),
+        ("enabled:", f"9: bad value nothing for {BOOLEAN}"),
+        ("stages: Fbcon", f"9: bad value 'Fbcon' for 'stages', {STAGES}, did you mean [fbcon]?"),
+        (
+            "stages: fbcon, fbdev",
+            f"9: bad value 'fbcon, fbdev' for 'stages', {STAGES}, did you mean [fbcon, fbdev]?",
+        ),
+        ("stages: [fbcon, efifb]", f"17: bad value 'efifb' in 'stages', {STAGES}"),
+        (
+            "stages: [fbcon, fbcon]",
+            f"9: bad value ['fbcon', 'fbcon'] for 'stages', {STAGES}, did you mean [fbcon]?",
+        ),
+        (
+            "stages: [[fbcon]]",
+            f"9: bad value [['fbcon']] for 'stages', {STAGES}, did you mean [fbcon]?",
+        ),
+        ("stages: {fbcon: on}", f"9: bad value a group of keys for 'stages', {STAGES}"),
+        ("bootfb: Native", f"9: bad value 'Native' for {BOOTFB}, did you mean native?"),
+        ("bootfb: nativ", f"9: bad value 'nativ' for {BOOTFB}, did you mean native?"),
+        ("bootfb: [rescan]", f"9: bad value ['rescan'] for {BOOTFB}, did you mean rescan?"),
+        ("bootfb: no", f"9: bad value false for {BOOTFB}"),
+        ("keep_console: always", f"15: bad value 'always' for {PLACE}"),
+        (
+            "keep_console: 0A:00.0",
+            f"15: bad value '0A:00.0' for {PLACE}, did you mean 0000:0a:00.0?",
+        ),
+        (
+            "services: sddm",
+            f"11: bad value 'sddm' for 'services', {SERVICES}, did you mean [sddm]?",
+        ),
+        ("services: [--force]", f"12: bad value '--force' in 'services', {SERVICES}"),
+        ("services: [gdm, 'a b']", f"17: bad value 'a b' in 'services', {SERVICES}"),
+        ("services: [null]", f"12: bad value nothing in 'services', {SERVICES}"),
+        (
+            "services: [{name: sddm}]",
+            f"12: a group without `active:` and `stop:` and `start:` in 'services', {SERVICES}",
+        ),
         (
             "services: [{name: x, active: rc-service x, stop: /bin/x, start: /bin/x}]",
-            f"[a group of keys] for {SERVICES}",
+            "12: a group with 'rc-service x', which is no full path, for 'active' in 'services',"
+            f" {SERVICES}",
         ),
-        ("holders: {terminate: X}", "'X' for 'holders.terminate', it must be a list of names"),
-        ("on_failure: ''", "'' for 'on_failure', it must be one of abort, start"),
-        ("log_level: 3", "3 for 'log_level', it must be one of debug, info, warning, error"),
-        ("timeout_s: true", "true for 'timeout_s', it must be a whole number from 1 to 600"),
-        ("timeout_s: 60.0", "60.0 for 'timeout_s', it must be a whole number from 1 to 600"),
-        ("timeout_s: '60'", "'60' for 'timeout_s', it must be a whole number from 1 to 600"),
-        ("timeout_s: 0", "0 for 'timeout_s', it must be a whole number from 1 to 600"),
-        ("timeout_s: 601", "601 for 'timeout_s', it must be a whole number from 1 to 600"),
-        ("timeout_s: -5", "'-5' for 'timeout_s', it must be a whole number from 1 to 600"),
-        ("timeout_s: 010", "'010' for 'timeout_s', it must be a whole number from 1 to 600"),
-        ("timeout_s: 1:30", "'1:30' for 'timeout_s', it must be a whole number from 1 to 600"),
-        ("timeout_s: 0x_", "'0x_' for 'timeout_s', it must be a whole number from 1 to 600"),
-        ("holders: 5", "5 for 'holders', it must be a group of keys"),
-        ("holders: []", "[] for 'holders', it must be a group of keys"),
-        ("holders: {wait_s: .inf}", f"'.inf' for {WAIT}"),
-        ("holders: {wait_s: .nan}", f"'.nan' for {WAIT}"),
-        ("holders: {wait_s: -1}", f"'-1' for {WAIT}"),
-        ("holders: {wait_s: 1e3}", f"'1e3' for {WAIT}"),
-        ("holders: {wait_s: on}", f"true for {WAIT}"),
-        ("holders: {wait_s: }", f"nothing for {WAIT}"),
+        (
+            "services: [{name: x, active: /x, stop: /x, start: /x, restart: /x}]",
+            f"12: a group with the unknown key 'restart' in 'services', {SERVICES}",
+        ),
+        (
+            "holders: {terminate: X}",
+            "22: bad value 'X' for 'holders.terminate', it must be a list of names,"
+            " did you mean [X]?",
+        ),
+        ("on_failure: ''", "13: bad value '' for 'on_failure', it must be one of abort, start"),
+        (
+            "log_level: 3",
+            "12: bad value 3 for 'log_level', it must be one of debug, info, warning, error",
+        ),
+        ("timeout_s: true", f"12: bad value true for {TIMEOUT}"),
+        ("timeout_s: 60.0", f"12: bad value 60.0 for {TIMEOUT}, did you mean 60?"),
+        ("timeout_s: '60'", f"12: bad value '60' for {TIMEOUT}, did you mean 60?"),
+        ("timeout_s: 60s", f"12: bad value '60s' for {TIMEOUT}, did you mean 60?"),
+        ("timeout_s: 0", f"12: bad value 0 for {TIMEOUT}"),
+        ("timeout_s: 601", f"12: bad value 601 for {TIMEOUT}"),
+        ("timeout_s: -5", f"12: bad value '-5' for {TIMEOUT}"),
+        ("timeout_s: 010", f"12: bad value '010' for {TIMEOUT}, did you mean 10?"),
+        ("timeout_s: 1:30", f"12: bad value '1:30' for {TIMEOUT}"),
+        ("timeout_s: 0x_", f"12: bad value '0x_' for {TIMEOUT}"),
+        ("holders: 5", f"10: bad value 5 for {HOLDERS}"),
+        ("holders: []", f"10: bad value [] for {HOLDERS}"),
+        ("holders: {wait_s: .inf}", f"19: bad value '.inf' for {WAIT}"),
+        ("holders: {wait_s: .nan}", f"19: bad value '.nan' for {WAIT}"),
+        ("holders: {wait_s: -1}", f"19: bad value '-1' for {WAIT}"),
+        ("holders: {wait_s: 1e3}", f"19: bad value '1e3' for {WAIT}"),
+        ("holders: {wait_s: on}", f"19: bad value true for {WAIT}"),
+        ("holders: {wait_s: }", f"18: bad value nothing for {WAIT}"),
     ],
 )
 def test_a_bad_value_is_told_with_what_is_good(etc: Etc, line: str, told: str) -> None:
     etc.put(WIN11, f"# a comment\n{line}\n")
 
-    assert mistakes(etc) == f"{WIN11}:2: bad value {told}"
+    assert mistakes(etc) == f"{WIN11}:2:{told}"
 
 
 ALL_KEYS = (
     "enabled, stages, bootfb, keep_console, host_driver, apu, services, holders, on_failure,"
     " timeout_s, log_level"
 )
+NO_COLON = "a key without `: ` behind it, a colon and a space"
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("stage: [fbcon]", "1: unknown key 'stage', did you mean 'stages'?"),
-        ("\n\nBootFB: native", "3: unknown key 'BootFB', did you mean 'bootfb'?"),
-        ("zzz: 1", f"1: unknown key 'zzz', the keys are {ALL_KEYS}"),
-        ("holders.wait_s: 1", "1: unknown key 'holders.wait_s', did you mean 'holders'?"),
-        ("holders:\n  wait: 1", "2: unknown key 'wait' in 'holders', did you mean 'wait_s'?"),
+        ("stage: [fbcon]", "1:1: unknown key 'stage', did you mean 'stages'?"),
+        ("\n\nBootFB: native", "3:1: unknown key 'BootFB', did you mean 'bootfb'?"),
+        ("Timeout-S: 4", "1:1: unknown key 'Timeout-S', did you mean 'timeout_s'?"),
+        ("zzz: 1", f"1:1: unknown key 'zzz', the keys are {ALL_KEYS}"),
+        ("wait_s: 1", "1:1: unknown key 'wait_s', write `wait_s:` indented below `holders:`"),
+        (
+            "holders.wait_s: 1",
+            "1:1: unknown key 'holders.wait_s', write `wait_s:` indented below `holders:`",
+        ),
+        ("holders:\n  wait: 1", "2:3: unknown key 'wait' in 'holders', did you mean 'wait_s'?"),
+        (
+            "holders:\n  apu: allow",
+            "2:3: unknown key 'apu' in 'holders', it belongs to the beginning of a line",
+        ),
         (
             "holders:\n  x: 1",
-            "2: unknown key 'x' in 'holders', the keys are wait_s, terminate, grace_s",
+            "2:3: unknown key 'x' in 'holders', the keys are wait_s, terminate, grace_s",
         ),
-        ("<<: {bootfb: native}", f"1: unknown key '<<', the keys are {ALL_KEYS}"),
-        ("? [a]\n: 1", f"1: unknown key '', the keys are {ALL_KEYS}"),
-        ('"z\\nz": 1', f"1: unknown key 'z\\nz', the keys are {ALL_KEYS}"),
-        ("bootfb: native\nbootfb: native", "2: key 'bootfb' is already set in line 1"),
-        ("{bootfb: native, bootfb: refuse}", "1: key 'bootfb' is already set in line 1"),
-        ("holders: {}\nholders: {}", "2: key 'holders' is already set in line 1"),
+        ("<<: {bootfb: native}", f"1:1: unknown key '<<', the keys are {ALL_KEYS}"),
+        ("? [a]\n: 1", f"1:3: unknown key '', the keys are {ALL_KEYS}"),
+        ('"z\\nz": 1', f"1:1: unknown key 'z\\nz', the keys are {ALL_KEYS}"),
+        ("bootfb: native\nbootfb: native", "2:1: key 'bootfb' is already set in line 1"),
+        ("{bootfb: native, bootfb: refuse}", "1:18: key 'bootfb' is already set in line 1"),
+        ("holders: {}\nholders: {}", "2:1: key 'holders' is already set in line 1"),
         (
             "holders:\n  wait_s: 1\n  wait_s: 2",
-            "3: key 'holders.wait_s' is already set in line 2",
+            "3:3: key 'holders.wait_s' is already set in line 2",
         ),
-        ("bootfb", "1: not a mapping of keys, such as `bootfb: refuse`"),
-        ("- bootfb: native", "1: not a mapping of keys, such as `bootfb: refuse`"),
-        ("bootfb: a: b", "1: not YAML: mapping values are not allowed here"),
-        ("a: 1\n\tb: 2", "2: not YAML: found character '\\t' that cannot start any token"),
-        ("bootfb: [native", "1: not YAML: expected ',' or ']', but got '<stream end>'"),
-        ("a: 1\n---\nb: 2", "2: not YAML: but found another document"),
-        ("a: 1\nb: \x07", "2: not YAML: special characters are not allowed"),
-        ("a:\n  " + "[" * 60_000, "2: nested too deeply"),
-        ("a: &b c", "1: anchors, aliases and tags are not understood here"),
-        ("a: 1\nb: *c", "2: anchors, aliases and tags are not understood here"),
-        ("bootfb: !!str native", "1: anchors, aliases and tags are not understood here"),
+        ("services:\n  - gdm\n  - a b", f"3:5: bad value 'a b' in 'services', {SERVICES}"),
+        ("bootfb", "1:1: not a mapping of keys, such as `bootfb: refuse`"),
+        ("- bootfb: native", "1:1: not a mapping of keys, such as `bootfb: refuse`"),
+        (
+            "bootfb: a: b",
+            "1:10: a second `: ` in one line; put the value in quotes if it belongs to it",
+        ),
+        ("timeout_s: 1\n\tb: 2", "2:1: a tab, where only spaces may indent"),
+        ("holders:\n\twait_s: 2", "2:1: a tab, where only spaces may indent"),
+        ("bootfb native\napu: allow", f"1:1: {NO_COLON}"),
+        ("apu: allow\n\nbootfb:native\n", f"3:1: {NO_COLON}"),
+        ("// for gaming\napu: allow\n", "1:1: a comment begins with #"),
+        (
+            "apu: allow\n  bootfb: native",
+            "2:3: this line is indented further than the one before, which is no group of keys",
+        ),
+        (
+            "holders:\n    wait_s: 1\n  grace_s: 2",
+            "3:3: this line is not indented like those that it belongs to",
+        ),
+        ("bootfb: [native", "1:9: this [ is never closed"),
+        ("holders: {wait_s: 1\napu: allow", "1:10: this { is never closed"),
+        ("apu: 'allow\nbootfb: native", "1:6: this quote is never closed"),
+        (
+            "holders: {terminate: ['it's']}",
+            "1:22: this [ is never closed",
+        ),
+        (
+            "apu: 'it's'",
+            "1:10: something stands behind the closing quote; inside of '...' write '' for one '",
+        ),
+        ("apu: @x", "1:6: a value cannot begin with @, put it in quotes"),
+        ("apu: 1\n---\nb: 2", "2:1: --- begins a second document, only one is read"),
+        ("a: 1\nb: \x07", "2:4: not YAML: special characters are not allowed"),
+        ("a:\n  " + "[" * 60_000, "2:10: nested too deeply"),
+        ("a: &b c", "1:4: anchors, aliases and tags are not understood here"),
+        ("a: 1\nb: *c", "2:4: anchors, aliases and tags are not understood here"),
+        ("bootfb: !!str native", "1:9: anchors, aliases and tags are not understood here"),
         (
             "a: !!python/object/apply:os.system ['touch /tmp/pwned']",
-            "1: anchors, aliases and tags are not understood here",
+            "1:4: anchors, aliases and tags are not understood here",
         ),
         (
             "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]",
-            "1: anchors, aliases and tags are not understood here",
+            "1:4: anchors, aliases and tags are not understood here",
         ),
     ],
     ids=lambda text: text[:30],
@@ -412,20 +491,20 @@ def test_what_cannot_be_understood_is_told_with_its_line(etc: Etc, content: str,
 
 
 @pytest.mark.parametrize(
-    ("content", "line"),
-    [(b"a\n# \xff\n", 2), ("bootfb: native\n".encode("utf-16"), 1), (b"\n\n\xe9", 3)],
+    ("content", "place"),
+    [(b"a\n# \xff\n", "2:3"), ("bootfb: native\n".encode("utf-16"), "1:1"), (b"\n\n\xe9", "3:1")],
 )
-def test_what_is_not_utf8_is_told(etc: Etc, content: bytes, line: int) -> None:
+def test_what_is_not_utf8_is_told(etc: Etc, content: bytes, place: str) -> None:
     etc.put(DEFAULT, content)
 
-    assert mistakes(etc) == f"{DEFAULT}:{line}: not UTF-8"
+    assert mistakes(etc) == f"{DEFAULT}:{place}: not UTF-8"
 
 
 def test_a_long_value_is_cut(etc: Etc) -> None:
     etc.put(DEFAULT, f"bootfb: {'x' * 1000}\n")
 
     told = f"'{'x' * 56}... for 'bootfb', it must be one of refuse, native, rescan"
-    assert mistakes(etc) == f"{DEFAULT}:1: bad value {told}"
+    assert mistakes(etc) == f"{DEFAULT}:1:9: bad value {told}"
 
 
 def test_all_mistakes_in_all_files_are_told_at_once(etc: Etc) -> None:
@@ -434,13 +513,15 @@ def test_all_mistakes_in_all_files_are_told_at_once(etc: Etc) -> None:
     etc.put(f"{FILES}/vms/{UUID}.yaml", "a: b: c\n")
 
     assert mistakes(etc).split("; ") == [
-        f"{DEFAULT}:1: unknown key 'stage', did you mean 'stages'?",
-        f"{DEFAULT}:2: bad value 'soon' for 'timeout_s', it must be a whole number from 1 to 600",
+        f"{DEFAULT}:1:1: unknown key 'stage', did you mean 'stages'?",
+        f"{DEFAULT}:2:12: bad value 'soon' for 'timeout_s', it must be"
+        " a whole number from 1 to 600",
         f"{FILES}/vms/{UUID}.yaml and {WIN11} are for the same VM",
         "keep one of them",
-        f"{FILES}/vms/{UUID}.yaml:1: not YAML: mapping values are not allowed here",
-        f"{WIN11}:2: unknown key 'wait' in 'holders', did you mean 'wait_s'?",
-        f"{WIN11}:3: bad value 'nativ' for 'bootfb', it must be one of refuse, native, rescan",
+        f"{FILES}/vms/{UUID}.yaml:1:5: a second `: ` in one line",
+        "put the value in quotes if it belongs to it",
+        f"{WIN11}:2:3: unknown key 'wait' in 'holders', did you mean 'wait_s'?",
+        f"{WIN11}:3:9: bad value 'nativ' for {BOOTFB}, did you mean native?",
     ]
 
 
@@ -451,7 +532,7 @@ def test_of_very_many_mistakes_the_first_twenty_are_told(etc: Etc) -> None:
 
     assert (len(told), told[19:]) == (
         21,
-        [f"{DEFAULT}:20: key 'zzz' is already set in line 1", "and 10 more mistakes"],
+        [f"{DEFAULT}:20:1: key 'zzz' is already set in line 1", "and 10 more mistakes"],
     )
 
 

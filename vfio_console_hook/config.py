@@ -1,6 +1,6 @@
 """The configuration: default.yaml, and on top of it the file of one VM, key by key.
 
-None is needed. Whatever is wrong is told all at once, with file and line, and
+None is needed. Whatever is wrong is told all at once, with file, line and column, and
 then nothing may be begun: half a configuration is not what the administrator
 wrote. KEYS is the one list of what can be set.
 """
@@ -17,12 +17,15 @@ from .host import Host
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
+    import os
     from typing import Any
 
-    from .yamltext import Entry
+    from .mistakes import Mistake
+    from .yamltext import Entry, Place
 
 DIRECTORY = "etc/vfio-console-hook"
 VMS = f"{DIRECTORY}/vms"
+_DEFAULT = f"{DIRECTORY}/default.yaml"
 _MAX_BYTES = 64 * 1024
 # virsh shows them all in one line.
 _MAX_TOLD = 20
@@ -279,18 +282,65 @@ def load(host: Host, name: str, uuid: str) -> Config:
     Raises ConfigError with all mistakes in all its files, HostError when one
     cannot be read.
     """
-    mistakes: list[str] = []
-    values: dict[str, Any] = {}
-    for path in _files(host, name, uuid, mistakes):
-        text = _text(host, path, mistakes)
-        # Most files are the commented examples: yaml takes too long to load for that.
-        if any(line.strip() and line.lstrip()[0] != "#" for line in text.splitlines()):
-            values.update(_values(path, text, mistakes))
-    if len(mistakes) > _MAX_TOLD:
-        mistakes[_MAX_TOLD:] = [f"and {len(mistakes) - _MAX_TOLD} more mistakes"]
-    if mistakes:
-        raise ConfigError("; ".join(mistakes))
+    values = {name: value for name, (value, _) in _settings(host, name, uuid).items()}
     return Config(holders=Holders(**_group(values, "holders")), **_group(values, ""))
+
+
+def explain(host: Host, name: str, uuid: str) -> tuple[tuple[Key, Any, str], ...]:
+    """Each key, the value that load() gives it for a VM, and where that comes from.
+
+    The origin is "/FILE:LINE", or "" for the default. Raises what load() raises.
+    """
+    settings = _settings(host, name, uuid)
+    return tuple((key, *settings.get(key.name, (key.default, ""))) for key in KEYS)
+
+
+def check(host: Host) -> dict[str, tuple[Mistake, ...]]:
+    """All mistakes in each of the configuration files, by path; none for a file in order.
+
+    A file that nobody would ever read is one, too: it is there for a reason. Raises
+    HostError when a directory cannot be read.
+    """
+    mistakes: list[Mistake] = []
+    paths = _present(host, mistakes)
+    for path in paths:
+        if _is_safe_file(host, path, mistakes):
+            _values(f"/{path}", _text(host, path, mistakes), mistakes)
+    mistakes += _never_read(host)
+    found = dict.fromkeys([f"/{path}" for path in paths] + [one.path for one in mistakes])
+    return {path: tuple(one for one in mistakes if one.path == path) for path in found}
+
+
+def check_content(path: str, content: bytes) -> tuple[Mistake, ...]:
+    """All mistakes in a file that is not in its place yet, whoever it belongs to."""
+    mistakes: list[Mistake] = []
+    if len(content) > _MAX_BYTES:
+        return (_too_long(path, len(content)),)
+    _values(path, _decoded(path, content, mistakes), mistakes)
+    return tuple(mistakes)
+
+
+def refused_owner(status: os.stat_result) -> str:
+    """Why a file would not be obeyed in its place, by its owner and mode: a clause, or ""."""
+    if status.st_uid != 0:
+        return f"belongs to user {status.st_uid} instead of root"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "can be written by others than root"
+    return ""
+
+
+def _settings(host: Host, name: str, uuid: str) -> dict[str, tuple[Any, str]]:
+    """What the files of a VM set, as value and origin. Raises ConfigError, HostError."""
+    mistakes: list[Mistake] = []
+    settings: dict[str, tuple[Any, str]] = {}
+    for path in _files(host, name, uuid, mistakes):
+        settings.update(_values(f"/{path}", _text(host, path, mistakes), mistakes))
+    told = [str(one) for one in mistakes]
+    if len(told) > _MAX_TOLD:
+        told[_MAX_TOLD:] = [f"and {len(told) - _MAX_TOLD} more mistakes"]
+    if told:
+        raise ConfigError("; ".join(told))
+    return settings
 
 
 def _group(values: dict[str, Any], group: str) -> dict[str, Any]:
@@ -301,48 +351,69 @@ def _group(values: dict[str, Any], group: str) -> dict[str, Any]:
 # -- which files
 
 
-def _files(host: Host, name: str, uuid: str, mistakes: list[str]) -> Iterator[str]:
-    """The files for a VM that are there and can be trusted, the most general one first."""
+def _present(host: Host, mistakes: list[Mistake]) -> tuple[str, ...]:
+    """The files in directories that can be trusted, the most general one first."""
     if not _is_safe_directory(host, DIRECTORY, mistakes):
-        return
-    if "default.yaml" in host.list(DIRECTORY) and _is_safe_file(
-        host, f"{DIRECTORY}/default.yaml", mistakes
-    ):
-        yield f"{DIRECTORY}/default.yaml"
+        return ()
+    general = (_DEFAULT,) if "default.yaml" in host.list(DIRECTORY) else ()
     if not _is_safe_directory(host, VMS, mistakes):
-        return
+        return general
+    names = (name for name in host.list(VMS) if name.endswith(".yaml") and name != ".yaml")
+    return (*general, *(f"{VMS}/{name}" for name in names))
+
+
+def _files(host: Host, name: str, uuid: str, mistakes: list[Mistake]) -> Iterator[str]:
+    """The files for a VM that are there and can be trusted, the most general one first."""
+    present = _present(host, mistakes)
+    if _DEFAULT in present and _is_safe_file(host, _DEFAULT, mistakes):
+        yield _DEFAULT
     # A name may be ".." or hold anything else, so it is compared and never made a path.
-    stems = [file[:-5] for file in host.list(VMS) if file.endswith(".yaml") and file != ".yaml"]
-    mine = [f"{stem}.yaml" for stem in stems if stem == name or stem.lower() == uuid.lower()]
+    stems = {path: path[len(VMS) + 1 : -5] for path in present if path != _DEFAULT}
+    mine = [path for path, s in stems.items() if s == name or s.lower() == uuid.lower()]
     if len(mine) > 1:
-        both = " and ".join(f"/{VMS}/{file}" for file in mine)
-        mistakes.append(f"{both} are for the same VM; keep one of them")
-    for file in mine:
-        if _is_safe_file(host, f"{VMS}/{file}", mistakes):
-            yield f"{VMS}/{file}"
+        mistakes.append(
+            _mistake(f"/{mine[0]}", f"and /{mine[1]} are for the same VM; keep one of them")
+        )
+    for path in mine:
+        if _is_safe_file(host, path, mistakes):
+            yield path
 
 
-def _is_safe_directory(host: Host, path: str, mistakes: list[str]) -> bool:
+def _never_read(host: Host) -> Iterator[Mistake]:
+    """The files that a person meant for us and that have the wrong name or place."""
+    for name in host.list(DIRECTORY):
+        if name.endswith((".yaml", ".yml")) and name != "default.yaml":
+            yield _mistake(
+                f"/{DIRECTORY}/{name}",
+                f"is never read; what is for one VM belongs into /{VMS}/NAME.yaml",
+            )
+    for name in host.list(VMS):
+        if name == ".yaml" or not name.endswith(".yaml"):
+            told = "is never read; its name must be that of a VM, and .yaml"
+            yield _mistake(f"/{VMS}/{name}", told)
+
+
+def _is_safe_directory(host: Host, path: str, mistakes: list[Mistake]) -> bool:
     """Whether a directory is there and only root can change it."""
     status = host.stat(path)
     if status is None:
         return False
     if not stat.S_ISDIR(status.st_mode):
-        mistakes.append(f"/{path} is not a directory")
+        mistakes.append(_mistake(f"/{path}", "is not a directory"))
         return False
     return _only_root_writes(host, path, mistakes)
 
 
-def _is_safe_file(host: Host, path: str, mistakes: list[str]) -> bool:
+def _is_safe_file(host: Host, path: str, mistakes: list[Mistake]) -> bool:
     """Whether a file can be read without harm: what others write must not be obeyed."""
     status = host.stat(path)
     real = host.real(path)
     if status is None or real is None:
-        mistakes.append(f"/{path} is a link to nothing")
+        mistakes.append(_mistake(f"/{path}", "is a link to nothing"))
     elif not stat.S_ISREG(status.st_mode):
-        mistakes.append(f"/{path} is not a regular file")
+        mistakes.append(_mistake(f"/{path}", "is not a regular file"))
     elif status.st_size > _MAX_BYTES:
-        mistakes.append(f"/{path} is {status.st_size} bytes long, more than {_MAX_BYTES}")
+        mistakes.append(_too_long(f"/{path}", status.st_size))
     else:
         holding = real.rpartition("/")[0] or "."
         return _only_root_writes(host, path, mistakes) and (
@@ -352,103 +423,104 @@ def _is_safe_file(host: Host, path: str, mistakes: list[str]) -> bool:
     return False
 
 
-def _only_root_writes(host: Host, path: str, mistakes: list[str]) -> bool:
+def _too_long(path: str, size: int) -> Mistake:
+    return _mistake(path, f"is {size} bytes long, more than {_MAX_BYTES}")
+
+
+def _only_root_writes(host: Host, path: str, mistakes: list[Mistake]) -> bool:
     status = host.stat(path)
     if status is None:
         return False
     if status.st_uid not in (0, host.owner_uid):
-        mistakes.append(f"/{path} belongs to user {status.st_uid} instead of root")
-        return False
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        mistakes.append(f"/{path} can be written by others than root, run `chmod go-w /{path}`")
-        return False
-    return True
+        told = f"belongs to user {status.st_uid} instead of root"
+    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        told = f"can be written by others than root, run `chmod go-w /{path}`"
+    else:
+        return True
+    mistakes.append(_mistake(f"/{path}", told))
+    return False
+
+
+def _mistake(path: str, text: str, line: int = 0, column: int = 0) -> Mistake:
+    from . import mistakes  # only for a mistake
+
+    return mistakes.Mistake(path, text, line, column)
 
 
 # -- what is in them
 
 
-def _text(host: Host, path: str, mistakes: list[str]) -> str:
-    content = host.read_bytes(path) or b""
+def _text(host: Host, path: str, mistakes: list[Mistake]) -> str:
+    return _decoded(f"/{path}", host.read_bytes(path) or b"", mistakes)
+
+
+def _decoded(path: str, content: bytes, mistakes: list[Mistake]) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        mistakes.append(f"/{path}:{line}: not UTF-8")
+        before = content[: error.start]
+        column = len(before) - (before.rfind(b"\n") + 1) + 1
+        mistakes.append(_mistake(path, "not UTF-8", before.count(b"\n") + 1, column))
         return ""
 
 
-def _values(path: str, text: str, mistakes: list[str]) -> dict[str, Any]:
-    """The values in a file, by the names in KEYS; what is wrong goes to mistakes."""
-    # Only when there is something to read: it loads yaml.
+def _values(path: str, text: str, mistakes: list[Mistake]) -> dict[str, tuple[Any, str]]:
+    """The values in a file and their origins, by the names in KEYS; the rest goes to mistakes."""
+    # Most files are the commented examples: yaml takes too long to load for that.
+    if not any(line.strip() and line.lstrip()[0] != "#" for line in text.splitlines()):
+        return {}
     from .yamltext import YamlError, parse
 
     try:
         content = parse(text)
     except YamlError as error:
-        mistakes.append(f"/{path}:{error.line}: {error.problem}")
+        mistakes.append(_mistake(path, error.problem, error.line, error.column))
         return {}
     if content is None:
         return {}
     if not isinstance(content, tuple):
-        mistakes.append(f"/{path}:1: not a mapping of keys, such as `bootfb: refuse`")
+        mistakes.append(_mistake(path, "not a mapping of keys, such as `bootfb: refuse`", 1, 1))
         return {}
-    values: dict[str, Any] = {}
-    for entry, wrong in _checked(content, ""):
+    values: dict[str, tuple[Any, str]] = {}
+    for entry, wrong, place in _checked(content, ""):
         if wrong:
-            mistakes.append(f"/{path}:{entry.line}: {wrong}")
+            mistakes.append(_mistake(path, wrong, *place))
         else:
-            values[entry.key] = entry.value
+            values[entry.key] = entry.value, f"{path}:{entry.line}"
     return values
 
 
-def _checked(entries: tuple[Entry, ...], group: str) -> Iterator[tuple[Entry, str]]:
-    """Each setting as an entry with its full key and read value, or with what is wrong."""
+def _checked(entries: tuple[Entry, ...], group: str) -> Iterator[tuple[Entry, str, Place]]:
+    """Each setting as an entry with its full key and read value, or with what is wrong where."""
     first: dict[str, int] = {}
     for entry in entries:
         name = f"{group}.{entry.key}" if group else entry.key
+        at = entry.line, entry.column
         if name in first:
-            yield entry, f"key {_shown(name)} is already set in line {first[name]}"
+            yield entry, f"key '{name}' is already set in line {first[name]}", at
         elif name in _GROUPS and isinstance(entry.value, tuple):
             yield from _checked(entry.value, name)
         elif name in _GROUPS:
             # With nothing in it, all its keys are commented out.
             if entry.value is not None:
-                yield entry, _bad(entry, name, "a group of keys")
+                from . import mistakes  # only for a mistake
+
+                yield entry, mistakes.not_a_group(entry.value, name, _KEYS), entry.value_at
         elif name not in _KEYS or "." in entry.key:
-            yield entry, _unknown(entry.key, group)
+            from . import mistakes  # only for a mistake
+
+            yield entry, mistakes.unknown_key(entry.key, group, _KEYS), at
         else:
-            value = _KEYS[name].read(entry.value)
-            wrong = _bad(entry, name, _KEYS[name].wanted) if value is None else ""
-            yield replace(entry, key=name, value=value), wrong
+            yield _read(entry, _KEYS[name])
         first.setdefault(name, entry.line)
 
 
-def _bad(entry: Entry, name: str, wanted: str) -> str:
-    return f"bad value {_shown(entry.value)} for '{name}', it must be {wanted}"
+def _read(entry: Entry, key: Key) -> tuple[Entry, str, Place]:
+    """A setting with its full key and read value, or what is wrong with the value, and where."""
+    value = key.read(entry.value)
+    if value is not None:
+        return replace(entry, key=key.name, value=value), "", entry.value_at
+    from . import mistakes  # only for a mistake
 
-
-def _unknown(word: str, group: str) -> str:
-    import difflib  # only for a mistake
-
-    start = f"{group}." if group else ""
-    names = (name[len(start) :] for name in _KEYS if name.startswith(start))
-    known = list(dict.fromkeys(name.partition(".")[0] for name in names))
-    near = difflib.get_close_matches(word.lower(), known, n=1)
-    where = f" in '{group}'" if group else ""
-    if near:
-        return f"unknown key {_shown(word)}{where}, did you mean '{near[0]}'?"
-    return f"unknown key {_shown(word)}{where}, the keys are {', '.join(known)}"
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, list):
-        return f"[{', '.join(_shown(one) for one in value)}]"
-    if isinstance(value, tuple):
-        return "a group of keys"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    told, item = mistakes.bad_value(entry.value, key.name, key.wanted, key.read)
+    return entry, told, entry.value_at if item is None else entry.items_at[item]

@@ -1,4 +1,4 @@
-"""YAML as plain values that know their lines; nothing in a text can make an object."""
+"""YAML as plain values that know their places; nothing in a text can make an object."""
 
 from __future__ import annotations
 
@@ -11,20 +11,30 @@ if TYPE_CHECKING:
 
 _MAX_DEPTH = 8
 
+Place = tuple[int, int]
+"""A line and a column, both counted from 1; the column in characters."""
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One line `key: value` of a YAML mapping; key is "" when it is not a word."""
+    """One `key: value` of a YAML mapping; key is "" when it is not a word.
+
+    line and column are those of the key. value_at is the place of the value, and
+    items_at that of each item of a list.
+    """
 
     line: int
+    column: int
     key: str
     value: object
+    value_at: Place
+    items_at: tuple[Place, ...] = ()
 
 
 class YamlError(Exception):
-    def __init__(self, line: int, problem: str) -> None:
+    def __init__(self, place: Place, problem: str) -> None:
         super().__init__(problem)
-        self.line = line
+        self.line, self.column = place
         self.problem = problem
 
 
@@ -40,26 +50,27 @@ def parse(text: str) -> object:
     try:
         depth = 0
         for event in yaml.parse(text, yaml.SafeLoader):
-            line = _line(event.start_mark)
+            place = _place(event.start_mark)
             if getattr(event, "anchor", None) or getattr(event, "tag", None):
-                raise YamlError(line, "anchors, aliases and tags are not understood here")
+                raise YamlError(place, "anchors, aliases and tags are not understood here")
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             # Also because deep nesting takes yaml minutes.
             if depth > _MAX_DEPTH:
-                raise YamlError(line, "nested too deeply")
+                raise YamlError(place, "nested too deeply")
         node = yaml.compose(text, yaml.SafeLoader)
         return None if node is None else _plain(node)
     except yaml.MarkedYAMLError as error:
-        line = _line(error.problem_mark or error.context_mark)
-        raise YamlError(line, f"not YAML: {error.problem or error.context}") from error
+        raise _told(error, text) from error
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise YamlError(line, f"not YAML: {error.reason}") from error
+        before = text[: error.position]
+        column = error.position - (before.rfind("\n") + 1) + 1
+        problem = f"not YAML: {error.reason}"
+        raise YamlError((before.count("\n") + 1, column), problem) from error
 
 
-def _line(mark: Any) -> int:
-    return mark.line + 1 if mark else 1
+def _place(mark: Any) -> Place:
+    return (mark.line + 1, mark.column + 1) if mark else (1, 1)
 
 
 def _plain(node: Any) -> object:
@@ -67,11 +78,19 @@ def _plain(node: Any) -> object:
     if node.id == "sequence":
         return [_plain(one) for one in node.value]
     if node.id == "mapping":
-        return tuple(
-            Entry(_line(key.start_mark), key.value if key.id == "scalar" else "", _plain(value))
-            for key, value in node.value
-        )
+        return tuple(_entry(key, value) for key, value in node.value)
     return _scalar(node.tag.rpartition(":")[2], node.value)
+
+
+def _entry(key: Any, value: Any) -> Entry:
+    items = value.value if value.id == "sequence" else ()
+    return Entry(
+        *_place(key.start_mark),
+        key.value if key.id == "scalar" else "",
+        _plain(value),
+        _place(value.start_mark),
+        tuple(_place(item.start_mark) for item in items),
+    )
 
 
 def _scalar(kind: str, text: str) -> object:
@@ -86,3 +105,59 @@ def _scalar(kind: str, text: str) -> object:
     if kind == "float" and re.fullmatch("[0-9]{1,9}[.][0-9]{1,9}", text):
         return float(text)
     return text
+
+
+# -- what is wrong, for those who do not know YAML's own words
+
+_NO_COLON = "a key without `: ` behind it, a colon and a space"
+
+# What yaml says, by its beginning; whether it means the place where that began, which is
+# the context; and what a person can do with.
+_SENTENCES = (
+    ("found character '\\t'", False, "a tab, where only spaces may indent"),
+    ("found character '%'", False, "a value cannot begin with %, put it in quotes"),
+    ("found character '@'", False, "a value cannot begin with @, put it in quotes"),
+    ("found character '`'", False, "a value cannot begin with `, put it in quotes"),
+    ("could not find expected ':'", True, _NO_COLON),
+    ("found unexpected end of stream", True, "this quote is never closed"),
+    ("expected ',' or ']', but got", True, "this [ is never closed"),
+    ("expected ',' or '}', but got", True, "this { is never closed"),
+    ("but found another document", False, "--- begins a second document, only one is read"),
+    (
+        "expected <block end>, but found '<scalar>'",
+        False,
+        "something stands behind the closing quote; inside of '...' write '' for one '",
+    ),
+    (
+        "expected <block end>, but found",
+        False,
+        "this line is not indented like those that it belongs to",
+    ),
+)
+
+
+def _told(error: Any, text: str) -> YamlError:
+    """A mistake that yaml has met, in plain words."""
+    mark = error.problem_mark or error.context_mark
+    problem = error.problem or error.context
+    if problem == "mapping values are not allowed here":
+        return _misplaced(text.splitlines(), *_place(mark))
+    for beginning, at_context, sentence in _SENTENCES:
+        if problem.startswith(beginning):
+            return YamlError(_place(error.context_mark if at_context else mark), sentence)
+    return YamlError(_place(mark), f"not YAML: {problem}")
+
+
+def _misplaced(lines: list[str], line: int, column: int) -> YamlError:
+    """Why the colon at a place cannot end a key there."""
+    if re.search(r":\s", lines[line - 1][: column - 1]):
+        problem = "a second `: ` in one line; put the value in quotes if it belongs to it"
+        return YamlError((line, column), problem)
+    before = [n for n in range(line - 1) if lines[n].strip() and lines[n].strip()[0] != "#"]
+    if before and not re.search(r":(\s|$)", lines[before[-1]]):
+        text = lines[before[-1]]
+        comment = text.lstrip().startswith(("//", ";"))
+        place = before[-1] + 1, len(text) - len(text.lstrip()) + 1
+        return YamlError(place, "a comment begins with #" if comment else _NO_COLON)
+    problem = "this line is indented further than the one before, which is no group of keys"
+    return YamlError((line, len(lines[line - 1]) - len(lines[line - 1].lstrip()) + 1), problem)

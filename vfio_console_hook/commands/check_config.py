@@ -3,23 +3,192 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from .. import config
+from .. import config, vms
+from ..config import Config, Key
+from ..errors import HookError
 from ..host import Host
+from ..mistakes import Mistake
 from .command import Command
+
+_WIDTH = 79
+# Comments begin here, or further to the right behind a long value.
+_COMMENTS = 32
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("vm", nargs="?", default="", help="its name or uuid")
+    parser.add_argument(
+        "file",
+        nargs="*",
+        metavar="FILE",
+        help="a file to check, also before it is installed; without, all that are installed",
+    )
+    parser.add_argument(
+        "--vm", metavar="VM", help="print what holds for a VM, and which file says so"
+    )
+    parser.add_argument("--json", action="store_true", help="print it as JSON, for programs")
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
-    import yaml
+    if arguments.vm is not None and arguments.file:
+        print("vfio-console-hook: give files to check or --vm, not both", file=sys.stderr)
+        print("hint: --vm reads the installed files by itself", file=sys.stderr)
+        return 2
+    if arguments.vm is not None:
+        return _explain(host, arguments)
+    found = _check(host, arguments.file)
+    if arguments.json:
+        print(json.dumps([_file_as_json(path, wrong) for path, wrong in found.items()], indent=2))
+    else:
+        print("\n".join(_file_lines(found)))
+    return 1 if any(found.values()) else 0
 
-    settings = config.load(host, arguments.vm, arguments.vm)
-    plain = {key: _plain(value) for key, value in vars(settings).items()}
-    print(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None), end="")
+
+# -- files and their mistakes
+
+
+def _check(host: Host, paths: Iterable[str]) -> dict[str, tuple[Mistake, ...]]:
+    """The mistakes in each file; with no paths, in each that is installed. Raises HookError."""
+    installed = config.check(host)
+    found = {}
+    for path in paths:
+        full = os.path.normpath(os.path.join(os.getcwd(), path))
+        if full in installed:
+            found[path] = installed[full]
+        else:
+            found[path] = config.check_content(path, _content(host, path, full))
+    return found or installed
+
+
+def _content(host: Host, path: str, full: str) -> bytes:
+    """The content of a file that is not installed; says if it could not be, as it is."""
+    absent = HookError(f"there is no file {path}", hint="--vm VM prints what holds for a VM")
+    if full.startswith(f"/{config.DIRECTORY}/"):
+        content = host.read_bytes(full[1:])
+        if content is None:
+            raise absent
+        return content
+    try:
+        with open(path, "rb") as file:
+            refused = config.refused_owner(os.fstat(file.fileno()))
+            content = file.read()
+    except FileNotFoundError as error:
+        raise absent from error
+    except OSError as error:
+        raise HookError(f"cannot read {path}: {error.strerror}") from error
+    if refused:
+        _note(f"{path} {refused}, which is refused in /{config.DIRECTORY}")
+    return content
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+def _file_lines(found: dict[str, tuple[Mistake, ...]]) -> Iterator[str]:
+    for path, mistakes in found.items():
+        yield from map(str, mistakes) if mistakes else (f"{path}: in order",)
+    if not found:
+        yield f"there is no file in /{config.DIRECTORY}, so the defaults hold for every VM"
+
+
+def _file_as_json(path: str, mistakes: tuple[Mistake, ...]) -> dict[str, Any]:
+    told = [
+        {"line": one.line or None, "column": one.column or None, "text": one.text}
+        for one in mistakes
+    ]
+    return {"file": path, "mistakes": told}
+
+
+# -- what holds for a VM
+
+
+def _explain(host: Host, arguments: argparse.Namespace) -> int:
+    name, uuid = _both_names(host, arguments)
+    rows = config.explain(host, name, uuid)
+    shortened = _shortened(config.load(host, name, uuid))
+    if arguments.json:
+        settings = {key.name: _as_json(key, value, said, shortened) for key, value, said in rows}
+        print(json.dumps({"vm": name, "uuid": uuid or None, "settings": settings}, indent=2))
+    else:
+        print(f"# what holds for {name}{f' ({uuid})' if uuid else ''}")
+        print("\n".join(_as_yaml(rows, shortened)))
     return 0
+
+
+def _both_names(host: Host, arguments: argparse.Namespace) -> tuple[str, str]:
+    """The name and the uuid of a VM; the uuid is "" when libvirt cannot tell."""
+    wanted = str(arguments.vm)
+    try:
+        known = vms.known(host, arguments.connect)
+    except HookError as error:
+        _note(f"{error.text}, so only a file named {wanted}.yaml is looked for")
+        return wanted, ""
+    for one in known:
+        if wanted == one.name or wanted.lower() == one.uuid.lower():
+            return one.name, one.uuid
+    _note(f"libvirt knows no VM {wanted}")
+    return wanted, ""
+
+
+def _shortened(settings: Config) -> dict[str, float]:
+    """The waits that are shorter in truth, because an event has no more than timeout_s."""
+    real = settings.within_timeout().holders
+    asked = settings.holders
+    waits = {"wait_s": real.wait_s, "grace_s": real.grace_s}
+    return {f"holders.{key}": wait for key, wait in waits.items() if wait < getattr(asked, key)}
+
+
+def _as_json(key: Key, value: Any, origin: str, shortened: dict[str, float]) -> dict[str, Any]:
+    file, _, line = origin.rpartition(":")
+    told = {"value": _plain(value), "file": file or None, "line": int(line) if line else None}
+    return {**told, "shortened_to": shortened[key.name]} if key.name in shortened else told
+
+
+def _as_yaml(rows: Iterable[tuple[Key, Any, str]], shortened: dict[str, float]) -> Iterator[str]:
+    """Lines that can be pasted into a file."""
+    opened = ""
+    for key, value, origin in rows:
+        group, _, last = key.name.rpartition(".")
+        if group and group != opened:
+            yield f"{group}:"
+        opened = group
+        said = origin or "default"
+        if key.name in shortened:
+            said += f", but at most {shortened[key.name]:g} within timeout_s"
+        indent = "  " if group else ""
+        lines = _dumped(last, value, flow=True)
+        if len(f"{indent}{lines[0]}") > _WIDTH:
+            lines = _dumped(last, value, flow=False)
+        yield from _commented([f"{indent}{line}" for line in lines], said, indent)
+
+
+def _dumped(key: str, value: Any, *, flow: bool) -> list[str]:
+    import yaml  # takes some 15 ms to load
+
+    plain = _plain(value)
+    # Only a list of words is better in one line.
+    words = isinstance(plain, list) and not any(isinstance(one, dict) for one in plain)
+    style = None if flow and words else False
+    text = yaml.safe_dump({key: plain}, sort_keys=False, default_flow_style=style, width=1000)
+    return text.splitlines()
+
+
+def _commented(lines: list[str], said: str, indent: str) -> Iterator[str]:
+    """A setting with its comment at the end of the first line; before it, where it is too long."""
+    first = f"{lines[0]:{_COMMENTS - 2}}  # {said}"
+    if len(first) > _WIDTH:
+        first = f"{lines[0]}  # {said}"
+    if len(first) > _WIDTH:
+        yield f"{indent}# {said}"
+        first = lines[0]
+    yield first
+    yield from lines[1:]
 
 
 def _plain(value: object) -> object:
@@ -30,15 +199,15 @@ def _plain(value: object) -> object:
         return {
             key: words if key == "name" else " ".join(words) for key, words in vars(value).items()
         }
-    if isinstance(value, config.Holders):
-        return {key: _plain(one) for key, one in vars(value).items()}
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
 COMMAND = Command(
     "check-config",
-    "read the configuration of a VM",
-    "vfio-console-hook check-config",
+    "what is wrong in the configuration, or what holds for a VM",
+    "vfio-console-hook check-config --vm win11",
     _options,
     _run,
 )

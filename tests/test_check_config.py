@@ -1,0 +1,392 @@
+"""check-config: what it says about files, and what it says holds for a VM."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import Golden, MachineFactory
+from tests.fakehost import FakeHost
+from vfio_console_hook import cli, config
+from vfio_console_hook.config import Config
+
+FILES = "etc/vfio-console-hook"
+DEFAULT = f"{FILES}/default.yaml"
+WIN11 = f"{FILES}/vms/win11.yaml"
+UUID = "0b0e6f6c-5b5a-4f0e-8a55-1f1f7c0e6b0a"
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def host(machine: MachineFactory) -> FakeHost:
+    return machine("efifb-6.12")
+
+
+def put(host: FakeHost, path: str, text: str, mode: int = 0o644) -> None:
+    """A file of the configuration, in directories that nobody but its owner writes."""
+    host.tree.put(path, text)
+    Path(host.path(path)).chmod(mode)
+    while path := os.path.dirname(path):
+        Path(host.path(path)).chmod(0o755)
+
+
+def know(host: FakeHost, name: str, uuid: str) -> None:
+    """Let libvirt know a VM."""
+    host.tree.put("libvirt/1/name", name)
+    host.tree.put("libvirt/1/uuid", uuid)
+    host.tree.put("libvirt/1/xml", "<domain/>")
+
+
+def run(host: FakeHost, *words: str) -> int:
+    return cli.main(["check-config", *words], host)
+
+
+# -- files
+
+
+def test_without_files_every_installed_one_is_told(host: FakeHost, capsys: Capture) -> None:
+    put(host, DEFAULT, "bootfb: native\n")
+    put(host, WIN11, "\n# nothing set\n")
+
+    status = run(host)
+
+    told = f"/{DEFAULT}: in order\n/{WIN11}: in order\n"
+    assert (status, capsys.readouterr()) == (0, (told, ""))
+
+
+def test_without_any_file_the_defaults_hold(host: FakeHost, capsys: Capture) -> None:
+    status = run(host)
+
+    told = f"there is no file in /{FILES}, so the defaults hold for every VM\n"
+    assert (status, capsys.readouterr()) == (0, (told, ""))
+
+
+def test_all_mistakes_in_all_files_are_told_each_in_a_line_of_its_own(
+    host: FakeHost, capsys: Capture
+) -> None:
+    put(host, DEFAULT, "stage: []\nbootfb: Native\nholders:\n  wait_s: soon\n" + "zzz: 1\n" * 30)
+    put(host, WIN11, "apu: allow\n")
+    put(host, f"{FILES}/vms/debian.yaml", "holders:\n\twait_s: 3\n")
+
+    status = run(host)
+
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert (status, err, len(lines)) == (1, "", 35)
+    assert lines[:3] == [
+        f"/{DEFAULT}:1:1: unknown key 'stage', did you mean 'stages'?",
+        f"/{DEFAULT}:2:9: bad value 'Native' for 'bootfb', it must be one of refuse, native,"
+        " rescan, did you mean native?",
+        f"/{DEFAULT}:4:11: bad value 'soon' for 'holders.wait_s', it must be a number from 0 to"
+        " 600",
+    ]
+    assert lines[32:] == [
+        f"/{DEFAULT}:34:1: key 'zzz' is already set in line 5",
+        f"/{FILES}/vms/debian.yaml:2:1: a tab, where only spaces may indent",
+        f"/{WIN11}: in order",
+    ]
+
+
+def test_a_file_that_others_can_write_is_a_mistake(host: FakeHost, capsys: Capture) -> None:
+    put(host, WIN11, "apu: allow\n", mode=0o666)
+
+    status = run(host)
+
+    told = f"/{WIN11} can be written by others than root, run `chmod go-w /{WIN11}`\n"
+    assert (status, capsys.readouterr()) == (1, (told, ""))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("win11.yaml", f"what is for one VM belongs into /{config.VMS}/NAME.yaml"),
+        ("default.yml", f"what is for one VM belongs into /{config.VMS}/NAME.yaml"),
+        ("vms/win11.yml", "its name must be that of a VM, and .yaml"),
+        ("vms/win11.yaml.bak", "its name must be that of a VM, and .yaml"),
+        ("vms/.yaml", "its name must be that of a VM, and .yaml"),
+    ],
+)
+def test_a_file_that_is_never_read_is_a_mistake(
+    host: FakeHost, capsys: Capture, name: str, told: str
+) -> None:
+    put(host, f"{FILES}/{name}", "apu: allow\n")
+
+    status = run(host)
+
+    assert (status, capsys.readouterr().out) == (1, f"/{FILES}/{name} is never read; {told}\n")
+
+
+def test_what_install_puts_beside_the_default_is_no_mistake(
+    host: FakeHost, capsys: Capture
+) -> None:
+    put(host, DEFAULT, "apu: allow\n")
+    put(host, f"{DEFAULT}.new", "# as shipped\n")
+
+    assert (run(host), capsys.readouterr().out) == (0, f"/{DEFAULT}: in order\n")
+
+
+def test_a_file_can_be_checked_before_it_is_installed(
+    host: FakeHost, capsys: Capture, tmp_path: Path
+) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("apu: allow\n")
+    bad.write_text("apu: perhaps\n")
+    for file in (good, bad):
+        file.chmod(0o644)
+
+    status = run(host, str(good), str(bad))
+
+    assert (status, capsys.readouterr().out.splitlines()) == (
+        1,
+        [
+            f"{good}: in order",
+            f"{bad}:1:6: bad value 'perhaps' for 'apu', it must be one of refuse, allow",
+        ],
+    )
+
+
+def test_a_file_that_would_be_refused_for_its_mode_is_checked_and_that_is_noted(
+    host: FakeHost, capsys: Capture, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("apu: allow\n")
+    file.chmod(0o666)
+    owner = os.stat(file).st_uid
+    why = "can be written by others than root" if owner == 0 else f"belongs to user {owner}"
+
+    status = run(host, str(file))
+
+    out, err = capsys.readouterr()
+    assert (status, out) == (0, f"{file}: in order\n")
+    assert err.startswith(f"note: {file} {why}") and err.endswith(f"refused in /{FILES}\n")
+
+
+def test_an_installed_file_may_be_named(host: FakeHost, capsys: Capture) -> None:
+    put(host, DEFAULT, "nonsense\n")
+    put(host, WIN11, "apu: allow\n", mode=0o666)
+
+    status = run(host, f"/{WIN11}")
+
+    assert (status, capsys.readouterr().out) == (
+        1, f"/{WIN11} can be written by others than root, run `chmod go-w /{WIN11}`\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["nope.yaml", f"/{FILES}/vms/nope.yaml"])
+def test_a_file_that_is_not_there_is_one_sentence(
+    host: FakeHost, capsys: Capture, name: str
+) -> None:
+    status = run(host, name)
+
+    assert (status, capsys.readouterr()) == (
+        1,
+        (
+            "",
+            f"vfio-console-hook: there is no file {name}\n"
+            "hint: --vm VM prints what holds for a VM\n",
+        ),
+    )
+
+
+def test_a_directory_is_one_sentence(host: FakeHost, capsys: Capture, tmp_path: Path) -> None:
+    status = run(host, str(tmp_path))
+
+    assert (status, capsys.readouterr().err) == (
+        1, f"vfio-console-hook: cannot read {tmp_path}: Is a directory\n",
+    )  # fmt: skip
+
+
+def test_files_and_mistakes_as_json(host: FakeHost, capsys: Capture) -> None:
+    put(host, DEFAULT, "bootfb: 1\n")
+    put(host, WIN11, "", mode=0o666)
+    put(host, f"{FILES}/vms/ok.yaml", "")
+
+    status = run(host, "--json")
+
+    assert (status, json.loads(capsys.readouterr().out)) == (
+        1,
+        [
+            {
+                "file": f"/{DEFAULT}",
+                "mistakes": [
+                    {
+                        "line": 1,
+                        "column": 9,
+                        "text": "bad value 1 for 'bootfb', it must be one of refuse, native,"
+                        " rescan",
+                    }
+                ],
+            },
+            {"file": f"/{FILES}/vms/ok.yaml", "mistakes": []},
+            {
+                "file": f"/{WIN11}",
+                "mistakes": [
+                    {
+                        "line": None,
+                        "column": None,
+                        "text": "can be written by others than root,"
+                        f" run `chmod go-w /{WIN11}`",
+                    }
+                ],
+            },
+        ],
+    )
+
+
+# -- what holds for a VM
+
+SETTINGS = """\
+services:
+  - display-manager
+  - name: sddm
+    active: /sbin/rc-service sddm status
+    stop: /sbin/rc-service sddm stop
+    start: /sbin/rc-service sddm start
+stages: [fbcon, fbdev]
+keep_console: 0000:02:00.0
+holders:
+  terminate: [Xorg, Web Content, '1']
+  grace_s: 0.5
+enabled: yes
+"""
+
+
+def configured(host: FakeHost) -> None:
+    put(host, DEFAULT, "# for all\nbootfb: native\nholders:\n  wait_s: 120\n  grace_s: 7\n")
+    put(host, WIN11, SETTINGS)
+    know(host, "win11", UUID)
+
+
+def test_each_value_of_a_vm_is_told_with_where_it_comes_from(
+    host: FakeHost, capsys: Capture, golden: Golden
+) -> None:
+    configured(host)
+
+    status = run(host, "--vm", "win11")
+
+    out, err = capsys.readouterr()
+    golden("check-config-vm", out)
+    assert (status, err) == (0, "")
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+
+
+def test_what_is_told_of_a_vm_can_be_pasted_into_its_file(host: FakeHost, capsys: Capture) -> None:
+    configured(host)
+    before = config.load(host, "win11", UUID)
+    run(host, "--vm", "win11")
+    told = capsys.readouterr().out
+    put(host, DEFAULT, "")
+    put(host, WIN11, told)
+
+    assert config.load(host, "win11", UUID) == before
+    assert before != Config()
+
+
+def test_the_keys_are_told_in_the_order_of_the_documentation(
+    host: FakeHost, capsys: Capture
+) -> None:
+    know(host, "win11", UUID)
+
+    run(host, "--vm", "win11")
+
+    told = yaml.safe_load(capsys.readouterr().out)
+    assert list(told) == list(vars(Config()))
+    assert list(told["holders"]) == ["wait_s", "terminate", "grace_s"]
+
+
+def test_a_vm_is_found_by_the_uuid_that_libvirt_knows_and_its_file_by_the_name(
+    host: FakeHost, capsys: Capture
+) -> None:
+    configured(host)
+
+    run(host, "--vm", UUID.upper())
+
+    out, err = capsys.readouterr()
+    assert (out.splitlines()[0], err) == (f"# what holds for win11 ({UUID})", "")
+    assert f"# /{WIN11}:7\n" in out
+
+
+@pytest.mark.parametrize(
+    ("unasked", "note"),
+    [
+        ("no libvirtd", "no libvirtd, so only a file named win11.yaml is looked for"),
+        (None, "libvirt knows no VM win11"),
+    ],
+)
+def test_a_vm_that_libvirt_does_not_tell_of_is_looked_for_by_what_was_typed(
+    host: FakeHost, capsys: Capture, unasked: str | None, note: str
+) -> None:
+    put(host, WIN11, "apu: allow\n")
+    know(host, "debian", UUID)
+    if unasked:
+        host.tree.put("libvirt/unasked", unasked)
+
+    status = run(host, "--vm", "win11")
+
+    out, err = capsys.readouterr()
+    assert (status, err) == (0, f"note: {note}\n")
+    assert f"apu: allow                      # /{WIN11}:1\n" in out
+
+
+def test_a_mistake_in_the_files_of_a_vm_is_one_sentence(host: FakeHost, capsys: Capture) -> None:
+    configured(host)
+    put(host, WIN11, "apu: perhaps\n")
+
+    status = run(host, "--vm", "win11")
+
+    assert (status, capsys.readouterr()) == (
+        1,
+        (
+            "",
+            f"vfio-console-hook: /{WIN11}:1:6: bad value 'perhaps' for 'apu', it must be one of"
+            " refuse, allow\n",
+        ),
+    )
+
+
+def test_a_vm_as_json(host: FakeHost, capsys: Capture) -> None:
+    configured(host)
+
+    run(host, "--vm", "win11", "--json")
+
+    told = json.loads(capsys.readouterr().out)
+    assert (told["vm"], told["uuid"]) == ("win11", UUID)
+    assert list(told["settings"]) == [key.name for key in config.KEYS]
+    assert told["settings"]["bootfb"] == {"value": "native", "file": f"/{DEFAULT}", "line": 2}
+    assert told["settings"]["apu"] == {"value": "refuse", "file": None, "line": None}
+    assert told["settings"]["holders.wait_s"] == {
+        "value": 120, "file": f"/{DEFAULT}", "line": 4, "shortened_to": 15,
+    }  # fmt: skip
+    assert told["settings"]["services"]["value"] == [
+        "display-manager",
+        {
+            "name": "sddm",
+            "active": "/sbin/rc-service sddm status",
+            "stop": "/sbin/rc-service sddm stop",
+            "start": "/sbin/rc-service sddm start",
+        },
+    ]
+
+
+def test_files_and_a_vm_at_once_are_refused(host: FakeHost, capsys: Capture) -> None:
+    status = run(host, "x.yaml", "--vm", "win11")
+
+    assert (status, capsys.readouterr().err) == (
+        2,
+        "vfio-console-hook: give files to check or --vm, not both\n"
+        "hint: --vm reads the installed files by itself\n",
+    )
+
+
+def test_what_is_read_changes_nothing(host: FakeHost) -> None:
+    configured(host)
+    before = sorted(str(path) for path in Path(host.root).rglob("*"))
+
+    run(host)
+    run(host, "--vm", "win11")
+
+    assert sorted(str(path) for path in Path(host.root).rglob("*")) == before
