@@ -21,7 +21,7 @@ from vfio_console_hook import events, worker
 from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, JournalError, RefusedError, StuckError
-from vfio_console_hook.journal import Journal, write_file, write_status
+from vfio_console_hook.journal import Journal, write_file
 from vfio_console_hook.log import Log
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
@@ -481,22 +481,6 @@ def test_only_root_may_look_at_the_record(machine: MachineFactory) -> None:
     } | ({f"{RUN}/kernel": "0o600"} if host.exists(f"{RUN}/kernel") else {})  # fmt: skip
 
 
-@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
-def test_everybody_may_read_the_last_event_and_no_claim_is_in_it(
-    machine: MachineFactory, umask: int
-) -> None:
-    host = prepared(machine)
-    old = os.umask(umask)
-
-    write_status(host, "win11", "prepare", "the sentence")
-    os.umask(old)
-
-    word = json.loads(host.read(f"{RUN}.status") or "")
-    assert (word.pop("time") > 0, word, oct(mode(host, f"{RUN}.status"))) == (
-        True, {"vm": "win11", "event": "prepare", "failure": "the sentence"}, "0o644",
-    )  # fmt: skip
-
-
 # -- a disk that does not take it
 
 
@@ -572,15 +556,6 @@ def test_a_cache_that_cannot_be_written_stops_nothing(machine: MachineFactory) -
     prepare(host)
 
     assert Journal(host).uuids() == (UUID,)
-
-
-def test_a_status_that_cannot_be_written_stops_nothing(machine: MachineFactory) -> None:
-    host = machine("efifb-5.10")
-    host.tree.make_directory(f"{RUN}.status")
-
-    write_status(host, "win11", "prepare", "")
-
-    assert host.list("run") == ("vfio-console-hook", "vfio-console-hook.status")
 
 
 def limited_to(size: int) -> None:

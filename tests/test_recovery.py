@@ -114,7 +114,10 @@ def test_a_hook_that_outlived_the_daemon_is_waited_for(machine: MachineFactory) 
 
     assert done == (
         True,
-        ["win11: waiting, its hook is at work (process 4100)", f"win11: gave back {GPU}"],
+        [
+            "win11: waiting up to 10 s: its hook is at work (process 4100)",
+            f"win11: gave back {GPU}",
+        ],
     )
 
 

@@ -47,10 +47,11 @@ def prepare(
     so far is undone.
     """
     journal = Journal(host)
+    addresses = _assigned(host, domain)
+    log = log.about("prepare", domain.uuid, addresses)
     if journal.find(domain.uuid) is not None:
         log.warning("an earlier run was not released; giving back what it took")
         release(host, domain.uuid, log, run)
-    addresses = _assigned(host, domain)
     if not config.enabled or not addresses:
         return
     record = _claim(journal, domain, addresses)
@@ -78,7 +79,7 @@ def _free(host: Host, record: Record, domain: Domain, config: Config, log: Log) 
         except Exception as error:
             _abort(host, record, log, error)
             raise
-    log.info(f"{', '.join(record.gpus)} ready for the VM; on release {prospect(leaving, steps)}")
+    log.info(f"ready for the VM; on release {prospect(leaving, steps)}")
 
 
 def _apply(host: Host, record: Record, leaving: Leaving, steps: tuple[Step, ...], log: Log) -> None:
@@ -88,10 +89,14 @@ def _apply(host: Host, record: Record, leaving: Leaving, steps: tuple[Step, ...]
     for step in tuple(record.steps):
         if step.do is not None and step.undo is not None:
             step.do.apply(host)
-    for step in steps:
-        _take(host, record, step, log)
+    taken: list[str] = []
+    try:
+        for step in steps:
+            taken += _take(host, record, step, log)
+    finally:
+        _tell_done(taken, log)
     for one in gpu.find(host, record.gpus):
-        _check_free(one, leaving)
+        check_free(one, leaving)
 
 
 def look(host: Host, domain: Domain, config: Config) -> tuple[Leaving, tuple[Step, ...]]:
@@ -184,18 +189,27 @@ def _claim(journal: Journal, domain: Domain, addresses: tuple[str, ...]) -> Reco
     return record
 
 
-def _take(host: Host, record: Record, step: Step, log: Log) -> None:
+def _take(host: Host, record: Record, step: Step, log: Log) -> list[str]:
+    """Do a step; what has been done by it, in words."""
     number = record.begin(step)
+    told = []
     if step.do is not None:
         remark = step.do.apply(host)
-        log.info(f"{step.do.past()}{f'; {remark}' if remark else ''} ({step.stage})")
-        log.debug(step.do.shell())
+        told = [f"{step.do.past()}{f'; {remark}' if remark else ''}"]
+        log.debug(f"{told[0]}, for {step.stage}: {step.do.shell()}")
     elif step.undo is None and not step.loses:
-        log.info(f"{step.why} ({step.stage})")
+        told = [step.why]
     record.finish(number)
+    return told
 
 
-def _check_free(one: Gpu, leaving: Leaving) -> None:
+def _tell_done(told: list[str], log: Log) -> None:
+    """Log what has been done as one line: ten of them tell a VM's whole run."""
+    if told:
+        log.info("; ".join(told))
+
+
+def check_free(one: Gpu, leaving: Leaving) -> None:
     """Look at the GPU after the steps. Raises StepError when something still claims it."""
     if one.native:
         return  # libvirt detaches the driver next, and its claims go with it
@@ -232,7 +246,8 @@ def start(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
     """
     record = ownership.take_up(host, uuid, "start")
     if record is not None:
-        run(lambda: _look_again(host, record, log))
+        told = log.about("start", uuid, record.gpus)
+        run(lambda: _look_again(host, record, told))
 
 
 def _look_again(host: Host, record: Record, log: Log) -> None:
@@ -246,7 +261,8 @@ def _look_again(host: Host, record: Record, log: Log) -> None:
             for claim in one.foreign_claims:
                 raise _still_claimed(one, claim)
         _tell_lost(host, record, log)
-        _revive_consoles(host, record, log)
+        meanwhile = _revive_consoles(host, record, log)
+        log.info(f"on vfio-pci, and nothing of the host is in QEMU's way{meanwhile}")
 
 
 def _tell_lost(host: Host, record: Record, log: Log) -> None:
@@ -259,7 +275,8 @@ def _tell_lost(host: Host, record: Record, log: Log) -> None:
             )
 
 
-def _revive_consoles(host: Host, record: Record, log: Log) -> None:
+def _revive_consoles(host: Host, record: Record, log: Log) -> str:
+    """See to it that consoles which were moved are shown; a clause that says where."""
     # When a framebuffer goes that carried consoles, the kernel may drop all of
     # them to the dummy console although another framebuffer is alive (fbcon.c,
     # fbcon_fb_unbind). What is left now belongs to the host.
@@ -268,13 +285,15 @@ def _revive_consoles(host: Host, record: Record, log: Log) -> None:
         for _, step in record.open_steps
         if isinstance(step.do, (LeaveFramebuffers, MapConsoles))
     ]
-    if moved and console.framebuffers(host):
-        target = next((one.fb for one in moved if isinstance(one, MapConsoles)), "")
-        try:
-            ShowConsoles(0, target).apply(host)
-            log.info(f"the host's consoles meanwhile: {console.drawing(host)}")
-        except HookError as error:
-            log.warning(str(error))
+    if not moved or not console.framebuffers(host):
+        return ""
+    target = next((one.fb for one in moved if isinstance(one, MapConsoles)), "")
+    try:
+        ShowConsoles(0, target).apply(host)
+    except HookError as error:
+        log.warning(str(error))
+        return ""
+    return f"; the host's consoles: {console.drawing(host)}"
 
 
 def check(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
@@ -282,10 +301,12 @@ def check(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
     record = ownership.take_up(host, uuid, "started")
     if record is None:
         return
+    # libvirt's daemon, started anew, asks the same of a VM that goes on running.
+    log = log.about(log.phase or "started", uuid, record.gpus)
 
     def work() -> None:
         with record.work():
-            log.info(f"has {', '.join(record.gpus)}; the host's consoles: {console.drawing(host)}")
+            log.info(f"the VM runs; the host's consoles: {console.drawing(host)}")
 
     run(work)
 
@@ -299,6 +320,7 @@ def release(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
     record = ownership.take_up(host, uuid, "release")
     if record is None:
         return
+    log = log.about("release", uuid, record.gpus)
     if record.boot != kernel.boot_id(host):
         log.warning("its record is of an earlier boot, which has taken everything back")
         record.drop()
@@ -307,9 +329,7 @@ def release(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
     def work() -> None:
         with record.work():
             _undo(host, record, log)
-        log.info(
-            f"gave back {', '.join(record.gpus)}; the host's consoles: {console.drawing(host)}"
-        )
+        log.info(f"gave it back; the host's consoles: {console.drawing(host)}")
 
     run(work)
 
@@ -330,28 +350,43 @@ def asked_for(host: Host, uuid: str) -> str:
 
 def _undo(host: Host, record: Record, log: Log) -> None:
     """Undo every open step and drop the claim, in the process that works on it."""
-    failed = []
-    for number, step in record.open_steps:
-        if step.undo is not None:
-            try:
-                step.undo.apply(host)
-                log.info(f"{step.undo.past()} ({step.stage})")
-                log.debug(step.undo.shell())
-            except LostError as error:
-                log.warning(str(error))
-            except StuckError:
-                raise
-            except HookError as error:
-                log.error(f"{error}; by hand: {step.undo.shell()}")
-                failed.append(f"{error.text} (by hand: {step.undo.shell()})")
+    undone: list[str] = []
+    failed: list[str] = []
+    try:
+        for number, step in record.open_steps:
+            failure = _undo_step(host, step, undone, log)
+            if failure:
+                failed.append(failure)
                 continue
-        elif step.loses:
-            log.warning(step.loses)
-        try:
-            record.forget(number)
-        except JournalError as error:
-            # Undoing twice does no harm, leaving the console dark does.
-            log.warning(str(error))
+            try:
+                record.forget(number)
+            except JournalError as error:
+                # Undoing twice does no harm, leaving the console dark does.
+                log.warning(str(error))
+    finally:
+        _tell_done(undone, log)
     if failed:
         raise StepError("; ".join(failed), hint="afterwards run `vfio-console-hook recover`")
     record.drop()
+
+
+def _undo_step(host: Host, step: Step, undone: list[str], log: Log) -> str:
+    """Undo one step, and add to undone what was done; how it failed, "" if it did not."""
+    if step.undo is None:
+        if step.loses:
+            log.warning(step.loses)
+        return ""
+    shell = step.undo.shell()
+    try:
+        step.undo.apply(host)
+    except LostError as error:
+        log.warning(str(error))
+    except StuckError:
+        raise
+    except HookError as error:
+        log.error(f"{error}; by hand: {shell}")
+        return f"{error.text} (by hand: {shell})"
+    else:
+        undone.append(step.undo.past())
+        log.debug(f"{undone[-1]}, for {step.stage}: {shell}")
+    return ""

@@ -9,6 +9,7 @@ after some 800 bytes).
 from __future__ import annotations
 
 import sys
+import time
 
 from . import worker
 from .errors import BugError, HookError, StuckError
@@ -19,10 +20,49 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .config import Config
+    from .domain import Domain
     from .events import Supervisor
     from .log import Log
 
 IDENT = "vfio-console-hook"
+
+
+class _Event:
+    """One event of a VM, and what is known of it so far."""
+
+    def __init__(self, host: Host, name: str, phase: str) -> None:
+        self.host = host
+        self.name = name
+        self.phase = phase
+        self.uuid = ""
+        self.gpus: tuple[str, ...] = ()
+        self.level = "info"
+        self.began = time.monotonic()
+
+    @property
+    def log(self) -> Log:
+        from .log import Log
+
+        return Log(
+            self.host, self.name, self.level, phase=self.phase, uuid=self.uuid, gpus=self.gpus
+        )
+
+    def remember(self, error: HookError | None = None) -> None:
+        """Leave word of how it ended; error is how it failed."""
+        from . import history
+
+        took_s = time.monotonic() - self.began
+        history.remember(
+            self.host, self.name, self.uuid, self.phase, took_s=took_s, error=error
+        )  # fmt: skip
+
+    def report(self, error: HookError) -> None:
+        """Write a failure to the log, and leave word of it."""
+        log = self.log
+        log.error(str(error))
+        for line in error.trace.splitlines() if isinstance(error, BugError) else ():
+            log.error(line)
+        self.remember(error)
 
 
 def main(argv: list[str], xml: bytes | None = None, host: Host | None = None) -> int:
@@ -34,13 +74,17 @@ def main(argv: list[str], xml: bytes | None = None, host: Host | None = None) ->
     handle = _EVENTS.get(" ".join(argv[1:3]))
     if handle is None:
         return 0
-    host = host or Host()
+    event = _Event(host or Host(), argv[0], argv[1])
     try:
-        handle(host, argv[0], sys.stdin.buffer.read() if xml is None else xml)
+        from . import domain
+
+        vm = domain.parse(sys.stdin.buffer.read() if xml is None else xml)
+        event.uuid = vm.uuid
+        handle(event, vm)
     except Exception as error:
         told = error if isinstance(error, HookError) else BugError.of(error)
         _tell(told)
-        _report(host, argv[0], argv[1], told)
+        event.report(told)
         return 1
     return 0
 
@@ -51,116 +95,100 @@ def _tell(error: HookError) -> None:
     sys.stderr.flush()
 
 
-def _report(host: Host, name: str, event: str, error: HookError) -> None:
-    """Write a failure to the log and to the status file."""
-    from . import journal
-    from .log import Log
+def _prepare(event: _Event, vm: Domain) -> None:
+    from . import config, events, gpu, journal
 
-    log = Log(host, name)
-    log.error(f"{event}: {error}")
-    for line in error.trace.splitlines() if isinstance(error, BugError) else ():
-        log.error(line)
-    journal.write_status(host, log.vm, event, error.text)
-
-
-def _prepare(host: Host, name: str, xml: bytes) -> None:
-    from . import config, domain, events, gpu, journal
-    from .log import Log
-
-    parsed = domain.parse(xml)
-    held = journal.Journal(host).find(parsed.uuid) is not None
-    addresses = [hostdev.address for hostdev in parsed.hostdevs]
-    displays = [one for one in addresses if gpu.display_class(host, one) is not None]
-    if not (displays or held):
+    host = event.host
+    held = journal.Journal(host).find(vm.uuid) is not None
+    addresses = [hostdev.address for hostdev in vm.hostdevs]
+    event.gpus = tuple(one for one in addresses if gpu.display_class(host, one) is not None)
+    if not (event.gpus or held):
         return
-    settings = config.load(host, name, parsed.uuid)
-    log = Log(host, name, settings.log_level)
+    settings = config.load(host, event.name, vm.uuid)
+    event.level = settings.log_level
     deadline = worker.Deadline(settings.timeout_s)
     try:
         try:
-            events.prepare(host, parsed, settings, log, deadline.run_but_spare)
+            events.prepare(host, vm, settings, event.log, deadline.run_but_spare)
         except worker.CutOffError as error:
-            line = events.asked_for(host, parsed.uuid)
+            line = events.asked_for(host, vm.uuid)
             error.text += f", at `{line}`" if line else ""
-            _undo_cut_off(host, parsed.uuid, log, deadline)
+            _undo_cut_off(event, deadline)
             raise
     except StuckError as error:
         # on_failure is about GPUs that are not free, not about a kernel that is stuck.
-        raise _told_stuck(host, parsed.uuid, error) from error
+        raise _told_stuck(event, error) from error
     except HookError as error:
         if settings.on_failure == "abort":
             raise
-        _report(host, name, "prepare", error)
-        log.warning("the VM starts all the same, as configured by on_failure")
+        event.report(error)
+        event.log.warning("the VM starts all the same, as configured by on_failure")
         return
-    journal.write_status(host, log.vm, "prepare", "")
+    event.remember()
 
 
-def _told_stuck(host: Host, uuid: str, error: StuckError) -> StuckError:
+def _told_stuck(event: _Event, error: StuckError) -> StuckError:
     from . import events
 
-    line = events.asked_for(host, uuid)
+    line = events.asked_for(event.host, event.uuid)
     return StuckError(error.text + (f" since `{line}`" if line else ""), error.hint)
 
 
-def _undo_cut_off(host: Host, uuid: str, log: Log, deadline: worker.Deadline) -> None:
+def _undo_cut_off(event: _Event, deadline: worker.Deadline) -> None:
     """Undo what a prepare did that was cut off in the middle."""
     from . import events
 
     try:
-        events.release(host, uuid, log, deadline.run)
+        events.release(event.host, event.uuid, event.log, deadline.run)
     except HookError as second:
-        log.error(f"what was done could not be undone: {second}")
+        event.log.error(f"what was done could not be undone: {second}")
         if isinstance(second, StuckError):
             raise
 
 
-def _start(host: Host, name: str, xml: bytes) -> None:
+def _start(event: _Event, vm: Domain) -> None:
     from . import events
 
-    _with_claim(host, name, xml, "start", events.start)
+    _with_claim(event, events.start)
 
 
-def _check(host: Host, name: str, xml: bytes) -> None:
+def _check(event: _Event, vm: Domain) -> None:
     from . import events
 
-    _with_claim(host, name, xml, "started", events.check)
+    _with_claim(event, events.check)
 
 
-def _release(host: Host, name: str, xml: bytes) -> None:
+def _release(event: _Event, vm: Domain) -> None:
     from . import events
 
-    _with_claim(host, name, xml, "release", events.release)
+    _with_claim(event, events.release)
 
 
-def _with_claim(
-    host: Host, name: str, xml: bytes, event: str, act: Callable[[Host, str, Log, Supervisor], None]
-) -> None:
+def _with_claim(event: _Event, act: Callable[[Host, str, Log, Supervisor], None]) -> None:
     """Act on an event that only concerns a VM that holds something."""
-    from . import domain, journal
-    from .log import Log
+    from . import journal
 
-    uuid = domain.parse(xml).uuid
-    if journal.Journal(host).find(uuid) is None:
+    record = journal.Journal(event.host).find(event.uuid)
+    if record is None:
         return
-    settings = _settings(host, name, uuid)
-    log = Log(host, name, settings.log_level)
+    event.gpus = record.gpus
+    settings = _settings(event)
+    event.level = settings.log_level
     try:
-        act(host, uuid, log, worker.Deadline(settings.timeout_s).run)
+        act(event.host, event.uuid, event.log, worker.Deadline(settings.timeout_s).run)
     except StuckError as error:
-        raise _told_stuck(host, uuid, error) from error
-    journal.write_status(host, log.vm, event, "")
+        raise _told_stuck(event, error) from error
+    event.remember()
 
 
-def _settings(host: Host, name: str, uuid: str) -> Config:
+def _settings(event: _Event) -> Config:
     """The VM's configuration; the defaults if somebody broke it while the VM ran."""
     from . import config
-    from .log import Log
 
     try:
-        return config.load(host, name, uuid)
+        return config.load(event.host, event.name, event.uuid)
     except HookError as error:
-        Log(host, name).warning(f"going on with the default configuration: {error}")
+        event.log.warning(f"going on with the default configuration: {error}")
         return config.Config()
 
 

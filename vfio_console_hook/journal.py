@@ -6,7 +6,7 @@
         by-name/=NAME -> ../claims/UUID for the gate, which starts no Python to look
         by-name/+unnamed                some claim's name is too long for a link
         kernel                          answers that hold for the whole boot
-    /run/vfio-console-hook.status       the last event, for everybody to read
+    /run/vfio-console-hook.status/      for everybody to read, see history.py
 
 The lines of a claim:
     {"vm": NAME, "uuid": ..., "boot": ..., "gpus": [...], "since": ..., "by_hand": BOOL}
@@ -312,18 +312,6 @@ def _replay(record: Record, entry: dict[str, object]) -> None:
             setattr(record, key, (int(pid), int(started)))
         else:
             raise ValueError(f"unknown entry {key!r}")
-
-
-def write_status(host: Host, vm: str, event: str, failure: str) -> None:
-    """Leave word of the last event for everybody; failure is "" when there was none.
-
-    Never raises: it is news, not a record.
-    """
-    word = {"vm": vm, "event": event, "failure": failure, "time": host.now()}
-    try:
-        write_file(host, STATUS, json.dumps(word) + "\n", 0o644)
-    except JournalError:
-        return
 
 
 def write_file(host: Host, path: str, text: str, mode: int = 0o600) -> None:

@@ -1,7 +1,16 @@
-"""The log: one line for one fact, to syslog (`journalctl -t vfio-console-hook`).
+"""The log: one line for one fact, to the journal (`journalctl -t vfio-console-hook`).
 
-On a recorded machine the lines go to a file below its root instead. A log that
-cannot be written never stops anything.
+Each line stands alone: whose VM, in which phase, which GPUs. Where systemd's journal
+is, it gets them as fields too (`journalctl -t vfio-console-hook VM=win11 PHASE=release`):
+
+    VM      the VM's name as libvirt has it
+    UUID    its uuid
+    PHASE   prepare, start, started, reconnect or release
+    GPU     a PCI address, once for each
+
+Without a journal, syslog gets the lines. On a recorded machine they go to files below
+its root: the lines to RECORDED_LOG, and with their fields to RECORDED_JOURNAL. A log
+that cannot be written never stops anything.
 """
 
 from __future__ import annotations
@@ -12,17 +21,43 @@ from .host import Host
 
 IDENT = "vfio-console-hook"
 RECORDED_LOG = f"var/log/{IDENT}.log"
+RECORDED_JOURNAL = f"var/log/{IDENT}.export"
+JOURNAL = "/run/systemd/journal/socket"
 LEVELS = ("debug", "info", "warning", "error")
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # syslog(3)
+_DAEMON = 3  # the facility, of syslog(3)
+
+# A datagram must fit into the socket's buffer, 208 KiB unless somebody changed it
+# (net.core.wmem_max), and nobody reads more of one line.
+_LONGEST = 8192
+_LONGEST_NAME = 1024
+# libvirtd waits for us with the VM locked, and a journal that hangs may not hang it too.
+_PATIENCE_S = 1.0
 
 
 class Log:
-    """Lines about one VM, from a level upwards."""
+    """Lines about one VM, from a level upwards; phase, uuid and gpus as far as known."""
 
-    def __init__(self, host: Host, vm: str, level: str = "info") -> None:
+    def __init__(
+        self,
+        host: Host,
+        vm: str,
+        level: str = "info",
+        *,
+        phase: str = "",
+        uuid: str = "",
+        gpus: tuple[str, ...] = (),
+    ) -> None:
         self.host = host
-        # A VM's name may hold anything: keep the log one line a fact.
-        self.vm = vm.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
-        self.level = LEVELS.index(level)
+        self.vm = vm
+        self.level = level
+        self.phase = phase
+        self.uuid = uuid
+        self.gpus = gpus
+
+    def about(self, phase: str, uuid: str, gpus: tuple[str, ...]) -> Log:
+        """The log of the same VM for one event."""
+        return Log(self.host, self.vm, self.level, phase=phase, uuid=uuid, gpus=gpus)
 
     def debug(self, text: str) -> None:
         self._write("debug", text)
@@ -37,33 +72,100 @@ class Log:
         self._write("error", text)
 
     def _write(self, level: str, text: str) -> None:
-        if LEVELS.index(level) < self.level:
+        if LEVELS.index(level) < LEVELS.index(self.level):
             return
-        line = f"{self.vm}: {text}"
-        if self.host.root == "/":
+        line = self._line(text)
+        fields = (
+            ("MESSAGE", line),
+            ("PRIORITY", str(_PRIORITIES[level])),
+            ("SYSLOG_IDENTIFIER", IDENT),
+            ("SYSLOG_FACILITY", str(_DAEMON)),
+            ("VM", _cut(self.vm, _LONGEST_NAME)),
+            ("UUID", self.uuid),
+            ("PHASE", self.phase),
+            *(("GPU", gpu) for gpu in self.gpus),
+        )
+        fields = tuple((name, value) for name, value in fields if value)
+        if self.host.root != "/":
+            _to_files(self.host, f"{level}: {line}\n", fields)
+        elif not to_journal(JOURNAL, fields):
             _to_syslog(level, line)
+
+    def _line(self, text: str) -> str:
+        where = " ".join(word for word in (self.phase, *self.gpus) if word)
+        name = printable(_cut(self.vm, _LONGEST_NAME))
+        return f"{name}: {where + ': ' if where else ''}{printable(_cut(text, _LONGEST))}"
+
+
+def printable(text: str) -> str:
+    """The text with all that is not one visible line escaped as Python does, "\\n" for one.
+
+    A VM's name may hold anything: it can neither begin a line nor steer a terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
+
+
+def to_journal(path: str, fields: tuple[tuple[str, str], ...]) -> bool:
+    """Send one entry to the journal's socket at path; whether it takes entries at all.
+
+    A journal that hangs loses the entry, as one that drops it would: syslog() would
+    only wait for the same journal.
+    """
+    # The socket module takes 5 ms to load, and what it adds to this one is not needed.
+    import _socket
+
+    try:
+        sender = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+        try:
+            sender.settimeout(_PATIENCE_S)
+            sender.sendto(datagram(fields), path)
+        finally:
+            sender.close()
+    except (_socket.timeout, BlockingIOError):
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def datagram(fields: tuple[tuple[str, str], ...]) -> bytes:
+    """Fields as the journal reads them (systemd, docs/JOURNAL_NATIVE_PROTOCOL.md).
+
+    A value with a newline is told by its length, so it cannot begin another field.
+    """
+    content = b""
+    for name, value in fields:
+        raw = value.encode("utf-8", "backslashreplace")
+        if "\n" in value:
+            content += name.encode() + b"\n" + len(raw).to_bytes(8, "little") + raw + b"\n"
         else:
-            _to_file(self.host.path(RECORDED_LOG), level, line)
+            content += name.encode() + b"=" + raw + b"\n"
+    return content
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def _to_syslog(level: str, line: str) -> None:
-    import syslog  # only on a running machine
+    import syslog  # only where there is no journal
 
-    priority = {
-        "debug": syslog.LOG_DEBUG,
-        "info": syslog.LOG_INFO,
-        "warning": syslog.LOG_WARNING,
-        "error": syslog.LOG_ERR,
-    }[level]
     syslog.openlog(IDENT, syslog.LOG_PID, syslog.LOG_DAEMON)
-    # A NUL or a lone surrogate would make syslog() raise.
-    syslog.syslog(priority, line.replace("\0", "").encode("utf-8", "replace").decode())
+    syslog.syslog(_PRIORITIES[level], line)
 
 
-def _to_file(path: str, level: str, line: str) -> None:
+def _to_files(host: Host, line: str, fields: tuple[tuple[str, str], ...]) -> None:
+    # Entries that end with an empty line are the journal's export format, so
+    # systemd-journal-remote reads the file (systemd, docs/JOURNAL_EXPORT_FORMATS.md).
+    contents = {RECORDED_LOG: line.encode(), RECORDED_JOURNAL: datagram(fields) + b"\n"}
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{level}: {line}\n")
+        for path, content in contents.items():
+            os.makedirs(os.path.dirname(host.path(path)), exist_ok=True)
+            with open(host.path(path), "ab") as file:
+                file.write(content)
     except OSError:
         return  # as syslog() does without a daemon: the log is news, not a record

@@ -11,8 +11,8 @@ from .errors import RefusedError
 from .host import Host
 from .journal import Journal, Record
 
-# How long an earlier hook for the same VM or GPU may take to end by itself.
-_EARLIER_HOOK_S = 10.0
+EARLIER_HOOK_S = 10.0
+"""How long an earlier hook for the same VM or GPU may take to end by itself."""
 
 
 def take_up(host: Host, uuid: str, phase: str) -> Record | None:
@@ -45,7 +45,7 @@ def _await_hook(host: Host, journal: Journal, uuid: str) -> None:
         record = journal.find(uuid)
         return record is None or not at_work(host, record)
 
-    host.wait(gone, _EARLIER_HOOK_S)
+    host.wait(gone, EARLIER_HOOK_S)
 
 
 def await_others(host: Host, address: str, uuid: str) -> None:
@@ -99,13 +99,14 @@ def in_use(host: Host, record: Record) -> str:
     for address in record.gpus:
         if not gpu.is_vfio(host, address):
             continue
-        held = holders.find(host, _vfio_nodes(host, address))
+        held = holders.find(host, vfio_nodes(host, address))
         if held:
             return f"{address} is in use by {holders.listed(held)}"
     return ""
 
 
-def _vfio_nodes(host: Host, address: str) -> list[str]:
+def vfio_nodes(host: Host, address: str) -> list[str]:
+    """What QEMU opens of a device on vfio-pci, such as "dev/vfio/1"."""
     device = f"sys/bus/pci/devices/{address}"
     group = host.link_name(f"{device}/iommu_group")
     nodes = [f"dev/vfio/devices/{name}" for name in host.list(f"{device}/vfio-dev")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from . import config, events, kernel, ownership, worker
+from . import config, events, history, kernel, ownership, worker
 from .errors import HookError
 from .host import Host
 from .journal import Journal, Record
@@ -54,7 +54,8 @@ def _settle(
             tell(f"{record.name}: left alone, {why}")
             return final
         if not waiting:
-            tell(f"{record.name}: waiting, {why}")
+            left_s = max(deadline - time.monotonic(), 0)
+            tell(f"{record.name}: waiting up to {left_s:.0f} s: {why}")
         waiting = True
         time.sleep(_PAUSE_S)
 
@@ -87,8 +88,20 @@ def _running(host: Host) -> list[str] | None:
         return None
 
 
-def give_back(host: Host, record: Record) -> str:
+def give_back(host: Host, record: Record, log: Log | None = None) -> str:
     """Give back what a record holds; a line that says so. Raises HookError."""
     run = worker.Deadline(config.Config().timeout_s).run
-    events.release(host, record.uuid, Log(host, record.name), run)
+    began = time.monotonic()
+    try:
+        events.release(host, record.uuid, log or Log(host, record.name), run)
+    except HookError as error:
+        _remember(host, record, began, error)
+        raise
+    _remember(host, record, began)
     return f"{record.name}: gave back {', '.join(record.gpus)}"
+
+
+def _remember(host: Host, record: Record, began: float, error: HookError | None = None) -> None:
+    event = "give" if record.by_hand else "recover"
+    took_s = time.monotonic() - began
+    history.remember(host, record.name, record.uuid, event, took_s=took_s, error=error)

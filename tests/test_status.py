@@ -1,0 +1,509 @@
+"""status: what VMs hold, what was last heard of each, and what everybody may read of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.conftest import Golden, MachineFactory
+from tests.fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, snapshot
+from tests.libvirt_xml import UUID, domain_xml
+from vfio_console_hook import cli, events, history, holdings, hook, recovery
+from vfio_console_hook.commands.status import told
+from vfio_console_hook.config import Config, Holders
+from vfio_console_hook.domain import Domain, Hostdev
+from vfio_console_hook.errors import HostError, RefusedError, StepError
+from vfio_console_hook.journal import STATUS, Journal
+from vfio_console_hook.log import Log
+from vfio_console_hook.terminal import Terminal
+
+GPU = "0000:01:00.0"
+OTHER_UUID = "11111111-2222-4333-8444-555555555555"
+CLAIMS = "run/vfio-console-hook/claims"
+Capture = pytest.CaptureFixture[str]
+
+
+class Clock(FakeHost):
+    """A machine whose clock stands still until it is put forward."""
+
+    time = 1_732_300_000.0
+
+    def now(self) -> float:
+        return self.time
+
+
+def at_noon(host: FakeHost) -> Clock:
+    clock = Clock(host.root)
+    clock.time = 1_732_300_000.0
+    return clock
+
+
+def call(host: Clock, event: str, sub: str = "begin", name: str = "win11") -> int:
+    """One event as libvirt sends it; its exit status."""
+    another = Clock(host.root)
+    another.time = host.time
+    return hook.main([name, event, sub, "-"], domain_xml(GPU, event=event, name=name), another)
+
+
+def started(host: Clock) -> FakeLibvirt:
+    libvirt = FakeLibvirt(host)
+    assert call(host, "prepare") == 0
+    libvirt.detach(GPU)
+    assert call(host, "start") == 0
+    open_device(host, GPU)
+    assert call(host, "started") == 0
+    return libvirt
+
+
+def ended(host: Clock, libvirt: FakeLibvirt) -> None:
+    close_device(host, GPU)
+    libvirt.reattach(GPU)
+    assert call(host, "release", "end") == 0
+
+
+def prepare(host: FakeHost, name: str = "win11", *, by_hand: bool = False) -> None:
+    vm = Domain(name, UUID, (Hostdev(GPU, True, "hostdev", 0),), by_hand=by_hand)
+    events.prepare(host, vm, Config(holders=Holders(wait_s=0)), Log(host, name))
+
+
+def shown(host: FakeHost) -> str:
+    """What a person reads, without what the clock, this process and its speed put into it."""
+    found = holdings.look(host)
+    histories = tuple(
+        replace(one, events=tuple(replace(event, took_s=0.123) for event in one.events))
+        for one in found.histories
+    )
+    text = told(replace(found, histories=histories), Terminal())
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "2024-11-22 TT:TT:TT", text)
+
+
+def shown_json(host: FakeHost, capsys: Capture) -> dict[str, Any]:
+    assert cli.main(["--root", host.root, "status", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert isinstance(found, dict)
+    return found
+
+
+# -- in words
+
+
+def test_where_no_vm_holds_anything(machine: MachineFactory, capsys: Capture) -> None:
+    host = machine("efifb-6.12")
+    before = snapshot(host)
+
+    status = cli.main(["--root", host.root, "status"])
+
+    assert (status, capsys.readouterr()) == (
+        0,
+        ("no VM holds a GPU\nthe host's consoles: framebuffer console on fb0 (EFI VGA)\n", ""),
+    )
+    assert (snapshot(host), host.list("run")) == (before, ())
+
+
+@pytest.mark.parametrize("name", ["efifb-6.12", "efifb-6.1", "native-6.1", "vgacon-5.10"])
+def test_while_the_vm_runs(machine: MachineFactory, golden: Golden, name: str) -> None:
+    host = at_noon(machine(name))
+    started(host)
+    host.time += 2 * 3600 + 5 * 60 + 7
+
+    golden(f"status-{name}", shown(host))
+
+
+def test_no_line_but_those_to_copy_is_too_long(machine: MachineFactory) -> None:
+    host = at_noon(machine("efifb-6.12"))
+    call(host, "prepare")
+    found = holdings.look(host)
+
+    for width in (60, 80, 100):
+        lines = told(found, Terminal(width)).splitlines()
+
+        shell = {f"    {line}" for line in found.holdings[0].undo}
+        assert [line for line in lines if len(line) >= width and line not in shell] == []
+
+
+def test_nothing_but_colour_is_lost_without_colour(machine: MachineFactory) -> None:
+    host = at_noon(machine("efifb-6.1"))
+    started(host)
+    history.remember(
+        host, "b", OTHER_UUID, "prepare", took_s=1, error=RefusedError("no", "try again")
+    )
+    found = holdings.look(host)
+
+    colourful = told(found, Terminal(80, True))
+
+    assert "\033[" in colourful
+    assert re.sub(r"\033\[\d*m", "", colourful) == told(found, Terminal(80))
+
+
+def test_the_lines_in_their_order_undo_by_hand_what_was_done(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    prepare(host)
+
+    (holding,) = holdings.look(host).holdings
+
+    assert holding.undo == (
+        "setpci -s 0000:01:00.0 COMMAND=2:2",
+        "echo efi-framebuffer.0 > /sys/bus/platform/drivers/efi-framebuffer/bind",
+        "for v in /sys/class/vtconsole/*; do grep -q 'frame buffer' $v/name && echo 1 > $v/bind;"
+        " done",
+    )
+
+
+def test_what_the_kernel_has_removed_is_not_to_be_undone(machine: MachineFactory) -> None:
+    host = at_noon(machine("efifb-6.1"))
+    call(host, "prepare")
+    before = holdings.look(host).holdings[0]
+    FakeLibvirt(host).detach(GPU)
+    call(host, "start")
+
+    after = holdings.look(host).holdings[0]
+
+    bind = "echo efi-framebuffer.0 > /sys/bus/platform/drivers/efi-framebuffer/bind"
+    assert (bind in before.undo, bind in after.undo) == (True, False)
+    assert after.lost[0] == (
+        "the kernel has removed efi-framebuffer.0: the firmware console will not come back before"
+        " a reboot"
+    )
+
+
+def test_the_phases_of_a_vm(machine: MachineFactory) -> None:
+    host = at_noon(machine("efifb-6.12"))
+    seen = []
+
+    def look() -> None:
+        seen.append([one.phase for one in holdings.look(host).holdings])
+
+    libvirt = FakeLibvirt(host)
+    call(host, "prepare")
+    look()
+    libvirt.detach(GPU)
+    call(host, "start")
+    look()
+    call(host, "started")
+    look()
+    ended(host, libvirt)
+    look()
+
+    assert seen == [["starting"], ["starting"], ["running"], []]
+
+
+@pytest.mark.parametrize(
+    ("phase", "word"),
+    [
+        ("prepare", "preparing"), ("start", "starting"), ("started", "running"),
+        ("release", "giving back"),
+    ],
+)  # fmt: skip
+def test_a_hook_at_work_is_told(machine: MachineFactory, phase: str, word: str) -> None:
+    host = machine("efifb-6.12")
+    prepare(host)
+    host.tree.put("proc/4100/stat", f"4100 (python3) S 1 4100 4100 {'0 ' * 15}50 0")
+    claim = f"{CLAIMS}/{UUID}"
+    entry = json.dumps({"phase": phase, "hook": [4100, 50]})
+    host.tree.put(claim, f"{host.read(claim)}\n{entry}\n")
+
+    (holding,) = holdings.look(host).holdings
+
+    assert (holding.phase, holding.hook) == (word, 4100)
+    assert "  its hook is at work (process 4100)\n" in shown(host)
+
+
+def test_who_starts_for_long_is_told_what_to_do(machine: MachineFactory) -> None:
+    host = at_noon(machine("efifb-6.12"))
+    call(host, "prepare")
+    advice = "if it neither runs nor starts, run `vfio-console-hook recover`"
+
+    soon = shown(host)
+    host.time += 301
+
+    assert (advice in soon, advice in shown(host)) == (False, True)
+
+
+def test_what_a_person_took_is_told_so(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    prepare(host, name=GPU, by_hand=True)
+
+    text = shown(host)
+
+    assert text.startswith(f"a person holds {GPU}\n  taken by hand; held since ")
+    assert f"`vfio-console-hook give {GPU}` gives it back" in " ".join(text.split())
+
+
+def test_a_claim_of_an_earlier_boot_holds_nothing(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    prepare(host)
+    host.tree.put("proc/sys/kernel/random/boot_id", "another")
+
+    text = shown(host)
+
+    assert "\n  of an earlier boot; held since " in text
+    assert "run `vfio-console-hook recover`" in " ".join(text.split())
+    assert "setpci" not in text
+
+
+def test_a_claim_that_cannot_be_read_is_named_and_the_others_told(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    prepare(host)
+    host.tree.put(f"{CLAIMS}/{OTHER_UUID}", "garbage")
+
+    text = shown(host)
+
+    assert text.startswith("cannot understand the record")
+    assert OTHER_UUID in text
+    assert f"\nVM win11 holds {GPU}\n" in text
+
+
+def test_who_may_not_look_at_the_claims_is_told_so(machine: MachineFactory) -> None:
+    class Nobody(FakeHost):
+        def list(self, path: str) -> tuple[str, ...]:
+            if path == CLAIMS:
+                raise HostError("cannot list /run: Permission denied")
+            return super().list(path)
+
+    host = at_noon(machine("efifb-6.12"))
+    call(host, "prepare")
+
+    text = shown(Nobody(host.root))
+
+    assert text.startswith(
+        "cannot list /run: Permission denied: who holds a GPU only root may see\n"
+    )
+    assert "no VM holds" not in text
+    assert "last event: 2024-11-22 TT:TT:TT" in text
+
+
+def test_a_name_steers_no_terminal(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    prepare(host, name="a\x1b[2J\nb")
+    history.remember(
+        host, "a\x1b[2J\nb", UUID, "start", took_s=1, error=RefusedError("\x1b[2J", "\x1b[2J")
+    )
+
+    assert "\x1b" not in shown(host)
+    assert "VM a\\x1b[2J\\nb holds" in shown(host)
+
+
+# -- what was last heard
+
+
+def refused(host: Clock) -> None:
+    hold(host, "dev/fb0", pid=9, command="Xorg")
+    host.tree.put("etc/vfio-console-hook/default.yaml", "holders: {wait_s: 0}\n")
+    for path in ("etc", "etc/vfio-console-hook"):
+        os.chmod(host.path(path), 0o755)
+    os.chmod(host.path("etc/vfio-console-hook/default.yaml"), 0o644)
+    assert call(host, "prepare") == 1
+    host.tree.remove("proc/9")
+
+
+def test_the_last_refusal_is_told_with_its_hint(machine: MachineFactory, golden: Golden) -> None:
+    host = at_noon(machine("efifb-6.12"))
+    refused(host)
+    host.time += 30
+
+    golden("status-refused", shown(host))
+
+
+def test_the_last_refusal_stays_whatever_succeeds_later(
+    machine: MachineFactory, golden: Golden
+) -> None:
+    host = at_noon(machine("efifb-6.12"))
+    refused(host)
+    host.time += 3600
+    libvirt = started(host)
+    during = shown(host)
+    ended(host, libvirt)
+
+    golden("status-refused-then-started", during)
+    for text in (during, shown(host)):
+        assert "last refusal" in text
+        assert "is in use by Xorg (9) with" in " ".join(text.split())
+    assert holdings.histories(host)[0].events[-1].failure == ""
+
+
+def test_each_event_of_a_run_is_remembered_with_what_it_took(machine: MachineFactory) -> None:
+    host = at_noon(machine("efifb-6.12"))
+    libvirt = started(host)
+    host.time += 60
+    ended(host, libvirt)
+
+    (heard,) = holdings.histories(host)
+
+    assert (heard.vm, heard.uuid, heard.refusal) == ("win11", UUID, None)
+    assert [(one.kind, one.failure) for one in heard.events] == [
+        ("prepare", ""), ("start", ""), ("started", ""), ("release", ""),
+    ]  # fmt: skip
+    assert heard.events[-1].time - heard.events[0].time == 60
+    assert all(0 < one.took_s < 30 for one in heard.events)
+
+
+def test_a_vm_that_is_none_of_ours_leaves_no_word(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+
+    statuses = [
+        hook.main(["plain", event, sub, "-"], domain_xml(), host)
+        for event, sub in (("prepare", "begin"), ("start", "begin"), ("release", "end"))
+    ]
+
+    assert (statuses, host.list("run")) == ([0, 0, 0], ())
+
+
+def test_what_recover_gives_back_is_no_event_of_libvirt(machine: MachineFactory) -> None:
+    host = at_noon(machine("vgacon-5.10"))
+    call(host, "prepare")
+    record = Journal(host).find(UUID)
+    assert record is not None
+
+    recovery.give_back(host, record)
+
+    (heard,) = holdings.histories(host)
+    assert [one.kind for one in heard.events][-1] == "recover"
+
+
+def test_words_of_another_vm_are_kept(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+
+    history.remember(host, "a", UUID, "prepare", took_s=1)
+    history.remember(host, "b", OTHER_UUID, "prepare", took_s=2)
+    history.remember(host, "a", UUID, "start", took_s=3)
+
+    assert {one.vm: [event.kind for event in one.events] for one in holdings.histories(host)} == {
+        "a": ["prepare", "start"], "b": ["prepare"],
+    }  # fmt: skip
+
+
+def test_an_unreadable_domain_is_remembered_without_uuid(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+
+    hook.main(["win11", "prepare", "begin", "-"], b"<domain", host)
+
+    (heard,) = holdings.histories(host)
+    assert (heard.vm, heard.uuid) == ("win11", "")
+    assert heard.refusal is not None
+    assert heard.refusal.text.startswith("the domain XML is not well-formed")
+
+
+def test_only_the_last_hundred_vms_are_remembered(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    names = [f"{number:08x}-2222-4333-8444-555555555555" for number in range(105)]
+    for number, uuid in enumerate(names):
+        history.remember(host, f"vm{number}", uuid, "prepare", took_s=1)
+        path = host.path(f"{STATUS}/{uuid}")
+        if os.path.exists(path):
+            os.utime(path, (1000 + number, 1000 + number))
+
+    history.remember(host, "last", UUID, "prepare", took_s=1)
+
+    assert history.names(host) == tuple(sorted([*names[6:], UUID]))
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_everybody_may_read_it_and_nobody_else_write_it(
+    machine: MachineFactory, umask: int
+) -> None:
+    host = machine("efifb-6.12")
+    prepare(host)
+    old = os.umask(umask)
+
+    history.remember(host, "win11", UUID, "prepare", took_s=1, error=StepError("the sentence"))
+    os.umask(old)
+
+    modes = [
+        oct(stat.S_IMODE(os.stat(host.path(path)).st_mode)) for path in (STATUS, f"{STATUS}/{UUID}")
+    ]
+    assert modes == ["0o755", "0o644"]
+    assert "echo" not in (host.read(f"{STATUS}/{UUID}") or "")
+
+
+def test_the_file_of_an_earlier_version_makes_room(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    host.tree.put(STATUS, '{"vm": "win11", "event": "prepare", "failure": "", "time": 1}')
+
+    before = holdings.histories(host)
+    history.remember(host, "win11", UUID, "prepare", took_s=1)
+
+    assert (before, [one.vm for one in holdings.histories(host)]) == ((), ["win11"])
+
+
+def test_words_that_cannot_be_written_stop_nothing(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    host.tree.make_directory(f"{STATUS}/{UUID}")
+
+    history.remember(host, "win11", UUID, "prepare", took_s=1)
+
+    assert host.list(STATUS) == (UUID,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", "{}", "\0", '"x"', "[" * 100_000, '{"vm": "a", "uuid": "b", "events": []}',
+        '{"vm": "a", "uuid": "b", "refusal": null, "events": {"x": {"time": 1e300, "took_s": 0,'
+        ' "failure": ""}}}',
+        '{"vm": "a", "uuid": "b", "refusal": null, "events": {"x": {"time": NaN, "took_s": 0,'
+        ' "failure": ""}}}',
+        '{"vm": "a", "uuid": "b", "events": {}, "refusal": 7}',
+    ],
+)  # fmt: skip
+def test_words_that_are_garbage_do_not_matter(
+    machine: MachineFactory, capsys: Capture, text: str
+) -> None:
+    host = machine("efifb-6.12")
+    host.tree.put(f"{STATUS}/{UUID}", text)
+
+    status = cli.main(["--root", host.root, "status"])
+
+    assert (status, capsys.readouterr()) == (
+        0,
+        ("no VM holds a GPU\nthe host's consoles: framebuffer console on fb0 (EFI VGA)\n", ""),
+    )
+    history.remember(host, "win11", UUID, "start", took_s=1)
+    assert [one.events[-1].kind for one in holdings.histories(host)] == ["start"]
+
+
+# -- as JSON
+
+
+def test_json_tells_the_same(machine: MachineFactory, capsys: Capture) -> None:
+    host = at_noon(machine("efifb-6.12"))
+    refused(host)
+    started(host)
+
+    found = shown_json(host, capsys)
+
+    (held,), (heard,) = found["holds"], found["vms"]
+    assert found["version"] == 1
+    assert {key: held[key] for key in ("vm", "uuid", "gpus", "phase", "stale", "by_hand")} == {
+        "vm": "win11", "uuid": UUID, "gpus": [GPU], "phase": "running", "stale": False,
+        "by_hand": False,
+    }  # fmt: skip
+    assert held["undo"][0] == "setpci -s 0000:01:00.0 COMMAND=2:2"
+    assert set(held["steps"][0]) == {"stage", "gpu", "why", "past", "state", "undo", "lost"}
+    assert (found["consoles"]["alive"], found["consoles"]["text"]) == (False, "dummy device")
+    assert set(heard["events"]) == {"prepare", "start", "started"}
+    assert heard["refusal"]["event"] == "prepare"
+    assert "in use by Xorg (9)" in heard["refusal"]["text"]
+
+
+def test_json_has_the_same_keys_where_there_is_nothing(
+    machine: MachineFactory, capsys: Capture
+) -> None:
+    found = shown_json(machine("efifb-6.12"), capsys)
+
+    assert sorted(found) == [
+        "consoles", "holds", "on_vfio_unclaimed", "time", "unreadable", "unseen", "version", "vms",
+    ]  # fmt: skip
+    assert (found["holds"], found["vms"], found["consoles"]["alive"]) == ([], [], True)
+
+
+def test_only_one_form_at_a_time(machine: MachineFactory, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--root", machine("efifb-6.12").root, "status", "--json", "--prometheus"])
+
+    assert (caught.value.code, "not allowed with" in capsys.readouterr().err) == (2, True)

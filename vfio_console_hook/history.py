@@ -1,0 +1,101 @@
+"""What was last heard of each VM in this boot: news for everybody to read, no record.
+
+    /run/vfio-console-hook.status/      0755
+        UUID                            one VM, JSON, made and replaced by a rename
+        unknown                         the last one whose XML could not be read
+
+    {"vm": NAME, "uuid": UUID,
+     "events": {"prepare": {"time": T, "took_s": S, "failure": ""}, "start": ..., ...},
+     "refusal": null or {"time": T, "event": "prepare", "text": ..., "hint": ...}}
+
+events has the last one of each kind: of libvirt prepare, start, started, reconnect and
+release; of people recover and give. T is in seconds since 1970. The refusal is the last
+thing that failed, and stays whatever succeeds later.
+
+Only what the hook runs is here; holdings.py reads it, into values.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from .errors import HookError
+from .host import Host
+from .journal import STATUS, write_file
+
+TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+if TYPE_CHECKING:
+    from typing import Any
+
+UNKNOWN = "unknown"
+_MOST = 100
+"""How many VMs are remembered; who makes and removes them by the thousand needs no more."""
+
+
+def remember(
+    host: Host, vm: str, uuid: str, event: str, *, took_s: float, error: HookError | None = None
+) -> None:
+    """Leave word of an event of a VM that took so many seconds; error is how it failed.
+
+    uuid "" means that it is not known. Never raises: it is news.
+    """
+    # One file for each VM, and libvirt runs one hook at a time for each, so no lock.
+    name = uuid or UNKNOWN
+    path = f"{STATUS}/{name}"
+    now = host.now()
+    told = {"time": now, "took_s": round(took_s, 3), "failure": error.text if error else ""}
+    try:
+        known = (read(host, name) if uuid else None) or {}
+        refusal = known.get("refusal")
+        if error is not None:
+            refusal = {"time": now, "event": event, "text": error.text, "hint": error.hint}
+        events = {kind: one for kind, one in _events(known).items() if kind != event}
+        events[event] = told  # the last, as the clock may have been set back
+        word = {"vm": vm, "uuid": uuid, "events": events, "refusal": refusal}
+        _make_directory(host.path(STATUS))
+        write_file(host, path, json.dumps(word) + "\n", 0o644)
+        if not known:
+            _drop_oldest(host)
+    except (HookError, OSError):
+        return
+
+
+def read(host: Host, name: str) -> dict[str, Any] | None:
+    """The word of one VM as it was written, or None when there is none that can be understood.
+
+    Raises HostError when it may not be read.
+    """
+    try:
+        word = json.loads(host.read(f"{STATUS}/{name}") or "null")
+    except (ValueError, RecursionError):
+        return None
+    return word if isinstance(word, dict) else None
+
+
+def names(host: Host) -> tuple[str, ...]:
+    """Whose words there are, for read(). Raises HostError."""
+    return tuple(name for name in host.list(STATUS) if not name.startswith("."))
+
+
+def _events(known: dict[str, Any]) -> dict[str, Any]:
+    events = known.get("events")
+    return events if isinstance(events, dict) else {}
+
+
+def _make_directory(path: str) -> None:
+    if os.path.isdir(path):
+        return
+    if os.path.lexists(path):
+        os.unlink(path)  # the file in which earlier versions had the last event
+    os.mkdir(path)
+    os.chmod(path, 0o755)  # whatever the umask is
+
+
+def _drop_oldest(host: Host) -> None:
+    there = names(host)
+    if len(there) <= _MOST:
+        return
+    age = {name: os.stat(host.path(f"{STATUS}/{name}")).st_mtime_ns for name in there}
+    for name in sorted(there, key=age.__getitem__)[: len(there) - _MOST]:
+        os.unlink(host.path(f"{STATUS}/{name}"))
