@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, conceal, hold, leave, obey, snapshot
 from tests.fakehost.processes import NEVER
-from vfio_console_hook import events, gpu, holders, nodes, report
+from vfio_console_hook import events, gpu, holders, nodes, plan
 from vfio_console_hook.actions import AwaitClosed
 from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
@@ -593,7 +593,7 @@ def test_from_6_0_who_may_not_be_looked_into_is_told_in_the_log(machine: Machine
 
     assert (
         "nobody has /dev/fb0 open; it is not known of firefox (71) [x.service], which may not be"
-        " looked into (native)" in (host.read(RECORDED_LOG) or "")
+        " looked into; " in (host.read(RECORDED_LOG) or "")
     )
 
 
@@ -788,7 +788,7 @@ def test_the_configuration_says_who_may_be_ended(machine: MachineFactory) -> Non
     events.prepare(host, vm(GPU), config, Log(host, "win11"))
 
     assert signals(host) == [("proc/7", "SIGTERM"), ("proc/7", "SIGKILL")]
-    assert "ended Xorg (7) [gdm.service] (native)" in (host.read(RECORDED_LOG) or "")
+    assert "; ended Xorg (7) [gdm.service]\n" in (host.read(RECORDED_LOG) or "")
 
 
 # -- what the person is told
@@ -867,15 +867,19 @@ def test_one_hint_names_all_units_that_have_to_be_stopped(machine: MachineFactor
 
 
 @pytest.mark.parametrize(
-    ("terminate", "prospect"),
+    ("terminate", "verdict", "refused", "becomes"),
     [
-        ((), "the VM does not start unless they let go within 5 s"),
-        (("Xorg",), "the VM does not start unless they let go within 5 s"),
-        (("Xorg", "lactd"), "what is still there after 5 s is ended"),
+        ((), "refuse", ["Xorg", "lact"], "must let go within 5 s"),
+        (("Xorg",), "refuse", ["lact"], "must let go within 5 s"),
+        (("Xorg", "lactd"), "start", [], "ended if it stays for 5 s"),
     ],
 )
 def test_the_plan_tells_who_has_it_now_and_what_becomes_of_them(
-    machine: MachineFactory, terminate: tuple[str, ...], prospect: str
+    machine: MachineFactory,
+    terminate: tuple[str, ...],
+    verdict: str,
+    refused: list[str],
+    becomes: str,
 ) -> None:
     host = machine("amd-single")
     hold(host, CARD, pid=7, command="Xorg")
@@ -884,14 +888,15 @@ def test_the_plan_tells_who_has_it_now_and_what_becomes_of_them(
     before = snapshot(host)
     config = Config(holders=Holders(terminate=terminate))
 
-    leaving, steps = events.look(host, vm(AMD), config)
-    told = " ".join(report.plan(host, vm(AMD), leaving, steps).split())
+    made = plan.make(host, vm(AMD), config)
 
-    assert (
-        "in use now by Xorg (7) with /dev/dri/card0 open, lact (8) [lactd.service] with"
-        f" /dev/dri/renderD128 open: {prospect}; it is not known of firefox (9), which may not be"
-        " looked into" in told
-    )
+    assert made.verdict == verdict
+    assert [name for name in ("Xorg", "lact", "firefox") if f"{name} (" in made.reason] == refused
+    assert [(str(one.holder), one.becomes) for one in made.holders] == [
+        ("Xorg (7) with /dev/dri/card0 open", becomes),
+        ("lact (8) [lactd.service] with /dev/dri/renderD128 open", becomes),
+        ("firefox (9), which may not be looked into", ""),
+    ]
     assert (snapshot(host), host.changes) == (before, [])
 
 

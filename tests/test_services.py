@@ -14,7 +14,7 @@ from tests.conftest import MachineFactory
 from tests.fakehost import Crash, FakeHost, FakeLibvirt, hold, openrc, snapshot, systemd
 from tests.fakehost.systemd import NEVER, Unit
 from tests.gate import ROOT
-from vfio_console_hook import events, report
+from vfio_console_hook import events, holdings, plan, plan_text
 from vfio_console_hook.config import Config, Holders, Service
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError, RefusedError
@@ -22,6 +22,7 @@ from vfio_console_hook.host import Host
 from vfio_console_hook.journal import Journal
 from vfio_console_hook.log import RECORDED_LOG, Log
 from vfio_console_hook.step import Step
+from vfio_console_hook.terminal import Terminal
 
 GPU, SECOND = "0000:01:00.0", "0000:02:00.0"
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
@@ -476,9 +477,10 @@ def test_nothing_is_started_while_the_system_shuts_down(machine: MachineFactory)
     release(host)
 
     assert commands(host)[before:] == []
-    assert "warning: win11: gdm.service is not started again: the system is shutting down" in (
-        log(host)
-    )
+    assert (
+        "warning: win11: release 0000:01:00.0: gdm.service is not started again: the system is"
+        " shutting down"
+    ) in log(host)
     assert Journal(host).uuids() == ()
 
 
@@ -511,8 +513,8 @@ def test_a_unit_that_does_not_start_again_is_told_and_done_with(
     release(host)
 
     assert (
-        f"warning: win11: gdm.service is not running again{why} (hint: see `systemctl status"
-        " gdm.service`)"
+        f"warning: win11: release 0000:01:00.0: gdm.service is not running again{why} (hint: see"
+        " `systemctl status gdm.service`)"
     ) in log(host)
     assert Journal(host).uuids() == ()
 
@@ -688,8 +690,9 @@ def test_a_start_command_that_fails_is_told_and_done_with(machine: MachineFactor
     release(host)
 
     assert (
-        "warning: win11: sddm is not started again: `/sbin/rc-service sddm start` failed with exit"
-        " status 1 (hint: run that yourself to see why)"
+        "warning: win11: release 0000:01:00.0: sddm is not started again:"
+        " `/sbin/rc-service sddm start` failed with exit status 1 (hint: run that yourself to see"
+        " why)"
     ) in log(host)
     assert Journal(host).uuids() == ()
 
@@ -717,12 +720,13 @@ def test_the_plan_says_what_is_stopped_and_how(machine: MachineFactory) -> None:
         x__socket=Unit(active="active"),
     )
     openrc.put(host.tree, "sddm", "started")
-    leaving, found = events.look(host, domain(), wanting("display-manager", "x", SDDM))
+    made = plan.make(host, domain(), wanting("display-manager", "x", SDDM))
 
-    text = report.plan(host, domain(), leaving, found)
+    text = plan_text.text(made, Terminal())
 
     _, _, listed = text.partition("\n\n")
     assert listed.startswith(
+        "before the VM:\n"
         " 1. services: gdm.service (display-manager) runs: it is stopped, and starts\n"
         "    again after the VM\n"
         "    systemctl stop gdm.service\n"
@@ -740,9 +744,9 @@ def test_status_says_how_to_start_them_by_hand(machine: MachineFactory) -> None:
 
     prepare(host, wanting("gdm"))
 
-    assert (
-        "undo by hand: systemctl reset-failed gdm.service; systemctl start gdm.service\n"
-    ) in report.status(host)
+    assert [one.undo[-1] for one in holdings.look(host).holdings] == [
+        "systemctl reset-failed gdm.service; systemctl start gdm.service"
+    ]
 
 
 def test_the_log_says_what_was_stopped_and_started(machine: MachineFactory) -> None:
@@ -751,8 +755,8 @@ def test_the_log_says_what_was_stopped_and_started(machine: MachineFactory) -> N
     prepare(host, wanting("gdm"))
     release(host)
 
-    assert "info: win11: stopped gdm.service (services)\n" in log(host)
-    assert "info: win11: let systemd start gdm.service (services)\n" in log(host)
+    assert "\ninfo: win11: prepare 0000:01:00.0: stopped gdm.service; " in f"\n{log(host)}"
+    assert "; let systemd start gdm.service\n" in f"{log(host)}"
 
 
 # -- running programs

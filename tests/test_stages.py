@@ -14,14 +14,16 @@ from tests.conftest import Golden, MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, hold, snapshot, systemd
 from tests.gate import ROOT
 from tests.hosts import DISPLAY, VGA, firmware_on, lab, lab_gpu
-from vfio_console_hook import events, report
+from tests.libvirt_xml import domain_xml
+from vfio_console_hook import events, plan, plan_text
 from vfio_console_hook.actions import Decode, MapConsoles
 from vfio_console_hook.config import Config, Holders, Service
-from vfio_console_hook.domain import Domain, Hostdev
+from vfio_console_hook.domain import Domain, Hostdev, parse
 from vfio_console_hook.errors import HookError, RefusedError, StepError
 from vfio_console_hook.journal import RUN
 from vfio_console_hook.log import RECORDED_LOG, Log
 from vfio_console_hook.step import Step
+from vfio_console_hook.terminal import Terminal
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 GPU, SECOND = "0000:01:00.0", "0000:02:00.0"
@@ -45,7 +47,7 @@ class Plan:
 
     @property
     def domain(self) -> Domain:
-        vm = domain(self.gpus, managed=self.managed)
+        vm = parse(domain_xml(*self.gpus, managed=self.managed))
         return replace(vm, by_hand=True, bind_vfio=True) if self.take else vm
 
 
@@ -147,12 +149,12 @@ def refusal(host: FakeHost, *gpus: str, config: Config = NOW) -> str:
 
 
 def told(host: FakeHost, vm: Domain, config: Config) -> str:
-    """The plan as the command prints it, or the GPUs and the sentence that refuses."""
+    """The plan as the command prints it, or the sentence that says why there is none."""
     try:
-        leaving, planned = events.look(host, vm, config)
+        made = plan.make(host, vm, config)
     except HookError as error:
-        return f"{report.gpus(host, vm)}\nrefused: {error.text}\nhint: {error.hint}\n"
-    return report.plan(host, vm, leaving, planned)
+        return f"{error.text}\nhint: {error.hint}\n"
+    return plan_text.text(made, Terminal())
 
 
 def prepared(case: Plan, machine: MachineFactory) -> FakeHost:

@@ -24,7 +24,7 @@ _MAX_UNIT = 48
 
 def hint(host: Host, holders: Sequence[Holder]) -> str:
     """What lets go of the GPU, seen by who has it."""
-    managers = _display_managers(host)
+    managers = display_managers(host)
     units = _services(holders, managers)
     sessions = [one for one in holders if _USER.search(one.cgroup)]
     logind = any(one.command == "systemd-logind" for one in holders)
@@ -72,7 +72,7 @@ def _end_session(one: Holder, *, outlived: bool) -> str:
     return f"{why}`loginctl terminate-user {user}`{stop}"
 
 
-def _display_managers(host: Host) -> tuple[str, ...]:
+def display_managers(host: Host) -> tuple[str, ...]:
     """The names of the unit that starts the desktop: display-manager.service is only an alias."""
     found = []
     path = _ALIAS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +15,9 @@ _WIDTHS = range(60, 111)
 
 # SGR numbers (ECMA-48, 8.3.117): the eight colours that every terminal has.
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "bold": "1", "dim": "2"}
+
+_COMMAND = re.compile("`[^`]*`")
+_BLANK = "\0"  # no text that is told holds one, and textwrap does not break at it
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class Terminal:
         """What stream writes to; colour only on a terminal, and never with NO_COLOR set."""
         if not stream.isatty():
             return cls()
-        columns = shutil.get_terminal_size((_WIDTH, 24)).columns
         plain = bool(environment.get("NO_COLOR")) or environment.get("TERM") == "dumb"
+        columns = _columns(stream, environment)
         return cls(min(max(columns, _WIDTHS.start), _WIDTHS.stop - 1), not plain)
 
     def paint(self, text: str, colour: str) -> str:
@@ -38,13 +41,30 @@ class Terminal:
         return f"\033[{_COLOURS[colour]}m{text}\033[0m" if self.colour else text
 
     def wrapped(self, text: str, indent: str = "") -> str:
-        """The text as lines that fit, each ended; those after the first begin with indent."""
+        """The text as lines that fit, each ended; those after the first begin with indent.
+
+        What stands in `backticks` stays whole, even if its line gets too long: people
+        copy it.
+        """
+        whole = _COMMAND.sub(lambda found: found[0].replace(" ", _BLANK), text)
         # One column is left free: some terminals wrap a full line by themselves.
         filled = textwrap.fill(
-            text,
+            whole,
             self.width - 1,
             subsequent_indent=indent,
             break_on_hyphens=False,
             break_long_words=False,
         )
-        return filled + "\n"
+        return filled.replace(_BLANK, " ") + "\n"
+
+
+def _columns(stream: TextIO, environment: Mapping[str, str]) -> int:
+    """How wide a terminal is: what COLUMNS says, or else what it says itself."""
+    told = environment.get("COLUMNS", "")
+    if told.isascii() and told.isdigit() and int(told):
+        return int(told)
+    try:
+        # 0 is what a serial line says, which does not know.
+        return os.get_terminal_size(stream.fileno()).columns or _WIDTH
+    except OSError:
+        return _WIDTH

@@ -21,10 +21,6 @@ class Action:
         """The same as a line that root can type."""
         raise NotImplementedError
 
-    def now(self, host: Host) -> str:
-        """What it would meet with at this moment, a clause for people, or ""."""
-        return ""
-
     def past(self) -> str:
         """What has been done, for the log."""
         raise NotImplementedError

@@ -75,12 +75,17 @@ class AwaitClosed(Action):
         from .. import termination
 
         held = [one for one in search.everywhere() if self._counts(one)]
-        spared = [one for one in held if not termination.may_end(host, one, self.terminate)]
+        spared = self._spared(host, held)
         if spared:
             return spared, ""
         ended = termination.end(host, search, held, self.grace_s)
         told = f"ended {listed(one.name for one in ended)}" if ended else ""
         return [one for one in search.everywhere() if self._counts(one)], told
+
+    def _spared(self, host: Host, held: list[Holder]) -> list[Holder]:
+        from .. import termination
+
+        return [one for one in held if not termination.may_end(host, one, self.terminate)]
 
     def _refusal(self, host: Host, held: list[Holder], ended: str) -> RefusedError:
         from .. import advice
@@ -94,25 +99,12 @@ class AwaitClosed(Action):
             hint=advice.hint(host, held),
         )
 
-    def now(self, host: Host) -> str:
-        """Who holds the nodes at this moment, and what would become of them, for people."""
-        found = self._search(host).everywhere()
+    def blocked(self, host: Host, found: list[Holder]) -> RefusedError | None:
+        """What it would end with if these never let go; None when it would go on."""
         held = [one for one in found if self._counts(one)]
-        told = []
-        if held:
-            told.append(f"in use now by {listed(held)}: {self._prospect(host, held)}")
-        unknown = [one.name for one in found if not self._counts(one)]
-        if unknown:
-            told.append(_not_known(unknown))
-        return "; ".join(told)
-
-    def _prospect(self, host: Host, held: list[Holder]) -> str:
         if self.terminate:
-            from .. import termination
-
-            if all(termination.may_end(host, one, self.terminate) for one in held):
-                return f"what is still there after {self.wait_s:g} s is ended"
-        return f"the VM does not start unless they let go within {self.wait_s:g} s"
+            held = self._spared(host, held)
+        return self._refusal(host, held, "") if held else None
 
     def shell(self) -> str:
         return f"# wait up to {self.wait_s:g} s until nobody has {self._what()} open"

@@ -3,34 +3,65 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
-from .. import config, domain, events, report, worker
-from ..errors import HookError, StuckError
+from .. import config, domain, vms, worker
+from .. import plan as planning
+from ..domain import Domain
+from ..errors import HookError
 from ..host import Host
+from ..terminal import Terminal
 from .command import Command
+
+_STATUS = {planning.START: 0, planning.REFUSE: 1, planning.NOTHING: 2}
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--xml", metavar="FILE", required=True, help="its domain XML, - for stdin")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("vm", metavar="VM", nargs="?", help="its name or uuid, known to libvirt")
+    which.add_argument("--xml", metavar="FILE", help="its domain XML instead, - for stdin")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument("--svg", metavar="FILE", help="draw the GPUs' memory before and after")
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
-    parsed = domain.parse(_read(arguments.xml))
+    parsed, has = _vm(host, arguments)
     settings = config.load(host, parsed.name, parsed.uuid)
+    terminal = Terminal.of(sys.stdout)
 
     def look() -> str:
-        leaving, steps = events.look(host, parsed, settings)
-        return report.plan(host, parsed, leaving, steps) if leaving.gpus else ""
+        from .. import plan_text, svg
 
-    try:
-        text = worker.look(look)
-    except HookError as error:
-        if not isinstance(error, StuckError):
-            print(worker.look(lambda: report.gpus(host, parsed)), end="")
-        raise
-    print(text or f"{parsed.name} has no GPU of this host: nothing to do\n", end="")
-    return 0 if text else 2
+        made = planning.make(host, parsed, settings, has)
+        title = f"VM {made.vm}"
+        return json.dumps({
+            "status": _STATUS[made.verdict],
+            "text": json.dumps(made.to_json(), indent=2) + "\n"
+            if arguments.json
+            else plan_text.text(made, terminal),
+            "svg": svg.picture(title, made.gpus, made.gpus_after) if arguments.svg else "",
+        })  # fmt: skip
+
+    told = json.loads(worker.look(look))
+    print(told["text"], end="", flush=True)
+    if arguments.svg:
+        _write(arguments.svg, told["svg"])
+        print(f"wrote {arguments.svg}", file=sys.stderr if arguments.json else sys.stdout)
+    return int(told["status"])
+
+
+def _vm(host: Host, arguments: argparse.Namespace) -> tuple[Domain, frozenset[str]]:
+    """The VM that is meant, and the addresses of what it has now, as far as that is known."""
+    if arguments.xml is not None:
+        return domain.parse(_read(arguments.xml)), frozenset()
+    vm = vms.find(host, arguments.connect, arguments.vm)
+    live = domain.hostdev_addresses(_encoded(vm.live)) if vm.live else ()
+    return domain.parse(_encoded(vm.xml)), frozenset(live)
+
+
+def _encoded(xml: str) -> bytes:
+    return xml.encode("utf-8", "surrogateescape")
 
 
 def _read(path: str) -> bytes:
@@ -43,10 +74,18 @@ def _read(path: str) -> bytes:
         raise HookError(f"cannot read {path}: {error.strerror}") from error
 
 
+def _write(path: str, text: str) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise HookError(f"cannot write {path}: {error.strerror}") from error
+
+
 COMMAND = Command(
     "plan",
     "what prepare would do for a VM, and why",
-    "virsh dumpxml win11 | vfio-console-hook plan --xml -",
+    "vfio-console-hook plan win11",
     _options,
     _run,
 )

@@ -1,0 +1,45 @@
+"""The GPUs of the recorded machines, as what draws their memory gets them."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.building import M
+from vfio_console_hook import gpu
+from vfio_console_hook.gpu import Gpu
+from vfio_console_hook.memory import Bar, Claim, Range
+from vfio_console_hook.recorded import unpack
+
+FOLDER = Path(__file__).parent / "machines"
+# Of one nobody can tell what lies in its BARs.
+MACHINES = sorted({path.stem for path in FOLDER.glob("*.tree")} - {"iomem-without-root"})
+
+BASE = 0xC0000000
+
+
+@cache
+def gpus(name: str) -> tuple[Gpu, ...]:
+    """All GPUs of one of MACHINES."""
+    with TemporaryDirectory() as folder:
+        host = unpack((FOLDER / f"{name}.tree").read_text(encoding="utf-8"), folder)
+        return gpu.find(host, gpu.displays(host))
+
+
+def sized(first: int, size_bytes: int) -> Range:
+    return Range(first, first + size_bytes - 1)
+
+
+def a_gpu(*claims: Claim, bars: tuple[Bar, ...] = (), driver: str | None = None) -> Gpu:
+    """A GPU whose BAR 0 has 16 MiB, if nothing else is said."""
+    return Gpu(
+        address="0000:01:00.0", pci_class=0x0300, bars=bars or (Bar(0, sized(BASE, 16 * M)),),
+        driver=driver, vfio=driver == "vfio-pci", virtual=False, boot_vga=True, framebuffers=(),
+        cards=(), firmware=(), claims=claims,
+    )  # fmt: skip
+
+
+def claim(name: str, offset: int, size_bytes: int) -> Claim:
+    """A claim in BAR 0, that far from where it begins."""
+    return Claim(name, sized(BASE + offset, size_bytes), 0)

@@ -1,0 +1,428 @@
+"""The plan as a value: that it tells what prepare then does, and what else decides."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from tests.conftest import MachineFactory
+from tests.fakehost import FakeHost, FakeLibvirt, hold, open_device, openrc, snapshot, systemd
+from tests.libvirt_xml import UUID, domain_xml
+from tests.test_stages import PLANS, prepared
+from tests.test_stages import Plan as Case
+from vfio_console_hook import events, plan, plan_text
+from vfio_console_hook.config import Config, Holders, Service
+from vfio_console_hook.domain import Domain, parse
+from vfio_console_hook.errors import HookError
+from vfio_console_hook.journal import CLAIMS, Journal
+from vfio_console_hook.log import Log
+from vfio_console_hook.terminal import Terminal
+
+GPU = "0000:01:00.0"
+AMD = "0000:09:00.0"
+OTHER_UUID = "11111111-2222-4333-8444-555555555555"
+NOW = Config(holders=Holders(wait_s=0))
+SESSION = "/user.slice/user-1000.slice/session-2.scope"
+USER_UNIT = "/user.slice/user-1000.slice/user@1000.service/session.slice/org.gnome.Shell.service"
+
+
+def vm(*addresses: str, managed: bool = True, uuid: str = UUID, name: str = "win11") -> Domain:
+    return parse(domain_xml(*addresses, managed=managed, uuid=uuid, name=name))
+
+
+def prepare(host: FakeHost, domain: Domain, config: Config = NOW) -> str:
+    """What prepare refuses with, "" when the VM may start."""
+    try:
+        events.prepare(host, domain, config, Log(host, domain.name))
+    except HookError as error:
+        return error.text
+    return ""
+
+
+def at_once(config: Config) -> Config:
+    return replace(config, holders=replace(config.holders, wait_s=0))
+
+
+def told(made: plan.Plan, *, colour: bool = False) -> str:
+    return plan_text.text(made, Terminal(colour=colour))
+
+
+# -- what prepare then does
+
+
+@pytest.mark.parametrize("case", PLANS, ids=lambda case: case.golden)
+def test_prepare_takes_the_very_steps_of_the_plan_or_refuses_with_its_reason(
+    machine: MachineFactory, case: Case
+) -> None:
+    host = prepared(case, machine)
+    config = at_once(case.config)
+    try:
+        made = plan.make(host, case.domain, config)
+    except HookError as error:
+        assert prepare(host, case.domain, config) == error.text
+        return
+
+    refused = prepare(host, case.domain, config)
+
+    record = Journal(host).find(UUID)
+    taken = (tuple(record.steps), record.done) if record else ((), set())
+    if made.verdict == plan.START:
+        assert (refused, taken) == ("", (made.steps, set(range(len(made.steps)))))
+    else:
+        verdict = plan.REFUSE if refused else plan.NOTHING
+        assert (made.verdict, record) == (verdict, None)
+        assert made.reason.startswith(refused)
+
+
+def test_on_some_machines_it_starts_on_some_not_and_on_some_nothing_is_to_do(
+    machine: MachineFactory,
+) -> None:
+    verdicts = [
+        plan.make(prepared(case, machine), case.domain, case.config).verdict
+        for case in PLANS
+        if case.golden != "iomem-without-root"
+    ]
+
+    assert {one: verdicts.count(one) > 0 for one in ("start", "refuse", "nothing")} == {
+        "start": True, "refuse": True, "nothing": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "claim"),
+    [("efifb-6.12", "efifb"), ("efifb-0380-6.12", "efifb"), ("efidrm-7", "efidrm"),
+     ("simpledrm-0380-6.12", "BOOTFB")],
+)  # fmt: skip
+def test_a_stage_that_is_left_out_leaves_the_memory_claimed(
+    machine: MachineFactory, name: str, claim: str
+) -> None:
+    host = machine(name)
+    config = replace(NOW, stages=("fbcon",))
+
+    made = plan.make(host, vm(GPU), config)
+
+    assert made.verdict == plan.REFUSE
+    assert made.reason.startswith(f"{claim} still claims c0000000-c0")
+    assert prepare(host, vm(GPU), config) == made.reason
+
+
+def test_a_plan_changes_nothing_not_even_of_a_vm_that_runs(machine: MachineFactory) -> None:
+    host = machine("native-6.1")
+    prepare(host, vm(GPU))
+    FakeLibvirt(host).detach(GPU)
+    open_device(host, GPU)
+    before = snapshot(host)
+
+    plan.make(host, vm(GPU), NOW)
+
+    assert snapshot(host) == before
+
+
+# -- the GPUs and why
+
+
+def test_each_device_is_told_with_the_line_that_assigns_it_and_its_class(
+    machine: MachineFactory,
+) -> None:
+    host = machine("amd-apu")
+    xml = domain_xml("0000:13:00.0", "0000:13:00.1")
+    lines = [n for n, line in enumerate(xml.decode().splitlines(), 1) if "<hostdev" in line]
+
+    made = plan.make(host, parse(xml), NOW)
+
+    assert [one.why for one in made.devices] == [
+        f"hostdev in line {lines[0]} of the XML: PCI class 0300, VGA controller",
+        f"hostdev in line {lines[1]} of the XML: PCI class 0403, audio device",
+    ]
+    assert [one.address for one in made.gpus] == ["0000:13:00.0"]
+    assert "0000:13:00.1 goes along: audio device (class 0403)\n" in told(made)
+
+
+def test_a_gpu_on_the_command_line_of_qemu_is_told_as_such(machine: MachineFactory) -> None:
+    extra = (
+        "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
+        f"<qemu:arg value='-device'/><qemu:arg value='vfio-pci,host={GPU}'/>"
+        "</qemu:commandline></domain>"
+    )
+    xml = domain_xml().replace(b"</domain>", extra.encode())
+
+    made = plan.make(machine("bmc-and-two-nvidia"), parse(xml.replace(
+        GPU.encode(), b"0000:17:00.0")), NOW)  # fmt: skip
+
+    assert re.match(r"qemu:commandline in line \d+ of the XML: PCI class", made.devices[0].why)
+    assert made.verdict == plan.START
+
+
+@pytest.mark.parametrize(
+    ("addresses", "config", "reason"),
+    [
+        ((), NOW, "win11 has no GPU of this host"),
+        (("0000:13:00.1",), NOW, "win11 has no GPU of this host"),
+        (("0000:13:00.0",), replace(NOW, enabled=False),
+         "`enabled: false` leaves its GPUs to libvirt alone, whatever is still on them"),
+    ],
+)  # fmt: skip
+def test_there_is_nothing_to_do(
+    machine: MachineFactory, addresses: tuple[str, ...], config: Config, reason: str
+) -> None:
+    host = machine("amd-apu")
+
+    made = plan.make(host, vm(*addresses), config)
+
+    assert (made.verdict, made.reason, made.steps) == (plan.NOTHING, reason, ())
+    assert prepare(host, vm(*addresses), config) == ""
+    assert Journal(host).uuids() == ()
+
+
+# -- who has the GPU open
+
+
+def desktop(host: FakeHost) -> FakeHost:
+    systemd.install(host.tree)
+    gdm = systemd.Unit(active="active", aliases=("display-manager.service",))
+    systemd.put(host.tree, "gdm.service", gdm)
+    systemd.put(host.tree, "lactd.service", systemd.Unit(active="active"))
+    alias = "etc/systemd/system/display-manager.service"
+    host.tree.text_link(alias, "/usr/lib/systemd/system/gdm.service")
+    return host
+
+
+def stopping(*units: str) -> Config:
+    return Config(services=tuple(Service(unit) for unit in units))
+
+
+@pytest.mark.parametrize(
+    ("services", "cgroup", "verdict", "becomes"),
+    [
+        (("lactd",), "/system.slice/lactd.service", "start",
+         "goes with lactd.service, which is stopped first"),
+        (("display-manager",), "/system.slice/gdm.service", "start",
+         "goes with gdm.service, which is stopped first"),
+        (("display-manager",), SESSION, "start",
+         "should end with gdm.service, which is stopped first"),
+        (("display-manager",), USER_UNIT, "start",
+         "should end with gdm.service, which is stopped first"),
+        # Only a display manager takes sessions along, and a stopped unit only itself.
+        (("lactd",), SESSION, "refuse", "must let go within 5 s"),
+        (("lactd",), "/system.slice/lactd.service.d.scope", "refuse", "must let go within 5 s"),
+        (("display-manager",), "/system.slice/ollama.service", "refuse", "must let go within 5 s"),
+    ],
+)  # fmt: skip
+def test_who_goes_with_a_service_that_is_stopped_does_not_keep_the_vm_from_starting(
+    machine: MachineFactory, services: tuple[str, ...], cgroup: str, verdict: str, becomes: str
+) -> None:
+    host = desktop(machine("amd-single"))
+    hold(host, "dev/dri/card0", pid=7, command="someone", cgroup=cgroup)
+
+    made = plan.make(host, vm(AMD), stopping(*services))
+
+    assert (made.verdict, [one.becomes for one in made.holders]) == (verdict, [becomes])
+
+
+def test_who_has_it_open_may_end_with_a_service_that_a_command_stops(
+    machine: MachineFactory,
+) -> None:
+    host = machine("amd-single")
+    openrc.put(host.tree, "sddm", "started")
+    hold(host, "dev/dri/card0", pid=7, command="Xorg")
+    words = [("/sbin/rc-service", "sddm", verb) for verb in ("status", "stop", "start")]
+
+    made = plan.make(host, vm(AMD), Config(services=(Service("sddm", *words),)))
+
+    assert (made.verdict, [one.becomes for one in made.holders]) == (
+        plan.START, ["should end with sddm, which is stopped first"],
+    )  # fmt: skip
+
+
+def test_a_refusal_for_a_holder_says_that_it_starts_when_they_let_go(
+    machine: MachineFactory,
+) -> None:
+    host = machine("amd-single")
+    hold(host, "dev/dri/card0", pid=7, command="Xorg")
+
+    made = plan.make(host, vm(AMD), Config())
+
+    assert (made.verdict, made.reason) == (
+        plan.REFUSE,
+        f"{AMD} is in use by Xorg (7) with /dev/dri/card0 open; it starts if they let go within"
+        " 5 s",
+    )
+    assert made.hint
+    assert made.steps
+    assert made.after == "the console comes back with amdgpu"
+
+
+def test_many_holders_are_counted_in_the_text_and_listed_in_json(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    for pid in range(100, 130):
+        hold(host, "dev/dri/card0", pid=pid, command="chrome")
+
+    made = plan.make(host, vm(AMD), NOW)
+
+    assert "  and 18 more\n" in told(made)
+    assert len(made.to_json()["holders"]) == 30
+
+
+# -- what else decides
+
+
+def test_with_on_failure_start_it_would_start_all_the_same(machine: MachineFactory) -> None:
+    host = machine("intel-bootfb-no-driver")
+    config = replace(NOW, on_failure="start")
+
+    made = plan.make(host, vm("0000:00:02.0"), config)
+
+    assert (made.verdict, made.reason[:6], made.after) == (plan.START, "BOOTFB", "")
+    assert made.gpus_after == made.gpus
+    assert "the VM would start all the same (on_failure: start): BOOTFB of" in told(made)
+
+
+@pytest.mark.parametrize(
+    ("managed", "reason"),
+    [
+        (True, f"the IOMMU is off: {GPU} is in no IOMMU group, so libvirt cannot assign it"),
+        (False, f"{GPU} is managed='no' and not on vfio-pci, so libvirt does not assign it"),
+    ],
+)
+def test_what_libvirt_refuses_stays_refused_with_on_failure_start(
+    machine: MachineFactory, managed: bool, reason: str
+) -> None:
+    host = machine("efifb-6.12")
+    if managed:
+        host.tree.remove(f"sys/bus/pci/devices/{GPU}/iommu_group")
+        host.tree.remove("sys/kernel/iommu_groups")
+
+    made = plan.make(host, vm(GPU, managed=managed), replace(NOW, on_failure="start"))
+
+    assert (made.verdict, made.reason) == (plan.REFUSE, reason)
+
+
+def test_a_gpu_that_another_vm_has_is_refused_with_its_name(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    prepare(host, vm(GPU, uuid=OTHER_UUID, name="other"))
+
+    made = plan.make(host, vm(GPU), NOW)
+
+    assert (made.verdict, made.reason) == (
+        plan.REFUSE, f"{GPU} belongs to the VM other, which has it now",
+    )  # fmt: skip
+    assert [one.address for one in made.gpus] == [GPU]
+
+
+@pytest.mark.parametrize("name", ["native-6.1", "efifb-6.12"])
+@pytest.mark.parametrize("by", ["libvirt", "qemu"])
+def test_a_vm_that_runs_is_told_the_plan_of_its_next_start(
+    machine: MachineFactory, name: str, by: str
+) -> None:
+    host = machine(name)
+    before = plan.make(host, vm(GPU), NOW)
+    prepare(host, vm(GPU))
+    FakeLibvirt(host).detach(GPU)
+    if by == "qemu":
+        open_device(host, GPU)
+
+    made = plan.make(host, vm(GPU), NOW, frozenset([GPU] if by == "libvirt" else []))
+
+    assert (made.verdict, made.steps, made.after) == (plan.START, before.steps, before.after)
+    assert made.note == (
+        f"win11 runs and has {GPU} now; this is about its next start, with the steps that were"
+        " taken for this one"
+    )
+
+
+def test_what_an_earlier_run_left_is_told(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    before = plan.make(host, vm(GPU), NOW)
+    prepare(host, vm(GPU))
+
+    made = plan.make(host, vm(GPU), NOW)
+
+    assert (made.verdict, made.steps) == (plan.START, before.steps)
+    assert made.note.startswith(f"win11 still holds {GPU} from an earlier run: its next start")
+    # And so it is.
+    assert prepare(host, vm(GPU)) == ""
+
+
+def test_a_gpu_that_a_running_vm_has_without_the_hook_is_told(machine: MachineFactory) -> None:
+    host = machine("native-6.1")
+    FakeLibvirt(host).detach(GPU)
+
+    made = plan.make(host, vm(GPU), NOW, frozenset([GPU]))
+
+    assert made.note == (
+        f"win11 runs and has {GPU} now, but not through this hook; this is about its next start"
+    )
+
+
+def test_a_record_that_cannot_be_read_refuses_the_vm(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    host.tree.put(f"{CLAIMS}/{UUID}", "garbage")
+
+    made = plan.make(host, vm(GPU), NOW)
+
+    assert (made.verdict, made.reason[:30]) == (plan.REFUSE, "cannot understand the record /")
+    assert prepare(host, vm(GPU)) == made.reason
+
+
+# -- JSON and text
+
+
+def test_the_plan_as_json_has_the_keys_that_programs_rely_on(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    hold(host, "dev/fb0", pid=7, command="plymouthd", unit="plymouth-start.service")
+
+    made = plan.make(host, vm(GPU), Config()).to_json()
+
+    assert list(made) == [
+        "vm", "uuid", "verdict", "reason", "hint", "note", "gpus", "others", "consoles",
+        "holders", "steps", "after",
+    ]  # fmt: skip
+    assert (made["vm"], made["uuid"], made["verdict"]) == ("win11", UUID, "refuse")
+    (gpu,) = made["gpus"]
+    assert gpu["bars"] == [
+        {"number": 0, "first": "0xc0000000", "last": "0xc0ffffff",
+         "claims": [{"name": "efifb", "first": "0xc0000000", "last": "0xc03e7fff"}]},
+        {"number": 2, "first": "0xfeb00000", "last": "0xfeb00fff", "claims": []},
+    ]  # fmt: skip
+    assert (gpu["class"], gpu["driver"], gpu["framebuffers"]) == ("0300", None, ["fb0"])
+    assert made["holders"] == [
+        {"pid": 7, "command": "plymouthd", "unit": "plymouth-start.service",
+         "nodes": ["/dev/fb0"], "becomes": "must let go within 5 s"},
+    ]  # fmt: skip
+    assert [one["stage"] for one in made["steps"]] == ["native", "fbcon", "fbdev", "fbdev"]
+    assert (made["steps"][2]["do"], made["steps"][2]["undo"]) == (
+        "echo efi-framebuffer.0 > /sys/bus/platform/drivers/efi-framebuffer/unbind",
+        "echo efi-framebuffer.0 > /sys/bus/platform/drivers/efi-framebuffer/bind",
+    )
+
+
+@pytest.mark.parametrize("case", PLANS, ids=lambda case: case.golden)
+@pytest.mark.parametrize("width", [60, 80, 110])
+def test_the_text_fits_the_terminal_but_for_lines_to_copy(
+    machine: MachineFactory, case: Case, width: int
+) -> None:
+    host = prepared(case, machine)
+    try:
+        made = plan.make(host, case.domain, case.config)
+    except HookError:
+        return
+
+    lines = plan_text.text(made, Terminal(width)).splitlines()
+
+    copied = {f"    {step.do.shell()}" for step in made.steps if step.do}
+    long = [line for line in lines if len(line) >= width and line not in copied]
+    assert [line for line in long if not re.fullmatch(r" *`[^`]*`,?", line)] == []
+    assert copied <= set(lines)
+
+
+def test_colour_is_only_paint_on_the_same_words(machine: MachineFactory) -> None:
+    started = plan.make(machine("efifb-6.12"), vm(GPU), NOW)
+    refused = plan.make(machine("intel-bootfb-no-driver"), vm("0000:00:02.0"), NOW)
+
+    painted = [told(one, colour=True) for one in (started, refused)]
+
+    assert "\033[32mthe VM would start\033[0m\n" in painted[0]
+    assert "\033[31mthe VM would be refused\033[0m: BOOTFB of" in painted[1]
+    assert [re.sub(r"\033\[\d+m", "", one) for one in painted] == [told(started), told(refused)]
