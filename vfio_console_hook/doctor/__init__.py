@@ -1,35 +1,89 @@
 """Checks of the host, the installation and the VMs, as `doctor` prints them.
 
-A check is a function that looks at a Subject and yields Findings; it changes
-nothing. CHECKS holds them in the order in which they are told.
+Each module of this package has checks for one thing, in CHECKS; areas() brings them
+in the order in which they are told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from ..errors import HookError
-from .finding import FAIL, PASS, WARN, Finding, Subject
+from ..errors import HookError, StuckError
+from .finding import FAIL, PASS, WARN, Check, Finding, Subject
 
-Check = Callable[[Subject], Iterator[Finding]]
+__all__ = [
+    "FAIL",
+    "PASS",
+    "WARN",
+    "Check",
+    "Finding",
+    "Subject",
+    "areas",
+    "cannot_look",
+    "checks",
+    "examine",
+    "examine_area",
+]
 
-__all__ = ["FAIL", "PASS", "WARN", "Check", "Finding", "Subject", "checks", "examine"]
+
+def areas() -> tuple[tuple[str, tuple[Check, ...]], ...]:
+    """Each area by its heading, with its checks, in the order in which they are told."""
+    # Not everybody who needs a Finding needs them all.
+    from . import (
+        command_line,
+        configuration,
+        confinement,
+        consoles,
+        daemon,
+        installation,
+        iommu,
+        records,
+        vms,
+    )
+
+    return (
+        ("the hook", installation.CHECKS),
+        ("libvirt's daemon", daemon.CHECKS),
+        ("SELinux and AppArmor", confinement.CHECKS),
+        ("VMs", vms.CHECKS),
+        ("configuration", configuration.CHECKS),
+        ("IOMMU and vfio-pci", iommu.CHECKS),
+        ("the kernel and the host's console", consoles.CHECKS),
+        ("kernel command line", command_line.CHECKS),
+        ("what VMs hold", records.CHECKS),
+    )
 
 
 def checks() -> tuple[Check, ...]:
     """All checks, in the order in which they are told."""
-    return ()
+    return tuple(check for _, those in areas() for check in those)
 
 
 def examine(subject: Subject) -> tuple[Finding, ...]:
-    """What all checks find. A check that cannot look says so, and the others go on."""
+    """What all checks find."""
+    return tuple(one for area, those in areas() for one in examine_area(subject, area, those))
+
+
+def examine_area(subject: Subject, area: str, those: tuple[Check, ...]) -> tuple[Finding, ...]:
+    """What these checks find. One that cannot look says so, and the others go on."""
+    found = (finding for check in those for finding in _found(check, subject))
+    return tuple(replace(finding, area=area) for finding in found)
+
+
+def _found(check: Check, subject: Subject) -> list[Finding]:
     found: list[Finding] = []
-    for check in checks():
-        try:
-            found += check(subject)
-        except HookError as error:
-            found.append(Finding(WARN, _title(check), f"cannot look: {error.text}", error.hint))
-    return tuple(found)
+    try:
+        for finding in check(subject):
+            found.append(finding)  # what came before an error counts
+    except HookError as error:
+        found.append(cannot_look(_title(check), error))
+    return found
+
+
+def cannot_look(what: str, error: HookError) -> Finding:
+    """The finding for something that could not be looked at."""
+    level = FAIL if isinstance(error, StuckError) else WARN
+    return Finding(level, what, f"cannot look: {error.text}", error.hint)
 
 
 def _title(check: Check) -> str:
