@@ -10,18 +10,23 @@ import pytest
 
 from tests.conftest import MachineFactory
 from tests.gate import ROOT
-from vfio_console_hook import events, report
+from vfio_console_hook import plan, plan_text
 from vfio_console_hook.config import Config
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError
 from vfio_console_hook.host import Host
 from vfio_console_hook.recorded import (
+    Entry,
     RecordedHost,
+    answer_path,
+    entries,
     pack_console_map,
     unpack,
     unpack_console_map,
 )
 from vfio_console_hook.recorder import record
+from vfio_console_hook.terminal import Terminal
+from vfio_console_hook.vms import Vm
 
 TREES = sorted((ROOT / "tests/machines").glob("*.tree"))
 
@@ -37,11 +42,11 @@ def plans(host: RecordedHost) -> list[str]:
     for address in host.list("sys/bus/pci/devices"):
         vm = Domain("vm", "0" * 8, (Hostdev(address, True, "hostdev", 0),))
         try:
-            leaving, steps = events.look(host, vm, Config())
+            made = plan.make(host, vm, Config())
         except HookError as error:
             found.append(str(error))
         else:
-            found += [report.plan(host, vm, leaving, steps)] if leaving.gpus else []
+            found += [plan_text.text(made, Terminal())] if made.gpus else []
     return found
 
 
@@ -60,9 +65,10 @@ def test_the_record_of_a_machine_gives_the_same_plans(tree: Path, tmp_path: Path
 
     again = laid_out(record(original), tmp_path / "b")
 
-    # Who has a GPU open at this moment is nobody's business, and not recorded.
+    # Who has a GPU open at this moment, and which VM holds it, is not in this part of a record.
     for name in (name for name in original.list("proc") if name.isdigit()):
         shutil.rmtree(original.path(f"proc/{name}"))
+    shutil.rmtree(original.path("run/vfio-console-hook"), ignore_errors=True)
     assert plans(again) == plans(original)
 
 
@@ -253,3 +259,140 @@ def test_no_program_is_run_for_a_recorded_machine(tmp_path: Path) -> None:
         RecordedHost(str(tmp_path)).run("/usr/bin/virsh", "list")
 
     assert caught.value.text == "cannot run /usr/bin/virsh on a recorded machine"
+
+
+# -- what else a machine said
+
+
+def test_a_file_is_as_it_was_on_the_machine(tmp_path: Path) -> None:
+    lines = ("f a/b = 1", "f stat/a/b = 100640 1000 6 17 18", "f label/a/b = u:r:t:s0")
+    host = unpack("\n".join(lines), str(tmp_path))
+
+    status = host.stat("a/b")
+
+    assert status is not None
+    assert (status.st_mode, status.st_uid, status.st_gid) == (0o100640, 1000, 6)
+    assert (status.st_mtime, status.st_ctime, status.st_size) == (17, 18, 2)
+    assert host.label("a/b") == "u:r:t:s0"
+
+
+def test_a_directory_is_told_beside_what_is_in_it(tmp_path: Path) -> None:
+    host = unpack(
+        "f a/b = 1\nf stat/a/b = 100600 0 0 17\nf stat/a/.itself = 40777 1 2 18\n"
+        "f label/a/.itself = u:r:t:s0",
+        str(tmp_path),
+    )
+
+    told = map(host.stat, ("a", "a/b"))
+    found = [status and (status.st_mode, status.st_mtime) for status in told]
+
+    assert found == [(0o40777, 18), (0o100600, 17)]
+    assert (host.label("a"), host.label("a/b")) == ("u:r:t:s0", None)
+
+
+def test_what_nothing_is_told_of_is_roots_as_it_was_unpacked(tmp_path: Path) -> None:
+    status = unpack("f a = 1", str(tmp_path)).stat("a")
+
+    assert status is not None
+    assert (status.st_uid, status.st_size) == (0, 2)
+
+
+def test_what_could_not_be_read_there_cannot_be_read_here(tmp_path: Path) -> None:
+    host = unpack("f a/b = 1\nf refused/a/b = 13\nf refused/a/.itself = 1", str(tmp_path))
+
+    with pytest.raises(HostError, match=r"^cannot read /a/b: Permission denied$"):
+        host.read("a/b")
+    with pytest.raises(HostError, match=r"^cannot list /a: Operation not permitted$"):
+        host.list("a")
+
+
+def test_a_program_answers_as_it_did(tmp_path: Path) -> None:
+    host = RecordedHost(str(tmp_path))
+    long = ("/bin/x", "a = b", "/" * 300)
+    for command, kind, text in (
+        (("/bin/x", "-a"), "", "out\nput\n"),
+        (("/bin/y",), ".failed", "/bin/y failed: no\ntry again\n"),
+        (("/bin/z",), ".status", "3\n"),
+        (long, "", "long\n"),
+    ):
+        path = tmp_path / f"{answer_path(command)}{kind}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    assert host.run("/bin/x", "-a") == "out\nput"
+    assert host.run(*long) == "long"
+    assert host.exit_status("/bin/z", timeout_s=1) == 3
+    with pytest.raises(HostError) as caught:
+        host.run("/bin/y")
+    assert (caught.value.text, caught.value.hint) == ("/bin/y failed: no", "try again")
+
+
+def test_the_vms_are_those_that_libvirt_knew(tmp_path: Path) -> None:
+    host = unpack(
+        "f libvirt/2/name = b\nf libvirt/10/name = c\nf libvirt/1/name = a\n"
+        "f libvirt/1/uuid = 1\nf libvirt/1/xml\n|<a>\n|</a>\nf libvirt/1/live = <b/>\n"
+        "f libvirt/1/autostart = 1",
+        str(tmp_path),
+    )
+
+    assert host.vms("qemu:///system") == (
+        Vm("a", "1", "<a>\n</a>", "<b/>", True), Vm("b", "", "", "", False),
+        Vm("c", "", "", "", False),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "what libvirt knows is not in this recorded machine"),
+        ("f libvirt/unasked = it sleeps", "it sleeps"),
+    ],
+)
+def test_why_there_are_no_vms_is_told(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(HostError) as caught:
+        unpack(text, str(tmp_path)).vms("qemu:///system")
+
+    assert caught.value.text == sentence
+
+
+def test_time_stands_still_on_a_machine_that_was_recorded_whole(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+
+    whole = unpack("f recorded/now = 1732312312", str(tmp_path / "a"))
+    part = unpack("", str(tmp_path / "b"))
+
+    assert (whole.whole, whole.now(), part.whole) == (True, 1732312312.0, False)
+    assert part.now() > 1732312312
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Entry("d", "a b"),
+        Entry("l", "a", b"../b -> c"),
+        Entry("f", "a"),
+        Entry("f", "a", b"\n"),
+        Entry("f", "a", b"one\n"),
+        Entry("f", "a", b"one\n\n|two\n\n"),
+        Entry("f", "a", b"carriage\r\nreturn\r\n"),
+        Entry("f", "a", "grün\n".encode()),
+        Entry("f", "a", bytes(range(256))),
+    ],
+    ids=str,
+)
+def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
+    assert list(entries("\n".join(entry.lines()))) == [entry]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Entry("f", "a = b"), Entry("l", "a -> b", b"c"), Entry("d", "a\nf b"),
+        Entry("l", "a", b"b\nc"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_would_be_read_as_something_else_is_not_written(entry: Entry) -> None:
+    with pytest.raises(ValueError, match=r"^a recorded machine cannot hold"):
+        entry.lines()

@@ -66,7 +66,7 @@ def parse(xml: bytes) -> Domain:
     Raises DomainError when it is not XML, not a domain, or says nothing that
     libvirt could have accepted.
     """
-    root = _root(xml)
+    root = tree(xml)
     name = root.findtext("name")
     if not name:
         raise DomainError("the domain XML has no <name>")
@@ -79,7 +79,7 @@ def hostdevs(xml: bytes) -> tuple[Hostdev, ...]:
     Raises DomainError. Interfaces of type hostdev are left out: they are SR-IOV
     virtual functions, and those of a network card.
     """
-    return _unique(_assigned(_root(xml)))
+    return _unique(_assigned(tree(xml)))
 
 
 def hostdev_addresses(xml: bytes) -> tuple[str, ...]:
@@ -87,7 +87,8 @@ def hostdev_addresses(xml: bytes) -> tuple[str, ...]:
     return tuple(hostdev.address for hostdev in hostdevs(xml))
 
 
-def _root(xml: bytes) -> _Element:
+def tree(xml: bytes) -> _Element:
+    """The root element of a domain XML. Raises DomainError."""
     # Takes some 20 ms to load, so only when there is XML to read.
     from lxml import etree
 

@@ -18,6 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from .errors import HostError, StuckError
 
+TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+if TYPE_CHECKING:
+    from .vms import Vm
+
 # How long a killed child may take to be gone. One that is stuck in the kernel never is.
 _KILL_GRACE_S = 2.0
 
@@ -25,11 +29,11 @@ CONSOLES = range(1, 64)
 """The virtual consoles: MAX_NR_CONSOLES is 63 (Linux include/uapi/linux/vt.h)."""
 
 # ioctl numbers: Linux include/uapi/linux/fb.h, kd.h and vt.h.
-_FBIOGET_FSCREENINFO = 0x4602
-_FBIOGET_CON2FBMAP = 0x460F
+FBIOGET_FSCREENINFO = 0x4602
+FBIOGET_CON2FBMAP = 0x460F
 _FBIOPUT_CON2FBMAP = 0x4610
 KDSETMODE = 0x4B3A
-_KDGETMODE = 0x4B3B
+KDGETMODE = 0x4B3B
 VT_LOCKSWITCH = 0x560B
 VT_UNLOCKSWITCH = 0x560C
 _KD_TEXT = 0
@@ -47,6 +51,11 @@ class Host:
     """
 
     owner_uid = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether what is not here is not there either; not so for all recorded machines."""
+        return True
 
     def __init__(self, root: str = "/") -> None:
         self.root = os.path.realpath(root)
@@ -95,6 +104,19 @@ class Host:
             if _absent(error):
                 return None
             raise HostError.of("look at", f"/{path}", error) from error
+
+    def label(self, path: str) -> str | None:
+        """The SELinux label of a file, such as "system_u:object_r:virt_hook_t:s0", or None.
+
+        Links are followed. Raises HostError when it may not be read.
+        """
+        try:
+            raw = os.getxattr(self.path(path), "security.selinux")
+        except OSError as error:
+            if _absent(error) or error.errno in (errno.ENODATA, errno.ENOTSUP):
+                return None
+            raise HostError.of("read the label of", f"/{path}", error) from error
+        return raw.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
     def readlink(self, path: str) -> str | None:
         """Where a link points, as written in it; None when there is no such link.
@@ -157,7 +179,7 @@ class Host:
         start is 0 for DRM drivers (FBINFO_HIDE_SMEM_START). None without /dev/fbN.
         """
         raw = bytearray(80)
-        if not self._ioctl(f"dev/{fb}", _FBIOGET_FSCREENINFO, raw):
+        if not self._ioctl(f"dev/{fb}", FBIOGET_FSCREENINFO, raw):
             return None
         # struct fb_fix_screeninfo: char id[16]; unsigned long smem_start; u32 smem_len
         return int.from_bytes(raw[16:24], "little"), int.from_bytes(raw[24:28], "little")
@@ -170,7 +192,7 @@ class Host:
         indices = []
         for console in CONSOLES:
             raw = bytearray(console.to_bytes(4, "little") + bytes(4))
-            if not self._ioctl(f"dev/{fb}", _FBIOGET_CON2FBMAP, raw):
+            if not self._ioctl(f"dev/{fb}", FBIOGET_CON2FBMAP, raw):
                 return None
             indices.append(int.from_bytes(raw[4:], "little"))
         return tuple(None if index == _NO_FRAMEBUFFER else index for index in indices)
@@ -184,7 +206,7 @@ class Host:
     def text_mode(self, tty: str) -> bool:
         """Whether the kernel draws text on this virtual terminal (KD_TEXT)."""
         raw = bytearray(8)
-        self._ioctl(f"dev/{tty}", _KDGETMODE, raw)
+        self._ioctl(f"dev/{tty}", KDGETMODE, raw)
         return raw[0] == _KD_TEXT
 
     def set_text_mode(self, tty: str, text: bool) -> None:
@@ -352,6 +374,12 @@ class Host:
             reason = complaint.strip() or f"exit status {child.returncode}"
             raise HostError(f"{shown} failed: {reason}")
         return output.strip()
+
+    def vms(self, uri: str) -> tuple[Vm, ...]:
+        """The VMs that libvirt knows at uri, asked read-only. Raises HostError."""
+        from . import vms  # only for people: the hook is told what it needs
+
+        return vms.ask(uri)
 
     def exit_status(self, *command: str, timeout_s: float) -> int | None:
         """The exit status of a program, called by its full path; None while it still runs.

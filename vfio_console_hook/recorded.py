@@ -15,6 +15,21 @@ What a device answers to an ioctl lies below `ioctl/`, as text:
     ioctl/tty1/mode       "text" or "graphics" (KDGETMODE)
     ioctl/consoles        "locked" or "unlocked" (VT_LOCKSWITCH)
 
+What else the machine answered, and a file below a directory cannot hold:
+
+    stat/PATH             "100755 0 0 1732312312 1732312399": mode, uid, gid, mtime and
+                          ctime (the same without it), if not as unpacked
+    label/PATH            "system_u:object_r:virt_hook_t:s0" (SELinux)
+    refused/PATH          "13": the errno with which everything there fails
+    ran/COMMAND           what a program printed, by answer_path()
+    ran/COMMAND.failed    why it failed, as a sentence; in a second line the hint, if any
+    ran/COMMAND.status    what a command of the administrator exited with; empty: it went on
+    libvirt/N/            name, uuid, xml, live and autostart of a VM (vms.Vm); N is 1, 2...
+    libvirt/unasked       why libvirt could not be asked, likewise
+    recorded/now          seconds since 1970; what is missing was not there then
+
+For a PATH that is a directory, the file is PATH/.itself.
+
 unpack() lays such a text out below a directory and RecordedHost reads it there;
 recorder.py makes one of a running machine. Nothing here reacts to a write.
 """
@@ -22,20 +37,27 @@ recorder.py makes one of a running machine. Nothing here reacts to a write.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from .errors import HostError
-from .host import CONSOLES, Host
+from .host import CONSOLES, FBIOGET_CON2FBMAP, FBIOGET_FSCREENINFO, KDGETMODE, Host
+
+TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+if TYPE_CHECKING:
+    from .vms import Vm
+
+ITSELF = ".itself"
+# NAME_MAX is 255, and ".failed" is to fit behind.
+_LONGEST_NAME = 240
 
 
 class RecordedHost(Host):
     """A machine unpacked below a directory: ioctls are answered from its files."""
 
-    def __init__(self, root: str) -> None:
-        super().__init__(root)
-        self.owner_uid = os.getuid()
-
     def framebuffer_memory(self, fb: str) -> tuple[int, int] | None:
+        self._as_on_the_machine(f"ask (ioctl {FBIOGET_FSCREENINFO:#x})", f"dev/{fb}")
         answer = self.read(f"ioctl/{fb}/memory")
         if answer is None:
             return None
@@ -43,6 +65,7 @@ class RecordedHost(Host):
         return int(start, 0), int(size, 0)
 
     def console_map(self, fb: str) -> tuple[int | None, ...] | None:
+        self._as_on_the_machine(f"ask (ioctl {FBIOGET_CON2FBMAP:#x})", f"dev/{fb}")
         lines = self.read("ioctl/con2fbmap")
         if lines is None or not self.exists(f"dev/{fb}"):
             return None
@@ -56,6 +79,7 @@ class RecordedHost(Host):
         self.write("ioctl/con2fbmap", pack_console_map(indices) + "\n")
 
     def text_mode(self, tty: str) -> bool:
+        self._as_on_the_machine(f"ask (ioctl {KDGETMODE:#x})", f"dev/{tty}")
         return self.read(f"ioctl/{tty}/mode") != "graphics"
 
     def set_text_mode(self, tty: str, text: bool) -> None:
@@ -65,7 +89,15 @@ class RecordedHost(Host):
         self.write("ioctl/consoles", "locked\n" if locked else "unlocked\n")
 
     def exit_status(self, *command: str, timeout_s: float) -> int | None:
-        raise HostError(f"cannot run {command[0]} on a recorded machine")
+        status = self._answer(command, ".status")
+        return int(status) if status else None
+
+    def now(self) -> float:
+        return float(self.read("recorded/now") or super().now())
+
+    @property
+    def whole(self) -> bool:
+        return self.exists("recorded")
 
     def kill(self, pid: int) -> None:
         raise HostError(f"cannot kill process {pid} of a recorded machine")
@@ -87,7 +119,116 @@ class RecordedHost(Host):
             file.write(text if text.endswith("\n") else text + "\n")
 
     def run(self, *command: str, timeout_s: float = 30) -> str:
-        raise HostError(f"cannot run {command[0]} on a recorded machine")
+        return self._answer(command, "")
+
+    def _answer(self, command: tuple[str, ...], kind: str) -> str:
+        path = answer_path(command)
+        failure = self.read(f"{path}.failed")
+        if failure is not None:
+            raise _error(failure)
+        answer = self.read(f"{path}{kind}")
+        if answer is None:
+            raise HostError(f"cannot run {command[0]} on a recorded machine")
+        return answer
+
+    def vms(self, uri: str) -> tuple[Vm, ...]:
+        if uri.startswith("test:"):
+            return super().vms(uri)  # libvirt's own pretence, for tests
+        if not self.exists("libvirt"):
+            raise HostError("what libvirt knows is not in this recorded machine")
+        reason = self.read("libvirt/unasked")
+        if reason is not None:
+            raise _error(reason)
+        numbers = sorted(int(name) for name in self.list("libvirt") if name.isdigit())
+        return tuple(self._vm(f"libvirt/{number}") for number in numbers)
+
+    def _vm(self, folder: str) -> Vm:
+        from .vms import Vm  # only for people: the hook is told what it needs
+
+        name, uuid, xml, live, autostart = (
+            self.read(f"{folder}/{part}") or ""
+            for part in ("name", "uuid", "xml", "live", "autostart")
+        )
+        return Vm(name, uuid, xml, live, autostart == "1")
+
+    # -- files as they were on the machine
+
+    def _told(self, kind: str, path: str) -> str | None:
+        """What kind/PATH says of a path, or None."""
+        for place in (f"{kind}/{path}", f"{kind}/{path}/{ITSELF}"):
+            if os.path.isfile(self.path(place)):
+                return (super().read_bytes(place) or b"").decode().strip()
+        return None
+
+    def stat(self, path: str) -> os.stat_result | None:
+        self._as_on_the_machine("look at", path)
+        unpacked = super().stat(path)
+        told = self._told("stat", path)
+        if told is None:
+            return unpacked and _of_root(unpacked)
+        mode, uid, gid, *times = told.split()
+        size = unpacked.st_size if unpacked else 0
+        modified, changed = int(times[0]), int(times[-1])
+        return os.stat_result(
+            (int(mode, 8), 0, 0, 1, int(uid), int(gid), size, modified, modified, changed)
+        )
+
+    def label(self, path: str) -> str | None:
+        self._as_on_the_machine("read the label of", path)
+        return self._told("label", path)
+
+    def read_bytes(self, path: str) -> bytes | None:
+        self._as_on_the_machine("read", path)
+        return super().read_bytes(path)
+
+    def peek(self, path: str, offset: int, size: int) -> bytes:
+        self._as_on_the_machine("read", path)
+        return super().peek(path, offset, size)
+
+    def list(self, path: str) -> tuple[str, ...]:
+        self._as_on_the_machine("list", path)
+        return super().list(path)
+
+    def open_files(self, pid: int) -> dict[str, str]:
+        self._as_on_the_machine("list", f"proc/{pid}/fd")
+        return super().open_files(pid)
+
+    def mappings(self, pid: int) -> bytes:
+        self._as_on_the_machine("read", f"proc/{pid}/maps")
+        return super().mappings(pid)
+
+    def _as_on_the_machine(self, what: str, path: str) -> None:
+        """Raise the HostError that the machine gave, where it did."""
+        number = self._told("refused", path)
+        if number is not None:
+            raise HostError.of(what, f"/{path}", OSError(int(number), ""))
+
+
+def _error(told: str) -> HostError:
+    """The error that a sentence, and a hint in the second line, tell of."""
+    text, _, hint = told.partition("\n")
+    return HostError(text, hint)
+
+
+def _of_root(status: os.stat_result) -> os.stat_result:
+    """The same file; who has laid the machine out stands for its root."""
+    if status.st_uid != os.getuid():
+        return status
+    return os.stat_result((*status[:4], 0, *status[5:10]))
+
+
+def answer_path(command: Iterable[str]) -> str:
+    """Where what a program printed is on a recorded machine, below ran/."""
+    from urllib.parse import quote  # slow to load, and only for programs
+
+    # " = " would be taken for the end of the path.
+    name = quote(" ".join(command), safe=" -.,:=@+").replace(" = ", "%20=%20")
+    if len(name) > _LONGEST_NAME:
+        from hashlib import sha256  # only for this
+
+        digest = sha256(name.encode()).hexdigest()[:16]
+        name = f"{name[: _LONGEST_NAME - 17]}~{digest}"
+    return f"ran/{name}"
 
 
 def unpack_console_map(lines: str) -> tuple[int | None, ...]:
@@ -114,16 +255,65 @@ def pack_console_map(indices: Iterable[int | None]) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a recorded machine: kind "d" for a directory, "l" for a link, "f" for a file.
+
+    content is that of the file, or the text of the link.
+    """
+
+    kind: str
+    path: str
+    content: bytes = b""
+
+    def lines(self) -> list[str]:
+        """The entry as it is written. Raises ValueError for a path that cannot be."""
+        if self.kind == "d":
+            return [f"d {self._named('')}"]
+        if self.kind == "l":
+            target = self.content.decode()
+            if not target.isprintable():
+                raise ValueError(f"a recorded machine cannot hold the link {self.path!r}")
+            return [f"l {self._named(' -> ')} -> {target}"]
+        path = self._named(" = ")
+        if _UNWRITABLE.search(self.content):
+            return [f"x {path} = {self.content.hex()}"]
+        whole = self.content.decode()
+        text = whole[:-1] if whole.endswith("\n") else whole
+        if not whole:
+            return [f"f {path}"]
+        if "\n" not in text:
+            return [f"f {path} = {text}"]
+        return [f"f {path}", *(f"|{line}" for line in text.split("\n"))]
+
+    def _named(self, mark: str) -> str:
+        """The path, if nothing in it could be taken for the end of it."""
+        if not self.path.isprintable() or (mark and mark in f"{self.path} "):
+            raise ValueError(f"a recorded machine cannot hold the path {self.path!r}")
+        return self.path
+
+
+# What is no text of its own lines: a reader may take a carriage return for a line's end.
+_UNWRITABLE = re.compile(rb"[^\n\t\x20-\x7e]")
+
+
 def unpack(text: str, directory: str) -> RecordedHost:
     """Lay a recorded machine out below directory, which exists. Raises HostError."""
     # Every machine has it, and it is empty at boot.
     os.makedirs(os.path.join(directory, "run"), exist_ok=True)
-    for kind, path, value in _entries(text):
+    for kind, path, value in _parsed(text):
         try:
             _lay_out(os.path.realpath(directory), kind, path, value)
         except (OSError, ValueError) as error:
             raise HostError(f"cannot lay out {path!r} of the recorded machine: {error}") from error
     return RecordedHost(directory)
+
+
+def entries(text: str) -> Iterator[Entry]:
+    """The entries of a recorded machine. Raises HostError."""
+    for kind, path, value in _parsed(text):
+        content = bytes.fromhex(value) if kind == "x" else value.encode()
+        yield Entry("f" if kind == "x" else kind, path, content)
 
 
 def _lay_out(root: str, kind: str, path: str, value: str) -> None:
@@ -141,7 +331,7 @@ def _lay_out(root: str, kind: str, path: str, value: str) -> None:
             file.write(bytes.fromhex(value) if kind == "x" else value.encode())
 
 
-def _entries(text: str) -> Iterator[tuple[str, str, str]]:
+def _parsed(text: str) -> Iterator[tuple[str, str, str]]:
     """(kind, path, value) of each entry; a file's value is its whole content."""
     lines = text.split("\n")
     at = 0

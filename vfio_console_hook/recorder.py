@@ -1,18 +1,35 @@
 """Writes a machine down as a text that recorded.py reads: for bug reports and tests.
 
-Only what plan reads and prepare writes to; no serial numbers, no names, no
-addresses of people.
+First the GPUs, drivers and consoles, as record() finds them on any machine; then, in
+whole(), what else plan and doctor read on this one, so that both say the same of the
+text. No serial numbers, no names, no addresses of people.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
-from . import drivers, modules
-from .errors import HostError
+from . import (
+    __version__,
+    anonymous,
+    config,
+    deposition,
+    doctor,
+    drivers,
+    holdings,
+    modules,
+    plan,
+)
+from .domain import Domain, Hostdev
+from .errors import HookError, HostError
 from .gpu import displays
 from .host import Host
-from .recorded import pack_console_map
+from .pseudonyms import Pseudonyms
+from .recorded import Entry, entries, pack_console_map
+from .vms import Vm
+from .witness import Witness
 
 # Attributes that plan reads, and the doors that prepare writes to (which have no
 # content to read).
@@ -29,7 +46,7 @@ _DOORS = ("bind", "unbind")
 _VIRTIO = re.compile(r"virtio\d+")
 _FIRMWARE_DEVICE = re.compile(r"(?:.*-framebuffer|vga16fb|of-display)\.\d+")
 # _text is in every table: it shows that there is one.
-_SYMBOLS = (
+SYMBOLS = (
     "_text",
     "aperture_remove_conflicting_pci_devices",
     "sysfb_disable",
@@ -38,12 +55,137 @@ _SYMBOLS = (
 )
 
 
+_HEAD = "# vfio-console-hook machine"
+SEEN = "# what plan and doctor read beside that"
+"""The line between what every machine has and what was read on this one."""
+
+# Whom a GPU would go to that no VM has.
+_NOBODY = "00000000-0000-0000-0000-000000000000"
+
+
+def whole(host: Host, found: tuple[Vm, ...] | HookError) -> str:
+    """The machine as a text of which plan and doctor say the same as of the machine.
+
+    found are the VMs that libvirt knows, or why it could not be asked for them. What
+    may not be read is named in comments at the top.
+    """
+    machine = Witness(host, forgiving=True)
+    common = list(entries(record(machine)))
+    looking = Witness(host)
+    remarks = _look(looking, found)
+    known = {entry.path for entry in common}
+    rest = [*_libvirt(found), *deposition.entries(host, looking.seen)]
+    if host.whole:
+        rest.append(Entry("f", "recorded/now", f"{looking.now():.0f}\n".encode()))
+    # What lies behind a link on the machine is written down there as in a folder.
+    folders = {path[: slash.start()] for path in known for slash in re.finditer("/", path)}
+    known |= folders
+    rest = [entry for entry in rest if entry.path not in known]
+    names = _pseudonyms(host, [*common, *rest])
+    refused = {**machine.seen.refused, **looking.seen.refused}
+    remarks += [f"could not be read: {names.text(error.text)}" for error in refused.values()]
+    lines = _lines(anonymous.anonymous(common, names), remarks)
+    # By their new names, so that a record of a record is the same.
+    ordered = sorted(anonymous.anonymous(rest, names), key=lambda entry: entry.path)
+    seen = _lines(ordered, remarks)
+    return "\n".join([*_top(host, remarks), *lines, SEEN, *seen]) + "\n"
+
+
+def unread(text: str) -> list[str]:
+    """What a text of whole() says that it lacks."""
+    return re.findall(r"^# (could not be .*)", text.partition(SEEN)[0], re.MULTILINE)
+
+
+def _top(host: Host, remarks: Iterable[str]) -> Iterator[str]:
+    release = host.read("proc/sys/kernel/osrelease") or "unknown"
+    yield _HEAD
+    yield f"# vfio-console-hook {__version__}, Linux {release}"
+    yield "# Names, serial numbers and addresses were taken out by the program. It knows many"
+    yield "# places where they stand, not all: read this through before others see it."
+    for remark in dict.fromkeys(remarks):
+        yield f"# {''.join(one if one.isprintable() else '?' for one in remark)}"
+
+
+def _lines(found: Iterable[Entry], remarks: list[str]) -> list[str]:
+    lines = []
+    for entry in found:
+        try:
+            lines += entry.lines()
+        except ValueError as error:
+            remarks.append(f"could not be written down: {error}")
+    return lines
+
+
+def _pseudonyms(host: Host, found: list[Entry]) -> Pseudonyms:
+    # Who may not read this, tells only what could be read.
+    looking = Witness(host, forgiving=True)
+    hostname = looking.read("proc/sys/kernel/hostname") or looking.read("etc/hostname") or ""
+    hosts = (hostname, hostname.partition(".")[0])
+    users = anonymous.names_of_users(found, looking.read("etc/passwd") or "")
+    return Pseudonyms(
+        vms=tuple(anonymous.names_of_vms(found)),
+        users=(*users, *looking.list("home")),
+        hosts=tuple(filter(None, hosts)),
+    )
+
+
+def _libvirt(found: tuple[Vm, ...] | HookError) -> Iterator[Entry]:
+    yield Entry("d", "libvirt")
+    if isinstance(found, HookError):
+        yield deposition.failure("libvirt/unasked", found)
+        return
+    for number, vm in enumerate(found, start=1):
+        parts = {**vars(vm), "autostart": "1" if vm.autostart else "0"}
+        for part, text in parts.items():
+            content = f"{text}\n".encode("utf-8", "surrogateescape") if text else b""
+            yield Entry("f", f"libvirt/{number}/{part}", content)
+
+
+# -- looking as plan, status and doctor do
+
+
+def _look(host: Witness, found: tuple[Vm, ...] | HookError) -> list[str]:
+    """Let them look, whatever they find; remarks about what went wrong."""
+    vms = () if isinstance(found, HookError) else found
+    subject = doctor.Subject.of(host, vms)
+    looks: list[Callable[[], object]] = [
+        partial(_plan, host, one) for one in (*subject.domains, *_takers(host))
+    ]
+    looks += [partial(doctor.examine, subject), partial(holdings.look, host)]
+    remarks = []
+    for look in looks:
+        try:
+            look()
+        except HookError:
+            continue  # they say so on the recorded machine too
+        except Exception as error:
+            remarks.append(f"a look failed: {type(error).__name__}: {error}")
+    return remarks
+
+
+def _plan(host: Host, one: Domain) -> None:
+    plan.make(host, one, config.load(host, one.name, one.uuid))
+
+
+def _takers(host: Host) -> Iterator[Domain]:
+    """A VM for each GPU, so that there is a plan for those that no VM has."""
+    try:
+        addresses = displays(host)
+    except HookError:
+        return
+    for address in addresses:
+        yield Domain(address, _NOBODY, (Hostdev(address, True, "hostdev", 0),))
+
+
+# -- what every machine has
+
+
 def record(host: Host) -> str:
     """The machine as a text that unpack() reads; no serial numbers, names or addresses of people.
 
     Raises HostError when something that is there cannot be read.
     """
-    lines = ["# vfio-console-hook machine"]
+    lines = [_HEAD]
     for path in _PLAIN_FILES:
         lines += _file(host, path)
     lines += _symbols(host) + _screen_info(host)
@@ -89,7 +231,7 @@ def _symbols(host: Host) -> list[str]:
     if table is None:
         return []
     lines = (line.decode() for line in table.split(b"\n"))
-    kept = (line for line in lines if line.partition("\t")[0].rsplit(" ", 1)[-1] in _SYMBOLS)
+    kept = (line for line in lines if line.partition("\t")[0].rsplit(" ", 1)[-1] in SYMBOLS)
     return ["f proc/kallsyms", *("|" + line for line in kept)]
 
 

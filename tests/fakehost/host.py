@@ -10,7 +10,7 @@ import signal
 import time
 
 from vfio_console_hook.errors import HostError, StuckError
-from vfio_console_hook.recorded import RecordedHost
+from vfio_console_hook.recorded import RecordedHost, answer_path
 
 from . import fbcon, fbdev, modules, openrc, pci, processes, sysfb, systemd
 from .tree import KernelFault, Tree
@@ -244,7 +244,7 @@ class FakeHost(RecordedHost):
             self.tree.remove(f"proc/{pid}")
 
     def run(self, *command: str, timeout_s: float = 30) -> str:
-        if command[0].endswith("/systemctl") and self.exists(command[0][1:]):
+        if command[0].endswith("/systemctl") and self.exists("systemd"):
             if command[1] != "show":
                 self._change("run", command[0], " ".join(command[1:]), "run")
             return systemd.systemctl(self.tree, command)
@@ -252,6 +252,8 @@ class FakeHost(RecordedHost):
             return super().run(*command, timeout_s=timeout_s)
         if not {"--resolve-alias", "--showconfig"}.intersection(command):
             self._change("run", command[0], " ".join(command[1:]), "run")
+        elif self.exists(answer_path(command)) and not self.exists("fake/native"):
+            return super().run(*command, timeout_s=timeout_s)  # nothing can change it
         output = pci.modprobe(self.tree, command[1:])
         modules.settle(self.tree)
         return output

@@ -3,26 +3,64 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 
-from .. import recorder, worker
+from .. import recorder, vms, worker
 from ..errors import HookError
 from ..host import Host
+from ..vms import Vm
 from .command import Command
+
+# Everything that plan and doctor read is read, and more than one of them may wait for
+# a program: longer than for one look.
+_TIMEOUT_S = 120.0
+_MOST_NAMED = 5
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("file", metavar="FILE", help="where to write it, - for stdout")
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
-    text = worker.look(lambda: recorder.record(host))
+    found = _vms(host, arguments.connect)
+    text = worker.run(lambda: recorder.whole(host, found), _TIMEOUT_S)
+    if arguments.file == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        _write(arguments.file, text)
+        print(f"wrote {len(text.splitlines())} lines to {arguments.file}")
+        print("look through it before others see it: not every name can be known as one")
+    _tell_unread(recorder.unread(text))
+    return 0
+
+
+def _vms(host: Host, uri: str) -> tuple[Vm, ...] | HookError:
+    """The VMs of libvirt, or why it cannot be asked."""
     try:
-        with open(arguments.file, "w", encoding="utf-8") as file:
+        return vms.known(host, uri)
+    except HookError as error:
+        return error
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise HookError(f"cannot write {arguments.file}: {error.strerror}") from error
-    print(f"wrote {len(text.splitlines())} lines to {arguments.file}")
-    return 0
+        raise HookError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _tell_unread(unread: list[str]) -> None:
+    """On stderr, so that it is seen beside a text on stdout."""
+    for remark in unread[:_MOST_NAMED]:
+        print(f"vfio-console-hook: {remark}", file=sys.stderr)
+    if len(unread) > _MOST_NAMED:
+        more = len(unread) - _MOST_NAMED
+        print(f"vfio-console-hook: and {more} more, named at the top of it", file=sys.stderr)
+    if unread and os.geteuid() != 0:
+        print("hint: run as root it would hold more", file=sys.stderr)
 
 
 COMMAND = Command(

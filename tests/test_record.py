@@ -1,0 +1,343 @@
+"""record: a machine as a text of which plan, doctor and status say the same, and no secret."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import installed, somebody
+from tests.conftest import MachineFactory
+from tests.fakehost import FakeHost, hold
+from tests.gate import ROOT
+from tests.libvirt_xml import domain_xml
+from vfio_console_hook import __version__, cli, domain, recorder
+from vfio_console_hook.gpu import displays
+from vfio_console_hook.recorded import answer_path, unpack
+
+MACHINES = sorted(path.stem for path in (ROOT / "tests/machines").glob("*.tree"))
+UUID = "00000000-0000-4000-8000-0000000000aa"
+GPU = somebody.GPU
+Capture = pytest.CaptureFixture[str]
+
+
+def with_vm(host: FakeHost, name: str, *addresses: str, uuid: str = UUID, number: int = 1) -> None:
+    """Let libvirt know a VM."""
+    host.tree.put(f"libvirt/{number}/name", name)
+    host.tree.put(f"libvirt/{number}/uuid", uuid)
+    xml = domain_xml(*addresses, name=name, uuid=uuid).decode()
+    host.tree.put(f"libvirt/{number}/xml", xml)
+    host.tree.put(f"libvirt/{number}/autostart", "1")
+
+
+def said(capture: Capture, host: FakeHost | None, *words: str) -> tuple[int, str, str]:
+    """What a command prints, and its exit status."""
+    capture.readouterr()
+    status = cli.main([*words], host)
+    out, err = capture.readouterr()
+    return status, out, err
+
+
+def recorded(capture: Capture, host: FakeHost, file: Path) -> str:
+    status, _, err = said(capture, host, "record", str(file))
+    assert status == 0, err
+    return file.read_text(encoding="utf-8")
+
+
+LOOKS = (("plan", "vm1"), ("plan", "--json", "vm1"), ("doctor",), ("status",))
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_record_says_what_the_machine_says(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path, name: str
+) -> None:
+    host = machine(name)
+    host.tree.put("recorded/now", "1732312312")
+    with_vm(host, "vm1", *displays(host))
+    file = tmp_path / "machine.tree"
+
+    recorded(capsys, host, file)
+
+    for words in LOOKS:
+        there = said(capsys, host, *words)
+        assert said(capsys, None, "--root", str(file), *words) == there
+
+# What becomes of the names; in this order, as some are parts of others.
+OTHERS = {
+    somebody.NAME: "vm1",
+    somebody.NAME.replace("-", "\\\\x2d"): "vm1",
+    somebody.NAME.upper(): "VM1",
+    "fredsmith@smith.example.org": "user@host",
+    "annasmith": "user1",
+    "fredsmith": "user2",
+    "smithtower": "host1",
+    somebody.IPV4: "192.0.2.1",
+    somebody.IPV6: "2001:db8::1",
+    somebody.OTHER_UUID: "00000000000040008000000000000003",
+    somebody.SERVER: "server1.example",
+}
+BY_PROGRAMS = (("plan", "--json", "vm1"), ("doctor", "--json"), ("status", "--json"))
+
+
+def test_a_record_says_what_somebodys_machine_says_but_for_the_names(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    host = somebody.move_in(machine("efifb-6.12"))
+    file = tmp_path / "machine.tree"
+    text = recorded(capsys, host, file)
+    uuid = next(line for line in text.splitlines() if line.startswith("f libvirt/1/uuid = "))
+    others = {**OTHERS, somebody.UUID: uuid.rpartition(" ")[2]}
+
+    for words in BY_PROGRAMS:
+        there = said(capsys, host, *(word.replace("vm1", somebody.NAME) for word in words))
+        told = there[1]
+        for name, other in others.items():
+            told = told.replace(name, other)
+        status, out, err = said(capsys, None, "--root", str(file), *words)
+        assert unordered(json.loads(out)) == unordered(json.loads(told))
+        assert (status, err) == (there[0], there[2])
+
+
+def unordered(told: dict[str, Any]) -> list[str]:
+    """The findings of doctor, or the rest; other names have another order."""
+    findings = sorted(map(json.dumps, told.pop("findings", [])))
+    return [*findings, *json.dumps(told, indent=1).split("\n")]
+
+
+def test_a_record_of_a_record_is_the_same(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    host = somebody.move_in(machine("efifb-6.12"))
+    first, second = tmp_path / "first.tree", tmp_path / "second.tree"
+    recorded(capsys, host, first)
+
+    said(capsys, None, "--root", str(first), "record", str(second))
+
+    assert second.read_text(encoding="utf-8") == first.read_text(encoding="utf-8")
+
+
+def test_no_secret_is_in_a_record(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    host = somebody.move_in(machine("efifb-6.12"))
+    there = somebody.told(host)
+
+    text = recorded(capsys, host, tmp_path / "machine.tree")
+
+    assert there == set(somebody.SECRETS)
+    assert somebody.told_in(text) == set()
+
+
+# -- what else is in it
+
+
+def test_a_record_begins_with_what_made_it_and_a_word_of_warning(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    text = recorded(capsys, machine("efifb-6.12"), tmp_path / "machine.tree")
+
+    assert text.splitlines()[:4] == [
+        "# vfio-console-hook machine",
+        f"# vfio-console-hook {__version__}, Linux 6.12.107+deb13-amd64",
+        "# Names, serial numbers and addresses were taken out by the program. It knows many",
+        "# places where they stand, not all: read this through before others see it.",
+    ]
+
+
+def test_a_record_goes_to_stdout_and_nothing_else_does(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    host = machine("efifb-6.12")
+    text = recorded(capsys, host, tmp_path / "machine.tree")
+
+    assert said(capsys, host, "record", "-") == (0, text, "")
+
+
+def test_what_may_not_be_read_is_named_and_the_rest_is_recorded(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    host = machine("efifb-6.12")
+    with_vm(host, "vm1", GPU)
+    host.tree.put("recorded/now", "1732312312")
+    for path in ("proc/cmdline", "etc/vfio-console-hook/.itself", "sys/class/graphics/.itself"):
+        host.tree.put(f"refused/{path}", "13")
+    host.tree.make_directory("etc/vfio-console-hook")
+    host.tree.put("proc/cmdline", "quiet")
+    file = tmp_path / "machine.tree"
+
+    status, _, err = said(capsys, host, "record", str(file))
+
+    text = file.read_text(encoding="utf-8")
+    complaint = "could not be read: cannot read /proc/cmdline: Permission denied"
+    assert (status, f"vfio-console-hook: {complaint}\n" in err) == (0, True)
+    assert f"# {complaint}" in text.splitlines()[:10]
+    assert "d sys/class/vtconsole" in text.splitlines()
+    for words in (("plan", "vm1"), ("doctor",)):
+        assert said(capsys, None, "--root", str(file), *words) == said(capsys, host, *words)
+
+
+def test_why_libvirt_could_not_be_asked_is_recorded(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    host = machine("efifb-6.12")
+    host.tree.put("libvirt/unasked", "cannot ask libvirt: it sleeps\nwake it up")
+    file = tmp_path / "machine.tree"
+    recorded(capsys, host, file)
+
+    assert said(capsys, None, "--root", str(file), "plan", "vm1") == (
+        1, "", "vfio-console-hook: cannot ask libvirt: it sleeps\nhint: wake it up\n",
+    )  # fmt: skip
+
+
+def test_only_processes_that_hold_a_gpu_are_recorded_and_no_command_lines(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    host = machine("efifb-6.12")
+    hold(host, "dev/fb0", pid=4711, command="Xorg", unit="gdm.service")
+    hold(host, "dev/fb0", pid=4712, command="plymouthd", mapped=True)
+    hold(host, "home/x/letter.txt", pid=4713, command="editor")
+    for pid in (4711, 4712, 4713):
+        host.tree.put(f"proc/{pid}/cmdline", "secret words")
+    with_vm(host, "vm1", GPU)
+
+    text = recorded(capsys, host, tmp_path / "machine.tree")
+
+    there = {line.split()[1] for line in text.splitlines() if line[2:].startswith("proc/47")}
+    assert there == {
+        "proc/4711/cgroup", "proc/4711/comm", "proc/4711/fd", "proc/4711/fd/0", "proc/4711/stat",
+        "proc/4712/cgroup", "proc/4712/comm", "proc/4712/fd", "proc/4712/maps", "proc/4712/stat",
+    }  # fmt: skip
+    assert "letter" not in text
+    assert "secret words" not in text
+
+
+def test_a_node_under_another_name_is_recorded_under_its_own(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    """A recorded machine has no device numbers, by which the process was found."""
+    host = machine("efifb-6.12")
+    hold(host, "dev/fb0", pid=4711, command="Xorg", shown="/dev/screen")
+    with_vm(host, "vm1", GPU)
+
+    text = recorded(capsys, host, tmp_path / "machine.tree")
+
+    assert "l proc/4711/fd/0 -> /dev/fb0" in text.splitlines()
+
+
+def test_an_absolute_link_stays_within_the_recorded_machine(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    host = machine("efifb-6.12")
+    installed.hook(host)
+    host.tree.remove("bin")
+    host.tree.text_link("bin", host.path("usr/bin"))
+    host.tree.remove("usr/bin/python3")
+    host.tree.text_link("usr/bin/python3", "/etc/alternatives/python3")
+
+    lines = recorded(capsys, host, tmp_path / "machine.tree").splitlines()
+
+    assert [line for line in lines if line.startswith("l ") and " -> /" in line] == []
+
+
+def test_only_options_about_gpus_stay_on_the_command_line(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    host = machine("efifb-6.12")
+    kept = (
+        "quiet console=tty0 video=efifb:off,vesafb:off fbcon=map:1 nomodeset nofb intel_iommu=on"
+        " iommu=pt vfio-pci.ids=10de:1b80 initcall_blacklist=sysfb_init pcie_acs_override=all"
+        " modprobe.blacklist=nouveau module_blacklist=nvidia efifb=off simpledrm:off pci=noaer"
+    )
+    host.tree.put("proc/cmdline", f"BOOT_IMAGE=/x root=UUID=1 rd.luks.name=1=y ip=::1 {kept}")
+
+    text = recorded(capsys, host, tmp_path / "machine.tree")
+
+    assert f"f proc/cmdline = {kept}" in text.splitlines()
+
+
+def test_the_xml_of_a_vm_keeps_its_lines(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    host = somebody.move_in(machine("efifb-6.12"))
+    file = tmp_path / "machine.tree"
+    recorded(capsys, host, file)
+    root = tmp_path / "unpacked"
+    root.mkdir()
+
+    vm = unpack(file.read_text(encoding="utf-8"), str(root)).vms("qemu:///system")[0]
+
+    devices = domain.hostdevs(somebody.XML.encode())
+    assert len(devices) == 2
+    assert domain.hostdevs(vm.xml.encode()) == devices
+
+
+def test_every_symbol_that_is_asked_for_is_recorded() -> None:
+    """/proc/kallsyms has megabytes, so the recorder must know which lines matter."""
+    package = ROOT / "vfio_console_hook"
+    asked = {
+        name
+        for module in package.rglob("*.py")
+        for name in re.findall(r'has_symbol\(\w+, "(\w+)"\)', module.read_text(encoding="utf-8"))
+    }
+    # The rows of the drivers name the others.
+    rows = (package / "drivers.py").read_text(encoding="utf-8")
+    asked |= set(re.findall(r'\bremove(?:_shown)?="(\w+)"', rows))
+
+    assert len(asked) >= 3
+    assert asked - set(recorder.SYMBOLS) == set()
+
+
+def test_a_common_name_of_a_vm_tells_nothing_and_stays(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    host = machine("efifb-6.12")
+    with_vm(host, "gpu", GPU, number=1)
+    with_vm(host, "vm1", uuid=somebody.UUID, number=2)
+    with_vm(host, "Fred", uuid=somebody.OTHER_UUID, number=3)
+
+    lines = recorded(capsys, host, tmp_path / "machine.tree").splitlines()
+
+    assert [line for line in lines if "/name = " in line and "libvirt" in line] == [
+        "f libvirt/1/name = gpu", "f libvirt/2/name = vm1", "f libvirt/3/name = vm2",
+    ]  # fmt: skip
+
+
+def test_a_kernel_release_is_no_address(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    host = machine("efifb-6.12")
+    host.tree.put("proc/sys/kernel/osrelease", "6.12.107.2-generic")
+
+    lines = recorded(capsys, host, tmp_path / "machine.tree").splitlines()
+
+    assert "f proc/sys/kernel/osrelease = 6.12.107.2-generic" in lines
+
+
+def test_a_recorded_program_answers_on_a_machine_that_reacts(machine: MachineFactory) -> None:
+    host = machine("lab-vgacon")
+    command = ("/sbin/modprobe", "--showconfig")
+    host.tree.put(answer_path(command), "blacklist nouveau")
+
+    assert host.run(*command) == "blacklist nouveau"
+
+
+def test_a_folder_that_is_a_link_on_the_machine_is_recorded_once(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    host = machine("vgacon-5.10")
+    with_vm(host, "vm1", *displays(host))
+    # As in any sysfs: /sys/class has links only.
+    real = Path(host.path("sys/devices/virtual/tty"))
+    real.mkdir(parents=True)
+    Path(host.path("sys/class/tty/tty0")).rename(real / "tty0")
+    Path(host.path("sys/class/tty/tty0")).symlink_to("../../devices/virtual/tty/tty0")
+    before = said(capsys, host, "plan", "vm1")
+    file = tmp_path / "machine.tree"
+
+    recorded(capsys, host, file)
+
+    assert said(capsys, None, "--root", str(file), "plan", "vm1") == before
+    assert before[0] == 0

@@ -1,0 +1,153 @@
+"""Names that people gave, and numbers that tell one machine from another, as others.
+
+The same name always becomes the same other one, so what belongs together stays so.
+What is such a name already is left alone: a machine that was recorded once is not
+changed when it is recorded again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+_UUID = re.compile(
+    r"(?<![0-9a-fA-F])[0-9a-fA-F]{8}(-?)[0-9a-fA-F]{4}\1[0-9a-fA-F]{4}\1[0-9a-fA-F]{4}\1"
+    r"[0-9a-fA-F]{12}(?![0-9a-fA-F])"
+)
+_FAKE_UUID = "00000000-0000-4000-8000-{:012x}"
+_MAC = re.compile(r"(?<![0-9a-fA-F:])(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}(?![0-9a-fA-F:])")
+_FAKE_MAC = "52:54:00:00:00:{:02x}"
+# Kernel releases have three numbers; what has four is taken for an address.
+_IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.])")
+_FAKE_IPV4 = "192.0.2.{}"  # for documentation, RFC 5737
+_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9a-fA-F]{0,4}:){3,7}[0-9a-fA-F]{0,4}(?![\w:.])")
+_FAKE_IPV6 = "2001:db8::{:x}"  # for documentation, RFC 3849
+_MAIL = re.compile(r"[\w.+-]+@(?=[\w-]+\.\w)[\w.-]+")
+# No more than what ends as most do, or files and units would be taken for servers.
+_SERVER = re.compile(
+    r"(?<![\w.-])(?:[a-zA-Z0-9-]+\.)+(?:com|org|net|edu|info|lan|local|home|internal|intranet|eu|us"
+    r"|uk|de|fr|nl|ch|at|pl|it|es|se)(?![\w-])(?!\.\w)"
+)
+_FAKE_SERVER = "server{}.example"  # RFC 2606
+_EVERYBODYS = ("libvirt.org", "kernel.org", "qemu.org", "github.com", "debian.org")
+_VM = re.compile(r"vm\d+")
+# As a word of a text these mean something to the program; as a name, they tell nothing.
+_COMMON = frozenset(
+    "linux windows debian fedora arch ubuntu qemu kvm libvirt libvirtd virtqemud virsh vfio pci"
+    " gpu vm host local localhost root system user start stop enabled name active true false all"
+    " none auto services holders terminate default test service hook hooks bin usr etc home run"
+    " nvidia nouveau amdgpu radeon i915 xe console firmware native".split()
+)
+
+
+class Pseudonyms:
+    """Gives each name another one; made from all names that are known to be somebody's."""
+
+    def __init__(self, vms: Iterable[str], users: Iterable[str], hosts: Iterable[str]) -> None:
+        self.vms: dict[str, str] = {}
+        # What anybody might call a VM, or it is called already.
+        taken = {name for name in vms if _VM.fullmatch(name) or name.lower() in _COMMON}
+        for name in dict.fromkeys(vms):
+            self.vms[name] = name if name in taken else self._for_vm(name, taken)
+        self._words = {
+            **_numbered(hosts, "host"), **_numbered(users, "user"), **self.vms,
+        }  # fmt: skip
+        self._word = _any_of(self._words)
+        self._numbers: dict[str, dict[str, str]] = {}
+
+    def _for_vm(self, name: str, taken: set[str]) -> str:
+        # A file whose name differs from its VM's in case only is a mistake to be seen.
+        same = next((own for own in self.vms if own.lower() == name.lower()), None)
+        if same is not None and self.vms[same].upper() not in self.vms.values():
+            return self.vms[same].upper()
+        number = 1
+        while f"vm{number}" in taken:
+            number += 1
+        taken.add(f"vm{number}")
+        return f"vm{number}"
+
+    def vm(self, name: str) -> str:
+        """The other name of a VM, however it is called; "vm" for one that is not known."""
+        return self.vms.get(name, "vm")
+
+    def text(self, text: str) -> str:
+        """A text that people, or programs about people, wrote."""
+        if self._word is not None:
+            text = self._word.sub(lambda match: self._words[match[0]], text)
+        text = _MAIL.sub("user@host", text)
+        return self.plain(self._each("server", _SERVER, _FAKE_SERVER, text))
+
+    def plain(self, text: str) -> str:
+        """A text of the kernel's own, in which no name can stand: only numbers are replaced."""
+        text = _UUID.sub(self._uuid, text)
+        text = self._each("mac", _MAC, _FAKE_MAC, text)
+        text = self._each("ipv4", _IPV4, _FAKE_IPV4, text)
+        return self._each("ipv6", _IPV6, _FAKE_IPV6, text)
+
+    def _uuid(self, match: re.Match[str]) -> str:
+        whole = match[0].replace("-", "").lower()
+        fake = _FAKE_UUID.format(0).replace("-", "")[:16]
+        if whole.startswith(fake) or not whole.strip("0"):
+            return match[0]
+        told = self._number("uuid", whole, _FAKE_UUID)
+        return told if match[1] else told.replace("-", "")
+
+    def _each(self, kind: str, pattern: re.Pattern[str], fake: str, text: str) -> str:
+        already = fake.partition("{")[0]
+
+        def other(match: re.Match[str]) -> str:
+            # 127.0.0.1 and 0.0.0.0 are everybody's, and so is "::".
+            common = match[0].startswith(("127.", "0.", already)) or not match[0].strip(":01")
+            common = common or match[0].endswith(_EVERYBODYS)
+            return match[0] if common else self._number(kind, match[0].lower(), fake)
+
+        return pattern.sub(other, text)
+
+    def _number(self, kind: str, value: str, fake: str) -> str:
+        known = self._numbers.setdefault(kind, {})
+        return known.setdefault(value, fake.format(len(known) + 1))
+
+    def json(self, text: str) -> str:
+        """JSON, one value a line: names of VMs below "vm", and any text."""
+        return "\n".join(_json(line, self._in_json, self.text) for line in text.split("\n"))
+
+    def _in_json(self, value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {one: self._in_json(below, one) for one, below in value.items()}
+        if isinstance(value, list):
+            return [self._in_json(one) for one in value]
+        if key == "vm" and value in self.vms:
+            return self.vms[value]
+        return self.text(value) if isinstance(value, str) else value
+
+
+def _json(line: str, known: Callable[[Any], Any], otherwise: Callable[[str], str]) -> str:
+    try:
+        return json.dumps(known(json.loads(line))) if line else line
+    except (ValueError, RecursionError):
+        return otherwise(line)
+
+
+def _numbered(names: Iterable[str], kind: str) -> dict[str, str]:
+    """Each name as KIND1, KIND2..., but for those that are called so."""
+    found: dict[str, str] = {}
+    taken = {name for name in names if re.fullmatch(rf"{kind}\d+", name)}
+    number = 0
+    for name in dict.fromkeys(one for one in names if one not in taken):
+        number += 1
+        while f"{kind}{number}" in taken:
+            number += 1
+        found[name] = f"{kind}{number}"
+    return found
+
+
+def _any_of(words: Iterable[str]) -> re.Pattern[str] | None:
+    """What finds each of the words where it stands by itself."""
+    uncommon = {one for one in words if len(one) > 2 and one.lower() not in _COMMON}
+    if not uncommon:
+        return None
+    longest_first = sorted(uncommon, key=lambda one: (-len(one), one))
+    either = "|".join(map(re.escape, longest_first))
+    return re.compile(rf"(?<![A-Za-z0-9])(?:{either})(?![A-Za-z0-9])")
