@@ -17,6 +17,7 @@ COMMAND=/usr/bin/vfio-console-hook
 DOC=/usr/share/doc/vfio-console-hook
 ETC=/etc/vfio-console-hook
 HOOKS=/etc/libvirt/hooks
+SHARE=/usr/share
 RUN=/run/vfio-console-hook
 
 # The three places where the gate may be: libvirt's own, the directory it reads since
@@ -34,10 +35,20 @@ WITH_LIBVIRTD=$UNITS/libvirtd.service.wants/${UNIT##*/}
 WITH_VIRTQEMUD=$UNITS/virtqemud.service.wants/${UNIT##*/}
 RELOAD_S=60  # how long systemd may take to read it
 
+# The manual pages, and what the shells read to complete the command: where they are in
+# config/share, and in /usr/share. Debian's zsh reads another directory than all others.
+MANUAL='man/man8/vfio-console-hook.8
+man/man5/vfio-console-hook.yaml.5'
+COMPLETIONS='bash-completion/completions/vfio-console-hook
+fish/vendor_completions.d/vfio-console-hook.fish'
+ZSH=zsh/site-functions/_vfio-console-hook
+ZSH_DEBIAN=zsh/vendor-completions/_vfio-console-hook
+
 # What is in the second line or so of our own files, and in nobody else's.
 GATE_MARK='^# vfio-console-hook: the gate'
 COMMAND_MARK='^"""The command vfio-console-hook'
 UNIT_MARK='^# vfio-console-hook: the unit'
+SHARED_MARK='vfio-console-hook: installed by install.sh$'
 
 usage() {
     cat <<'END'
@@ -260,6 +271,19 @@ check_unit() {
     done
 }
 
+# Sets shared to the manual pages and completions, and zsh to where zsh reads here.
+choose_shared() {
+    zsh=$ZSH
+    [ ! -d "$root$SHARE/${ZSH_DEBIAN%/*}" ] || zsh=$ZSH_DEBIAN
+    shared="$MANUAL
+$COMPLETIONS
+$zsh"
+    for name in $shared; do
+        check_dir "$root$SHARE/${name%/*}"
+        check_file "$root$SHARE/$name" "$SHARED_MARK"
+    done
+}
+
 python_is_new_enough() {
     "$PYTHON" -I -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null
 }
@@ -268,23 +292,28 @@ python_has_libraries() {
     "$PYTHON" -I -c 'import lxml.etree, yaml' 2>/dev/null
 }
 
-# Installs what is missing with the package manager of this host.
+python_has_libvirt() {
+    "$PYTHON" -I -c 'import libvirt' 2>/dev/null
+}
+
+# Installs packages with the package manager of this host. What they are called by Debian,
+# Fedora, openSUSE, Arch, Alpine and Void is in $1 to $6, some names each.
+# shellcheck disable=SC2086  # one word a package
 install_packages() {
     if command -v apt-get; then
         export DEBIAN_FRONTEND=noninteractive
-        set -- apt-get install -y --no-install-recommends
-        "$@" python3 python3-lxml python3-yaml ||
-            { apt-get update && "$@" python3 python3-lxml python3-yaml; }
+        apt-get install -y --no-install-recommends $1 ||
+            { apt-get update && apt-get install -y --no-install-recommends $1; }
     elif command -v dnf; then
-        dnf install -y python3 python3-lxml python3-pyyaml
+        dnf install -y $2
     elif command -v zypper; then
-        zypper --non-interactive install python3 python3-lxml python3-PyYAML
+        zypper --non-interactive install $3
     elif command -v pacman; then
-        pacman -S --noconfirm --needed python python-lxml python-yaml
+        pacman -S --noconfirm --needed $4
     elif command -v apk; then
-        apk add python3 py3-lxml py3-yaml
+        apk add $5
     elif command -v xbps-install; then
-        xbps-install -y python3 python3-lxml python3-yaml
+        xbps-install -y $6
     else
         return 1
     fi
@@ -294,13 +323,27 @@ check_python() {
     if [ -z "$root" ] && { [ ! -x "$PYTHON" ] || ! python_has_libraries; }; then
         say "installing lxml and PyYAML for $PYTHON with the package manager of this host"
         # What is told is the last line: of the package manager, or else of Python.
-        output=$(install_packages 2>&1) && output=$("$PYTHON" -I -c 'import lxml.etree, yaml' 2>&1)
+        output=$(install_packages 'python3 python3-lxml python3-yaml' 'python3 python3-lxml python3-pyyaml' \
+            'python3 python3-lxml python3-PyYAML' 'python python-lxml python-yaml' \
+            'python3 py3-lxml py3-yaml' 'python3 python3-lxml python3-yaml' 2>&1) &&
+            output=$("$PYTHON" -I -c 'import lxml.etree, yaml' 2>&1)
         python_has_libraries || stop \
             "cannot install lxml and PyYAML for $PYTHON: $(printf '%s' "${output:-no known package manager}" | tail -n 1); nothing was installed" \
             "install them by hand (Debian: python3-lxml python3-yaml; Fedora: python3-lxml python3-pyyaml)"
     fi
     [ -x "$PYTHON" ] || stop "there is no $PYTHON; nothing was installed"
     python_is_new_enough || stop "$PYTHON is older than Python 3.9; nothing was installed"
+}
+
+# libvirt's own module for Python, where libvirt is. The hook does not need it, so that it
+# cannot be had is worth a note and nothing more.
+recommend_libvirt() {
+    [ -n "$(libvirt_version)" ] && ! python_has_libvirt || return 0
+    say "  installing libvirt's module for $PYTHON, with which plan and doctor ask for VMs"
+    output=$(install_packages python3-libvirt python3-libvirt python3-libvirt-python \
+        libvirt-python py3-libvirt libvirt-python3 2>&1)
+    python_has_libvirt || say "  it cannot be installed: $(printf '%s' "${output:-no known package manager}" | tail -n 1)
+  everything works without it but doctor's look at VMs, and plan wants --xml"
 }
 
 # --- install ----------------------------------------------------------------------
@@ -375,6 +418,20 @@ place_unit() {
     done
 }
 
+stage_shared() {
+    for name in $shared; do
+        from=$name
+        [ "$name" != "$ZSH_DEBIAN" ] || from=$ZSH
+        stage_file "$here/config/share/$from" "$root$SHARE/$name" 644
+    done
+}
+
+place_shared() {
+    for name in $shared; do
+        place "$root$SHARE/$name"
+    done
+}
+
 # What an uninstallation cannot know otherwise: the directories that were not there.
 write_manifest() {
     {
@@ -422,13 +479,18 @@ install_hook() {
     doing=installed
     [ -n "$root" ] || [ "$(id -u)" = 0 ] ||
         stop "only root can install into /usr and /etc; nothing was installed" "use sudo, or set DESTDIR"
-    for file in hooks/qemu hooks/launch.py hooks/command.py "hooks/${UNIT##*/}" config/default.yaml vfio_console_hook/__init__.py; do
+    set -- hooks/qemu hooks/launch.py hooks/command.py "hooks/${UNIT##*/}" config/default.yaml vfio_console_hook/__init__.py
+    for name in $MANUAL $COMPLETIONS $ZSH; do
+        set -- "$@" "config/share/$name"
+    done
+    for file in "$@"; do
         [ -f "$here/$file" ] || stop "$here/$file is missing; nothing was installed" "run install.sh from a complete clone"
     done
     choose_gate
     check_file "$root$COMMAND" "$COMMAND_MARK"
     check_file "$root$ETC/default.yaml" ''
     ! has_systemd || check_unit
+    choose_shared
     for dir in "$LIB" "$DOC" "$ETC" "$ETC/vms"; do
         check_dir "$root$dir"
     done
@@ -444,6 +506,7 @@ install_hook() {
     stage_config
     stage_file "$here/hooks/command.py" "$root$COMMAND" 755
     ! has_systemd || stage_unit
+    stage_shared
     make_dir "$root${gate%/*}"
     stage_file "$here/hooks/qemu" "$root$gate" 755
     write_manifest
@@ -453,6 +516,7 @@ install_hook() {
     place "$root$COMMAND"
     place "$root$LIB"
     ! has_systemd || place_unit
+    place_shared
     place "$root$gate"
     trap - HUP INT TERM
     backwards "$placed" | while IFS= read -r target; do
@@ -462,22 +526,30 @@ install_hook() {
     for other in "$MAIN" "$DROPIN" "$CHAINED"; do
         [ "$other" = "$gate" ] || ! ours "$root$other" "$GATE_MARK" || rm -f "$root$other"
     done
+    for other in "$ZSH" "$ZSH_DEBIAN"; do
+        [ "$other" = "$zsh" ] || ! ours "$root$SHARE/$other" "$SHARED_MARK" || rm -f "$root$SHARE/$other"
+    done
 
     say "vfio-console-hook is installed:"
     say "  program  $root$LIB"
     say "  command  $root$COMMAND"
     say "  hook     $root$gate"
     ! has_systemd || say "  unit     $root$UNIT"
+    say "  manual   man vfio-console-hook, man vfio-console-hook.yaml"
     say "  config   $root$ETC/default.yaml$config_note"
     [ "$gate" = "$MAIN" ] || say "  the hook in $root$MAIN was left as it is"
     [ -z "$root" ] || return 0
     if command -v restorecon >/dev/null; then
         set -- "$LIB" "$COMMAND" "$DOC" "$ETC" "$HOOKS"
         ! has_systemd || set -- "$@" "$UNIT" "${WITH_LIBVIRTD%/*}" "${WITH_VIRTQEMUD%/*}"
+        for name in $shared; do
+            set -- "$@" "$SHARE/$name"
+        done
         restorecon -R "$@" >/dev/null 2>&1 || say "  restorecon failed: look at the SELinux labels"
     fi
     ! has_systemd || reload_systemd
     reload_daemon
+    recommend_libvirt
 }
 
 # --- uninstall --------------------------------------------------------------------
@@ -529,6 +601,9 @@ remove_hook() {
         ! same "$file" "$root$LIB/default.yaml" || rm -f "$file"
     done
     ! ours "$root$COMMAND" "$COMMAND_MARK" || rm -f "$root$COMMAND"
+    for name in $MANUAL $COMPLETIONS $ZSH $ZSH_DEBIAN; do
+        ! ours "$root$SHARE/$name" "$SHARED_MARK" || rm -f "$root$SHARE/$name"
+    done
     reason=$(rm -rf "$root$DOC" "$root$RUN" "$root$RUN.status" "$root$LIB" 2>&1) ||
         stop "cannot remove everything: ${reason#*: }"
     rmdir "$root$ETC/vms" "$root$ETC" 2>/dev/null

@@ -28,6 +28,16 @@ UNIT_LINKS = tuple(
     f"{UNITS}/{daemon}.service.wants/vfio-console-hook-recover.service"
     for daemon in ("libvirtd", "virtqemud")
 )
+# Where they are below config and below /usr.
+SHARED = (
+    "share/man/man8/vfio-console-hook.8",
+    "share/man/man5/vfio-console-hook.yaml.5",
+    "share/bash-completion/completions/vfio-console-hook",
+    "share/fish/vendor_completions.d/vfio-console-hook.fish",
+    "share/zsh/site-functions/_vfio-console-hook",
+)
+ZSH = f"usr/{SHARED[-1]}"
+ZSH_DEBIAN = "usr/share/zsh/vendor-completions/_vfio-console-hook"
 FOREIGN = "#!/bin/sh\n# somebody else's\n"
 
 # Stand in for the program itself, so that what is tested here is the installer.
@@ -101,8 +111,20 @@ class Clone:
         self()
         shutil.rmtree(self.dest / "usr/lib/systemd")
         made = self.dest / LIB / "made"
-        lines = made.read_text().splitlines(keepends=True)
-        made.write_text("".join(line for line in lines if "systemd" not in line))
+        lines = made.read_text().splitlines()
+        for name in SHARED:
+            (self.dest / "usr" / name).unlink()
+        # The directories made for them, inner ones first; that of the documents stays.
+        for line in reversed(lines):
+            if line.startswith("/usr/share/") and not line.startswith("/usr/share/doc"):
+                (self.dest / line[1:]).rmdir()
+        old = [
+            line
+            for line in lines
+            if "systemd" not in line
+            and (not line.startswith("/usr/share/") or line.startswith("/usr/share/doc"))
+        ]
+        made.write_text("".join(f"{line}\n" for line in old))
 
     def libvirt(self, version: str, daemon: str = "usr/sbin/libvirtd") -> None:
         """Puts a daemon of this version into the tree."""
@@ -169,6 +191,7 @@ def test_install_says_what_it_did_and_puts_everything_in_place(clone: Clone) -> 
         f"  command  {dest}/{COMMAND}\n"
         f"  hook     {dest}/{MAIN}\n"
         f"  unit     {dest}/{UNIT}\n"
+        "  manual   man vfio-console-hook, man vfio-console-hook.yaml\n"
         f"  config   {dest}/{ETC}/default.yaml\n",
         "",
     )
@@ -203,6 +226,42 @@ def test_the_unit_starts_what_is_installed_and_looks_where_claims_are(clone: Clo
         f"Documentation=file:///{readme}",
     } <= unit
     assert (clone.dest / readme).is_file()
+
+
+def test_the_manual_and_the_completions_are_installed_for_everybody_to_read(clone: Clone) -> None:
+    clone()
+
+    for name in SHARED:
+        installed = clone.dest / "usr" / name
+        assert installed.read_bytes() == (clone.directory / "config" / name).read_bytes()
+        assert installed.stat().st_mode & 0o7777 == 0o644
+
+
+def test_where_zsh_is_debians_it_reads_another_directory(clone: Clone) -> None:
+    clone()
+    (clone.dest / ZSH_DEBIAN).parent.mkdir()
+
+    clone()
+
+    files = {name for name in tree(clone.dest) if name.endswith("_vfio-console-hook")}
+    assert files == {ZSH_DEBIAN}
+    clone("--uninstall")
+    left = tree(clone.dest)
+    assert {name for name in left if name.startswith("usr/share/zsh")} == {
+        "usr/share/zsh",
+        "usr/share/zsh/vendor-completions",
+    }
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_uninstall_keeps_a_manual_or_completion_of_somebody_else(clone: Clone, name: str) -> None:
+    clone()
+    clone.put(f"usr/{name}", "theirs\n", 0o644)
+
+    clone("--uninstall")
+
+    left = {path: text for path, text in tree(clone.dest).items() if text != "/"}
+    assert left == {f"usr/{name}": "644 b'theirs\\n'"}
 
 
 def test_systemd_has_no_objection_to_the_unit(clone: Clone) -> None:
@@ -307,7 +366,7 @@ def test_uninstall_leaves_no_trace(clone: Clone) -> None:
     before = tree(clone.dest)
     clone()
     clone.put(f"{journal.RUN}/kernel", "{}")
-    clone.put(journal.STATUS, "{}")
+    clone.put(f"{journal.STATUS}/0b0e", "{}")
     (clone.dest / journal.CLAIMS).mkdir()
     (clone.dest / "run/somebody").mkdir()
 
@@ -594,6 +653,7 @@ def test_a_removed_config_is_not_put_back(clone: Clone) -> None:
         (COMMAND, "{} is a directory; nothing was installed"),
         (UNIT, "{} is a directory; nothing was installed"),
         (UNIT_LINKS[0], "{} belongs to somebody else; nothing was installed"),
+        (f"usr/{SHARED[0]}", "{} is a directory; nothing was installed"),
         (f"{ETC}/default.yaml", "{} is a directory; nothing was installed"),
     ],
 )
@@ -611,7 +671,8 @@ def test_a_directory_where_a_file_should_be_is_told_in_one_sentence(
 
 @pytest.mark.parametrize(
     "name",
-    [LIB, ETC, f"{ETC}/vms", "etc/libvirt/hooks", UNITS, *(os.path.dirname(n) for n in UNIT_LINKS)],
+    [LIB, ETC, f"{ETC}/vms", "etc/libvirt/hooks", UNITS]
+    + [os.path.dirname(name) for name in (*UNIT_LINKS, *(f"usr/{one}" for one in SHARED))],
 )
 def test_a_file_where_a_directory_should_be_is_told_in_one_sentence(
     clone: Clone, name: str
@@ -640,7 +701,7 @@ def test_a_file_in_the_way_half_way_leaves_nothing_half_done(clone: Clone, name:
     assert tree(clone.dest) == before
 
 
-@pytest.mark.parametrize("name", [COMMAND, UNIT, *UNIT_LINKS])
+@pytest.mark.parametrize("name", [COMMAND, UNIT, *UNIT_LINKS, *(f"usr/{n}" for n in SHARED)])
 def test_a_foreign_file_of_our_name_is_not_overwritten(clone: Clone, name: str) -> None:
     path = clone.put(name, "#!/bin/sh\n")
     before = tree(clone.dest)
@@ -653,7 +714,7 @@ def test_a_foreign_file_of_our_name_is_not_overwritten(clone: Clone, name: str) 
     assert tree(clone.dest) == before
 
 
-@pytest.mark.parametrize("name", [COMMAND, UNIT, *UNIT_LINKS])
+@pytest.mark.parametrize("name", [COMMAND, UNIT, *UNIT_LINKS, f"usr/{SHARED[0]}"])
 @pytest.mark.parametrize("target", ["/nowhere", "/dev/null"])
 def test_a_foreign_link_of_our_name_is_not_overwritten(
     clone: Clone, name: str, target: str
@@ -709,7 +770,7 @@ def test_a_program_that_does_not_load_leaves_the_installed_one_alone(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a file immutable")
-@pytest.mark.parametrize("name", [COMMAND, UNIT, MAIN])
+@pytest.mark.parametrize("name", [COMMAND, UNIT, MAIN, ZSH])
 def test_a_target_that_cannot_be_replaced_puts_everything_back(clone: Clone, name: str) -> None:
     clone()
     clone.ship("enabled: false\n")
@@ -756,7 +817,7 @@ def test_whatever_step_fails_everything_is_as_it_was(
         "PATH=/usr/sbin:/usr/bin:/sbin:/bin", f"PATH={directory}:/usr/sbin:/usr/bin:/sbin:/bin"
     )
 
-    for number in range(1, 30):
+    for number in range(1, 60):
         calls.write_text("")
         fail.write_text(f"{number}\n")
         result = clone()
@@ -773,13 +834,14 @@ def test_whatever_step_fails_everything_is_as_it_was(
 
 def test_a_clone_with_crlf_line_ends_installs_scripts_that_run(clone: Clone) -> None:
     unit = f"hooks/{os.path.basename(UNIT)}"
-    for name in ("hooks/qemu", "hooks/launch.py", "hooks/command.py", unit):
+    shared = [f"config/{name}" for name in SHARED]
+    for name in ("hooks/qemu", "hooks/launch.py", "hooks/command.py", unit, *shared):
         path = clone.directory / name
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
 
     clone()
 
-    for name in (MAIN, f"{LIB}/hook", COMMAND, UNIT):
+    for name in (MAIN, f"{LIB}/hook", COMMAND, UNIT, *(f"usr/{one}" for one in SHARED)):
         assert b"\r" not in (clone.dest / name).read_bytes()
 
 
@@ -862,6 +924,7 @@ def test_without_systemd_there_is_no_unit_and_no_word_of_it(chroot: Chroot) -> N
         f"  program  /{LIB}\n"
         f"  command  /{COMMAND}\n"
         f"  hook     /{MAIN}\n"
+        "  manual   man vfio-console-hook, man vfio-console-hook.yaml\n"
         f"  config   /{ETC}/default.yaml\n"
         "  libvirt is not running: it finds the hook when it starts\n",
         "",
@@ -921,6 +984,55 @@ def test_a_systemd_that_does_not_listen_hinders_nothing(chroot: Chroot, trouble:
     assert told in installed.stdout
     assert removed.stdout == f"{told}vfio-console-hook is removed\n"
     assert not (chroot.top / UNIT).exists()
+
+
+def pretend_packages(chroot: Chroot, then: str) -> None:
+    """libvirt without its module for Python, and an apt-get that does this when called."""
+    for name, text in {
+        "usr/sbin/libvirtd": "echo 'libvirtd (libvirt) 9.0.0'",
+        "usr/bin/python3": '[ "$*" != "-I -c import libvirt" ] || [ -e /module ]',
+        "usr/bin/apt-get": f'echo "apt-get $*" >>/asked; {then}',
+    }.items():
+        (chroot.top / name).parent.mkdir(exist_ok=True)
+        (chroot.top / name).unlink(missing_ok=True)
+        (chroot.top / name).write_text(f"#!/bin/sh\n{text}\n")
+        (chroot.top / name).chmod(0o755)
+
+
+INSTALLING = (
+    "  installing libvirt's module for /usr/bin/python3, with which plan and doctor ask for VMs\n"
+)
+
+
+def test_libvirts_module_for_python_is_installed_where_libvirt_is(chroot: Chroot) -> None:
+    pretend_packages(chroot, ">/module")
+
+    result = chroot()
+
+    assert (result.status, result.stderr) == (0, "")
+    assert result.stdout.endswith(f"when it starts\n{INSTALLING}")
+    assert chroot.asked() == ["apt-get install -y --no-install-recommends python3-libvirt"]
+    assert INSTALLING not in chroot().stdout
+
+
+def test_a_module_for_python_that_cannot_be_had_is_a_note(chroot: Chroot) -> None:
+    pretend_packages(chroot, "echo 'E: no network' >&2; exit 100")
+
+    result = chroot()
+
+    assert (result.status, result.stderr) == (0, "")
+    assert result.stdout.endswith(
+        f"{INSTALLING}  it cannot be installed: E: no network\n"
+        "  everything works without it but doctor's look at VMs, and plan wants --xml\n"
+    )
+
+
+def test_with_destdir_no_package_is_installed(chroot: Chroot) -> None:
+    pretend_packages(chroot, "exit 1")
+
+    result = chroot(DESTDIR="/a tree")
+
+    assert (result.status, chroot.asked()) == (0, [])
 
 
 def test_with_destdir_no_systemd_is_told(chroot: Chroot) -> None:

@@ -1,41 +1,62 @@
 """The command `vfio-console-hook`: what people run to see, and to mend.
 
-Exit status: 0 done, 1 refused or failed, 2 wrong usage or nothing to do.
+Exit status: 0 done, 1 refused or failed, 2 wrong usage or nothing to do, 130 ended by
+Ctrl-C. A command may say more about 0 to 2.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from . import __version__, recorded, vms
 from .commands import COMMANDS
 from .errors import BugError, HookError
 from .host import Host
+from .terminal import Terminal
+
+NAME = "vfio-console-hook"
+_INTERRUPTED = 130  # as a shell has it: 128 and the number of SIGINT
 
 
 def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
     """Run one command; its exit status. host stands in for this machine in tests."""
-    arguments = parser().parse_args(argv)
     try:
+        arguments = parser().parse_args(argv)
         with contextlib.ExitStack() as stack:
-            return int(arguments.act(host or _host(arguments.root, stack), arguments))
+            status = int(arguments.act(host or _host(arguments.root, stack), arguments))
+        sys.stdout.flush()
+        return status
     except HookError as error:
         if isinstance(error, BugError):
             print(error.trace, file=sys.stderr)
-        print(f"vfio-console-hook: {error.text}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+        _tell(error.text, error.hint)
+    except KeyboardInterrupt as error:
+        # What it means for the command comes with it (commands/progress.py).
+        _tell(f"interrupted{f': {error}' if str(error) else ''}")
+        return _INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()  # nobody reads on; that is no failure to tell
+        # Nobody reads on, which is no failure to tell. Python writes what is left when it
+        # ends, and would complain (Python manual, "Note on SIGPIPE").
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except Exception as error:
         print(BugError.of(error).trace, file=sys.stderr)
-        print("vfio-console-hook: this is a bug, please report it", file=sys.stderr)
+        _tell("this is a bug, please report it")
     return 1
+
+
+def _tell(text: str, hint: str = "") -> None:
+    """Tell what is wrong: wrapped for a person, in one line for whoever else reads it."""
+    terminal = Terminal.of(sys.stderr)
+    for line in filter(None, (f"{NAME}: {text}", f"hint: {hint}" if hint else "")):
+        told = terminal.wrapped(line, "  ") if sys.stderr.isatty() else f"{line}\n"
+        print(told, end="", file=sys.stderr)
 
 
 def _host(root: str | None, stack: contextlib.ExitStack) -> Host:
@@ -53,16 +74,49 @@ def _host(root: str | None, stack: contextlib.ExitStack) -> Host:
     return recorded.unpack(text, directory)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that tells wrong usage as everything else is told: in one sentence."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
+        )
+        self.color = False  # Python 3.14 and later paint the help by themselves
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        sys.stdout.flush()  # as main() does: whoever asked for the help may have gone
+        super().exit(status, message)
+
+    def error(self, message: str) -> NoReturn:
+        hint = f"see `{self.prog} --help`"
+        if message.endswith("required: COMMAND"):
+            message = f"say what to do: {', '.join(command.name for command in COMMANDS)}"
+        stray = message.partition("unrecognized arguments: ")[2].partition("=")[0].split(" ")[0]
+        if stray in ("--root", "--connect"):
+            hint = f"{stray} comes before the command"
+        _tell(message, hint)
+        raise SystemExit(2)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        # argparse would list all commands, and help more than the nearest one does not.
+        known = action.choices
+        if isinstance(action, argparse._SubParsersAction) and known and value not in known:
+            near = difflib.get_close_matches(str(value).lower(), known, n=1)
+            meant = f", did you mean {near[0]}?" if near else ""
+            raise argparse.ArgumentError(None, f"there is no command {value}{meant}")
+        super()._check_value(action, value)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line; the manual page and the completions are held to it."""
-    whole = argparse.ArgumentParser(
-        prog="vfio-console-hook",
+    whole = _Parser(
+        prog=NAME,
         description="Free a GPU from the host's console before a VM takes it, and give it back.",
-        epilog=_examples(*(command.example for command in COMMANDS[:2])),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_examples(*(command.example for command in COMMANDS[:2]))
+        + f"\n\n{NAME} COMMAND --help says more, and so does `man {NAME}`.",
     )
     whole.add_argument("--version", action="version", version=__version__)
-    whole.add_argument("--root", metavar="FILE", help="look at a recorded machine, not this one")
+    whole.add_argument("--root", metavar="MACHINE", help="look at a recorded machine, not this one")
     whole.add_argument(
         "--connect", metavar="URI", default=vms.SYSTEM, help="the libvirt to ask (%(default)s)"
     )
@@ -73,7 +127,6 @@ def parser() -> argparse.ArgumentParser:
             help=command.summary,
             description=f"{command.summary[0].upper()}{command.summary[1:]}.",
             epilog=_examples(command.example),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.options(one)
         one.set_defaults(act=command.run)

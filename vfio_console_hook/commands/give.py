@@ -7,13 +7,20 @@ import argparse
 from .. import ownership, recovery
 from ..errors import HookError
 from ..host import Host
-from ..journal import Journal
+from ..journal import Journal, Record
 from .command import Command
-from .take import address, say, say_consoles
+from .progress import Telling, interruptible, say, say_consoles
+from .take import address
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("address", nargs="+", type=address, help="PCI address, such as 01:00.0")
+    parser.add_argument(
+        "address",
+        nargs="+",
+        type=address,
+        metavar="ADDRESS",
+        help="the GPU's PCI address, such as 01:00.0",
+    )
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
@@ -21,14 +28,26 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     for one in arguments.address:
         if not any(one in record.gpus for record in taken):
             raise HookError(f"{one} was not taken by hand", hint="see `vfio-console-hook status`")
-    for record in taken:
-        if set(record.gpus) & set(arguments.address):
-            busy = ownership.in_use(host, record)
-            if busy:
-                raise HookError(f"{record.name} cannot be given back: {busy}")
-            say(recovery.give_back(host, record))
+    again = f"run `vfio-console-hook give {' '.join(arguments.address)}` again"
+    with interruptible(lambda: again):
+        for record in taken:
+            if set(record.gpus) & set(arguments.address):
+                _give(host, record)
     say_consoles(host)
     return 0
+
+
+def _give(host: Host, record: Record) -> None:
+    if ownership.at_work(host, record):
+        say(
+            f"waiting up to {ownership.EARLIER_HOOK_S:g} s: {record.name} is still being taken or"
+            f" given back (process {record.hook[0]})"
+        )
+        host.wait(lambda: not ownership.at_work(host, record), ownership.EARLIER_HOOK_S)
+    busy = ownership.in_use(host, record)
+    if busy:
+        raise HookError(f"{record.name} cannot be given back: {busy}")
+    say(recovery.give_back(host, record, Telling(host, record.name)))
 
 
 COMMAND = Command(

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from .. import recovery
 from ..host import Host
+from ..journal import Journal
 from .command import Command
-from .take import say, say_consoles
+from .progress import interruptible, say, say_consoles
+
+
+def _seconds(text: str) -> float:
+    # Neither nan nor inf, which float() reads as well.
+    if re.fullmatch(r"[0-9]{1,6}([.][0-9]{1,6})?", text) is None:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, such as 10")
+    return float(text)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--force", action="store_true", help="do not ask libvirt if they run")
     parser.add_argument(
-        "--wait", metavar="S", type=float, default=10, help="seconds to wait for libvirt and hooks"
+        "--force", action="store_true", help="do not ask libvirt whether they run"
+    )
+    parser.add_argument(
+        "--wait",
+        metavar="S",
+        type=_seconds,
+        default=10.0,
+        help="how many seconds to wait for libvirt and for hooks that are at work (%(default)g)",
     )
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
-    settled = recovery.recover(host, say, force=arguments.force, wait_s=arguments.wait)
+    if not Journal(host).uuids():
+        say("nothing to give back: no VM holds a GPU")
+    with interruptible(lambda: "run `vfio-console-hook recover` again"):
+        settled = recovery.recover(host, say, force=arguments.force, wait_s=arguments.wait)
     say_consoles(host)
     return 0 if settled else 1
 

@@ -6,26 +6,20 @@ import argparse
 import re
 import uuid
 
-from .. import config, console, domain, events, gpu, worker
+from .. import config, domain, events, gpu, kernel, ownership, worker
+from .. import plan as planning
+from ..actions import AwaitClosed
+from ..config import Config
+from ..domain import Domain
 from ..errors import HookError
+from ..holders import listed
 from ..host import Host
 from ..journal import Journal
-from ..log import Log
 from .command import Command
+from .progress import Telling, interruptible, say, say_consoles
 
 # Makes the uuid of what is taken by hand from its addresses.
 _BY_HAND = uuid.UUID("5d3c1c1e-6a8e-4f0e-9a55-1f1f7c0e6b0a")
-
-
-def say(line: str) -> None:
-    """Print a line at once, for a person who waits."""
-    print(line, flush=True)
-
-
-def say_consoles(host: Host) -> None:
-    """Print where the host's consoles are now."""
-    where = worker.look(lambda: console.drawing(host))
-    say(f"the host's consoles: {where}")
 
 
 def address(text: str) -> str:
@@ -37,8 +31,14 @@ def address(text: str) -> str:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("address", nargs="+", type=address, help="PCI address, such as 01:00.0")
-    parser.add_argument("--vfio", action="store_true", help="and bind them to vfio-pci")
+    parser.add_argument(
+        "address",
+        nargs="+",
+        type=address,
+        metavar="ADDRESS",
+        help="the GPU's PCI address, such as 01:00.0",
+    )
+    parser.add_argument("--vfio", action="store_true", help="bind them to vfio-pci, too")
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
@@ -49,17 +49,58 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     if Journal(host).find(own) is not None:
         raise HookError(f"{name} is taken by hand already", hint="see `vfio-console-hook status`")
     hostdevs = tuple(domain.Hostdev(one, True, "take", 0) for one in addresses)
-    taker = domain.Domain(name, own, hostdevs, by_hand=True, bind_vfio=arguments.vfio)
+    taker = Domain(name, own, hostdevs, by_hand=True, bind_vfio=arguments.vfio)
     for one in addresses:
         if gpu.display_class(host, one) is None:
             raise HookError(f"{one} is no GPU", hint="compare with `lspci -D`")
     settings = config.load(host, name, own)
-    log = Log(host, name, settings.log_level)
-    run = worker.Deadline(settings.timeout_s).run_but_spare
-    events.prepare(host, taker, settings, log, run)
+    with interruptible(lambda: _interrupted(host, own, addresses)):
+        _await_others(host, taker)
+        after = _foretell(host, taker, settings)
+        run = worker.Deadline(settings.timeout_s).run_but_spare
+        events.prepare(host, taker, settings, Telling(host, name, settings.log_level), run)
     say(f"took {name}; give it back with `vfio-console-hook give {addresses[0]}`")
+    if after:
+        say(f"afterwards: {after}")
     say_consoles(host)
     return 0
+
+
+def _await_others(host: Host, taker: Domain) -> None:
+    """Wait for hooks that are just giving back one of the GPUs."""
+    addresses = {hostdev.address for hostdev in taker.hostdevs}
+    for other in Journal(host).others(taker.uuid, kernel.boot_id(host)):
+        for one in addresses.intersection(other.gpus):
+            if other.phase == "release" and ownership.at_work(host, other):
+                say(
+                    f"waiting up to {ownership.EARLIER_HOOK_S:g} s: the hook of {other.name} is"
+                    f" giving {one} back (process {other.hook[0]})"
+                )
+                ownership.await_others(host, one, taker.uuid)
+
+
+def _foretell(host: Host, taker: Domain, settings: Config) -> str:
+    """Say what comes, and for whom it waits; what giving back will bring, as a clause."""
+
+    def look() -> str:
+        made = planning.make(host, taker, settings)
+        waits = [step.do.wait_s for step in made.steps if isinstance(step.do, AwaitClosed)]
+        held = listed(one.holder for one in made.holders)
+        wait = f"waiting up to {max(waits):g} s for {held}" if waits and held else ""
+        return f"{len(made.steps)}\n{wait}\n{made.after}"
+
+    count, wait, after = worker.look(look).split("\n")
+    say(f"taking {taker.name}: {count} step{'s' if count != '1' else ''}")
+    if wait:
+        say(wait)
+    return after
+
+
+def _interrupted(host: Host, own: str, addresses: tuple[str, ...]) -> str:
+    """What to do after Ctrl-C."""
+    if Journal(host).find(own) is None:
+        return "nothing was taken"
+    return f"`vfio-console-hook give {addresses[0]}` gives back what was taken"
 
 
 COMMAND = Command(

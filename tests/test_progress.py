@@ -1,0 +1,216 @@
+"""What a person sees while take, give and recover are at work, and what Ctrl-C leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MachineFactory
+from tests.fakehost import FakeHost, snapshot
+from tests.fakehost.userspace import hold, let_go
+from tests.gate import ROOT
+from vfio_console_hook import cli, events
+from vfio_console_hook.config import Config, Holders
+from vfio_console_hook.domain import Domain, Hostdev
+from vfio_console_hook.journal import Journal
+from vfio_console_hook.log import Log
+
+GPU = "0000:01:00.0"
+UUID = "0b0e6f6c-5b5a-4f0e-8a55-1f1f7c0e6b0a"
+Capture = pytest.CaptureFixture[str]
+
+# A command on a machine that reacts, in a process of its own.
+PROGRAM = """\
+import os, sys, time
+from tests.fakehost import FakeHost
+from vfio_console_hook import cli
+terminal = os.dup(1)
+class Busy(FakeHost):
+    "A machine on which waiting takes time, and with a libvirt that may be busy."
+    patient = True
+    def vms(self, uri):
+        os.write(terminal, b"libvirt is asked\\n")
+        time.sleep(float(self.read("libvirt/busy") or 0))
+        return super().vms(uri)
+host = Busy(sys.argv[1])
+sys.exit(cli.main(sys.argv[2:], host))
+"""
+
+
+def begin(host: FakeHost, *words: str, until: str) -> subprocess.Popen[str]:
+    """Start a command, and come back when it has said this."""
+    begun = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, host.root, *words],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert begun.stdout is not None
+    while until not in (line := begun.stdout.readline()):
+        assert line, f"it ended without {until!r}: {begun.communicate()}"
+    return begun
+
+
+def interrupt(begun: subprocess.Popen[str]) -> tuple[int, str]:
+    """Press Ctrl-C; the exit status and what went to stderr."""
+    begun.send_signal(signal.SIGINT)
+    status = begun.wait(60)
+    # Not communicate(): what talks to the kernel may go on, and has stdout open.
+    assert begun.stdin and begun.stdout and begun.stderr
+    err = begun.stderr.read()
+    for stream in (begun.stdin, begun.stdout, begun.stderr):
+        with contextlib.suppress(BrokenPipeError):
+            stream.close()
+    return status, err
+
+
+def configure(host: FakeHost, text: str) -> None:
+    host.tree.put("etc/vfio-console-hook/default.yaml", text)
+    for name in ("etc", "etc/vfio-console-hook", "etc/vfio-console-hook/default.yaml"):
+        Path(host.path(name)).chmod(0o755)
+
+
+def test_each_step_is_told_when_it_has_been_done(machine: MachineFactory, capfd: Capture) -> None:
+    host = machine("efifb-6.12")
+
+    cli.main(["take", GPU], host)
+    took = capfd.readouterr()
+    cli.main(["give", GPU], host)
+    gave = capfd.readouterr()
+
+    assert (took.err, gave.err) == ("", "")
+    assert took.out.splitlines() == [
+        f"taking {GPU}: 4 steps",
+        "  nobody has /dev/fb0 open",
+        "  unbound efi-framebuffer.0 from efi-framebuffer",
+        f"  switched memory decoding of {GPU} off",
+        f"took {GPU}; give it back with `vfio-console-hook give {GPU}`",
+        "afterwards: the firmware console comes back on efi-framebuffer.0",
+        "the host's consoles: dummy device",
+    ]
+    assert gave.out.splitlines() == [
+        f"  switched memory decoding of {GPU} on",
+        "  bound efi-framebuffer.0 to efi-framebuffer again",
+        "  saw to it that a framebuffer shows the consoles",
+        f"{GPU}: gave back {GPU}",
+        "the host's consoles: framebuffer console on fb0 (EFI VGA)",
+    ]
+
+
+def test_who_is_waited_for_is_named_before(machine: MachineFactory, capfd: Capture) -> None:
+    host = machine("efifb-6.12")
+    configure(host, "holders: {wait_s: 0.25}\n")
+    hold(host, "dev/fb0", pid=77, command="plymouthd")
+
+    status = cli.main(["take", GPU], host)
+
+    out, err = capfd.readouterr()
+    assert (status, Journal(host).uuids()) == (1, ())
+    assert out.splitlines() == [
+        f"taking {GPU}: 4 steps",
+        "waiting up to 0.25 s for plymouthd (77) with /dev/fb0 open",
+    ]
+    assert err.startswith(f"vfio-console-hook: {GPU} is in use by plymouthd (77)")
+
+
+def test_the_work_goes_on_when_nobody_reads_what_it_says(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, host.root, "take", GPU],
+        cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(writer)
+
+    assert done.stderr == ""
+    assert [record.gpus for record in Journal(host).records()] == [(GPU,)]
+    assert "efifb" not in (host.read("proc/iomem") or "")
+
+
+def test_ctrl_c_while_taking_leaves_a_record_that_give_undoes(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-6.12")
+    configure(host, "holders: {wait_s: 40}\ntimeout_s: 120\n")
+    before = snapshot(host)
+    hold(host, "dev/fb0", pid=77, command="plymouthd")
+
+    begun = begin(host, "take", GPU, until="waiting up to 40 s for plymouthd")
+    while not any(record.worker[0] for record in Journal(host).records()):
+        assert begun.poll() is None
+    status, err = interrupt(begun)
+    (record,) = Journal(host).records()
+    # On a real machine it is give that ends what is left; the fake one has no such process.
+    os.kill(record.worker[0], signal.SIGKILL)
+    let_go(host, 77)
+    gave = cli.main(["give", GPU], host)
+
+    assert (status, err) == (
+        130,
+        f"vfio-console-hook: interrupted: `vfio-console-hook give {GPU}` gives back what was"
+        " taken\n",
+    )
+    assert (record.by_hand, record.gpus, gave) == (True, (GPU,), 0)
+    assert snapshot(host) == before
+
+
+def test_ctrl_c_while_recovering_leaves_the_record_and_says_what_to_run(
+    machine: MachineFactory,
+) -> None:
+    host = machine("vgacon-5.10")
+    vm = Domain("win11", UUID, (Hostdev(GPU, True, "hostdev", 0),))
+    events.prepare(host, vm, Config(holders=Holders(wait_s=0)), Log(host, "win11"))
+    before = snapshot(host)
+
+    begun = begin(host, "recover", "--wait", "40", until="win11: waiting up to 40 s: libvirt")
+    status, err = interrupt(begun)
+
+    assert (status, err) == (
+        130, "vfio-console-hook: interrupted: run `vfio-console-hook recover` again\n",
+    )  # fmt: skip
+    assert (snapshot(host), Journal(host).uuids()) == (before, (UUID,))
+
+
+def test_ctrl_c_while_something_is_only_looked_at_is_one_word(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    host.tree.put("libvirt/busy", "20")
+
+    begun = begin(host, "plan", "win11", until="libvirt is asked")
+    status, err = interrupt(begun)
+
+    assert (status, err) == (130, "vfio-console-hook: interrupted\n")
+
+
+def test_give_waits_for_a_hook_that_is_at_work_and_says_so(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-6.12")
+    cli.main(["take", GPU], host)
+    capfd.readouterr()
+    (record,) = Journal(host).records()
+    stat = "4100 (hook) S 1 9 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 50 0"
+    host.tree.put("proc/4100/stat", stat)
+    with open(host.path(record.path), "a", encoding="utf-8") as file:
+        file.write('{"phase": "prepare", "hook": [4100, 50]}\n')
+
+    status = cli.main(["give", GPU], host)
+
+    out, err = capfd.readouterr()
+    assert out == (
+        f"waiting up to 10 s: {GPU} is still being taken or given back (process 4100)\n"
+    )
+    assert (status, err) == (
+        1,
+        f"vfio-console-hook: {GPU} cannot be given back: its hook is at work (process 4100)\n",
+    )
+    assert Journal(host).uuids() == (record.uuid,)
