@@ -39,7 +39,7 @@ DOORS = {
     "open": {
         "host.py", "journal.py", "history.py", "config.py", "cli.py", "recorded.py", "log.py",
         "worker.py",
-        "commands/check_config.py", "commands/plan.py", "commands/record.py",
+        "commands/check_config.py", "commands/files.py",
     },
     "process": {"host.py", "worker.py"},
     "subprocess": {"host.py"},

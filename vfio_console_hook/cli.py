@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import __version__, recorded, vms
-from .commands import COMMANDS
+from .commands import COMMANDS, files
 from .errors import BugError, HookError
 from .host import Host
 from .terminal import Terminal
@@ -66,12 +66,7 @@ def _host(root: str | None, stack: contextlib.ExitStack) -> Host:
     if os.path.isdir(root):
         return recorded.RecordedHost(root)
     directory = stack.enter_context(tempfile.TemporaryDirectory())
-    try:
-        with open(root, encoding="utf-8", errors="replace") as file:
-            text = file.read()
-    except OSError as error:
-        raise HookError(f"cannot read {root}: {error.strerror}") from error
-    return recorded.unpack(text, directory)
+    return recorded.unpack(files.read(root).decode(errors="replace"), directory)
 
 
 class _Parser(argparse.ArgumentParser):

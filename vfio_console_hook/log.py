@@ -57,7 +57,9 @@ class Log:
 
     def about(self, phase: str, uuid: str, gpus: tuple[str, ...]) -> Log:
         """The log of the same VM for one event."""
-        return Log(self.host, self.vm, self.level, phase=phase, uuid=uuid, gpus=gpus)
+        one = object.__new__(type(self))  # the module copy would have to be loaded first
+        vars(one).update(vars(self), phase=phase, uuid=uuid, gpus=gpus)
+        return one
 
     def debug(self, text: str) -> None:
         self._write("debug", text)

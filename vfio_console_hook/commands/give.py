@@ -10,17 +10,7 @@ from ..host import Host
 from ..journal import Journal, Record
 from .command import Command
 from .progress import Telling, interruptible, say, say_consoles
-from .take import address
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "address",
-        nargs="+",
-        type=address,
-        metavar="ADDRESS",
-        help="the GPU's PCI address, such as 01:00.0",
-    )
+from .take import add_addresses
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
@@ -54,6 +44,6 @@ COMMAND = Command(
     "give",
     "give back GPUs that were taken by hand",
     "vfio-console-hook give 01:00.0",
-    _options,
+    add_addresses,
     _run,
 )

@@ -9,9 +9,9 @@ import sys
 from .. import config, domain, vms, worker
 from .. import plan as planning
 from ..domain import Domain
-from ..errors import HookError
 from ..host import Host
 from ..terminal import Terminal
+from . import files
 from .command import Command
 
 _STATUS = {planning.START: 0, planning.REFUSE: 1, planning.NOTHING: 2}
@@ -46,7 +46,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     told = json.loads(worker.look(look))
     print(told["text"], end="", flush=True)
     if arguments.svg:
-        _write(arguments.svg, told["svg"])
+        files.write(arguments.svg, told["svg"])
         print(f"wrote {arguments.svg}", file=sys.stderr if arguments.json else sys.stdout)
     return int(told["status"])
 
@@ -54,7 +54,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
 def _vm(host: Host, arguments: argparse.Namespace) -> tuple[Domain, frozenset[str]]:
     """The VM that is meant, and the addresses of what it has now, as far as that is known."""
     if arguments.xml is not None:
-        return domain.parse(_read(arguments.xml)), frozenset()
+        return domain.parse(files.read(arguments.xml)), frozenset()
     vm = vms.find(host, arguments.connect, arguments.vm)
     live = domain.hostdev_addresses(_encoded(vm.live)) if vm.live else ()
     return domain.parse(_encoded(vm.xml)), frozenset(live)
@@ -62,24 +62,6 @@ def _vm(host: Host, arguments: argparse.Namespace) -> tuple[Domain, frozenset[st
 
 def _encoded(xml: str) -> bytes:
     return xml.encode("utf-8", "surrogateescape")
-
-
-def _read(path: str) -> bytes:
-    if path == "-":
-        return sys.stdin.buffer.read()
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise HookError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise HookError(f"cannot write {path}: {error.strerror}") from error
 
 
 COMMAND = Command(

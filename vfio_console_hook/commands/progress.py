@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TextIO
 
 from .. import console, worker
 from ..errors import HookError
@@ -50,31 +49,10 @@ class Telling(Log):
     descriptor of the terminal: unlike libvirt, a person who waits may be kept waiting.
     """
 
-    def __init__(
-        self,
-        host: Host,
-        vm: str,
-        level: str = "info",
-        *,
-        phase: str = "",
-        uuid: str = "",
-        gpus: tuple[str, ...] = (),
-        stream: TextIO | None = None,
-    ) -> None:
-        super().__init__(host, vm, level, phase=phase, uuid=uuid, gpus=gpus)
+    def __init__(self, host: Host, vm: str, level: str = "info") -> None:
+        super().__init__(host, vm, level)
         sys.stdout.flush()
-        self._stream = stream or os.fdopen(os.dup(1), "w")
-
-    def about(self, phase: str, uuid: str, gpus: tuple[str, ...]) -> Log:
-        return Telling(
-            self.host,
-            self.vm,
-            self.level,
-            phase=phase,
-            uuid=uuid,
-            gpus=gpus,
-            stream=self._stream,
-        )
+        self._stream = os.fdopen(os.dup(1), "w")
 
     def debug(self, text: str) -> None:
         # Each step is told so when it is done, and info tells all of them at the end. Its

@@ -10,6 +10,7 @@ from .. import recorder, vms, worker
 from ..errors import HookError
 from ..host import Host
 from ..vms import Vm
+from . import files
 from .command import Command
 
 # Everything that plan and doctor read is read, and more than one of them may wait for
@@ -29,7 +30,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
         sys.stdout.write(text)
         sys.stdout.flush()
     else:
-        _write(arguments.file, text)
+        files.write(arguments.file, text)
         print(f"wrote {len(text.splitlines())} lines to {arguments.file}")
         print("look through it before others see it: not every name can be known as one")
     _tell_unread(recorder.unread(text))
@@ -42,14 +43,6 @@ def _vms(host: Host, uri: str) -> tuple[Vm, ...] | HookError:
         return vms.known(host, uri)
     except HookError as error:
         return error
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise HookError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _tell_unread(unread: list[str]) -> None:

@@ -22,7 +22,7 @@ from .progress import Telling, interruptible, say, say_consoles
 _BY_HAND = uuid.UUID("5d3c1c1e-6a8e-4f0e-9a55-1f1f7c0e6b0a")
 
 
-def address(text: str) -> str:
+def _address(text: str) -> str:
     """A PCI address as the kernel writes it, of what a person typed."""
     parts = re.fullmatch(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])", text.lower())
     if parts is None:
@@ -30,14 +30,19 @@ def address(text: str) -> str:
     return f"{parts[1] or '0000'}:{parts[2]}"
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
+def add_addresses(parser: argparse.ArgumentParser) -> None:
+    """Add the GPUs that a command is about."""
     parser.add_argument(
         "address",
         nargs="+",
-        type=address,
+        type=_address,
         metavar="ADDRESS",
         help="the GPU's PCI address, such as 01:00.0",
     )
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add_addresses(parser)
     parser.add_argument("--vfio", action="store_true", help="bind them to vfio-pci, too")
 
 
