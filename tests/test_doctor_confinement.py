@@ -237,7 +237,7 @@ def test_who_may_not_read_the_log_is_told_to_be_root(host: FakeHost) -> None:
 def test_a_journal_without_a_match_tells_of_no_denial(host: FakeHost) -> None:
     selinux(host)
     host.tree.make_directory("run/systemd/system")
-    failure(host, denials.ASK_JOURNAL, "exit status 1")
+    failure(host, denials.ask_journal(host), "exit status 1")
 
     assert [level for level, _ in found(confinement.selinux_denials, host)] == ["PASS"]
 
@@ -246,7 +246,7 @@ def test_a_journal_that_may_not_be_read_is_told(host: FakeHost) -> None:
     selinux(host)
     host.tree.make_directory("run/systemd/system")
     hint = "Hint: You are currently not seeing messages from other users and the system."
-    failure(host, denials.ASK_JOURNAL, hint)
+    failure(host, denials.ask_journal(host), hint)
 
     assert [text[:26] for _, text in found(confinement.selinux_denials, host)] == [
         "cannot look as this user: "
@@ -394,6 +394,6 @@ def test_a_record_that_two_logs_have_counts_once(host: FakeHost) -> None:
     apparmor(host)
     denied(host, refused())
     host.tree.make_directory("run/systemd/system")
-    answer(host, denials.ASK_JOURNAL, refused())
+    answer(host, denials.ask_journal(host), refused())
 
     assert found(confinement.apparmor_denials, host)[0][1].startswith("one at ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -57,7 +58,7 @@ def heard(host: FakeHost, event: str, at: float) -> None:
 
 def reloaded(host: FakeHost, when: str) -> None:
     with_systemd(host)
-    answer(host, checks.ask_state("libvirtd"), f"StateChangeTimestamp={when}")
+    answer(host, checks.ask_state(host, "libvirtd"), f"StateChangeTimestamp={when}")
 
 
 # -- which daemon
@@ -159,6 +160,19 @@ def test_a_daemon_that_runs_longer_than_the_hook_is_there_is_told(host: FakeHost
 def test_a_daemon_that_was_reloaded_knows_the_hook(host: FakeHost) -> None:
     daemon(host, at=EARLY)
     reloaded(host, "Tue 2023-11-14 22:30:05 UTC")
+
+    assert found(checks.known, host) == [("PASS", "it was reloaded at 2023-11-14 22:30:05")]
+
+
+def test_systemctl_is_found_where_bin_is_apart(host: FakeHost) -> None:
+    daemon(host, at=EARLY)
+    with_systemd(host)
+    Path(host.path("usr/bin/systemctl")).unlink()
+    Path(host.path("bin")).unlink()  # a link to usr/bin
+    host.tree.put("bin/systemctl", "")
+    told = "StateChangeTimestamp=Tue 2023-11-14 22:30:05 UTC"
+    asked = ("show", "--property=StateChangeTimestamp", "libvirtd.service")
+    answer(host, ("/usr/bin/env", "TZ=UTC", "/bin/systemctl", *asked), told)
 
     assert found(checks.known, host) == [("PASS", "it was reloaded at 2023-11-14 22:30:05")]
 

@@ -70,13 +70,19 @@ def booted(host: Host) -> bool:
     return host.exists("run/systemd/system")
 
 
+def program(host: Host, name: str = "systemctl") -> str:
+    """The full path of a program of systemd: older distributions have /bin apart."""
+    # libvirtd gives hooks a short PATH, so it is not searched.
+    there = [folder for folder in ("usr/bin", "bin") if host.exists(f"{folder}/{name}")]
+    return f"/{there[0] if there else 'usr/bin'}/{name}"
+
+
 def control(host: Host, verb: str, *words: str) -> str:
     """The output of a systemctl command. Raises HostError when it fails."""
-    # libvirtd gives hooks a short PATH, and older distributions have /bin apart.
-    found = next((path for path in ("usr/bin", "bin") if host.exists(f"{path}/systemctl")), None)
-    if found is None:
-        raise HostError("systemd runs this machine, and there is no /usr/bin/systemctl")
-    command = (f"/{found}/systemctl", verb, *words)
+    systemctl = program(host)
+    if not host.exists(systemctl[1:]):
+        raise HostError(f"systemd runs this machine, and there is no {systemctl}")
+    command = (systemctl, verb, *words)
     try:
         return host.run(*command, timeout_s=_TIMEOUT_S)
     except HostError as error:

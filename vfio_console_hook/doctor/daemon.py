@@ -189,11 +189,11 @@ def _proof(host: Host, one: Daemon, since: float) -> str:
     return ""
 
 
-def ask_state(name: str) -> tuple[str, ...]:
+def ask_state(host: Host, name: str) -> tuple[str, ...]:
     """The command that tells when a unit last changed its state, in UTC."""
     # --timestamp=utc is known from systemd 247 on, and not to all that call themselves so.
     show = ("show", "--property=StateChangeTimestamp", f"{name}.service")
-    return ("/usr/bin/env", "TZ=UTC", "/usr/bin/systemctl", *show)
+    return ("/usr/bin/env", "TZ=UTC", systemd.program(host), *show)
 
 
 def _changed_state(host: Host, name: str) -> float | None:
@@ -205,7 +205,7 @@ def _changed_state(host: Host, name: str) -> float | None:
     if host.stat("run/systemd/system") is None:
         return None
     try:
-        said = host.run(*ask_state(name), timeout_s=_TIMEOUT_S)
+        said = host.run(*ask_state(host, name), timeout_s=_TIMEOUT_S)
     except HostError:
         return None
     # "StateChangeTimestamp=Sat 2025-11-22 18:28:01 UTC", with nothing behind "=" if never.

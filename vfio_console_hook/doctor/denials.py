@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from .. import systemd
 from ..errors import HostError
 from ..host import Host
 
@@ -12,10 +13,6 @@ from ..host import Host
 # kernel/audit.c, audit_log_end); the others are where syslog puts the kernel's log.
 _AUDIT_LOG = "var/log/audit/audit.log"
 _KERNEL_LOGS = ("var/log/kern.log", "var/log/messages", "var/log/syslog")
-ASK_JOURNAL = (
-    "/usr/bin/journalctl", "--dmesg", "--boot", "--no-pager", "--output=cat", "--grep=denied",
-)  # fmt: skip
-"""The command for what the kernel logged since the boot. A pattern in lower case finds any."""
 # Only these lines are anybody's business: a log is long, and tells much about people.
 _PATTERN = "avc: +denied|apparmor=.DENIED"
 _TIMEOUT_S = 20
@@ -59,13 +56,19 @@ def _lines(host: Host) -> tuple[str, ...]:
         texts.append(_asked(host, *ask_log(host, _AUDIT_LOG)))
     if host.stat("run/systemd/system") is not None:
         # journalctl(1): it fails without a match. To who may not read all, it says more.
-        texts.append(_asked(host, *ASK_JOURNAL))
+        texts.append(_asked(host, *ask_journal(host)))
     else:
         logs = [path for path in _KERNEL_LOGS if host.stat(path) is not None][:1]
         texts += [_asked(host, *ask_log(host, path)) for path in logs]
     if not texts:
         raise HostError("there is no log of what was denied")
     return tuple(dict.fromkeys(line for text in texts for line in text.splitlines()))
+
+
+def ask_journal(host: Host) -> tuple[str, ...]:
+    """The command for what the kernel logged since the boot. A pattern in lower case finds any."""
+    options = ("--dmesg", "--boot", "--no-pager", "--output=cat", "--grep=denied")
+    return (systemd.program(host, "journalctl"), *options)
 
 
 def ask_log(host: Host, path: str) -> tuple[str, ...]:
