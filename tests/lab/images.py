@@ -51,6 +51,8 @@ EXTRAS = {
         "xserver-xorg-core",
         "xdm",
     ),
+    # A person at a terminal, who reads the manual and presses the tabulator.
+    "trixie": ("tmux", "man-db", "bash-completion"),
 }
 # OVMF differs between releases in how it lights a GPU; this one is known to.
 FIRMWARE_SUITE = "bookworm"

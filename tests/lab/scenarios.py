@@ -49,8 +49,10 @@ class Scenario:
     runs, the last one's monitor must show a living console, or a dead one if
     alive_meanwhile is False. rom_shadowed is whether the kernel must have marked
     the ROM of the GPU that leaves as shadowed. monitor is the number of the GPU
-    whose monitor shows the console before and after. kind is a name in trials.py,
-    for scenarios that do something else than starting and destroying one VM.
+    whose monitor shows the console before and after. recorded is the name of the machine
+    in tests/machines whose recording it leaves, with what the program said of it. kind
+    is a name in trials.py, for scenarios that do something else than starting and
+    destroying one VM.
     """
 
     name: str
@@ -71,13 +73,15 @@ class Scenario:
     alive_meanwhile: bool = True
     rom_shadowed: bool | None = None
     monitor: int = 0
+    recorded: str = ""
     cycles: int = 2
     smoke: bool = False
     kind: str = "cycles"
 
     def seconds(self) -> float:
         """About how long it takes, for a time budget (two machines on two cores)."""
-        return 100.0 + 35.0 * self.cycles + (30.0 if self.refused else 0.0)
+        typing = 300.0 if self.kind == "newcomer" else 0.0
+        return 100.0 + 35.0 * self.cycles + (30.0 if self.refused else 0.0) + typing
 
 
 def leaving(scenario: Scenario, gpus: Sequence[T]) -> tuple[T, ...]:
@@ -173,6 +177,7 @@ SCENARIOS = (
         firmware="seabios",
         stays=(1,),
         monitor=1,
+        recorded="two-gpus-bios-6.1",
         kind="rebound",
     ),
     Scenario("qemu.d", "6.12", EFIFB, kind="dropin"),
@@ -267,6 +272,14 @@ SCENARIOS = (
     ),
     Scenario("by-hand", "6.12", EFIFB, kind="by-hand"),
     Scenario(
+        "newcomer",
+        "6.12",
+        EFIFB,
+        holder=FB_HOLDER,
+        recorded="efifb-6.12",
+        kind="newcomer",
+    ),
+    Scenario(
         "control-held-sound",
         "6.1",
         BOCHS_DRM,
@@ -357,7 +370,7 @@ SCENARIOS = (
         firmware="seabios",
         kernel_line="vga=0x317",
     ),
-    Scenario("vgacon", "5.10", VGACON, firmware="seabios"),
+    Scenario("vgacon", "5.10", VGACON, firmware="seabios", recorded="vgacon-5.10"),
     Scenario(
         "simpledrm-0300",
         "own-6.12",

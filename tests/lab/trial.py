@@ -12,7 +12,7 @@ import re
 import time
 from pathlib import Path
 
-from . import kernel_log, monitors, scenarios
+from . import kernel_log, monitors, said, scenarios
 from .machine import LostMachine, Machine
 from .monitors import LIT_AT_LEAST, OTHER_TEXT, TEXT
 from .pictures import Picture
@@ -208,6 +208,8 @@ class Trial:
         plan = self.plan(name)
         if number == 1:
             self.record("before")
+            if self.scenario.recorded:
+                self.said("before")
         error = self.start()
         if self.demand(error is None, f"{name}: virsh start: {error}"):
             time.sleep(5)
@@ -335,6 +337,21 @@ class Trial:
             self.result.notes.append(f"no recording {when}")
         else:
             (self.directory / f"machine-{when}.tree").write_bytes(content)
+
+    def said(self, when: str) -> None:
+        """The program says the same of the machine and of its recording; kept as a text."""
+        for command in said.COMMANDS:
+            of_machine = self.say(command)
+            of_recording = self.say(f"--root /root/machine-{when}.tree {command}")
+            name = command.partition(" ")[0]
+            (self.directory / f"machine-{when}-{name}.txt").write_text(of_machine)
+            told = f"{command} says something else of the recording {when}: {of_recording}"
+            self.demand(of_recording == of_machine, told)
+
+    def say(self, command: str) -> str:
+        """What a command prints, without times, and how it ends."""
+        answer = self.machine.run(f"vfio-console-hook {command} 2>&1", 120)
+        return f"{said.timeless(answer.stdout)}[{answer.status}]\n"
 
     def demand(self, holds: bool, otherwise: str) -> bool:
         """Note a failure unless it holds; whether it does."""

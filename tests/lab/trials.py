@@ -7,6 +7,7 @@ from .by_hand import ByHand
 from .desktop import Desktop
 from .dropin import DropIn
 from .killed import Killed
+from .newcomer import Newcomer
 from .rebound import Rebound
 from .sound import Sound, Stuck
 from .terminated import Terminated
@@ -22,6 +23,7 @@ KINDS: dict[str, type[Trial]] = {
     "dropin": DropIn,
     "killed": Killed,
     "moved": Moved,
+    "newcomer": Newcomer,
     "rebound": Rebound,
     "sound": Sound,
     "stuck": Stuck,

@@ -1,0 +1,69 @@
+"""Machines that `record` wrote in the lab: what is said of the file was said on the machine.
+
+tests/machines/recorded-NAME.tree is what the installed command wrote there, and
+tests/golden/recorded-NAME-COMMAND.txt what a command printed there at that moment, with its
+exit status and without times. tests/lab/run leaves both with the results of a scenario that
+says recorded=NAME, as machine-WHEN.tree and machine-WHEN-COMMAND.txt, and demands each time
+that the machine and its recording say the same. So --regenerate may follow a change of words.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Golden
+from tests.gate import ROOT
+from tests.lab.said import COMMANDS, timeless
+from tests.lab.scenarios import SCENARIOS
+from vfio_console_hook import cli
+
+TREES = sorted((ROOT / "tests/machines").glob("recorded-*.tree"))
+
+SECRETS = {
+    "a MAC address": r"(?i)\b(?!52:54:00:00:00:)(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b",
+    "a network interface": r"(?i)\b(?:enx|wlx)[0-9a-f]{12}\b",
+    "somebody's home": r"/home/(?!user\d)\w+",
+    "an e-mail address": r"\b[\w.]+@(?!host\b)[\w-]+\.[a-z]{2,}\b",
+    "a password": r"(?i)passw(?:or)?d\s*=",
+    "a machine-id": r"(?m)^[fx] etc/machine-id",
+    "a serial number": r"(?i)<serial>|name='serial'>|(?m:^[fx] sys/.*/serial(?!.*masked))",
+    "the name of the host": r"(?m)^[fx] (?:etc/hostname|proc/sys/kernel/hostname)(?!.*masked)",
+    "a uuid": r"(?i)\b(?!00000000-0000-4)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b",
+}
+
+
+def kernel(tree: Path) -> str:
+    (line,) = re.findall(r"(?m)^f proc/sys/kernel/osrelease = (\S+)", tree.read_text())
+    return str(line)
+
+
+def test_three_different_machines_at_least_were_recorded() -> None:
+    assert len({kernel(one) for one in TREES}) >= 3
+
+
+def test_each_recorded_machine_is_left_by_a_scenario() -> None:
+    left = {f"recorded-{one.recorded}" for one in SCENARIOS if one.recorded}
+
+    # Of one machine there is also a recording of the VM at work.
+    assert left <= {one.stem for one in TREES} <= left | {f"{one}-running" for one in left}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.stem)
+def test_the_recording_says_what_the_machine_said(
+    tree: Path, command: str, golden: Golden, capfd: pytest.CaptureFixture[str]
+) -> None:
+    status = cli.main(["--root", str(tree), *command.split()])
+
+    out, err = capfd.readouterr()
+    name = command.partition(" ")[0]
+    golden(f"{tree.stem}-{name}", f"{timeless(out + err)}[{status}]\n")
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.stem)
+def test_no_secret_is_in_a_recorded_machine(tree: Path, secret: str) -> None:
+    assert re.findall(SECRETS[secret], tree.read_text()) == []
