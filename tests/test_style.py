@@ -201,6 +201,36 @@ def test_imports_point_downwards() -> None:
     assert above == {}, "these import each other"
 
 
+def architecture() -> list[str]:
+    """The modules, and folders of them, that CONTRIBUTING.md lists, from top to bottom."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = text.partition("    vfio_console_hook/\n")[2].partition("    config/ ")[0]
+    found = re.findall(r"^( {8,})(\w+(?:\.py|/)) ", listed, re.MULTILINE)
+    return [name if len(indent) == 8 else f"stages/{name}" for indent, name in found]
+
+
+def test_the_list_of_modules_is_whole_and_imports_point_downwards_in_it() -> None:
+    listed = architecture()
+
+    def place(name: str) -> int:
+        folder = f"{name.partition('/')[0]}/"
+        return listed.index(name if name in listed or "/" not in name else folder)
+
+    names = [name for name in map(name_of, MODULES) if name != "__init__.py"]
+    upwards = [
+        f"{name} imports {other}"
+        for name in names
+        for other in imported_at_the_top(PACKAGE / name)
+        if other in names
+        and other.partition("/")[0] != name.partition("/")[0]
+        and place(other) < place(name)
+    ]
+    assert upwards == []
+    assert sorted({*listed} - {name_of(module) for module in MODULES}) == [
+        "actions/", "commands/", "doctor/", "stages/",
+    ]  # fmt: skip
+
+
 def test_nothing_imports_what_people_and_libvirt_run() -> None:
     importers = {
         name_of(module): found
