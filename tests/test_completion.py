@@ -35,7 +35,9 @@ source "$FILE"
 complete -C "$LINE_TYPED" | string split -f 1 \t
 """
 
-# zsh completes only in a terminal. What it is about to offer goes through compadd.
+# zsh completes only in a terminal. What it is about to offer goes through compadd. Nothing
+# may be typed before its line editor is there: until then the terminal itself would take
+# the Ctrl-U, and forget the line.
 ZSH = r"""
 zmodload zsh/zpty
 zpty shell zsh -f -i
@@ -47,11 +49,12 @@ zpty -w shell 'compadd() {
     builtin compadd "$@"
 }
 bindkey "^I" complete-word
-print READY'
-zpty -r shell out '*READY*READY*'
+zle-line-init() { print REA""DY }
+zle -N zle-line-init'
+zpty -r shell out '*READY*'
 zpty -w -n shell "$LINE_TYPED"$'\t'
-zpty -w -n shell $'\C-u'"print DONE"$'\n'
-zpty -r shell out '*DONE*DONE*'
+zpty -w -n shell $'\C-u'"print DO\"\"NE"$'\n'
+zpty -r shell out '*DONE*'
 print -r -- "$out"
 """
 
