@@ -19,7 +19,7 @@ from vfio_console_hook import config, events
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.log import Log
 from vfio_console_hook.recorded import unpack
-from vfio_console_hook.recorder import SEEN, record
+from vfio_console_hook.recording.recorder import SEEN, record
 
 MACHINES = ROOT / "tests/machines"
 VM = "gpu"

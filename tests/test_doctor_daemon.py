@@ -28,7 +28,7 @@ from tests.installed import (
 from tests.libvirt_xml import UUID, domain_xml
 from vfio_console_hook.doctor import Subject
 from vfio_console_hook.doctor import daemon as checks
-from vfio_console_hook.vms import Vm
+from vfio_console_hook.libvirtd import Vm
 
 GPU = "0000:01:00.0"
 EARLY = BOOTED + 10

@@ -31,7 +31,7 @@ from tests.hosts import DISPLAY, FOLDER, MACHINES, VGA, lab, lab_gpu, native, te
 from vfio_console_hook.errors import HostError
 from vfio_console_hook.host import CONSOLES
 from vfio_console_hook.recorded import entries
-from vfio_console_hook.recorder import SEEN
+from vfio_console_hook.recording.recorder import SEEN
 
 GPU, SECOND = "0000:01:00.0", "0000:02:00.0"
 EFI = "efi-framebuffer"

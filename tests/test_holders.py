@@ -24,7 +24,7 @@ from vfio_console_hook.holders import Holder
 from vfio_console_hook.host import Host
 from vfio_console_hook.log import RECORDED_LOG, Log
 from vfio_console_hook.recorded import RecordedHost, unpack
-from vfio_console_hook.recorder import record
+from vfio_console_hook.recording.recorder import record
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 GPU = "0000:01:00.0"

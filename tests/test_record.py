@@ -14,9 +14,10 @@ from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, hold
 from tests.gate import ROOT
 from tests.libvirt_xml import domain_xml
-from vfio_console_hook import __version__, cli, domain, recorder
+from vfio_console_hook import __version__, cli, domain
 from vfio_console_hook.gpu import displays
 from vfio_console_hook.recorded import answer_path, unpack
+from vfio_console_hook.recording import recorder
 
 MACHINES = sorted(path.stem for path in (ROOT / "tests/machines").glob("*.tree"))
 UUID = "00000000-0000-4000-8000-0000000000aa"

@@ -15,6 +15,7 @@ from vfio_console_hook.config import Config
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError
 from vfio_console_hook.host import Host
+from vfio_console_hook.libvirtd import Vm
 from vfio_console_hook.recorded import (
     Entry,
     RecordedHost,
@@ -24,9 +25,8 @@ from vfio_console_hook.recorded import (
     unpack,
     unpack_console_map,
 )
-from vfio_console_hook.recorder import record
+from vfio_console_hook.recording.recorder import record
 from vfio_console_hook.terminal import Terminal
-from vfio_console_hook.vms import Vm
 
 TREES = sorted((ROOT / "tests/machines").glob("*.tree"))
 

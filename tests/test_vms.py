@@ -151,8 +151,8 @@ def test_without_libvirt_python_it_is_told_what_to_install(tmp_path: Path) -> No
     # A module of that name that cannot be loaded stands for one that is not there.
     (tmp_path / "libvirt.py").write_text("raise ImportError('No module named libvirtmod')\n")
     program = (
-        "from vfio_console_hook import vms\n"
-        "try: vms.ask('test:///default')\n"
+        "from vfio_console_hook import libvirtd\n"
+        "try: libvirtd.ask('test:///default')\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
 

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from . import __version__, recorded, vms
+from . import __version__, libvirtd, recorded
 from .commands import COMMANDS, files
 from .errors import BugError, HookError
 from .host import Host
@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=__version__)
     whole.add_argument("--root", metavar="MACHINE", help="look at a recorded machine, not this one")
     whole.add_argument(
-        "--connect", metavar="URI", default=vms.SYSTEM, help="the libvirt to ask (%(default)s)"
+        "--connect", metavar="URI", default=libvirtd.SYSTEM, help="the libvirt to ask (%(default)s)"
     )
     commands = whole.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:

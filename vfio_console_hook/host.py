@@ -20,7 +20,7 @@ from .errors import HostError, StuckError
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
-    from .vms import Vm
+    from .libvirtd import Vm
 
 # How long a killed child may take to be gone. One that is stuck in the kernel never is.
 _KILL_GRACE_S = 2.0
@@ -377,9 +377,9 @@ class Host:
 
     def vms(self, uri: str) -> tuple[Vm, ...]:
         """The VMs that libvirt knows at uri, asked read-only. Raises HostError."""
-        from . import vms  # only for people: the hook is told what it needs
+        from . import libvirtd  # only for people: the hook is told what it needs
 
-        return vms.ask(uri)
+        return libvirtd.ask(uri)
 
     def exit_status(self, *command: str, timeout_s: float) -> int | None:
         """The exit status of a program, called by its full path; None while it still runs.

@@ -24,14 +24,14 @@ What else the machine answered, and a file below a directory cannot hold:
     ran/COMMAND           what a program printed, by answer_path()
     ran/COMMAND.failed    why it failed, as a sentence; in a second line the hint, if any
     ran/COMMAND.status    what a command of the administrator exited with; empty: it went on
-    libvirt/N/            name, uuid, xml, live and autostart of a VM (vms.Vm); N is 1, 2...
+    libvirt/N/            name, uuid, xml, live and autostart of a VM (libvirtd.Vm); N is 1, 2...
     libvirt/unasked       why libvirt could not be asked, likewise
     recorded/now          seconds since 1970; what is missing was not there then
 
 For a PATH that is a directory, the file is PATH/.itself.
 
 unpack() lays such a text out below a directory and RecordedHost reads it there;
-recorder.py makes one of a running machine. Nothing here reacts to a write.
+recording/ makes one of a running machine. Nothing here reacts to a write.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from .host import CONSOLES, FBIOGET_CON2FBMAP, FBIOGET_FSCREENINFO, KDGETMODE, H
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
-    from .vms import Vm
+    from .libvirtd import Vm
 
 ITSELF = ".itself"
 # NAME_MAX is 255, and ".failed" is to fit behind.
@@ -143,7 +143,7 @@ class RecordedHost(Host):
         return tuple(self._vm(f"libvirt/{number}") for number in numbers)
 
     def _vm(self, folder: str) -> Vm:
-        from .vms import Vm  # only for people: the hook is told what it needs
+        from .libvirtd import Vm  # only for people: the hook is told what it needs
 
         name, uuid, xml, live, autostart = (
             self.read(f"{folder}/{part}") or ""

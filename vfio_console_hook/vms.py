@@ -1,82 +1,17 @@
-"""The VMs that libvirt knows, by its own word, asked read-only."""
+"""The VMs that libvirt knows, as far as it answers in time."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
 
 from . import worker
 from .errors import HookError, HostError
 from .host import Host
-
-SYSTEM = "qemu:///system"
-"""The connection whose VMs run the hook as root."""
+from .libvirtd import Vm
 
 # How long libvirt may take to answer. It does not while it waits for a hook of some VM
 # that holds a lock of the driver (virDomainObjListCollect waits for each VM's lock).
 _ANSWER_S = 10.0
-
-
-@dataclass(frozen=True)
-class Vm:
-    """A VM of libvirt's.
-
-    xml is what it starts with next time; live is what it runs with now, "" when it
-    does not run. xml is that of the run for a VM that exists only while it runs.
-    """
-
-    name: str
-    uuid: str
-    xml: str
-    live: str
-    autostart: bool
-
-
-def ask(uri: str) -> tuple[Vm, ...]:
-    """All VMs of the libvirt at uri, by name. It may take for ever: see known().
-
-    Raises HostError with libvirt's reason, or without libvirt-python.
-    """
-    try:
-        import libvirt  # not on every host, and only some commands ask
-    except ImportError as error:
-        raise HostError(
-            f"cannot ask libvirt for its VMs: there is no libvirt-python ({error})",
-            hint="install python3-libvirt, as Debian and Fedora call it, or pipe"
-            " `virsh dumpxml VM | vfio-console-hook plan --xml -`",
-        ) from error
-    # Otherwise the library prints each error by itself.
-    libvirt.registerErrorHandler(lambda context, error: None, None)
-    try:
-        connection = libvirt.openReadOnly(uri)
-        try:
-            found = [_read(libvirt, one) for one in connection.listAllDomains()]
-        finally:
-            connection.close()
-    except libvirt.libvirtError as error:
-        reason = " ".join((error.get_error_message() or str(error)).split())
-        raise HostError(
-            f"cannot ask libvirt at {uri}: {reason}",
-            hint=f"see what `virsh -r -c {uri} list --all` says",
-        ) from error
-    return tuple(sorted((one for one in found if one), key=lambda one: one.name))
-
-
-def _read(libvirt: Any, domain: Any) -> Vm | None:
-    """What libvirt tells of one VM; None when it is gone by now."""
-    try:
-        return Vm(
-            name=domain.name(),
-            uuid=domain.UUIDString(),
-            xml=domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE),
-            live=domain.XMLDesc(0) if domain.isActive() else "",
-            autostart=bool(domain.isPersistent() and domain.autostart()),
-        )
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return None
-        raise
 
 
 def known(host: Host, uri: str) -> tuple[Vm, ...]:

@@ -6,10 +6,11 @@ import argparse
 import os
 import sys
 
-from .. import recorder, vms, worker
+from .. import vms, worker
 from ..errors import HookError
 from ..host import Host
-from ..vms import Vm
+from ..libvirtd import Vm
+from ..recording import recorder
 from . import files
 from .command import Command
 

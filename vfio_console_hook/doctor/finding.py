@@ -9,7 +9,7 @@ from .. import domain, gpu
 from ..domain import Domain
 from ..errors import HookError
 from ..host import Host
-from ..vms import Vm
+from ..libvirtd import Vm
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 

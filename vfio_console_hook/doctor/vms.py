@@ -9,7 +9,7 @@ from ..domain import Domain, Hostdev
 from ..errors import HookError
 from ..host import Host
 from ..journal import Journal
-from ..vms import Vm
+from ..libvirtd import Vm
 from .finding import FAIL, NOT_RECORDED, PASS, WARN, Check, Finding, Subject, gpus_among, unrecorded
 
 _PCI = "sys/bus/pci/devices"

@@ -12,9 +12,9 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 
-from .errors import HookError, HostError
-from .host import Host
-from .recorded import ITSELF, Entry, answer_path, pack_console_map
+from ..errors import HookError, HostError
+from ..host import Host
+from ..recorded import ITSELF, Entry, answer_path, pack_console_map
 from .witness import Seen
 
 _DELETED = " (deleted)"

@@ -11,24 +11,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from . import (
-    __version__,
-    anonymous,
-    config,
-    deposition,
-    doctor,
-    drivers,
-    holdings,
-    modules,
-    plan,
-)
-from .domain import Domain, Hostdev
-from .errors import HookError, HostError
-from .gpu import displays
-from .host import Host
+from .. import __version__, config, doctor, drivers, holdings, modules, plan
+from ..domain import Domain, Hostdev
+from ..errors import HookError, HostError
+from ..gpu import displays
+from ..host import Host
+from ..libvirtd import Vm
+from ..recorded import Entry, entries, pack_console_map
+from . import anonymous, deposition
 from .pseudonyms import Pseudonyms
-from .recorded import Entry, entries, pack_console_map
-from .vms import Vm
 from .witness import Witness
 
 # Attributes that plan reads, and the doors that prepare writes to (which have no

@@ -11,14 +11,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from .errors import HostError
-from .host import Host
+from ..errors import HostError
+from ..host import Host
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
     from typing import TypeVar
 
-    from .vms import Vm
+    from ..libvirtd import Vm
 
     T = TypeVar("T")
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterator
 from xml.sax.saxutils import escape, quoteattr
 
-from . import domain
-from .errors import DomainError
+from .. import domain
+from ..errors import DomainError
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 
+from ..recorded import Entry
 from . import domain_outline
 from .pseudonyms import Pseudonyms
-from .recorded import Entry
 
 MASKED = "# ..."
 """Stands for a line that is nobody's business, so that those after it keep their numbers."""
