@@ -796,7 +796,8 @@ def test_the_configuration_says_who_may_be_ended(machine: MachineFactory) -> Non
 
 GDM = "etc/systemd/system/display-manager.service"
 ELSE = "stop what is named, or raise `holders: {wait_s: N}`"
-DESKTOP = "write `services: [display-manager]` for this VM to stop it"
+STOP = "into /etc/vfio-console-hook/vms/NAME.yaml to stop it for the VM NAME"
+DESKTOP = f"write `services: [display-manager]` {STOP}"
 
 
 def with_desktop(host: FakeHost, *, running: bool) -> FakeHost:
@@ -830,7 +831,7 @@ def with_desktop(host: FakeHost, *, running: bool) -> FakeHost:
         ),
         (
             "nvidia-persiste", "/system.slice/nvidia-persistenced.service", "",
-            "write `services: [nvidia-persistenced]` for this VM to stop it",
+            f"write `services: [nvidia-persistenced]` {STOP}",
         ),
         (
             "qemu-system-x86", "/machine.slice/machine-qemu\\x2d1\\x2dx.scope/libvirt/emulator", "",
@@ -862,7 +863,7 @@ def test_one_hint_names_all_units_that_have_to_be_stopped(machine: MachineFactor
          cgroup="/user.slice/user-1000.slice/session-2.scope")  # fmt: skip
 
     assert refusal(host, NOW, AMD).endswith(
-        "(hint: write `services: [display-manager, lactd, ollama]` for this VM to stop it)"
+        f"(hint: write `services: [display-manager, lactd, ollama]` {STOP})"
     )
 
 

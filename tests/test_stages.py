@@ -370,15 +370,16 @@ def test_nvidia_is_never_handed_over_while_one_of_its_nodes_is_held(
 
     assert refusal(host, "0000:65:00.0") == (
         "0000:65:00.0 is in use by nvidia-persiste (701) [nvidia-persistenced.service] with"
-        " /dev/nvidiactl open (hint: write `services: [nvidia-persistenced]` for this VM to stop"
-        " it)"
+        " /dev/nvidiactl open (hint: write `services: [nvidia-persistenced]` into"
+        " /etc/vfio-console-hook/vms/NAME.yaml to stop it for the VM NAME)"
     )
 
 
 def test_plymouth_on_fb0_is_named_and_refused(machine: MachineFactory) -> None:
     assert refusal(machine("fb0-held-by-plymouth"), "0000:00:02.0") == (
         "0000:00:02.0 is in use by plymouthd (412) [plymouth-start.service] with /dev/fb0 open"
-        " (hint: write `services: [plymouth-start]` for this VM to stop it)"
+        " (hint: write `services: [plymouth-start]` into /etc/vfio-console-hook/vms/NAME.yaml"
+        " to stop it for the VM NAME)"
     )
 
 

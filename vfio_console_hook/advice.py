@@ -9,6 +9,7 @@ import os.path
 import re
 from collections.abc import Sequence
 
+from .config import VMS
 from .errors import HostError
 from .holders import Holder
 from .host import Host
@@ -34,7 +35,8 @@ def hint(host: Host, holders: Sequence[Holder]) -> str:
     if running and (sessions or logind) and "display-manager" not in units:
         units.insert(0, "display-manager")
     if units:
-        return f"write `services: [{', '.join(units[:_MAX_UNITS])}]` for this VM to stop it"
+        listed = ", ".join(units[:_MAX_UNITS])
+        return f"write `services: [{listed}]` into /{VMS}/NAME.yaml to stop it for the VM NAME"
     if sessions:
         return _end_session(sessions[0], outlived=bool(managers))
     if logind:

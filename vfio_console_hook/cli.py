@@ -19,7 +19,7 @@ from . import __version__, libvirtd, recorded
 from .commands import COMMANDS, files
 from .errors import BugError, HookError
 from .host import Host
-from .terminal import Terminal
+from .terminal import complain
 
 NAME = "vfio-console-hook"
 _INTERRUPTED = 130  # as a shell has it: 128 and the number of SIGINT
@@ -52,11 +52,9 @@ def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
 
 
 def _tell(text: str, hint: str = "") -> None:
-    """Tell what is wrong: wrapped for a person, in one line for whoever else reads it."""
-    terminal = Terminal.of(sys.stderr)
-    for line in filter(None, (f"{NAME}: {text}", f"hint: {hint}" if hint else "")):
-        told = terminal.wrapped(line, "  ") if sys.stderr.isatty() else f"{line}\n"
-        print(told, end="", file=sys.stderr)
+    complain(f"{NAME}: {text}")
+    if hint:
+        complain(f"hint: {hint}")
 
 
 def _host(root: str | None, stack: contextlib.ExitStack) -> Host:
@@ -115,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument(
         "--connect", metavar="URI", default=libvirtd.SYSTEM, help="the libvirt to ask (%(default)s)"
     )
-    commands = whole.add_subparsers(metavar="COMMAND", required=True)
+    commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         one = commands.add_parser(
             command.name,

@@ -308,7 +308,7 @@ def _holding_json(one: Holding) -> dict[str, Any]:
     return {
         **vars(one),
         "gpus": list(one.gpus),
-        "steps": [dict(vars(step)) for step in one.steps],
+        "steps": [{**vars(step), "undo": step.undo or None} for step in one.steps],
         "undo": list(one.undo),
         "lost": list(one.lost),
     }

@@ -375,11 +375,14 @@ class Host:
             raise HostError(f"{shown} failed: {reason}")
         return output.strip()
 
-    def vms(self, uri: str) -> tuple[Vm, ...]:
-        """The VMs that libvirt knows at uri, asked read-only. Raises HostError."""
+    def vms(self, uri: str, name: str = "") -> tuple[Vm, ...]:
+        """The VMs that libvirt knows at uri, or that of a name or uuid, asked read-only.
+
+        Raises HostError.
+        """
         from . import libvirtd  # only for people: the hook is told what it needs
 
-        return libvirtd.ask(uri)
+        return libvirtd.ask(uri, name)
 
     def exit_status(self, *command: str, timeout_s: float) -> int | None:
         """The exit status of a program, called by its full path; None while it still runs.

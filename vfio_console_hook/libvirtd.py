@@ -26,8 +26,11 @@ class Vm:
     autostart: bool
 
 
-def ask(uri: str) -> tuple[Vm, ...]:
-    """All VMs of the libvirt at uri, by name. It may take for ever: see vms.known().
+def ask(uri: str, name: str = "") -> tuple[Vm, ...]:
+    """All VMs of the libvirt at uri, or that of a name or uuid, sorted by name.
+
+    It may take for ever: see vms.known(). While a hook is at work for one VM, the
+    others can still be asked for by name, but not all of them at once.
 
     Raises HostError with libvirt's reason, or without libvirt-python.
     """
@@ -44,7 +47,8 @@ def ask(uri: str) -> tuple[Vm, ...]:
     try:
         connection = libvirt.openReadOnly(uri)
         try:
-            found = [_read(libvirt, one) for one in connection.listAllDomains()]
+            domains = [_named(libvirt, connection, name)] if name else connection.listAllDomains()
+            found = [_read(libvirt, one) for one in domains if one is not None]
         finally:
             connection.close()
     except libvirt.libvirtError as error:
@@ -54,6 +58,20 @@ def ask(uri: str) -> tuple[Vm, ...]:
             hint=f"see what `virsh -r -c {uri} list --all` says",
         ) from error
     return tuple(sorted((one for one in found if one), key=lambda one: one.name))
+
+
+def _named(libvirt: Any, connection: Any, name: str) -> Any:
+    """The VM of a name, or else of a uuid; None when there is none."""
+    for lookup in (connection.lookupByName, connection.lookupByUUIDString):
+        try:
+            return lookup(name)
+        except libvirt.libvirtError as error:
+            # What is no uuid at all is an invalid argument.
+            if error.get_error_code() not in (
+                libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG,
+            ):  # fmt: skip
+                raise
+    return None
 
 
 def _read(libvirt: Any, domain: Any) -> Vm | None:

@@ -131,16 +131,20 @@ class RecordedHost(Host):
             raise HostError(f"cannot run {command[0]} on a recorded machine")
         return answer
 
-    def vms(self, uri: str) -> tuple[Vm, ...]:
+    def vms(self, uri: str, name: str = "") -> tuple[Vm, ...]:
         if uri.startswith("test:"):
-            return super().vms(uri)  # libvirt's own pretence, for tests
+            return super().vms(uri, name)  # libvirt's own pretence, for tests
         if not self.exists("libvirt"):
             raise HostError("what libvirt knows is not in this recorded machine")
         reason = self.read("libvirt/unasked")
         if reason is not None:
             raise _error(reason)
         numbers = sorted(int(name) for name in self.list("libvirt") if name.isdigit())
-        return tuple(self._vm(f"libvirt/{number}") for number in numbers)
+        found = tuple(self._vm(f"libvirt/{number}") for number in numbers)
+        uuid = name.replace("-", "").lower()
+        return tuple(
+            one for one in found if name in ("", one.name) or uuid == one.uuid.replace("-", "")
+        )
 
     def _vm(self, folder: str) -> Vm:
         from .libvirtd import Vm  # only for people: the hook is told what it needs

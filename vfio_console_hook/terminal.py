@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,3 +69,9 @@ def _columns(stream: TextIO, environment: Mapping[str, str]) -> int:
         return os.get_terminal_size(stream.fileno()).columns or _WIDTH
     except OSError:
         return _WIDTH
+
+
+def complain(line: str) -> None:
+    """Print a line on stderr: wrapped for a person, whole for whoever else reads it."""
+    told = Terminal.of(sys.stderr).wrapped(line, "  ") if sys.stderr.isatty() else f"{line}\n"
+    print(told, end="", file=sys.stderr)

@@ -14,14 +14,14 @@ from .libvirtd import Vm
 _ANSWER_S = 10.0
 
 
-def known(host: Host, uri: str) -> tuple[Vm, ...]:
-    """All VMs, from a libvirt that may not answer: asked in a process of its own, for 10 s.
+def known(host: Host, uri: str, name: str = "") -> tuple[Vm, ...]:
+    """All VMs, or that of a name or uuid, from a libvirt that may not answer.
 
-    Raises HostError.
+    It is asked in a process of its own, for 10 s. Raises HostError.
     """
 
     def look() -> str:
-        return json.dumps([vars(one) for one in host.vms(uri)])
+        return json.dumps([vars(one) for one in host.vms(uri, name)])
 
     try:
         told = worker.run(look, _ANSWER_S)
@@ -36,15 +36,10 @@ def known(host: Host, uri: str) -> tuple[Vm, ...]:
 
 def find(host: Host, uri: str, name: str) -> Vm:
     """The VM of this name or uuid. Raises HostError, HookError when there is none."""
-    found = known(host, uri)
-    wanted = name.replace("-", "").lower()
-    for one in found:
-        if one.name == name:
-            return one
-    for one in found:
-        if one.uuid.replace("-", "") == wanted:
-            return one
-    raise _unknown(uri, name, [one.name for one in found])
+    found = known(host, uri, name)
+    if found:
+        return found[0]
+    raise _unknown(uri, name, [one.name for one in known(host, uri)])
 
 
 def _unknown(uri: str, name: str, known: list[str]) -> HookError:
@@ -56,7 +51,7 @@ def _unknown(uri: str, name: str, known: list[str]) -> HookError:
     near = difflib.get_close_matches(name.lower(), folded, n=1)
     if near:
         text = f"libvirt at {uri} has no VM {name}, did you mean {folded[near[0]]}?"
-        return HookError(text, hint=f"it has {', '.join(known)}")
+        return HookError(text, hint=f"it has {', '.join(known)}" if len(known) > 1 else "")
     return HookError(f"libvirt at {uri} has no VM {name}", hint=f"it has {', '.join(known)}")
 
 

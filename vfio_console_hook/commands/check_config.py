@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..config import Config, Key
 from ..errors import HookError
 from ..host import Host
 from ..mistakes import Mistake
+from ..terminal import complain
 from .command import Command
 
 _WIDTH = 79
@@ -36,8 +36,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
     if arguments.vm is not None and arguments.file:
-        print("vfio-console-hook: give files to check or --vm, not both", file=sys.stderr)
-        print("hint: --vm reads the installed files by itself", file=sys.stderr)
+        complain("vfio-console-hook: give files to check or --vm, not both")
+        complain("hint: --vm reads the installed files by itself")
         return 2
     if arguments.vm is not None:
         return _explain(host, arguments)
@@ -87,7 +87,7 @@ def _content(host: Host, path: str, full: str) -> bytes:
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    complain(f"note: {text}")
 
 
 def _file_lines(found: dict[str, tuple[Mistake, ...]]) -> Iterator[str]:

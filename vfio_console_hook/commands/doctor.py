@@ -43,8 +43,12 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
         content = {"findings": [vars(one) for one in shown], "failed": failed, "warnings": warned}
         print(json.dumps(content, indent=2))
     else:
-        told = text(shown, Terminal.of(sys.stdout))
-        print(told + ("\n" if told else "") + summary(failed, warned))
+        terminal = Terminal.of(sys.stdout)
+        told = text(shown, terminal)
+        last = summary(failed, warned)
+        if len(shown) > failed + warned > 0:
+            last += "; `vfio-console-hook doctor -q` shows nothing else"
+        print(told + ("\n" if told else "") + terminal.wrapped(last), end="")
     return 1 if failed else 0
 
 

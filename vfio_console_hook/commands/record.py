@@ -11,6 +11,7 @@ from ..errors import HookError
 from ..host import Host
 from ..libvirtd import Vm
 from ..recording import recorder
+from ..terminal import complain
 from . import files
 from .command import Command
 
@@ -49,12 +50,12 @@ def _vms(host: Host, uri: str) -> tuple[Vm, ...] | HookError:
 def _tell_unread(unread: list[str]) -> None:
     """On stderr, so that it is seen beside a text on stdout."""
     for remark in unread[:_MOST_NAMED]:
-        print(f"vfio-console-hook: {remark}", file=sys.stderr)
+        complain(f"vfio-console-hook: {remark}")
     if len(unread) > _MOST_NAMED:
         more = len(unread) - _MOST_NAMED
-        print(f"vfio-console-hook: and {more} more, named at the top of it", file=sys.stderr)
+        complain(f"vfio-console-hook: and {more} more, named at the top of it")
     if unread and os.geteuid() != 0:
-        print("hint: run as root it would hold more", file=sys.stderr)
+        complain("hint: run as root it would hold more")
 
 
 COMMAND = Command(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..errors import HookError, StuckError
+from ..errors import HookError, HostError, StuckError
 from .finding import FAIL, PASS, WARN, Check, Finding, Subject
+from .unknown import unknown
 
 __all__ = [
     "FAIL",
@@ -24,6 +25,9 @@ __all__ = [
     "examine",
     "examine_area",
 ]
+
+# In the name of a check, which is its title when it cannot look.
+_AS_WRITTEN = {"bootfb": "BOOTFB", "gpus": "GPUs", "iommu": "IOMMU", "vms": "VMs"}
 
 
 def areas() -> tuple[tuple[str, tuple[Check, ...]], ...]:
@@ -75,6 +79,8 @@ def _found(check: Check, subject: Subject) -> list[Finding]:
     try:
         for finding in check(subject):
             found.append(finding)  # what came before an error counts
+    except HostError as error:
+        found.append(unknown(_title(check), error))
     except HookError as error:
         found.append(cannot_look(_title(check), error))
     return found
@@ -87,4 +93,5 @@ def cannot_look(what: str, error: HookError) -> Finding:
 
 
 def _title(check: Check) -> str:
-    return check.__name__.replace("_", " ")
+    words = check.__name__.split("_")
+    return " ".join(_AS_WRITTEN.get(word, word) for word in words)

@@ -36,15 +36,15 @@ def _judge(subject: Subject, record: Record) -> Finding:
     if record.by_hand:
         give = f"`vfio-console-hook give {record.gpus[0]}`"
         return Finding(PASS, title, f"{holds}, taken by hand; {give} gives it back")
+    vm = subject.vm(record.uuid)
+    if vm is not None and vm.live:
+        return Finding(PASS, title, f"{holds}, and it runs")
     used = ownership.in_use(subject.host, record)
     if used:
         return Finding(PASS, title, f"{holds}; {used}")
     if subject.unasked:
         text = f"{holds}; libvirt does not say whether it runs"
         return Finding(WARN, title, text, f"if it does not: {_RECOVER}")
-    vm = subject.vm(record.uuid)
-    if vm is not None and vm.live:
-        return Finding(PASS, title, f"{holds}, and it runs")
     state = "libvirt says that it is off" if vm else "libvirt does not know it any more"
     return Finding(WARN, title, f"{holds}, but {state}", _RECOVER)
 

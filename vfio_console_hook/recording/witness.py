@@ -194,8 +194,8 @@ class Witness(Host):
         self.seen.statuses[command] = status
         return status
 
-    def vms(self, uri: str) -> tuple[Vm, ...]:
-        return self._host.vms(uri)
+    def vms(self, uri: str, name: str = "") -> tuple[Vm, ...]:
+        return self._host.vms(uri, name)
 
     def now(self) -> float:
         return self._now

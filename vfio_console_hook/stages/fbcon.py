@@ -37,7 +37,7 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
     yield Step(
         stage=NAME,
         gpu=gpu.address,
-        why="the host's consoles are on it, release sees to it that they come back",
+        why="the host's consoles are on this GPU; release sees to it that they come back",
         do=None,
         undo=ShowConsoles(wait_s),
     )

@@ -38,7 +38,8 @@ def plan(
         yield Step(
             stage=stage,
             gpu=gpu.address,
-            why=f"vfio-pci would remove {device.name} for good if it saw whose it is",
+            why=f"vfio-pci, which would remove {device.name} for good, does not see whose it"
+            " is while the GPU's memory decoding is off",
             do=Decode(gpu.address, False),
             undo=Decode(gpu.address, True),
         )
