@@ -25,7 +25,7 @@ def holders_step(host: Host, gpu: Gpu, leaving: Leaving, stage: str) -> Iterator
             stage=stage,
             gpu=gpu.address,
             why=f"{_told(blocking)} must be closed before"
-            f" {'the GPUs leave' if gpus[1:] else 'it leaves'}",
+            f" {'the GPUs leave' if gpus[1:] else 'the GPU leaves'}",
             # Linux 5.x frees the framebuffer below an open /dev/fbN (fixed in
             # 5.17.9, "fbdev: efifb: Cleanup fb_info in .fb_destroy rather than
             # .remove"); no symbol shows it, so there what cannot be seen counts.
