@@ -34,10 +34,10 @@ terminal = os.dup(1)
 class Busy(FakeHost):
     "A machine on which waiting takes time, and with a libvirt that may be busy."
     patient = True
-    def vms(self, uri):
+    def vms(self, uri, name=""):
         os.write(terminal, b"libvirt is asked\\n")
         time.sleep(float(self.read("libvirt/busy") or 0))
-        return super().vms(uri)
+        return super().vms(uri, name)
 host = Busy(sys.argv[1])
 sys.exit(cli.main(sys.argv[2:], host))
 """
