@@ -14,6 +14,24 @@ GPU = "0000:01:00.0"
 SECOND = "0000:02:00.0"
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"
 
+Arrange = Callable[[FakeHost], None]
+"""Makes a machine what a case needs."""
+
+
+def both(*arrangements: Arrange) -> Arrange:
+    """All of them, one after another."""
+
+    def arrange(host: FakeHost) -> None:
+        for one in arrangements:
+            one(host)
+
+    return arrange
+
+
+def put(path: str, text: str) -> Arrange:
+    """A file on the machine."""
+    return lambda host: host.tree.put(path, text)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -24,7 +42,7 @@ class Case:
 
     check: Check
     machine: str
-    arrange: Callable[[FakeHost], None]
+    arrange: Arrange
     level: str
     text: str
     advice: str = ""

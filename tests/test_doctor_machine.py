@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,13 @@ from tests.doctoring import (
     GPU,
     OTHER_UUID,
     SECOND,
+    Arrange,
     Case,
+    both,
     found,
     judge,
     nothing,
+    put,
     put_vm,
     recorded_whole,
     win11,
@@ -32,19 +34,6 @@ from vfio_console_hook.log import Log
 
 PCI = "sys/bus/pci/devices"
 CLAIMS = "run/vfio-console-hook/claims"
-Arrange = Callable[[FakeHost], None]
-
-
-def both(*arrangements: Arrange) -> Arrange:
-    def arrange(host: FakeHost) -> None:
-        for one in arrangements:
-            one(host)
-
-    return arrange
-
-
-def put(path: str, text: str) -> Arrange:
-    return lambda host: host.tree.put(path, text)
 
 
 def remove(*paths: str) -> Arrange:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from tests.conftest import MachineFactory
@@ -11,9 +9,12 @@ from tests.doctoring import (
     GPU,
     OTHER_UUID,
     SECOND,
+    Arrange,
     Case,
+    both,
     judge,
     nothing,
+    put,
     put_vm,
     recorded_whole,
     win11,
@@ -28,23 +29,10 @@ from vfio_console_hook.log import Log
 
 TWO = "two-gpus-6.12"
 ETC = "etc/vfio-console-hook"
-Arrange = Callable[[FakeHost], None]
 
 
 def vm(name: str, *addresses: str, **more: object) -> Arrange:
     return lambda host: put_vm(host, name, *addresses, **more)  # type: ignore[arg-type]
-
-
-def both(*arrangements: Arrange) -> Arrange:
-    def arrange(host: FakeHost) -> None:
-        for one in arrangements:
-            one(host)
-
-    return arrange
-
-
-def put(path: str, text: str) -> Arrange:
-    return lambda host: host.tree.put(path, text)
 
 
 def on_vfio(address: str) -> Arrange:
