@@ -200,7 +200,7 @@ def test_a_name_with_a_newline_or_an_escape_breaks_no_line() -> None:
 
     text = command.text([finding], Terminal())
 
-    assert text == "VMs\nWARN  VM a?b: ?[31mred\n      do: do?this\n"
+    assert text == "VMs\nWARN  VM a\\nb: \\x1b[31mred\n      do: do\\nthis\n"
 
 
 def test_colour_is_only_for_the_words_that_judge() -> None:

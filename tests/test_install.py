@@ -13,7 +13,7 @@ import pytest
 from tests import gate as gate_paths
 from tests.gate import ROOT
 from tests.test_style import tool
-from vfio_console_hook import journal
+from vfio_console_hook import history, journal
 
 PARTS = ("install.sh", "hooks", "config", "vfio_console_hook", "README.md", "NEWS.md", "LICENSE")
 LIB = "usr/lib/vfio-console-hook"
@@ -177,7 +177,7 @@ def test_the_installer_and_the_gate_agree_on_paths() -> None:
     }
 
     assert wanted <= set(installer.splitlines())
-    assert f"/{journal.STATUS}" == f"/{journal.RUN}.status"
+    assert f"/{history.STATUS}" == f"/{journal.RUN}.status"
 
 
 def test_install_says_what_it_did_and_puts_everything_in_place(clone: Clone) -> None:
@@ -366,7 +366,7 @@ def test_uninstall_leaves_no_trace(clone: Clone) -> None:
     before = tree(clone.dest)
     clone()
     clone.put(f"{journal.RUN}/kernel", "{}")
-    clone.put(f"{journal.STATUS}/0b0e", "{}")
+    clone.put(f"{history.STATUS}/0b0e", "{}")
     (clone.dest / journal.CLAIMS).mkdir()
     (clone.dest / "run/somebody").mkdir()
 

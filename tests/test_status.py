@@ -19,7 +19,8 @@ from vfio_console_hook.commands.status import told
 from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, RefusedError, StepError
-from vfio_console_hook.journal import STATUS, Journal
+from vfio_console_hook.history import STATUS
+from vfio_console_hook.journal import Journal
 from vfio_console_hook.log import Log
 from vfio_console_hook.terminal import Terminal
 

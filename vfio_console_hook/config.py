@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DIRECTORY = "etc/vfio-console-hook"
 VMS = f"{DIRECTORY}/vms"
 _DEFAULT = f"{DIRECTORY}/default.yaml"
+_WRITABLE = "can be written by others than root"
 _MAX_BYTES = 64 * 1024
 # virsh shows them all in one line.
 _MAX_TOLD = 20
@@ -320,12 +321,12 @@ def check_content(path: str, content: bytes) -> tuple[Mistake, ...]:
     return tuple(mistakes)
 
 
-def refused_owner(status: os.stat_result) -> str:
+def refused_owner(status: os.stat_result, owner_uid: int = 0) -> str:
     """Why a file would not be obeyed in its place, by its owner and mode: a clause, or ""."""
-    if status.st_uid != 0:
+    if status.st_uid not in (0, owner_uid):
         return f"belongs to user {status.st_uid} instead of root"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return "can be written by others than root"
+        return _WRITABLE
     return ""
 
 
@@ -431,14 +432,11 @@ def _only_root_writes(host: Host, path: str, mistakes: list[Mistake]) -> bool:
     status = host.stat(path)
     if status is None:
         return False
-    if status.st_uid not in (0, host.owner_uid):
-        told = f"belongs to user {status.st_uid} instead of root"
-    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        told = f"can be written by others than root, run `chmod go-w /{path}`"
-    else:
-        return True
-    mistakes.append(_mistake(f"/{path}", told))
-    return False
+    told = refused_owner(status, host.owner_uid)
+    if told:
+        mend = f", run `chmod go-w /{path}`" if told == _WRITABLE else ""
+        mistakes.append(_mistake(f"/{path}", told + mend))
+    return not told
 
 
 def _mistake(path: str, text: str, line: int = 0, column: int = 0) -> Mistake:

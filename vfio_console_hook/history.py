@@ -22,12 +22,13 @@ import os
 
 from .errors import HookError
 from .host import Host
-from .journal import STATUS, write_file
+from .journal import RUN, write_file
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
     from typing import Any
 
+STATUS = f"{RUN}.status"
 UNKNOWN = "unknown"
 _MOST = 100
 """How many VMs are remembered; who makes and removes them by the thousand needs no more."""

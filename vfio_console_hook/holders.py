@@ -59,8 +59,8 @@ class Holder:
     @property
     def name(self) -> str:
         """Such as "Xorg (1234) [gdm.service]"."""
-        unit = f" [{_printable(self.unit)}]" if self.unit else ""
-        return f"{_printable(self.command)} ({self.pid}){unit}"
+        unit = f" [{printable(self.unit)}]" if self.unit else ""
+        return f"{printable(self.command)} ({self.pid}){unit}"
 
     def __str__(self) -> str:
         if self.unknown:
@@ -74,10 +74,10 @@ def _is_unit(part: str) -> bool:
     return part.endswith((".service", ".scope"))
 
 
-def _printable(text: str) -> str:
-    """A name that its owner may have chosen (prctl, PR_SET_NAME), fit for a line of text."""
+def printable(text: str, most: int = _MAX_NAME) -> str:
+    """A text that anybody may have chosen (prctl, PR_SET_NAME), fit for a line of text."""
     shown = "".join(sign if sign.isprintable() else "?" for sign in text)
-    return shown if len(shown) <= _MAX_NAME else f"{shown[: _MAX_NAME - 3]}..."
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
 def listed(texts: Iterable[object]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from . import console, gpu, history, kernel, ownership
+from . import console, history, kernel, ownership
 from .actions import Rebind
 from .console import Framebuffer, Vtconsole
 from .errors import HookError, HostError
@@ -163,7 +163,7 @@ def look(host: Host) -> Holdings:
         holdings=tuple(found),
         unreadable=tuple(unreadable),
         unseen=unseen,
-        unclaimed=() if unseen else _unclaimed(host, found),
+        unclaimed=() if unseen else ownership.unclaimed(host),
         histories=histories(host),
         vtconsoles=console.vtconsoles(host),
         framebuffers=console.framebuffers(host),
@@ -219,17 +219,6 @@ def _held(host: Host, step: Step, state: str) -> HeldStep:
         state=state,
         undo=undo.shell() if undo else "",
         lost=lost,
-    )
-
-
-def _unclaimed(host: Host, found: list[Holding]) -> tuple[str, ...]:
-    claimed = {address for holding in found if not holding.stale for address in holding.gpus}
-    return tuple(
-        address
-        for address in gpu.displays(host)
-        if gpu.is_vfio(host, address)
-        and address not in claimed
-        and not gpu.is_virtual(host, address)
     )
 
 

@@ -37,7 +37,6 @@ from .step import Step
 RUN = "run/vfio-console-hook"
 CLAIMS = f"{RUN}/claims"
 BY_NAME = f"{RUN}/by-name"
-STATUS = f"{RUN}.status"
 _LOCK_S = 10.0
 _UNNAMED = f"{BY_NAME}/+unnamed"
 

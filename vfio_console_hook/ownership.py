@@ -105,6 +105,19 @@ def in_use(host: Host, record: Record) -> str:
     return ""
 
 
+def unclaimed(host: Host) -> tuple[str, ...]:
+    """GPUs that are on vfio-pci without us: no record of this boot names them. Raises HostError."""
+    boot = kernel.boot_id(host)
+    claimed = {name for one in Journal(host).records() if one.boot == boot for name in one.gpus}
+    return tuple(
+        address
+        for address in gpu.displays(host)
+        if gpu.is_vfio(host, address)
+        and address not in claimed
+        and not gpu.is_virtual(host, address)
+    )
+
+
 def vfio_nodes(host: Host, address: str) -> list[str]:
     """What QEMU opens of a device on vfio-pci, such as "dev/vfio/1"."""
     device = f"sys/bus/pci/devices/{address}"

@@ -6,9 +6,12 @@ import os
 import re
 import sys
 import textwrap
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TextIO
+
+from .log import printable
 
 _WIDTH = 80
 # Longer lines are hard to read, and shorter ones cannot hold an address range.
@@ -18,7 +21,7 @@ _WIDTHS = range(60, 111)
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "bold": "1", "dim": "2"}
 
 _COMMAND = re.compile("`[^`]*`")
-_BLANK = "\0"  # no text that is told holds one, and textwrap does not break at it
+_BLANK = "\0"  # no printable text holds one, and textwrap does not break at it
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,13 @@ class Terminal:
     def wrapped(self, text: str, indent: str = "") -> str:
         """The text as lines that fit, each ended; those after the first begin with indent.
 
+        Nothing in it can steer the terminal, whoever has chosen its words.
+
         What stands in `backticks` stays whole, even if its line gets too long: people
         copy it.
         """
-        whole = _COMMAND.sub(lambda found: found[0].replace(" ", _BLANK), text)
+        shown = printable(text)
+        whole = _COMMAND.sub(lambda found: found[0].replace(" ", _BLANK), shown)
         # One column is left free: some terminals wrap a full line by themselves.
         filled = textwrap.fill(
             whole,
@@ -69,6 +75,11 @@ def _columns(stream: TextIO, environment: Mapping[str, str]) -> int:
         return os.get_terminal_size(stream.fileno()).columns or _WIDTH
     except OSError:
         return _WIDTH
+
+
+def moment(seconds: float) -> str:
+    """A time (seconds since the epoch) as people read it: "2025-11-22 18:28:01"."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def complain(line: str) -> None:

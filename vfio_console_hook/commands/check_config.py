@@ -125,13 +125,12 @@ def _both_names(host: Host, arguments: argparse.Namespace) -> tuple[str, str]:
     """The name and the uuid of a VM; the uuid is "" when libvirt cannot tell."""
     wanted = str(arguments.vm)
     try:
-        known = vms.known(host, arguments.connect)
+        known = vms.known(host, arguments.connect, wanted)
     except HookError as error:
         _note(f"{error.text}, so only a file named {wanted}.yaml is looked for")
         return wanted, ""
-    for one in known:
-        if wanted == one.name or wanted.lower() == one.uuid.lower():
-            return one.name, one.uuid
+    if known:
+        return known[0].name, known[0].uuid
     _note(f"libvirt knows no VM {wanted}")
     return wanted, ""
 

@@ -95,17 +95,12 @@ def text(findings: Sequence[Finding], terminal: Terminal) -> str:
 
 def _line(one: Finding, terminal: Terminal) -> str:
     # Wrapped before it is painted: the colours take no room on the screen.
-    plain = f"{one.level}  {_one_line(one.subject)}: {_one_line(one.text)}"
+    plain = f"{one.level}  {one.subject}: {one.text}"
     lines = terminal.wrapped(plain, _INDENT)
     lines = terminal.paint(one.level, _COLOURS[one.level]) + lines[len(one.level) :]
     if one.advice:
-        lines += terminal.wrapped(f"{_INDENT}do: {_one_line(one.advice)}", f"{_INDENT}    ")
+        lines += terminal.wrapped(f"{_INDENT}do: {one.advice}", f"{_INDENT}    ")
     return lines
-
-
-def _one_line(text: str) -> str:
-    """The name of a VM may hold a newline, or what a terminal obeys."""
-    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def summary(failed: int, warned: int) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable
 
 from .. import holdings, metrics, worker
 from ..holdings import HeldStep, Holding, Holdings, Refusal
 from ..host import Host
 from ..log import printable
-from ..terminal import Terminal
+from ..terminal import Terminal, moment
 from .command import Command
 
 # A VM needs no longer to start; nobody but libvirt knows of one that hangs there.
@@ -54,7 +53,7 @@ def told(found: Holdings, terminal: Terminal) -> str:
     if found.unseen:
         text += terminal.wrapped(f"{found.unseen}: who holds a GPU only root may see", "  ")
     for one in found.unreadable:
-        text += terminal.wrapped(printable(one), "  ")
+        text += terminal.wrapped(one, "  ")
     refusals = {one.uuid: one for one in found.histories if one.refusal}
     for holding in found.holdings:
         text += _holding(holding, found.time, terminal)
@@ -73,7 +72,7 @@ def _holding(one: Holding, now: float, terminal: Terminal) -> str:
     who = "a person" if one.by_hand else f"VM {printable(one.vm)}"
     text = terminal.wrapped(f"{who} holds {', '.join(one.gpus)}", "  ")
     text = text.replace(who, terminal.paint(who, "bold"), 1)
-    text += f"  {one.phase}; held since {_when(one.since)} ({_long(now - one.since)})\n"
+    text += f"  {one.phase}; held since {moment(one.since)} ({_long(now - one.since)})\n"
     text += "" if one.by_hand else f"  uuid {one.uuid}\n"
     if one.hook:
         text += f"  its hook is at work (process {one.hook})\n"
@@ -104,7 +103,7 @@ def _steps(one: Holding, terminal: Terminal) -> str:
     for number, step in enumerate(one.steps, 1):
         text += terminal.wrapped(f"  {number:2}. {_past(step)}", "      ")
     for lost in one.lost:
-        text += _warned(f"not to be undone: {printable(lost)}", terminal)
+        text += _warned(f"not to be undone: {lost}", terminal)
     if one.undo:
         text += terminal.wrapped(f"  {_way_back(one)}; by hand, once the VM is off:", "  ")
         # A shell line is never wrapped: people copy it.
@@ -113,14 +112,13 @@ def _steps(one: Holding, terminal: Terminal) -> str:
 
 
 def _past(step: HeldStep) -> str:
-    past = printable(step.past)
     # Where it is all that is known of the step the reason is told already, and what has
     # no way back, such as a wait, matters no more.
-    why = "" if step.past == step.why or not step.undo else f": {printable(step.why)}"
+    why = "" if step.past == step.why or not step.undo else f": {step.why}"
     return {
-        "begun": f"begun, perhaps not done: {past}{why}",
-        "done": f"{past}{why}",
-        "undone": f"{past}, undone since",
+        "begun": f"begun, perhaps not done: {step.past}{why}",
+        "done": f"{step.past}{why}",
+        "undone": f"{step.past}, undone since",
     }[step.state]
 
 
@@ -137,10 +135,10 @@ def _refusal(refusal: Refusal | None, indent: str, whose: str, terminal: Termina
     what = "refusal" if refusal.kind in ("prepare", "start") else "failure"
     head = f"{indent}last {what}{whose}: "
     text = terminal.wrapped(
-        f"{head}{_when(refusal.time)} {refusal.kind}: {printable(refusal.text)}", indent + "  "
+        f"{head}{moment(refusal.time)} {refusal.kind}: {refusal.text}", indent + "  "
     ).replace(head, terminal.paint(head, "yellow"), 1)
     if refusal.hint:
-        text += terminal.wrapped(f"{indent}  hint: {printable(refusal.hint)}", indent + "  ")
+        text += terminal.wrapped(f"{indent}  hint: {refusal.hint}", indent + "  ")
     return text
 
 
@@ -161,22 +159,18 @@ def _last(found: Holdings, terminal: Terminal) -> str:
     if found.last is None:
         return ""
     history, event = found.last
-    how = f"failed: {printable(event.failure)}" if event.failure else "done"
+    how = f"failed: {event.failure}" if event.failure else "done"
     if event.failure and history.refusal and history.refusal.time == event.time:
         how = "failed, as told above"
     return terminal.wrapped(
-        f"last event: {_when(event.time)} ({_long(found.time - event.time)} ago)"
-        f" {printable(history.vm)} {event.kind}: {how} ({_took(event.took_s)})",
+        f"last event: {moment(event.time)} ({_long(found.time - event.time)} ago)"
+        f" {history.vm} {event.kind}: {how} ({_took(event.took_s)})",
         "  ",
     )
 
 
 def _took(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _long(seconds: float) -> str:

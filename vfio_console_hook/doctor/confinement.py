@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 from ..errors import HostError
 from ..host import Host
+from ..terminal import moment
 from . import daemon, denials
 from .finding import FAIL, NOT_RECORDED, PASS, WARN, Check, Finding, Subject, unrecorded
 from .gates import HOOKS, gates
 from .installation import PYTHON
-from .unknown import moment, titled
+from .unknown import titled
 
 _MODULES = "sys/kernel/security/lsm"
 _SELINUX = "sys/fs/selinux"

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from .. import domain, holdings, processes, systemd
 from ..errors import HookError, HostError
 from ..host import Host
+from ..terminal import moment
 from .finding import FAIL, NOT_RECORDED, PASS, WARN, Check, Finding, Subject, gpus_among, unrecorded
 from .gates import entries, gates
-from .unknown import moment, titled
+from .unknown import titled
 
 # Who may handle QEMU's VMs: the modular daemon, or the one for everything. Each writes
 # /run/NAME.pid (src/remote/remote_daemon.c, daemonPidFilePath).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from .. import holders
 from ..host import Host
 from .finding import PASS, WARN, Check, Finding, Subject
 from .gates import DROPINS, MAIN, HookFile, code, entries, look
@@ -114,9 +115,7 @@ def _scripts(host: Host, one: HookFile, depth: int) -> Iterator[HookFile]:
 
 
 def _shown(line: bytes) -> str:
-    text = line.decode("utf-8", "replace")
-    text = "".join(sign if sign.isprintable() else "?" for sign in text)
-    return text if len(text) <= _LONGEST_LINE else f"{text[: _LONGEST_LINE - 3]}..."
+    return holders.printable(line.decode("utf-8", "replace"), _LONGEST_LINE)
 
 
 CHECKS: tuple[Check, ...] = (other_hooks, virsh)

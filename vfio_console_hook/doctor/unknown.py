@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import re
-import time
 from collections.abc import Callable, Iterator
 
 from ..errors import HostError
@@ -44,8 +43,3 @@ def titled(subject: str) -> Callable[[Check], Check]:
 def unasked(error: HostError) -> bool:
     """Whether a program was not asked for the recorded machine that this is."""
     return error.text.endswith("on a recorded machine")
-
-
-def moment(seconds: float) -> str:
-    """A time (seconds since the epoch) as people read it: "2025-11-22 18:28:01"."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import config, domain, gpu, kernel
+from .. import config, domain, ownership
 from ..domain import Domain, Hostdev
 from ..errors import HookError
 from ..host import Host
-from ..journal import Journal
 from ..libvirtd import Vm
 from .finding import FAIL, NOT_RECORDED, PASS, WARN, Check, Finding, Subject, gpus_among, unrecorded
 
@@ -94,8 +93,9 @@ def hot_plugged_gpus(subject: Subject) -> Iterator[Finding]:
     for address, vm in plugged.items():
         text = f"{vm.name} was given it while it ran, and libvirt calls no hook then"
         yield Finding(WARN, f"{address} in VM {vm.name}", text, _BY_HAND)
-    for address in () if subject.unasked else _unclaimed(subject, plugged):
-        yield _judge_unclaimed(subject, address)
+    for address in () if subject.unasked else ownership.unclaimed(host):
+        if address not in plugged:
+            yield _judge_unclaimed(subject, address)
     if not plugged and not subject.unasked:
         yield Finding(PASS, "hot-plugged GPUs", "none")
 
@@ -105,16 +105,6 @@ def _addresses(xml: str) -> tuple[str, ...]:
         return domain.hostdev_addresses(xml.encode()) if xml else ()
     except HookError:
         return ()
-
-
-def _unclaimed(subject: Subject, plugged: dict[str, Vm]) -> Iterator[str]:
-    """GPUs on vfio-pci that no record of this boot names."""
-    host = subject.host
-    boot = kernel.boot_id(host)
-    claimed = {a for one in Journal(host).records() if one.boot == boot for a in one.gpus}
-    for address in gpus_among(host, host.list(_PCI)):
-        if gpu.is_vfio(host, address) and address not in claimed and address not in plugged:
-            yield address
 
 
 def _judge_unclaimed(subject: Subject, address: str) -> Finding:

@@ -17,6 +17,7 @@ from ..errors import HookError, HostError
 from ..gpu import displays
 from ..host import Host
 from ..libvirtd import Vm
+from ..log import printable
 from ..recorded import Entry, entries, pack_console_map
 from . import anonymous, deposition
 from .pseudonyms import Pseudonyms
@@ -94,7 +95,7 @@ def _top(host: Host, remarks: Iterable[str]) -> Iterator[str]:
     yield "# Names, serial numbers and addresses were taken out by the program. It knows many"
     yield "# places where they stand, not all: read this through before others see it."
     for remark in dict.fromkeys(remarks):
-        yield f"# {''.join(one if one.isprintable() else '?' for one in remark)}"
+        yield f"# {printable(remark)}"
 
 
 def _lines(found: Iterable[Entry], remarks: list[str]) -> list[str]:
