@@ -122,6 +122,11 @@ def destroy_at_last_close(tree: Tree, node: str, first: int, last: int, name: st
         resources.release(tree, first, last, name)
 
 
+def unsettled(tree: Tree) -> bool:
+    """Whether there may be something for settle() to do."""
+    return bool(tree.read(_HELD))
+
+
 def settle(tree: Tree) -> None:
     """Free the memory of framebuffers that are gone and have been closed since."""
     lines = (tree.read(_HELD) or "").splitlines()

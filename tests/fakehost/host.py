@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import re
 import signal
 import time
+from contextlib import contextmanager
 
 from vfio_console_hook.errors import HostError, StuckError
 from vfio_console_hook.recorded import RecordedHost, answer_path
@@ -16,10 +18,11 @@ from . import fbcon, fbdev, modules, openrc, pci, processes, sysfb, systemd
 from .tree import KernelFault, Tree
 
 _CHANGES = "fake/changes"
+_LOCK = "fake/lock"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 class Crash(BaseException):
@@ -58,9 +61,10 @@ class FakeHost(RecordedHost):
         self.handles: dict[int, tuple[int, str]] = {}
         self.pauses: list[float] = []
         self._now = 0.0
-        sysfb.learn(self.tree)
-        pci.learn(self.tree)
-        modules.settle(self.tree)
+        with self._kernel_lock():
+            sysfb.learn(self.tree)
+            pci.learn(self.tree)
+            modules.settle(self.tree)
         self._before = len(self._all_changes())
 
     patient = False
@@ -132,6 +136,18 @@ class FakeHost(RecordedHost):
 
     # -- what was done to it
 
+    @contextmanager
+    def _kernel_lock(self) -> Iterator[None]:
+        """One change at a time on the whole machine, whichever process makes it.
+
+        It stands for console_lock, device_lock, pci_lock_rescan_remove and the resource
+        lock, with which the kernel does the same.
+        """
+        self.tree.make_directory(os.path.dirname(_LOCK))
+        with open(self.path(_LOCK), "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def _all_changes(self) -> list[str]:
         return (self.tree.read(_CHANGES) or "").splitlines()
 
@@ -176,8 +192,7 @@ class FakeHost(RecordedHost):
         if number == self._refuse:
             raise HostError.of(failing, f"/{path}", OSError(self._refuse_errno, ""))
 
-    @staticmethod
-    def _never_return(kind: str, what: str) -> None:
+    def _never_return(self, kind: str, what: str) -> None:
         """The kernel is stuck: below a program, whose end Host.run() does not wait for, or us."""
         if kind == "run":
             raise StuckError(
@@ -190,10 +205,12 @@ class FakeHost(RecordedHost):
     # -- the doors of Host
 
     def read_bytes(self, path: str) -> bytes | None:
-        if path == "proc/iomem":
-            fbdev.settle(self.tree)
+        if path == "proc/iomem" and fbdev.unsettled(self.tree):
+            with self._kernel_lock():
+                fbdev.settle(self.tree)
         if path.startswith("sys/module/"):
-            modules.settle(self.tree)
+            with self._kernel_lock():
+                modules.settle(self.tree)
         return super().read_bytes(path)
 
     def write(self, path: str, text: str) -> None:
@@ -202,12 +219,13 @@ class FakeHost(RecordedHost):
         real = self.real(path)
         if real is None:
             raise HostError.of(failing, f"/{path}", OSError(errno.ENOENT, ""))
-        fbdev.settle(self.tree)
-        try:
-            _react(self.tree, real, text)
-        except OSError as error:
-            raise HostError.of(failing, f"/{path}", error) from error
-        modules.settle(self.tree)
+        with self._kernel_lock():
+            fbdev.settle(self.tree)
+            try:
+                _react(self.tree, real, text)
+            except OSError as error:
+                raise HostError.of(failing, f"/{path}", error) from error
+            modules.settle(self.tree)
 
     def poke(self, path: str, offset: int, content: bytes) -> None:
         failing = f"write '{content.hex()}' to"
@@ -215,17 +233,19 @@ class FakeHost(RecordedHost):
         real = self.real(path)
         if real is None or os.path.basename(real) != "config":
             raise HostError.of(failing, f"/{path}", OSError(errno.ENOENT, ""))
-        try:
-            pci.check_config_write(self.tree)
-        except OSError as error:
-            raise HostError.of(failing, f"/{path}", error) from error
-        self.tree.poke(real, offset, content)
-        pci.config_written(self.tree, pci.address_of(real))
+        with self._kernel_lock():
+            try:
+                pci.check_config_write(self.tree)
+            except OSError as error:
+                raise HostError.of(failing, f"/{path}", error) from error
+            self.tree.poke(real, offset, content)
+            pci.config_written(self.tree, pci.address_of(real))
 
     def map_console(self, fb: str, console: int, index: int) -> None:
         self._change("ioctl", f"dev/{fb}", f"console {console} to fb{index}", f"map {console} on")
-        fbcon.put_con2fb_map(self.tree, fb, console, index)
-        modules.settle(self.tree)
+        with self._kernel_lock():
+            fbcon.put_con2fb_map(self.tree, fb, console, index)
+            modules.settle(self.tree)
 
     def set_text_mode(self, tty: str, text: bool) -> None:
         """KDSETMODE (vt_ioctl.c): only redrawing depends on it, no console driver does."""
@@ -254,8 +274,9 @@ class FakeHost(RecordedHost):
             self._change("run", command[0], " ".join(command[1:]), "run")
         elif self.exists(answer_path(command)) and not self.exists("fake/native"):
             return super().run(*command, timeout_s=timeout_s)  # nothing can change it
-        output = pci.modprobe(self.tree, command[1:])
-        modules.settle(self.tree)
+        with self._kernel_lock():
+            output = pci.modprobe(self.tree, command[1:])
+            modules.settle(self.tree)
         return output
 
     def exit_status(self, *command: str, timeout_s: float) -> int | None:

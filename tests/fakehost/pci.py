@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from vfio_console_hook.memory import Bar, memory_bars
 
-from . import fbdev, modules, resources, sysfb, vt
+from . import fbdev, modules, resources, sound, sysfb, vt
 from .tree import Tree
 
 BUS = "sys/bus/pci"
@@ -28,6 +28,7 @@ _CLASS_VGA = 0x0300
 _MEM, _ROM_SHADOW, _MEM_64 = 0x200, 0x2, 0x100000
 _ROM = 6
 _COMMAND, _COMMAND_IO, _COMMAND_MEMORY, _COMMAND_MASTER = 4, 0x1, 0x2, 0x4
+_COMMAND_NO_INTX = 0x400
 _BARS = 0x10
 _4G = 1 << 32
 Refused = sysfb.Refused
@@ -234,6 +235,9 @@ def detach_driver(tree: Tree, address: str) -> None:
     elif driver is not None:
         if driver == "nvidia":
             _nv_pci_remove(tree, address)
+        if driver == sound.DRIVER:
+            sound.remove(tree, address, path)
+            _leave_msi(tree, address)
         _hide(tree, path)
         for bar in bars(tree, address):
             if any(r.first == bar.range.first for r in resources.named(tree, driver)):
@@ -243,6 +247,19 @@ def detach_driver(tree: Tree, address: str) -> None:
     if driver is not None and tree.read(f"{path}/power_state") == "D0":
         _set_power_state(tree, address, _unused_power_state(tree))
     tree.remove(f"{path}/driver")
+
+
+def _leave_msi(tree: Tree, address: str) -> None:
+    """pci_disable_msi(): pci_intx_for_msi() lets the device pull its line again."""
+    if command(tree, address) & _COMMAND_NO_INTX:
+        _set_command(tree, address, off=_COMMAND_NO_INTX)
+        tree.put(f"fake/msi/{address}", "")
+
+
+def _enter_msi(tree: Tree, address: str) -> None:
+    """pci_set_master() and pci_enable_msi(), of a device that had it before."""
+    if tree.exists(f"fake/msi/{address}"):
+        _set_command(tree, address, on=_COMMAND_MASTER | _COMMAND_NO_INTX)
 
 
 _NVIDIA_PROC = "proc/driver/nvidia/gpus"
@@ -291,6 +308,9 @@ def _vfio_probe(tree: Tree, address: str) -> None:
     if _vfio_is_vga(tree, address) and tree.has_symbol("aperture_remove_conflicting_pci_devices"):
         # Linux commit d17378062079 ("vfio/pci: Remove console drivers") (in v6.0)
         remove_conflicting_devices(tree, address)
+    # "We're not ready to enable the device yet, but we do want to be able to get to D3."
+    # The latter it does not without a power management capability (pci_set_power_state).
+    _set_power_state(tree, address, "D0")
     path = device_path(tree, address)
     if tree.release() >= (6, 1, 0):
         number = next(n for n in range(256) if not _vfio_number_taken(tree, n))
@@ -427,6 +447,9 @@ def _native_probe(tree: Tree, address: str, found: Native) -> None:
             tree.log(f"{found.driver} {address}: BAR {bar.number}: can't reserve {where}")
     if found.driver == "nvidia":
         _nv_pci_probe(tree, address)
+    if found.driver == sound.DRIVER:
+        sound.probe(tree, address)
+        _enter_msi(tree, address)
     if modules.can_show(tree, found.driver):
         _show_picture(tree, path, found)
 

@@ -15,6 +15,7 @@ What sysfs does not show lies below fake/:
     fake/dmesg               what the kernel logged
     fake/fault               why the kernel is dead
     fake/changes             every change made through a FakeHost, one a line
+    fake/lock                held while one of them is made, by any process
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 
 from vfio_console_hook.recorded import RecordedHost
 
@@ -34,10 +36,13 @@ class Tree(RecordedHost):
     """A recorded machine whose files can be made and removed."""
 
     def put(self, path: str, text: str) -> None:
-        full = self.path(path)
-        os.makedirs(os.path.dirname(full), exist_ok=True)
-        with open(full, "w", encoding="utf-8") as file:
+        # Whoever reads it meanwhile, in another process, sees the old or the new text.
+        full, draft = self.path(path), self.path(f"fake/draft-{threading.get_native_id()}")
+        for one in (full, draft):
+            os.makedirs(os.path.dirname(one), exist_ok=True)
+        with open(draft, "w", encoding="utf-8") as file:
             file.write(text if text.endswith("\n") or not text else text + "\n")
+        os.rename(draft, full)
 
     def make_directory(self, path: str) -> None:
         os.makedirs(self.path(path), exist_ok=True)

@@ -116,6 +116,20 @@ class FakeLibvirt:
         self.host.write(f"{device}/driver_override", "\n")
         self._reprobe(device, address)
 
+    def forget(self, address: str) -> bool:
+        """libvirtd is killed before the VM has a status file; whether a device stays bound.
+
+        What it had bound is then nobody's: a later run finds it on vfio-pci, and leaves it
+        there at its end.
+        """
+        bound = address in self._bound_by_us
+        self._bound_by_us.discard(address)
+        return bound
+
+    def adopt(self, address: str) -> None:
+        """What `virsh nodedev-detach` remembers: the device goes back with reattach()."""
+        self._bound_by_us.add(address)
+
     def _reprobe(self, device: str, address: str) -> None:
         if self.host.exists(f"{device}/driver"):
             self.host.write(f"{device}/driver/unbind", address)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __doc__ as manual
-from . import attempts, images, kernels, machine, scenarios, trials
+from . import attempts, images, kernels, machine, matrix, scenarios, tables, trials
 from .cache import BuildError, Cache, default_root
 from .debian import require_tools
 from .kernels import Built
@@ -22,6 +22,8 @@ from .machine import Gpu, Hardware, Machine
 from .result import Outcome, Result
 from .scenarios import Scenario
 
+# How many scenarios are worth more under a time budget than the first cells of the matrix.
+FIRST_IN_CI = 12
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -53,7 +55,9 @@ class Lab:
         def boot() -> Machine:
             return Machine(self.hardware(scenario), built, self.program, directory)
 
-        return attempts.run(scenario, trials.KINDS[scenario.kind], boot, directory)
+        result = attempts.run(scenario, trials.KINDS[scenario.kind], boot, directory)
+        tables.keep(result, directory)
+        return result
 
 
 def main(argv: Sequence[str]) -> int:
@@ -67,11 +71,16 @@ def main(argv: Sequence[str]) -> int:
         cache = Cache(options.cache)
         if options.shell:
             return shell(cache, options.shell)
-        chosen = choose(options)
+        chosen, missing = matrix.offered(choose(options), cache)
+        for name, why in missing.items():
+            print(f"kernel {name}: left out of the matrix, {why}", flush=True)
         if options.budget:
             chosen, left_out = fit(chosen, cache, options.budget * 60, options.jobs)
             print_left_out(left_out)
+            print_part(chosen)
         lab = build(cache, chosen, options.out or cache.root / "results")
+        if options.matrix and not options.names:
+            tables.forget(lab.out)
     except BuildError as e:
         print(f"tests/lab: {e}", file=sys.stderr)
         return 2
@@ -80,6 +89,8 @@ def main(argv: Sequence[str]) -> int:
     until = began + options.budget * 60 if options.budget else None
     results = run_all(lab, chosen, options.jobs, until)
     print_table(results, lab.out)
+    if options.matrix:
+        print(tables.write(lab.out), flush=True)
     return status(results)
 
 
@@ -94,6 +105,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list scenarios and kernels")
     parser.add_argument("--smoke", action="store_true", help="a small default subset")
     parser.add_argument("--ci", action="store_true", help="same as --budget 35")
+    parser.add_argument("--matrix", action="store_true", help="each kernel with each console")
+    help_against = "with --matrix: also without a hook and with the script of the guides"
+    parser.add_argument("--against", action="store_true", help=help_against)
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="run what fits into it")
     parser.add_argument("--build-only", action="store_true", help="fill the cache, boot nothing")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="machines at a time")
@@ -101,10 +115,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=default_root(), metavar="DIR")
     parser.add_argument("--shell", metavar="KERNEL", help="a root shell in that kernel")
     options = parser.parse_args(argv)
-    known = {scenario.name for scenario in scenarios.SCENARIOS}
+    known = {scenario.name for scenario in scenarios.SCENARIOS} | {*matrix.CELLS}
     for name in options.names:
         if name not in known:
             parser.error(f"no scenario {name!r}; there are {', '.join(sorted(known))}")
+    if options.against and not options.matrix:
+        parser.error("--against goes with --matrix")
     if options.shell and options.shell not in {kernel.name for kernel in kernels.KERNELS}:
         parser.error(f"no kernel {options.shell!r}; see --list")
     if options.ci and not options.budget:
@@ -116,8 +132,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def choose(options: argparse.Namespace) -> list[Scenario]:
     """The scenarios that the command line asks for, in order of priority."""
+    cells = matrix.scenarios([*matrix.CELLS.values()])
     if options.names:
-        return [s for s in scenarios.SCENARIOS if s.name in options.names]
+        return [s for s in (*scenarios.SCENARIOS, *cells) if s.name in options.names]
+    if options.matrix:
+        return [s for s in cells if options.against or s.hook]
+    if options.ci:
+        first, later = scenarios.SCENARIOS[:FIRST_IN_CI], scenarios.SCENARIOS[FIRST_IN_CI:]
+        return [*first, *(s for s in cells if s.name in matrix.IN_CI), *later]
     return [s for s in scenarios.SCENARIOS if s.smoke or not options.smoke]
 
 
@@ -186,17 +208,26 @@ def status(results: Sequence[Result]) -> int:
 
 def print_table(results: Sequence[Result], out: Path) -> None:
     """One line a scenario, and below it what was wrong."""
-    lines = [f"{'scenario':28} {'kernel':9} {'GPUs':10} {'outcome':8} {'s':>4}"]
+    lines = [f"{'scenario':36} {'kernel':18} {'GPUs':10} {'outcome':8} {'s':>4}"]
     for result in results:
         scenario = result.scenario
         gpus = "+".join("0300" if gpu.device == "VGA" else "0380" for gpu in scenario.gpus)
         words = (result.outcome.value, f"{result.seconds:4.0f}")
-        lines.append(f"{scenario.name:28} {scenario.kernel:9} {gpus:10} {words[0]:8} {words[1]}")
+        lines.append(f"{scenario.name:36} {scenario.kernel:18} {gpus:10} {words[0]:8} {words[1]}")
         lines += [f"    {text}" for text in result.failures]
         lines += [f"    note: {text}" for text in result.notes]
     text = "\n".join(lines) + "\n"
     (out / "table.txt").write_text(text)
     print(f"\n{text}\nlogs and pictures: {out}", flush=True)
+
+
+def print_part(chosen: Sequence[Scenario]) -> None:
+    """Say which part of the matrix these scenarios are, and what is left of it."""
+    names = {scenario.name for scenario in chosen}
+    here = [cell.words for cell in matrix.MATRIX if cell.scenario().name in names]
+    rest = [cell.words for cell in matrix.MATRIX if cell.scenario().name not in names]
+    print(f"of the matrix, {len(here)} of {len(matrix.MATRIX)} cells fit: {', '.join(here)}")
+    print(f"left to tests/lab/run --matrix: {', '.join(rest)}", flush=True)
 
 
 def print_left_out(left_out: Sequence[Scenario]) -> None:
@@ -210,7 +241,8 @@ def print_list() -> None:
     for scenario in scenarios.SCENARIOS:
         smoke = "smoke" if scenario.smoke else ""
         console = "vgacon" if scenario.console == scenarios.VGACON else scenario.console
-        print(f"{scenario.name:28} {scenario.kernel:9} {console:10} {smoke}".rstrip())
+        print(f"{scenario.name:36} {scenario.kernel:18} {console:10} {smoke}".rstrip())
+    print("cells of the matrix:", ", ".join(matrix.CELLS))
     print("kernels:", ", ".join(kernel.name for kernel in kernels.KERNELS))
 
 

@@ -7,6 +7,7 @@ own apt uses, whatever it is.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -61,14 +62,19 @@ def require_tools(*, own_kernels: bool) -> None:
 def mirror() -> str:
     """The address of the Debian mirror that this machine's apt uses."""
     fields = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(COMPONENT) $(CODENAME)"]
-    answer = subprocess.run(fields, capture_output=True, text=True, check=False).stdout
-    for line in answer.splitlines():
+    for line in _answer(*fields).stdout.splitlines():
         uri, _, rest = line.partition(" ")
         # The main archive, not its security or third-party siblings: that is
         # the one whose address ends in the distribution's name.
         if rest.startswith("main") and uri.rstrip("/").endswith("/debian"):
             return uri.rstrip("/")
     raise BuildError("no Debian mirror in this machine's apt sources; the lab needs one")
+
+
+# The same is asked for many kernels and roots, and costs apt seconds each time.
+@functools.cache
+def _answer(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
 
 
 class Suite:
@@ -90,7 +96,7 @@ class Suite:
         """What installing these packages on an empty system would bring: name -> version."""
         release = ("-t", self.name)
         argv = self._apt("apt-get", "-s", *release, "--no-install-recommends", "install", *packages)
-        answer = subprocess.run(argv, capture_output=True, text=True, check=False)
+        answer = _answer(*argv)
         if answer.returncode != 0:
             raise BuildError(f"{self.name} cannot install {' '.join(packages)}: {answer.stderr}")
         return dict(re.findall(r"^Inst (\S+) \((\S+)", answer.stdout, re.MULTILINE))

@@ -37,6 +37,8 @@ _HELD = {
 class DropIn(Trial):
     """Starts and destroys the VM under four hooks."""
 
+    hook_path = OURS
+
     def install(self) -> bool:
         """Put the foreign hooks there, then install ours beside them."""
         for path in FOREIGN:

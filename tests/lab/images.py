@@ -69,6 +69,8 @@ def root(cache: Cache, suite_name: str) -> Path:
         argv: list[str | Path] = [
             "mmdebstrap",
             "--variant=minbase",
+            # As debian.Suite has it: a mirror may be behind, its signature counts all the same.
+            '--aptopt=Acquire::Check-Valid-Until "false"',
             f"--include={','.join(packages)}",
         ]
         command([*argv, suite_name, tree, *suite.sources], log=log)

@@ -12,6 +12,7 @@ _FAULT = re.compile(
     r"WARNING: |BUG: |kernel BUG|Oops|general protection|Call Trace|refcount_t:"
     r"|Trying to free nonexistent|blocked for more than|Kernel panic"
 )
+_FATAL = re.compile(r"BUG: |kernel BUG|Oops|general protection|Kernel panic")
 
 
 def mark_command(text: str) -> str:
@@ -27,3 +28,9 @@ def since_mark(log: str) -> str:
 def fault(log: str) -> str | None:
     """The first line that tells of a fault in the kernel, or None."""
     return next((line.strip() for line in log.splitlines() if _FAULT.search(line)), None)
+
+
+def gravest(log: str) -> str | None:
+    """What ended a task or the machine, or else the first fault; without its time. Or None."""
+    line = next((line for line in log.splitlines() if _FATAL.search(line)), fault(log))
+    return line and re.sub(r"^(?:\[[^]]*\] *)+", "", line.strip())

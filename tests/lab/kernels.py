@@ -55,6 +55,10 @@ KERNELS = (
     Kernel("5.10", root="bullseye", suites=("bullseye",)),
     Kernel("6.1", root="bookworm", suites=("bookworm",)),
     Kernel("6.12", root="trixie", suites=("trixie",)),
+    Kernel("bullseye-backports", root="bullseye", suites=("bullseye-backports",)),
+    Kernel("bookworm-backports", root="bookworm", suites=("bookworm-backports",)),
+    Kernel("trixie-backports", root="trixie", suites=("trixie-backports",)),
+    Kernel("forky", root="forky", suites=("forky",)),
     Kernel("own-6.12", root="trixie", suites=("trixie",), fragment="simpledrm"),
     Kernel("own-7", root="trixie", suites=("trixie-backports", "forky", "sid"), fragment="efidrm"),
 )
@@ -78,6 +82,20 @@ def build(cache: Cache, kernel: Kernel) -> Built:
         initrd=images.initrd(cache, kernel.name, modules),
         root=images.root(cache, kernel.root),
     )
+
+
+def not_offered(cache: Cache, kernel: Kernel) -> str:
+    """Why a kernel of Debian cannot be had from its suite, in a sentence; "" if it can."""
+    try:
+        here = Suite(cache, kernel.suites[0]).versions(["linux-image-amd64"])
+        below = Suite(cache, kernel.root).versions(["linux-image-amd64"])
+    except BuildError as e:
+        # The line of apt that says what is wrong comes last of those that begin so.
+        errors = [line for line in str(e).splitlines() if line.startswith("E: ")]
+        return errors[-1].removeprefix("E: ") if errors else str(e)
+    if kernel.suites[0] != kernel.root and here == below:
+        return f"{kernel.suites[0]} has nothing newer than {kernel.root}"
+    return ""
 
 
 def seconds_to_build(cache: Cache, kernel: Kernel) -> float:

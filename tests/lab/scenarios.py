@@ -52,7 +52,8 @@ class Scenario:
     whose monitor shows the console before and after. recorded is the name of the machine
     in tests/machines whose recording it leaves, with what the program said of it. kind
     is a name in trials.py, for scenarios that do something else than starting and
-    destroying one VM.
+    destroying one VM. script is for the comparison: instead of the program, the script
+    that guides recommend is libvirt's hook (guest/generic-hook.sh); hook is False then.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Scenario:
     native_driver: bool = False
     config: str = ""
     hook: bool = True
+    script: bool = False
     holder: Holder | None = None
     refused: str = ""
     mapped: bool = True
@@ -80,8 +82,8 @@ class Scenario:
 
     def seconds(self) -> float:
         """About how long it takes, for a time budget (two machines on two cores)."""
-        typing = 300.0 if self.kind == "newcomer" else 0.0
-        return 100.0 + 35.0 * self.cycles + (30.0 if self.refused else 0.0) + typing
+        more = {"newcomer": 300.0, "every-call": 400.0 * self.cycles}.get(self.kind, 0.0)
+        return 100.0 + 35.0 * self.cycles + (30.0 if self.refused else 0.0) + more
 
 
 def leaving(scenario: Scenario, gpus: Sequence[T]) -> tuple[T, ...]:
@@ -250,6 +252,7 @@ SCENARIOS = (
     ),
     Scenario("two-vms", "6.12", BOCHS_DRM, native_driver=True, kind="two-vms"),
     _killed("6.12"),
+    Scenario("every-call-6.12", "6.12", EFIFB, kind="every-call"),
     Scenario(
         "held-sound",
         "6.1",
@@ -271,6 +274,7 @@ SCENARIOS = (
         cycles=1,
     ),
     Scenario("by-hand", "6.12", EFIFB, kind="by-hand"),
+    Scenario("nobody", "6.12", EFIFB, kind="nobody", cycles=1),
     Scenario(
         "newcomer",
         "6.12",
@@ -389,6 +393,9 @@ SCENARIOS = (
         cycles=1,
     ),
     _killed("6.1"),
+    Scenario(
+        "every-call-6.1", "6.1", BOCHS_DRM, native_driver=True, kind="every-call", cycles=1
+    ),
 )
 
 

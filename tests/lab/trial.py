@@ -4,15 +4,20 @@ A text is written on the host's console and its monitor is photographed; libvirt
 starts the VM; QEMU must have mapped the GPU's memory; libvirt destroys the VM;
 the same text is written again and the picture must be the same again, while
 another text in between must have changed it, so a frozen picture cannot pass.
+
+In the first cycle the machine is recorded after each phase, and each must be as the fake
+machine predicts from the first record (predicted.py); in the last it is seen how much of
+the start is the hook's.
 """
 
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from pathlib import Path
 
-from . import kernel_log, monitors, said, scenarios
+from . import kernel_log, monitors, phases, predicted, said, scenarios, share
 from .machine import LostMachine, Machine
 from .monitors import LIT_AT_LEAST, OTHER_TEXT, TEXT
 from .pictures import Picture
@@ -46,6 +51,10 @@ class Trial:
         self.result = result
         self.gpus: tuple[GuestGpu, ...] = ()
         self.reference: Picture | None = None
+        self.records: dict[str, str] = {}
+
+    hook_path = HOOK
+    """Where ours is."""
 
     def run(self) -> None:
         """Set up, try what must be refused, then start and destroy the VM."""
@@ -153,6 +162,7 @@ class Trial:
         before = self.pictures(f"{name}-before")[self.scenario.monitor]
         state = self.host_state()
         plan = self.plan(name)
+        machine = phases.now(self.machine)
         began = time.monotonic()
         error = self.start()
         seconds = time.monotonic() - began
@@ -169,12 +179,25 @@ class Trial:
         self.check_told(name, plan, text)
         self.demand(monitors.same(before, after), f"{name}: the picture changed")
         self.demand(self.host_state() == state, f"{name}: the host's state changed")
+        self.check_untouched(name, number, machine)
         live = self.photograph(f"{name}-other", OTHER_TEXT)[self.scenario.monitor]
         self.demand(monitors.alive(before, live), f"{name}: the console is frozen")
         if number == 1:
             self.check_error_whole(name, text)
         self.check_kernel(name)
         self.check_claims(name)
+
+    def check_untouched(self, name: str, number: int, before: str) -> None:
+        """The whole machine is as before, and the fake machine would have refused it too."""
+        difference = predicted.difference(before, phases.now(self.machine))
+        self.demand(bool(before), f"{name}: the machine could not be recorded")
+        self.demand(not difference, f"{name}: the machine changed:\n{difference}")
+        asked = predicted.refuses(self.scenario) and predicted.can(self.scenario)
+        if number == 1 and asked:
+            (self.directory / "machine-refused.tree").write_text(before)
+            with tempfile.TemporaryDirectory() as directory:
+                wrong = predicted.refusal(self.scenario, before, Path(directory) / "machines")
+            self.demand(not wrong, f"{name}: {wrong}")
 
     def check_error_whole(self, name: str, error: str) -> None:
         """virsh shows all that the hook says, which is what it says when it is run by hand."""
@@ -210,7 +233,7 @@ class Trial:
             self.record("before")
             if self.scenario.recorded:
                 self.said("before")
-        error = self.start()
+        error = self.start_watched(number)
         if self.demand(error is None, f"{name}: virsh start: {error}"):
             time.sleep(5)
             self.check_running(name)
@@ -222,6 +245,8 @@ class Trial:
             self.meanwhile(name, number)
             destroy = self.machine.run("virsh destroy gpu", 180)
             self.demand(destroy.ok, f"{name}: virsh destroy: {destroy.stderr.strip()}")
+        if number == 1:
+            self.keep_phases()
         self.check_console(name, number)
         self.check_kernel(name)
         if self.scenario.hook:
@@ -229,6 +254,7 @@ class Trial:
             if number == 1:
                 self.check_told(name, plan, error or "")
                 self.record("after")
+                self.check_predicted(name)
 
     def meanwhile(self, name: str, number: int) -> None:
         """What else is done while the VM runs; nothing, but in some kinds."""
@@ -237,6 +263,50 @@ class Trial:
         """Start the VM; what virsh complained about, or None."""
         answer = self.machine.run("virsh start gpu", 240)
         return None if answer.ok else answer.stderr.strip()
+
+    def start_watched(self, number: int) -> str | None:
+        """The same, with phases recorded in the first cycle, and the time taken in the last."""
+        if not self.scenario.hook or 1 < number < self.scenario.cycles:
+            return self.start()
+        if number == 1:
+            phases.begin(self.machine, self.hook_path)
+            return self.start()
+        began = share.begin(self.machine, self.hook_path)
+        error = self.start()
+        told = share.end(self.machine, self.hook_path, began)
+        if error is None:
+            self.result.notes.append(told)
+        return error
+
+    def keep_phase(self, phase: str) -> None:
+        """Record the machine as it is now; sooner than record(), which looks at more."""
+        if self.scenario.hook:
+            self.keep_record(phase, phases.now(self.machine))
+
+    def keep_phases(self) -> None:
+        """Take what was recorded since phases.begin()."""
+        if not self.scenario.hook:
+            return
+        for phase, text in phases.end(self.machine, self.hook_path).items():
+            self.keep_record(phase, text)
+
+    def check_predicted(self, name: str) -> None:
+        """The fake machine says the same of each phase."""
+        if not predicted.starts(self.scenario):
+            return
+        if not predicted.can(self.scenario):
+            self.result.notes.append("the fake machine was not asked: there is no PyYAML here")
+            return
+        before, found = self.records.pop("before", ""), self.records
+        missing = [phase for phase in predicted.PHASES if phase not in found]
+        if not self.demand(bool(before) and not missing, f"{name}: no recordings of {missing}"):
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            machines = Path(directory) / "machines"
+            wrong = predicted.differences(self.scenario, before, found, machines)
+        for phase, difference in wrong.items():
+            self.demand(False, f"{name}: {phase} the fake is wrong:\n{difference}")
+        self.result.notes.append(f"{len(found) - len(wrong)} of {len(found)} phases as predicted")
 
     def check_running(self, name: str) -> None:
         """The VM runs, and QEMU has mapped BAR 0 of each GPU, or none of them."""
@@ -336,7 +406,12 @@ class Trial:
         if content is None:
             self.result.notes.append(f"no recording {when}")
         else:
-            (self.directory / f"machine-{when}.tree").write_bytes(content)
+            self.keep_record(when, content.decode())
+
+    def keep_record(self, phase: str, text: str) -> None:
+        """Keep a recording of the machine in this phase."""
+        self.records[phase] = text
+        (self.directory / f"machine-{phase}.tree").write_text(text)
 
     def said(self, when: str) -> None:
         """The program says the same of the machine and of its recording; kept as a text."""

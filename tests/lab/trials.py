@@ -6,8 +6,11 @@ from .apparmor import AppArmor
 from .by_hand import ByHand
 from .desktop import Desktop
 from .dropin import DropIn
+from .every_call import EveryCall
 from .killed import Killed
 from .newcomer import Newcomer
+from .nobody import Nobody
+from .observed import Observed
 from .rebound import Rebound
 from .sound import Sound, Stuck
 from .terminated import Terminated
@@ -21,9 +24,12 @@ KINDS: dict[str, type[Trial]] = {
     "cycles": Trial,
     "desktop": Desktop,
     "dropin": DropIn,
+    "every-call": EveryCall,
     "killed": Killed,
     "moved": Moved,
     "newcomer": Newcomer,
+    "nobody": Nobody,
+    "observed": Observed,
     "rebound": Rebound,
     "sound": Sound,
     "stuck": Stuck,

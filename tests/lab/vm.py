@@ -27,11 +27,12 @@ def read_gpu(address: str, resource: str) -> GuestGpu:
     return GuestGpu(address, first, last - first + 1, bool(lines[6][2] & 0x2))
 
 
+VM = "gpu"
 UUID = "6b1c2c0e-3f0d-4c57-9d61-3a3f6f1f0a01"
 
 
 def domain_xml(
-    gpus: tuple[GuestGpu, ...], name: str = "gpu", uuid: str = UUID, others: tuple[str, ...] = ()
+    gpus: tuple[GuestGpu, ...], name: str = VM, uuid: str = UUID, others: tuple[str, ...] = ()
 ) -> str:
     """A VM of 64 MiB without a disk that owns the GPUs, and other devices by their addresses."""
     hostdevs = ""

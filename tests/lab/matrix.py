@@ -1,0 +1,122 @@
+"""The matrix: each kernel of Debian's suites with each kind of console, under its libvirt.
+
+A cell is a scenario of the kind "observed". The matrix proper has our hook at work; for
+the comparison with what people use today the same cells run with no hook at all, and with
+the script that guides recommend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from . import kernels
+from .cache import Cache
+from .scenarios import BOCHS, BOCHS_DRM, EFIFB, VGA, After, Scenario
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A kind of machine: its name in a scenario's, and in words, and a scenario to copy."""
+
+    name: str
+    words: str
+    template: Scenario
+
+
+CONFIGURATIONS = (
+    Configuration("efifb-0300", "efifb, class 0300", Scenario("", "", EFIFB)),
+    Configuration("efifb-0380", "efifb, class 0380", Scenario("", "", EFIFB, gpus=(BOCHS,))),
+    Configuration("native", "native driver", Scenario("", "", BOCHS_DRM, native_driver=True)),
+    Configuration(
+        "dual",
+        "two GPUs, the boot one leaves",
+        Scenario("", "", BOCHS_DRM, gpus=(VGA, BOCHS), native_driver=True, stays=(1,)),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Hook:
+    """What is installed as libvirt's hook: its name in a scenario's, and in words."""
+
+    name: str
+    words: str
+
+
+OURS = Hook("matrix", "vfio-console-hook")
+NONE = Hook("none", "no hook")
+SCRIPT = Hook("script", "the script of the guides")
+HOOKS = (NONE, SCRIPT, OURS)
+
+# One kernel before vfio-pci removed consoles, one that removes those of class 0300, and
+# two that look for the firmware's device.
+COMPARED = ("5.10", "6.1", "6.12", "trixie-backports")
+# What continuous integration runs of it: the newest libvirt and the newest kernel.
+IN_CI = ("matrix-forky-efifb-0300", "matrix-trixie-backports-dual")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A scenario and its place in the tables."""
+
+    kernel: str
+    configuration: Configuration
+    hook: Hook
+
+    @property
+    def words(self) -> str:
+        """Its kernel and configuration."""
+        return f"{self.kernel} {self.configuration.name}"
+
+    def scenario(self) -> Scenario:
+        """What is run for it."""
+        return replace(
+            self.configuration.template,
+            name=f"{self.hook.name}-{self.kernel}-{self.configuration.name}",
+            kernel=self.kernel,
+            hook=self.hook is OURS,
+            script=self.hook is SCRIPT,
+            after=After.EITHER,
+            cycles=1,
+            kind="observed",
+        )
+
+
+def _cells(names: Sequence[str], hooks: Sequence[Hook]) -> tuple[Cell, ...]:
+    return tuple(
+        Cell(kernel, configuration, hook)
+        for hook in hooks
+        for kernel in names
+        for configuration in CONFIGURATIONS
+    )
+
+
+DEBIAN_KERNELS = tuple(kernel.name for kernel in kernels.KERNELS if not kernel.fragment)
+MATRIX = _cells(DEBIAN_KERNELS, (OURS,))
+AGAINST = _cells(COMPARED, (NONE, SCRIPT))
+CELLS = {cell.scenario().name: cell for cell in (*MATRIX, *AGAINST)}
+
+
+def suite(kernel: str) -> str:
+    """The suite that a kernel of the matrix is from."""
+    return kernels.named(kernel).suites[0]
+
+
+def scenarios(cells: Sequence[Cell]) -> list[Scenario]:
+    """What is run for these cells."""
+    return [cell.scenario() for cell in cells]
+
+
+def offered(chosen: Sequence[Scenario], cache: Cache) -> tuple[list[Scenario], dict[str, str]]:
+    """What can be run, without cells of kernels that no suite offers; those kernels, and why.
+
+    Only cells are left out: any other scenario names a kernel that has to be there.
+    """
+    missing = {
+        kernel.name: why
+        for kernel in kernels.KERNELS
+        if any(s.kernel == kernel.name and s.name in CELLS for s in chosen)
+        and (why := kernels.not_offered(cache, kernel))
+    }
+    return [s for s in chosen if not (s.name in CELLS and s.kernel in missing)], missing

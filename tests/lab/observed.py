@@ -1,0 +1,180 @@
+"""The VM is started and destroyed once, and what comes of it is noted rather than demanded.
+
+The same is looked at whether our hook is at work, the script that guides recommend, or
+none. Demanded is only what our hook promises, and only where it is at work. All that
+could hang is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+
+from . import kernel_log, monitors
+from .images import GUEST
+from .machine import LostMachine
+from .monitors import LIT_AT_LEAST, OTHER_TEXT, TEXT
+from .observation import Console, Foretold, Observation, broken_promises, foretold
+from .pictures import Picture
+from .scenarios import GONE_SENTENCE
+from .trial import BACK_WITHIN_S, HOOK, LOOK, Trial
+from .vm import mapped_bars
+
+# A start takes 10 to 25 s on a machine that is emulated beside another one.
+ENDS_WITHIN_S = 100
+RUNS_S = 5
+SCRIPT_LOG = "/run/lab-script.log"
+KILLED = 124  # timeout(1)
+
+
+class Observed(Trial):
+    """One start and destroy; what was seen is in the result's observation."""
+
+    seen: Observation
+
+    def run(self) -> None:
+        """Set up, observe, and see whether our hook kept its promises."""
+        if not self.set_up():
+            return
+        self.seen = Observation(*self.versions())
+        if self.scenario.script:
+            self.install_script()
+        try:
+            self.observe()
+        except LostMachine as e:
+            if self.scenario.hook:
+                raise
+            self.fault(self.epitaph(e))
+        seen = self.seen
+        self.result.notes.append(f"Linux {seen.kernel}, libvirt {seen.libvirt}: {seen.outcome}")
+        if self.scenario.hook:
+            for sentence in broken_promises(self.seen):
+                self.demand(False, sentence)
+
+    def observe(self) -> None:
+        """The whole life of the VM, with a look at each moment."""
+        self.machine.note("the VM")
+        self.mark("the VM")
+        self.photograph("before", TEXT)
+        self.see(foretold=foretold(self.plan("before")))
+        started = self.started()
+        if started:
+            time.sleep(RUNS_S)
+            self.see(mapped=self.maps_bar_0())
+        self.pictures("during")
+        if started and self.scenario.stays:
+            self.see(meanwhile=self.console("meanwhile", self.scenario.stays[-1], None))
+        self.ended("virsh destroy gpu" if started else "virsh -q list")
+        self.see(after=self.console_after())
+        self.look_for_faults()
+
+    def see(self, **what: object) -> None:
+        """Note what was seen, for the result too: the machine may be lost with the next look."""
+        self.seen = replace(self.seen, **what)  # type: ignore[arg-type]  # any
+        self.machine.note(f"seen: {what}")
+        self.result.observation = self.seen
+
+    def fault(self, text: str) -> None:
+        """Note a fault."""
+        self.see(faults=(*self.seen.faults, text))
+
+    # Before
+
+    def versions(self) -> tuple[str, str]:
+        """Those of the kernel and of libvirt."""
+        built = self.machine.run("uname -v").stdout
+        debian = re.search(r"Debian (\d[\d.]*)", built)
+        release = self.machine.run("uname -r").stdout.strip()
+        libvirt = self.machine.run("virsh --version").stdout.strip()
+        return (debian[1] if debian else release, libvirt)
+
+    def install_script(self) -> None:
+        """Make the generic script libvirt's hook; libvirt looks for hooks when it starts."""
+        text = (GUEST / "generic-hook.sh").read_text()
+        gpu = "pci_" + re.sub("[:.]", "_", self.leaving[0].address)
+        self.machine.put(HOOK, text.replace("@GPU@", gpu).encode())
+        self.machine.run(f"chmod 755 {HOOK}; systemctl restart libvirtd", 120)
+        self.machine.run("until timeout 20 virsh -q list >/dev/null 2>&1; do sleep 1; done", 180)
+
+    # While the VM runs
+
+    def started(self) -> bool:
+        """Start the VM; whether it runs."""
+        began = time.monotonic()
+        answer = self.machine.run(f"timeout -k 5 {ENDS_WITHIN_S} virsh start gpu", 240)
+        self.see(start_s=round(time.monotonic() - began, 1))
+        if answer.ok:
+            return True
+        if answer.status == KILLED:
+            error = f"virsh start did not end within {ENDS_WITHIN_S} s"
+        else:
+            error = " ".join(answer.stderr.split())
+        self.see(error=error)
+        # A refusal of ours is judged by what plan said.
+        if self.seen.foretold is not Foretold.REFUSED:
+            self.fault(f"the VM does not start: {error}")
+        return False
+
+    def maps_bar_0(self) -> bool:
+        """Whether QEMU runs and has mapped BAR 0 of each GPU."""
+        maps = self.machine.run(
+            "cat /proc/$(cat /run/libvirt/qemu/gpu.pid)/maps | grep vfio; cat /proc/iomem"
+        ).stdout
+        return len(mapped_bars(maps, self.leaving)) == len(self.leaving)
+
+    def ended(self, command: str) -> None:
+        """Run a command of virsh that has to end well; a fault when it does not."""
+        answer = self.machine.run(f"timeout -k 5 {ENDS_WITHIN_S} {command}", 240)
+        if answer.status == KILLED:
+            self.fault(f"{command} did not end within {ENDS_WITHIN_S} s")
+        elif not answer.ok:
+            self.fault(f"{command}: {' '.join(answer.stderr.split())}")
+
+    # The monitors
+
+    def console(self, name: str, monitor: int, like: Picture | None) -> Console:
+        """What a monitor shows of the console; it has to look like a picture, if there is one."""
+        other = self.photograph(f"{name}-other", OTHER_TEXT)[monitor]
+        text = self.photograph(name, TEXT)[monitor]
+        if not monitors.alive(other, text):
+            return Console.DEAD
+        same = text.lit() >= LIT_AT_LEAST and (like is None or monitors.same(like, text))
+        return Console.VISIBLE if same else Console.DISTORTED
+
+    def console_after(self) -> Console:
+        """What the monitor shows when the VM is gone, or a while later if it is nothing yet."""
+        until = time.monotonic() + BACK_WITHIN_S
+        while True:
+            seen = self.console("after", self.scenario.monitor, self.reference)
+            if seen is Console.VISIBLE or time.monotonic() > until:
+                self.machine.run(f"{LOOK}; lspci -k")
+                return seen
+            time.sleep(2)
+
+    # Afterwards
+
+    def look_for_faults(self) -> None:
+        """What the kernel and our hook say of it."""
+        fault = kernel_log.gravest(kernel_log.since_mark(self.machine.run("dmesg").stdout))
+        if fault:
+            self.fault(f"kernel: {fault}")
+        # The kernel's own buffer is too short for a flood of them.
+        count = f'journalctl -k -b -o cat | grep -c "{kernel_log.BLOCKED_BAR}"'
+        blocked = int(self.machine.run(count, 120).stdout.strip() or 0)
+        if blocked:
+            times = "once" if blocked == 1 else f"{blocked} times"
+            self.fault(f"kernel: {kernel_log.BLOCKED_BAR} BAR 0 ({times})")
+        if self.scenario.script:
+            self.machine.run(f"cat {SCRIPT_LOG}")
+        if self.scenario.hook:
+            self.check_claims("after")
+            log = self.machine.run("journalctl -o cat -t vfio-console-hook").stdout
+            self.see(logged_gone=bool(re.search(GONE_SENTENCE, log)))
+
+    def epitaph(self, lost: LostMachine) -> str:
+        """What a machine died of, as far as its serial console tells."""
+        serial = (self.directory / "serial.log").read_text(errors="replace")
+        fault = kernel_log.gravest(serial)
+        why = f"the kernel died: {fault}" if fault else str(lost)
+        return f"the machine was lost: {why}"

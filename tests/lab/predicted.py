@@ -1,0 +1,230 @@
+"""Keeps the fake machine honest: what it predicts from the record before is what was recorded.
+
+The same program that ran in the lab runs here on FakeHost over the record that it made of
+the machine before the VM. After each phase the whole machine must be as the lab's:
+
+    prepared   the hook has handled prepare; the GPUs are on their old drivers
+    bound      it has handled start; they are on vfio-pci, and QEMU does not run yet
+    during     QEMU runs and has mapped them
+    stopped    it has ended; they are on vfio-pci still
+    after      libvirt has given them back, and the hook has handled release
+
+and after a refusal as before it. Every run of the lab is compared (trial.py), and
+tests/test_against_lab.py does it again with the records of all kernels in tests/machines.
+
+Left out are the kinds in which something else goes on between the two records: in desktop
+a display server, of which the program records nothing, ends and begins; in stuck and
+every-call the first cycle has a history; newcomer and by-hand type commands, on the
+machine of efifb-6.12. Nothing is said of a machine without the hook.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from vfio_console_hook import config, events
+from vfio_console_hook.domain import Domain, Hostdev
+from vfio_console_hook.errors import HookError
+from vfio_console_hook.log import Log
+from vfio_console_hook.recorded import unpack
+from vfio_console_hook.recording.recorder import SEEN, record
+
+from ..fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, systemd
+from .scenarios import Scenario, leaving
+from .vm import UUID, VM
+
+PHASES = ("prepared", "bound", "during", "stopped", "after")
+KINDS = (
+    "apparmor", "cycles", "dropin", "killed", "moved", "observed", "rebound", "sound",
+    "terminated", "two-vms", "untouched",
+)  # fmt: skip
+
+# No recording tells which driver would match a device that has none, nor what a unit is.
+_NATIVE = "driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2 connectors=Virtual-1"
+_SOUND = "driver=snd_hda_intel"
+_UNIT = "lab-service"
+_LONGEST_DIFFERENCE = 12
+
+
+def can(scenario: Scenario) -> bool:
+    """Whether this Python can: the configuration of a VM is read with PyYAML."""
+    return not scenario.config or importlib.util.find_spec("yaml") is not None
+
+
+def starts(scenario: Scenario) -> bool:
+    """Whether its first cycle is one VM, started and destroyed, beside which nothing happens."""
+    started = scenario.holder is not None or not scenario.refused
+    return scenario.hook and scenario.kind in KINDS and started
+
+
+def refuses(scenario: Scenario) -> bool:
+    """Whether the VM is refused at first."""
+    return scenario.hook and scenario.kind in KINDS and bool(scenario.refused)
+
+
+def phases(scenario: Scenario, before: str, directory: Path) -> dict[str, str]:
+    """The machine after each of PHASES, from the record before, by what the fake does.
+
+    directory is made and holds the machine.
+    """
+    host = _machine(scenario, before, directory)
+    if scenario.kind == "terminated":
+        _hold(scenario, host)
+    devices = _devices(host, scenario)
+    libvirt = FakeLibvirt(host)
+    log = Log(host, VM)
+    found = {}
+
+    _prepare(host, devices, log)
+    found["prepared"] = record(host)
+    for address in devices:
+        libvirt.detach(address)
+    events.start(host, UUID, log)
+    found["bound"] = record(host)
+    blocked = [bar for address in devices for bar in open_device(host, address)]
+    found["during"] = record(host) + "".join(f"# blocked: BAR {bar}\n" for bar in blocked)
+    for address in devices:
+        close_device(host, address)
+    found["stopped"] = record(host)
+    for address in devices:
+        libvirt.reattach(address)
+    events.release(host, UUID, log)
+    found["after"] = record(host)
+    return found
+
+
+def differences(
+    scenario: Scenario, before: str, recorded: Mapping[str, str], directory: Path
+) -> dict[str, str]:
+    """In which of the recorded phases the fake is wrong, and what is different there.
+
+    directory is made and holds the machines.
+    """
+    directory.mkdir()
+    try:
+        predicted = phases(scenario, before, directory / "fake")
+    except Exception as error:
+        return {"somewhere": f"it stops with {type(error).__name__}: {error}"}
+    found = {}
+    for phase in (one for one in PHASES if one in recorded):
+        machines = (normal(recorded[phase], directory / phase), predicted[phase])
+        if phase == "during":
+            machines = (
+                _without_the_guests_writes(machines[0]), _without_the_guests_writes(machines[1])
+            )  # fmt: skip
+        wrong = difference(*machines)
+        if wrong:
+            found[phase] = wrong
+    return found
+
+
+def refusal(scenario: Scenario, before: str, directory: Path) -> str:
+    """What is wrong with the refusal on the fake machine; "" when it is refused as in the lab.
+
+    directory is made and holds the machines.
+    """
+    directory.mkdir()
+    host = _machine(scenario, before, directory / "fake", ending=False)
+    _hold(scenario, host)
+    untouched = record(host)
+    try:
+        _prepare(host, _devices(host, scenario), Log(host, VM))
+    except HookError as error:
+        if not re.search(scenario.refused, str(error)):
+            return f"the fake refuses for another reason: {error}"
+        return difference(untouched, record(host))
+    return "the fake does not refuse"
+
+
+def normal(text: str, directory: Path) -> str:
+    """A recording as the recorder writes it: without comments, in its order.
+
+    Who had what open at that moment is left out. directory is made for it.
+    """
+    directory.mkdir()
+    return record(unpack(text.partition(SEEN)[0], str(directory)))
+
+
+def difference(lab: str, fake: str) -> str:
+    """The lines that only one of two machines has, the lab's with "-", at most a dozen of them."""
+    compared = difflib.unified_diff(lab.splitlines(), fake.splitlines(), n=0, lineterm="")
+    lines = [line for line in compared if not line.startswith(("---", "+++", "@@"))]
+    more = len(lines) - _LONGEST_DIFFERENCE
+    return "\n".join(lines[:_LONGEST_DIFFERENCE] + ([f"and {more} more"] if more > 0 else []))
+
+
+def _without_the_guests_writes(machine: str) -> str:
+    """The machine without what a guest may write to config space of its GPUs through vfio.
+
+    Its firmware switches SERR on in COMMAND, and the ROM's address is in the BAR
+    since somebody, QEMU or the guest, has read the ROM (Linux drivers/pci/rom.c,
+    pci_map_rom). Neither is the host's doing, and both are gone when the VM is.
+    """
+    given = re.findall(r"(?m)^l (\S+)/driver -> \S*/drivers/vfio-pci$", machine)
+    header = rf"(?m)^(x (?:{'|'.join(map(re.escape, given))})/config = )([0-9a-f]{{128}})$"
+    return re.sub(header, _without_serr_and_rom, machine) if given else machine
+
+
+def _without_serr_and_rom(line: re.Match[str]) -> str:
+    header = bytearray.fromhex(line[2])
+    header[5] &= ~0x01
+    header[0x30:0x34] = bytes(4)
+    return line[1] + header.hex()
+
+
+# -- the machine, and what libvirt does with it
+
+
+def _machine(scenario: Scenario, before: str, directory: Path, *, ending: bool = True) -> FakeHost:
+    """The machine before, with the configuration of the VM and what that names.
+
+    ending: with the configuration by which holders are ended, where there is one.
+    """
+    directory.mkdir()
+    unpack(before.partition(SEEN)[0], str(directory))
+    host = FakeHost(str(directory))
+    for address in _of_class(host, "0x03"):
+        host.tree.put(f"fake/native/{address}", _NATIVE)
+    for address in _of_class(host, "0x0403"):
+        host.tree.put(f"fake/native/{address}", _SOUND)
+    if _UNIT in scenario.config:
+        systemd.install(host.tree)
+        systemd.put(host.tree, f"{_UNIT}.service", systemd.Unit(active="active"))
+    if scenario.config and (ending or scenario.kind != "terminated"):
+        host.tree.put(f"etc/vfio-console-hook/vms/{VM}.yaml", scenario.config)
+    return host
+
+
+def _hold(scenario: Scenario, host: FakeHost) -> None:
+    """The scenario's processes have its node open."""
+    if scenario.holder is None:
+        return
+    node = scenario.holder.node.lstrip("/")
+    for number in range(scenario.holder.count):
+        hold(host, node, pid=4711 + number, command=scenario.holder.name)
+
+
+def _prepare(host: FakeHost, devices: tuple[str, ...], log: Log) -> None:
+    domain = Domain(VM, UUID, tuple(Hostdev(one, True, "hostdev", 0) for one in devices))
+    events.prepare(host, domain, config.load(host, VM, UUID), log)
+
+
+def _of_class(host: FakeHost, prefix: str) -> list[str]:
+    """The addresses of all devices of a class in the order of the scenario."""
+    places = {
+        host.real(f"sys/bus/pci/devices/{address}") or "": address
+        for address in host.list("sys/bus/pci/devices")
+        if (host.read(f"sys/bus/pci/devices/{address}/class") or "").startswith(prefix)
+    }
+    # Which is that of the root ports, not of the buses behind them.
+    return [places[place] for place in sorted(places)]
+
+
+def _devices(host: FakeHost, scenario: Scenario) -> tuple[str, ...]:
+    """What the VM gets."""
+    beside = _of_class(host, "0x0403") if scenario.kind == "sound" else ()
+    return (*leaving(scenario, _of_class(host, "0x03")), *beside)

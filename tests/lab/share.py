@@ -1,0 +1,86 @@
+"""How much of a VM's start is the hook's: ours / whole, in time and in processor time.
+
+A lab machine is emulated and has one processor, so the seconds mean little and the ratio
+something: everything in it is slower alike.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from . import between
+from .machine import Machine
+
+_LOG = "/run/lab-share"
+_EVENTS_OF_A_START = ("prepare", "start", "started")
+
+# Without any process of its own: /proc/uptime is read by the shell, and `times` tells how
+# much processor time its children have used.
+_SCRIPT = f"""\
+#!/bin/sh
+# The hook, and how long it takes.
+read -r began rest </proc/uptime
+"{{hook}}" "$@"
+status=$?
+read -r ended rest </proc/uptime
+{{{{ echo "$2 $began $ended"; times; }}}} >>{_LOG}
+exit $status
+"""
+_TOLD = re.compile(r"(\w+) (\S+) (\S+)\n.*\n(\d+)m([\d.]+)s (\d+)m([\d.]+)s\n")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of something was ours, in seconds."""
+
+    ours_s: float
+    whole_s: float
+
+    def __str__(self) -> str:
+        percent = 100 * self.ours_s / self.whole_s
+        return f"{self.ours_s:.2f} s of {self.whole_s:.1f} s, {percent:.0f} %"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """/proc/uptime: how long the machine runs, and how long its one processor had nothing to do."""
+
+    up_s: float
+    idle_s: float
+
+    @classmethod
+    def of(cls, machine: Machine) -> Reading:
+        """As it is now."""
+        up_s, idle_s = machine.run("cat /proc/uptime").stdout.split()
+        return cls(float(up_s), float(idle_s))
+
+
+def begin(machine: Machine, hook: str) -> Reading:
+    """From now on the hook's time is taken."""
+    machine.run(f"rm -f {_LOG}")
+    between.put(machine, hook, _SCRIPT)
+    return Reading.of(machine)
+
+
+def end(machine: Machine, hook: str, began: Reading) -> str:
+    """What of the time since then was the hook's, in words, and no more of it is taken."""
+    ended = Reading.of(machine)
+    between.take_off(machine, hook)
+    events = read(machine.run(f"cat {_LOG}").stdout)
+    whole_s = ended.up_s - began.up_s
+    share = Share(sum(took_s for took_s, _ in events.values()), whole_s)
+    busy_s = whole_s - (ended.idle_s - began.idle_s)
+    busy = Share(sum(busy_s for _, busy_s in events.values()), busy_s)
+    each = ", ".join(f"{event} {took_s:.2f} s" for event, (took_s, _) in events.items())
+    return f"ours / whole start: {share} ({each}); processor: {busy}"
+
+
+def read(told: str) -> dict[str, tuple[float, float]]:
+    """How many seconds each of a start's events of the hook took, and in processor time."""
+    found = {}
+    for event, began, ended, *used in _TOLD.findall(told):
+        user_m, user_s, system_m, system_s = map(float, used)
+        busy_s = 60 * (user_m + system_m) + user_s + system_s
+        found[event] = (float(ended) - float(began), busy_s)
+    return {event: found[event] for event in _EVENTS_OF_A_START if event in found}
