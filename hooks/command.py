@@ -1,4 +1,4 @@
-#!/usr/bin/python3 -I
+#!/usr/bin/python3 -IXutf8
 """The command vfio-console-hook: finds the package that install.sh installed.
 
 Installed as /usr/bin/vfio-console-hook; the package is in ../lib beside it, also

@@ -124,7 +124,7 @@ class Machine:
 
 _TITLES = {
     "efifb": "EFI VGA", "vesafb": "VESA VGA", "simplefb": "simple", "vga16fb": "VGA16 VGA",
-    "efidrm": "efidrmdrmfb", "simpledrm": "simpledrmdrmfb",
+    "efidrm": "efidrmdrmfb", "simpledrm": "simpledrmdrmfb", "vesadrm": "vesadrmdrmfb",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -496,3 +497,37 @@ def test_status_tells_of_gpus_that_no_hook_has_seen(
     run(host, "status")
 
     assert "0000:01:00.0 is on vfio-pci, but not through this hook" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [["plan", "a\nb\033[2J"], ["a\nb"], ["check-config", "a\nb"], ["take", "a\rb"]]
+)
+def test_nothing_typed_begins_a_line_or_steers_a_terminal(
+    machine: MachineFactory, capsys: Capture, words: list[str]
+) -> None:
+    host = machine("efifb-6.12")
+
+    try:
+        status = cli.main(words, host=host)
+    except SystemExit as end:
+        status = int(end.code or 0)
+
+    told = capsys.readouterr().err.splitlines(keepends=True)
+    assert status in (1, 2)
+    assert told
+    assert all(line[:-1].isprintable() and line.endswith("\n") for line in told)
+    assert all(line.startswith(("vfio-console-hook: ", "hint: ")) for line in told)
+
+
+def test_a_name_that_is_no_text_can_be_printed(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/\xff.yaml"
+    with open(name, "wb") as file:
+        file.write(b"apu: refuse\n")
+
+    argv = [sys.executable, "-m", "vfio_console_hook.cli", "--root", str(tmp_path), "check-config"]
+    done = subprocess.run(
+        [*map(os.fsencode, argv), name], capture_output=True, cwd=ROOT, env={"LC_ALL": "C.UTF-8"}
+    )
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.endswith(b"/\\udcff.yaml: in order\n")

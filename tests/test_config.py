@@ -158,9 +158,9 @@ def test_what_others_can_write_is_refused_and_not_read(etc: Etc, path: str, mode
 
 def test_a_link_into_a_directory_that_others_can_write_is_refused(etc: Etc) -> None:
     Path(etc.path("srv")).mkdir()
-    target = etc.put("/srv/win11.yaml", "enabled: false\n")
+    etc.put("/srv/win11.yaml", "enabled: false\n")
     Path(etc.path("srv")).chmod(0o777)
-    Path(etc.path(WIN11[1:])).symlink_to(target)
+    Path(etc.path(WIN11[1:])).symlink_to("/srv/win11.yaml")
 
     assert mistakes(etc) == "/srv can be written by others than root, run `chmod go-w /srv`"
 
@@ -168,8 +168,8 @@ def test_a_link_into_a_directory_that_others_can_write_is_refused(etc: Etc) -> N
 def test_a_link_to_a_safe_file_is_followed(etc: Etc) -> None:
     Path(etc.path("srv")).mkdir(0o755)
     Path(etc.path("srv")).chmod(0o755)
-    target = etc.put("/srv/win11.yaml", "enabled: false\n")
-    Path(etc.path(WIN11[1:])).symlink_to(target)
+    etc.put("/srv/win11.yaml", "enabled: false\n")
+    Path(etc.path(WIN11[1:])).symlink_to("/srv/win11.yaml")
 
     assert load(etc, "win11", UUID) == Config(enabled=False)
 
@@ -641,3 +641,31 @@ def test_an_example_says_what_it_should(etc: Etc, example: str, expected: Config
     etc.put(WIN11, (ROOT / f"config/{example}.yaml").read_bytes())
 
     assert load(etc, "win11", UUID) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('apu: "\\U00110000"', ": not YAML: this number is too large"),
+        ('apu: "\\UFFFFFFFF"', ": not YAML: this number is too large"),
+        ('apu: "\\ud800"', "1:6: a character that no text may hold"),
+        ('holders:\n  terminate: ["a\\0"]', "2:15: a character that no text may hold"),
+        (
+            'services:\n- name: a\n  active: "/a\\0"\n  stop: /b\n  start: /c',
+            "3:11: a character that no text may hold",
+        ),
+        ('"\\0": 1', "1:1: a character that no text may hold"),
+    ],
+)
+def test_what_only_yaml_can_write_is_told(content: str, told: str) -> None:
+    mistakes = config.check_content("file", content.encode())
+
+    (only,) = map(str, mistakes)
+    assert only.endswith(told)
+
+
+def test_a_long_list_is_cut() -> None:
+    (mistake,) = config.check_content("file", b"services: [" + b"{a: b}," * 100 + b"]")
+    (nested,) = config.check_content("file", b"apu: [" + b"abcdefgh," * 1000 + b"]")
+
+    assert (len(str(mistake)) < 300, len(str(nested)) < 300) == (True, True)

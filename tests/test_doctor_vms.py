@@ -32,7 +32,7 @@ ETC = "etc/vfio-console-hook"
 
 
 def vm(name: str, *addresses: str, **more: object) -> Arrange:
-    return lambda host: put_vm(host, name, *addresses, **more)  # type: ignore[arg-type]
+    return lambda host: put_vm(host, name, *addresses, **more)  # type: ignore[arg-type]  # of any kind
 
 
 def on_vfio(address: str) -> Arrange:

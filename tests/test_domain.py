@@ -408,3 +408,82 @@ def test_ten_megabytes_of_metadata_are_read() -> None:
 
     assert len(content) > 10_000_000
     assert domain.hostdev_addresses(content) == ("0000:01:00.0",)
+
+
+def big(devices: str = GPU, *, metadata: bytes = b"<a b='c'>d</a>\n") -> bytes:
+    """A domain XML that is read in parts."""
+    more = b"<metadata>" + metadata * (1_000_000 // len(metadata)) + b"</metadata><devices>"
+    return xml(devices).replace(b"<devices>", more)
+
+
+@pytest.mark.parametrize("devices", [GPU, GPU + OTHER, "", GPU + hostdev("bus='1'")])
+def test_a_large_xml_gives_what_a_small_one_gives(devices: str) -> None:
+    small = domain.parse(xml(devices, args("-device", "vfio-pci,host=03:00.0")))
+
+    large = domain.parse(
+        big(devices).replace(
+            b"<qemu:commandline>",
+            b"<qemu:commandline>" + args("-device", "vfio-pci,host=03:00.0").encode(),
+        )
+    )
+
+    assert (large.name, large.uuid) == (small.name, small.uuid)
+    assert [one.address for one in large.hostdevs] == [one.address for one in small.hostdevs]
+    assert [one.managed for one in large.hostdevs] == [one.managed for one in small.hostdevs]
+
+
+def test_decoys_in_a_large_xml_are_left_out() -> None:
+    decoy = f"<devices>{OTHER}</devices><domain><devices>{OTHER}</devices></domain>".encode()
+
+    assert domain.hostdev_addresses(big(metadata=decoy)) == ("0000:01:00.0",)
+
+
+def test_what_stands_before_and_behind_in_a_device_does_not_hide_its_address() -> None:
+    inside = "<a/>x" * 20_000
+    devices = GPU.replace("<source>", f"{inside}<source>{inside}").replace(
+        "</source>", f"{inside}</source>{inside}"
+    )
+
+    assert domain.hostdev_addresses(big(devices)) == ("0000:01:00.0",)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"<a>" + b"<b/>" * 100_000 + b"</a>", "not a domain XML: the root element is <a>"),
+        (big()[:-20], "the domain XML is not well-formed: "),
+        (b"<!DOCTYPE domain>" + big(), "the domain XML has a DOCTYPE"),
+        (("<!DOCTYPE domain>" + big().decode()).encode("utf-16"), "the domain XML has a DOCTYPE"),
+        (b" " * 300_000, "the domain XML is not well-formed: "),
+        (
+            xml().replace(
+                b"<devices>",
+                b"<a %s/><devices>" % b" ".join(b"xmlns:n%d='u'" % n for n in range(50_000)),
+            ),
+            "the domain XML has an element with a thousand attributes",
+        ),
+        (
+            xml(hostdev("") * 21_000),
+            "the domain XML has more than 20000 elements of one kind",
+        ),
+    ],
+    ids=["root", "cut", "doctype", "utf16", "blanks", "namespaces", "devices"],
+)
+def test_a_bad_large_xml_is_told_in_one_short_line(content: bytes, text: str) -> None:
+    with pytest.raises(DomainError) as caught:
+        domain.parse(content)
+
+    assert len(caught.value.text) < 300
+    assert caught.value.text.startswith(text)
+
+
+def test_a_value_with_brackets_is_no_crowd_of_attributes() -> None:
+    metadata = b"<a b='>c=\"d\">e=\"f\"'/>"
+
+    assert domain.hostdev_addresses(big(metadata=metadata)) == ("0000:01:00.0",)
+
+
+def test_quotes_that_never_end_are_looked_through_once() -> None:
+    # Looked through again behind each of them, this took minutes.
+    with pytest.raises(DomainError, match="not JSON in the -device argument"):
+        domain.parse(xml("", args("-device", "{vfio-pci" + '"\\' * 60_000)))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
 from tests.fakehost import (
-    Crash,
     FakeHost,
     FakeLibvirt,
     close_device,
@@ -36,7 +34,7 @@ class Case:
 
     machine: str
     gpus: tuple[str, ...] = ("0000:01:00.0",)
-    config: Config = Config(holders=Holders(wait_s=0))  # noqa: RUF009
+    config: Config = Config(holders=Holders(wait_s=0))  # noqa: RUF009  (it is frozen)
 
     def domain(self, uuid: str = UUID, name: str = "win11") -> Domain:
         hostdevs = tuple(Hostdev(address, True, "hostdev", 0) for address in self.gpus)
@@ -84,15 +82,6 @@ def release(host: FakeHost) -> None:
     events.release(host, UUID, Log(host, "win11"))
 
 
-def again(
-    host: FakeHost, *, crash_before: int = 0, refuse: int = 0, refuse_errno: int = errno.EIO
-) -> FakeHost:
-    """Another process on the same machine."""
-    return FakeHost(
-        host.root, crash_before=crash_before, refuse=refuse, refuse_errno=refuse_errno
-    )
-
-
 def ids(case: Case) -> str:
     return f"{case.machine}-{case.config.bootfb}"
 
@@ -109,84 +98,6 @@ def made(machine: Machine, case: Case) -> FakeHost:
 def case(request: pytest.FixtureRequest) -> Case:
     assert isinstance(request.param, Case)
     return request.param
-
-
-@pytest.fixture(params=REVERSIBLE, ids=ids)
-def reversible(request: pytest.FixtureRequest) -> Case:
-    assert isinstance(request.param, Case)
-    return request.param
-
-
-def attempts(machine: Machine, case: Case) -> Iterator[int]:
-    """1, 2, 3... for each change that prepare makes on that machine.
-
-    Of the 63 consoles that are moved one by one, the first two, one in the middle
-    and the last have to do.
-    """
-    host = machine(case.machine)
-    prepare(host, case)
-    for number, (_, _, text) in enumerate(host.changes, start=1):
-        if not text.startswith("console ") or text.split()[1] in ("1", "2", "32", "63"):
-            yield number
-
-
-def test_a_crash_before_any_change_is_undone_by_release(
-    machine: Machine, reversible: Case
-) -> None:
-    for number in attempts(machine, reversible):
-        host = machine(reversible.machine)
-        before = snapshot(host)
-
-        with pytest.raises(Crash):
-            prepare(again(host, crash_before=number), reversible)
-        release(again(host))
-
-        assert snapshot(host) == before
-        assert Journal(host).uuids() == ()
-
-
-def test_a_refused_change_ends_prepare_with_everything_as_it_was(
-    machine: Machine, reversible: Case
-) -> None:
-    for number in attempts(machine, reversible):
-        host = machine(reversible.machine)
-        before = snapshot(host)
-
-        with pytest.raises(HookError):
-            prepare(again(host, refuse=number, refuse_errno=errno.EIO), reversible)
-
-        assert snapshot(host) == before
-        assert Journal(host).uuids() == ()
-
-
-IRREVERSIBLE = tuple(case for case in CASES if case.config.bootfb != "refuse")
-
-
-@pytest.mark.parametrize("case", IRREVERSIBLE, ids=ids)
-def test_a_crash_in_an_irreversible_prepare_costs_no_more_than_plan_said(
-    machine: Machine, case: Case
-) -> None:
-    leaving, planned = events.look(made(machine, case), case.domain(), case.config)
-    told = events.prospect(leaving, planned)
-    lost = []
-    probe = made(machine, case)
-    prepare(probe, case)
-    for number in range(1, len(probe.changes) + 1):
-        host = made(machine, case)
-        before = snapshot(host)
-
-        with pytest.raises(Crash):
-            prepare(again(host, crash_before=number), case)
-        release(again(host))
-
-        assert Journal(host).uuids() == ()
-        device = "sys/bus/platform/devices/simple-framebuffer.0"
-        if snapshot(host) != before:
-            # What was lost is the firmware device, and nothing that came before is.
-            assert host.real(device) is None
-            lost.append(number)
-    assert lost in ([], [len(probe.changes)])
-    assert "the firmware console does not come back" in told or "will not come back" in told
 
 
 def test_prepare_frees_every_bar_that_the_kernel_would_not_free(
@@ -284,7 +195,7 @@ def test_release_of_a_vm_that_owns_nothing_changes_nothing(machine: Machine) -> 
     prepare(host, case)
     before = snapshot(host)
 
-    events.release(again(host), OTHER_UUID, Log(host, "other"))
+    events.release(FakeHost(host.root), OTHER_UUID, Log(host, "other"))
 
     assert snapshot(host) == before
     assert Journal(host).uuids() == (UUID,)
@@ -340,7 +251,7 @@ def test_a_vm_that_takes_steps_over_does_not_rescan_a_second_time(machine: Machi
     libvirt.detach("0000:01:00.0")
     events.start(host, UUID, Log(host, "win11"))
     libvirt.reattach("0000:01:00.0")
-    second = again(host)
+    second = FakeHost(host.root)
 
     events.prepare(second, case.domain(OTHER_UUID, "b"), case.config, Log(second, "b"))
 
@@ -355,10 +266,53 @@ def test_prepare_after_a_lost_run_of_the_same_vm_starts_from_the_beginning(
     case = Case("efifb-5.10")
     prepare(host, case)
 
-    prepare(again(host), case)
-    release(again(host))
+    prepare(FakeHost(host.root), case)
+    release(FakeHost(host.root))
 
     assert snapshot(host) == before
+
+
+@pytest.mark.parametrize("name", ["efifb-6.12", "native-6.1", "nvidia-single-desktop"])
+def test_a_vm_that_starts_again_after_libvirtd_was_killed_gives_back_all_in_the_end(
+    machine: Machine, name: str
+) -> None:
+    host = machine(name)
+    before = snapshot(host)
+    prepare(host, Case(name))
+    FakeLibvirt(host).detach("0000:01:00.0")  # and libvirtd is killed before QEMU starts
+
+    whole_run(host, Case(name))
+
+    assert snapshot(host) == before
+    assert Journal(host).uuids() == ()
+
+
+def test_a_gpu_that_a_vm_has_open_without_us_is_not_taken_off_vfio_pci(machine: Machine) -> None:
+    host = machine("native-6.1")
+    prepare(host, Case("native-6.1"))
+    FakeLibvirt(host).detach("0000:01:00.0")  # and libvirtd is killed before QEMU starts
+    open_device(host, "0000:01:00.0")  # another VM, which is not `enabled`
+
+    prepare(host, Case("native-6.1"))
+
+    assert host.link_name("sys/bus/pci/devices/0000:01:00.0/driver") == "vfio-pci"
+    assert "0000:01:00.0 stays on vfio-pci: qemu" in (host.read(RECORDED_LOG) or "")
+
+
+def test_a_gpu_that_a_vm_has_open_without_a_record_is_refused_to_another(
+    machine: Machine,
+) -> None:
+    host = machine("efifb-5.10")
+    FakeLibvirt(host).detach("0000:01:00.0")  # plugged, so that no hook was called
+    open_device(host, "0000:01:00.0")
+    begun = len(host.changes)
+
+    sentence = refused(host, Case("efifb-5.10"))
+
+    assert sentence == (
+        "0000:01:00.0 is in use by qemu-system-x86 (4242) with /dev/vfio/1 open"
+    )
+    assert host.changes[begun:] == []
 
 
 # -- the dangerous cases

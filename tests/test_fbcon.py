@@ -11,6 +11,8 @@ from vfio_console_hook.actions import MapConsoles, ShowConsoles
 from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import LostError, RefusedError
+from vfio_console_hook.journal import Journal
+from vfio_console_hook.log import RECORDED_LOG, Log
 
 BOOT_GPU, SECOND = "0000:03:00.0", "0000:13:00.0"  # of the machine "two-amd"
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
@@ -84,3 +86,45 @@ def test_consoles_that_nothing_brings_back_are_told_with_the_only_cure(
         " framebuffer appears",
         "leave `keep_console: auto`: consoles that are moved before a GPU goes stay",
     )
+
+
+class OtherVmTakes(FakeHost):
+    """A machine on which another VM's hook takes SECOND as soon as consoles are moved there."""
+
+    def map_console(self, fb: str, console: int, index: int) -> None:
+        device = f"sys/bus/pci/devices/{SECOND}/driver"
+        if self.exists(device):
+            FakeHost(self.root).write(f"{device}/unbind", SECOND)
+        super().map_console(fb, console, index)
+
+
+def test_a_framebuffer_that_another_vm_takes_meanwhile_keeps_no_vm_from_starting(
+    machine: MachineFactory,
+) -> None:
+    host = OtherVmTakes(machine("two-amd").root)
+    log = Log(host, "win11")
+
+    events.prepare(host, VM, Config(apu="allow", holders=Holders(wait_s=0)), log)
+    driver = host.link_name(f"sys/bus/pci/devices/{BOOT_GPU}/driver")
+    events.release(host, UUID, log)
+
+    assert driver is None
+    assert Journal(host).find(UUID) is None
+    assert "warning: win11: prepare 0000:03:00.0: the consoles cannot be moved to fb1: it has" in (
+        host.read(RECORDED_LOG) or ""
+    )
+
+
+def test_consoles_that_another_vm_has_moved_since_stay_where_they_are_seen(
+    machine: MachineFactory,
+) -> None:
+    class OtherVmMoves(FakeHost):
+        def console_map(self, fb: str) -> tuple[int | None, ...] | None:
+            self.tree.put("ioctl/con2fbmap", "1-63 1")
+            return super().console_map(fb)
+
+    host = OtherVmMoves(machine("two-amd").root)
+
+    MapConsoles("fb0", (0,) * 63).apply(host)
+
+    assert host.console_map("fb0") == (1,) * 63

@@ -192,11 +192,57 @@ def test_prepare_starts_python_for_what_may_be_a_pci_device(gate: Gate, devices:
     assert (result, gate.called_with()) == (NOTHING, ["win11", "prepare", "begin", "-"])
 
 
-@pytest.mark.parametrize("devices", [USB, MDEV, USB.replace("usb", "scsi"), MDEV + USB])
+@pytest.mark.parametrize("devices", [USB, MDEV, USB.replace("usb", "scsi"), MDEV + "\n" + USB])
 def test_host_devices_that_are_not_pci_start_no_python(gate: Gate, devices: str) -> None:
     result = gate("win11", "prepare begin", domain(devices))
 
     assert (result, gate.called_with()) == (NOTHING, None)
+
+
+def with_awk(gate: Gate, command: str) -> None:
+    """Let the gate find this, a line of sh, where mawk should be, and no other awk."""
+    awk = gate.directory / "awk"
+    awk.write_text(f"#!/bin/sh\n{command}\n")
+    awk.chmod(0o755)
+    script = gate.directory / "qemu"
+    text = script.read_text()
+    assert text.count("awk=/usr/bin/mawk") == text.count("awk='awk'") == 1
+    text = text.replace("awk=/usr/bin/mawk", f"awk='{awk}'").replace("awk='awk'", "awk=/nowhere")
+    script.write_text(text)
+
+
+@pytest.mark.parametrize("awk", ["mawk", "gawk", "original-awk", "busybox awk"])
+def test_each_awk_finds_what_may_be_a_pci_device(gate: Gate, awk: str) -> None:
+    if shutil.which(awk.split()[0]) is None:
+        pytest.skip(f"{awk} is not installed")
+    with_awk(gate, f'exec {awk} "$@"')
+    plain = domain(f"{USB}\n{MDEV}\n<disk/>")
+    xml = domain(f"{USB}\n{PCI}\n<description>\\n \\052 & %s \xff</description>")
+
+    assert (gate("win11", "prepare begin", plain), gate.called_with()) == (NOTHING, None)
+    assert gate("win11", "prepare begin", xml) == NOTHING
+    assert json.loads(gate.record.read_text())["xml"].encode("latin-1") == xml
+
+
+@pytest.mark.parametrize("devices", ["<disk/>", PCI])
+@pytest.mark.parametrize("status", ["missing", "126", "2"])
+def test_without_an_awk_python_decides(gate: Gate, devices: str, status: str) -> None:
+    with_awk(gate, f"exit {status}")
+    if status == "missing":
+        (gate.directory / "awk").unlink()
+
+    result = gate("win11", "prepare begin", domain(devices))
+
+    assert (result.status, result.stdout) == (0, b"")
+    assert json.loads(gate.record.read_text())["xml"].encode() == domain(devices)
+
+
+def test_an_awk_that_dies_lets_no_vm_through(gate: Gate) -> None:
+    with_awk(gate, "cat; kill -KILL $$")
+
+    gate("win11", "prepare begin", domain("<disk/>"))
+
+    assert gate.called_with() == ["win11", "prepare", "begin", "-"]
 
 
 @pytest.mark.parametrize("event", OURS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from vfio_console_hook.firmware import FirmwareDevice
 from vfio_console_hook.gpu import Gpu
 from vfio_console_hook.memory import Bar, Claim, Range
 from vfio_console_hook.recorded import RecordedHost, unpack
+from vfio_console_hook.values import replace
 
 GPU = "0000:01:00.0"
 AMDGPU_CARDS = ("card0", "renderD128")
@@ -47,7 +47,7 @@ def expected(
         address=address, pci_class=pci_class, bars=bars(memory_bars), driver=None, vfio=False,
         virtual=False, boot_vga=False, framebuffers=(), cards=(), firmware=(), claims=(),
     )  # fmt: skip
-    return replace(plain, **rest)  # type: ignore[arg-type]
+    return replace(plain, **rest)  # type: ignore[arg-type]  # fields of any kind
 
 
 def lit(
@@ -634,3 +634,25 @@ def test_a_symbol_is_there_or_not_or_cannot_be_told(tmp_path: Path) -> None:
     ]
 
     assert found == [True, False, None]
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("class", ""), ("class", "VGA"), ("class", "-1"), ("class", "0x" + "9" * 5000),
+        ("resource", "0x0"), ("resource", "0x0 0x1 0x2 0x3"), ("resource", "zz zz zz"),
+        ("resource", "0x" + "f" * 17 + " 0x0 0x0"), ("resource", "\0"),
+    ],
+)  # fmt: skip
+def test_what_no_kernel_writes_is_one_short_sentence(
+    machine: MachineFactory, path: str, content: str
+) -> None:
+    host = machine("efifb-6.12")
+    host.tree.put(f"sys/bus/pci/devices/0000:01:00.0/{path}", content)
+
+    with pytest.raises(HostError) as caught:
+        gpu.find(host, ("0000:01:00.0",))
+
+    start = f"cannot understand /sys/bus/pci/devices/0000:01:00.0/{path}: "
+    assert caught.value.text.startswith(start)
+    assert len(caught.value.text) < len(start) + 200

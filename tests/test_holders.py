@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, conceal, hold, leave, obey, snapshot
 from tests.fakehost.processes import NEVER
-from vfio_console_hook import events, gpu, holders, nodes, plan
+from vfio_console_hook import events, gpu, holders, nodes, plan, processes
 from vfio_console_hook.actions import AwaitClosed
 from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
@@ -549,7 +549,7 @@ def test_while_one_still_holds_it_only_those_are_looked_at_again(machine: Machin
 def test_somebody_who_opens_it_meanwhile_is_found(machine: MachineFactory) -> None:
     class Taking(FakeHost):
         def await_end(self, handles: object, timeout_s: float) -> None:
-            super().await_end(handles, timeout_s)  # type: ignore[arg-type]
+            super().await_end(handles, timeout_s)  # type: ignore[arg-type]  # given on
             if not self.exists("proc/8"):
                 hold(self, "dev/fb0", pid=8, command="late")
 
@@ -917,3 +917,15 @@ def test_a_wait_that_an_earlier_release_wrote_down_can_be_read() -> None:
     step = {"stage": "native", "gpu": AMD, "why": "x", "do": written, "undo": None, "loses": ""}
 
     assert Step.from_json(step).do == AwaitClosed(AMD, (CARD,), 5, False)
+
+
+@pytest.mark.parametrize(
+    "stat", ["", "7", "7 (a) S x 7 7" + " 0" * 30, "7 (a) S 1 1 7" + f" {'9' * 5000}" * 30]
+)
+def test_a_process_that_tells_garbage_is_none(machine: MachineFactory, stat: str) -> None:
+    host = machine("efifb-5.10")
+    host.tree.put("proc/7/stat", stat)
+    host.tree.put("proc/\u00b2/stat", stat)
+
+    assert (processes.find(host, 7), 7 in processes.pids(host)) == (None, True)
+    assert all(isinstance(pid, int) for pid in processes.pids(host))

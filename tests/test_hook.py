@@ -313,7 +313,11 @@ def replaced_by_file(path: str) -> Callable[[FakeHost], None]:
     return change
 
 
-FULL = "is /run full, or read-only?"
+def left_alone(path: str, kind: str, wanted: str) -> str:
+    return stderr(
+        f"/{path} is a {kind} instead of a {wanted}, so it is left alone",
+        f"find out who did that; see `ls -ld /{path}`",
+    )
 
 
 @pytest.mark.parametrize(
@@ -322,13 +326,10 @@ FULL = "is /run full, or read-only?"
         (replaced_by_loop("proc/iomem"),
          stderr("cannot read /proc/iomem: Too many levels of symbolic links")),
         (replaced_by_directory(f"{RUN}/claims/{UUID}"),
-         stderr(f"cannot read /{RUN}/claims/{UUID}: Is a directory")),
-        (replaced_by_file(f"{RUN}/claims"),
-         stderr(f"cannot write the record /{RUN}/claims/{UUID}: Not a directory", FULL)),
-        (replaced_by_file(RUN),
-         stderr(f"cannot make the record /{RUN}/claims: Not a directory", FULL)),
-        (replaced_by_directory(f"{RUN}/lock"),
-         stderr(f"cannot open the record /{RUN}/lock: Is a directory", FULL)),
+         left_alone(f"{RUN}/claims/{UUID}", "directory", "file")),
+        (replaced_by_file(f"{RUN}/claims"), left_alone(f"{RUN}/claims", "file", "directory")),
+        (replaced_by_file(RUN), left_alone(RUN, "file", "directory")),
+        (replaced_by_directory(f"{RUN}/lock"), left_alone(f"{RUN}/lock", "directory", "file")),
     ],
     ids=["iomem", "claim", "claims", "run", "lock"],
 )  # fmt: skip
@@ -405,8 +406,11 @@ def test_a_worker_that_dies_in_the_middle_is_told_and_undone_by_release(
 def test_a_bug_is_one_sentence_with_its_traceback_in_the_log(
     machine: MachineFactory, capfd: Capture
 ) -> None:
-    host = machine("efifb-6.12")
-    host.tree.put(f"{host.real(f'sys/bus/pci/devices/{GPU}')}/resource", "not numbers at all")
+    class Mistaken(FakeHost):
+        def link_name(self, path: str) -> str | None:
+            return str(int("a mistake of ours"))
+
+    host = Mistaken(machine("efifb-6.12").root)
 
     err = refused(host, capfd)
 
@@ -528,12 +532,12 @@ def test_a_deadline_that_passes_is_told_and_everything_undone(
 ) -> None:
     host = machine("efifb-6.12")
     before = snapshot(host)
-    configure(host, "timeout_s: 1\n")
+    configure(host, "timeout_s: 4\n")
     began = time.monotonic()
 
     status = call(SlowHost(host.root), "prepare")
 
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 12
     assert (status, capfd.readouterr()) == (
         1, ("", stderr("not done in time, and given up, at `echo efi-framebuffer.0 >"
                        " /sys/bus/platform/drivers/efi-framebuffer/unbind`",

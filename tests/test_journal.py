@@ -17,12 +17,14 @@ import pytest
 from tests.conftest import MachineFactory
 from tests.fakehost import Crash, FakeHost, FakeLibvirt, snapshot
 from tests.gate import write_gate
-from vfio_console_hook import events, worker
+from vfio_console_hook import events, runfiles, worker
+from vfio_console_hook.actions import KINDS, of_kind
 from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, JournalError, RefusedError, StuckError
-from vfio_console_hook.journal import Journal, write_file
+from vfio_console_hook.journal import Journal
 from vfio_console_hook.log import Log
+from vfio_console_hook.step import fits
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"
@@ -220,39 +222,6 @@ def test_a_program_started_under_the_lock_does_not_keep_it(machine: MachineFacto
 
 
 # -- torn, garbage, foreign
-
-
-def test_a_claim_cut_off_at_any_byte_is_undone_right_or_refused_in_one_sentence(
-    machine: MachineFactory,
-) -> None:
-    host = machine("efifb-5.10")
-    before = snapshot(host)
-    prepare(host)
-    whole = host.read_bytes(CLAIM) or b""
-    during = snapshot(host)
-    wrong = []
-
-    for cut in range(len(whole)):
-        Path(host.path(CLAIM)).write_bytes(whole[:cut])
-        # What is cut off had not been done: a step is done after its line is whole.
-        unbound = b'"kind": "unbind"' in whole[:cut].rpartition(b"\n")[0]
-        if not unbound:
-            bind = "sys/bus/platform/drivers/efi-framebuffer/bind"
-            if host.link_name("sys/bus/platform/devices/efi-framebuffer.0/driver") is None:
-                host.write(bind, "efi-framebuffer.0")
-        try:
-            release(host)
-        except JournalError as error:
-            if cut >= whole.index(b"\n") + 1 or "cannot understand the record" not in error.text:
-                wrong.append((cut, error.text))
-            continue
-        if snapshot(host) != before or Journal(host).uuids():
-            wrong.append((cut, "not as before"))
-        if unbound:
-            host.write("sys/bus/platform/drivers/efi-framebuffer/unbind", "efi-framebuffer.0")
-            assert snapshot(host) == during
-
-    assert wrong == []
 
 
 def test_a_torn_line_is_cut_off_before_the_next_is_written(machine: MachineFactory) -> None:
@@ -495,12 +464,19 @@ def refusal(host: FakeHost) -> str:
 HINT = "(hint: is /run full, or read-only?)"
 
 
+def left_alone(path: str, kind: str, wanted: str) -> str:
+    return (
+        f"/{path} is a {kind} instead of a {wanted}, so it is left alone"
+        f" (hint: find out who did that; see `ls -ld /{path}`)"
+    )
+
+
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
-        (RUN, f"cannot make the record /{RUN}/claims: Not a directory {HINT}"),
-        (f"{RUN}/claims", f"cannot write the record /{CLAIM}: Not a directory {HINT}"),
-        (f"{RUN}/by-name", f"cannot link the record /{RUN}/by-name/=win11: Not a directory {HINT}"),
+        (RUN, left_alone(RUN, "file", "directory")),
+        (f"{RUN}/claims", left_alone(f"{RUN}/claims", "file", "directory")),
+        (f"{RUN}/by-name", left_alone(f"{RUN}/by-name", "file", "directory")),
     ],
     ids=["run", "claims", "by-name"],
 )
@@ -516,8 +492,8 @@ def test_a_file_where_a_directory_should_be_is_told_and_nothing_is_changed(
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
-        (CLAIM, f"cannot read /{CLAIM}: Is a directory"),
-        (f"{RUN}/lock", f"cannot open the record /{RUN}/lock: Is a directory {HINT}"),
+        (CLAIM, left_alone(CLAIM, "directory", "file")),
+        (f"{RUN}/lock", left_alone(f"{RUN}/lock", "directory", "file")),
         (
             f"{RUN}/by-name/=win11",
             f"cannot link the record /{RUN}/by-name/=win11: Is a directory {HINT}",
@@ -612,7 +588,9 @@ def test_a_draft_that_could_not_be_written_is_not_left_behind(machine: MachineFa
 
     def work() -> None:
         limited_to(3)
-        write_file(host, CLAIM, "more than three bytes")
+        runfiles.write(host, CLAIM, "more than three bytes")
+
+    host.tree.make_directory(f"{RUN}/claims")
 
     status = in_a_child(work)
 
@@ -786,3 +764,83 @@ def test_a_gpu_that_is_just_given_back_is_not_taken_meanwhile(machine: MachineFa
         f"another hook for win11 is still at work with {GPU} (process 4100)"
     )
     assert Journal(host).uuids() == (UUID,)
+
+
+def test_every_field_of_every_action_is_of_a_type_that_the_record_can_check() -> None:
+    examples = ("text", True, 1, 1.5, ("text",), (1, None))
+    of_kind("unbind-vfio")  # loads those that are rare
+
+    for kind in KINDS.values():
+        for name, annotation in kind.__annotations__.items():
+            fitting = [one for one in examples if fits(annotation, one)]
+            assert fitting, f"{kind.kind} has {name}: {annotation}"
+
+
+@pytest.mark.parametrize(
+    ("action", "wrong"),
+    [
+        ('"kind": "unbind", "device": "../../../../tmp/a", "driver": "b"', "device"),
+        ('"kind": "unbind", "device": "a", "driver": "../.."', "driver"),
+        ('"kind": "unbind", "device": "a\\u0000", "driver": "b"', "device"),
+        ('"kind": "unbind", "device": ["a"], "driver": "b"', "device"),
+        ('"kind": "decode", "gpu": "../x", "on": true', "gpu"),
+        ('"kind": "decode", "gpu": "x", "on": 1', "on"),
+        ('"kind": "show-consoles", "wait_s": NaN', "wait_s"),
+        ('"kind": "show-consoles", "wait_s": 1e999', "wait_s"),
+        ('"kind": "show-consoles", "wait_s": -1', "wait_s"),
+        ('"kind": "show-consoles", "wait_s": true', "wait_s"),
+        ('"kind": "map-consoles", "fb": "fb0", "indices": "fb0"', "indices"),
+        ('"kind": "map-consoles", "fb": "fb0", "indices": [1.5]', "indices"),
+        ('"kind": "map-consoles", "fb": "../mem", "indices": []', "fb"),
+        ('"kind": "start-units", "units": "gdm.service"', "units"),
+        ('"kind": "await-closed", "gpu": "x", "nodes": ["dev/../etc"], "wait_s": 1, "strict": true',
+         "nodes"),
+    ],
+)  # fmt: skip
+def test_an_action_with_a_wrong_field_is_refused_before_anything_is_undone(
+    machine: MachineFactory, action: str, wrong: str
+) -> None:
+    host = prepared(machine)
+    line = '{"step": {"stage": "s", "gpu": "g", "why": "w", "do": null, "undo": {%s}, "loses": ""}}'
+    with open(host.path(CLAIM), "a", encoding="utf-8") as file:
+        file.write(line % action + "\n")
+    before = snapshot(host)
+
+    with pytest.raises(JournalError, match=f"not a step: [a-z-]+ with a bad '{wrong}'( |$)"):
+        release(host)
+
+    assert snapshot(host) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("vm", "null"), ("vm", '"a\\u0000b"'), ("vm", '"\\ud800"'), ("gpus", '["a\\u0000b"]'),
+        ("gpus", "[1]"), ("since", "NaN"), ("since", "1e999"), ("since", "-1"), ("since", "1e300"),
+        ("since", "[]"), ("x" * 5000, "1"),
+    ],
+)  # fmt: skip
+def test_a_head_with_a_wrong_value_is_refused_in_one_short_sentence(
+    machine: MachineFactory, key: str, value: str
+) -> None:
+    host = prepared(machine)
+    head, *rest = (host.read(CLAIM) or "").split("\n")
+    known = {**json.loads(head), key: "MARK"}
+    second = [json.dumps({key: 1})] if key not in json.loads(head) else []
+    text = json.dumps(known).replace('"MARK"', value)
+    host.tree.put(CLAIM, "\n".join([text, *second, *rest]) + "\n")
+
+    with pytest.raises(JournalError) as caught:
+        release(host)
+
+    assert len(caught.value.text) < 400
+
+
+@pytest.mark.parametrize("worker", ["[-1, 2]", "[1.5, 2]", '["1", 2]', "[1]", "[true, 2]"])
+def test_a_worker_that_is_no_process_is_refused(machine: MachineFactory, worker: str) -> None:
+    host = prepared(machine)
+    with open(host.path(CLAIM), "a", encoding="utf-8") as file:
+        file.write(f'{{"worker": {worker}}}\n')
+
+    with pytest.raises(JournalError):
+        release(host)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import pytest
 
@@ -14,6 +13,7 @@ from vfio_console_hook import memory_map
 from vfio_console_hook.memory import Bar, Claim
 from vfio_console_hook.memory_map import CONSOLE, DRIVER, UNKNOWN, VFIO, Kind
 from vfio_console_hook.terminal import Terminal
+from vfio_console_hook.values import replace
 
 TERMINAL = Terminal()
 

@@ -9,7 +9,7 @@ import pytest
 from tests.building import Machine
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, snapshot
-from tests.hosts import firmware_on, lab_gpu
+from tests.hosts import DISPLAY, firmware_on, lab_gpu
 from vfio_console_hook import console, events
 from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
@@ -155,3 +155,23 @@ def test_a_driver_that_may_not_load_is_named(
         f"`host_driver: load` cannot save the console on {HOSTS}, which efi-framebuffer.0 shows"
         f" and vfio-pci would remove with {GUESTS}: {why}"
     )
+
+
+def test_of_two_gpus_that_leave_one_takes_the_console_of_the_other_and_plan_tells(
+    machine: MachineFactory,
+) -> None:
+    lit, second = lab_gpu(pci_class=DISPLAY), lab_gpu(GUESTS, base=0xD0000000)
+    two = Machine("two", (), "6.1", (lit, second), (firmware_on(lit, "efifb", "6.1"),))
+    host = machine(two)
+    vm = Domain("win11", UUID, tuple(Hostdev(one, True, "hostdev", 0) for one in (HOSTS, GUESTS)))
+    told = [step.loses for step in events.look(host, vm, config())[1] if step.loses]
+    events.prepare(host, vm, config(), Log(host, "win11"))
+
+    for address in (HOSTS, GUESTS):
+        FakeLibvirt(host).detach(address)
+
+    assert host.real("sys/bus/platform/devices/efi-framebuffer.0") is None
+    assert told == [
+        "this host's console will not come back before a reboot: vfio-pci of this kernel removes"
+        " efi-framebuffer.0 for good"
+    ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import pytest
 
@@ -19,6 +18,7 @@ from vfio_console_hook.errors import HookError
 from vfio_console_hook.journal import CLAIMS, Journal
 from vfio_console_hook.log import Log
 from vfio_console_hook.terminal import Terminal
+from vfio_console_hook.values import replace
 
 GPU = "0000:01:00.0"
 AMD = "0000:09:00.0"

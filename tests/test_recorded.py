@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MachineFactory
 from tests.gate import ROOT
-from vfio_console_hook import plan, plan_text
+from vfio_console_hook import cli, plan, plan_text
 from vfio_console_hook.config import Config
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError
@@ -19,6 +20,7 @@ from vfio_console_hook.libvirtd import Vm
 from vfio_console_hook.recorded import (
     Entry,
     RecordedHost,
+    SentHost,
     answer_path,
     entries,
     pack_console_map,
@@ -396,3 +398,64 @@ def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
 def test_what_would_be_read_as_something_else_is_not_written(entry: Entry) -> None:
     with pytest.raises(ValueError, match=r"^a recorded machine cannot hold"):
         entry.lines()
+
+
+@pytest.mark.parametrize("target", ["absolute", "relative"])
+def test_no_link_of_a_machine_that_was_sent_leads_out_of_it(tmp_path: Path, target: str) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/secret").write_text("secret")
+    (tmp_path / "root").mkdir()
+    leads = str(tmp_path / "outside") if target == "absolute" else "../outside"
+    unpack(f"l a -> {leads}\nl b -> a/secret\nf c/inside = 1\nl d -> c", str(tmp_path / "root"))
+    host = SentHost(str(tmp_path / "root"))
+
+    assert [host.read(path) for path in ("a/secret", "b", "d/inside")] == [None, None, "1"]
+    assert (host.list("a"), host.exists("b"), host.real("b")) == ((), False, None)
+    assert (host.readlink("a"), host.readlink("b")) == (leads, "a/secret")
+
+
+def test_the_command_reads_a_machine_that_was_sent_as_such(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "name").write_text("(M) a secret\n")
+    (tmp_path / "bind").write_text("1\n")
+    (tmp_path / "sent.tree").write_text(f"l sys/class/vtconsole/vtcon0 -> {tmp_path}\n")
+
+    assert cli.main(["--root", str(tmp_path / "sent.tree"), "status"]) == 0
+
+    assert "a secret" not in capsys.readouterr().out
+
+
+def test_a_path_too_deep_to_be_one_is_no_entry(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="line 1 of the recorded machine is not an entry"):
+        unpack("d " + "a/" * 1000 + "a", str(tmp_path))
+
+    assert os.listdir(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("text", "ask"),
+    [
+        ("f recorded/now = soon", lambda host: host.now()),
+        ("f recorded/now = nan", lambda host: host.now()),
+        ("f recorded/now = 1e300", lambda host: host.now()),
+        ("f ioctl/fb0/memory = 0xc0000000", lambda host: host.framebuffer_memory("fb0")),
+        ("f dev/fb0\nf ioctl/con2fbmap = 1-99 0", lambda host: host.console_map("fb0")),
+        ("f dev/fb0\nf ioctl/con2fbmap = 1-63", lambda host: host.console_map("fb0")),
+        ("f a = 1\nf stat/a = 100644 0 0", lambda host: host.stat("a")),
+        ("f a = 1\nf stat/a = rw 0 0 1", lambda host: host.stat("a")),
+        ("f a = 1\nf refused/a = no", lambda host: host.read("a")),
+        ("f a = 1\nf refused/a = " + "9" * 5000, lambda host: host.read("a")),
+        ("f ran/%2Fbin%2Fa.status = x", lambda host: host.exit_status("/bin/a", timeout_s=1)),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_none_is_one_short_sentence(
+    tmp_path: Path, text: str, ask: Callable[[RecordedHost], object]
+) -> None:
+    host = unpack(text, str(tmp_path))
+
+    with pytest.raises(HostError) as caught:
+        ask(host)
+
+    assert caught.value.text.startswith("cannot understand /")
+    assert len(caught.value.text) < 200

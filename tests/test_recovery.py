@@ -12,7 +12,7 @@ from vfio_console_hook import events, recovery
 from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError
-from vfio_console_hook.journal import CLAIMS, Journal
+from vfio_console_hook.journal import BY_NAME, CLAIMS, Journal
 from vfio_console_hook.log import Log
 
 GPU = "0000:01:00.0"
@@ -134,6 +134,18 @@ def test_a_hook_that_goes_on_working_is_left_alone_and_that_is_no_success(
     assert Journal(host).uuids() == (UUID,)
 
 
+def test_what_a_crash_left_beside_the_claims_is_swept(machine: MachineFactory) -> None:
+    host = prepared(machine)
+    host.tree.put(f"{CLAIMS}/.{UUID}.4711", "{")
+    for name in ("=gone", f".{UUID}.4711"):
+        host.tree.text_link(f"{BY_NAME}/{name}", "../claims/11111111-2222-4333-8444-555555555555")
+    host.tree.put(f"{BY_NAME}/+unnamed", "")
+
+    recover(host)
+
+    assert (host.list(CLAIMS), host.list(BY_NAME)) == ((), ())
+
+
 def test_what_is_left_of_another_boot_needs_no_word_of_libvirts(machine: MachineFactory) -> None:
     host = prepared(machine, None)
     host.tree.put("proc/sys/kernel/random/boot_id", "another")
@@ -143,3 +155,38 @@ def test_what_is_left_of_another_boot_needs_no_word_of_libvirts(machine: Machine
 
     assert done == (True, [f"win11: gave back {GPU}"])
     assert (snapshot(host), Journal(host).uuids()) == (before, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "driver"),
+    [
+        ("efifb-6.12", GPU, None),
+        ("native-6.1", GPU, "bochs-drm"),
+        ("nvidia-single-desktop", GPU, "nvidia"),
+        ("amd-single", "0000:09:00.0", "amdgpu"),
+    ],
+)
+def test_what_a_killed_libvirtd_has_left_on_vfio_pci_is_the_hosts_again(
+    machine: MachineFactory, name: str, gpu: str, driver: str | None
+) -> None:
+    host = WithLibvirt(machine(name).root)
+    before = snapshot(host)
+    vm = Domain("win11", UUID, (Hostdev(gpu, True, "hostdev", 0),))
+    events.prepare(host, vm, Config(holders=Holders(wait_s=0)), Log(host, "win11"))
+    FakeLibvirt(host).detach(gpu)  # and libvirtd is killed before QEMU starts
+
+    done = recover(host)
+
+    assert done == (True, [f"win11: gave back {gpu}"])
+    assert host.link_name(f"sys/bus/pci/devices/{gpu}/driver") == driver
+    assert snapshot(host) == before
+
+
+def test_a_gpu_that_was_on_vfio_pci_before_stays_there(machine: MachineFactory) -> None:
+    host = WithLibvirt(machine("efifb-5.10").root)
+    FakeLibvirt(host).detach(GPU)  # as by vfio-pci.ids=, which leaves efifb bound on 5.10
+    events.prepare(host, VM, Config(holders=Holders(wait_s=0)), Log(host, "win11"))
+
+    recover(host)
+
+    assert host.link_name(f"sys/bus/pci/devices/{GPU}/driver") == "vfio-pci"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from tests.building import DUMMY_AND_FBCON, Machine
 from tests.conftest import Golden, MachineFactory
-from tests.fakehost import FakeHost, FakeLibvirt, hold, snapshot, systemd
+from tests.fakehost import Crash, FakeHost, FakeLibvirt, hold, snapshot, systemd
 from tests.gate import ROOT
 from tests.hosts import DISPLAY, VGA, firmware_on, lab, lab_gpu
 from tests.libvirt_xml import domain_xml
@@ -24,6 +24,7 @@ from vfio_console_hook.journal import RUN
 from vfio_console_hook.log import RECORDED_LOG, Log
 from vfio_console_hook.step import Step
 from vfio_console_hook.terminal import Terminal
+from vfio_console_hook.values import replace
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 GPU, SECOND = "0000:01:00.0", "0000:02:00.0"
@@ -38,7 +39,7 @@ class Plan:
     golden: str
     machine: str
     gpus: tuple[str, ...] = (GPU,)
-    config: Config = Config()  # noqa: RUF009
+    config: Config = Config()  # noqa: RUF009  (it is frozen)
     managed: bool = True
     lockdown: str = ""
     blacklist: bool = True
@@ -481,6 +482,38 @@ def test_bootfb_of_a_vga_card_is_refused_on_kernels_that_do_not_remove_consoles(
         "BOOTFB of simple-framebuffer.0 holds memory of 0000:01:00.0, and this kernel does not"
         " free it for vfio-pci (hint: boot with initcall_blacklist=sysfb_init)"
     )
+
+
+def test_a_rescan_that_stops_halfway_is_brought_to_its_end_by_release(
+    machine: MachineFactory,
+) -> None:
+    whole = machine("simpledrm-0380-6.12")
+    events.prepare(whole, domain((GPU,)), RESCAN, Log(whole, "win11"))
+    rescan = [path for _, path, _ in whole.changes].index("sys/bus/pci/rescan") + 1
+    host = machine("simpledrm-0380-6.12", crash_before=rescan)
+
+    with pytest.raises(Crash):
+        events.prepare(host, domain((GPU,)), RESCAN, Log(host, "win11"))
+    halfway = host.exists(f"sys/bus/pci/devices/{GPU}")
+    events.release(FakeHost(host.root), UUID, Log(host, "win11"))
+
+    assert (halfway, host.exists(f"sys/bus/pci/devices/{GPU}")) == (False, True)
+    assert host.list("run/vfio-console-hook/claims") == ()
+
+
+@pytest.mark.parametrize("name", ["efifb-6.12", "efifb-5.10", "simpledrm-0380-6.12"])
+def test_a_gpu_that_was_pulled_out_does_not_keep_its_claim(
+    machine: MachineFactory, name: str
+) -> None:
+    host = machine(name)
+    events.prepare(host, domain((GPU,)), RESCAN, Log(host, "win11"))
+    host.write(f"sys/bus/pci/devices/{GPU}/remove", "1")
+    host.tree.remove("fake/removed")  # no rescan finds it
+
+    events.release(host, UUID, Log(host, "win11"))
+
+    assert f"{GPU} is no longer on the PCI bus" in (host.read(RECORDED_LOG) or "")
+    assert host.list("run/vfio-console-hook/claims") == ()
 
 
 def test_after_a_rescan_nothing_is_bound_at_the_old_address(machine: MachineFactory) -> None:

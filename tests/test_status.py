@@ -6,7 +6,6 @@ import json
 import os
 import re
 import stat
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from vfio_console_hook.history import STATUS
 from vfio_console_hook.journal import Journal
 from vfio_console_hook.log import Log
 from vfio_console_hook.terminal import Terminal
+from vfio_console_hook.values import replace
 
 GPU = "0000:01:00.0"
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"

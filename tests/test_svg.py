@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import pytest
 from lxml import etree
@@ -14,6 +13,7 @@ from tests.drawn import BASE, MACHINES, a_gpu, claim, gpus, sized
 from vfio_console_hook import svg
 from vfio_console_hook.gpu import Gpu
 from vfio_console_hook.memory import Bar, Claim
+from vfio_console_hook.values import replace
 
 SVG = "{http://www.w3.org/2000/svg}"
 # The least that a part may be wide, and half of what a width is rounded to.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import io
 import os
 import sys
 import tempfile
@@ -27,6 +28,9 @@ _INTERRUPTED = 130  # as a shell has it: 128 and the number of SIGINT
 
 def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
     """Run one command; its exit status. host stands in for this machine in tests."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name may hold bytes that are no text in any encoding.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments = parser().parse_args(argv)
         with contextlib.ExitStack() as stack:
@@ -62,9 +66,10 @@ def _host(root: str | None, stack: contextlib.ExitStack) -> Host:
     if root is None:
         return Host()
     if os.path.isdir(root):
-        return recorded.RecordedHost(root)
+        return recorded.SentHost(root)
     directory = stack.enter_context(tempfile.TemporaryDirectory())
-    return recorded.unpack(files.read(root).decode(errors="replace"), directory)
+    recorded.unpack(files.read(root).decode(errors="replace"), directory)
+    return recorded.SentHost(directory)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 
+from . import access
 from .errors import ConfigError
 from .host import Host
+from .values import dataclass, replace
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
-    import os
     from typing import Any
 
     from .mistakes import Mistake
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 DIRECTORY = "etc/vfio-console-hook"
 VMS = f"{DIRECTORY}/vms"
 _DEFAULT = f"{DIRECTORY}/default.yaml"
-_WRITABLE = "can be written by others than root"
 _MAX_BYTES = 64 * 1024
 # virsh shows them all in one line.
 _MAX_TOLD = 20
@@ -305,8 +304,7 @@ def check(host: Host) -> dict[str, tuple[Mistake, ...]]:
     mistakes: list[Mistake] = []
     paths = _present(host, mistakes)
     for path in paths:
-        if _is_safe_file(host, path, mistakes):
-            _values(f"/{path}", _text(host, path, mistakes), mistakes)
+        _settings_in(host, path, mistakes)
     mistakes += _never_read(host)
     found = dict.fromkeys([f"/{path}" for path in paths] + [one.path for one in mistakes])
     return {path: tuple(one for one in mistakes if one.path == path) for path in found}
@@ -321,21 +319,12 @@ def check_content(path: str, content: bytes) -> tuple[Mistake, ...]:
     return tuple(mistakes)
 
 
-def refused_owner(status: os.stat_result, owner_uid: int = 0) -> str:
-    """Why a file would not be obeyed in its place, by its owner and mode: a clause, or ""."""
-    if status.st_uid not in (0, owner_uid):
-        return f"belongs to user {status.st_uid} instead of root"
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return _WRITABLE
-    return ""
-
-
 def _settings(host: Host, name: str, uuid: str) -> dict[str, tuple[Any, str]]:
     """What the files of a VM set, as value and origin. Raises ConfigError, HostError."""
     mistakes: list[Mistake] = []
     settings: dict[str, tuple[Any, str]] = {}
     for path in _files(host, name, uuid, mistakes):
-        settings.update(_values(f"/{path}", _text(host, path, mistakes), mistakes))
+        settings.update(_settings_in(host, path, mistakes))
     told = [str(one) for one in mistakes]
     if len(told) > _MAX_TOLD:
         told[_MAX_TOLD:] = [f"and {len(told) - _MAX_TOLD} more mistakes"]
@@ -354,19 +343,17 @@ def _group(values: dict[str, Any], group: str) -> dict[str, Any]:
 
 def _present(host: Host, mistakes: list[Mistake]) -> tuple[str, ...]:
     """The files in directories that can be trusted, the most general one first."""
-    if not _is_safe_directory(host, DIRECTORY, mistakes):
-        return ()
-    general = (_DEFAULT,) if "default.yaml" in host.list(DIRECTORY) else ()
-    if not _is_safe_directory(host, VMS, mistakes):
-        return general
-    names = (name for name in host.list(VMS) if name.endswith(".yaml") and name != ".yaml")
+    directory = _directory(host, DIRECTORY, mistakes)
+    general = (_DEFAULT,) if "default.yaml" in _names_in(host, directory) else ()
+    vms = _directory(host, VMS, mistakes) if directory else ""
+    names = (one for one in _names_in(host, vms) if one.endswith(".yaml") and one != ".yaml")
     return (*general, *(f"{VMS}/{name}" for name in names))
 
 
 def _files(host: Host, name: str, uuid: str, mistakes: list[Mistake]) -> Iterator[str]:
-    """The files for a VM that are there and can be trusted, the most general one first."""
+    """The files for a VM that are there, the most general one first."""
     present = _present(host, mistakes)
-    if _DEFAULT in present and _is_safe_file(host, _DEFAULT, mistakes):
+    if _DEFAULT in present:
         yield _DEFAULT
     # A name may be ".." or hold anything else, so it is compared and never made a path.
     stems = {path: path[len(VMS) + 1 : -5] for path in present if path != _DEFAULT}
@@ -375,68 +362,54 @@ def _files(host: Host, name: str, uuid: str, mistakes: list[Mistake]) -> Iterato
         mistakes.append(
             _mistake(f"/{mine[0]}", f"and /{mine[1]} are for the same VM; keep one of them")
         )
-    for path in mine:
-        if _is_safe_file(host, path, mistakes):
-            yield path
+    yield from mine
 
 
 def _never_read(host: Host) -> Iterator[Mistake]:
     """The files that a person meant for us and that have the wrong name or place."""
-    for name in host.list(DIRECTORY):
+    for name in _names_in(host, access.follow(host, DIRECTORY).end):
         if name.endswith((".yaml", ".yml")) and name != "default.yaml":
             yield _mistake(
                 f"/{DIRECTORY}/{name}",
                 f"is never read; what is for one VM belongs into /{VMS}/NAME.yaml",
             )
-    for name in host.list(VMS):
+    for name in _names_in(host, access.follow(host, VMS).end):
         if name == ".yaml" or not name.endswith(".yaml"):
             told = "is never read; its name must be that of a VM, and .yaml"
             yield _mistake(f"/{VMS}/{name}", told)
 
 
-def _is_safe_directory(host: Host, path: str, mistakes: list[Mistake]) -> bool:
-    """Whether a directory is there and only root can change it."""
-    status = host.stat(path)
+def _names_in(host: Host, directory: str) -> tuple[str, ...]:
+    return host.list(directory) if directory else ()
+
+
+def _directory(host: Host, path: str, mistakes: list[Mistake]) -> str:
+    """Where a directory is that only root can change, without links; "" when there is none."""
+    end = _end(host, path, mistakes)
+    status = host.lstat(end) if end else None
     if status is None:
-        return False
+        return ""
     if not stat.S_ISDIR(status.st_mode):
         mistakes.append(_mistake(f"/{path}", "is not a directory"))
-        return False
-    return _only_root_writes(host, path, mistakes)
+        return ""
+    return end
 
 
-def _is_safe_file(host: Host, path: str, mistakes: list[Mistake]) -> bool:
-    """Whether a file can be read without harm: what others write must not be obeyed."""
-    status = host.stat(path)
-    real = host.real(path)
-    if status is None or real is None:
-        mistakes.append(_mistake(f"/{path}", "is a link to nothing"))
-    elif not stat.S_ISREG(status.st_mode):
-        mistakes.append(_mistake(f"/{path}", "is not a regular file"))
-    elif status.st_size > _MAX_BYTES:
-        mistakes.append(_too_long(f"/{path}", status.st_size))
-    else:
-        holding = real.rpartition("/")[0] or "."
-        return _only_root_writes(host, path, mistakes) and (
-            # For a link to another directory, whose files others could replace.
-            holding in (DIRECTORY, VMS) or _only_root_writes(host, holding, mistakes)
-        )
-    return False
+def _end(host: Host, path: str, mistakes: list[Mistake]) -> str:
+    """Where a path leads, without links; "" when nothing is there, or not only root's."""
+    way = access.follow(host, path)
+    if way.why:
+        mistakes.append(_not_obeyed(way))
+    return way.end
+
+
+def _not_obeyed(way: access.Way) -> Mistake:
+    mend = f", run `chmod go-w /{way.bad}`" if way.why == access.WRITABLE else ""
+    return _mistake(f"/{way.bad}", way.why + mend)
 
 
 def _too_long(path: str, size: int) -> Mistake:
     return _mistake(path, f"is {size} bytes long, more than {_MAX_BYTES}")
-
-
-def _only_root_writes(host: Host, path: str, mistakes: list[Mistake]) -> bool:
-    status = host.stat(path)
-    if status is None:
-        return False
-    told = refused_owner(status, host.owner_uid)
-    if told:
-        mend = f", run `chmod go-w /{path}`" if told == _WRITABLE else ""
-        mistakes.append(_mistake(f"/{path}", told + mend))
-    return not told
 
 
 def _mistake(path: str, text: str, line: int = 0, column: int = 0) -> Mistake:
@@ -448,8 +421,55 @@ def _mistake(path: str, text: str, line: int = 0, column: int = 0) -> Mistake:
 # -- what is in them
 
 
-def _text(host: Host, path: str, mistakes: list[Mistake]) -> str:
-    return _decoded(f"/{path}", host.read_bytes(path) or b"", mistakes)
+def _settings_in(
+    host: Host, path: str, mistakes: list[Mistake]
+) -> dict[str, tuple[Any, str]]:
+    """What a file sets, as value and origin; what is wrong with it or in it goes to mistakes."""
+    content = _content(host, path, mistakes)
+    values = _values(f"/{path}", _decoded(f"/{path}", content, mistakes), mistakes)
+    for value, origin in values.values():
+        if isinstance(value, tuple):
+            mistakes += _programs_of_others(host, value, origin)
+    return values
+
+
+def _content(host: Host, path: str, mistakes: list[Mistake]) -> bytes:
+    """What is in a file; nothing when it cannot be obeyed, which goes to mistakes."""
+    before = len(mistakes)
+    end = _end(host, path, mistakes)
+    found = host.read_file(end, _MAX_BYTES + 1) if end else None
+    if found is None:
+        if len(mistakes) == before:
+            mistakes.append(_mistake(f"/{path}", "is a link to nothing"))
+        return b""
+    status, content = found
+    # Of the very file that was read, whatever was there when we came.
+    why = access.refused(status, host.owner_uid)
+    if not stat.S_ISREG(status.st_mode):
+        mistakes.append(_mistake(f"/{path}", "is not a regular file"))
+    elif why:
+        mistakes.append(_not_obeyed(access.Way("", end, why)))
+    elif len(content) > _MAX_BYTES:
+        mistakes.append(_too_long(f"/{path}", max(status.st_size, len(content))))
+    else:
+        return content
+    return b""
+
+
+def _programs_of_others(
+    host: Host, services: tuple[object, ...], origin: str
+) -> Iterator[Mistake]:
+    """The programs of commands that others than root could have written: they run as root."""
+    file, _, line = origin.rpartition(":")
+    for one in services:
+        if not isinstance(one, Service):
+            continue
+        commands = (one.active, one.stop, one.start)
+        for program in dict.fromkeys(words[0] for words in commands if words):
+            way = access.follow(host, program)
+            if way.why:
+                told = f"{program} of {one.name} is not run as root: {_not_obeyed(way)}"
+                yield _mistake(file, told, int(line), 1)
 
 
 def _decoded(path: str, content: bytes, mistakes: list[Mistake]) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from .host import Host
+from .values import dataclass
 
 FBCON = "frame buffer device"
 VGACON = "VGA+"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 from .errors import DomainError
+from .values import dataclass, replace
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from lxml.etree import _Element
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+# What is read of it: the tags inside of a tag. "driver" is for recording/domain_outline.py.
+_READ: dict[str, tuple[str, ...]] = {
+    "domain": ("name", "uuid", "devices", f"{_QEMU}commandline"),
+    "devices": ("hostdev",),
+    "hostdev": ("source", "address", "driver"),
+    "source": ("address",),
+    f"{_QEMU}commandline": (f"{_QEMU}arg",),
+}
+# As a tree, less of it takes at most 60 MB.
+_LARGE = 256 * 1024
 _VFIO_DRIVERS = ("vfio-pci", "vfio-pci-nohotplug")
 
 # What strtoul takes with base 0, and libvirt's virStrToLong_uip leaves of it: no
@@ -88,31 +98,39 @@ def hostdev_addresses(xml: bytes) -> tuple[str, ...]:
 
 
 def tree(xml: bytes) -> _Element:
-    """The root element of a domain XML. Raises DomainError."""
+    """The root element of a domain XML, with at least what is in _READ. Raises DomainError."""
     # Takes some 20 ms to load, so only when there is XML to read.
     from lxml import etree
 
     if b"<!DOCTYPE" in xml:
         _refuse_doctype(xml)
     # libxml2's limits stay on (no huge_tree): libvirt parses with the same ones.
-    parser = etree.XMLParser(
-        resolve_entities=False,
-        no_network=True,
-        load_dtd=False,
-        recover=False,
-        remove_comments=True,
-        remove_pis=True,
-    )
+    options: dict[str, Any] = {
+        "resolve_entities": False,
+        "no_network": True,
+        "load_dtd": False,
+        "recover": False,
+        "remove_comments": True,
+        "remove_pis": True,
+    }
     try:
-        root = etree.fromstring(xml, parser)
+        if len(xml) > _LARGE:
+            from . import largexml  # metadata of that size are rare
+
+            return largexml.read(xml, _READ, options, _check_root)
+        root = etree.fromstring(xml, etree.XMLParser(**options))
     except etree.XMLSyntaxError as error:
         reason = " ".join(str(error.msg or "empty document").split())
         raise DomainError(f"the domain XML is not well-formed: {reason[:200]}") from error
+    _check_root(root)
+    return root
+
+
+def _check_root(root: _Element) -> None:
     if root.getroottree().docinfo.internalDTD is not None:
         raise _doctype_error()
     if root.tag != "domain":
         raise DomainError(f"not a domain XML: the root element is <{root.tag[:50]}>")
-    return root
 
 
 def _refuse_doctype(xml: bytes) -> None:
@@ -268,8 +286,9 @@ def _options(argument: str) -> dict[str, str]:
 def _json(argument: str, line: int) -> dict[str, str]:
     import json  # only for this form
 
-    # QEMU takes strings in single quotes too (QEMU qobject/json-lexer.c).
-    strings = re.compile(r""""(?:\\.|[^"\\])*"|'((?:\\.|[^'\\])*)'""", re.DOTALL)
+    # QEMU takes strings in single quotes too (QEMU qobject/json-lexer.c). One that never
+    # ends is taken whole: to look for its end behind each quote would take minutes.
+    strings = re.compile(r""""(?:\\.|[^"\\])*"?|'((?:\\.|[^'\\])*)'?""", re.DOTALL)
     text = strings.sub(_double_quoted, argument)
     try:
         options = json.loads(text)

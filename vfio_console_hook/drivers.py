@@ -8,10 +8,9 @@ in a process that is watched.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .gpu import slot
 from .host import Host
+from .values import dataclass
 
 _VENDOR_ATI, _VENDOR_AMD = "0x1002", "0x1022"
 

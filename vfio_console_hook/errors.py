@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import os
 
+# How much of foreign text may stand in a sentence.
+_LONGEST_PATH = 300
+_LONGEST_CONTENT = 60
+
 
 class HookError(Exception):
     """One sentence for a person, with an optional hint."""
@@ -47,7 +51,13 @@ class HostError(HookError):
     def of(cls, what: str, path: str, error: OSError) -> HostError:
         """The HostError for a failed system call: "cannot WHAT PATH: reason"."""
         number = error.errno or 0
-        return cls(f"cannot {what} {path}: {os.strerror(number)}", path=path, errno=number)
+        shown = _cut(path)
+        return cls(f"cannot {what} {shown}: {os.strerror(number)}", path=path, errno=number)
+
+    @classmethod
+    def unclear(cls, path: str, content: str) -> HostError:
+        """The HostError for what is there and is not as the kernel writes it."""
+        return cls(f"cannot understand {_cut(path)}: {content[:_LONGEST_CONTENT]!r}", path=path)
 
 
 class StepError(HookError):
@@ -83,3 +93,7 @@ class BugError(HookError):
             "this is a bug, please report it with `journalctl -t vfio-console-hook`",
             trace=traceback.format_exc(),
         )
+
+
+def _cut(path: str) -> str:
+    return path if len(path) <= _LONGEST_PATH else f"{path[:_LONGEST_PATH]}..."

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from . import console, gpu, kernel, ownership, stages
-from .actions import LeaveFramebuffers, MapConsoles, QuietText, Rebind, ShowConsoles
+from . import console, gpu, holders, kernel, ownership, stages
+from .actions import Action, LeaveFramebuffers, MapConsoles, QuietText, Rebind, ShowConsoles
 from .config import Config
 from .domain import Domain
 from .errors import HookError, JournalError, LostError, RefusedError, StepError, StuckError
@@ -51,7 +51,7 @@ def prepare(
     log = log.about("prepare", domain.uuid, addresses)
     if journal.find(domain.uuid) is not None:
         log.warning("an earlier run was not released; giving back what it took")
-        release(host, domain.uuid, log, run)
+        release(host, domain.uuid, log, run, forgotten=True)
     if not config.enabled or not addresses:
         return
     record = _claim(journal, domain, addresses)
@@ -88,7 +88,7 @@ def _apply(host: Host, record: Record, leaving: Leaving, steps: tuple[Step, ...]
     # so already; one that cannot, a rescan above all, is not done twice.
     for step in tuple(record.steps):
         if step.do is not None and step.undo is not None:
-            step.do.apply(host)
+            _act(host, step.do, log)
     taken: list[str] = []
     try:
         for step in steps:
@@ -117,7 +117,26 @@ def look(host: Host, domain: Domain, config: Config) -> tuple[Leaving, tuple[Ste
         bind_vfio=domain.bind_vfio,
         others=tuple(address for address in addresses if address not in {g.address for g in gpus}),
     )
-    return leaving, stages.plan(host, leaving)
+    steps = stages.plan(host, leaving)
+    if steps:
+        _refuse_open(host, gpus)
+    return leaving, steps
+
+
+def _refuse_open(host: Host, gpus: tuple[Gpu, ...]) -> None:
+    """Refuse what a VM has open of which there is no record: it was plugged, or started anyway.
+
+    libvirt would refuse it too, but only after the steps have been taken below that VM.
+    """
+    for one in gpus:
+        if not one.vfio:
+            continue
+        found = holders.find(host, ownership.vfio_nodes(host, one.address))
+        held = [holder for holder in found if not holder.unknown]
+        if held:
+            raise RefusedError(
+                f"{one.address} is in use by {holders.listed(held)}", hint="end that VM first"
+            )
 
 
 def prospect(leaving: Leaving, steps: tuple[Step, ...]) -> str:
@@ -176,7 +195,7 @@ def _claim(journal: Journal, domain: Domain, addresses: tuple[str, ...]) -> Reco
     for address in addresses:
         ownership.await_others(host, address, domain.uuid)
     with journal.lock():
-        others = journal.others(domain.uuid, boot)
+        others = journal.others(domain.uuid, boot, addresses)
         _refuse_taken(host, addresses, others)
         # libvirt lets B begin between A's re-attach and A's release. What A took and
         # B would take too is given back by B's release, not below B's feet.
@@ -194,13 +213,26 @@ def _take(host: Host, record: Record, step: Step, log: Log) -> list[str]:
     number = record.begin(step)
     told = []
     if step.do is not None:
-        remark = step.do.apply(host)
-        told = [f"{step.do.past()}{f'; {remark}' if remark else ''}"]
-        log.debug(f"{told[0]}, for {step.stage}: {step.do.shell()}")
+        told = _act(host, step.do, log)
+        for text in told:
+            log.debug(f"{text}, for {step.stage}: {step.do.shell()}")
     elif step.undo is None and not step.loses:
         told = [step.why]
     record.finish(number)
     return told
+
+
+def _act(host: Host, action: Action, log: Log) -> list[str]:
+    """Do it; what has been done, in words."""
+    try:
+        remark = action.apply(host)
+    except LostError as error:
+        # Another VM takes the GPU that the consoles should go to. start looks after them again.
+        if not isinstance(action, MapConsoles):
+            raise
+        log.warning(str(error))
+        return []
+    return [f"{action.past()}{f'; {remark}' if remark else ''}"]
 
 
 def _tell_done(told: list[str], log: Log) -> None:
@@ -311,9 +343,12 @@ def check(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
     run(work)
 
 
-def release(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
+def release(
+    host: Host, uuid: str, log: Log, run: Supervisor = call, *, forgotten: bool = False
+) -> None:
     """Give back what was taken for a VM, newest first; nothing for one that holds nothing.
 
+    forgotten: libvirt knows nothing of that run any more, so it has re-attached nothing.
     What cannot come back before a reboot is logged and done with. Raises StepError
     naming the steps that failed; then the claim stays with them.
     """
@@ -328,10 +363,40 @@ def release(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
 
     def work() -> None:
         with record.work():
+            if forgotten:
+                _reattach(host, record, log)
             _undo(host, record, log)
         log.info(f"gave it back; the host's consoles: {console.drawing(host)}")
 
     run(work)
+
+
+def _reattach(host: Host, record: Record, log: Log) -> None:
+    """Take off vfio-pci what libvirt has bound for a VM and then forgotten. Raises HookError.
+
+    libvirtd that is killed before the VM has a status file re-attaches nothing when it
+    starts again (qemu_process.c, qemuProcessReconnectAll). What is on vfio-pci when its
+    steps are undone gets back neither its driver nor its firmware console.
+    """
+    # Only for what a killed libvirtd leaves behind.
+    from .actions.native import ReturnNative
+    from .actions.vfio import UnbindVfio
+
+    # What was on vfio-pci before prepare has no driver to return, and a loss if it had a console.
+    hosts = [
+        step.undo.gpu
+        for _, step in record.open_steps
+        if isinstance(step.undo, ReturnNative) or (isinstance(step.undo, Rebind) and not step.loses)
+    ]
+    for address in dict.fromkeys(hosts):
+        if not gpu.is_vfio(host, address):
+            continue
+        held = holders.find(host, ownership.vfio_nodes(host, address))
+        if held:
+            log.warning(f"{address} stays on vfio-pci: {holders.listed(held)}")
+            continue
+        UnbindVfio(address).apply(host)
+        log.info(f"took {address} off vfio-pci, where libvirt had left it")
 
 
 def asked_for(host: Host, uuid: str) -> str:

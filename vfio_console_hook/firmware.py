@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 
 from .host import Host
 from .memory import Bar, Claim, Range
+from .values import dataclass
 
 _DEVICE = re.compile(
     r"(?:(?:efi|vesa|simple|coreboot|vga|ega)-framebuffer|vga16fb|of-display)\.\d+"

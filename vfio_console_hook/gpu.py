@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 
 from . import console, firmware, memory
+from .errors import HostError
 from .firmware import FirmwareDevice
 from .host import Host
 from .memory import Bar, Claim
+from .values import dataclass
 
+_CLASS = re.compile("0x[0-9a-f]{1,8}")  # Linux drivers/pci/pci-sysfs.c, class_show
 _DISPLAY = 0x03
 VGA = 0x0300
 
@@ -50,11 +53,24 @@ def display_class(host: Host, address: str) -> int | None:
 
     Raises HostError when there is no such device.
     """
-    text = host.read(f"sys/bus/pci/devices/{address}/class")
-    if text is None:
+    pci_class = pci_class_of(host, address)
+    if pci_class is None:
         raise memory.no_device(address)
-    pci_class = int(text, 16) >> 8
     return pci_class if pci_class >> 8 == _DISPLAY else None
+
+
+def pci_class_of(host: Host, address: str) -> int | None:
+    """The class of a PCI device as 0xBBSS, or None when there is no such device.
+
+    Raises HostError when it cannot be understood.
+    """
+    path = f"sys/bus/pci/devices/{address}/class"
+    text = host.read(path)
+    if text is None:
+        return None
+    if not _CLASS.fullmatch(text):
+        raise HostError.unclear(f"/{path}", text)
+    return int(text, 16) >> 8
 
 
 def displays(host: Host) -> tuple[str, ...]:

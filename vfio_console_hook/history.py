@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 
+from . import runfiles
 from .errors import HookError
 from .host import Host
-from .journal import RUN, write_file
+from .journal import RUN
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
@@ -36,10 +38,11 @@ _MOST = 100
 
 def remember(
     host: Host, vm: str, uuid: str, event: str, *, took_s: float, error: HookError | None = None
-) -> None:
+) -> str:
     """Leave word of an event of a VM that took so many seconds; error is how it failed.
 
-    uuid "" means that it is not known. Never raises: it is news.
+    uuid "" means that it is not known. Why there could be none is returned, "" when there
+    is: never raised, because it is news.
     """
     # One file for each VM, and libvirt runs one hook at a time for each, so no lock.
     name = uuid or UNKNOWN
@@ -47,6 +50,7 @@ def remember(
     now = host.now()
     told = {"time": now, "took_s": round(took_s, 3), "failure": error.text if error else ""}
     try:
+        _make_directory(host)
         known = (read(host, name) if uuid else None) or {}
         refusal = known.get("refusal")
         if error is not None:
@@ -54,29 +58,31 @@ def remember(
         events = {kind: one for kind, one in _events(known).items() if kind != event}
         events[event] = told  # the last, as the clock may have been set back
         word = {"vm": vm, "uuid": uuid, "events": events, "refusal": refusal}
-        _make_directory(host.path(STATUS))
-        write_file(host, path, json.dumps(word) + "\n", 0o644)
+        runfiles.write(host, path, json.dumps(word) + "\n", 0o644)
         if not known:
             _drop_oldest(host)
-    except (HookError, OSError):
-        return
+    except HookError as failure:
+        return failure.text
+    except OSError as failure:
+        return f"cannot look after /{STATUS}: {os.strerror(failure.errno or 0)}"
+    return ""
 
 
 def read(host: Host, name: str) -> dict[str, Any] | None:
     """The word of one VM as it was written, or None when there is none that can be understood.
 
-    Raises HostError when it may not be read.
+    Raises JournalError when it may not be read, or could be somebody else's.
     """
     try:
-        word = json.loads(host.read(f"{STATUS}/{name}") or "null")
+        word = json.loads(runfiles.read(host, f"{STATUS}/{name}") or "null")
     except (ValueError, RecursionError):
         return None
     return word if isinstance(word, dict) else None
 
 
 def names(host: Host) -> tuple[str, ...]:
-    """Whose words there are, for read(). Raises HostError."""
-    return tuple(name for name in host.list(STATUS) if not name.startswith("."))
+    """Whose words there are, for read(). Raises HostError, JournalError."""
+    return runfiles.names(host, STATUS)
 
 
 def _events(known: dict[str, Any]) -> dict[str, Any]:
@@ -84,13 +90,11 @@ def _events(known: dict[str, Any]) -> dict[str, Any]:
     return events if isinstance(events, dict) else {}
 
 
-def _make_directory(path: str) -> None:
-    if os.path.isdir(path):
-        return
-    if os.path.lexists(path):
-        os.unlink(path)  # the file in which earlier versions had the last event
-    os.mkdir(path)
-    os.chmod(path, 0o755)  # whatever the umask is
+def _make_directory(host: Host) -> None:
+    status = host.lstat(STATUS)
+    if status is not None and stat.S_ISREG(status.st_mode):
+        os.unlink(host.path(STATUS))  # in which earlier versions had the last event
+    runfiles.make_directory(host, STATUS, 0o755)
 
 
 def _drop_oldest(host: Host) -> None:

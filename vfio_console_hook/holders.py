@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
 from . import processes
 from .errors import HostError
 from .host import Host
+from .values import dataclass, field
 
 _DELETED = " (deleted)"
 _KTHREADD = 2
@@ -154,7 +154,7 @@ class Search:
         """All processes that hold one of the nodes, by process id."""
         if not self._shown:
             return []
-        return self.among(sorted(int(name) for name in self._host.list("proc") if name.isdigit()))
+        return self.among(processes.pids(self._host))
 
     def among(self, pids: Iterable[int]) -> list[Holder]:
         """Those of these processes that hold one of the nodes."""

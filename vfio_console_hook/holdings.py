@@ -6,16 +6,16 @@ root is told what stays unseen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from . import console, history, kernel, ownership
 from .actions import Rebind
 from .console import Framebuffer, Vtconsole
 from .errors import HookError, HostError
-from .host import Host
+from .host import Host, seconds
 from .journal import Journal, Record
 from .step import Step
+from .values import dataclass
 
 # The words for each phase of a record: while its hook works, and after that.
 _PHASES = {
@@ -24,8 +24,6 @@ _PHASES = {
     "started": ("running", "running"),
     "release": ("giving back", "given back in part"),
 }
-# The end of the year 9999, which strftime() can still tell anywhere.
-_LAST_S = 253402214400
 DUMMY = "dummy device"
 """The console driver that draws nothing (Linux drivers/video/console/dummycon.c)."""
 
@@ -227,7 +225,7 @@ def histories(host: Host) -> tuple[History, ...]:
     try:
         words = [history.read(host, name) for name in history.names(host)]
         return tuple(told for word in words if word and (told := _history(word)))
-    except HostError:
+    except HookError:
         return ()
 
 
@@ -246,7 +244,7 @@ def _history(word: dict[str, Any]) -> History | None:
 
 def _event(kind: str, one: Any) -> Event | None:
     try:
-        return Event(kind, _seconds(one["time"]), _seconds(one["took_s"]), str(one["failure"]))
+        return Event(kind, seconds(one["time"]), seconds(one["took_s"]), str(one["failure"]))
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
@@ -254,18 +252,10 @@ def _event(kind: str, one: Any) -> Event | None:
 def _refusal(one: Any) -> Refusal | None:
     try:
         return Refusal(
-            str(one["event"]), _seconds(one["time"]), str(one["text"]), str(one["hint"])
+            str(one["event"]), seconds(one["time"]), str(one["text"]), str(one["hint"])
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-
-
-def _seconds(value: Any) -> float:
-    """A time that can be told as a date. Raises ValueError."""
-    seconds = float(value)
-    if not 0 <= seconds < _LAST_S:
-        raise ValueError("no time")
-    return seconds
 
 
 def to_json(all_of_it: Holdings) -> dict[str, Any]:

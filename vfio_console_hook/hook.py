@@ -52,9 +52,11 @@ class _Event:
         from . import history
 
         took_s = time.monotonic() - self.began
-        history.remember(
+        untold = history.remember(
             self.host, self.name, self.uuid, self.phase, took_s=took_s, error=error
-        )  # fmt: skip
+        )
+        if untold:
+            self.log.warning(f"`vfio-console-hook status` will not know of this: {untold}")
 
     def report(self, error: HookError) -> None:
         """Write a failure to the log, and leave word of it."""
@@ -75,10 +77,12 @@ def main(argv: list[str], xml: bytes | None = None, host: Host | None = None) ->
     if handle is None:
         return 0
     event = _Event(host or Host(), argv[0], argv[1])
+    if not event.host.privileged:
+        return _stand_aside(event, xml)
     try:
         from . import domain
 
-        vm = domain.parse(sys.stdin.buffer.read() if xml is None else xml)
+        vm = domain.parse(_given(xml))
         event.uuid = vm.uuid
         handle(event, vm)
     except Exception as error:
@@ -89,19 +93,52 @@ def main(argv: list[str], xml: bytes | None = None, host: Host | None = None) ->
     return 0
 
 
+def _given(xml: bytes | None) -> bytes:
+    return sys.stdin.buffer.read() if xml is None else xml
+
+
 def _tell(error: HookError) -> None:
-    line = f"{IDENT}: {error.text}" + (f"\nhint: {error.hint}" if error.hint else "")
+    from .log import cut, printable
+
+    # Names of VMs and processes may be in it: neither begins a line or steers a terminal.
+    line = f"{IDENT}: {printable(cut(error.text))}"
+    line += f"\nhint: {printable(cut(error.hint))}" if error.hint else ""
     sys.stderr.buffer.write(line.encode("utf-8", "backslashreplace") + b"\n")
     sys.stderr.flush()
 
 
+def _stand_aside(event: _Event, xml: bytes | None) -> int:
+    """Do nothing for a VM of qemu:///session, whose hook has no right to; say so once. 0."""
+    if event.phase != "prepare":
+        return 0
+    from . import domain
+
+    try:
+        vm = domain.parse(_given(xml))
+        event.uuid, event.gpus = vm.uuid, _gpus(event.host, vm)
+    except Exception:
+        return 0  # what cannot be read, for whatever reason, concerns us even less
+    if event.gpus:
+        event.log.warning(
+            "a VM of qemu:///session: only as root the hook can free its GPU from the console,"
+            " so nothing is done; define the VM in qemu:///system"
+        )
+    return 0
+
+
+def _gpus(host: Host, vm: Domain) -> tuple[str, ...]:
+    from . import gpu
+
+    addresses = (hostdev.address for hostdev in vm.hostdevs)
+    return tuple(one for one in addresses if gpu.display_class(host, one) is not None)
+
+
 def _prepare(event: _Event, vm: Domain) -> None:
-    from . import config, events, gpu, journal
+    from . import config, events, journal
 
     host = event.host
     held = journal.Journal(host).find(vm.uuid) is not None
-    addresses = [hostdev.address for hostdev in vm.hostdevs]
-    event.gpus = tuple(one for one in addresses if gpu.display_class(host, one) is not None)
+    event.gpus = _gpus(host, vm)
     if not (event.gpus or held):
         return
     settings = config.load(host, event.name, vm.uuid)

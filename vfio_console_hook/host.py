@@ -20,10 +20,18 @@ from .errors import HostError, StuckError
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
+    from typing import Any
+
     from .libvirtd import Vm
 
+# Of programs: nobody else's variables choose what they do (MODPROBE_OPTIONS, SYSTEMD_*)
+# or in which language they say it. It is what libvirt leaves of its own to a hook.
+_ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 # How long a killed child may take to be gone. One that is stuck in the kernel never is.
 _KILL_GRACE_S = 2.0
+
+# The end of the year 9999, which strftime() can still tell anywhere.
+_LAST_S = 253402214400
 
 CONSOLES = range(1, 64)
 """The virtual consoles: MAX_NR_CONSOLES is 63 (Linux include/uapi/linux/vt.h)."""
@@ -44,6 +52,17 @@ _KD_GRAPHICS = 1
 _NO_FRAMEBUFFER = 0xFFFFFFFF
 
 
+def seconds(value: Any) -> float:
+    """A time in seconds since the epoch that can be told as a date.
+
+    Raises ValueError, TypeError, OverflowError.
+    """
+    told = float(value)
+    if not 0 <= told < _LAST_S:
+        raise ValueError("no time")
+    return told
+
+
 class Host:
     """The running machine, below root.
 
@@ -57,11 +76,18 @@ class Host:
         """Whether what is not here is not there either; not so for all recorded machines."""
         return True
 
+    @property
+    def privileged(self) -> bool:
+        """Whether we are root there; qemu:///session runs the hook as whoever it belongs to."""
+        return os.geteuid() == 0
+
     def __init__(self, root: str = "/") -> None:
         self.root = os.path.realpath(root)
 
     def path(self, path: str) -> str:
-        """The path as the operating system knows it."""
+        """The path as the operating system knows it. Raises HostError for what can be none."""
+        if "\0" in path:
+            raise HostError(f"no file can have the name {path[:60]!r}")
         return os.path.join(self.root, path)
 
     # -- looking
@@ -104,6 +130,36 @@ class Host:
             if _absent(error):
                 return None
             raise HostError.of("look at", f"/{path}", error) from error
+
+    def lstat(self, path: str) -> os.stat_result | None:
+        """What the file is, or the link itself, or None when it is not there. Raises HostError."""
+        try:
+            return os.lstat(self.path(path))
+        except OSError as error:
+            if _absent(error):
+                return None
+            raise HostError.of("look at", f"/{path}", error) from error
+
+    def read_file(self, path: str, most: int = -1) -> tuple[os.stat_result, bytes] | None:
+        """What a file is and its first bytes, all by default; None when it is not there.
+
+        Both are of one and the same file, whatever takes its name meanwhile. What is no
+        regular file has no bytes: a link is not followed, and a fifo not waited for.
+        Raises HostError.
+        """
+        try:
+            status = os.lstat(self.path(path))
+            if not stat.S_ISREG(status.st_mode):
+                return status, b""
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            with open(os.open(self.path(path), flags), "rb", buffering=0) as file:
+                status = os.fstat(file.fileno())
+                content = file.read(most) if stat.S_ISREG(status.st_mode) else b""
+        except OSError as error:
+            if _absent(error):
+                return None
+            raise HostError.of("read", f"/{path}", error) from error
+        return status, content
 
     def label(self, path: str) -> str | None:
         """The SELinux label of a file, such as "system_u:object_r:virt_hook_t:s0", or None.
@@ -353,9 +409,10 @@ class Host:
         shown = " ".join(command)
         pipe = subprocess.PIPE
         try:
-            child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
-            )
+            child = subprocess.Popen(  # noqa: S603  (no shell, and callers give full paths)
+                command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True,
+                env=_ENVIRONMENT,
+            )  # fmt: skip
         except OSError as error:
             raise HostError(f"cannot run {shown}: {os.strerror(error.errno or 0)}") from error
         try:
@@ -396,9 +453,10 @@ class Host:
         null = subprocess.DEVNULL
         try:
             # In a session of its own it outlives whoever ends ours.
-            child = subprocess.Popen(
-                command, stdin=null, stdout=null, stderr=null, start_new_session=True
-            )
+            child = subprocess.Popen(  # noqa: S603  (no shell, and callers give full paths)
+                command, stdin=null, stdout=null, stderr=null, start_new_session=True,
+                env=_ENVIRONMENT,
+            )  # fmt: skip
         except OSError as error:
             shown = " ".join(command)
             raise HostError(f"cannot run {shown}: {os.strerror(error.errno or 0)}") from error

@@ -27,21 +27,22 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
-from . import processes
-from .errors import HostError, JournalError, StuckError
-from .host import Host
+from . import processes, runfiles
+from .errors import JournalError, StuckError
+from .host import Host, seconds
 from .step import Step
+from .values import dataclass, field
 
 RUN = "run/vfio-console-hook"
 CLAIMS = f"{RUN}/claims"
 BY_NAME = f"{RUN}/by-name"
 _LOCK_S = 10.0
+_LONGEST_REASON = 200
 _UNNAMED = f"{BY_NAME}/+unnamed"
 
 
-@dataclass
+@dataclass()
 class Record:
     """What one VM holds. Its file grows with it; steps[n] is undone when n is in undone.
 
@@ -131,27 +132,26 @@ class Record:
 
     def drop(self) -> None:
         """Give the claim up. Raises JournalError."""
-        link = f"{BY_NAME}/={self.name}"
+        journal = Journal(self.host)
         try:
             os.unlink(self.host.path(self.path))
-            # A VM made anew under the same name may have the link by now.
-            if _linkable(self.name) and self.host.readlink(link) == _link_to(self.uuid):
-                os.unlink(self.host.path(link))
-            if not self.host.list(CLAIMS) and self.host.exists(_UNNAMED):
-                os.unlink(self.host.path(_UNNAMED))
         except OSError as error:
-            raise _error("remove", self.path, error) from error
+            raise runfiles.failed("remove", self.path, error) from error
+        # The claim had its name as long as it was there, or the gate would not see it.
+        journal.unlink_name(self.name, self.uuid)
+        if self.host.exists(_UNNAMED):
+            with journal.lock():
+                journal.tidy()
 
     def _append(self, entry: dict[str, object]) -> None:
+        handle = runfiles.open_file(self.host, self.path, os.O_RDWR)
         try:
-            handle = os.open(self.host.path(self.path), os.O_RDWR | os.O_CLOEXEC)
-            try:
-                _cut_torn_line(handle)
-                _write_all(handle, json.dumps(entry) + "\n")
-            finally:
-                os.close(handle)
+            _cut_torn_line(handle)
+            runfiles.write_all(handle, json.dumps(entry) + "\n")
         except OSError as error:
-            raise _error("write", self.path, error) from error
+            raise runfiles.failed("write", self.path, error) from error
+        finally:
+            os.close(handle)
 
 
 class Journal:
@@ -167,13 +167,9 @@ class Journal:
         Raises JournalError when somebody else keeps it for seconds, which nobody
         of ours does.
         """
-        _make_directories(self.host)
-        try:
-            handle = os.open(
-                self.host.path(f"{RUN}/lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
-        except OSError as error:
-            raise _error("open", f"{RUN}/lock", error) from error
+        for path in (RUN, CLAIMS, BY_NAME):
+            runfiles.make_directory(self.host, path)
+        handle = runfiles.open_file(self.host, f"{RUN}/lock", os.O_RDWR | os.O_CREAT)
         try:
             deadline = time.monotonic() + _LOCK_S
             while not _locked(handle):
@@ -189,30 +185,33 @@ class Journal:
 
     def find(self, uuid: str) -> Record | None:
         """The record of one VM, or None. Raises JournalError when it cannot be read."""
-        try:
-            text = self.host.read_bytes(f"{CLAIMS}/{uuid}")
-        except HostError as error:
-            raise JournalError(error.text) from error
+        text = runfiles.read(self.host, f"{CLAIMS}/{uuid}")
         return None if text is None else _parse(self.host, uuid, text)
 
     def uuids(self) -> tuple[str, ...]:
-        """The VMs that hold something. Raises HostError."""
-        return tuple(name for name in self.host.list(CLAIMS) if not name.startswith("."))
+        """The VMs that hold something. Raises HostError, JournalError."""
+        return runfiles.names(self.host, CLAIMS)
 
-    def others(self, uuid: str, boot: str) -> list[Record]:
-        """What other VMs than uuid hold in this boot, as far as it can be read."""
-        return [one for one in self.records() if one.uuid != uuid and one.boot == boot]
+    def others(self, uuid: str, boot: str, about: tuple[str, ...] = ()) -> list[Record]:
+        """What other VMs than uuid hold in this boot, as far as it can be read.
 
-    def records(self) -> tuple[Record, ...]:
-        """The records of all VMs that can be read."""
+        about: only what names one of these PCI addresses, if there are any.
+        """
+        return [one for one in self.records(about) if one.uuid != uuid and one.boot == boot]
+
+    def records(self, about: tuple[str, ...] = ()) -> tuple[Record, ...]:
+        """The records of all VMs that can be read; about as for others()."""
         found = []
+        wanted = tuple(address.encode() for address in about)
         for uuid in self.uuids():
             try:
-                record = self.find(uuid)
+                text = runfiles.read(self.host, f"{CLAIMS}/{uuid}")
+                # To understand a record takes seven times as long as to read it, and others
+                # may be waiting for the lock.
+                if text is not None and (not wanted or any(one in text for one in wanted)):
+                    found.append(_parse(self.host, uuid, text))
             except JournalError:
                 continue  # `status` names it; it must not keep other VMs from starting
-            if record is not None:
-                found.append(record)
         return tuple(found)
 
     def claim(self, record: Record, inherited: list[Step]) -> None:
@@ -229,26 +228,63 @@ class Journal:
         lines = [head, {"phase": record.phase, "hook": record.hook}]
         lines += [{"step": step.to_json()} for step in inherited]
         lines += [{"done": number} for number in range(len(inherited))]
-        write_file(self.host, record.path, "".join(json.dumps(line) + "\n" for line in lines))
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        # First the name: without it the gate would never call us to give the claim back.
+        self._link(name, uuid)
+        try:
+            runfiles.write(self.host, record.path, text)
+        except JournalError:
+            self.unlink_name(name, uuid)
+            raise
         record.steps += inherited
         record.done |= set(range(len(inherited)))
         try:
-            self._link(name, uuid)
+            self.tidy()
         except JournalError:
-            os.unlink(self.host.path(record.path))
-            raise
+            return  # the claim is whole, and what an earlier crash left is in nobody's way
 
     def _link(self, name: str, uuid: str) -> None:
-        link = self.host.path(f"{BY_NAME}/={name}")
+        if not _linkable(name):
+            runfiles.write(self.host, _UNNAMED, "")
+            return
+        draft = self.host.path(f"{BY_NAME}/.{uuid}.{os.getpid()}")
         try:
-            if not _linkable(name):
-                write_file(self.host, _UNNAMED, "")
-                return
-            if os.path.lexists(link):
-                os.unlink(link)
-            os.symlink(_link_to(uuid), link)
+            os.symlink(_link_to(uuid), draft)
+            os.rename(draft, self.host.path(f"{BY_NAME}/={name}"))
         except OSError as error:
-            raise _error("link", f"{BY_NAME}/={name}", error) from error
+            raise runfiles.failed("link", f"{BY_NAME}/={name}", error) from error
+
+    def unlink_name(self, name: str, uuid: str) -> None:
+        """Remove the name of a claim that is gone. Raises JournalError."""
+        link = f"{BY_NAME}/={name}"
+        # A VM made anew under the same name may have the link by now.
+        if _linkable(name) and self.host.readlink(link) == _link_to(uuid):
+            self._remove(link)
+
+    def tidy(self) -> None:
+        """Remove what a crash has left: drafts, and names without a claim.
+
+        The caller holds the lock. Raises JournalError.
+        """
+        links = {_link_to(uuid) for uuid in self.uuids()}
+        for folder in (CLAIMS, BY_NAME):
+            for name in self.host.list(folder):
+                if name.startswith("."):
+                    self._remove(f"{folder}/{name}")
+        for name in self.host.list(BY_NAME):
+            link = f"{BY_NAME}/{name}"
+            if name.startswith("=") and self.host.readlink(link) not in links:
+                self._remove(link)
+        if not links:
+            self._remove(_UNNAMED)
+
+    def _remove(self, path: str) -> None:
+        try:
+            os.unlink(self.host.path(path))
+        except FileNotFoundError:
+            return  # a claim is dropped without the lock
+        except OSError as error:
+            raise runfiles.failed("remove", path, error) from error
 
 
 def _locked(handle: int) -> bool:
@@ -277,11 +313,11 @@ def _parse(host: Host, uuid: str, text: bytes) -> Record:
         head = entries[0]
         record = Record(
             host=host,
-            name=str(head["vm"]),
+            name=_name(head["vm"]),
             uuid=uuid,
             boot=str(head["boot"]),
-            gpus=tuple(str(gpu) for gpu in head["gpus"]),
-            since=float(head["since"]),
+            gpus=tuple(_name(gpu) for gpu in head["gpus"]),
+            since=seconds(head["since"]),
             by_hand=head["by_hand"] is True,
         )
         for entry in entries[1:]:
@@ -290,7 +326,7 @@ def _parse(host: Host, uuid: str, text: bytes) -> Record:
         ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError
     ) as error:  # fmt: skip
         raise JournalError(
-            f"cannot understand the record /{CLAIMS}/{uuid}: {error}",
+            f"cannot understand the record /{CLAIMS}/{uuid}: {str(error)[:_LONGEST_REASON]}",
             hint="read it, undo by hand what it names, then remove it",
         ) from error
     return record
@@ -308,28 +344,19 @@ def _replay(record: Record, entry: dict[str, object]) -> None:
             record.phase = str(value)
         elif key in ("hook", "worker") and isinstance(value, list):
             pid, started = value
-            setattr(record, key, (int(pid), int(started)))
+            if not (type(pid) is type(started) is int and pid >= 0 <= started):
+                raise ValueError(f"{key} is no process")
+            setattr(record, key, (pid, started))
         else:
             raise ValueError(f"unknown entry {key!r}")
 
 
-def write_file(host: Host, path: str, text: str, mode: int = 0o600) -> None:
-    """Make or replace a file below /run in one go, synced. Raises JournalError."""
-    _make_directories(host)
-    full = host.path(path)
-    draft = os.path.join(os.path.dirname(full), f".{os.path.basename(full)}.{os.getpid()}")
-    try:
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-        try:
-            os.fchmod(handle, mode)
-            _write_all(handle, text)
-        finally:
-            os.close(handle)
-        os.rename(draft, full)
-    except OSError as error:
-        if os.path.lexists(draft):
-            os.unlink(draft)
-        raise _error("write", path, error) from error
+def _name(value: object) -> str:
+    """A text that may become a part of a path. Raises ValueError."""
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("a name is no text")
+    os.fsencode(value)  # UnicodeEncodeError is a ValueError
+    return value
 
 
 def _cut_torn_line(handle: int) -> None:
@@ -339,28 +366,3 @@ def _cut_torn_line(handle: int) -> None:
         end = os.pread(handle, end, 0).rfind(b"\n") + 1
         os.ftruncate(handle, end)
         os.lseek(handle, end, os.SEEK_SET)
-
-
-def _write_all(handle: int, text: str) -> None:
-    content = text.encode("utf-8", "surrogateescape")
-    written = os.write(handle, content)
-    if written != len(content):  # a full disk: the rest would fail
-        raise OSError(28, os.strerror(28))
-    os.fsync(handle)
-
-
-def _make_directories(host: Host) -> None:
-    for path in (RUN, CLAIMS, BY_NAME):
-        try:
-            os.mkdir(host.path(path), 0o700)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise _error("make", path, error) from error
-
-
-def _error(verb: str, path: str, error: OSError) -> JournalError:
-    return JournalError(
-        f"cannot {verb} the record /{path}: {os.strerror(error.errno or 0)}",
-        hint="is /run full, or read-only?",
-    )

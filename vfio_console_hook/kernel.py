@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 
-from .errors import HostError, JournalError
+from . import runfiles
+from .errors import JournalError
 from .host import Host
-from .journal import RUN, write_file
+from .journal import RUN
 
 _CACHE = f"{RUN}/kernel"
 
@@ -41,7 +42,8 @@ def release(host: Host) -> tuple[int, int, int]:
     Distributions with numbers of their own have 0 in the last place: Debian's
     6.1.176 calls itself "6.1.0-44-amd64".
     """
-    numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", host.read("proc/sys/kernel/osrelease") or "")
+    text = host.read("proc/sys/kernel/osrelease") or ""
+    numbers = re.match(r"([0-9]{1,9})\.([0-9]{1,9})(?:\.([0-9]{1,9}))?", text)
     major, minor, patch = numbers.groups() if numbers else ("0", "0", "0")
     return int(major), int(minor), int(patch or 0)
 
@@ -64,8 +66,8 @@ def has_symbol(host: Host, name: str) -> bool | None:
 def _read_cache(host: Host) -> bool | None:
     # /proc/kallsyms takes 30 ms to read, and its answer holds for the whole boot.
     try:
-        cached = json.loads(host.read(_CACHE) or "null")
-    except (HostError, ValueError):
+        cached = json.loads(runfiles.read(host, _CACHE) or "null")
+    except (JournalError, ValueError, RecursionError):
         return None
     if not isinstance(cached, dict) or cached.get("boot") != boot_id(host):
         return None
@@ -77,6 +79,7 @@ def _write_cache(host: Host, answer: bool) -> None:
     if not host.exists(RUN):
         return  # no VM has held anything yet, and a look must leave no trace
     try:
-        write_file(host, _CACHE, json.dumps({"boot": boot_id(host), "removes_consoles": answer}))
+        content = json.dumps({"boot": boot_id(host), "removes_consoles": answer})
+        runfiles.write(host, _CACHE, content)
     except JournalError:
         return  # only slower next time; what is wrong with the directory is told by the claim

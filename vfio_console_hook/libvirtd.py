@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from .errors import HostError
+from .values import dataclass
 
 SYSTEM = "qemu:///system"
 """The connection whose VMs run the hook as root."""

@@ -82,7 +82,7 @@ class Log:
             ("PRIORITY", str(_PRIORITIES[level])),
             ("SYSLOG_IDENTIFIER", IDENT),
             ("SYSLOG_FACILITY", str(_DAEMON)),
-            ("VM", _cut(self.vm, _LONGEST_NAME)),
+            ("VM", cut(self.vm, _LONGEST_NAME)),
             ("UUID", self.uuid),
             ("PHASE", self.phase),
             *(("GPU", gpu) for gpu in self.gpus),
@@ -95,8 +95,8 @@ class Log:
 
     def _line(self, text: str) -> str:
         where = " ".join(word for word in (self.phase, *self.gpus) if word)
-        name = printable(_cut(self.vm, _LONGEST_NAME))
-        return f"{name}: {where + ': ' if where else ''}{printable(_cut(text, _LONGEST))}"
+        name = printable(cut(self.vm, _LONGEST_NAME))
+        return f"{name}: {where + ': ' if where else ''}{printable(cut(text))}"
 
 
 def printable(text: str) -> str:
@@ -149,7 +149,8 @@ def datagram(fields: tuple[tuple[str, str], ...]) -> bytes:
     return content
 
 
-def _cut(text: str, longest: int) -> str:
+def cut(text: str, longest: int = _LONGEST) -> str:
+    """The beginning of a text that may be endless, for a line of it."""
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 

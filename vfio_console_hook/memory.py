@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from .errors import HostError
 from .host import Host
+from .values import dataclass
 
 # Linux include/linux/ioport.h
 _IORESOURCE_MEM = 0x200
@@ -70,12 +70,11 @@ def memory_bars(host: Host, address: str) -> tuple[Bar, ...]:
     Source: the first six lines of sysfs `resource` are "first last flags", one a
     BAR (Linux drivers/pci/pci-sysfs.c, resource_show).
     """
-    text = host.read(f"sys/bus/pci/devices/{address}/resource")
-    if text is None:
+    lines = _resource(host, address)
+    if lines is None:
         raise no_device(address)
     bars = []
-    for number, line in enumerate(text.splitlines()[:6]):
-        first, last, flags = (int(word, 16) for word in line.split())
+    for number, (first, last, flags) in enumerate(lines[:6]):
         if flags & _IORESOURCE_MEM and not flags & _IORESOURCE_UNSET and last > first:
             bars.append(Bar(number, Range(first, last)))
     return tuple(bars)
@@ -93,11 +92,34 @@ def rom_shadowed(host: Host, address: str) -> bool:
     Linux 6.1.47 to 6.10 do so when vfio-pci binds (vfio_pci_core.c, aperture.c);
     it is not what `boot_vga` says (arch/x86/pci/fixup.c, pci_fixup_video).
     """
-    lines = (host.read(f"sys/bus/pci/devices/{address}/resource") or "").splitlines()
-    return len(lines) > _ROM_LINE and bool(int(lines[_ROM_LINE].split()[2], 16) & _ROM_SHADOW)
+    lines = _resource(host, address) or ()
+    return len(lines) > _ROM_LINE and bool(lines[_ROM_LINE][2] & _ROM_SHADOW)
 
 
-_IOMEM_LINE = re.compile(r"\s*([0-9a-f]+)-([0-9a-f]+) : (.*)")
+# Three resource_size_t, which have at most 64 bits.
+_RESOURCE_LINE = re.compile(r"0x([0-9a-f]{1,16}) 0x([0-9a-f]{1,16}) 0x([0-9a-f]{1,16})")
+
+
+def _resource(host: Host, address: str) -> tuple[tuple[int, int, int], ...] | None:
+    """(first, last, flags) of each resource of a PCI device, or None when it is not there.
+
+    Raises HostError when it cannot be understood.
+    """
+    path = f"sys/bus/pci/devices/{address}/resource"
+    text = host.read(path)
+    if text is None:
+        return None
+    found = []
+    for line in text.splitlines():
+        match = _RESOURCE_LINE.fullmatch(line)
+        if match is None:
+            raise HostError.unclear(f"/{path}", line)
+        first, last, flags = match.groups()
+        found.append((int(first, 16), int(last, 16), int(flags, 16)))
+    return tuple(found)
+
+
+_IOMEM_LINE = re.compile(r" *([0-9a-f]{1,16})-([0-9a-f]{1,16}) : (.*)")
 
 
 def iomem(host: Host) -> tuple[tuple[Range, str], ...]:

@@ -7,12 +7,12 @@ the region of a whole BAR), so one small claim blocks all of it.
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
 
 from . import firmware
 from .gpu import Gpu
 from .memory import Bar, Claim, Range
 from .terminal import Terminal
+from .values import dataclass
 
 
 @dataclass(frozen=True)

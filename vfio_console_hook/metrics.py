@@ -6,9 +6,8 @@ prometheus.io/docs/instrumenting/exposition_formats.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .holdings import Event, History, Holdings
+from .values import dataclass
 
 _PREFIX = "vfio_console_hook_"
 

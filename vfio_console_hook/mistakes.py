@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
+from .values import dataclass
 from .yamltext import Entry
 
 Reader = Callable[[object], object]
 """Makes a value of what a file holds, or None when it is not a good one."""
 
+_LONGEST = 60
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -69,14 +70,16 @@ def shown(value: object) -> str:
     """A value of a file for people, not longer than 60 characters."""
     if value is None:
         return "nothing"
-    if isinstance(value, list):
-        return f"[{', '.join(shown(one) for one in value)}]"
     if isinstance(value, tuple):
         return "a group of keys"
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if isinstance(value, list):
+        # No item takes less than three characters, so more than these cannot be seen.
+        text = f"[{', '.join(shown(one) for one in value[:_LONGEST])}]"
+    else:
+        text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _bad(value: object, name: str, wanted: str) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .errors import HostError
 from .host import Host
+from .values import dataclass
 
 _MODPROBE = "/sbin/modprobe"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from . import advice, nodes, ownership
 from .actions import AwaitClosed
@@ -13,6 +12,7 @@ from .gpu import Gpu
 from .holders import Holder, Search
 from .host import Host
 from .step import Step
+from .values import dataclass
 
 
 @dataclass(frozen=True)

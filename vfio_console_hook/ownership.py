@@ -51,7 +51,7 @@ def _await_hook(host: Host, journal: Journal, uuid: str) -> None:
 def await_others(host: Host, address: str, uuid: str) -> None:
     """Wait a while for hooks that are giving back a GPU which the VM with uuid wants."""
     journal = Journal(host)
-    for other in journal.others(uuid, kernel.boot_id(host)):
+    for other in journal.others(uuid, kernel.boot_id(host), (address,)):
         if address in other.gpus and other.phase == "release":
             _await_hook(host, journal, other.uuid)
 

@@ -6,7 +6,6 @@ It only looks. The steps are those of events.look(), the very list that prepare 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
 from typing import Any
 
 from . import console, events, gpu, kernel, occupants, ownership
@@ -22,6 +21,7 @@ from .memory import Range
 from .occupants import Occupant
 from .stages import Leaving
 from .step import Step
+from .values import dataclass, replace
 
 START, REFUSE, NOTHING = "start", "refuse", "nothing"
 
@@ -224,8 +224,8 @@ def _devices(host: Host, domain: Domain) -> tuple[Device, ...]:
     gpus = {one.address: one for one in gpu.find(host, tuple(h.address for h in domain.hostdevs))}
     found = []
     for hostdev in domain.hostdevs:
-        text = host.read(f"sys/bus/pci/devices/{hostdev.address}/class") or "0"
-        found.append(Device(hostdev, int(text, 16) >> 8, gpus.get(hostdev.address)))
+        pci_class = gpu.pci_class_of(host, hostdev.address) or 0
+        found.append(Device(hostdev, pci_class, gpus.get(hostdev.address)))
     return tuple(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import memory_map
+from .log import printable
 from .plan import NOTHING, REFUSE, START, Device, Plan
 from .step import Step
 from .terminal import Terminal
@@ -14,7 +15,7 @@ def text(plan: Plan, terminal: Terminal) -> str:
     """The GPUs and who has them, the steps, and last what would come of it all."""
     if not plan.gpus:
         return _verdict(plan, terminal)
-    lines = f"VM {plan.vm}\n"
+    lines = f"VM {printable(plan.vm)}\n"
     lines += terminal.wrapped(plan.note, "  ") if plan.note else ""
     for device in plan.devices:
         lines += _device(device, terminal)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from .errors import HostError
 from .host import Host
+from .values import dataclass
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,20 @@ def find(host: Host, pid: int) -> Process | None:
     fields = text.rpartition(")")[2].split()
     if len(fields) < 20 or fields[0] in ("Z", "X"):
         return None
-    return Process(pid, fields[0], int(fields[1]), int(fields[3]), int(fields[19]))
+    numbers = tuple(map(pid_of, (fields[1], fields[3], fields[19])))
+    return None if None in numbers else Process(pid, fields[0], *(one or 0 for one in numbers))
+
+
+def pids(host: Host) -> tuple[int, ...]:
+    """The numbers of all processes, sorted. Raises HostError."""
+    found = map(pid_of, host.list("proc"))
+    return tuple(sorted(pid for pid in found if pid is not None))
+
+
+def pid_of(text: str) -> int | None:
+    """The process id that a text is, such as the content of a pid file, or None."""
+    # 64 bits have 20 digits, and Python refuses to read some thousand.
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else None
 
 
 def this(host: Host) -> tuple[int, int]:
@@ -50,7 +63,7 @@ def lives(host: Host, name: tuple[int, int]) -> bool:
 
 def in_session(host: Host, session: int) -> tuple[Process, ...]:
     """The processes of a session (setsid), children that outlived their parents included."""
-    found = (find(host, int(name)) for name in host.list("proc") if name.isdigit())
+    found = (find(host, pid) for pid in pids(host))
     return tuple(one for one in found if one is not None and one.session == session)
 
 

@@ -39,18 +39,36 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from stat import S_ISLNK
 
 from .errors import HostError
-from .host import CONSOLES, FBIOGET_CON2FBMAP, FBIOGET_FSCREENINFO, KDGETMODE, Host
+from .host import (
+    CONSOLES,
+    FBIOGET_CON2FBMAP,
+    FBIOGET_FSCREENINFO,
+    KDGETMODE,
+    Host,
+    seconds,
+)
+from .values import dataclass
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
     from .libvirtd import Vm
+
+    T = TypeVar("T")
 
 ITSELF = ".itself"
 # NAME_MAX is 255, and ".failed" is to fit behind.
 _LONGEST_NAME = 240
+# Linux has no path of as many parts below /sys and /proc; and who makes or removes the
+# directories of one with a thousand would run out of stack.
+_DEEPEST = 64
+_LAST_ERRNO = 4096  # Linux include/linux/err.h, MAX_ERRNO
+_NOWHERE = ".nowhere"
 
 
 class RecordedHost(Host):
@@ -58,18 +76,13 @@ class RecordedHost(Host):
 
     def framebuffer_memory(self, fb: str) -> tuple[int, int] | None:
         self._as_on_the_machine(f"ask (ioctl {FBIOGET_FSCREENINFO:#x})", f"dev/{fb}")
-        answer = self.read(f"ioctl/{fb}/memory")
-        if answer is None:
-            return None
-        start, size = answer.split()
-        return int(start, 0), int(size, 0)
+        return self._understood(f"ioctl/{fb}/memory", _start_and_size)
 
     def console_map(self, fb: str) -> tuple[int | None, ...] | None:
         self._as_on_the_machine(f"ask (ioctl {FBIOGET_CON2FBMAP:#x})", f"dev/{fb}")
-        lines = self.read("ioctl/con2fbmap")
-        if lines is None or not self.exists(f"dev/{fb}"):
+        if not self.exists(f"dev/{fb}"):
             return None
-        return unpack_console_map(lines)
+        return self._understood("ioctl/con2fbmap", unpack_console_map)
 
     def map_console(self, fb: str, console: int, index: int) -> None:
         if not self.exists(f"dev/{fb}"):
@@ -90,14 +103,19 @@ class RecordedHost(Host):
 
     def exit_status(self, *command: str, timeout_s: float) -> int | None:
         status = self._answer(command, ".status")
-        return int(status) if status else None
+        return self._understood(f"{answer_path(command)}.status", int) if status else None
 
     def now(self) -> float:
-        return float(self.read("recorded/now") or super().now())
+        now = self._understood("recorded/now", seconds) if self.read("recorded/now") else None
+        return super().now() if now is None else now
 
     @property
     def whole(self) -> bool:
         return self.exists("recorded")
+
+    @property
+    def privileged(self) -> bool:
+        return True  # who has laid the machine out stands for its root
 
     def kill(self, pid: int) -> None:
         raise HostError(f"cannot kill process {pid} of a recorded machine")
@@ -139,7 +157,8 @@ class RecordedHost(Host):
         reason = self.read("libvirt/unasked")
         if reason is not None:
             raise _error(reason)
-        numbers = sorted(int(name) for name in self.list("libvirt") if name.isdigit())
+        names = (name for name in self.list("libvirt") if name.isascii() and name.isdigit())
+        numbers = sorted(map(int, names))
         found = tuple(self._vm(f"libvirt/{number}") for number in numbers)
         uuid = name.replace("-", "").lower()
         return tuple(
@@ -161,8 +180,13 @@ class RecordedHost(Host):
         """What kind/PATH says of a path, or None."""
         for place in (f"{kind}/{path}", f"{kind}/{path}/{ITSELF}"):
             if os.path.isfile(self.path(place)):
-                return (super().read_bytes(place) or b"").decode().strip()
+                return (super().read_bytes(place) or b"").decode(errors="replace").strip()
         return None
+
+    def _understood(self, path: str, read: Callable[[str], T]) -> T | None:
+        """What read makes of a file's text, None when it is not there. Raises HostError."""
+        text = self.read(path)
+        return None if text is None else _made(f"/{path}", text, read)
 
     def stat(self, path: str) -> os.stat_result | None:
         self._as_on_the_machine("look at", path)
@@ -170,12 +194,21 @@ class RecordedHost(Host):
         told = self._told("stat", path)
         if told is None:
             return unpacked and _of_root(unpacked)
-        mode, uid, gid, *times = told.split()
+        mode, uid, gid, modified, changed = _made(f"/stat/{path}", told, _mode_and_times)
         size = unpacked.st_size if unpacked else 0
-        modified, changed = int(times[0]), int(times[-1])
-        return os.stat_result(
-            (int(mode, 8), 0, 0, 1, int(uid), int(gid), size, modified, modified, changed)
-        )
+        return os.stat_result((mode, 0, 0, 1, uid, gid, size, modified, modified, changed))
+
+    def lstat(self, path: str) -> os.stat_result | None:
+        self._as_on_the_machine("look at", path)
+        unpacked = super().lstat(path)
+        is_link = unpacked is not None and S_ISLNK(unpacked.st_mode)
+        return _of_root(unpacked) if unpacked and is_link else self.stat(path)
+
+    def read_file(self, path: str, most: int = -1) -> tuple[os.stat_result, bytes] | None:
+        self._as_on_the_machine("read", path)
+        found = super().read_file(path, most)
+        status = self.lstat(path) if found else None
+        return (status, found[1]) if found and status else None
 
     def label(self, path: str) -> str | None:
         self._as_on_the_machine("read the label of", path)
@@ -205,7 +238,56 @@ class RecordedHost(Host):
         """Raise the HostError that the machine gave, where it did."""
         number = self._told("refused", path)
         if number is not None:
-            raise HostError.of(what, f"/{path}", OSError(int(number), ""))
+            error = _made(f"/refused/{path}", number, _errno)
+            raise HostError.of(what, f"/{path}", OSError(error, ""))
+
+
+class SentHost(RecordedHost):
+    """One that somebody sent: no link of it leads to a file of this machine.
+
+    What lies behind such a link is not there.
+    """
+
+    def path(self, path: str) -> str:
+        full = super().path(path)
+        return full if _lies_in(self.root, os.path.realpath(full)) else f"{self.root}/{_NOWHERE}"
+
+    def readlink(self, path: str) -> str | None:
+        above, _, name = path.rpartition("/")
+        try:
+            return os.readlink(os.path.join(self.path(above), name))
+        except (OSError, ValueError):
+            return None
+
+
+def _lies_in(root: str, real: str) -> bool:
+    return real == root or real.startswith(f"{root}/")
+
+
+def _made(path: str, text: str, read: Callable[[str], T]) -> T:
+    """What read makes of a text. Raises HostError when it cannot."""
+    try:
+        return read(text)
+    except (ValueError, IndexError, OverflowError) as error:
+        raise HostError.unclear(path, text) from error
+
+
+def _start_and_size(answer: str) -> tuple[int, int]:
+    start, size = answer.split()
+    return int(start, 0), int(size, 0)
+
+
+def _mode_and_times(told: str) -> tuple[int, int, int, int, int]:
+    mode, uid, gid, *times = told.split()
+    modified, changed = seconds(times[0]), seconds(times[-1])
+    return int(mode, 8), int(uid), int(gid), int(modified), int(changed)
+
+
+def _errno(number: str) -> int:
+    value = int(number)
+    if not 0 < value < _LAST_ERRNO:
+        raise ValueError("no errno")
+    return value
 
 
 def _error(told: str) -> HostError:
@@ -302,7 +384,10 @@ _UNWRITABLE = re.compile(rb"[^\n\t\x20-\x7e]")
 
 
 def unpack(text: str, directory: str) -> RecordedHost:
-    """Lay a recorded machine out below directory, which exists. Raises HostError."""
+    """Lay a recorded machine out below directory, which exists. Raises HostError.
+
+    Its links stay as they are: what is not from ourselves is read through a SentHost.
+    """
     # Every machine has it, and it is empty at boot.
     os.makedirs(os.path.join(directory, "run"), exist_ok=True)
     for kind, path, value in _parsed(text):
@@ -325,8 +410,10 @@ def _lay_out(root: str, kind: str, path: str, value: str) -> None:
     full = os.path.join(root, path)
     above = os.path.dirname(full)
     # The text may come from anybody: nothing is written through a link.
-    if os.path.commonpath([root, os.path.realpath(above)]) != root:
+    if not _lies_in(root, os.path.realpath(above)):
         raise ValueError("it lies behind a link")
+    if kind != "d" and os.path.lexists(full):
+        raise ValueError("it is there twice")
     os.makedirs(full if kind == "d" else above, 0o755, exist_ok=True)
     if kind == "l":
         os.symlink(value, full)
@@ -346,7 +433,9 @@ def _parsed(text: str) -> Iterator[tuple[str, str, str]]:
             continue
         kind, _, rest = line.partition(" ")
         path, _, value = rest.partition(" -> " if kind == "l" else " = ")
-        if kind not in ("d", "f", "l", "x") or path.startswith("/") or ".." in path.split("/"):
+        parts = path.split("/")
+        bad = path.startswith("/") or ".." in parts or len(parts) > _DEEPEST
+        if bad or kind not in ("d", "f", "l", "x"):
             raise HostError(f"line {at} of the recorded machine is not an entry: {line[:60]!r}")
         if kind == "f":
             value += "\n" if " = " in rest else ""

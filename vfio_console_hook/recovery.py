@@ -12,7 +12,7 @@ from collections.abc import Callable
 from . import config, events, history, kernel, ownership, worker
 from .errors import HookError
 from .host import Host
-from .journal import Journal, Record
+from .journal import CLAIMS, Journal, Record
 from .log import Log
 
 # How long libvirt may take to answer. It does not while a hook of any VM is at work.
@@ -34,7 +34,19 @@ def recover(host: Host, tell: Callable[[str], None], *, force: bool, wait_s: flo
         except HookError as error:
             tell(f"{uuid}: {error}")
             settled = False
+    _tidy(host, tell)
     return settled
+
+
+def _tidy(host: Host, tell: Callable[[str], None]) -> None:
+    journal = Journal(host)
+    if not host.exists(CLAIMS):
+        return
+    try:
+        with journal.lock():
+            journal.tidy()
+    except HookError as error:
+        tell(str(error))
 
 
 def _settle(
@@ -93,7 +105,8 @@ def give_back(host: Host, record: Record, log: Log | None = None) -> str:
     run = worker.Deadline(config.Config().timeout_s).run
     began = time.monotonic()
     try:
-        events.release(host, record.uuid, log or Log(host, record.name), run)
+        told = log or Log(host, record.name)
+        events.release(host, record.uuid, told, run, forgotten=not record.by_hand)
     except HookError as error:
         _remember(host, record, began, error)
         raise

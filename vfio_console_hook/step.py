@@ -6,9 +6,8 @@ the journal writes it down, and only its actions change the machine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .actions import Action, of_kind
+from .values import dataclass
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
@@ -66,4 +65,42 @@ def _unpack(value: dict[str, Any] | None) -> Action | None:
     if value is None:
         return None
     fields = {key: tuple(one) if isinstance(one, list) else one for key, one in value.items()}
-    return of_kind(str(fields.pop("kind")))(**fields)
+    kind = of_kind(str(fields.pop("kind")))
+    types = kind.__annotations__
+    for key, one in fields.items():
+        if not fits(types.get(key, ""), one) or not (key in _FREE or _stays_inside(one)):
+            raise ValueError(f"not a step: {kind.kind} with a bad {key[:20]!r}")
+    return kind(**fields)
+
+
+# Words of the administrator; every other text may become a part of a path.
+_FREE = ("name", "active", "stop", "start")
+# No action waits longer than an event may take (config.py, timeout_s).
+_LONGEST_S = 600
+
+
+def fits(annotation: str, value: object) -> bool:
+    """Whether a value of the record is what the field of an action, as annotated, may hold."""
+    if annotation == "str":
+        return isinstance(value, str)
+    if annotation == "bool":
+        return isinstance(value, bool)
+    if annotation == "int":
+        return type(value) is int and -1 <= value < 1 << 64
+    if annotation == "float":
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return False
+        return 0 <= value <= _LONGEST_S
+    if annotation == "tuple[str, ...]":
+        return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+    if annotation == "tuple[int | None, ...]":
+        return isinstance(value, tuple) and all(one is None or type(one) is int for one in value)
+    return False
+
+
+def _stays_inside(value: object) -> bool:
+    """Whether no text in it leads out of the directory that an action looks for it in."""
+    texts = value if isinstance(value, tuple) else (value,)
+    return not any(
+        isinstance(one, str) and ("\0" in one or ".." in one.split("/")) for one in texts
+    )

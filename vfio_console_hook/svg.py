@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
-from dataclasses import dataclass, field
 from html import escape  # good for XML too; xml.sax.saxutils would load urllib.request
 
 from . import memory_map
 from .gpu import Gpu
 from .memory_map import CONSOLE, DRIVER, FREE, KINDS, UNKNOWN, VFIO, BarMap, Kind, in_units, size
+from .values import dataclass, field
 
 # All lengths are in pixels.
 _WIDTH, _MARGIN, _LEFT = 900, 24, 40
@@ -71,7 +71,7 @@ def picture(title: str, before: tuple[Gpu, ...], after: tuple[Gpu, ...]) -> str:
     return drawing.document(title)
 
 
-@dataclass
+@dataclass()
 class _Drawing:
     """What is drawn so far, and how far down it reaches."""
 

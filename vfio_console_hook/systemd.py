@@ -9,10 +9,10 @@ not exist is one whose LoadState is "not-found".
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from .errors import HostError
 from .host import Host
+from .values import dataclass
 
 # Where units come from; systemd.unit(5), "Unit File Load Path".
 _UNIT_FILES = (

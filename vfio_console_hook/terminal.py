@@ -8,12 +8,13 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TextIO
 
-from .log import printable
+from .log import cut, printable
+from .values import dataclass
 
 _WIDTH = 80
+_LONGEST = 2000  # of one complaint
 # Longer lines are hard to read, and shorter ones cannot hold an address range.
 _WIDTHS = range(60, 111)
 
@@ -84,5 +85,7 @@ def moment(seconds: float) -> str:
 
 def complain(line: str) -> None:
     """Print a line on stderr: wrapped for a person, whole for whoever else reads it."""
-    told = Terminal.of(sys.stderr).wrapped(line, "  ") if sys.stderr.isatty() else f"{line}\n"
+    terminal = Terminal.of(sys.stderr)
+    line = printable(cut(line, _LONGEST))
+    told = terminal.wrapped(line, "  ") if sys.stderr.isatty() else f"{line}\n"
     print(told, end="", file=sys.stderr)

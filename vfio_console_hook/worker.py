@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import time
 from collections.abc import Callable
 
@@ -137,8 +136,9 @@ def _read_all(reader: int, deadline: float) -> bytes | None:
 
 def _kill(pid: int) -> None:
     """Kill the child and what it started. Raises StuckError when the kernel keeps one of them."""
-    os.kill(pid, signal.SIGKILL)
-    stop_session(Host(), pid, lambda: bool(os.waitpid(pid, os.WNOHANG)[0]))
+    host = Host()
+    host.kill(pid)
+    stop_session(host, pid, lambda: bool(os.waitpid(pid, os.WNOHANG)[0]))
 
 
 def stop_session(host: Host, session: int, reap: Callable[[], bool] = lambda: True) -> None:

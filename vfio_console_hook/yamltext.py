@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from .values import dataclass
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
     from typing import Any
 
 _MAX_DEPTH = 8
+_UNTOLD = re.compile("[\0\ud800-\udfff]")
 
 Place = tuple[int, int]
 """A line and a column, both counted from 1; the column in characters."""
@@ -41,25 +43,24 @@ class YamlError(Exception):
 def parse(text: str) -> object:
     """YAML as str, bool, int, float, None, list, and a tuple of Entry for a mapping.
 
-    Nodes are read and never constructed, so no text can make an object. Raises
-    YamlError.
+    Only what the parser tells of a text is read, and nothing is constructed, so no text
+    can make an object. Raises YamlError.
     """
     # Takes some 15 ms to load, so only when there is something to read.
     import yaml
 
+    loader: Any = None
     try:
-        depth = 0
-        for event in yaml.parse(text, yaml.SafeLoader):
-            place = _place(event.start_mark)
-            if getattr(event, "anchor", None) or getattr(event, "tag", None):
-                raise YamlError(place, "anchors, aliases and tags are not understood here")
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            # Also because deep nesting takes yaml minutes.
-            if depth > _MAX_DEPTH:
-                raise YamlError(place, "nested too deeply")
-        node = yaml.compose(text, yaml.SafeLoader)
-        return None if node is None else _plain(node)
+        loader = yaml.SafeLoader(text)
+        loader.get_event()  # the stream's beginning
+        if loader.check_event(yaml.StreamEndEvent):
+            return None
+        loader.get_event()  # the document's
+        value, _, _ = _node(loader, loader.get_event(), 0)
+        loader.get_event()  # the document's end
+        if not loader.check_event(yaml.StreamEndEvent):
+            place = _place(loader.get_event().start_mark)
+            raise YamlError(place, "--- begins a second document, only one is read")
     except yaml.MarkedYAMLError as error:
         raise _told(error, text) from error
     except yaml.reader.ReaderError as error:
@@ -67,30 +68,49 @@ def parse(text: str) -> object:
         column = error.position - (before.rfind("\n") + 1) + 1
         problem = f"not YAML: {error.reason}"
         raise YamlError((before.count("\n") + 1, column), problem) from error
+    except (ValueError, OverflowError) as error:
+        # As in "\U00110000", which yaml gives to chr(), and "%YAML 1.999...", to int().
+        place = _place(loader.get_mark() if loader else None)
+        raise YamlError(place, "not YAML: this number is too large") from error
+    return value
 
 
 def _place(mark: Any) -> Place:
     return (mark.line + 1, mark.column + 1) if mark else (1, 1)
 
 
-def _plain(node: Any) -> object:
-    # By node.id and not by class, because yaml is not loaded up here.
-    if node.id == "sequence":
-        return [_plain(one) for one in node.value]
-    if node.id == "mapping":
-        return tuple(_entry(key, value) for key, value in node.value)
-    return _scalar(node.tag.rpartition(":")[2], node.value)
+def _node(loader: Any, event: Any, depth: int) -> tuple[object, Place, tuple[Place, ...]]:
+    """The value that begins with an event, its place, and those of the items of a list."""
+    import yaml
+
+    place = _place(event.start_mark)
+    if getattr(event, "anchor", None) or getattr(event, "tag", None):
+        raise YamlError(place, "anchors, aliases and tags are not understood here")
+    if isinstance(event, yaml.ScalarEvent):
+        tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
+        return _scalar(tag.rpartition(":")[2], _text(event.value, place)), place, ()
+    # Also because deep nesting takes yaml minutes.
+    if depth == _MAX_DEPTH:
+        raise YamlError(place, "nested too deeply")
+    if isinstance(event, yaml.MappingStartEvent):
+        entries = []
+        while not isinstance(event := loader.get_event(), yaml.MappingEndEvent):
+            _, key_at, _ = _node(loader, event, depth + 1)
+            key = event.value if isinstance(event, yaml.ScalarEvent) else ""
+            value, value_at, items_at = _node(loader, loader.get_event(), depth + 1)
+            entries.append(Entry(*key_at, key, value, value_at, items_at))
+        return tuple(entries), place, ()
+    items = []
+    while not isinstance(event := loader.get_event(), yaml.SequenceEndEvent):
+        items.append(_node(loader, event, depth + 1))
+    return [item for item, _, _ in items], place, tuple(at for _, at, _ in items)
 
 
-def _entry(key: Any, value: Any) -> Entry:
-    items = value.value if value.id == "sequence" else ()
-    return Entry(
-        *_place(key.start_mark),
-        key.value if key.id == "scalar" else "",
-        _plain(value),
-        _place(value.start_mark),
-        tuple(_place(item.start_mark) for item in items),
-    )
+def _text(value: str, place: Place) -> str:
+    # "\0" and "\ud800" can be written, but no program and no file can be told them.
+    if _UNTOLD.search(value):
+        raise YamlError(place, "a character that no text may hold")
+    return value
 
 
 def _scalar(kind: str, text: str) -> object:
@@ -122,7 +142,6 @@ _SENTENCES = (
     ("found unexpected end of stream", True, "this quote is never closed"),
     ("expected ',' or ']', but got", True, "this [ is never closed"),
     ("expected ',' or '}', but got", True, "this { is never closed"),
-    ("but found another document", False, "--- begins a second document, only one is read"),
     (
         "expected <block end>, but found '<scalar>'",
         False,

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import compileall
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.measure import Cost, Run, cost, interleaved
+from tests.bench.measure import Cost, Run, interleaved
 from tests.gate import write_gate
-from tests.libvirt_xml import EVENTS, domain_xml
-from vfio_console_hook.recorded import unpack
+from tests.libvirt_xml import EVENTS
 
-TESTS = Path(__file__).parent.parent
-MACHINE = "lab-efifb-6.12"
 BAR = 1.5
 NAME = "win11"
-IMPORTS = ("/usr/bin/python3", "-I", "-c", "import lxml.etree, yaml")
 
 
 @dataclass(frozen=True)
@@ -29,8 +24,8 @@ class Row:
     bar: float = BAR
 
     @property
-    def ratio(self) -> float:
-        """How many times as much ours costs."""
+    def value(self) -> float:
+        """How many times as much ours costs: what the bar is for."""
         return self.ours_s / self.theirs_s
 
 
@@ -83,22 +78,3 @@ def gate_rows(directory: Path, rounds: int) -> tuple[Row, ...]:
         ]
         rows += rows_of(what, *interleaved(sides, rounds))
     return rows
-
-
-def prepare_row(directory: Path, rounds: int) -> Row:
-    """prepare of a VM with one GPU, and a Python that only imports lxml.etree and yaml.
-
-    The machine is MACHINE, recorded in the lab. A first run is not counted: it
-    leaves the answers behind that are kept for the whole boot.
-    """
-    root = directory / "machine"
-    root.mkdir()
-    unpack((TESTS / "machines" / f"{MACHINE}.tree").read_text(encoding="utf-8"), str(root))
-    for folder in ("vfio_console_hook", "tests/bench"):
-        compileall.compile_dir(TESTS.parent / folder, quiet=1)
-    script = str(TESTS / "bench/prepare.py")
-    argv = ("/usr/bin/python3", "-I", script, str(root), NAME, "prepare", "begin", "-")
-    prepare = Run(argv, domain_xml("0000:01:00.0", name=NAME))
-    cost(prepare)
-    ours, theirs = interleaved([[prepare], [Run(IMPORTS)]], rounds)
-    return Row(f"prepare with one GPU ({MACHINE})", "cpu", ours.cpu_s, theirs.cpu_s)

@@ -1,7 +1,7 @@
 """Looking for the holders of a GPU, beside a bare loop of readlink over the same descriptors.
 
 A big host is made up of processes that sleep, with files that they inherit. Both
-sides are measured in this process, in turns, by the CPU time that they take.
+sides are measured in this process, in turns, by the processor time that they take.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tests.bench.compare import Row
+from tests.bench.growth import Growth, Point
 from vfio_console_hook import holders
 from vfio_console_hook.host import Host
 
-PROCESSES = 2000
-DESCRIPTORS = 100_000
+DESCRIPTORS = 50
+"""How many files each process has open."""
 BAR = 1.3
 # Nobody has these, but one must be there, so that it has a number.
 NODES = ("dev/fb99", "dev/dri/card99", "dev/dri/renderD227", "dev/i2c-99", "dev/kmsg")
@@ -38,25 +40,32 @@ class Some(Host):
         return self._names if path == "proc" else super().list(path)
 
 
-def row(directory: Path, rounds: int) -> Row:
-    """One look at all processes, and only reading the links of their descriptors.
+def rows(directory: Path, rounds: int, counts: Sequence[int]) -> tuple[Row | Growth, ...]:
+    """Looks at ever more processes, and only reading the links of their descriptors.
 
     That loop is given the names of all links; finding them is in our time alone, as
     are the mappings.
     """
-    with _sleepers(directory) as pids:
-        links = [f"/proc/{pid}/fd/{fd}" for pid in pids for fd in os.listdir(f"/proc/{pid}/fd")]
-        if len(links) < DESCRIPTORS:
-            raise RuntimeError(f"only {len(links)} descriptors in {len(pids)} processes")
-        host = Some(pids)
+    sides: list[Callable[[], None]] = []
+    with _sleepers(directory, max(counts)) as pids:
+        for count in counts:
+            some = pids[:count]
+            links = [f"/proc/{pid}/fd/{fd}" for pid in some for fd in os.listdir(f"/proc/{pid}/fd")]
+            if len(links) != count * DESCRIPTORS:
+                raise RuntimeError(f"{len(links)} descriptors in {count} processes")
+            sides += [partial(_look, Some(some)), partial(_read, links)]
+        times = _turns(sides, rounds)
+    points = tuple(Point(*one) for one in zip(counts, times[::2], times[1::2]))
+    what = f"holders: {counts[-1]} processes, {len(links)} descriptors"
+    return (
+        Row(what, "cpu", points[-1].ours_s, points[-1].floor_s, BAR),
+        Growth(f"holders, {DESCRIPTORS} files each process", "processes", "reading links", points),
+    )
 
-        def look() -> None:
-            if holders.find(host, NODES):
-                raise RuntimeError("somebody holds what does not exist")
 
-        ours, theirs = _turns((look, lambda: _read(links)), rounds)
-    what = f"holders: {len(pids)} processes, {len(links)} descriptors"
-    return Row(what, "cpu", ours, theirs, BAR)
+def _look(host: Host) -> None:
+    if holders.find(host, NODES):
+        raise RuntimeError("somebody holds what does not exist")
 
 
 def _read(links: Sequence[str]) -> None:
@@ -79,22 +88,27 @@ def _turns(sides: Sequence[Callable[[], None]], rounds: int) -> tuple[float, ...
 
 
 @contextmanager
-def _sleepers(directory: Path) -> Iterator[list[int]]:
+def _sleepers(directory: Path, count: int) -> Iterator[list[int]]:
     """Processes that sleep, with files open that they inherited from this one."""
-    files = []
+    files: list[int] = []
     pids: list[int] = []
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    actions = [(os.POSIX_SPAWN_DUP2, null, number) for number in range(_STANDARD)]
+    actions: list[tuple[int, ...]] = [
+        (os.POSIX_SPAWN_DUP2, null, number) for number in range(_STANDARD)
+    ]
+    # What this process has got itself is not for them.
+    actions += [(os.POSIX_SPAWN_CLOSE, number) for number in _inherited()]
     try:
-        for number in range(DESCRIPTORS // PROCESSES - _STANDARD):
+        for number in range(DESCRIPTORS - _STANDARD):
             files.append(os.open(directory / f"open{number}", os.O_RDWR | os.O_CREAT))
             os.set_inheritable(files[-1], True)
-        for _ in range(PROCESSES):
+        for _ in range(count):
             sleep = ("/bin/sleep", "infinity")
             pids.append(os.posix_spawn(sleep[0], sleep, {}, file_actions=actions))
-        # Until each has become a sleep: a fork of ours has our mappings.
         for pid in pids:
-            while Path(f"/proc/{pid}/comm").read_text(encoding="utf-8") != "sleep\n":
+            # A fork of ours has our mappings, and a program that is just being loaded
+            # has its libraries open.
+            while len(os.listdir(f"/proc/{pid}/fd")) != DESCRIPTORS or not _sleeps(pid):
                 time.sleep(0.01)
         yield pids
     finally:
@@ -104,3 +118,17 @@ def _sleepers(directory: Path) -> Iterator[list[int]]:
             os.waitpid(pid, 0)
         for handle in (*files, null):
             os.close(handle)
+
+
+def _inherited() -> list[int]:
+    """The descriptors, beyond the standard ones, that a program started here would get."""
+    numbers = [int(name) for name in os.listdir("/proc/self/fd") if int(name) >= _STANDARD]
+    # One of them was that of the directory.
+    there = [number for number in numbers if os.path.lexists(f"/proc/self/fd/{number}")]
+    return [number for number in there if os.get_inheritable(number)]
+
+
+def _sleeps(pid: int) -> bool:
+    """Whether it is a sleep that has come to its sleeping."""
+    name, _, rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")
+    return name.endswith("(sleep") and rest.split()[0] == "S"

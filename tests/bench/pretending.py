@@ -1,6 +1,7 @@
-"""A recorded machine that shows what prepare changed, and keeps it in memory only.
+"""The real Host over a recorded machine, to which every run is the first one.
 
-So every run finds the machine alike, and costs no more than a real one would.
+What the hook writes to the machine is kept in memory only, and shown. What it reads is
+read from files, as the running machine's; so a run costs what it would cost there.
 """
 
 from __future__ import annotations
@@ -9,17 +10,24 @@ import os
 
 from vfio_console_hook import hook, journal
 from vfio_console_hook.actions.firmware import PCI_COMMAND
-from vfio_console_hook.recorded import RecordedHost
+from vfio_console_hook.host import Host
 
 
-class Pretending(RecordedHost):
-    """Shows the firmware driver unbound and memory decoding off once that was written."""
+class Pretending(Host):
+    """A machine whose VM has come to an operation of libvirt.
 
-    unbound = False
-    command = b""
+    Since prepare the firmware's framebuffer is unbound and memory decoding is off, and
+    vfio-pci has the GPU for start.
+    """
+
+    def __init__(self, root: str, operation: str) -> None:
+        super().__init__(root)
+        self.unbound = operation != "prepare"
+        self.vfio = operation == "start"
+        self.command = b"\0\0" if self.unbound else b""
 
     def write(self, path: str, text: str) -> None:
-        self.unbound = self.unbound or path.endswith("/unbind")
+        self.unbound = path.endswith("/unbind")
 
     def poke(self, path: str, offset: int, content: bytes) -> None:
         self.command = content
@@ -30,6 +38,8 @@ class Pretending(RecordedHost):
         return super().peek(path, offset, size)
 
     def link_name(self, path: str) -> str | None:
+        if self.vfio and path.startswith("sys/bus/pci/") and path.endswith("/driver"):
+            return "vfio-pci"
         gone = self.unbound and "-framebuffer." in path and path.endswith("/driver")
         return None if gone else super().link_name(path)
 
@@ -42,10 +52,39 @@ class Pretending(RecordedHost):
 
 
 def main(root: str, argv: list[str]) -> int:
-    """Run one event on the machine below root and forget its claim; the exit status."""
-    host = Pretending(root)
+    """Run one event on the machine below root; the exit status.
+
+    Afterwards the record is as before, so that the next run finds it so. Only where
+    there is no directory for it yet, it stays: that is how the first prepare leaves one.
+    """
+    host = Pretending(root, argv[1])
+    if not host.exists(journal.CLAIMS):
+        return hook.main(argv, host=host)
+    before = _record(host)
     status = hook.main(argv, host=host)
+    for path in _record(host).keys() - before.keys():
+        os.unlink(host.path(path))
+    for path, content in before.items():
+        _put(host.path(path), content)
+    return status
+
+
+def _record(host: Host) -> dict[str, bytes | str]:
+    """The files and links that are claims, with what is in them."""
+    found: dict[str, bytes | str] = {}
     for folder in (journal.CLAIMS, journal.BY_NAME):
         for name in os.listdir(host.path(folder)):
-            os.unlink(host.path(f"{folder}/{name}"))
-    return status
+            path = f"{folder}/{name}"
+            found[path] = host.readlink(path) or host.read_bytes(path) or b""
+    return found
+
+
+def _put(path: str, content: bytes | str) -> None:
+    if os.path.lexists(path):
+        os.unlink(path)
+    if isinstance(content, str):
+        os.symlink(content, path)
+        return
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    os.write(handle, content)
+    os.close(handle)

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 
 from .action import Action
 from .consoles import LeaveFramebuffers, MapConsoles, QuietText, ShowConsoles
-from .device import BindNative, Rescan
+from .device import BindNative, FindAgain, Rescan
 from .firmware import Decode, Rebind, Unbind
 from .holders import AwaitClosed
 
 KINDS: dict[str, type[Action]] = {
     action.kind: action
     for action in (
-        AwaitClosed, BindNative, Decode, LeaveFramebuffers, MapConsoles, QuietText, Rebind, Rescan,
-        ShowConsoles, Unbind,
+        AwaitClosed, BindNative, Decode, FindAgain, LeaveFramebuffers, MapConsoles, QuietText,
+        Rebind, Rescan, ShowConsoles, Unbind,
     )
 }  # fmt: skip
 """The actions that many machines need, by their names in the record."""
@@ -50,6 +50,6 @@ def _others() -> Iterator[tuple[type[Action], ...]]:
 
 
 __all__ = [
-    "KINDS", "Action", "AwaitClosed", "BindNative", "Decode", "LeaveFramebuffers", "MapConsoles",
-    "QuietText", "Rebind", "Rescan", "ShowConsoles", "Unbind", "of_kind",
+    "KINDS", "Action", "AwaitClosed", "BindNative", "Decode", "FindAgain", "LeaveFramebuffers",
+    "MapConsoles", "QuietText", "Rebind", "Rescan", "ShowConsoles", "Unbind", "of_kind",
 ]  # fmt: skip

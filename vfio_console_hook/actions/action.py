@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from ..errors import LostError
 from ..host import Host
+
+
+def see_on_bus(host: Host, gpu: str) -> None:
+    """Raise LostError for a GPU that has been pulled out: nothing can be given back to it."""
+    if not host.exists(f"sys/bus/pci/devices/{gpu}"):
+        raise LostError(f"{gpu} is no longer on the PCI bus")
 
 
 class Action:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .. import console
-from ..errors import LostError, StepError
+from ..errors import HostError, LostError, StepError
 from ..host import CONSOLES, KDSETMODE, VT_LOCKSWITCH, VT_UNLOCKSWITCH, Host
+from ..values import dataclass
 from .action import Action
 
 
@@ -26,18 +25,32 @@ class MapConsoles(Action):
     def apply(self, host: Host) -> None:
         wanted = set(self.indices) - {None}
         host.wait(lambda: wanted <= _indices(host), self.wait_s)
-        present = _indices(host)
-        for number, index in zip(CONSOLES, self.indices):
-            if index in present:
-                host.map_console(self.fb, number, index)
+        self._map(host)
         now = host.console_map(self.fb)
         if now is None:
             raise LostError(f"cannot map the consoles through /dev/{self.fb}: it is gone")
+        present = _indices(host)
         for number, index, want in zip(CONSOLES, now, self.indices):
-            if want in present and index != want:
+            # On another framebuffer it is seen too: the hook of another VM has moved it since.
+            if want in present and index not in present:
                 raise StepError(f"console {number} is not on fb{want} after mapping it")
         if not wanted <= present:
             raise LostError(f"the consoles stay on {self.fb}: the framebuffer they were on is gone")
+
+    def _map(self, host: Host) -> None:
+        present = _indices(host)
+        for number, index in zip(CONSOLES, self.indices):
+            if index not in present:
+                continue
+            try:
+                host.map_console(self.fb, number, index)
+            except HostError as error:
+                # Another VM may have taken its GPU since it was looked at.
+                if index in _indices(host) and host.exists(f"dev/{self.fb}"):
+                    raise
+                raise LostError(
+                    f"the consoles cannot be moved to fb{index}: it has just gone"
+                ) from error
 
     def shell(self) -> str:
         wanted = [index for index in self.indices if index is not None]
@@ -68,10 +81,7 @@ class ShowConsoles(Action):
 
     def apply(self, host: Host) -> None:
         if not host.wait(lambda: bool(console.framebuffers(host)), self.wait_s):
-            raise LostError(
-                "the host's console will not come back before a reboot: no framebuffer is left",
-                hint="load the native driver of a GPU of the host",
-            )
+            raise _no_framebuffer()
         if host.wait(lambda: _fbcon_bound(host), 1):
             return
         # Writing 1 to fbcon's `bind` only takes consoles from an (S) driver (vt_bind);
@@ -81,6 +91,8 @@ class ShowConsoles(Action):
             if vtconsole.driver == console.FBCON:
                 host.write(vtconsole.bind_path, "1")
         present = console.framebuffers(host)
+        if not present:  # its GPU has been pulled out meanwhile
+            raise _no_framebuffer()
         fb = next((one for one in present if one.name == self.fb), present[0])
         if not _fbcon_bound(host) and host.exists(f"dev/{fb.name}"):
             host.map_console(fb.name, 1, fb.index)
@@ -104,6 +116,13 @@ class ShowConsoles(Action):
 
 def _indices(host: Host) -> set[int]:
     return {fb.index for fb in console.framebuffers(host)}
+
+
+def _no_framebuffer() -> LostError:
+    return LostError(
+        "the host's console will not come back before a reboot: no framebuffer is left",
+        hint="load the native driver of a GPU of the host",
+    )
 
 
 def _fbcon_bound(host: Host) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from ..errors import StepError
+from ..errors import LostError, StepError
 from ..host import Host
+from ..values import dataclass
 from .action import Action
 
 
@@ -51,3 +50,25 @@ class Rescan(Action):
 
     def past(self) -> str:
         return f"removed {self.gpu} from the PCI bus and found it again"
+
+
+@dataclass(frozen=True)
+class FindAgain(Action):
+    """Find the GPU on the PCI bus if a Rescan did not come to its second half."""
+
+    gpu: str
+    kind = "find-again"
+
+    def apply(self, host: Host) -> None:
+        device = f"sys/bus/pci/devices/{self.gpu}"
+        if host.exists(device):
+            return
+        host.write("sys/bus/pci/rescan", "1")
+        if not host.wait(lambda: host.exists(f"{device}/resource"), 5):
+            raise LostError(f"{self.gpu} is no longer on the PCI bus")
+
+    def shell(self) -> str:
+        return f"[ -e /sys/bus/pci/devices/{self.gpu} ] || echo 1 > /sys/bus/pci/rescan"
+
+    def past(self) -> str:
+        return f"saw to it that {self.gpu} is on the PCI bus"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .. import memory
 from ..errors import LostError, StepError
 from ..gpu import is_vfio
 from ..host import Host
-from .action import Action
+from ..values import dataclass
+from .action import Action, see_on_bus
 
 # Linux include/uapi/linux/pci_regs.h
 PCI_COMMAND = 4
@@ -71,6 +70,7 @@ class Rebind(Action):
     def _check_gpu(self, host: Host) -> None:
         # efifb draws where it drew at boot, whatever has happened to the BAR since
         # (Linux efifb.c, efifb_probe): a wrong address is someone else's memory.
+        see_on_bus(host, self.gpu)
         driver = host.link_name(f"sys/bus/pci/devices/{self.gpu}/driver")
         if driver is not None:
             raise LostError(f"{self.device} stays unbound: {driver} drives {self.gpu} now")
@@ -116,6 +116,7 @@ class Decode(Action):
     kind = "decode"
 
     def apply(self, host: Host) -> None:
+        see_on_bus(host, self.gpu)
         if is_vfio(host, self.gpu) or decodes_memory(host, self.gpu) == self.on:
             return  # vfio-pci manages the bit while the VM has the GPU
         command = _command(host, self.gpu)

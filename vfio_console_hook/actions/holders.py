@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .. import nodes
 from ..errors import HostError, RefusedError
 from ..gpu import find
 from ..holders import Holder, Search, listed, pauses
 from ..host import Host
+from ..values import dataclass
 from .action import Action
 
 

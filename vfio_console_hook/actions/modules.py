@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .. import console, modules
-from ..errors import HostError, StepError
+from ..errors import HostError, LostError, StepError
 from ..gpu import find, is_vfio
 from ..host import Host
+from ..values import dataclass
 from .action import Action
 from .consoles import LeaveFramebuffers
 from .native import VFIO, override_of, take_back
@@ -145,7 +144,7 @@ class LoadModules(Action):
             take_back(host, gpu)
         # nvidia does not load without a GPU to drive (nv.c, nvidia_init_module: ENODEV).
         if all(is_vfio(host, gpu) or not host.exists(f"{_PCI}/devices/{gpu}") for gpu in self.gpus):
-            return
+            raise LostError(f"{self.modules[0]} is not loaded again: there is no GPU left for it")
         for module in self.modules:
             if modules.loaded(host, module):
                 continue

@@ -5,13 +5,14 @@ Not all machines need them, so they are loaded where a stage or a record names o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 
 from .. import console
 from ..errors import LostError, StepError
 from ..gpu import is_vfio
 from ..host import Host
-from .action import Action
+from ..values import dataclass
+from .action import Action, see_on_bus
 from .holders import AwaitClosed
 
 VFIO = "vfio-pci"
@@ -98,9 +99,14 @@ class ReturnNative(Action):
 
     def apply(self, host: Host) -> None:
         if is_vfio(host, self.gpu):
-            return  # managed='no', or left there by an earlier run: rightly so
-        if not host.exists(f"{_PCI}/devices/{self.gpu}"):
-            raise LostError(f"{self.gpu} is no longer on the PCI bus")
+            # After an earlier run with managed='no' libvirt leaves it there, and so it does
+            # when it was killed while it started the VM.
+            raise LostError(
+                f"{self.driver or 'its driver'} did not come back to {self.gpu}: libvirt has left"
+                " it on vfio-pci",
+                hint=f"run `virsh nodedev-reattach pci_{re.sub('[:.]', '_', self.gpu)}`",
+            )
+        see_on_bus(host, self.gpu)
         if self.reserved:
             take_back(host, self.gpu)
         self._see_driver(host)

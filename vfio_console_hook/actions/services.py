@@ -6,11 +6,10 @@ unit that is ordered after libvirtd would wait for it while it waits for us.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .. import systemd
 from ..errors import HostError, LostError, RefusedError
 from ..host import Host
+from ..values import dataclass
 from .action import Action
 
 # How long a command may take to say whether a service runs, and a start before it is

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..errors import StepError
 from ..gpu import is_vfio
 from ..host import Host
+from ..values import dataclass
 from .action import Action
 
 

@@ -8,10 +8,11 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .. import config, vms
+from .. import access, config, vms
 from ..config import Config, Key
 from ..errors import HookError
 from ..host import Host
+from ..log import printable
 from ..mistakes import Mistake
 from ..terminal import complain
 from .command import Command
@@ -75,7 +76,7 @@ def _content(host: Host, path: str, full: str) -> bytes:
         return content
     try:
         with open(path, "rb") as file:
-            refused = config.refused_owner(os.fstat(file.fileno()))
+            refused = access.refused(os.fstat(file.fileno()))
             content = file.read()
     except FileNotFoundError as error:
         raise absent from error
@@ -92,7 +93,8 @@ def _note(text: str) -> None:
 
 def _file_lines(found: dict[str, tuple[Mistake, ...]]) -> Iterator[str]:
     for path, mistakes in found.items():
-        yield from map(str, mistakes) if mistakes else (f"{path}: in order",)
+        told = map(str, mistakes) if mistakes else (f"{path}: in order",)
+        yield from map(printable, told)
     if not found:
         yield f"there is no file in /{config.DIRECTORY}, so the defaults hold for every VM"
 
@@ -116,7 +118,7 @@ def _explain(host: Host, arguments: argparse.Namespace) -> int:
         settings = {key.name: _as_json(key, value, said, shortened) for key, value, said in rows}
         print(json.dumps({"vm": name, "uuid": uuid or None, "settings": settings}, indent=2))
     else:
-        print(f"# what holds for {name}{f' ({uuid})' if uuid else ''}")
+        print(f"# what holds for {printable(name)}{f' ({uuid})' if uuid else ''}")
         print("\n".join(_as_yaml(rows, shortened)))
     return 0
 

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 from .. import vms, worker
 from ..doctor import (
@@ -23,6 +22,7 @@ from ..doctor import (
 from ..errors import HookError, StuckError
 from ..host import Host
 from ..terminal import Terminal
+from ..values import replace
 from .command import Command
 
 _COLOURS = {PASS: "green", WARN: "yellow", FAIL: "red"}

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from .. import console, worker
 from ..errors import HookError
 from ..host import Host
-from ..log import Log
+from ..log import Log, printable
 
 
 def say(line: str) -> None:
     """Print a line at once, for a person who waits; when that person has gone, go on."""
     with contextlib.suppress(BrokenPipeError):
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
 
 def say_consoles(host: Host) -> None:
@@ -66,4 +66,4 @@ class Telling(Log):
 
     def _tell(self, text: str) -> None:
         with contextlib.suppress(OSError):
-            print(f"  {text}", file=self._stream, flush=True)
+            print(f"  {printable(text)}", file=self._stream, flush=True)

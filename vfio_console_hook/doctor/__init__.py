@@ -6,9 +6,8 @@ in the order in which they are told.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..errors import HookError, HostError, StuckError
+from ..values import replace
 from .finding import FAIL, PASS, WARN, Check, Finding, Subject
 from .unknown import unknown
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from .. import processes
 from ..errors import HostError
 from ..host import Host
 from ..terminal import moment
@@ -246,8 +247,8 @@ def _bin_rule(host: Host) -> str | None:
 def _hiding(host: Host, name: str) -> Finding:
     """What a Python that stays in the daemon's profile may not look into."""
     hidden: dict[str, int] = {}
-    for pid in host.list("proc"):
-        other = _current(host, int(pid), "apparmor/").partition(" (")[0] if pid.isdigit() else ""
+    for pid in processes.pids(host):
+        other = _current(host, pid, "apparmor/").partition(" (")[0]
         if other and not _OPEN_PROFILES.fullmatch(other):
             hidden[other] = hidden.get(other, 0) + 1
     text = f"the hook's Python stays in the profile {name}"

@@ -6,12 +6,12 @@ import calendar
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from .. import domain, holdings, processes, systemd
 from ..errors import HookError, HostError
 from ..host import Host
 from ..terminal import moment
+from ..values import dataclass
 from .finding import FAIL, NOT_RECORDED, PASS, WARN, Check, Finding, Subject, gpus_among, unrecorded
 from .gates import entries, gates
 from .unknown import titled
@@ -59,26 +59,26 @@ def running(host: Host) -> tuple[Daemon, ...]:
 
 
 def _by_pid_file(host: Host, name: str) -> processes.Process | None:
-    pid = host.read(f"run/{name}.pid") or ""
+    pid = processes.pid_of(host.read(f"run/{name}.pid") or "")
     # The file of a daemon that was killed stays.
-    return processes.find(host, int(pid)) if pid.isdigit() and _is(host, pid, name) else None
+    return processes.find(host, pid) if pid is not None and _is(host, pid, name) else None
 
 
 def _by_name(host: Host, name: str) -> processes.Process | None:
-    for pid in host.list("proc"):
-        if pid.isdigit() and _is(host, pid, name) and _of_the_host(host, pid):
-            return processes.find(host, int(pid))
+    for pid in processes.pids(host):
+        if _is(host, pid, name) and _of_the_host(host, pid):
+            return processes.find(host, pid)
     return None
 
 
-def _is(host: Host, pid: str, name: str) -> bool:
+def _is(host: Host, pid: int, name: str) -> bool:
     try:
         return host.read(f"proc/{pid}/comm") == name
     except HostError:
         return False  # it has just ended
 
 
-def _of_the_host(host: Host, pid: str) -> bool:
+def _of_the_host(host: Host, pid: int) -> bool:
     """Whether it is neither a user's own daemon (qemu:///session) nor one in a container."""
     try:
         status = host.read(f"proc/{pid}/status") or ""
@@ -284,10 +284,10 @@ def _started(host: Host, vm: str) -> float | None:
     if os.sep in vm or boot is None:
         return None
     try:
-        pid = host.read(f"run/libvirt/qemu/{vm}.pid") or ""
+        pid = processes.pid_of(host.read(f"run/libvirt/qemu/{vm}.pid") or "")
     except HostError:
         return None
-    process = processes.find(host, int(pid)) if pid.isdigit() else None
+    process = None if pid is None else processes.find(host, pid)
     return boot + process.started / _TICKS if process else None
 
 

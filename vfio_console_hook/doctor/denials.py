@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from .. import systemd
 from ..errors import HostError
 from ..host import Host
+from ..values import dataclass
 
 # auditd's log gets the records instead of the kernel's log while auditd runs (Linux
 # kernel/audit.c, audit_log_end); the others are where syslog puts the kernel's log.

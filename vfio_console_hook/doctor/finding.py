@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from .. import domain, gpu
 from ..domain import Domain
 from ..errors import HookError
 from ..host import Host
 from ..libvirtd import Vm
+from ..values import dataclass
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 

@@ -6,9 +6,9 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ..host import Host
+from ..values import dataclass
 
 HOOKS = "etc/libvirt/hooks"
 # libvirt runs MAIN, then, since 6.5, what is in DROPINS, in the order of the names

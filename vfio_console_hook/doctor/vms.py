@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from shlex import quote
 
 from .. import config, domain, ownership
 from ..domain import Domain, Hostdev
@@ -32,7 +33,7 @@ def libvirt_answers(subject: Subject) -> Iterator[Finding]:
         try:
             domain.parse(vm.xml.encode())
         except HookError as error:
-            advice = f"compare with `virsh dumpxml --inactive {vm.name}`"
+            advice = f"compare with `virsh dumpxml --inactive {quote(vm.name)}`"
             yield Finding(FAIL, f"VM {vm.name}", error.text, advice)
 
 
@@ -140,7 +141,7 @@ def shared_gpus(subject: Subject) -> Iterator[Finding]:
         auto = [one.name for one in those if (vm := subject.vm(one.uuid)) and vm.autostart]
         if len(auto) > 1:
             text = f"{' and '.join(auto)} both start with the host, and only one can have it"
-            advice = f"`virsh autostart --disable {auto[-1]}`"
+            advice = f"`virsh autostart --disable {quote(auto[-1])}`"
             yield Finding(FAIL, f"{address} in {names}", text, advice)
         else:
             text = "only one of them can run at a time"

@@ -8,11 +8,12 @@ answered; deposition.py makes entries of it.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from ..errors import HostError
 from ..host import Host
+from ..values import dataclass, field
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
-@dataclass
+@dataclass()
 class Seen:
     """What a host answered, by what it was asked; None for what was not there.
 
@@ -67,6 +68,10 @@ class Witness(Host):
     def whole(self) -> bool:
         return self._host.whole
 
+    @property
+    def privileged(self) -> bool:
+        return self._host.privileged
+
     def _ask(self, path: str, question: Callable[[], T], otherwise: T) -> T:
         try:
             return question()
@@ -107,6 +112,26 @@ class Witness(Host):
         if status is not None:
             self.seen.stats[path] = status
         return status
+
+    def lstat(self, path: str) -> os.stat_result | None:
+        status = self._ask(path, lambda: self._host.lstat(path), None)
+        self._saw(path, status)
+        return status
+
+    def read_file(self, path: str, most: int = -1) -> tuple[os.stat_result, bytes] | None:
+        found = self._ask(path, lambda: self._host.read_file(path, most), None)
+        if found is None:
+            return None
+        self._saw(path, found[0])
+        if stat.S_ISREG(found[0].st_mode):
+            self.seen.files[path] = found[1]
+        return found
+
+    def _saw(self, path: str, status: os.stat_result | None) -> None:
+        if status is not None and stat.S_ISLNK(status.st_mode):
+            self.seen.links.add(path)
+        elif status is not None:
+            self.seen.stats[path] = status
 
     def label(self, path: str) -> str | None:
         label = self._ask(path, lambda: self._host.label(path), None)

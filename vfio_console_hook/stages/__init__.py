@@ -8,13 +8,13 @@ VM before the next one; release undoes them in reverse.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from .. import kernel
 from ..config import CONSOLE_STAGES, Config
 from ..gpu import VGA, Gpu
 from ..host import Host
 from ..step import Step
+from ..values import dataclass
 
 
 @dataclass(frozen=True)

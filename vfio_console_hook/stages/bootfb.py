@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import kernel
-from ..actions import BindNative, Rescan, Unbind
+from ..actions import BindNative, FindAgain, Rescan, Unbind
 from ..errors import RefusedError
 from ..firmware import BOOTFB, FirmwareDevice
 from ..gpu import Gpu
@@ -162,6 +162,15 @@ def _rescan(gpu: Gpu, device: FirmwareDevice, stage: str) -> Iterator[Step]:
             undo=sysfb.way_back(gpu, device, device.driver),
             loses=f"{_GONE}: `bootfb: rescan` takes its device along",
         )
+    # Before the rescan and apart from it: what has an undo is done once more for a VM that
+    # takes the steps over.
+    yield Step(
+        stage=stage,
+        gpu=gpu.address,
+        why="a rescan must not end halfway, with the GPU off the PCI bus",
+        do=None,
+        undo=FindAgain(gpu.address),
+    )
     yield Step(
         stage=stage,
         gpu=gpu.address,

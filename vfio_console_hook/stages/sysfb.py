@@ -57,14 +57,15 @@ def _needs_decode_off(gpu: Gpu, device: FirmwareDevice, leaving: Leaving) -> boo
 
 def _keeps_device(host: Host, gpu: Gpu, device: FirmwareDevice, leaving: Leaving) -> bool:
     """Whether the platform device is there after vfio-pci has bound, so that it can come back."""
-    if not leaving.kernel_removes_from(gpu):
-        return True
     if device.parent == gpu.address:
-        return not kernel.locked_down(host)
-    # Linux 6.1.47 to 6.8 unregister it only when the ROM is shadowed; 6.0.3 to
-    # 6.1.46 do it always, and nothing but the version would tell, so this
-    # hopes for the newer one and release says what became of it.
-    return not memory.rom_shadowed(host, gpu.address)
+        return not (leaving.kernel_removes_from(gpu) and kernel.locked_down(host))
+    # Linux 6.1.47 to 6.8 unregister it only with a GPU whose ROM is shadowed, be it this
+    # one or another that leaves with it; 6.0.3 to 6.1.46 do it always, and nothing but the
+    # version would tell, so this hopes for the newer one and release says what became of it.
+    return not any(
+        leaving.kernel_removes_from(one) and not one.vfio and memory.rom_shadowed(host, one.address)
+        for one in leaving.gpus
+    )
 
 
 def _loss(host: Host, gpu: Gpu, device: FirmwareDevice) -> str:

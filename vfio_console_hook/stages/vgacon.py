@@ -7,10 +7,12 @@ then it would go on drawing on a card that is the VM's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from .. import console
 from ..actions import LeaveFramebuffers, QuietText, ShowConsoles
+from ..errors import HostError
 from ..gpu import VGA, Gpu
 from ..host import Host
 from ..step import Step
@@ -52,7 +54,10 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
 
 
 def _quiet(host: Host, gpu: Gpu) -> Iterator[Step]:
-    tty = host.read("sys/class/tty/tty0/active")
+    path = "sys/class/tty/tty0/active"
+    tty = host.read(path) or ""
+    if tty and not re.fullmatch(r"tty[0-9]{1,2}", tty):
+        raise HostError.unclear(f"/{path}", tty)
     if tty and host.text_mode(tty):
         yield Step(
             stage=NAME,

@@ -1,0 +1,100 @@
+"""How cost grows with size, and whether it grows faster than that.
+
+What a run costs without any size (the start of sh or of Python) is subtracted: of cost and
+size, those of the smallest. Through the larger half of what is left goes a straight line in
+logarithms, by least squares; what sticks out less from that start is more noise, and weighs
+less. The slope is the exponent: 1 when twice the size costs twice as much, 2 when it costs
+four times as much. Where the largest costs hardly more than the smallest there is nothing
+to fit, and the exponent is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+
+BAR = 1.15
+"""The greatest exponent that counts as linear: what is measured twice differs by some
+hundredths, and caches get too small."""
+
+# Of the smallest's cost. Less than that is not told apart from what else the machine does.
+_NOTICED = 0.1
+
+
+@dataclass(frozen=True)
+class Point:
+    """The processor time of one size, ours and that of a program it is compared to."""
+
+    size: float
+    ours_s: float
+    floor_s: float
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What one thing costs at several sizes, the smallest first.
+
+    unit is what size counts, and floor what it is compared to.
+    """
+
+    what: str
+    unit: str
+    floor: str
+    points: tuple[Point, ...]
+    bar: float = BAR
+
+    measure = "growth"
+
+    @property
+    def exponent(self) -> float:
+        """How cost grows: 1 is linear, 0 not at all."""
+        return exponent([one.size for one in self.points], [one.ours_s for one in self.points])
+
+    @property
+    def floor_exponent(self) -> float:
+        """The same of what it is compared to."""
+        return exponent([one.size for one in self.points], [one.floor_s for one in self.points])
+
+    @property
+    def ours_s(self) -> float:
+        """What the largest costs."""
+        return self.points[-1].ours_s
+
+    @property
+    def theirs_s(self) -> float:
+        """What it costs what it is compared to."""
+        return self.points[-1].floor_s
+
+    @property
+    def value(self) -> float:
+        """What the bar is for."""
+        return self.exponent
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """The exponent that cost grows with; see the top of this module.
+
+    Raises ValueError when there are fewer than four sizes, which nothing can be told from.
+    """
+    if len(sizes) < 4 or len(sizes) != len(costs):
+        raise ValueError(f"{len(sizes)} sizes are too few")
+    half = len(sizes) // 2
+    if costs[-1] - costs[0] < _NOTICED * costs[0]:
+        return 0.0
+    more = [
+        (log(size - sizes[0]), log(cost - costs[0]), (1 - costs[0] / cost) ** 2)
+        for size, cost in zip(sizes[half:], costs[half:])
+        if cost > costs[0]
+    ]
+    return _slope(more)
+
+
+def _slope(points: Sequence[tuple[float, float, float]]) -> float:
+    """That of the line through points (x, y, weight); 0 for a single one."""
+    total = sum(weight for _, _, weight in points)
+    middle = sum(x * weight for x, _, weight in points) / total
+    height = sum(y * weight for _, y, weight in points) / total
+    spread = sum((x - middle) ** 2 * weight for x, _, weight in points)
+    products = sum((x - middle) * (y - height) * weight for x, y, weight in points)
+    return products / spread if spread else 0.0
