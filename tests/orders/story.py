@@ -1,0 +1,229 @@
+"""Stories of VMs on a machine, told by Hypothesis: each step is one that could come next."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import ClassVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from . import machines
+from .calls import Death
+from .machines import Setting
+from .world import Guest, World
+
+NAMES = ("a", "b", "c")
+_HOOKED = ("prepare", "start", "release")
+_PLAIN = ("",) * 8
+_SETTINGS = (
+    "bootfb: native",
+    "bootfb: rescan",
+    "keep_console: never",
+    "host_driver: load",
+    "services: [sddm.service]",
+    "holders: {wait_s: 0, terminate: [Xorg], grace_s: 0}",
+    "apu: allow",
+    "on_failure: start",
+    "enabled: false",
+)
+
+
+@st.composite
+def guests(draw: st.DrawFn, setting: Setting) -> tuple[Guest, ...]:
+    """Up to three VMs; the first has a GPU, and the others often have the same."""
+    found: list[Guest] = []
+    for number, name in enumerate(NAMES[: draw(st.integers(1, 3))]):
+        wanted = st.lists(
+            st.sampled_from(setting.gpus), min_size=not number, max_size=2, unique=True
+        )
+        same = number and draw(st.booleans())
+        gpus = [*found[0].gpus(setting)] if same else draw(wanted)
+        if draw(st.booleans()):
+            gpus += [one for one in setting.others if one[:-1] in {gpu[:-1] for gpu in gpus}]
+        settings = draw(st.sampled_from((*_PLAIN, *_SETTINGS)))
+        managed = draw(st.sampled_from((True,) * 5 + (False,)))
+        uuid = f"{number}f0e0d0c-0b0a-4908-8706-050403020100"
+        found.append(Guest(name, uuid, tuple(gpus), managed, settings))
+    return tuple(found)
+
+
+_deaths = st.builds(Death, before=st.integers(1, 6), whole=st.booleans())
+
+
+class Story(RuleBasedStateMachine):
+    """One machine from power-on to the end of all VMs, which settle() brings about."""
+
+    tally: ClassVar[Counter[str]] = Counter()
+    folder: ClassVar[Path] = Path(tempfile.gettempdir())
+    seen: ClassVar[set[Setting]] = set()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world: World | None = None
+        self.root = Path(tempfile.mkdtemp(dir=self.folder))
+
+    @initialize(data=st.data(), setting=machines.settings)
+    def power_on(self, data: st.DataObject, setting: Setting) -> None:
+        defined = data.draw(guests(setting), label="VMs")
+        self.tally["stories"] += 1
+        self.seen.add(setting)
+        self.world = World(self.root, setting, defined, self.tally)
+
+    @property
+    def there(self) -> World:
+        assert self.world is not None
+        return self.world
+
+    def some(self, what: str) -> list[str]:
+        """The names of the VMs that are "off", "running" or "going".
+
+        "hooked" are those of the last whose next step the program is asked for.
+        """
+        if self.world is None:
+            return []
+        lives = self.world.lives.items()
+        if what == "off":
+            return [name for name, one in lives if one.off]
+        if what == "running":
+            return [name for name, one in lives if one.runs and not one.path]
+        if what == "hooked":
+            return [name for name, one in lives if one.path and one.path[0] in _HOOKED]
+        return [name for name, one in lives if one.path]
+
+    # -- libvirt
+
+    @precondition(lambda self: self.some("off"))
+    @rule(
+        data=st.data(),
+        before=st.sampled_from(("", "", "", "restore", "migrate")),
+        steps=st.sampled_from((5, 5, 3, 1, 0)),
+    )
+    def start(self, data: st.DataObject, before: str, steps: int) -> None:
+        name = data.draw(st.sampled_from(self.some("off")))
+        self.there.begin(name, before)
+        self._advance(name, steps)
+
+    @precondition(lambda self: self.some("going"))
+    @rule(data=st.data(), steps=st.integers(1, 5))
+    def go_on(self, data: st.DataObject, steps: int) -> None:
+        self._advance(data.draw(st.sampled_from(self.some("going"))), steps)
+
+    def _advance(self, name: str, steps: int) -> None:
+        for _ in range(steps):
+            if self.there.lives[name].path:
+                self.there.advance(name)
+
+    @precondition(lambda self: self.some("running"))
+    @rule(
+        data=st.data(),
+        how=st.sampled_from(("shutdown", "destroyed", "crashed", "saved", "migrated")),
+        steps=st.sampled_from((4, 3, 3, 0)),
+    )
+    def end(self, data: st.DataObject, how: str, steps: int) -> None:
+        name = data.draw(st.sampled_from(self.some("running")))
+        self.there.end(name, how)
+        self._advance(name, steps)
+
+    @precondition(lambda self: self.some("hooked") or self.some("off"))
+    @rule(data=st.data(), death=_deaths)
+    def hook_dies(self, data: st.DataObject, death: Death) -> None:
+        name = data.draw(st.sampled_from(self.some("hooked") or self.some("off")))
+        if self.there.lives[name].off:
+            self.there.begin(name)
+        self.there.advance(name, death)
+
+    @precondition(lambda self: self._overtaking())
+    @rule(data=st.data(), steps=st.sampled_from((5, 3, 1)))
+    def overtake(self, data: st.DataObject, steps: int) -> None:
+        """A VM starts on a GPU that libvirt has back from another, before that one's release."""
+        name = data.draw(st.sampled_from(self._overtaking()))
+        self.there.begin(name)
+        self._advance(name, steps)
+
+    def _overtaking(self) -> list[str]:
+        if self.world is None:
+            return []
+        lives = self.world.lives.values()
+        free = {one for life in lives if life.path == ["release"] for one in life.guest.devices}
+        return [name for name in self.some("off") if free & {*self.world.lives[name].guest.devices}]
+
+    @precondition(lambda self: self.some("going") or self.some("running"))
+    @rule(data=st.data(), recover=st.booleans())
+    def libvirt_dies(self, data: st.DataObject, recover: bool) -> None:
+        running = self.some("running")
+        died = data.draw(st.sets(st.sampled_from(running)) if running else st.just(set()))
+        self.there.restart_libvirt(frozenset(died), recover=recover)
+
+    # -- people
+
+    @precondition(lambda self: self._possible())
+    @rule(data=st.data())
+    def meanwhile(self, data: st.DataObject) -> None:
+        """One of the things that are rarer, so that they share a rule."""
+        what = data.draw(st.sampled_from(self._possible()))
+        getattr(self, f"_{what.replace(' ', '_')}")(data)
+
+    def _possible(self) -> list[str]:
+        if self.world is None:
+            return []
+        there = self.world
+        possible = {
+            "recover": bool(there.claims),
+            "take": not there.by_hand,
+            "hold": bool(there.nodes()) and not there.holders,
+            "reboot": bool(there.claims),
+            "recover by force": bool(there.claims) and len(self.some("off")) == len(there.lives),
+            "give": bool(there.by_hand),
+            "let go": bool(there.holders),
+            "plug": bool(self.some("running")),
+            "unplug": any(there.owned(name) for name in self.some("running")),
+        }
+        return [name for name, can in possible.items() if can]
+
+    def _recover(self, data: st.DataObject) -> None:
+        self.there.recover(force=False)
+
+    def _recover_by_force(self, data: st.DataObject) -> None:
+        self.there.recover(force=True)
+
+    def _take(self, data: st.DataObject) -> None:
+        address = data.draw(st.sampled_from(self.there.setting.gpus))
+        self.there.take(address, vfio=data.draw(st.booleans()))
+
+    def _give(self, data: st.DataObject) -> None:
+        self.there.give(data.draw(st.sampled_from(sorted(self.there.by_hand))))
+
+    def _hold(self, data: st.DataObject) -> None:
+        self.tally["node held"] += 1
+        command = data.draw(st.sampled_from(("Xorg", "plymouthd")))
+        self.there.hold(data.draw(st.sampled_from(self.there.nodes())), command)
+
+    def _let_go(self, data: st.DataObject) -> None:
+        self.there.let_go()
+
+    def _reboot(self, data: st.DataObject) -> None:
+        keep_run = data.draw(st.booleans())
+        self.tally["host rebooted"] += 1
+        self.tally["host rebooted over claims"] += bool(self.there.claims) and keep_run
+        self.there.boot(keep_run=keep_run)
+
+    def _plug(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(self.some("running")))
+        self.there.plug(name, data.draw(st.sampled_from(self.there.setting.gpus)))
+
+    def _unplug(self, data: st.DataObject) -> None:
+        having = [name for name in self.some("running") if self.there.owned(name)]
+        name = data.draw(st.sampled_from(having))
+        self.there.unplug(name, data.draw(st.sampled_from(self.there.owned(name))))
+
+    def teardown(self) -> None:
+        try:
+            if self.world is not None and sys.exc_info()[0] is None:
+                self.world.settle()
+        finally:
+            shutil.rmtree(self.root, ignore_errors=True)

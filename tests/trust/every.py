@@ -1,0 +1,119 @@
+"""Doing the same on every recorded machine, on all processors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from tests.fakehost import KernelFault
+from tests.trust.check import Effort, Outcome
+from tests.trust.course import Course, UnsoundError, follow
+from tests.trust.subjects import Subject, chosen, machines
+
+
+@dataclass(frozen=True)
+class Tried:
+    """How many cases were tried, and what was wrong with some of them.
+
+    idle: there is nothing to try on such a machine.
+    """
+
+    cases: int
+    failures: tuple[str, ...] = ()
+    idle: bool = False
+
+
+class Case(Protocol):
+    """Something to try. kind tells it from others for those who try only one of each."""
+
+    @property
+    def kind(self) -> tuple[str, ...]: ...
+
+
+C = TypeVar("C", bound=Case)
+Try = Callable[[Course, bool, Path], Tried]
+
+_known: set[tuple[str, ...]] = set()
+
+
+def thinned(subject: Subject, cases: Sequence[C]) -> list[C]:
+    """One of each kind that this process has not seen on any machine, and one for this one."""
+    own = zlib.crc32(str(subject).encode()) % max(len(cases), 1)
+    found = []
+    for number, case in enumerate(cases):
+        if number == own or case.kind not in _known:
+            _known.add(case.kind)
+            found.append(case)
+    return found
+
+
+def one_by_one(
+    course: Course,
+    cases: Sequence[C],
+    attempt: Callable[[Course, C, Path], str],
+    directory: Path,
+    *,
+    quick: bool,
+) -> Tried:
+    """What came of attempt with all cases on one machine; if quick, with those thinned().
+
+    attempt gives back what is wrong, "" if nothing is. directory is for the machine.
+    """
+    found = thinned(course.subject, cases) if quick else cases
+    failures = []
+    for case in found:
+        try:
+            wrong = attempt(course, case, directory / "machine")
+        except (Exception, KernelFault) as error:
+            wrong = f"{type(error).__name__}: {error}"
+        if wrong:
+            failures.append(f"{course.subject}: {case}: {wrong}")
+    return Tried(len(found), tuple(failures))
+
+
+def on_every_machine(effort: Effort, attempt: Try, *, least: int) -> Outcome:
+    """What came of attempt on all machines. Fewer than least cases are a failure."""
+    subjects = chosen(effort.directory / "scratch", quick=effort.quick)
+    work = partial(_on_one, attempt, effort)
+    # In one process the kinds that were seen are known: a quick run needs that.
+    jobs = 1 if effort.quick else os.cpu_count() or 1
+    with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
+        tried = list(pool.map(work, subjects))
+    cases = sum(one.cases for one in tried)
+    failures = [failure for one in tried for failure in one.failures]
+    reached = {subject.machine for subject, one in zip(subjects, tried) if one.cases}
+    idle = {subject.machine for subject, one in zip(subjects, tried) if one.idle}
+    missed = sorted({*machines()} - reached - idle)
+    failures += [f"nothing was tried on {', '.join(missed)}"] if missed else []
+    failures += [f"only {cases} cases, {least} were expected"] if cases < least else []
+    return Outcome(cases, tuple(failures), f"on {len(reached)} machines")
+
+
+def _on_one(attempt: Try, effort: Effort, subject: Subject) -> Tried:
+    # Memory, if there is a file system of it: every case copies a machine.
+    memory = Path("/dev/shm")
+    base = memory if os.access(memory, os.W_OK) else effort.directory
+    directory = base / f"trust-{os.getpid()}"
+    directory.mkdir()
+    try:
+        course = follow(subject, directory / "course")
+        tried = attempt(course, effort.quick, directory)
+    except UnsoundError as error:
+        tried = Tried(0, (str(error),))
+    except Exception as error:
+        tried = Tried(0, (f"{subject}: {type(error).__name__}: {error}",))
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    if not effort.quick:
+        told = (f"{subject}: {tried.cases} tried", *tried.failures)
+        print(*told, sep="\n  ", file=sys.stderr, flush=True)
+    return tried

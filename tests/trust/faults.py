@@ -1,0 +1,143 @@
+"""Every change refused and every look deceived, in prepare, start and release.
+
+Machine: EACCES, EBUSY, ENODEV and EIO. The program's own files: ENOSPC, EROFS and EIO. Each
+once, and in each way also from then on. A look finds nothing, half of what there is, or
+EIO; or the GPU has been pulled out before it. Whatever is tried, the hook ends with 0, or
+with 1 and a sentence that is no traceback. Then the VM goes on as libvirt would: a VM that
+starts has all of its memory, and after its release, or a recover at the latest, the
+machine is as before (as far as plan had said) and the record is empty.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.trust.check import Check, Effort, Outcome
+from tests.trust.course import EVENTS, Course
+from tests.trust.every import Tried, on_every_machine, one_by_one
+from tests.trust.life import PREPARE, RELEASE, START, Machine, Said
+from tests.trust.mortal import FAILS, HALF, NOTHING, Fate
+
+_OF_THE_MACHINE = (errno.EACCES, errno.EBUSY, errno.ENODEV, errno.EIO)
+_OF_FILES = (errno.ENOSPC, errno.EROFS, errno.EIO)
+# Removing something takes no space.
+_FREEING = ("file remove", "file chmod", "file truncate")
+_SIGHTS = (NOTHING, HALF, FAILS, "gone")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What an event meets with; pattern is that of the change or the look."""
+
+    event: str
+    fate: Fate
+    pattern: str
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """What tells it from others for those who try only one of each."""
+        lasting = str(self.fate.lasting)
+        return self.event, self.pattern, lasting
+
+    def __str__(self) -> str:
+        return f"{self.event}, {self.fate} ({self.pattern})"
+
+
+def faults(course: Course) -> Iterator[Fault]:
+    """Those of one course; which errno and which sight goes round."""
+    turn = sum(map(ord, str(course.subject)))
+    for event in EVENTS[: len(course.saved)]:
+        for number, deed in enumerate(course.changes[event], start=1):
+            known = _OF_FILES if deed.own else _OF_THE_MACHINE
+            for lasting in (False, True):
+                turn += 1
+                refusal = known[turn % len(known)]
+                if refusal == errno.ENOSPC and deed.kind in _FREEING:
+                    refusal = errno.EROFS
+                fate = Fate(at=number, refusal=refusal, lasting=lasting)
+                yield Fault(event, fate, deed.pattern)
+        for number, deed in enumerate(course.looks[event], start=1):
+            turn += 1
+            sight = _SIGHTS[turn % len(_SIGHTS)]
+            gone = course.subject.gpus[-1] if sight == "gone" else ""
+            yield Fault(event, Fate(look=number, blind=sight, gone=gone), deed.pattern)
+
+
+def attempt(course: Course, fault: Fault, directory: Path) -> str:
+    """What is wrong after a fault; "" when nothing is. directory is the machine's."""
+    machine = course.begin(fault.event, directory)
+    said = machine.event(fault.event, fault.fate)
+    if said.killed or said.wrong():
+        return f"it {said.wrong() or 'was killed'}"
+    if fault.event == PREPARE and said.status and not fault.fate.gone:
+        # Who goes on refusing refuses the way back too.
+        told = "not all could be undone" in said.stderr
+        wrong = "" if told else course.held(machine, tidied=False) or _changed(course, machine)
+        if wrong:
+            return f"refused, but {wrong}"
+    return _rest(course, machine, fault, said) or _end(course, machine, fault)
+
+
+def _changed(course: Course, machine: Machine) -> str:
+    """What is not as before, but for services of which it was told that they do not run again."""
+    units = all(path.startswith("systemd/") for path in course.changed(machine.seen()))
+    excused = units and "not running again" in machine.log()
+    return "" if excused else course.not_as_before(machine)
+
+
+def _rest(course: Course, machine: Machine, fault: Fault, said: Said) -> str:
+    """Lead the VM's life to its end, without any fault; what is wrong with that."""
+    if fault.event == RELEASE:
+        return "" if said.status else course.held(machine, tidied=False)
+    if said.status == 0 and not course.refused:
+        wrong = _run(machine, fault)
+        if wrong:
+            return wrong
+    machine.reattach()
+    said = machine.event(RELEASE)
+    return f"release: {said}" if said.status else ""
+
+
+def _run(machine: Machine, fault: Fault) -> str:
+    if fault.event == PREPARE:
+        if fault.fate.gone and not machine.complete():
+            return ""  # libvirt does not find it either
+        machine.detach()
+        said = machine.event(START)
+        if said.wrong() or said.status:
+            return said.wrong()
+    blocked = [] if fault.fate.gone else machine.run_vm()
+    # Who has seen no GPU has left everything to libvirt.
+    return f"QEMU could not have BAR {blocked}" if blocked and not fault.fate.look else ""
+
+
+def _end(course: Course, machine: Machine, fault: Fault) -> str:
+    if any(map(machine.claims, machine.claimed())):
+        said = machine.recover()
+        if said.status:
+            return f"recover: {said}"
+    wrong = course.held(machine, tidied=False)
+    if wrong or fault.fate.gone:
+        return wrong
+    wrong = _changed(course, machine)
+    # Who has not seen a device takes it for gone, and says so.
+    return "" if wrong and fault.fate.look and "warning:" in machine.log() else wrong
+
+
+def _try(course: Course, quick: bool, directory: Path) -> Tried:
+    return one_by_one(course, list(faults(course)), attempt, directory, quick=quick)
+
+
+def _run_check(effort: Effort) -> Outcome:
+    return on_every_machine(effort, _try, least=350 if effort.quick else 20_000)
+
+
+CHECK = Check(
+    "faults",
+    "a change that is refused, a look that sees nothing or half, a GPU that is pulled out: one"
+    " sentence, and nothing stays changed",
+    _run_check,
+)

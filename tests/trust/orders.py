@@ -1,0 +1,112 @@
+"""Whatever happens to VMs, in whatever order: told as stories, by Hypothesis.
+
+tests/orders says what may happen, and what must hold after each call of the program.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.orders.machines import Setting
+from tests.orders.story import Story
+from tests.trust.check import Check, Effort, Outcome
+
+_QUICK_STORIES, _STORIES, _STEPS = 120, 200, 25
+_RACE = "prepare before the other's release"
+_EVENTS = ("prepare", "start", "started", "reconnect", "stopped", "release", "migrate", "restore")
+# What makes the difference between a story and five events in their order.
+_NEEDED = (
+    *_EVENTS, "recover", "GPU opened by QEMU", "second VM refused",
+    _RACE, "prepare over an earlier run", "libvirt forgot a claim",
+    "worker killed", "hook killed", "given back by release", "given back by recover",
+    "host rebooted over claims", "taken by hand", "GPU plugged", "GPU unplugged", "node held",
+    "as it was", "told loss",
+)  # fmt: skip
+
+
+def run(effort: Effort) -> Outcome:
+    """A fixed choice of stories; without quick new ones, until the time is up."""
+    tally: Counter[str] = Counter()
+    machines: set[Setting] = set()
+    failures: list[str] = []
+    end = time.monotonic() + effort.minutes * 60
+    with _folder(effort.directory) as folder:
+        while True:
+            number = None if effort.quick else secrets.randbits(32)
+            count = _QUICK_STORIES if effort.quick else _STORIES
+            failures += _tell(folder, count, number, tally, machines)
+            if effort.quick or failures or time.monotonic() >= end:
+                break
+    missing = [what for what in _NEEDED if not tally[what]]
+    if missing and not failures:
+        failures.append(f"never happened, so nothing is known of it: {', '.join(missing)}")
+    return Outcome(tally["stories"], tuple(failures), _figures(tally, machines))
+
+
+def _tell(
+    folder: Path, count: int, number: int | None, tally: Counter[str], machines: set[Setting]
+) -> list[str]:
+    """So many stories, chosen by a number, None for always the same; what was wrong in one."""
+    story = type("Story", (Story,), {"tally": tally, "seen": machines, "folder": folder})
+    chosen = settings(
+        max_examples=count,
+        stateful_step_count=_STEPS,
+        derandomize=number is None,
+        database=None,
+        deadline=None,
+        print_blob=True,
+        report_multiple_bugs=False,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=tuple(HealthCheck),
+    )
+    try:
+        run_state_machine_as_test(seed(number)(story) if number is not None else story,
+                                  settings=chosen)  # fmt: skip
+    except Exception as error:
+        which = "the fixed choice" if number is None else f"seed {number}"
+        notes = "\n".join(getattr(error, "__notes__", ()))
+        return [f"{type(error).__name__} with {which}: {error}", *notes.splitlines()]
+    return []
+
+
+@contextmanager
+def _folder(directory: Path) -> Iterator[Path]:
+    """Where machines are laid out: in memory if that can be, as each is thrown away soon."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield directory
+        return
+    folder = Path(tempfile.mkdtemp(prefix="orders-", dir=memory))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _figures(tally: Counter[str], machines: set[Setting]) -> str:
+    events = sum(tally[event] for event in _EVENTS)
+    return (
+        f"{events:,} events of VMs on {len(machines)} machines, {tally['recover']} recoveries,"
+        f" {tally['host rebooted']} reboots, {tally['second VM refused']} second VMs refused,"
+        f" {tally[_RACE]} that came before the other's release,"
+        f" {tally['worker killed'] + tally['hook killed']} hooks killed"
+    )
+
+
+CHECK = Check(
+    "orders",
+    "whatever order events, crashes, reboots and people come in: no GPU has two owners, what is"
+    " not the VM's is not touched, no running VM is ended, all comes back but what plan told",
+    run,
+)

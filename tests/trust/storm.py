@@ -1,0 +1,249 @@
+"""Two hundred VMs start at once, sixteen of them with a GPU each.
+
+libvirt calls the hooks of different VMs at the same time, as many as it has threads. The
+gate and the hooks are the real ones, in processes of their own, on one fake machine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from tests.fakehost import FakeHost, close_device, open_device
+from tests.trust.check import Check, Effort, Outcome
+from tests.trust.crowd import GPUS, LIBVIRT_THREADS, TIMEOUT_S, Crowd, Seen, Vm, address
+from tests.trust.shared import HANG, SLOW
+from vfio_console_hook import holdings
+from vfio_console_hook.journal import BY_NAME, CLAIMS, RUN, Journal
+
+VMS = tuple(Vm.of(number) for number in range(1, 201))
+WITH_GPU = VMS[:GPUS]
+_DEAREST = 1.3
+_SLOWEST = 1.5
+_CLAIMS = 1000
+_IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def run(effort: Effort) -> Outcome:
+    """Every part on a machine of its own."""
+    failures: list[str] = []
+    figures: list[str] = []
+    events = 0
+    for part in (_start_and_stop, _want_the_same, _one_hangs, _many_claims):
+        # Where /run is on every host: a record that is synced waits for no disk.
+        with tempfile.TemporaryDirectory(dir=_IN_MEMORY) as directory:
+            crowd = Crowd(Path(directory))
+            seen, figure, wrong = part(crowd, effort.quick)
+            left = crowd.await_none()
+        failures += wrong + [f"still runs: {one}" for one in left]
+        figures.append(figure)
+        events += seen.events
+    return Outcome(events, tuple(failures), "; ".join(figures))
+
+
+Part = tuple[Seen, str, list[str]]
+
+
+def _start_and_stop(crowd: Crowd, quick: bool) -> Part:
+    """All start, then all end. In turns with each of them alone, for the price."""
+    wrong: list[str] = []
+    before = _gpus(crowd.host)
+    alone, together = Seen(), Seen()
+    wait_s = 0.0
+    for threads in (LIBVIRT_THREADS,) if quick else (LIBVIRT_THREADS, len(VMS)):
+        alone.add(crowd.all(crowd.alone, VMS, 1))
+        crowd.longest_wait_s()
+        started = crowd.all(crowd.start, VMS, threads)
+        wrong += _lost_records(crowd.host)
+        wrong += _refused(started) or _blocked(crowd.host)
+        together.add(started)
+        together.add(crowd.all(crowd.stop, VMS, threads))
+        wait_s = max(wait_s, crowd.longest_wait_s())
+        alone.add(crowd.all(crowd.alone, VMS, 1))
+        wrong += _left_behind(crowd.host)
+        if _gpus(crowd.host) != before:
+            wrong.append(f"the GPUs were {before} and are {_gpus(crowd.host)}")
+    ratio = 2 * together.cpu_s / alone.cpu_s
+    if ratio > _DEAREST:
+        wrong.append(f"{ratio:.2f} times the processor time of the same VMs one by one")
+    figure = (
+        f"{len(VMS)} VMs at once, {GPUS} with a GPU: {ratio:.2f} times the processor time of one"
+        f" by one, at most {wait_s * 1000:.0f} ms for the lock"
+    )
+    together.add(alone)
+    return together, figure, wrong + _refused(together)
+
+
+def _want_the_same(crowd: Crowd, quick: bool) -> Part:
+    """As many VMs as there are GPUs want one and the same: one gets it, the others are told."""
+    vms = [Vm.of(number, address(3)) for number in range(1, GPUS + 1)]
+    seen = Seen()
+    crowd.host.tree.put(SLOW, "0.1")
+    with ThreadPoolExecutor(len(vms)) as pool:
+        list(pool.map(lambda vm: crowd.event(vm, "prepare", "begin", seen), vms))
+    won = [vm for vm in vms if vm.name not in seen.refusals]
+    wrong = [] if len(won) == 1 else [f"{len(won)} VMs have got the same GPU"]
+    for told in seen.refusals.values():
+        lines = told.splitlines()
+        if f" 1 vfio-console-hook: {address(3)} belongs to the VM " not in lines[0] or lines[2:]:
+            wrong.append(f"no sentence about the GPU: {told!r}")
+    for vm in won:
+        held = [one.name for one in Journal(crowd.host).records()]
+        wrong += [] if held == [vm.name] else [f"{vm.name} has the GPU, and {held} hold it"]
+        crowd.stop(vm)
+    return seen, f"{len(vms)} want one GPU: 1 gets it", wrong + _left_behind(crowd.host)
+
+
+def _one_hangs(crowd: Crowd, quick: bool) -> Part:
+    """The kernel does not come back to one VM's worker: nobody else notices."""
+    hung, others = WITH_GPU[-1], VMS[: GPUS - 1] if not quick else VMS[:8]
+    others += VMS[-40:]
+
+    def cycle() -> tuple[Seen, float]:
+        began = time.monotonic()
+        seen = crowd.all(crowd.start, others, LIBVIRT_THREADS - 1)
+        seen.add(crowd.all(crowd.stop, others, LIBVIRT_THREADS - 1))
+        return seen, time.monotonic() - began
+
+    seen, without_s = cycle()
+    crowd.host.tree.put(HANG, hung.gpu)
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        start = pool.submit(crowd.start, hung)
+        wrong = _await_worker(crowd.host, hung, start)
+        with_hung, with_s = cycle()
+        wrong += _lock_kept(crowd.host) + ([f"{hung.name} does not hang"] if start.done() else [])
+        took_s = time.monotonic() - began
+        crowd.host.tree.remove(HANG)
+        last, last_s = cycle()
+        for one in (with_hung, last, start.result(), crowd.stop(hung)):
+            seen.add(one)
+    if took_s >= TIMEOUT_S / 2:
+        wrong.append(f"the others took {took_s:.0f} s, until the one that hangs was given up")
+    ratio = 2 * with_s / (without_s + last_s)
+    if ratio > _SLOWEST:
+        wrong.append(f"{ratio:.2f} times the time for the others while a worker hangs")
+    figure = f"while one worker hangs the others take {ratio:.2f} times as long"
+    return seen, figure, wrong + _refused(seen) + _left_behind(crowd.host)
+
+
+def _many_claims(crowd: Crowd, quick: bool) -> Part:
+    """The records of a thousand other VMs are there: nobody waits for the lock too long."""
+    host = crowd.host
+    seen = Seen()
+    crowd.event(WITH_GPU[0], "prepare", "begin", seen)
+    example = (crowd.root / CLAIMS / WITH_GPU[0].uuid).read_text()
+    crowd.stop(WITH_GPU[0])
+    for number in range(_CLAIMS):
+        uuid = f"11111111-0000-4000-8000-{number:012x}"
+        # On other GPUs, and of hooks that have ended.
+        other = example.replace(WITH_GPU[0].gpu, f"0001:{number // 32:02x}:{number % 32:02x}.0")
+        path = crowd.root / CLAIMS / uuid
+        path.write_text(other.replace(WITH_GPU[0].uuid, uuid).replace('"hook": [', '"hook": [9'))
+        path.chmod(0o600)
+    crowd.longest_wait_s()
+    vms = VMS[:4] + VMS[-40:] if quick else VMS
+    for act in (crowd.start, crowd.stop):
+        seen.add(crowd.all(act, vms, LIBVIRT_THREADS))
+    wait_s = crowd.longest_wait_s()
+    left = len(host.list(CLAIMS))
+    wrong = _refused(seen)
+    if left != _CLAIMS:
+        wrong.append(f"{left} records are left, not those {_CLAIMS} of others")
+    figure = f"with {_CLAIMS:,} records there, at most {wait_s:.2f} s for the lock"
+    return seen, figure, wrong
+
+
+# -- what must hold
+
+
+def _refused(seen: Seen) -> list[str]:
+    return [f"{name}: {told!r}" for name, told in seen.refusals.items()]
+
+
+def _lost_records(host: FakeHost) -> list[str]:
+    """All VMs have started: what is wrong with their records."""
+    records = {one.name: one for one in Journal(host).records()}
+    wrong = []
+    if set(records) != {vm.name for vm in WITH_GPU}:
+        wrong.append(f"the records are those of {sorted(records)}")
+    if set(host.list(CLAIMS)) != {vm.uuid for vm in WITH_GPU}:
+        wrong.append(f"the files of records are {host.list(CLAIMS)}")
+    if set(host.list(BY_NAME)) != {f"={vm.name}" for vm in WITH_GPU}:
+        wrong.append(f"the links by name are {host.list(BY_NAME)}")
+    for vm in WITH_GPU:
+        one = records.get(vm.name)
+        if one is None:
+            continue
+        whole = one.steps and one.done == set(range(len(one.steps))) and not one.undone
+        if not whole or (one.gpus, one.phase) != ((vm.gpu,), "started"):
+            wrong.append(f"the record of {vm.name} is not whole: {one}")
+    told = {one.vm for one in holdings.histories(host)}
+    if told != {vm.name for vm in WITH_GPU}:
+        wrong.append(f"there is news of {sorted(told)}")
+    return wrong
+
+
+def _blocked(host: FakeHost) -> list[str]:
+    """What QEMU could not map of the GPUs."""
+    found = {vm.gpu: open_device(host, vm.gpu, pid=50000) for vm in WITH_GPU}
+    for vm in WITH_GPU:
+        close_device(host, vm.gpu, pid=50000)
+    return [f"BARs {bars} of {gpu} cannot be mapped" for gpu, bars in found.items() if bars]
+
+
+def _left_behind(host: FakeHost) -> list[str]:
+    return [f"left in /{path}: {host.list(path)}" for path in (CLAIMS, BY_NAME) if host.list(path)]
+
+
+def _gpus(host: FakeHost) -> list[tuple[str, str | None, int, int]]:
+    """Who drives each GPU, and what it has: its framebuffers and its claims in memory.
+
+    Which number a framebuffer or card gets depends on who was first.
+    """
+    iomem = host.read("proc/iomem") or ""
+    found = []
+    for vm in WITH_GPU:
+        device = f"sys/bus/pci/devices/{vm.gpu}"
+        driver = host.link_name(f"{device}/driver")
+        found.append((vm.gpu, driver, len(host.list(f"{device}/graphics")), iomem.count(vm.gpu)))
+    return [*found, ("efifb", None, iomem.count(": efifb"), len(iomem.splitlines()))]
+
+
+def _await_worker(host: FakeHost, vm: Vm, start: Future[Seen]) -> list[str]:
+    """Wait until the worker of a VM hangs, which its record shows: a step begun and not done."""
+
+    def hangs() -> bool:
+        record = Journal(host).find(vm.uuid)
+        return record is not None and len(record.steps) > len(record.done)
+
+    end = time.monotonic() + 30
+    while time.monotonic() < end and not start.done():
+        if hangs():
+            return []
+        time.sleep(0.02)
+    return [f"the worker of {vm.name} did not come to where it should hang"]
+
+
+def _lock_kept(host: FakeHost) -> list[str]:
+    handle = os.open(Path(host.root) / RUN / "lock", os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return ["the lock of the record is kept while a worker hangs"]
+    finally:
+        os.close(handle)
+    return []
+
+
+CHECK = Check(
+    "storm",
+    "200 VMs that start at once on 16 GPUs lose no record, do not wait for one that hangs, and"
+    f" cost at most {_DEAREST} times as much as one by one",
+    run,
+    alone=True,
+)

@@ -1,0 +1,175 @@
+"""Every recorded machine from which a VM could be started, with every GPU that it could get."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.fakehost import FakeHost, hold, obey
+from tests.fakehost.systemd import Unit, install, put
+from tests.gate import ROOT
+from tests.lab.predicted import PHASES
+from tests.libvirt_xml import domain_xml
+from vfio_console_hook import config, domain, events, gpu
+from vfio_console_hook.domain import Domain
+from vfio_console_hook.errors import HookError
+from vfio_console_hook.recorded import unpack
+from vfio_console_hook.recording.recorder import SEEN
+from vfio_console_hook.step import Step
+
+MACHINES = ROOT / "tests/machines"
+_SETTINGS = "etc/vfio-console-hook/default.yaml"
+# What decides what prepare does. Nobody else acts on a fake machine, so nobody is waited for.
+_AT_ONCE = "holders: {wait_s: 0}\n"
+_POLICIES = ("", *(
+    f"{_AT_ONCE}{key}\n"
+    for key in ("apu: allow", "keep_console: never", "bootfb: rescan", "bootfb: native")
+))  # fmt: skip
+# What the lab's GPUs are, if a driver takes them.
+_NATIVE = "driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2 connectors=Virtual-1"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A machine, the GPUs that a VM gets, and what is configured.
+
+    arrange is what else there is on it, such as services.
+    """
+
+    machine: str
+    gpus: tuple[str, ...]
+    settings: str = ""
+    arrange: Callable[[FakeHost], None] | None = None
+
+    def __str__(self) -> str:
+        said = " ".join(self.settings.replace("\n", " ").split())
+        return f"{self.machine} {'+'.join(self.gpus)}{f' ({said})' if said else ''}"
+
+    @property
+    def vm(self) -> Domain:
+        return domain.parse(domain_xml(*self.gpus))
+
+    def planned(self, directory: Path) -> tuple[Step, ...] | str:
+        """The steps for the VM on the machine there, or why it is refused."""
+        host = FakeHost(str(directory))
+        self._configure(host)
+        try:
+            return events.look(host, self.vm, config.load(host, self.vm.name, self.vm.uuid))[1]
+        except HookError as error:
+            return str(error)
+
+    def lay_out(self, directory: Path) -> None:
+        """Unpack the machine into directory, which is made. vfio-pci is loaded on it."""
+        directory.mkdir()
+        unpack(_text(self.machine), str(directory))
+        host = FakeHost(str(directory))
+        host.load_module("vfio-pci")
+        if self.machine.startswith("lab-"):
+            for address in gpu.displays(host):
+                host.tree.put(f"fake/native/{address}", _NATIVE)
+        for pid in filter(str.isdigit, host.list("proc")):
+            if not host.exists(f"proc/{pid}/stat"):
+                # A process has one on any machine, whatever the recording left out.
+                host.tree.put(f"proc/{pid}/stat", f"{pid} (x) S 1 {pid} {pid}" + " 0" * 46)
+        if self.arrange is not None:
+            self.arrange(host)
+        self._configure(host)
+
+    def _configure(self, host: FakeHost) -> None:
+        if "bootfb: native" in self.settings:
+            host.tree.remove("fake/blacklist")
+        host.tree.put(_SETTINGS, self.settings or _AT_ONCE)
+        for part in ("etc", "etc/vfio-console-hook", _SETTINGS):
+            os.chmod(host.path(part), 0o644 if part == _SETTINGS else 0o755)
+
+
+def _text(machine: str) -> str:
+    """A recording, without who had what open at that moment."""
+    return (MACHINES / f"{machine}.tree").read_text(encoding="utf-8").partition(SEEN)[0]
+
+
+def machines() -> tuple[str, ...]:
+    """The recorded machines on which no VM has a GPU, or had one."""
+    names = (path.stem for path in sorted(MACHINES.glob("*.tree")))
+    later = re.compile(rf"-(?:{'|'.join((*PHASES, 'running'))})$")
+    return tuple(name for name in names if not later.search(name))
+
+
+def everything(scratch: Path) -> Iterator[Subject]:
+    """Every subject for which prepare does, or refuses, something of its own.
+
+    scratch is a path where nothing is; nothing is afterwards.
+    """
+    for machine in machines():
+        Subject(machine, ()).lay_out(scratch)
+        found = _gpus(FakeHost(str(scratch)))
+        known = set()
+        for chosen in (*((one,) for one in found), *((found,) if len(found) > 1 else ())):
+            for policy in _POLICIES:
+                subject = Subject(machine, chosen, policy)
+                planned = (chosen, str(subject.planned(scratch)))
+                if planned not in known:
+                    known.add(planned)
+                    yield subject
+        shutil.rmtree(scratch)
+    yield from _SPECIAL
+
+
+def chosen(scratch: Path, *, quick: bool) -> list[Subject]:
+    """All of everything(); if quick, one for each machine and for each kind of step."""
+    known: set[tuple[str, ...]] = set()
+    found = []
+    for subject in everything(scratch):
+        kinds: set[tuple[str, ...]] = {(subject.machine,)}
+        if quick and subject.arrange is None:
+            steps = subject.planned(scratch)
+            kinds.update((one.stage, *_kinds(one)) for one in steps if isinstance(one, Step))
+        else:
+            kinds.add((str(subject),))
+        if not kinds <= known:
+            known |= kinds
+            found.append(subject)
+    return found
+
+
+def _kinds(step: Step) -> tuple[str, str]:
+    return step.do.kind if step.do else "", step.undo.kind if step.undo else ""
+
+
+def _gpus(host: FakeHost) -> tuple[str, ...]:
+    """Those that a VM can get for itself. virtio-gpu is the lab's own, and its host's."""
+    return tuple(
+        one
+        for one in gpu.displays(host)
+        if not gpu.is_virtual(host, one)
+        and host.link_name(f"sys/bus/pci/devices/{one}/driver") != "virtio-pci"
+    )
+
+
+def _with_services(host: FakeHost) -> None:
+    install(host.tree)
+    manager = Unit(
+        active="active", aliases=("display-manager.service",), triggers=("gdm.socket",)
+    )
+    put(host.tree, "gdm.service", manager)
+    put(host.tree, "gdm.socket", Unit(active="active"))
+    put(host.tree, "lactd.service", Unit(active="active"))
+
+
+def _with_holders(host: FakeHost) -> None:
+    for pid, by in ((4711, 15), (4712, 9)):
+        hold(host, "dev/fb0", pid=pid, command="reader")
+        obey(host, pid, by)
+
+
+_SERVICES = f"{_AT_ONCE}services: [display-manager, lactd]\n"
+_TERMINATE = "holders: {wait_s: 0, terminate: [reader], grace_s: 1}\n"
+_SPECIAL = (
+    Subject("efifb-5.10", ("0000:01:00.0",), _SERVICES, _with_services),
+    Subject("nvidia-single-desktop", ("0000:01:00.0",), _SERVICES, _with_services),
+    Subject("efifb-6.1", ("0000:01:00.0",), _TERMINATE, _with_holders),
+)
