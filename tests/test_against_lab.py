@@ -17,7 +17,10 @@ MACHINES = ROOT / "tests/machines"
 
 # Of these there is a record after every phase, of the others at least while the VM runs and
 # after it.
-WHOLE = ("dual-boot-leaves", "efifb-5.10", "efifb-6.1", "efifb-6.12", "native")
+WHOLE = (
+    "dual-boot-leaves", "efifb-5.10", "efifb-6.1", "efifb-6.12", "native",
+    "simpledrm-0380-native", "vgacon",
+)  # fmt: skip
 
 STARTED = tuple(one for one in SCENARIOS if predicted.starts(one))
 REFUSED = tuple(one for one in SCENARIOS if predicted.refuses(one))
