@@ -26,8 +26,10 @@ UUID = "0b0e6f6c-5b5a-4f0e-8a55-1f1f7c0e6b0a"
 Capture = pytest.CaptureFixture[str]
 
 # A command on a machine that reacts, in a process of its own.
+# A shell starts what runs in the background with SIGINT ignored, the tests too, perhaps.
 PROGRAM = """\
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from tests.fakehost import FakeHost
 from vfio_console_hook import cli
 terminal = os.dup(1)
