@@ -14,6 +14,7 @@ from tests.fakehost import FakeHost, FakeLibvirt, hold, openrc, snapshot, system
 from tests.fakehost.systemd import NEVER, Unit
 from tests.gate import ROOT
 from vfio_console_hook import events, holdings, plan, plan_text
+from vfio_console_hook.actions import StopByCommand, StopUnits
 from vfio_console_hook.config import Config, Holders, Service
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError, RefusedError
@@ -147,6 +148,13 @@ def test_a_unit_that_is_listed_under_two_names_is_stopped_once(machine: MachineF
     found = steps(host, wanting("display-manager", "gdm.service"))
 
     assert [step.do.shell() for step in found if step.do] == ["systemctl stop gdm.service"]
+
+
+def test_a_command_is_shown_as_it_is_typed() -> None:
+    stop = StopByCommand("x", ("true",), ("/bin/sh", "-c", "stop it; echo $HOME"), 1)
+
+    assert stop.shell() == "/bin/sh -c 'stop it; echo $HOME'"
+    assert StopUnits((r"dev-a\x2db.mount",), 1).shell() == r"systemctl stop 'dev-a\x2db.mount'"
 
 
 @pytest.mark.parametrize("active", ["active", "reloading", "refreshing", "activating"])

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -402,6 +403,21 @@ def test_only_the_last_hundred_vms_are_remembered(machine: MachineFactory) -> No
     history.remember(host, "last", UUID, "prepare", took_s=1)
 
     assert history.names(host) == tuple(sorted([*names[6:], UUID]))
+
+
+def test_the_drafts_of_killed_processes_do_not_stay(machine: MachineFactory) -> None:
+    host = at_noon(machine("native-6.1"))
+    assert call(host, "prepare") == 0
+    for name, age_s in ((f".{OTHER_UUID}.4711", 3600), (f".{OTHER_UUID}.4712", 0)):
+        draft = Path(host.path(STATUS)) / name
+        draft.write_text("{")
+        then = draft.stat().st_mtime - age_s
+        os.utime(draft, (then, then))
+
+    assert call(host, "release", "end") == 0
+
+    # The other one may be at work on it still.
+    assert sorted(os.listdir(host.path(STATUS))) == [f".{OTHER_UUID}.4712", UUID]
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o077])

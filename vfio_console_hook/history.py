@@ -34,6 +34,8 @@ STATUS = f"{RUN}.status"
 UNKNOWN = "unknown"
 _MOST = 100
 """How many VMs are remembered; who makes and removes them by the thousand needs no more."""
+_STALE_S = 60
+"""How old a draft is that nobody will rename any more: it takes milliseconds."""
 
 
 def remember(
@@ -59,6 +61,7 @@ def remember(
         events[event] = told  # the last, as the clock may have been set back
         word = {"vm": vm, "uuid": uuid, "events": events, "refusal": refusal}
         runfiles.write(host, path, json.dumps(word) + "\n", 0o644)
+        _drop_drafts(host, path)
         if not known:
             _drop_oldest(host)
     except HookError as failure:
@@ -97,10 +100,20 @@ def _make_directory(host: Host) -> None:
     runfiles.make_directory(host, STATUS, 0o755)
 
 
+def _drop_drafts(host: Host, just_written: str) -> None:
+    """Remove what processes have left that were killed while they wrote."""
+    drafts = [name for name in host.list(STATUS) if name.startswith(".")]
+    now = os.stat(host.path(just_written)).st_mtime if drafts else 0
+    for name in drafts:
+        status = host.lstat(f"{STATUS}/{name}")
+        if status is not None and now - status.st_mtime > _STALE_S:
+            runfiles.remove(host, f"{STATUS}/{name}")
+
+
 def _drop_oldest(host: Host) -> None:
     there = names(host)
     if len(there) <= _MOST:
         return
     age = {name: os.stat(host.path(f"{STATUS}/{name}")).st_mtime_ns for name in there}
     for name in sorted(there, key=age.__getitem__)[: len(there) - _MOST]:
-        os.unlink(host.path(f"{STATUS}/{name}"))
+        runfiles.remove(host, f"{STATUS}/{name}")

@@ -203,15 +203,17 @@ class Journal:
         """The records of all VMs that can be read; about as for others()."""
         found = []
         wanted = tuple(address.encode() for address in about)
-        for uuid in self.uuids():
+        # What cannot be read or understood must not keep other VMs from starting; `status`
+        # names it.
+        for uuid, text in runfiles.contents(self.host, CLAIMS):
+            # To understand a record takes seven times as long as to read it, and others
+            # may be waiting for the lock.
+            if wanted and not any(one in text for one in wanted):
+                continue
             try:
-                text = runfiles.read(self.host, f"{CLAIMS}/{uuid}")
-                # To understand a record takes seven times as long as to read it, and others
-                # may be waiting for the lock.
-                if text is not None and (not wanted or any(one in text for one in wanted)):
-                    found.append(_parse(self.host, uuid, text))
+                found.append(_parse(self.host, uuid, text))
             except JournalError:
-                continue  # `status` names it; it must not keep other VMs from starting
+                continue
         return tuple(found)
 
     def claim(self, record: Record, inherited: list[Step]) -> None:
@@ -259,7 +261,7 @@ class Journal:
         link = f"{BY_NAME}/={name}"
         # A VM made anew under the same name may have the link by now.
         if _linkable(name) and self.host.readlink(link) == _link_to(uuid):
-            self._remove(link)
+            runfiles.remove(self.host, link)
 
     def tidy(self) -> None:
         """Remove what a crash has left: drafts, and names without a claim.
@@ -270,21 +272,13 @@ class Journal:
         for folder in (CLAIMS, BY_NAME):
             for name in self.host.list(folder):
                 if name.startswith("."):
-                    self._remove(f"{folder}/{name}")
+                    runfiles.remove(self.host, f"{folder}/{name}")
         for name in self.host.list(BY_NAME):
             link = f"{BY_NAME}/{name}"
             if name.startswith("=") and self.host.readlink(link) not in links:
-                self._remove(link)
+                runfiles.remove(self.host, link)
         if not links:
-            self._remove(_UNNAMED)
-
-    def _remove(self, path: str) -> None:
-        try:
-            os.unlink(self.host.path(path))
-        except FileNotFoundError:
-            return  # a claim is dropped without the lock
-        except OSError as error:
-            raise runfiles.failed("remove", path, error) from error
+            runfiles.remove(self.host, _UNNAMED)
 
 
 def _locked(handle: int) -> bool:

@@ -15,6 +15,10 @@ from .access import WRITABLE, refused
 from .errors import HostError, JournalError
 from .host import Host
 
+TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _ABOVE = "run"
 _KINDS = {
     stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link", stat.S_IFIFO: "fifo",
@@ -44,6 +48,34 @@ def read(host: Host, path: str) -> bytes | None:
     """The content of a file of ours, or None when it is not there. Raises JournalError."""
     try:
         _check_directories(host, path)
+    except HostError as error:
+        raise JournalError(error.text) from error
+    return _read(host, path)
+
+
+def names(host: Host, path: str) -> tuple[str, ...]:
+    """The names in a directory of ours but for drafts. Raises HostError, JournalError."""
+    _check_directories(host, f"{path}/")
+    return tuple(name for name in host.list(path) if not name.startswith("."))
+
+
+def contents(host: Host, path: str) -> Iterator[tuple[str, bytes]]:
+    """The files in a directory of ours, as far as they can be read.
+
+    Raises HostError, JournalError when the directory itself cannot.
+    """
+    for name in names(host, path):
+        try:
+            content = _read(host, f"{path}/{name}")
+        except JournalError:
+            continue
+        if content is not None:
+            yield name, content
+
+
+def _read(host: Host, path: str) -> bytes | None:
+    """The content of a file in a directory that has been looked at, or None without it."""
+    try:
         found = host.read_file(path)
     except HostError as error:
         raise JournalError(error.text) from error
@@ -52,12 +84,6 @@ def read(host: Host, path: str) -> bytes | None:
     status, content = found
     _refuse(path, status, "file")
     return content
-
-
-def names(host: Host, path: str) -> tuple[str, ...]:
-    """The names in a directory of ours but for drafts. Raises HostError, JournalError."""
-    _check_directories(host, f"{path}/")
-    return tuple(name for name in host.list(path) if not name.startswith("."))
 
 
 def open_file(host: Host, path: str, flags: int) -> int:
@@ -113,6 +139,16 @@ def _open_draft(draft: str, mode: int) -> int:
         # Of a process that was killed and had our number. Whatever it is, it is not opened.
         os.unlink(draft)
         return os.open(draft, flags, mode)
+
+
+def remove(host: Host, path: str) -> None:
+    """Remove a file; somebody else may have done so already. Raises JournalError."""
+    try:
+        os.unlink(host.path(path))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise failed("remove", path, error) from error
 
 
 def write_all(handle: int, text: str) -> None:

@@ -41,8 +41,7 @@ class Rescan(Action):
         device = f"sys/bus/pci/devices/{self.gpu}"
         if host.exists(device):
             host.write(f"{device}/remove", "1")
-        host.write("sys/bus/pci/rescan", "1")
-        if not host.wait(lambda: host.exists(f"{device}/resource"), 5):
+        if not _find(host, device):
             raise StepError(f"{self.gpu} did not come back on the PCI bus after a rescan")
 
     def shell(self) -> str:
@@ -63,8 +62,7 @@ class FindAgain(Action):
         device = f"sys/bus/pci/devices/{self.gpu}"
         if host.exists(device):
             return
-        host.write("sys/bus/pci/rescan", "1")
-        if not host.wait(lambda: host.exists(f"{device}/resource"), 5):
+        if not _find(host, device):
             raise LostError(f"{self.gpu} is no longer on the PCI bus")
 
     def shell(self) -> str:
@@ -72,3 +70,9 @@ class FindAgain(Action):
 
     def past(self) -> str:
         return f"saw to it that {self.gpu} is on the PCI bus"
+
+
+def _find(host: Host, device: str) -> bool:
+    """Let the kernel look for devices that it does not know; whether it has found this one."""
+    host.write("sys/bus/pci/rescan", "1")
+    return host.wait(lambda: host.exists(f"{device}/resource"), 5)

@@ -50,7 +50,7 @@ class StopUnits(Action):
             )
 
     def shell(self) -> str:
-        return f"systemctl stop {' '.join(self.units)}"
+        return f"systemctl stop {_line(self.units)}"
 
     def past(self) -> str:
         return f"stopped {' and '.join(self.units)}"
@@ -84,11 +84,18 @@ class StartUnits(Action):
             )
 
     def shell(self) -> str:
-        names = " ".join(self.units)
+        names = _line(self.units)
         return f"systemctl reset-failed {names}; systemctl start {names}"
 
     def past(self) -> str:
         return f"let systemd start {' and '.join(self.units)}"
+
+
+def _line(words: tuple[str, ...]) -> str:
+    """The words of a command as they are typed in a shell."""
+    from shlex import join  # only when one is shown
+
+    return join(words)
 
 
 def _are(names: list[str]) -> str:
@@ -136,7 +143,7 @@ class StopByCommand(Action):
             )
 
     def shell(self) -> str:
-        return " ".join(self.stop)
+        return _line(self.stop)
 
     def past(self) -> str:
         return f"stopped {self.name}"
@@ -170,7 +177,7 @@ class StartByCommand(Action):
         return host.exit_status(*self.start, timeout_s=_START_S)
 
     def shell(self) -> str:
-        return " ".join(self.start)
+        return _line(self.start)
 
     def past(self) -> str:
         return f"started {self.name} again"
@@ -180,7 +187,7 @@ def runs(host: Host, active: tuple[str, ...]) -> bool:
     """Whether a service runs, by the command that tells. Raises HostError when it cannot."""
     status = host.exit_status(*active, timeout_s=_ANSWER_S)
     if status is None:
-        raise HostError(f"`{' '.join(active)}` did not say within {_ANSWER_S} s what runs")
+        raise HostError(f"`{_line(active)}` did not say within {_ANSWER_S} s what runs")
     return status == 0
 
 

@@ -102,17 +102,23 @@ def _refuse_last_driver(host: Host, gpu: Gpu, leaving: Leaving) -> None:
     dereference (Linux fbcon.c, fbcon_cursor; seen on 6.1 and 7.3).
     """
     going = {name for one in leaving.gpus for name in one.framebuffers}
-    if not gpu.framebuffers or any(fb.name not in going for fb in console.framebuffers(host)):
+    # A GPU that another VM holds may still have its own: that VM's hook runs beside this one.
+    left = [
+        fb
+        for fb in console.framebuffers(host)
+        if fb.name not in going and fb.pci not in leaving.taken
+    ]
+    if left or not gpu.framebuffers:
         return
     # vfio-pci takes vgacon off the boot VGA, and puts the dummy console in its
     # place only if vgacon is bound then (vgaarb.c, vga_remove_vgacon).
     text_goes = any(one.boot_vga and leaving.kernel_removes_from(one) for one in leaving.gpus)
-    left = [
+    drivers = [
         one.driver
         for one in console.vtconsoles(host)
         if one.bound or one.driver != console.VGACON or not text_goes
     ]
-    if left == [console.FBCON]:
+    if drivers == [console.FBCON]:
         raise RefusedError(
             f"{gpu.address} has the host's last framebuffer, and fbcon would be the only console"
             " driver left: the kernel would crash at the next text it draws",
