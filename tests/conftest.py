@@ -8,6 +8,7 @@ from typing import Protocol
 
 import pytest
 
+from tests import recordings
 from tests.building import Machine, render
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import domain_xml
@@ -44,10 +45,7 @@ def machine(tmp_path: Path) -> Iterator[MachineFactory]:
     def make(which: str | Machine, *, crash_before: int = 0, refuse: int = 0) -> FakeHost:
         nonlocal made
         made += 1
-        if isinstance(which, str):
-            text = (HERE / "machines" / f"{which}.tree").read_text(encoding="utf-8")
-        else:
-            text = render(which)
+        text = recordings.text(which) if isinstance(which, str) else render(which)
         root = tmp_path / f"machine{made}"
         root.mkdir()
         unpack(text, str(root))

@@ -21,12 +21,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import recordings
 from tests.fakehost import FakeHost, FakeLibvirt, close_device, open_device, snapshot
 from tests.gate import ROOT, write_gate
 from tests.libvirt_xml import domain_xml
 from vfio_console_hook import cli, console, gpu
 from vfio_console_hook.log import RECORDED_LOG
-from vfio_console_hook.recorded import unpack
 
 VM = "win11"
 WIDTH = 80
@@ -70,8 +70,7 @@ class Stage:
 def set_up(folder: Path, name: str) -> Stage:
     """A fresh copy of a recorded machine below folder, with the hook on it."""
     machine = folder / name
-    machine.mkdir()
-    unpack((ROOT / "tests/machines" / f"{name}.tree").read_text(encoding="utf-8"), str(machine))
+    recordings.lay_out(name, machine)
     host = FakeHost(str(machine))
     host.load_module("vfio-pci")
     program = folder / f"{name}.py"

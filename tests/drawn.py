@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests import recordings
 from tests.building import M
 from vfio_console_hook import gpu
 from vfio_console_hook.gpu import Gpu
 from vfio_console_hook.memory import Bar, Claim, Range
 from vfio_console_hook.recorded import unpack
 
-FOLDER = Path(__file__).parent / "machines"
 # Of one nobody can tell what lies in its BARs.
-MACHINES = sorted({path.stem for path in FOLDER.glob("*.tree")} - {"iomem-without-root"})
+MACHINES = sorted({*recordings.names()} - {"iomem-without-root"})
 
 BASE = 0xC0000000
 
@@ -23,7 +22,7 @@ BASE = 0xC0000000
 def gpus(name: str) -> tuple[Gpu, ...]:
     """All GPUs of one of MACHINES."""
     with TemporaryDirectory() as folder:
-        host = unpack((FOLDER / f"{name}.tree").read_text(encoding="utf-8"), folder)
+        host = unpack(recordings.text(name), folder)
         return gpu.find(host, gpu.displays(host))
 
 

@@ -1,7 +1,7 @@
 """The real hooks/qemu with other paths in its head, for tests, the demo and the bench.
 
 The gate runs as root, so no environment variable moves its paths; who needs
-others makes a copy with this.
+others makes a copy with this, and perhaps a program for it to start.
 """
 
 from __future__ import annotations
@@ -14,6 +14,21 @@ SOURCE = ROOT / "hooks/qemu"
 PYTHON = "/usr/bin/python3"
 PROGRAM = "/usr/lib/vfio-console-hook/hook"
 RUN_DIR = "/run/vfio-console-hook"
+
+ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+"""What a hook finds in its environment, as libvirtd hands it on."""
+
+# As hooks/launch.py, and as small: a script is compiled in every run.
+_PROGRAM = """\
+import gc, os, sys
+gc.disable()
+sys.dont_write_bytecode = True
+sys.path.insert(0, {root!r})
+from {module} import {function}
+status = {function}({machine!r}, sys.argv[1:])
+sys.stderr.flush()
+os._exit(status)
+"""
 
 
 def write_gate(
@@ -36,4 +51,16 @@ def write_gate(
         text = text.replace(line, f"\n{name}='{quoted}'\n")
     target.write_text(text, encoding="utf-8")
     target.chmod(0o755)
+    return target
+
+
+def write_program(target: Path, handler: str, machine: str) -> Path:
+    """Writes a program for a gate to target, which handles events of another machine.
+
+    handler is the dotted name of a function that takes the machine's directory and the
+    words of the event, and gives back the exit status. Returns target.
+    """
+    module, _, function = handler.rpartition(".")
+    values = {"root": str(ROOT), "module": module, "function": function, "machine": machine}
+    target.write_text(_PROGRAM.format(**values), encoding="utf-8")
     return target

@@ -10,8 +10,8 @@ bridges and other BARs, is made up to give a whole machine, and is said so on to
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
+from tests import natives
 from tests.building import (
     DUMMY_AND_FBCON,
     IO,
@@ -28,15 +28,14 @@ from tests.building import (
     Pci,
     render,
 )  # fmt: skip
+from tests.recordings import FOLDER
 
-FOLDER = Path(__file__).parent / "machines"
 VGA, DISPLAY, CONTROLLER_3D, AUDIO = 0x0300, 0x0380, 0x0302, 0x0403
 AMD, NVIDIA, INTEL, QEMU = 0x1002, 0x10DE, 0x8086, 0x1234
 OWN_BUILD = "an own build with SYSFB_SIMPLEFB, bochs not loaded"
 
 # -- what the lab's machines are made of
 
-_BOCHS = "driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2 connectors=Virtual-1"
 _PICTURE = 1280 * 800 * 4
 LAB = "Stand-in for the lab's own recording: QEMU q35, {what}."
 BLACKLISTED = ("f fake/blacklist = bochs",)
@@ -56,7 +55,7 @@ def lab_gpu(
         address, pci_class, (QEMU, 0x1111),
         bars=((0, base, 16 * M, PREF), (2, 0xFEA00000 + bus * M, 4 * K, MEM)),
         bridge=f"0000:00:{bus:02x}.0", group=bus, boot_vga=vga if vga else None, shadow=vga,
-        native=_BOCHS, bound=bound,
+        native=natives.BOCHS, bound=bound,
     )  # fmt: skip
 
 
@@ -118,7 +117,7 @@ def _vesafb() -> Machine:
     gpu = Pci(
         "0000:00:05.0", VGA, (QEMU, 0x1111),
         bars=((0, 0xFD000000, 16 * M, PREF), (2, 0xFEBF0000, 4 * K, MEM)),
-        group=5, boot_vga=True, shadow=True, native=_BOCHS,
+        group=5, boot_vga=True, shadow=True, native=natives.BOCHS,
     )  # fmt: skip
     firmware = Firmware("vesa-framebuffer.0", "vesafb", 0xFD000000, 16 * M, 16 * M, (1024, 768))
     return Machine(
@@ -136,16 +135,19 @@ def _two_in_one() -> Machine:
     )  # fmt: skip
 
 
-def _lit_second() -> Machine:
+def lit_second(kernel: str) -> Machine:
+    """The host's GPU on its native driver, and one that the firmware lit and no driver knows."""
     host = lab_gpu(bound=True)
     leaving = replace(lab_gpu("0000:02:00.0", DISPLAY, 0xD0000000), native="")
     return Machine(
-        "two-gpus-lit-second-6.12",
+        f"two-gpus-lit-second-{kernel}",
         (
-            LAB.format(what="boot_vga on the first GPU, the firmware lit the second, Linux 6.12"),
+            LAB.format(
+                what=f"boot_vga on the first GPU, the firmware lit the second, Linux {kernel}"
+            ),
             "The console moved to the first when bochs-drm bound it (fb_is_primary_device).",
         ),
-        "6.12", (host, leaving), (firmware_on(leaving, "efifb", "6.12"),), console_fb=1,
+        kernel, (host, leaving), (firmware_on(leaving, "efifb", kernel),), console_fb=1,
     )  # fmt: skip
 
 
@@ -161,13 +163,11 @@ _LAB_MACHINES = (
     text_mode("5.10"),
     native("6.1"),
     two_native("6.12"),
-    _lit_second(),
+    lit_second("6.12"),
     _two_in_one(),
 )
 
 # -- what people posted
-
-_SOUND = "driver=snd_hda_intel"
 
 
 def _intel_igpu(ids: tuple[int, int], *, group: int, bound: bool = True) -> Pci:
@@ -175,7 +175,7 @@ def _intel_igpu(ids: tuple[int, int], *, group: int, bound: bool = True) -> Pci:
         "0000:00:02.0", VGA, ids,
         bars=((0, 0xDD000000, 16 * M, MEM64), (2, 0xB0000000, 256 * M, MEM64), (4, 0xF000, 64, IO)),
         group=group, boot_vga=True, shadow=True,
-        native="driver=i915 fb=i915drmfb render=yes", bound=bound,
+        native=natives.I915, bound=bound,
     )  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def _strix_halo() -> Machine:
         "0000:c3:00.0", DISPLAY, (AMD, 0x1586),
         bars=((0, 0x2800000000, 32 * G, MEM64), (5, 0xB4400000, 512 * K, MEM)),
         bridge="0000:00:08.1", group=21,
-        native="driver=amdgpu fb=amdgpudrmfb render=yes",
+        native=natives.AMDGPU,
     )  # fmt: skip
     size = 0x1FA4000
     firmware = Firmware(
@@ -231,7 +231,7 @@ def _nvidia_efifb_bar3() -> Machine:
     )  # fmt: skip
     sound = Pci(
         "0000:42:00.1", AUDIO, (NVIDIA, 0x10EF), bars=((0, 0x93080000, 16 * K, MEM),),
-        bridge="0000:00:03.1", group=42, native=_SOUND, bound=True,
+        bridge="0000:00:03.1", group=42, native=natives.SOUND, bound=True,
     )  # fmt: skip
     size = 5120 * K
     return Machine(
@@ -252,11 +252,11 @@ def _amd_single() -> Machine:
         "0000:09:00.0", VGA, (AMD, 0x67DF),
         bars=((0, 0xD0000000, 256 * M, MEM64), (2, 0xE0000000, 2 * M, MEM64), (4, 0xE000, 256, IO)),
         bridge="0000:00:03.1", group=23, boot_vga=True, shadow=True,
-        native="driver=amdgpu fb=amdgpudrmfb render=yes", bound=True,
+        native=natives.AMDGPU, bound=True,
     )  # fmt: skip
     sound = Pci(
         "0000:09:00.1", AUDIO, (AMD, 0xAAF0), bars=((0, 0xFCE60000, 16 * K, MEM64),),
-        bridge="0000:00:03.1", group=23, native=_SOUND, bound=True,
+        bridge="0000:00:03.1", group=23, native=natives.SOUND, bound=True,
     )  # fmt: skip
     return Machine(
         "amd-single",
@@ -340,7 +340,7 @@ def _nvidia_bootfb() -> Machine:
 
 
 def _two_amd() -> Machine:
-    words = "driver=amdgpu fb=amdgpudrmfb render=yes"
+    words = natives.AMDGPU
     card = Pci(
         "0000:03:00.0", VGA, (AMD, 0x744C),
         bars=((0, 0x7800000000, 32 * G, MEM64), (2, 0x8000000000, 256 * M, MEM64),
@@ -369,7 +369,7 @@ def _bmc_and_t400() -> Machine:
         "0000:03:00.0", VGA, (0x1A03, 0x2000),
         bars=((0, 0x90000000, 64 * M, MEM), (1, 0x94000000, 256 * K, MEM), (2, 0x2000, 128, IO)),
         bridge="0000:00:1c.5", group=30, boot_vga=True, shadow=True,
-        native="driver=ast fb=astdrmfb", bound=True,
+        native=natives.AST, bound=True,
     )  # fmt: skip
     first = Pci(
         "0000:17:00.0", VGA, (NVIDIA, 0x1FF2),
@@ -409,8 +409,7 @@ def _nvidia(address: str, *, boot_vga: bool) -> Pci:
               (1, 0x6000000000 + (bus << 32), 256 * M, MEM64),
               (3, 0x6010000000 + (bus << 32), 32 * M, MEM64), (5, 0xE000 + (bus << 8), 128, IO)),
         bridge=f"0000:00:{bus:02x}.0", group=bus, boot_vga=boot_vga, shadow=boot_vga,
-        native="driver=nvidia fb=nvidia-drmdrmfb bars=0 render=yes"
-        f" connectors=HDMI-A-{bus},DP-{bus}",
+        native=f"{natives.NVIDIA} connectors=HDMI-A-{bus},DP-{bus}",
         bound=True,
     )  # fmt: skip
 
@@ -419,7 +418,7 @@ def _nvidia_single() -> Machine:
     bridge = "0000:00:01.0"
     others = (
         Pci("0000:01:00.1", AUDIO, (NVIDIA, 0x228E), ((0, 0xF8080000, 16 * K, MEM),), bridge,
-            native=_SOUND, bound=True),
+            native=natives.SOUND, bound=True),
         Pci("0000:01:00.3", 0x0C80, (NVIDIA, 0x228F), ((0, 0xF8084000, 4 * K, MEM),), bridge,
             native="driver=nvidia-gpu module=i2c_nvidia_gpu", bound=True),
     )  # fmt: skip
@@ -457,10 +456,10 @@ def _apu(address: str, bridge: str, *, boot_vga: bool) -> tuple[Pci, ...]:
             bars=((0, 0x8020000000, 256 * M, MEM64), (2, 0x8030000000, 2 * M, MEM64),
                   (4, 0xE000, 256, IO), (5, 0xFC500000, 512 * K, MEM)),
             bridge=bridge, group=29, boot_vga=boot_vga, shadow=boot_vga,
-            native="driver=amdgpu fb=amdgpudrmfb render=yes", bound=True,
+            native=natives.AMDGPU, bound=True,
         ),
         Pci(f"{address[:-1]}1", AUDIO, (AMD, 0x1640), ((0, 0xFC588000, 16 * K, MEM),), bridge,
-            group=30, native=_SOUND, bound=True),
+            group=30, native=natives.SOUND, bound=True),
         Pci(f"{address[:-1]}2", 0x1080, (0x1022, 0x1649), ((2, 0xFC400000, 1 * M, MEM),), bridge,
             group=31),
     )  # fmt: skip
@@ -497,7 +496,7 @@ def _radeon(kernel: str) -> Machine:
         bars=((0, 0xE0000000, 256 * M, MEM64), (2, 0xF7E20000, 128 * K, MEM64),
               (4, 0xE000, 256, IO)),
         bridge="0000:00:01.0", group=1, boot_vga=True, shadow=True,
-        native="driver=radeon fb=radeondrmfb render=yes", bound=True,
+        native=natives.RADEON, bound=True,
     )  # fmt: skip
     return Machine(
         f"radeon-{kernel}",
@@ -578,7 +577,7 @@ def _held_by_plymouth() -> Machine:
     gpu = Pci(
         "0000:00:02.0", VGA, (QEMU, 0x1111),
         bars=((0, 0xC0000000, 16 * M, PREF), (2, 0xFEBF0000, 4 * K, MEM)),
-        group=2, boot_vga=True, shadow=True, native=_BOCHS,
+        group=2, boot_vga=True, shadow=True, native=natives.BOCHS,
     )  # fmt: skip
     held = (
         "f proc/412/comm = plymouthd",

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MachineFactory
-from tests.fakehost import FakeHost, snapshot
+from tests.fakehost import FakeHost, configure, snapshot
+from tests.gate import ROOT
 from tests.libvirt_xml import EVENTS, UUID, domain_xml
 from vfio_console_hook import access, cli, hook, runfiles
 from vfio_console_hook.errors import JournalError
+from vfio_console_hook.history import STATUS
 from vfio_console_hook.host import Host
 from vfio_console_hook.journal import CLAIMS, RUN, Journal
 from vfio_console_hook.log import RECORDED_LOG
@@ -23,7 +27,6 @@ from vfio_console_hook.recorded import RecordedHost
 
 GPU, SOUND = "0000:01:00.0", "0000:01:00.1"
 CLAIM = f"{CLAIMS}/{UUID}"
-STATUS = f"{RUN}.status"
 Capture = pytest.CaptureFixture[str]
 
 
@@ -173,9 +176,7 @@ def test_the_program_of_a_command_that_others_can_write_is_told_with_its_line(
     os.chmod(host.path("opt/tool"), 0o777)
     words = ", ".join(f"{key}: /opt/tool x" for key in ("active", "stop", "start"))
     content = f"# \nservices:\n  - {{name: tool, {words}}}\n"
-    host.tree.put("etc/vfio-console-hook/default.yaml", content)
-    for path in ("etc", "etc/vfio-console-hook", "etc/vfio-console-hook/default.yaml"):
-        os.chmod(host.path(path), 0o755)
+    configure(host, content)
 
     assert left_alone(host, capfd) == (
         "vfio-console-hook: /etc/vfio-console-hook/default.yaml:2:1: /opt/tool of tool is not run"
@@ -281,12 +282,13 @@ def test_the_name_of_another_vm_cannot_steer_the_terminal(
 # -- programs
 
 
-def test_a_program_is_run_in_an_environment_that_nobody_chose(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("MODPROBE_OPTIONS", "-n")
-    monkeypatch.setenv("PATH", "/nowhere")
+def test_a_program_is_run_in_an_environment_that_nobody_chose() -> None:
+    program = "from vfio_console_hook.host import Host; print(Host().run('/usr/bin/env'))"
 
-    shown = Host().run("/usr/bin/env").splitlines()
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "MODPROBE_OPTIONS": "-n", "PATH": "/nowhere"},
+    )  # fmt: skip
 
-    assert sorted(shown) == ["LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.split()) == ["LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]

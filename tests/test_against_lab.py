@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.gate import ROOT
 from tests.lab import predicted
 from tests.lab.scenarios import SCENARIOS, Scenario, named
-
-MACHINES = ROOT / "tests/machines"
+from tests.recordings import FOLDER
 
 # Of these there is a record after every phase, of the others at least while the VM runs and
 # after it.
@@ -27,7 +25,7 @@ REFUSED = tuple(one for one in SCENARIOS if predicted.refuses(one))
 
 
 def path(scenario: Scenario, phase: str = "") -> Path:
-    return MACHINES / f"lab-{scenario.name}{f'-{phase}' if phase else ''}.tree"
+    return FOLDER / f"lab-{scenario.name}{f'-{phase}' if phase else ''}.tree"
 
 
 def text(scenario: Scenario, phase: str = "") -> str:

@@ -28,7 +28,8 @@ from tests.fakehost import (
     open_device,
     snapshot,
 )  # fmt: skip
-from tests.hosts import DISPLAY, FOLDER, MACHINES, VGA, lab, lab_gpu, native, text_mode, two_native
+from tests.hosts import DISPLAY, MACHINES, VGA, lab, lab_gpu, native, text_mode, two_native
+from tests.recordings import FOLDER
 from vfio_console_hook.errors import HostError
 from vfio_console_hook.host import CONSOLES
 from vfio_console_hook.recorded import entries

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import recordings
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, close_device, open_device
 from tests.libvirt_xml import UUID, domain_xml
@@ -18,11 +19,7 @@ from vfio_console_hook import gpu, hook
 from vfio_console_hook.log import RECORDED_JOURNAL, RECORDED_LOG, Log, datagram, to_journal
 
 GPU = "0000:01:00.0"
-MACHINES = sorted(
-    path.stem
-    for path in (Path(__file__).parent / "machines").glob("*.tree")
-    if not path.stem.endswith(("-during", "-after"))
-)
+MACHINES = [one for one in recordings.names() if not one.endswith(("-during", "-after"))]
 
 
 def entry(raw: bytes) -> list[tuple[str, str]]:

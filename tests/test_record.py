@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests import installed, somebody
+from tests import installed, recordings, somebody
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, hold
 from tests.gate import ROOT
@@ -19,7 +19,7 @@ from vfio_console_hook.gpu import displays
 from vfio_console_hook.recorded import answer_path, unpack
 from vfio_console_hook.recording import recorder
 
-MACHINES = sorted(path.stem for path in (ROOT / "tests/machines").glob("*.tree"))
+MACHINES = recordings.names()
 UUID = "00000000-0000-4000-8000-0000000000aa"
 GPU = somebody.GPU
 Capture = pytest.CaptureFixture[str]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MachineFactory
-from tests.gate import ROOT
+from tests.recordings import FOLDER
 from vfio_console_hook import cli, plan, plan_text
 from vfio_console_hook.config import Config
 from vfio_console_hook.domain import Domain, Hostdev
@@ -30,7 +30,7 @@ from vfio_console_hook.recorded import (
 from vfio_console_hook.recording.recorder import record
 from vfio_console_hook.terminal import Terminal
 
-TREES = sorted((ROOT / "tests/machines").glob("*.tree"))
+TREES = sorted(FOLDER.glob("*.tree"))
 
 
 def laid_out(text: str, directory: Path) -> RecordedHost:

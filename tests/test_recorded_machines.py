@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Golden
-from tests.gate import ROOT
 from tests.lab.said import COMMANDS, timeless
 from tests.lab.scenarios import SCENARIOS
+from tests.recordings import FOLDER
 from vfio_console_hook import cli
 
-TREES = sorted((ROOT / "tests/machines").glob("recorded-*.tree"))
+TREES = sorted(FOLDER.glob("recorded-*.tree"))
 
 SECRETS = {
     "a MAC address": r"(?i)\b(?!52:54:00:00:00:)(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b",

@@ -72,8 +72,8 @@ def measurements(rounds: int, quick: bool) -> Iterator[Measurement]:
     for filling in (axes.DISKS, axes.METADATA):
         yield _alone(partial(axes.xml, rounds=few, sizes_kib=sizes.xml_kib, filling=filling))
     yield _alone(partial(axes.hostdevs, rounds=few, counts=sizes.hostdevs))
-    yield _alone(partial(axes.iomem, rounds=few, counts=sizes.iomem_lines))
-    yield _alone(partial(axes.claims, rounds=few, counts=sizes.claims))
+    for crowding, counts in ((axes.IOMEM, sizes.iomem_lines), (axes.CLAIMS, sizes.claims)):
+        yield _alone(partial(axes.crowded, rounds=few, counts=counts, crowding=crowding))
     yield partial(holders.rows, rounds=few, counts=sizes.processes)
 
 

@@ -47,7 +47,7 @@ def picture(growths: Sequence[Growth]) -> str:
         f'<title id="title">{_TITLE}</title>',
         f'<desc id="desc">{escape(" ".join(_described(one) for one in growths))}</desc>',
         f'<rect x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="6"'
-        f' fill="{_PAPER}" stroke="#8c959f"/>',
+        f' fill="{_PAPER}" stroke="{_GUIDE}"/>',
         *_heading(),
         *panels,
         "</svg>\n",

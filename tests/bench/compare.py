@@ -58,23 +58,33 @@ def rows_of(what: str, ours: Cost, theirs: Cost) -> tuple[Row, ...]:
 def gate_rows(directory: Path, rounds: int) -> tuple[Row, ...]:
     """The five events of a VM without PCI host device, through the gate and through `exit 0`.
 
-    directory takes the two scripts. The gate looks for claims in a directory of
-    there, which is empty as it is on a host whose VMs hold nothing.
+    directory takes the two scripts.
     """
-    nothing = directory / "nothing"
-    nothing.write_text("#!/bin/sh\nexit 0\n", encoding="utf-8")
-    nothing.chmod(0o755)
-    by_name = directory / "run/by-name"
-    by_name.mkdir(parents=True)
-    gate = write_gate(directory / "qemu", run_dir=str(by_name.parent))
+    scripts = write_scripts(directory)
     rows: tuple[Row, ...] = ()
     for what, xml in (
         ("five events without a host device", plain_domain()),
         ("five events with a USB host device", usb_domain()),
     ):
-        sides = [
-            [Run((str(script), NAME, *event, "-"), xml) for event in EVENTS]
-            for script in (gate, nothing)
-        ]
+        sides = [five_events(script, xml) for script in scripts]
         rows += rows_of(what, *interleaved(sides, rounds))
     return rows
+
+
+def write_scripts(directory: Path) -> tuple[Path, Path]:
+    """The gate and a hook that is empty, both written into directory.
+
+    The gate looks for claims in a directory of there, which is empty as it is on a host
+    whose VMs hold nothing.
+    """
+    by_name = directory / "run/by-name"
+    by_name.mkdir(parents=True)
+    nothing = directory / "nothing"
+    nothing.write_text("#!/bin/sh\nexit 0\n", encoding="utf-8")
+    nothing.chmod(0o755)
+    return write_gate(directory / "qemu", run_dir=str(by_name.parent)), nothing
+
+
+def five_events(script: Path, xml: bytes) -> list[Run]:
+    """The life of a VM, as far as libvirt calls a hook in it."""
+    return [Run((str(script), NAME, *event, "-"), xml) for event in EVENTS]

@@ -69,6 +69,20 @@ def main(root: str, argv: list[str]) -> int:
     return status
 
 
+def prepare(root: str, argv: list[str]) -> int:
+    """Run prepare on the machine below root; the exit status.
+
+    Afterwards its record is gone. Those of other VMs are not even looked at, as there may
+    be many.
+    """
+    host = Pretending(root, argv[1])
+    status = hook.main(argv, host=host)
+    name = host.path(f"{journal.BY_NAME}/={argv[0]}")
+    os.unlink(os.path.join(os.path.dirname(name), os.readlink(name)))
+    os.unlink(name)
+    return status
+
+
 def _record(host: Host) -> dict[str, bytes | str]:
     """The files and links that are claims, with what is in them."""
     found: dict[str, bytes | str] = {}

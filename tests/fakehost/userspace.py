@@ -1,11 +1,23 @@
-"""What other programs do to the machine: libvirtd, QEMU, and whoever holds a node open."""
+"""What others do to the machine: root, libvirtd, QEMU, and whoever holds a node open."""
 
 from __future__ import annotations
 
+import os
+
+from vfio_console_hook.config import DIRECTORY
 from vfio_console_hook.host import Host
 
 from . import pci, processes
 from .host import FakeHost
+
+
+def configure(host: FakeHost, settings: str, file: str = "default.yaml") -> None:
+    """Root writes a file of the configuration, in which nobody else can write."""
+    path = f"{DIRECTORY}/{file}"
+    host.tree.put(path, settings)
+    os.chmod(host.path(path), 0o644)
+    while path := os.path.dirname(path):
+        os.chmod(host.path(path), 0o755)
 
 
 def open_device(host: FakeHost, address: str, *, pid: int = 4242) -> list[int]:

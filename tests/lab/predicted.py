@@ -34,6 +34,7 @@ from vfio_console_hook.recorded import unpack
 from vfio_console_hook.recording.recorder import SEEN, record
 
 from ..fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, systemd
+from ..natives import BOCHS, SOUND
 from .scenarios import Scenario, leaving
 from .vm import UUID, VM
 
@@ -43,9 +44,7 @@ KINDS = (
     "terminated", "two-vms", "untouched",
 )  # fmt: skip
 
-# No recording tells which driver would match a device that has none, nor what a unit is.
-_NATIVE = "driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2 connectors=Virtual-1"
-_SOUND = "driver=snd_hda_intel"
+# No recording tells what a unit is.
 _UNIT = "lab-service"
 _LONGEST_DIFFERENCE = 12
 
@@ -188,9 +187,9 @@ def _machine(scenario: Scenario, before: str, directory: Path, *, ending: bool =
     unpack(before.partition(SEEN)[0], str(directory))
     host = FakeHost(str(directory))
     for address in _of_class(host, "0x03"):
-        host.tree.put(f"fake/native/{address}", _NATIVE)
+        host.tree.put(f"fake/native/{address}", BOCHS)
     for address in _of_class(host, "0x0403"):
-        host.tree.put(f"fake/native/{address}", _SOUND)
+        host.tree.put(f"fake/native/{address}", SOUND)
     if _UNIT in scenario.config:
         systemd.install(host.tree)
         systemd.put(host.tree, f"{_UNIT}.service", systemd.Unit(active="active"))

@@ -1,6 +1,7 @@
 """VMs on a machine, and all that may happen to them, in any order that libvirt allows.
 
-machines.py says what machines there are, world.py what happens on one of them and how the
-program is called, watch.py what must hold meanwhile, story.py lets Hypothesis tell stories
-of it. tests/trust/orders.py counts what came of them.
+machines.py says what machines there are, state.py how one of them is at a moment, watched.py
+how the program is called there, and promises.py what must hold after each call, told without
+the program's help by watch.py. world.py says what libvirt and people do, story.py lets
+Hypothesis tell stories of it. tests/trust/orders.py counts what came of them.
 """

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 from hypothesis import strategies as st
 
+from tests import natives, recordings
 from tests.building import (
     DUMMY_AND_FBCON,
     MEM,
@@ -22,34 +22,26 @@ from tests.building import (
     Pci,
     render,
 )  # fmt: skip
-from tests.hosts import AUDIO, DISPLAY, VGA
-from tests.lab.predicted import PHASES
-from vfio_console_hook.recording.recorder import SEEN
+from tests.hosts import AMD, AUDIO, DISPLAY, INTEL, NVIDIA, QEMU, VGA, firmware_on
 
-FOLDER = Path(__file__).parents[1] / "machines"
-# Those that are records of a VM that runs, or of what is left of one, are no beginnings;
-# and where /proc/iomem shows nothing, every prepare is refused.
-_NO_BEGINNING = (*(f"-{phase}" for phase in PHASES), "-running", "iomem-without-root")
 _CLASS = re.compile(r"^f (?:.*/)?([0-9a-f:]+\.[0-7])/class = (0x\w+)$", re.MULTILINE)
 _VENDOR = re.compile(r"^f (?:.*/)?([0-9a-f:]+\.[0-7])/vendor = (0x\w+)$", re.MULTILINE)
 
-# What tests/fakehost/pci.py is told of each driver, behind its name.
 _DRIVERS = {
-    "bochs-drm": "module=bochs fb=bochs-drmdrmfb bars=0,2 connectors=Virtual-1",
-    "amdgpu": "fb=amdgpudrmfb render=yes",
-    "i915": "fb=i915drmfb render=yes",
-    "nouveau": "fb=nouveaudrmfb render=yes",
-    "ast": "fb=astdrmfb",
-    "radeon": "fb=radeondrmfb render=yes",
-    "nvidia": "fb=nvidia-drmdrmfb bars=0 render=yes",
+    "bochs-drm": natives.BOCHS,
+    "amdgpu": natives.AMDGPU,
+    "i915": natives.I915,
+    "nouveau": "driver=nouveau fb=nouveaudrmfb render=yes",
+    "ast": natives.AST,
+    "radeon": natives.RADEON,
+    "nvidia": natives.NVIDIA,
 }
-_BOCHS = f"driver=bochs-drm {_DRIVERS['bochs-drm']}"
 _LAB = {
-    ("0x0300", "0x1234"): _BOCHS,
-    ("0x0380", "0x1234"): _BOCHS,
-    ("0x0403", "0x8086"): "driver=snd_hda_intel",
+    ("0x0300", "0x1234"): natives.BOCHS,
+    ("0x0380", "0x1234"): natives.BOCHS,
+    ("0x0403", "0x8086"): natives.SOUND,
 }
-_VENDORS = {"amdgpu": 0x1002, "radeon": 0x1002, "i915": 0x8086, "nouveau": 0x10DE, "nvidia": 0x10DE}
+_VENDORS = {"amdgpu": AMD, "radeon": AMD, "i915": INTEL, "nouveau": NVIDIA, "nvidia": NVIDIA}
 _FIRMWARE = {
     "5.10": ("efifb", "vesafb"),
     "6.1": ("efifb", "vesafb", "simpledrm"),
@@ -114,7 +106,7 @@ class Setting:
 @cache
 def _recorded(name: str) -> str:
     """A recording, without what was so only at that moment."""
-    text = (FOLDER / f"{name}.tree").read_text(encoding="utf-8").partition(SEEN)[0]
+    text = recordings.machine_text(name)
     if not name.startswith(("lab-", "recorded-")):
         return text
     # What the lab's devices are, which no record tells where no driver has them.
@@ -143,9 +135,12 @@ def _gpus(text: str) -> tuple[str, ...]:
 
 def recorded() -> tuple[str, ...]:
     """The names of the recorded machines that can begin a story."""
-    names = sorted(path.stem for path in FOLDER.glob("*.tree"))
-    begin = (name for name in names if not name.endswith(_NO_BEGINNING))
-    return tuple(name for name in begin if _gpus(_recorded(name)))
+    return tuple(
+        name
+        for name in recordings.beginnings()
+        # Where /proc/iomem shows nothing, every prepare is refused.
+        if name != "iomem-without-root" and _gpus(_recorded(name))
+    )
 
 
 # -- drawn
@@ -206,7 +201,7 @@ def built(sketch: Sketch) -> Machine:
     gpus = [one for one in functions if one.pci_class != AUDIO and not one.physfn]
     firmware: tuple[Firmware, ...] = ()
     if sketch.lit >= 0:
-        firmware = (_lit(gpus[sketch.lit], sketch.firmware, sketch.kernel),)
+        firmware = (firmware_on(gpus[sketch.lit], sketch.firmware, sketch.kernel),)
     drawing = [one for one in gpus if one.bound and one.words.get("fb")]
     modules, symbols = _modules(sketch)
     blacklist = sorted({one.words.get("module", one.words["driver"]) for one in gpus if one.native})
@@ -231,34 +226,24 @@ def _built_in(card: Card, number: int, *, boot_vga: bool) -> list[Pci]:
     slot = f"0000:{bus:02x}:00" if card.bridged else f"0000:00:{0x10 + number:02x}"
     bridge = f"0000:00:{bus:02x}.0" if card.bridged else ""
     gpu = Pci(
-        f"{slot}.0", VGA if card.vga else DISPLAY, (_VENDORS.get(card.driver, 0x1234), 0x1111),
+        f"{slot}.0", VGA if card.vga else DISPLAY, (_VENDORS.get(card.driver, QEMU), 0x1111),
         bars=((0, 0xC0000000 + number * 0x8000000, 16 * M, PREF),
               (2, 0xFEA00000 + number * M, 4 * K, MEM)),
         bridge=bridge, group=bus, boot_vga=boot_vga if card.vga else None, shadow=boot_vga,
-        native=f"driver={card.driver} {_DRIVERS[card.driver]}" if card.driver else "",
+        native=_DRIVERS.get(card.driver, ""),
         bound=card.state == "bound", vfio=card.state == "vfio",
     )  # fmt: skip
     found = [gpu]
     if card.sound:
         bars = ((0, 0xFE400000 + number * M, 16 * K, MEM),)
-        found += [Pci(f"{slot}.1", AUDIO, (0x1002, 0xAAF0), bars, bridge, bus,
+        found += [Pci(f"{slot}.1", AUDIO, (AMD, 0xAAF0), bars, bridge, bus,
                       bound=card.state != "vfio", vfio=card.state == "vfio",
-                      native="driver=snd_hda_intel")]  # fmt: skip
+                      native=natives.SOUND)]  # fmt: skip
     if card.virtual:
         bars = ((0, 0xE8000000 + number * 0x1000000, 16 * M, PREF),)
-        found += [Pci(f"{slot}.2", VGA, (0x8086, 0x46D1), bars, group=0x20 + bus, boot_vga=False,
+        found += [Pci(f"{slot}.2", VGA, (INTEL, 0x46D1), bars, group=0x20 + bus, boot_vga=False,
                       vfio=True, physfn=gpu.address)]  # fmt: skip
     return found
-
-
-def _lit(gpu: Pci, driver: str, kernel: str) -> Firmware:
-    kind = next(one for one in ("efi", "vesa", "simple") if driver.startswith(one))
-    series = tuple(int(word) for word in kernel.split("."))
-    size = 1280 * 800 * 4
-    below = gpu.path if series >= (6, 9) else ""
-    return Firmware(
-        f"{kind}-framebuffer.0", driver, gpu.bars[0][1], size, size, below=below
-    )
 
 
 def _modules(sketch: Sketch) -> tuple[tuple[Module, ...], tuple[str, ...]]:

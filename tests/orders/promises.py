@@ -8,12 +8,8 @@ from vfio_console_hook.step import Step
 
 from . import watch
 from .calls import Called
+from .state import SERVICE, Life, State
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .world import Life, World
-
-SERVICE = "sddm.service"
 _CONSOLE_STEPS = {
     "map-consoles", "show-consoles", "leave-framebuffers", "quiet-text", "free-framebuffers",
 }  # fmt: skip
@@ -23,7 +19,7 @@ class Violation(AssertionError):
     """Something that the program promises did not hold."""
 
 
-def changes(world: World, called: Called, addresses: set[str], steps: tuple[Step, ...]) -> None:
+def changes(state: State, called: Called, addresses: set[str], steps: tuple[Step, ...]) -> None:
     """Every change is about one of the addresses, or listed by one of the steps."""
     listed = " ".join(
         action.shell() for step in steps for action in (step.do, step.undo) if action
@@ -32,8 +28,8 @@ def changes(world: World, called: Called, addresses: set[str], steps: tuple[Step
     for kind, path, text in called.changes:
         what = f"{kind} {path} {text}"
         about = set(watch.ADDRESS.findall(what))
-        about |= {world.firmware.get(one, one) for one in watch.PLATFORM.findall(what)}
-        in_use = {one: world.busy[one] for one in about if one in world.busy}
+        about |= {state.firmware.get(one, one) for one in watch.PLATFORM.findall(what)}
+        in_use = {one: state.busy[one] for one in about if one in state.busy}
         if in_use:
             raise Violation(f"touched what a VM has open: {what} ({in_use})")
         for one in about - addresses:
@@ -60,66 +56,66 @@ def _is_listed(kind: str, what: str, listed: str, kinds: set[str]) -> bool:
 
 
 def portraits(
-    world: World, before: dict[str, watch.Portrait], addresses: set[str], steps: tuple[Step, ...]
+    state: State, before: dict[str, watch.Portrait], addresses: set[str], steps: tuple[Step, ...]
 ) -> None:
     """What is not at these addresses is as it was before, unless a driver was loaded for it."""
-    after = watch.portraits(world.host)
+    after = watch.portraits(state.host)
     loaded = " ".join(
         step.do.shell() for step in steps if step.do and step.do.kind == "bind-native"
     )
     for name, portrait in before.items():
-        owner = world.firmware.get(name, name)
+        owner = state.firmware.get(name, name)
         if owner in addresses or owner in loaded:
             continue
         if after.get(name) != portrait:
             raise Violation(f"{name} stays and was {portrait}, now {after.get(name)}")
 
 
-def record(world: World) -> None:
+def record(state: State) -> None:
     """No GPU is in two open claims, and status tells of each claim."""
-    now = [one for one in world.claims.values() if one.boot == f"boot-{world.boots}"]
+    now = [one for one in state.claims.values() if one.boot == f"boot-{state.boots}"]
     for number, one in enumerate(now):
         for other in now[number + 1 :]:
             both = {s.gpu for s in one.open} & {s.gpu for s in other.open}
             if both:
                 raise Violation(f"two VMs hold {both}")
-    told = holdings.look(FakeHost(str(world.root)))
+    told = holdings.look(FakeHost(str(state.root)))
     shown = {one.uuid for one in told.holdings}
-    if shown != set(world.claims) or told.unreadable or told.unseen:
-        raise Violation(f"status shows {shown} of {set(world.claims)}, {told.unreadable}")
+    if shown != set(state.claims) or told.unreadable or told.unseen:
+        raise Violation(f"status shows {shown} of {set(state.claims)}, {told.unreadable}")
     for holding in told.holdings:
-        if holding.stale == (world.claims[holding.uuid].boot == f"boot-{world.boots}"):
+        if holding.stale == (state.claims[holding.uuid].boot == f"boot-{state.boots}"):
             raise Violation(f"status takes {holding.vm} for one of another boot")
 
 
-def processes(world: World) -> None:
+def processes(state: State) -> None:
     """No QEMU was ended."""
-    killed = (world.host.tree.read("fake/killed") or "").split()
-    for life in world.lives.values():
-        alive = world.host.exists(f"proc/{life.pid}/stat")
-        has = any(name == life.guest.name for name in world.owner.values())
+    killed = (state.host.tree.read("fake/killed") or "").split()
+    for life in state.lives.values():
+        alive = state.host.exists(f"proc/{life.pid}/stat")
+        has = any(name == life.guest.name for name in state.owner.values())
         if str(life.pid) in killed or (life.runs and has and not alive):
             raise Violation(f"the program ended QEMU of {life.guest.name}")
 
 
-def owners(world: World, life: Life) -> None:
+def owners(state: State, life: Life) -> None:
     """After a prepare that was done: no other VM has, through us, one of these GPUs.
 
     What libvirt has given to one without us, it will not give to this one.
     """
     for address in life.guest.devices:
-        owner = world.lives.get(world.owner.get(address, ""), life)
+        owner = state.lives.get(state.owner.get(address, ""), life)
         if owner is not life and owner.prepared and address in owner.guest.devices:
             raise Violation(f"{life.guest.name} was given {address} of {owner.guest.name}")
-        for other in world.lives.values():
+        for other in state.lives.values():
             if other is not life and other.prepared and other.path[:1] == ["detach"] and (
-                address in other.guest.devices and address in world.setting.gpus
-                and not world.is_virtual(address)
+                address in other.guest.devices and address in state.setting.gpus
+                and not state.is_virtual(address)
             ):  # fmt: skip
                 raise Violation(f"{address} was promised to {other.guest.name} and this one")
 
 
-def foretold(world: World, life: Life, made: plan.Plan, called: Called) -> None:
+def foretold(state: State, life: Life, made: plan.Plan, called: Called) -> None:
     """prepare does what plan said."""
     held = called.after.get(life.guest.uuid)
     said = f"plan said {made.verdict} ({made.reason or made.after})"

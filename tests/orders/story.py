@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from . import machines
 from .calls import Death
 from .machines import Setting
-from .world import Guest, World
+from .state import Guest
+from .world import World
 
 NAMES = ("a", "b", "c")
 _HOOKED = ("prepare", "start", "release")

@@ -1,48 +1,23 @@
-"""One machine with its VMs: libvirt, QEMU and people act, the program is called and watched.
+"""What libvirt, QEMU and people do on a machine, and how everything must be in the end.
 
 libvirt's part is as it was seen (virsh on 7.0, 9.0, 11.3 and 12.8): which hook comes
 when, what it does with the devices between them, and what it forgets when it is killed.
-Everything that must hold is looked at after each call of the program; what does not
-raises Violation.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import re
-import shutil
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 
-from tests.fakehost import (
-    FakeHost,
-    FakeLibvirt,
-    KernelFault,
-    LibvirtError,
-    close_device,
-    hold,
-    let_go,
-    open_device,
-    systemd,
-)
-from tests.libvirt_xml import domain_xml
-from vfio_console_hook import config, domain, hook, plan
+from tests.fakehost import KernelFault, LibvirtError, close_device, hold, let_go, open_device
 from vfio_console_hook.errors import HostError
-from vfio_console_hook.log import RECORDED_LOG
-from vfio_console_hook.recorded import unpack
-from vfio_console_hook.step import Step
 
 from . import promises, watch
-from .calls import Called, Death, SeenHost, Work, command, here, in_a_child
-from .machines import Setting
+from .calls import Death
 from .promises import Violation
+from .state import Life
+from .watched import Watched
 
-_CONFIG = "etc/vfio-console-hook"
-# Where everything that a failure may say is in: the sentence, and what may help.
-_SENTENCE = re.compile(r"vfio-console-hook: [^\n]+\n(hint: [^\n]+\n)?")
 _CONSOLE_MAP = "ioctl/con2fbmap"
 _STARTING = ("prepare", "detach", "start", "open", "started")
 _STOPPING = ("close", "stopped", "reattach", "release")
@@ -52,96 +27,11 @@ class _KernelDied(Exception):
     """Of what libvirt did for a VM that was not prepared; the host has been booted again."""
 
 
-@dataclass(frozen=True)
-class Guest:
-    """A VM as it is defined. settings is its file of the configuration."""
+class World(Watched):
+    """A machine on which VMs start and end, and people do what they like.
 
-    name: str
-    uuid: str
-    devices: tuple[str, ...]
-    managed: bool = True
-    settings: str = ""
-
-    def gpus(self, setting: Setting) -> tuple[str, ...]:
-        """Those of its devices that are GPUs of a machine."""
-        return tuple(one for one in self.devices if one in setting.gpus)
-
-
-@dataclass
-class Life:
-    """Where a VM is: what libvirt will do next for it, and what it has."""
-
-    guest: Guest
-    number: int
-    path: list[str] = field(default_factory=list)
-    runs: bool = False
-    plugged: set[str] = field(default_factory=set)
-    prepared: bool = False
-    started: bool = False
-
-    @property
-    def off(self) -> bool:
-        return not self.path and not self.runs
-
-    @property
-    def pid(self) -> int:
-        return 4200 + self.number
-
-
-class World:
-    """A machine in folder, which is the world's own. tally counts what happens."""
-
-    def __init__(
-        self, folder: Path, setting: Setting, guests: Iterable[Guest], tally: Counter[str]
-    ) -> None:
-        self.setting = setting
-        self.folder = folder
-        self.tally = tally
-        self.lives = {one.name: Life(one, n) for n, one in enumerate(guests)}
-        self.boots = 0
-        self.boot(keep_run=False)
-
-    # -- the host
-
-    def boot(self, *, keep_run: bool) -> None:
-        """Power on, or reboot: the machine is as it always is then, all VMs are off."""
-        old = self.folder / f"boot{self.boots}"
-        self.boots += 1
-        self.root = self.folder / f"boot{self.boots}"
-        self.root.mkdir(parents=True)
-        unpack(self.setting.text, str(self.root))
-        if keep_run:
-            shutil.copytree(old / "run", self.root / "run", symlinks=True, dirs_exist_ok=True)
-        self.host = FakeHost(str(self.root))
-        self.host.load_module("vfio-pci")
-        self.host.tree.put("proc/sys/kernel/random/boot_id", f"boot-{self.boots}")
-        systemd.install(self.host.tree)
-        systemd.put(self.host.tree, promises.SERVICE, systemd.Unit(active="active"))
-        self.libvirt = FakeLibvirt(self.host)
-        self.owner: dict[str, str] = {}
-        self.by_hand: set[str] = set()
-        self.holders: dict[int, str] = {}
-        self.lost: set[str] = set()
-        self.stranded: set[str] = set()
-        self.owed: set[str] = set()
-        for life in self.lives.values():
-            self.lives[life.guest.name] = Life(life.guest, life.number)
-            self._configure(life.guest)
-        self.firmware = watch.firmware_owners(self.host)
-        self.fresh = watch.whole(self.host)
-        self.away: set[str] = set()
-        portraits = watch.portraits(self.host)
-        self.shown = {self.firmware.get(x, x) for x, one in portraits.items() if "fb" in one.nodes}
-        self.driven = {x for x, one in portraits.items() if one.driver not in (None, "vfio-pci")}
-
-    def _configure(self, guest: Guest) -> None:
-        for folder in ("etc", _CONFIG, f"{_CONFIG}/vms"):
-            self.host.tree.make_directory(folder)
-            os.chmod(self.host.path(folder), 0o755)
-        path = f"{_CONFIG}/vms/{guest.uuid}.yaml"
-        wait = "" if "holders" in guest.settings else "holders: {wait_s: 0}\n"
-        self.host.tree.put(path, wait + guest.settings)
-        os.chmod(self.host.path(path), 0o644)
+    Raises Violation for what must not be, as watched.py does.
+    """
 
     # -- libvirt
 
@@ -296,10 +186,6 @@ class World:
         self.tally["GPU plugged"] += 1
         return True
 
-    def owned(self, name: str) -> list[str]:
-        """The devices that libvirt has given to a VM."""
-        return sorted(address for address, owner in self.owner.items() if owner == name)
-
     def unplug(self, name: str, address: str) -> None:
         """virsh detach-device on a VM that runs: no hook either."""
         life = self.lives[name]
@@ -353,12 +239,6 @@ class World:
         self.holders[pid] = node
         hold(self.host, node, pid=pid, command=command)
 
-    def nodes(self) -> list[str]:
-        """The nodes that a program could have open."""
-        fbs = [f"dev/{one}" for one in self.host.list("dev") if re.fullmatch(r"fb\d+", one)]
-        cards = [f"dev/dri/{one}" for one in self.host.list("dev/dri")]
-        return fbs + cards + [f"dev/{x}" for x in self.host.list("dev") if x.startswith("nvidia")]
-
     def let_go(self) -> None:
         """All programs end that hold something."""
         for pid in self.holders:
@@ -391,15 +271,6 @@ class World:
                 self.tally["given back by recover"] += 1
                 if not life.off and before[life.guest.uuid].boot == f"boot-{self.boots}":
                     raise Violation(f"recover gave back what {life.guest.name} has")
-
-    @property
-    def claims(self) -> dict[str, watch.Claim]:
-        return watch.claims(self.host)
-
-    @property
-    def busy(self) -> dict[str, str]:
-        """The devices that a VM has open."""
-        return {a: name for a, name in self.owner.items() if self.lives[name].runs}
 
     # -- the end
 
@@ -441,108 +312,7 @@ class World:
         """
         return len(self.away & self.shown) > 1 and consoles.startswith("fb(")
 
-    # -- the program
-
-    def _call(
-        self, life: Life, operation: str, sub: str, *, death: Death | None = None,
-        steps: tuple[Step, ...] = (),
-    ) -> Called:  # fmt: skip
-        """One event of a VM."""
-        self.tally[operation] += 1
-        guest = life.guest
-        devices = tuple(dict.fromkeys([*guest.devices, *sorted(life.plugged)]))
-        if operation in ("stopped", "release"):
-            devices = tuple(one for one in devices if one in life.plugged)
-        xml = domain_xml(
-            *devices, managed=guest.managed, name=guest.name, uuid=guest.uuid, event=operation
-        )
-        argv = [guest.name, operation, sub, "-"]
-        with self._watched({*guest.devices, *life.plugged}, {guest.uuid}, steps, death) as run:
-            called = run(lambda host: hook.main(argv, xml, host))
-        if called.out:
-            raise Violation(f"stdout is libvirt's: {called.out!r}")
-        if called.err and not _SENTENCE.fullmatch(called.err):
-            raise Violation(f"not one sentence: {called.err}")
-        if bool(called.err) != bool(called.status) and not (death and death.whole):
-            raise Violation(f"status {called.status} with {called.err!r}")
-        return called
-
-    def _type(self, *argv: str) -> Called:
-        """A command that a person types; what it may touch is what VMs that are off hold."""
-        self.tally[argv[0]] += 1
-        idle = [one for one in self.claims.values() if self._is_idle(one)]
-        if argv[0] != "recover":
-            idle = [one for one in idle if one.by_hand and {*one.gpus} & {*argv}]
-        addresses = {gpu for one in idle for gpu in one.gpus}
-        addresses |= {step.gpu for one in idle for step in one.steps}
-        addresses |= {word for word in argv if watch.ADDRESS.fullmatch(word)}
-        addresses |= {
-            sibling for one in idle for life in self.lives.values() if life.guest.uuid == one.uuid
-            for sibling in life.guest.devices
-        }  # fmt: skip
-        uuids = {one.uuid for one in idle}
-        with self._watched(addresses, uuids, (), None) as run:
-            called = run(lambda host: command(host, *argv))
-        for uuid, claim in called.after.items():
-            if uuid not in called.before:
-                self.lost |= watch.told_losses(claim.steps)
-        if bool(called.err) != bool(called.status) and argv[0] != "recover":
-            raise Violation(f"{argv}: status {called.status} with {called.err!r}")
-        return called
-
-    def _is_idle(self, claim: watch.Claim) -> bool:
-        if claim.by_hand or claim.boot != f"boot-{self.boots}":
-            return True
-        return all(one.off for one in self.lives.values() if one.guest.uuid == claim.uuid)
-
-    @contextlib.contextmanager
-    def _watched(
-        self, addresses: set[str], uuids: set[str], steps: tuple[Step, ...], death: Death | None
-    ) -> Iterator[_Runner]:
-        """Lets the program run once, and looks at what it did to whom."""
-        runner = _Runner(self, death)
-        portraits = watch.portraits(self.host)
-        yield runner
-        called = runner.called
-        assert called is not None
-        if self.host.fault:
-            raise Violation(f"the kernel crashed: {self.host.fault}")
-        steps += tuple(
-            step for seen in (called.before, called.after) for uuid, one in seen.items()
-            if uuid in uuids or uuid not in called.before for step in one.steps
-        )  # fmt: skip
-        promises.changes(self, called, addresses, steps)
-        promises.portraits(self, portraits, addresses, steps)
-        promises.record(self)
-        promises.processes(self)
-        log = self.host.read(RECORDED_LOG) or ""
-        if "internal error" in log or "Traceback" in log:
-            raise Violation(f"a bug was logged: {log}")
-
-    # -- what must hold
-
-    def is_virtual(self, address: str) -> bool:
-        return self.host.exists(f"sys/bus/pci/devices/{address}/physfn")
-
-    def _others_with(self, life: Life) -> list[watch.Claim]:
-        """The claims of others on one of a VM's GPUs, in this boot."""
-        return [
-            one for uuid, one in self.claims.items()
-            if uuid != life.guest.uuid and set(one.gpus) & set(life.guest.devices)
-            and one.boot == f"boot-{self.boots}"
-        ]  # fmt: skip
-
-    def _foretell(self, life: Life) -> plan.Plan:
-        """What `plan` says just before a prepare; it must not touch anything."""
-        guest = life.guest
-        host = FakeHost(str(self.root))
-        xml = domain_xml(*guest.devices, managed=guest.managed, name=guest.name, uuid=guest.uuid)
-        made = plan.make(
-            host, domain.parse(xml), config.load(host, guest.name, guest.uuid)
-        )
-        if host.changes:
-            raise Violation(f"plan changed {host.changes}")
-        return made
+    # -- what libvirt may change
 
     @contextlib.contextmanager
     def _untouched(self, life: Life, *addresses: str) -> Iterator[None]:
@@ -569,38 +339,3 @@ class World:
             self.lost |= {*self.firmware, "vgacon"}
             self.owed -= {*addresses}
             self.tally["GPU taken without us"] += 1
-
-
-class _Runner:
-    """Runs the program once, in this process or in one that is killed."""
-
-    def __init__(self, world: World, death: Death | None) -> None:
-        self._world = world
-        self._death = death
-        self.called: Called | None = None
-
-    def __call__(self, work: Work) -> Called:
-        world = self._world
-        before = world.claims
-        died = self._death is not None and self._death.whole
-        host = SeenHost(
-            str(world.root),
-            crash_before=self._death.before if self._death and not died else 0,
-        )
-        host.running = _virsh(world)
-        if died:
-            assert self._death is not None
-            status, out, err = in_a_child(work, host, self._death.before), "", ""
-        else:
-            status, out, err = here(work, host)
-        if self._death and len(host.changes) + 1 == self._death.before and status:
-            world.tally["hook killed" if died else "worker killed"] += 1
-        self.called = Called(status, out, err, tuple(host.changes), before, world.claims)
-        return self.called
-
-
-def _virsh(world: World) -> str | None:
-    """What `virsh list --uuid` says; it waits while libvirt is at work for any VM."""
-    if any(life.path for life in world.lives.values()):
-        return None
-    return "\n".join(one.guest.uuid for one in world.lives.values() if one.runs)

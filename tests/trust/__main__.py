@@ -18,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.gate import ROOT
 from tests.trust.check import Check, Effort, Outcome
 from tests.trust.checks import CHECKS
 
-ROOT = Path(__file__).resolve().parents[2]
 _SHOWN = 20  # failures of one check
 
 

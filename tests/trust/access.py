@@ -10,8 +10,6 @@ from tests.trust.check import Check, Effort, Outcome
 
 # What is tried at least; fewer means that something was not tried at all.
 _LEAST = {"planted": 80, "configured": 30, "names": 100, "variables": 60}
-
-
 _TRIES: dict[str, Callable[[bool, Path], Iterator[tuple[str, str]]]] = {
     "planted": planted.tried,
     "configured": configured.tried,

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from tests import recordings
 from tests.fakehost import FakeHost
+from tests.gate import ROOT
 from tests.libvirt_xml import UUID, domain_xml
-from tests.trust import hostile
+from tests.trust import hostile, hostile_xml
 from tests.trust.check import Check, Effort, Outcome
 from vfio_console_hook import config, domain, events, journal
 from vfio_console_hook.log import Log
-from vfio_console_hook.recorded import unpack
 
-ROOT = Path(__file__).resolve().parents[2]
 PYTHON = "/usr/bin/python3"
 MACHINE = "efifb-6.12"
 LIMIT_S = 2.0
@@ -108,9 +108,7 @@ class _Range:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.machine = directory / "machine"
-        self.machine.mkdir()
-        tree = (ROOT / f"tests/machines/{MACHINE}.tree").read_text(encoding="utf-8")
-        unpack(tree, str(self.machine))
+        recordings.lay_out(MACHINE, self.machine)
         for pid in (1, 77):
             process = self.machine / f"proc/{pid}"
             process.mkdir(parents=True, exist_ok=True)
@@ -198,8 +196,7 @@ def _expected(name: str) -> tuple[int, ...]:
 
 
 def _xml(place: _Range, quick: bool) -> None:
-    bombs = hostile.xml()
-    bombs.update(hostile.truncated(60 if quick else 1))
+    bombs = {**hostile_xml.bombs(), **hostile_xml.truncated(60 if quick else 1)}
     file = place.directory / "bomb.xml"
     for name, make in bombs.items():
         content = make()
@@ -264,8 +261,7 @@ def _lay_claim(machine: Path, path: str, content: bytes | None) -> None:
 
 def _claim(directory: Path) -> bytes:
     """What prepare leaves on the machine that is used here."""
-    directory.mkdir()
-    unpack((ROOT / f"tests/machines/{MACHINE}.tree").read_text(encoding="utf-8"), str(directory))
+    recordings.lay_out(MACHINE, directory)
     host = FakeHost(str(directory))
     vm = domain.parse(domain_xml(hostile.GPU))
     events.prepare(host, vm, config.Config(), Log(host, "win11", "error"))

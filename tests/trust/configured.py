@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.trust.guests import event, fresh
+from tests.trust.guests import NOBODY, event, fresh
+from vfio_console_hook.config import DIRECTORY, VMS
 
-CONFIG = "etc/vfio-console-hook"
-VMS = f"{CONFIG}/vms"
 PLACE = f"{VMS}/win11.yaml"
-NOBODY = 12345
 OFF = "enabled: false\n"
 _BELONGS, _WRITABLE = "belongs to user", "can be written by others than root"
 
@@ -39,7 +37,7 @@ class Way:
 _LINKS = {
     "absolute": (PLACE, "/srv/win11.yaml", "srv/win11.yaml"),
     "relative": (PLACE, "../../../srv/a/win11.yaml", "srv/a/win11.yaml"),
-    "of stow": (CONFIG, "../opt/dots/our", "opt/dots/our/vms/win11.yaml"),
+    "of stow": (DIRECTORY, "../opt/dots/our", "opt/dots/our/vms/win11.yaml"),
     "of vms": (VMS, "/srv/vms", "srv/vms/win11.yaml"),
 }
 _NIX = "nix/store/abc-etc/etc/vfio-console-hook/vms/win11.yaml"
@@ -49,7 +47,7 @@ def ways() -> Iterator[Way]:
     """All that are tried; who is not root cannot give files away."""
     plain = partial(_file, path=PLACE)
     yield Way("a plain file", plain)
-    yield from _spoilt(plain, (CONFIG, VMS, PLACE), (0o020, 0o002, 0o1002), "")
+    yield from _spoilt(plain, (DIRECTORY, VMS, PLACE), (0o020, 0o002, 0o1002), "")
     for name, (path, text, end) in _LINKS.items():
         made = partial(_linked, path=path, text=text, end=end)
         yield Way(f"a link, {name}", made)
@@ -91,7 +89,7 @@ def _linked(root: Path, path: str, text: str, end: str) -> None:
 
 
 def _nixos(root: Path) -> None:
-    _linked(root, CONFIG, "/etc/static/vfio-console-hook", _NIX)
+    _linked(root, DIRECTORY, "/etc/static/vfio-console-hook", _NIX)
     (root / "etc/static").symlink_to("/nix/store/abc-etc/etc")
     # Its builders may write there, and replace nothing of each other's.
     (root / "nix/store").chmod(0o1775)
@@ -145,19 +143,19 @@ def tried(quick: bool, directory: Path) -> Iterator[tuple[str, str]]:
     for way in ways():
         host = fresh("efifb-6.12", directory)
         root = Path(host.root)
-        shutil.rmtree(root / CONFIG, ignore_errors=True)
+        shutil.rmtree(root / DIRECTORY, ignore_errors=True)
         _file(root, "etc/hostname", "x\n")
         way.make(root)
-        before = snapshot_without(root, CONFIG)
+        before = _shown(root)
         told = event(host, "prepare")
         wrong = told.wrong(1, way.why, "prepare") if way.why else told.wrong(0)
         # Obeyed or refused, the GPU is left to libvirt alone.
-        if not wrong and snapshot_without(root, CONFIG) != before:
+        if not wrong and _shown(root) != before:
             wrong = "it was not obeyed: the GPU was taken"
-        yield f"/{CONFIG}: {way.name}", wrong
+        yield f"/{DIRECTORY}: {way.name}", wrong
 
 
-def snapshot_without(root: Path, path: str) -> dict[str, str]:
+def _shown(root: Path) -> dict[str, str]:
     """What the kernel shows: a fifo in the configuration would never be read to its end."""
     return {
         str(one): one.read_bytes().hex() if one.is_file() else str(one.is_dir())

@@ -7,13 +7,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.trust.fate import CHANGES, LOOKS, Deed, Ledger
 from tests.trust.life import PREPARE, RELEASE, START, Machine
-from tests.trust.mortal import CHANGES, LOOKS, Deed, Ledger
 from tests.trust.subjects import Subject
 
 EVENTS = (PREPARE, START, RELEASE)
-
-
 _VTCONSOLES = "sys/class/vtconsole/"
 
 
@@ -89,7 +87,7 @@ class Course:
         """
         if machine.fault:
             return f"the kernel is dead: {machine.fault}"
-        left = [one for one in machine.claimed() if tidied or machine.claims(one)]
+        left = [one for one in machine.claimed() if tidied or machine.is_claim(one)]
         return f"still there: {', '.join(left)}" if left else ""
 
 
@@ -135,7 +133,7 @@ def _then(machine: Machine, event: str) -> None:
     elif event == START:
         blocked = machine.run_vm()
         if blocked:
-            raise UnsoundError(f"{machine.subject}: QEMU could not have BAR {blocked}")
+            raise UnsoundError(f"{machine.subject}: {blocked}")
         machine.reattach()
 
 

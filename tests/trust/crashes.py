@@ -1,7 +1,7 @@
 """kill -9 after every change that prepare, start and release make, and what comes next.
 
 Each event is run by the program itself in a process of its own, with its worker as its
-child, on every recorded machine; at every change in turn (mortal.py) the process that made
+child, on every recorded machine; at every change in turn (fate.py) the process that made
 it is killed, or the hook of the worker that made it, or both. Then either recover runs
 with no VM there, or libvirt goes on: with release, or with the next start of the VM, which
 ends with a release. The machine must be as before then, except for what plan had said that
@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.trust.check import Check, Effort, Outcome
 from tests.trust.course import EVENTS, Course
-from tests.trust.every import Tried, on_every_machine, one_by_one
+from tests.trust.every import OneByOne, check_everywhere
+from tests.trust.fate import BOTH, HOOK, WORKER, Fate
 from tests.trust.life import PREPARE, RELEASE, START, Machine
-from tests.trust.mortal import BOTH, HOOK, WORKER, Fate
 
 RECOVER, NEXT = "recover", "next start"
 
@@ -81,8 +80,7 @@ def attempt(course: Course, crash: Crash, directory: Path) -> str:
 def _go_on(course: Course, machine: Machine, after: str) -> str:
     """Let come what comes next; what is wrong with its answer."""
     if after == RECOVER:
-        said = machine.recover()
-        return "" if said.status == 0 else f"recover: {said}"
+        return machine.recover().failed("recover")
     if after == NEXT:
         said = machine.event(PREPARE)
         # What is lost may be what it would need.
@@ -91,31 +89,24 @@ def _go_on(course: Course, machine: Machine, after: str) -> str:
         wrong = "" if said.status else _run(machine)
         if wrong:
             return wrong
-    said = machine.event(RELEASE)
-    return f"release: {said}" if said.status else ""
+    return machine.event(RELEASE).failed("release")
 
 
 def _run(machine: Machine) -> str:
     machine.detach()
-    said = machine.event(START)
-    if said.status:
-        return f"the next start: {said}"
+    wrong = machine.event(START).failed("the next start")
+    if wrong:
+        return wrong
     blocked = machine.run_vm()
     machine.reattach()
-    return f"QEMU could not have BAR {blocked} at the next start" if blocked else ""
+    return f"at the next start {blocked}" if blocked else ""
 
 
-def _try(course: Course, quick: bool, directory: Path) -> Tried:
-    return one_by_one(course, list(crashes(course)), attempt, directory, quick=quick)
-
-
-def _run_check(effort: Effort) -> Outcome:
-    return on_every_machine(effort, _try, least=250 if effort.quick else 20_000)
-
-
-CHECK = Check(
+CHECK = check_everywhere(
     "crashes",
     "after kill -9 at any change, recover or the next event brings everything back that plan"
     " had not listed as lost",
-    _run_check,
+    OneByOne(crashes, attempt),
+    quick=250,
+    least=20_000,
 )

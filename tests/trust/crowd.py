@@ -12,9 +12,10 @@ from pathlib import Path
 
 from tests.building import MEM64, G, M, Machine, Pci, render
 from tests.fakehost import FakeLibvirt
-from tests.gate import ROOT, write_gate
+from tests.gate import ENVIRONMENT, write_gate, write_program
 from tests.hosts import AMD, VGA, firmware_on
 from tests.libvirt_xml import domain_xml
+from tests.natives import AMDGPU
 from tests.trust.shared import WAITS, SharedHost
 from vfio_console_hook.config import DIRECTORY
 from vfio_console_hook.journal import RUN
@@ -27,20 +28,8 @@ LIBVIRT_THREADS = 20
 TIMEOUT_S = 600
 """How long an event may take: the most that can be configured, as any machine may be slow."""
 
-_ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 _BEGINNING = (("prepare", "begin"), ("start", "begin"), ("started", "begin"))
 _END = (("stopped", "end"), ("release", "end"))
-
-# As hooks/launch.py, on another machine.
-_PROGRAM = """\
-import gc, sys
-gc.disable()
-sys.dont_write_bytecode = True
-sys.path.insert(0, {repository!r})
-from tests.trust.shared import main
-main({machine!r}, sys.argv[1:])
-"""
-
 
 def address(number: int) -> str:
     """The GPU of the VM of that number, counted from 1."""
@@ -54,7 +43,7 @@ def sixteen_gpus() -> Machine:
             address(number), VGA, (AMD, 0x744C),
             bars=((0, (64 + number) * G, 256 * M, MEM64),), bridge=f"0000:00:{number:02x}.0",
             group=number, boot_vga=number == 1, shadow=number == 1, bound=number > 1,
-            native="driver=amdgpu fb=amdgpudrmfb render=yes" if number > 1 else "",
+            native=AMDGPU if number > 1 else "",
         )
         for number in range(1, GPUS + 1)
     )  # fmt: skip
@@ -102,9 +91,7 @@ class Crowd:
         self.host.load_module("vfio-pci")
         self.host.tree.put(f"{DIRECTORY}/default.yaml", f"timeout_s: {TIMEOUT_S}")
         self._directory = directory
-        program = directory / "program"
-        text = _PROGRAM.format(repository=str(ROOT), machine=str(self.root))
-        program.write_text(text, encoding="utf-8")
+        program = write_program(directory / "program", "tests.trust.shared.main", str(self.root))
         self.gate = write_gate(
             directory / "qemu", program=str(program), run_dir=str(self.root / RUN)
         )
@@ -161,7 +148,7 @@ class Crowd:
                 (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
                 (os.POSIX_SPAWN_DUP2, stderr.fileno(), 2),
             ]
-            pid = os.posix_spawn(argv[0], argv, _ENVIRONMENT, file_actions=actions)
+            pid = os.posix_spawn(argv[0], argv, ENVIRONMENT, file_actions=actions)
             os.close(reader)
             _, status, usage = os.wait4(pid, 0)
             stderr.seek(0)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from tests.fakehost import KernelFault
-from tests.trust.check import Effort, Outcome
+from tests.recordings import beginnings
+from tests.trust.check import Check, Effort, Outcome
 from tests.trust.course import Course, UnsoundError, follow
-from tests.trust.subjects import Subject, chosen, machines
+from tests.trust.memory import in_memory
+from tests.trust.subjects import Subject, chosen
 
 
 @dataclass(frozen=True)
@@ -56,32 +57,40 @@ def thinned(subject: Subject, cases: Sequence[C]) -> list[C]:
     return found
 
 
-def one_by_one(
-    course: Course,
-    cases: Sequence[C],
-    attempt: Callable[[Course, C, Path], str],
-    directory: Path,
-    *,
-    quick: bool,
-) -> Tried:
-    """What came of attempt with all cases on one machine; if quick, with those thinned().
+@dataclass(frozen=True)
+class OneByOne(Generic[C]):
+    """Tries all cases of a course, or if quick those thinned().
 
-    attempt gives back what is wrong, "" if nothing is. directory is for the machine.
+    attempt gives back what is wrong, "" if nothing is; the directory is the machine's.
     """
-    found = thinned(course.subject, cases) if quick else cases
-    failures = []
-    for case in found:
-        try:
-            wrong = attempt(course, case, directory / "machine")
-        except (Exception, KernelFault) as error:
-            wrong = f"{type(error).__name__}: {error}"
-        if wrong:
-            failures.append(f"{course.subject}: {case}: {wrong}")
-    return Tried(len(found), tuple(failures))
+
+    cases: Callable[[Course], Iterable[C]]
+    attempt: Callable[[Course, C, Path], str]
+
+    def __call__(self, course: Course, quick: bool, directory: Path) -> Tried:
+        cases = list(self.cases(course))
+        found = thinned(course.subject, cases) if quick else cases
+        failures = []
+        for case in found:
+            try:
+                wrong = self.attempt(course, case, directory / "machine")
+            except (Exception, KernelFault) as error:
+                wrong = f"{type(error).__name__}: {error}"
+            if wrong:
+                failures.append(f"{course.subject}: {case}: {wrong}")
+        return Tried(len(found), tuple(failures))
 
 
-def on_every_machine(effort: Effort, attempt: Try, *, least: int) -> Outcome:
-    """What came of attempt on all machines. Fewer than least cases are a failure."""
+def check_everywhere(name: str, promise: str, attempt: Try, *, quick: int, least: int) -> Check:
+    """A check that makes an attempt on all machines.
+
+    Fewer cases than least are a failure, and than quick if that is all that is wanted.
+    """
+    return Check(name, promise, partial(_on_every_machine, attempt, quick, least))
+
+
+def _on_every_machine(attempt: Try, least_quick: int, least_all: int, effort: Effort) -> Outcome:
+    least = least_quick if effort.quick else least_all
     subjects = chosen(effort.directory / "scratch", quick=effort.quick)
     work = partial(_on_one, attempt, effort)
     # In one process the kinds that were seen are known: a quick run needs that.
@@ -92,27 +101,21 @@ def on_every_machine(effort: Effort, attempt: Try, *, least: int) -> Outcome:
     failures = [failure for one in tried for failure in one.failures]
     reached = {subject.machine for subject, one in zip(subjects, tried) if one.cases}
     idle = {subject.machine for subject, one in zip(subjects, tried) if one.idle}
-    missed = sorted({*machines()} - reached - idle)
+    missed = sorted({*beginnings()} - reached - idle)
     failures += [f"nothing was tried on {', '.join(missed)}"] if missed else []
     failures += [f"only {cases} cases, {least} were expected"] if cases < least else []
     return Outcome(cases, tuple(failures), f"on {len(reached)} machines")
 
 
 def _on_one(attempt: Try, effort: Effort, subject: Subject) -> Tried:
-    # Memory, if there is a file system of it: every case copies a machine.
-    memory = Path("/dev/shm")
-    base = memory if os.access(memory, os.W_OK) else effort.directory
-    directory = base / f"trust-{os.getpid()}"
-    directory.mkdir()
-    try:
-        course = follow(subject, directory / "course")
-        tried = attempt(course, effort.quick, directory)
-    except UnsoundError as error:
-        tried = Tried(0, (str(error),))
-    except Exception as error:
-        tried = Tried(0, (f"{subject}: {type(error).__name__}: {error}",))
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with in_memory(effort.directory) as directory:
+        try:
+            course = follow(subject, directory / "course")
+            tried = attempt(course, effort.quick, directory)
+        except UnsoundError as error:
+            tried = Tried(0, (str(error),))
+        except Exception as error:
+            tried = Tried(0, (f"{subject}: {type(error).__name__}: {error}",))
     if not effort.quick:
         told = (f"{subject}: {tried.cases} tried", *tried.failures)
         print(*told, sep="\n  ", file=sys.stderr, flush=True)

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.trust.check import Check, Effort, Outcome
 from tests.trust.course import EVENTS, Course
-from tests.trust.every import Tried, on_every_machine, one_by_one
-from tests.trust.life import PREPARE, RELEASE, START, Machine, Said
-from tests.trust.mortal import FAILS, HALF, NOTHING, Fate
+from tests.trust.every import OneByOne, check_everywhere
+from tests.trust.fate import FAILS, HALF, NOTHING, Fate
+from tests.trust.life import PREPARE, RELEASE, START, Machine
+from tests.trust.process import Said
 
 _OF_THE_MACHINE = (errno.EACCES, errno.EBUSY, errno.ENODEV, errno.EIO)
 _OF_FILES = (errno.ENOSPC, errno.EROFS, errno.EIO)
@@ -97,8 +97,7 @@ def _rest(course: Course, machine: Machine, fault: Fault, said: Said) -> str:
         if wrong:
             return wrong
     machine.reattach()
-    said = machine.event(RELEASE)
-    return f"release: {said}" if said.status else ""
+    return machine.event(RELEASE).failed("release")
 
 
 def _run(machine: Machine, fault: Fault) -> str:
@@ -109,16 +108,16 @@ def _run(machine: Machine, fault: Fault) -> str:
         said = machine.event(START)
         if said.wrong() or said.status:
             return said.wrong()
-    blocked = [] if fault.fate.gone else machine.run_vm()
+    blocked = "" if fault.fate.gone else machine.run_vm()
     # Who has seen no GPU has left everything to libvirt.
-    return f"QEMU could not have BAR {blocked}" if blocked and not fault.fate.look else ""
+    return "" if fault.fate.look else blocked
 
 
 def _end(course: Course, machine: Machine, fault: Fault) -> str:
-    if any(map(machine.claims, machine.claimed())):
-        said = machine.recover()
-        if said.status:
-            return f"recover: {said}"
+    if any(map(machine.is_claim, machine.claimed())):
+        wrong = machine.recover().failed("recover")
+        if wrong:
+            return wrong
     wrong = course.held(machine, tidied=False)
     if wrong or fault.fate.gone:
         return wrong
@@ -127,17 +126,11 @@ def _end(course: Course, machine: Machine, fault: Fault) -> str:
     return "" if wrong and fault.fate.look and "warning:" in machine.log() else wrong
 
 
-def _try(course: Course, quick: bool, directory: Path) -> Tried:
-    return one_by_one(course, list(faults(course)), attempt, directory, quick=quick)
-
-
-def _run_check(effort: Effort) -> Outcome:
-    return on_every_machine(effort, _try, least=350 if effort.quick else 20_000)
-
-
-CHECK = Check(
+CHECK = check_everywhere(
     "faults",
     "a change that is refused, a look that sees nothing or half, a GPU that is pulled out: one"
     " sentence, and nothing stays changed",
-    _run_check,
+    OneByOne(faults, attempt),
+    quick=350,
+    least=20_000,
 )

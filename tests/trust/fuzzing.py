@@ -8,7 +8,6 @@ somebody copies it there.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -16,15 +15,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.gate import ROOT
 from tests.trust.check import Check, Effort, Outcome
+from tests.trust.memory import in_memory
 
-ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "tests/trust/corpus"
 FOUND = ROOT / "build/fuzz"
 # Inputs for each target: what some ten seconds of one core are enough for.
 RUNS = {"xml": 5000, "yaml": 2000, "record": 500, "sysfs": 400, "argv": 500, "tree": 250}
 _MARKS = re.compile(r"#(\d+)\s+DONE\s+cov: (\d+) ft: (\d+)")
-_MEMORY = "/dev/shm"
 
 
 @dataclass(frozen=True)
@@ -73,15 +72,8 @@ def corpus(name: str) -> list[str]:
 
 
 def _run(effort: Effort) -> Outcome:
-    directory = effort.directory
-    if os.path.isdir(_MEMORY):
-        directory = Path(_MEMORY) / f"fuzz-{os.getpid()}"
-        directory.mkdir()
-    try:
+    with in_memory(effort.directory) as directory:
         return _judged(effort, directory)
-    finally:
-        if directory != effort.directory:
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _judged(effort: Effort, directory: Path) -> Outcome:

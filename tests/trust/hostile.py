@@ -3,181 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from tests.libvirt_xml import UUID, domain_xml
+from tests.libvirt_xml import UUID
 
-_HOSTDEV = (
-    b"<hostdev mode='subsystem' type='pci'><source><address %s/></source></hostdev>"
-)
-_MB = 1_000_000
+MB = 1_000_000
 GPU = "0000:01:00.0"
-
-
-def _domain(*, before: bytes = b"", name: bytes = b"x", inside: bytes = b"") -> bytes:
-    uuid = UUID.encode()
-    return b"%s<domain><name>%s</name><uuid>%s</uuid>%s</domain>" % (before, name, uuid, inside)
-
-
-def _address(attributes: bytes) -> bytes:
-    return _domain(inside=b"<devices>" + _HOSTDEV % attributes + b"</devices>")
-
-
-def _entities(levels: int, width: int) -> bytes:
-    lines = [b"<!ENTITY e0 'ha'>"]
-    for level in range(1, levels):
-        lines.append(b"<!ENTITY e%d '%s'>" % (level, b"&e%d;" % (level - 1) * width))
-    return b"<!DOCTYPE domain [%s]>" % b"".join(lines)
-
-
-def xml() -> dict[str, Callable[[], bytes]]:
-    """What makes domain XML, by what is wrong with it.
-
-    Harmless ones have a "+" before their name; where both are right, it is a "*".
-    """
-    qemu = b"<domain xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'><name>x</name><uuid>"
-    qemu += UUID.encode() + b"</uuid><q:commandline>%s</q:commandline></domain>"
-    bomb = _domain(before=_entities(12, 10), name=b"&e11;")
-    whole = domain_xml(GPU)
-    return {
-        "billion laughs": lambda: bomb,
-        "billion laughs in an attribute": lambda: _domain(
-            before=_entities(12, 10), inside=b"<a b='&e11;'/>"
-        ),
-        "billion laughs in UTF-16": lambda: bomb.decode().encode("utf-16"),
-        "billion laughs in UTF-16 without a mark": lambda: bomb.decode().encode("utf-16-le"),
-        "billion laughs in UTF-7": lambda: (
-            b"<?xml version='1.0' encoding='UTF-7'?>" + bomb.decode().encode("utf-7")
-        ),
-        "billion laughs in UTF-32": lambda: bomb.decode().encode("utf-32"),
-        "quadratic entity": lambda: _domain(
-            before=b"<!DOCTYPE d [<!ENTITY a '" + b"a" * 100_000 + b"'>]>", name=b"&a;" * 50_000
-        ),
-        "file as an entity": lambda: _domain(
-            before=b"<!DOCTYPE d [<!ENTITY f SYSTEM 'file:///etc/passwd'>]>", name=b"&f;"
-        ),
-        "address as an entity": lambda: _domain(
-            before=b"<!DOCTYPE d [<!ENTITY f SYSTEM 'http://127.0.0.1:9/'>]>", name=b"&f;"
-        ),
-        "parameter entity": lambda: _domain(
-            before=b"<!DOCTYPE d [<!ENTITY % p SYSTEM 'file:///etc/passwd'> %p;]>"
-        ),
-        "DTD in a file": lambda: _domain(before=b"<!DOCTYPE d SYSTEM 'file:///dev/zero'>"),
-        "DOCTYPE behind comments": lambda: _domain(before=b"<!-- a -->" * 10_000 + b"<!DOCTYPE d>"),
-        "unclosed comments": lambda: _domain(before=b"<!-- " * 100_000 + b"<!DOCTYPE d>"),
-        "+DOCTYPE in a comment": lambda: _domain(inside=b"<!-- <!DOCTYPE a> -->"),
-        "+DOCTYPE in CDATA": lambda: _domain(inside=b"<title><![CDATA[<!DOCTYPE a>]]></title>"),
-        "+XInclude": lambda: _domain(
-            inside=b"<i:include xmlns:i='http://www.w3.org/2001/XInclude' href='/dev/zero'"
-            b" parse='text'/>"
-        ),
-        "+stylesheet": lambda: _domain(before=b"<?xml-stylesheet href='file:///dev/zero'?>"),
-        "10 MB name of an element": lambda: _domain(inside=b"<" + b"a" * 10 * _MB + b"/>"),
-        "10 MB attribute": lambda: _domain(inside=b"<a b='" + b"a" * (10 * _MB + 1) + b"'/>"),
-        "+9 MB of text": lambda: _domain(inside=b"<metadata>" + b"a" * 9 * _MB + b"</metadata>"),
-        "10 MB of one text": lambda: (
-            _domain(inside=b"<metadata>" + b"a" * 11 * _MB + b"</metadata>")
-        ),
-        "+9 MB name": lambda: _domain(name=b"a" * 9 * _MB),
-        "+10 MB of elements": lambda: (
-            _domain(inside=b"<metadata>" + b"<a/>" * 2_500_000 + b"</metadata>")
-        ),
-        "+10 MB of elements 200 deep": lambda: _domain(
-            inside=b"<metadata>" + (b"<a>" * 200 + b"</a>" * 200) * 7000 + b"</metadata>"
-        ),
-        "+2 MB of elements in a device": lambda: _domain(
-            inside=b"<devices><hostdev>" + b"<a/>x" * 400_000 + b"</hostdev></devices>"
-        ),
-        "a million attributes": lambda: _domain(
-            inside=b"<a " + b" ".join(b"a%d=''" % n for n in range(1_000_000)) + b"/>"
-        ),
-        "100,000 namespaces in an element": lambda: _domain(
-            inside=b"<a " + b" ".join(b"xmlns:n%d='u'" % n for n in range(100_000)) + b"/>"
-        ),
-        "*250,000 namespaces": lambda: _domain(
-            inside=b"".join(b"<n%d:a xmlns:n%d='u'/>" % (n, n) for n in range(250_000))
-        ),
-        "*10 MB of names": lambda: (
-            _domain(inside=b"".join(b"<n%d/>" % n for n in range(1_000_000)))
-        ),
-        "180,000 devices": lambda: _domain(
-            inside=b"<devices>"
-            + b"<hostdev type='pci'><source><address/></source></hostdev>" * 180_000
-            + b"</devices>"
-        ),
-        "a million arguments": lambda: qemu % (b"<q:arg/>x" * 1_000_000),
-        "elements 100,000 deep": lambda: _domain(inside=b"<a>" * 100_000 + b"</a>" * 100_000),
-        "elements without an end": lambda: _domain(inside=b"<a>" * 1_000_000),
-        "invalid UTF-8": lambda: _domain(name=b"a\xff\xfe"),
-        "overlong UTF-8": lambda: _domain(name=b"\xc0\xaf"),
-        "a surrogate": lambda: _domain(name=b"\xed\xa0\x80"),
-        "a NUL": lambda: _domain(name=b"a\0b"),
-        "NULs only": lambda: b"\0" * 100_000,
-        "a NUL by number": lambda: _domain(name=b"&#0;"),
-        "a surrogate by number": lambda: _domain(name=b"&#xd800;"),
-        "unknown encoding": lambda: _domain(before=b"<?xml version='1.0' encoding='none-such'?>"),
-        "EBCDIC": lambda: _domain().decode().encode("cp500"),
-        "nothing": lambda: b"",
-        "blanks": lambda: b" \n" * _MB,
-        "10 MB that is no XML": lambda: b"a" * 10 * _MB,
-        "10 MB of no domain": lambda: b"<a>" + b"<b/>" * 2_500_000 + b"</a>",
-        "another root": lambda: b"<network><name>x</name></network>",
-        "root with a name of 1 MB": lambda: b"<" + b"a" * _MB + b"/>",
-        "no name": lambda: b"<domain><uuid>" + UUID.encode() + b"</uuid></domain>",
-        "no uuid": lambda: b"<domain><name>x</name></domain>",
-        "uuid that is a path": lambda: _domain().replace(UUID.encode(), b"../../../../etc/passwd"),
-        "uuid of 1 MB": lambda: _domain().replace(UUID.encode(), b"0" * _MB),
-        "uuid in other digits": lambda: _domain().replace(UUID.encode(), "٠".encode() * 32),
-        "domain of a million digits": lambda: _address(b"domain='0x" + b"f" * _MB + b"'"),
-        "decimal domain of a million digits": lambda: _address(b"domain='" + b"9" * _MB + b"'"),
-        "octal bus of 100,000 digits": lambda: _address(b"bus='0" + b"7" * 100_000 + b"'"),
-        "bus with a million zeros": lambda: (
-            _address(b"slot='0x" + b"0" * _MB + b"1' domain='0xffff'")
-        ),
-        "negative bus": lambda: _address(b"bus='-1'"),
-        "bus that is no number": lambda: _address(b"bus='%s%n{}'"),
-        "bus too large": lambda: _address(b"bus='0x100'"),
-        "domain of 33 bits": lambda: _address(b"domain='0x100000000' bus='1'"),
-        "address that is a path": lambda: _address(b"domain='../../..' bus='1'"),
-        "other digits": lambda: _address("bus='٣'".encode()),
-        "host that is a path": lambda: (
-            qemu % b"<q:arg value='-device'/><q:arg value='vfio-pci,host=../x'/>"
-        ),
-        "+sysfsdev that is a path": lambda: qemu
-        % b"<q:arg value='-device'/><q:arg value='vfio-pci,sysfsdev=/../../etc'/>",
-        "deep JSON": lambda: qemu % (
-            b"<q:arg value='-device'/><q:arg value='{\"driver\":\"vfio-pci\",\"a\":"
-            + b"[" * 100_000 + b"'/>"
-        ),
-        "huge number in JSON": lambda: qemu % (
-            b"<q:arg value='-device'/><q:arg value='{\"driver\":\"vfio-pci\",\"a\":"
-            + b"9" * 100_000 + b"}'/>"
-        ),
-        "quotes in JSON": lambda: qemu % (
-            b"<q:arg value='-device'/><q:arg value='{vfio-pci" + b"&quot;\\" * 100_000 + b"'/>"
-        ),
-        "another namespace": lambda: (
-            domain_xml(GPU).replace(b"<domain ", b"<domain xmlns='urn:x' ")
-        ),
-        "device that is not there": lambda: domain_xml("0000:99:00.0"),
-        "text behind the end": lambda: whole + b"<domain/>",
-        "entity that nobody knows": lambda: _domain(name=b"&nbsp;"),
-    }  # fmt: skip
-
-
-def truncated(step: int) -> dict[str, Callable[[], bytes]]:
-    """What makes a domain XML that is cut off, at every step-th byte."""
-    whole = domain_xml(GPU).rstrip()
-
-    def cut(at: int) -> Callable[[], bytes]:
-        return lambda: whole[:at]
-
-    return {f"cut at byte {at}": cut(at) for at in range(0, len(whole), step)}
 
 
 def yaml() -> dict[str, bytes]:
     """Configuration files. Harmless ones have a "+" before their name."""
+    return {**_language(), **_masses(), **_settings()}
+
+
+def _language() -> dict[str, bytes]:
+    """What YAML can say, and no configuration needs; and what it cannot."""
     return {
         "billion laughs": b"a: &a [x,x,x]\nb: &b [*a,*a,*a]\nc: &c [*b,*b,*b]\n",
         "an alias of itself": b"a: &a [*a]\n",
@@ -186,12 +27,6 @@ def yaml() -> dict[str, bytes]:
         "binary": b"apu: !!binary aGFybQ==\n",
         "timestamp": b"apu: !!timestamp 2001-01-01\n",
         "tag handle": b"%TAG ! tag:yaml.org,2002:python/\n---\napu: !name:os.system x\n",
-        "many tag handles": b"".join(b"%%TAG !%d! tag:x\n" % n for n in range(4000)),
-        "version of 60,000 digits": b"%YAML 1." + b"1" * 60_000 + b"\n---\napu: allow\n",
-        "set twice": b"apu: allow\napu: refuse\n",
-        "set 9,000 times": b"apu: x\n" * 9000,
-        "7,000 unknown keys": b"".join(b"k%d: 1\n" % n for n in range(7000)),
-        "number of 60,000 digits": b"timeout_s: " + b"9" * 60_000,
         "hexadecimal": b"timeout_s: 0x3c",
         "base 60": b"timeout_s: 1:00",
         "infinite": b"holders:\n  wait_s: .inf\n",
@@ -200,16 +35,25 @@ def yaml() -> dict[str, bytes]:
         "character beyond Unicode": b'apu: "\\U00110000"\n',
         "character beyond C": b'apu: "\\UFFFFFFFF"\n',
         "surrogate": b'log_level: "\\ud800"\n',
-        "NUL in a command": b'services:\n- name: a\n  active: "/a\\0"\n  stop: /b\n  start: /c\n',
-        "NUL in a name": b'holders:\n  terminate: ["a\\0"]\n',
         "escape sequences": b'"\\e[2J\\n\\r": 1\n',
         "two documents": b"apu: allow\n---\napu: refuse\n",
-        "16,000 documents": b"---\n" * 16_000,
         "a tab": b"holders:\n\twait_s: 1\n",
         "+a byte order mark": b"\xef\xbb\xbfapu: allow\n",
         "UTF-16": "apu: allow\n".encode("utf-16"),
         "invalid UTF-8": b"apu: \xff\n",
         "control characters": b"apu: \x00\x07\n",
+    }
+
+
+def _masses() -> dict[str, bytes]:
+    """Much of something."""
+    return {
+        "many tag handles": b"".join(b"%%TAG !%d! tag:x\n" % n for n in range(4000)),
+        "version of 60,000 digits": b"%YAML 1." + b"1" * 60_000 + b"\n---\napu: allow\n",
+        "set 9,000 times": b"apu: x\n" * 9000,
+        "7,000 unknown keys": b"".join(b"k%d: 1\n" % n for n in range(7000)),
+        "number of 60,000 digits": b"timeout_s: " + b"9" * 60_000,
+        "16,000 documents": b"---\n" * 16_000,
         "65,537 bytes": b"#" * 65_537,
         "+65,536 bytes": b"#" * 65_536,
         "10 MB": b"a: b\n" * 2_000_000,
@@ -227,6 +71,15 @@ def yaml() -> dict[str, bytes]:
         "9,000 groups": b"services: [" + b"{a: b}," * 9000 + b"]",
         "key of 60,000": b"? " + b"k" * 60_000 + b"\n: 1\n",
         "value of 60,000": b"apu: " + b"k" * 60_000,
+    }
+
+
+def _settings() -> dict[str, bytes]:
+    """What is YAML, but sets nothing that can be set."""
+    return {
+        "set twice": b"apu: allow\napu: refuse\n",
+        "NUL in a command": b'services:\n- name: a\n  active: "/a\\0"\n  stop: /b\n  start: /c\n',
+        "NUL in a name": b'holders:\n  terminate: ["a\\0"]\n',
         "no mapping": b"just a sentence\n",
         "a list": b"- apu\n- allow\n",
         "key without a value": b"apu:\n",
@@ -235,7 +88,7 @@ def yaml() -> dict[str, bytes]:
         "command without a path": b"services:\n- name: a\n  active: sh\n  stop: sh\n  start: sh\n",
         "unit that is an option": b"services: [--help]\n",
         "unit that is a path": b"services: [../../etc/passwd]\n",
-    }  # fmt: skip
+    }
 
 
 _WRONG: tuple[Any, ...] = (
@@ -262,7 +115,7 @@ def records(claim: bytes) -> Iterator[tuple[str, bytes]]:
                     f"line {number + 1}, {'.'.join(map(str, path))} = {raw[:10]!r}",
                     _with(lines, number, marked.replace(b'"MARK"', raw)),
                 )
-    for raw in (b"\xff\xfe", b"\0" * 100_000, b"null", b"[]", b"5", b"{" * 100_000, b"x" * _MB,
+    for raw in (b"\xff\xfe", b"\0" * 100_000, b"null", b"[]", b"5", b"{" * 100_000, b"x" * MB,
                 b'{"done": 0}\n' * 50_000, b'{"step": {}}', b'{"step": null}'):  # fmt: skip
         yield f"{raw[:12]!r} alone", raw + b"\n"
         yield f"{raw[:12]!r} at the end", claim + raw + b"\n"
@@ -349,7 +202,7 @@ TREES = {
     "100,000 deep": b"d " + b"a/" * 100_000 + b"a\n",
     "a NUL": b"f a\0b = 1\n",
     "a long name": b"f " + b"a" * 300 + b" = 1\n",
-    "1 MB in a line": b"f a = " + b"x" * _MB + b"\n",
+    "1 MB in a line": b"f a = " + b"x" * MB + b"\n",
     "no text": bytes(range(256)) * 100,
     "no hex": b"x a = 0g\n",
     "twice": b"f a = 1\nf a = 2\n",

@@ -2,96 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import select
-import signal
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fakehost import (
-    FakeHost,
-    FakeLibvirt,
-    close_device,
-    open_device,
-    snapshot,
-)
+from tests.fakehost import FakeHost, FakeLibvirt, close_device, open_device, snapshot
 from tests.fakehost.pci import BUS
 from tests.libvirt_xml import domain_xml
-from tests.trust.mortal import Fate, Ledger, Mortal
+from tests.trust.fate import Fate, Ledger
+from tests.trust.mortal import Mortal
+from tests.trust.process import Said, in_a_process
 from tests.trust.subjects import Subject
 from vfio_console_hook import cli, hook, recovery
 from vfio_console_hook.journal import BY_NAME, CLAIMS
+from vfio_console_hook.log import RECORDED_LOG
 
 NAME = "win11"
 PREPARE, START, RELEASE = "prepare", "start", "release"
 _CONNECTOR = re.compile(r"(/card\d+-[A-Za-z-]+-)\d+")
 _UNUSED = "/platform-framebuffer.0"
 _DETACHED = "fake/detached"  # what libvirt remembers
-_PATIENCE_S = 60.0
 _COMMAND, _MASTER = 4, 0x4  # Linux include/uapi/linux/pci_regs.h
-
-
-@dataclass(frozen=True)
-class Said:
-    """How a process ended (minus the signal that killed it), and what it left on stderr."""
-
-    status: int
-    stderr: str
-
-    @property
-    def killed(self) -> bool:
-        return self.status == -signal.SIGKILL
-
-    def wrong(self) -> str:
-        """Why libvirt must not get this; "" for 0 and nothing, and for 1 and a sentence."""
-        lines = self.stderr.splitlines()
-        if self.killed or (self.status == 0 and not lines):
-            return ""
-        if self.status not in (0, 1):
-            return f"ended with {self.status}: {self.stderr[-200:]!r}"
-        if self.status == 0:
-            return f"succeeded, saying {self.stderr!r}"
-        if len(lines) not in (1, 2) or not lines[0].startswith("vfio-console-hook: "):
-            return f"no sentence: {self.stderr[-200:]!r}"
-        return f"a bug: {lines[0]}" if "internal error" in lines[0] else ""
-
-
-def in_a_process(work: Callable[[], int], output: Path) -> Said:
-    """Do work in a fork, and wait until that and all that it forked has ended."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 70
-        try:
-            os.close(reader)
-            handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(handle, 1)
-            os.dup2(handle, 2)
-            # The caller's may hold what it has not written yet.
-            sys.stdout = os.fdopen(1, "w", closefd=False)
-            status = work()
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                os.write(2, f"{type(error).__name__}: {error}".encode())
-        finally:
-            os._exit(status)
-    os.close(writer)
-    try:
-        _await_eof(reader, pid)
-    finally:
-        os.close(reader)
-    _, status = os.waitpid(pid, 0)
-    return Said(os.waitstatus_to_exitcode(status), output.read_text(errors="replace"))
-
-
-def _await_eof(reader: int, pid: int) -> None:
-    """Until nobody has the other end open. Kills pid when that takes too long."""
-    if not select.select([reader], [], [], _PATIENCE_S)[0]:
-        os.kill(pid, signal.SIGKILL)
 
 
 class Machine:
@@ -142,10 +73,7 @@ class Machine:
         """vfio-console-hook with these words; what it prints on stdout is in stderr, too."""
 
         def work() -> int:
-            try:
-                return cli.main(list(words), Mortal(str(self.directory), Fate(), Ledger()))
-            finally:
-                sys.stdout.flush()
+            return cli.main(list(words), Mortal(str(self.directory), Fate(), Ledger()))
 
         return in_a_process(work, self.output)
 
@@ -160,7 +88,7 @@ class Machine:
         ]
 
     @staticmethod
-    def claims(path: str) -> bool:
+    def is_claim(path: str) -> bool:
         """Whether a file of the record is a claim, that keeps a GPU from others."""
         return path.startswith(f"{CLAIMS}/") and not os.path.basename(path).startswith(".")
 
@@ -197,7 +125,7 @@ class Machine:
         return self.host.fault or ""
 
     def log(self) -> str:
-        return self.host.read("var/log/vfio-console-hook.log") or ""
+        return self.host.read(RECORDED_LOG) or ""
 
     # -- libvirt and QEMU
 
@@ -206,20 +134,22 @@ class Machine:
         libvirt = FakeLibvirt(self.host)
         for address in self.subject.gpus:
             libvirt.detach(address)
-        self.host.tree.put(_DETACHED, " ".join(sorted(libvirt._bound_by_us)))
+        bound = [one for one in self.subject.gpus if libvirt.forget(one)]
+        self.host.tree.put(_DETACHED, " ".join(bound))
 
-    def run_vm(self) -> list[int]:
-        """QEMU has the GPUs open for a while; the BARs that it could not have."""
+    def run_vm(self) -> str:
+        """QEMU has the GPUs open for a while; which BARs it could not have, "" for none."""
         host = self.host
         blocked = [bar for address in self.subject.gpus for bar in open_device(host, address)]
         for address in self.subject.gpus:
             close_device(host, address)
-        return blocked
+        return f"QEMU could not have BAR {blocked}" if blocked else ""
 
     def reattach(self) -> None:
         """libvirt takes the GPUs back, before release."""
         libvirt = FakeLibvirt(self.host)
-        libvirt._bound_by_us.update((self.host.read(_DETACHED) or "").split())
+        for address in (self.host.read(_DETACHED) or "").split():
+            libvirt.adopt(address)
         self.host.tree.remove(_DETACHED)
         for address in self.subject.gpus:
             libvirt.reattach(address)

@@ -5,14 +5,9 @@ tests/orders says what may happen, and what must hold after each call of the pro
 
 from __future__ import annotations
 
-import os
 import secrets
-import shutil
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -21,6 +16,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.orders.machines import Setting
 from tests.orders.story import Story
 from tests.trust.check import Check, Effort, Outcome
+from tests.trust.memory import in_memory
 
 _QUICK_STORIES, _STORIES, _STEPS = 120, 200, 25
 _RACE = "prepare before the other's release"
@@ -41,7 +37,7 @@ def run(effort: Effort) -> Outcome:
     machines: set[Setting] = set()
     failures: list[str] = []
     end = time.monotonic() + effort.minutes * 60
-    with _folder(effort.directory) as folder:
+    with in_memory(effort.directory) as folder:
         while True:
             number = None if effort.quick else secrets.randbits(32)
             count = _QUICK_STORIES if effort.quick else _STORIES
@@ -78,20 +74,6 @@ def _tell(
         notes = "\n".join(getattr(error, "__notes__", ()))
         return [f"{type(error).__name__} with {which}: {error}", *notes.splitlines()]
     return []
-
-
-@contextmanager
-def _folder(directory: Path) -> Iterator[Path]:
-    """Where machines are laid out: in memory if that can be, as each is thrown away soon."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield directory
-        return
-    folder = Path(tempfile.mkdtemp(prefix="orders-", dir=memory))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _figures(tally: Counter[str], machines: set[Setting]) -> str:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from tests.fakehost import FakeHost, snapshot
 from tests.libvirt_xml import UUID
-from tests.trust.guests import Told, event, fresh
+from tests.trust.guests import NOBODY, event, fresh
+from tests.trust.process import Said
+from vfio_console_hook.history import STATUS
 from vfio_console_hook.journal import BY_NAME, CLAIMS, RUN
 
-STATUS = f"{RUN}.status"
-NOBODY = 12345
 # The hook goes on without these, and they do not make it fail.
 _NEWS = (STATUS, f"{STATUS}/{UUID}", f"{RUN}/kernel")
 DIRECTORIES = (RUN, CLAIMS, BY_NAME, STATUS)
@@ -110,7 +110,7 @@ def _one(
     return wrong
 
 
-def _judge(told: Told, path: str, operation: str, *, changed: bool) -> str:
+def _judge(told: Said, path: str, operation: str, *, changed: bool) -> str:
     if path in _NEWS:
         return told.wrong(0)
     if changed:

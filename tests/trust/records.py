@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.libvirt_xml import UUID
-from tests.trust.check import Check, Effort, Outcome
 from tests.trust.course import Course
-from tests.trust.every import Tried, on_every_machine
-from tests.trust.life import PREPARE, RELEASE, Machine, Said
-from tests.trust.mortal import BOTH, Fate
+from tests.trust.every import Tried, check_everywhere
+from tests.trust.fate import BOTH, Fate
+from tests.trust.life import PREPARE, RELEASE, Machine
+from tests.trust.process import Said
 from vfio_console_hook.errors import JournalError
 from vfio_console_hook.host import Host
 from vfio_console_hook.journal import CLAIMS, Journal
@@ -259,13 +259,11 @@ def _turn(course: Course) -> int:
     return sum(map(ord, str(course.subject))) % _STRIDE
 
 
-def _run_check(effort: Effort) -> Outcome:
-    return on_every_machine(effort, _try, least=5_000 if effort.quick else 50_000)
-
-
-CHECK = Check(
+CHECK = check_everywhere(
     "records",
     "a record that is torn, garbage, of another version or another boot is undone right, or told"
     " with a way out and left alone",
-    _run_check,
+    _try,
+    quick=5_000,
+    least=50_000,
 )

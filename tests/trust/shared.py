@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 from tests.fakehost import FakeHost
@@ -61,7 +60,6 @@ class SharedHost(FakeHost):
             time.sleep(0.02)
 
 
-def main(root: str, argv: list[str]) -> None:
-    """What hooks/launch.py does, on a machine in a directory. Does not return."""
-    status = hook.main(argv, host=SharedHost(root))
-    os._exit(status)
+def main(root: str, argv: list[str]) -> int:
+    """Handle an event on a machine in a directory; the exit status."""
+    return hook.main(argv, host=SharedHost(root))

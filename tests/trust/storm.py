@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 from tests.fakehost import FakeHost, close_device, open_device
 from tests.trust.check import Check, Effort, Outcome
 from tests.trust.crowd import GPUS, LIBVIRT_THREADS, TIMEOUT_S, Crowd, Seen, Vm, address
+from tests.trust.memory import in_memory
 from tests.trust.shared import HANG, SLOW
 from vfio_console_hook import holdings
 from vfio_console_hook.journal import BY_NAME, CLAIMS, RUN, Journal
@@ -25,7 +25,6 @@ WITH_GPU = VMS[:GPUS]
 _DEAREST = 1.3
 _SLOWEST = 1.5
 _CLAIMS = 1000
-_IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def run(effort: Effort) -> Outcome:
@@ -34,9 +33,9 @@ def run(effort: Effort) -> Outcome:
     figures: list[str] = []
     events = 0
     for part in (_start_and_stop, _want_the_same, _one_hangs, _many_claims):
-        # Where /run is on every host: a record that is synced waits for no disk.
-        with tempfile.TemporaryDirectory(dir=_IN_MEMORY) as directory:
-            crowd = Crowd(Path(directory))
+        # A record that is synced waits for no disk there.
+        with in_memory(effort.directory) as directory:
+            crowd = Crowd(directory)
             seen, figure, wrong = part(crowd, effort.quick)
             left = crowd.await_none()
         failures += wrong + [f"still runs: {one}" for one in left]

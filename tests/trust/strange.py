@@ -13,13 +13,14 @@ from lxml import etree
 
 from tests.fakehost import FakeHost, FakeLibvirt, hold, snapshot
 from tests.libvirt_xml import UUID, domain_xml
-from tests.trust.guests import GPU, NAME, event, fresh, in_a_child
+from tests.trust.guests import GPU, NAME, event, fresh
+from tests.trust.process import in_a_process
 from vfio_console_hook import cli
-from vfio_console_hook.journal import BY_NAME, CLAIMS, RUN
+from vfio_console_hook.config import DIRECTORY, VMS
+from vfio_console_hook.history import STATUS
+from vfio_console_hook.journal import BY_NAME, CLAIMS
 from vfio_console_hook.log import RECORDED_JOURNAL, RECORDED_LOG
 
-STATUS = f"{RUN}.status"
-CONFIG = "etc/vfio-console-hook"
 # What XML 1.0 can hold, and so what libvirt could hand over at most.
 NAMES = (
     "../../etc/passwd", "../evil", "/etc/passwd", "..", ".", "a/../../b", "%s%n%d", "{0.__class__}",
@@ -171,7 +172,7 @@ def _known_to_libvirt(host: FakeHost, name: str) -> None:
 def _printed(host: FakeHost, words: list[str], directory: Path) -> str:
     """What a command prints, on both outputs; it says nothing of Python."""
     out, err = directory / "out", directory / "err"
-    told = in_a_child(lambda: cli.main(words, FakeHost(host.root)), err, out)
+    told = in_a_process(lambda: cli.main(words, FakeHost(host.root)), err, out)
     text = out.read_text(encoding="utf-8", errors="surrogateescape")
     if told.status not in (0, 1, 2) or "Traceback" in told.stderr:
         return f"\0{told}"
@@ -207,12 +208,12 @@ def _configured(name: str, directory: Path) -> str:
     """What is wrong with the file that is taken for the VM's: none but one of its very name."""
     host = fresh("efifb-6.12", directory)
     root = Path(host.root)
-    for path in ("etc", CONFIG, f"{CONFIG}/vms"):
+    for path in ("etc", DIRECTORY, VMS):
         (root / path).mkdir(exist_ok=True)
         (root / path).chmod(0o755)
     # Where a path would lead that was made of the name.
-    end = Path(os.path.normpath(f"{host.root}/{CONFIG}/vms/{name}.yaml"))
-    if end.parent == root / CONFIG / "vms" or root not in end.parents or len(name) > 200:
+    end = Path(os.path.normpath(f"{host.root}/{VMS}/{name}.yaml"))
+    if end.parent == root / VMS or root not in end.parents or len(name) > 200:
         return ""
     for one in reversed(end.parents):
         if root in one.parents and not one.exists():

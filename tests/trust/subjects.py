@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fakehost import FakeHost, hold, obey
+from tests import recordings
+from tests.fakehost import FakeHost, configure, hold, obey
 from tests.fakehost.systemd import Unit, install, put
-from tests.gate import ROOT
-from tests.lab.predicted import PHASES
-from tests.libvirt_xml import domain_xml
+from tests.libvirt_xml import UUID, domain_xml
+from tests.natives import BOCHS
 from vfio_console_hook import config, domain, events, gpu
+from vfio_console_hook.config import Config
 from vfio_console_hook.domain import Domain
 from vfio_console_hook.errors import HookError
 from vfio_console_hook.recorded import unpack
-from vfio_console_hook.recording.recorder import SEEN
 from vfio_console_hook.step import Step
 
-MACHINES = ROOT / "tests/machines"
-_SETTINGS = "etc/vfio-console-hook/default.yaml"
 # What decides what prepare does. Nobody else acts on a fake machine, so nobody is waited for.
 _AT_ONCE = "holders: {wait_s: 0}\n"
 _POLICIES = ("", *(
     f"{_AT_ONCE}{key}\n"
     for key in ("apu: allow", "keep_console: never", "bootfb: rescan", "bootfb: native")
 ))  # fmt: skip
-# What the lab's GPUs are, if a driver takes them.
-_NATIVE = "driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2 connectors=Virtual-1"
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,7 @@ class Subject:
     """
 
     machine: str
-    gpus: tuple[str, ...]
+    gpus: tuple[str, ...] = ("0000:01:00.0",)
     settings: str = ""
     arrange: Callable[[FakeHost], None] | None = None
 
@@ -49,54 +43,49 @@ class Subject:
         said = " ".join(self.settings.replace("\n", " ").split())
         return f"{self.machine} {'+'.join(self.gpus)}{f' ({said})' if said else ''}"
 
-    @property
-    def vm(self) -> Domain:
-        return domain.parse(domain_xml(*self.gpus))
+    def domain(self, uuid: str = UUID, name: str = "win11") -> Domain:
+        """The VM."""
+        return domain.parse(domain_xml(*self.gpus, name=name, uuid=uuid))
+
+    def config(self, host: FakeHost) -> Config:
+        """What is configured on the machine, as the program reads it."""
+        vm = self.domain()
+        return config.load(host, vm.name, vm.uuid)
 
     def planned(self, directory: Path) -> tuple[Step, ...] | str:
         """The steps for the VM on the machine there, or why it is refused."""
         host = FakeHost(str(directory))
-        self._configure(host)
+        self.configure(host)
         try:
-            return events.look(host, self.vm, config.load(host, self.vm.name, self.vm.uuid))[1]
+            return events.look(host, self.domain(), self.config(host))[1]
         except HookError as error:
             return str(error)
 
     def lay_out(self, directory: Path) -> None:
         """Unpack the machine into directory, which is made. vfio-pci is loaded on it."""
         directory.mkdir()
-        unpack(_text(self.machine), str(directory))
+        unpack(recordings.machine_text(self.machine), str(directory))
         host = FakeHost(str(directory))
         host.load_module("vfio-pci")
         if self.machine.startswith("lab-"):
             for address in gpu.displays(host):
-                host.tree.put(f"fake/native/{address}", _NATIVE)
+                host.tree.put(f"fake/native/{address}", BOCHS)
         for pid in filter(str.isdigit, host.list("proc")):
             if not host.exists(f"proc/{pid}/stat"):
                 # A process has one on any machine, whatever the recording left out.
                 host.tree.put(f"proc/{pid}/stat", f"{pid} (x) S 1 {pid} {pid}" + " 0" * 46)
         if self.arrange is not None:
             self.arrange(host)
-        self._configure(host)
+        self.configure(host)
 
-    def _configure(self, host: FakeHost) -> None:
+    def configure(self, host: FakeHost) -> None:
+        """Put the settings where the program looks, and what they need on the machine.
+
+        A native driver that is to take a GPU over must not be blacklisted.
+        """
         if "bootfb: native" in self.settings:
             host.tree.remove("fake/blacklist")
-        host.tree.put(_SETTINGS, self.settings or _AT_ONCE)
-        for part in ("etc", "etc/vfio-console-hook", _SETTINGS):
-            os.chmod(host.path(part), 0o644 if part == _SETTINGS else 0o755)
-
-
-def _text(machine: str) -> str:
-    """A recording, without who had what open at that moment."""
-    return (MACHINES / f"{machine}.tree").read_text(encoding="utf-8").partition(SEEN)[0]
-
-
-def machines() -> tuple[str, ...]:
-    """The recorded machines on which no VM has a GPU, or had one."""
-    names = (path.stem for path in sorted(MACHINES.glob("*.tree")))
-    later = re.compile(rf"-(?:{'|'.join((*PHASES, 'running'))})$")
-    return tuple(name for name in names if not later.search(name))
+        configure(host, self.settings or _AT_ONCE)
 
 
 def everything(scratch: Path) -> Iterator[Subject]:
@@ -104,7 +93,7 @@ def everything(scratch: Path) -> Iterator[Subject]:
 
     scratch is a path where nothing is; nothing is afterwards.
     """
-    for machine in machines():
+    for machine in recordings.beginnings():
         Subject(machine, ()).lay_out(scratch)
         found = _gpus(FakeHost(str(scratch)))
         known = set()

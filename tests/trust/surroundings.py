@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.fakehost import FakeHost, snapshot
-from tests.gate import ROOT, write_gate
+from tests.gate import ENVIRONMENT, ROOT, write_gate
 from tests.libvirt_xml import domain_xml
 from tests.trust.guests import GPU, fresh
 from vfio_console_hook.log import RECORDED_LOG
@@ -26,7 +26,6 @@ from vfio_console_hook.log import RECORDED_LOG
 # No single encoding but UTF-8 can write it.
 NAME = "Büro 绿"
 SHELLS = (("dash",), ("bash",), ("busybox", "sh"))
-USUAL = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 _LAUNCH = "status = main(sys.argv[1:])"
 _TIMES = re.compile(r'"(since|time|took_s)": [0-9.e-]+|"(hook|worker)": \[\d+, \d+\]|in \d+ ms')
 
@@ -62,7 +61,7 @@ def variables(evil: Path) -> dict[str, dict[str, str]]:
         "BASH_FUNC_unset%%": "() { touch made; }", "BASH_FUNC_exit%%": "() { touch made; }",
     }  # fmt: skip
     found = {name: {name: value} for name, value in one_each.items()}
-    found["nothing at all"] = dict.fromkeys(USUAL, "")
+    found["nothing at all"] = dict.fromkeys(ENVIRONMENT, "")
     locales = evil / "locales"
     if _made_locale(locales):
         for name in ("LC_ALL", "LC_CTYPE", "LANG"):
@@ -85,31 +84,22 @@ def _made_locale(locales: Path) -> bool:
 def tried(quick: bool, directory: Path) -> Iterator[tuple[str, str]]:
     """Each variable and shell, with what was wrong, "" for nothing."""
     evil = _traps(directory / "evil")
+    found = variables(evil)
     shells = [shell for shell in SHELLS if shutil.which(shell[0])]
     for shell in shells:
-        usual = _effects(shell, USUAL, directory)
+        usual = _effects(shell, ENVIRONMENT, directory)
         if "claims" not in usual or "gave it back" not in usual:
             yield f"{shell[0]}: nothing set", f"the hook did nothing: {usual[-300:]}"
-        for name, changed in variables_once(evil).items():
+        for name, changed in found.items():
             # What begins with BASH_ is for bash alone, and the others are for all.
             if quick and (name.startswith("BASH_")) != (shell[0] == "bash"):
                 continue
-            environment = {**USUAL, **changed}
+            environment = {**ENVIRONMENT, **changed}
             if not environment["LC_ALL"]:
                 del environment["LC_ALL"]
             told = _effects(shell, environment, directory)
             wrong = "" if told == usual else _difference(usual, told)
             yield f"{shell[0]}: {name}", wrong or _sprung(evil, directory)
-
-
-_KNOWN: dict[Path, dict[str, dict[str, str]]] = {}
-
-
-def variables_once(evil: Path) -> dict[str, dict[str, str]]:
-    """The same, but the locale is made once."""
-    if evil not in _KNOWN:
-        _KNOWN[evil] = variables(evil)
-    return _KNOWN[evil]
 
 
 def _traps(evil: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Runs one target; see the package. The last line says how much was tried and reached."""
+"""Runs one target; see the package. The last line says how much was tried."""
 
 from __future__ import annotations
 

@@ -12,9 +12,22 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import recordings
 from tests.fakehost import FakeHost
+from tests.gate import ROOT
 from tests.libvirt_xml import UUID, domain_xml
-from vfio_console_hook import cli, config, domain, events, gpu, hook, journal, plan, plan_text
+from vfio_console_hook import (
+    cli,
+    config,
+    domain,
+    events,
+    gpu,
+    hook,
+    journal,
+    plan,
+    plan_text,
+    way_back,
+)
 from vfio_console_hook import holdings as held
 from vfio_console_hook.commands import status
 from vfio_console_hook.errors import HookError
@@ -22,11 +35,10 @@ from vfio_console_hook.log import Log
 from vfio_console_hook.recorded import unpack
 from vfio_console_hook.terminal import Terminal
 
+from . import tokens
 from .enclosure import Enclosed, EnclosedSent, Outside, kept_inside
 
-TESTS = Path(__file__).resolve().parents[2]
-MACHINES = TESTS / "machines"
-CORPUS = TESTS / "trust/corpus"
+CORPUS = ROOT / "tests/trust/corpus"
 Work = Callable[[bytes], None]
 
 
@@ -43,8 +55,7 @@ class Target:
 
 def _machine(directory: Path, name: str) -> Enclosed:
     root = directory / name
-    root.mkdir()
-    unpack((MACHINES / f"{name}.tree").read_text(encoding="utf-8"), str(root))
+    recordings.lay_out(name, root)
     return Enclosed(str(root))
 
 
@@ -63,7 +74,7 @@ def _xml(directory: Path) -> Work:
     def work(data: bytes) -> None:
         vm = domain.parse(data)
         for one in vm.hostdevs:
-            if not domain_address(one.address):
+            if not _is_address(one.address):
                 raise Outside(f"no address: {one.address!r}")
         if len(vm.hostdevs) < 4:
             _plan(host, vm)
@@ -71,14 +82,14 @@ def _xml(directory: Path) -> Work:
     return work
 
 
-def domain_address(text: str) -> bool:
+def _is_address(text: str) -> bool:
     """Whether it is what sysfs calls a PCI device; anything else could be a path."""
     rest = text.replace(":", "").replace(".", "")
     return len(text) < 20 and rest.isalnum() and rest.isascii()
 
 
 def _xml_seeds() -> Iterator[bytes]:
-    for path in sorted((TESTS / "domains").glob("*.xml")):
+    for path in sorted((ROOT / "tests/domains").glob("*.xml")):
         yield path.read_bytes()
     yield domain_xml("0000:01:00.0", "0000:02:00.0")
     yield (
@@ -105,7 +116,7 @@ def _yaml(directory: Path) -> Work:
 
 
 def _yaml_seeds() -> Iterator[bytes]:
-    for path in sorted((TESTS.parent / "config").glob("*.yaml")):
+    for path in sorted((ROOT / "config").glob("*.yaml")):
         yield b"".join(
             line[1:].lstrip(b" ") if line.startswith(b"#") and b":" in line else line
             for line in path.read_bytes().splitlines(keepends=True)
@@ -133,7 +144,7 @@ def _record(directory: Path) -> Work:
                 found = held.look(host)
                 status.told(found, Terminal())
                 held.to_json(found)
-                events.asked_for(host, UUID)
+                way_back.asked_for(host, UUID)
                 events.release(host, UUID, log)
         finally:
             for path in claims.iterdir():
@@ -147,7 +158,7 @@ def _record_seeds() -> Iterator[bytes]:
     for name in ("lab-efifb-6.12", "two-gpus-6.12", "vgacon-5.10", "nvidia-single-desktop",
                  "nvidia-bootfb-bar3"):  # fmt: skip
         with tempfile.TemporaryDirectory() as directory:
-            unpack((MACHINES / f"{name}.tree").read_text(encoding="utf-8"), directory)
+            recordings.lay_out(name, Path(directory))
             host = FakeHost(directory)
             vm = domain.parse(domain_xml(gpu.displays(host)[-1]))
             with contextlib.suppress(HookError):
@@ -337,47 +348,11 @@ def _tree_seeds() -> Iterator[bytes]:
 TARGETS: dict[str, Target] = {
     one.name: one
     for one in (
-        Target("xml", _xml, _xml_seeds, (
-            "<!DOCTYPE", "<!ENTITY", "SYSTEM", "<![CDATA[", "]]>", "&#x0;", "&lt;", "<?xml",
-            "encoding='UTF-16'", "encoding='UTF-7'", "<hostdev", "<source>", "<address",
-            "domain='0x", "bus='", "slot='", "function='", "type='pci'", "<qemu:arg value='",
-            "-device", "vfio-pci", "host=", "sysfsdev=", "xmlns", "<xi:include", "<name>",
-            "<uuid>", "<devices>", "<metadata>", "mode='subsystem'", "managed='yes'", "\\xff",
-            "\\xfe\\xff", "{'driver'",
-        )),
-        Target("yaml", _yaml, _yaml_seeds, (
-            "enabled", "stages", "bootfb", "keep_console", "host_driver", "apu", "services",
-            "holders", "wait_s", "terminate", "grace_s", "on_failure", "timeout_s", "log_level",
-            "true", "null", "~", "&a", "*a", "<<:", "!!python/object", "!!binary", "!", "---",
-            "...", "%YAML 1.1", "%TAG", "- ", ": ", "? ", "|\\x0a", ">\\x0a", "\\x22\\x5c", ".inf",
-            ".nan", "0x", "1e9", "1_000", "2001-01-01", "\\x5cU00110000", "\\x5cx00", "\\x09",
-            "\\xef\\xbb\\xbf", "[", "{", "]", "}", "#", "\\x0d\\x0a", "'", "%",
-        )),
-        Target("record", _record, _record_seeds, (
-            "BOOT", "{\\x22", "\\x22step\\x22", "\\x22done\\x22", "\\x22undone\\x22",
-            "\\x22phase\\x22", "\\x22hook\\x22", "\\x22worker\\x22", "\\x22kind\\x22", "null",
-            "true", "NaN", "Infinity", "-1", "1e999", "[[[[", "..", "../", "/etc", "\\x0a",
-            "\\x5cud800", "\\x5cu0000", "\\x22undo\\x22", "\\x22do\\x22", "\\x22gpu\\x22",
-            "\\x22fb\\x22", "\\x22wait_s\\x22", "9999999999999999999999",
-        )),
-        Target("sysfs", _sysfs, _sysfs_seeds, (
-            "0x", "-1", "efifb", "BOOTFB", "PCI Bus", "0000:01:00.0", "..", "../..", "/", "(S)",
-            "frame buffer device", "\\x00", "\\xff", "99999999999999999999", "\\x0a", "-", " : ",
-            "vfio-pci", "\\xc2\\xb2", "none", "auto",
-        )),
-        Target("argv", _argv, _argv_seeds, (
-            "--root", "--connect", "--help", "--version", "--json", "--xml", "--svg", "--vm",
-            "--force", "plan", "status", "doctor", "record", "recover", "take", "give", "\\x00",
-            "check-config", "..", "\\x0a", "\\x1b[2J", "\\xff", "-", "--", "=", "prepare",
-            "begin", "release", "end", "test:", "@", "%s", "{}",
-        ), 512),
-        Target("tree", _tree, _tree_seeds, (
-            "d ", "f ", "l ", "x ", " -> ", " = ", "\\x0a|", "..", "../", "CANARY", "/etc/passwd",
-            "stat/", "refused/", "ran/", "ioctl/", "label/", "libvirt/1/name", "recorded/now",
-            "proc/iomem", "sys/bus/pci/devices/0000:01:00.0/", "class", "resource", "config",
-            "0x030000", "sys/class/graphics/fb0", "ioctl/con2fbmap", "ioctl/fb0/memory",
-            "proc/1/fd/3", "run/vfio-console-hook/claims/", "refused/proc/iomem = 13",
-            "sys/bus/platform/devices/efi-framebuffer.0", "/../", ".itself", "\\x00", "1-63 0",
-        )),
+        Target("xml", _xml, _xml_seeds, tokens.XML),
+        Target("yaml", _yaml, _yaml_seeds, tokens.YAML),
+        Target("record", _record, _record_seeds, tokens.RECORD),
+        Target("sysfs", _sysfs, _sysfs_seeds, tokens.SYSFS),
+        Target("argv", _argv, _argv_seeds, tokens.ARGV, 512),
+        Target("tree", _tree, _tree_seeds, tokens.TREE),
     )
-}  # fmt: skip
+}

@@ -1,0 +1,14 @@
+"""What the fake kernel is told of devices, as no recording tells it: which driver takes them.
+
+tests/fakehost/pci.py says what the words mean.
+"""
+
+BOCHS = "driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2 connectors=Virtual-1"
+"""Of QEMU's VGA and bochs-display, which are the lab's GPUs."""
+
+AMDGPU = "driver=amdgpu fb=amdgpudrmfb render=yes"
+AST = "driver=ast fb=astdrmfb"
+I915 = "driver=i915 fb=i915drmfb render=yes"
+NVIDIA = "driver=nvidia fb=nvidia-drmdrmfb bars=0 render=yes"
+RADEON = "driver=radeon fb=radeondrmfb render=yes"
+SOUND = "driver=snd_hda_intel"
