@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -411,6 +412,44 @@ def test_a_gpu_taken_by_hand_and_given_back_leaves_the_host_as_it_was(
         "the host's consoles: framebuffer console on fb0 (EFI VGA)",
     ]
     assert snapshot(host) == before
+
+
+def test_what_libvirt_is_left_to_do_for_vms_is_done_for_people(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-6.12")
+    host.tree.put("etc/vfio-console-hook/default.yaml", "enabled: false\n")
+
+    status = act(host, "take", "0000:01:00.0")
+
+    assert (status, capfd.readouterr().err) == (0, "")
+    assert len(Journal(host).uuids()) == 1
+    assert "efifb" not in (host.read("proc/iomem") or "")
+
+
+class SlowHost(FakeHost):
+    """A machine on which an unbind takes longer than anybody waits."""
+
+    def write(self, path: str, text: str) -> None:
+        if path.endswith("/unbind"):
+            time.sleep(60)
+        super().write(path, text)
+
+
+def test_a_take_that_runs_out_of_time_is_undone(machine: MachineFactory, capfd: Capture) -> None:
+    host = machine("efifb-6.12")
+    host.tree.put("etc/vfio-console-hook/default.yaml", "timeout_s: 4\n")
+    before = snapshot(host)
+
+    status = act(SlowHost(host.root), "take", "0000:01:00.0")
+
+    assert (status, capfd.readouterr().err) == (
+        1,
+        "vfio-console-hook: not done in time, and given up, at `echo efi-framebuffer.0 >"
+        " /sys/bus/platform/drivers/efi-framebuffer/unbind`\n"
+        "hint: raise `timeout_s`, or look into `journalctl -k`\n",
+    )
+    assert (snapshot(host), Journal(host).uuids()) == (before, ())
 
 
 def test_a_gpu_can_be_bound_to_vfio_pci_by_hand(machine: MachineFactory, capsys: Capture) -> None:

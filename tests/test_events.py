@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 
+from tests.conftest import MachineFactory
 from tests.fakehost import (
     FakeHost,
     FakeLibvirt,
@@ -16,92 +16,89 @@ from tests.fakehost import (
     open_device,
     snapshot,
 )
-from vfio_console_hook import events
-from vfio_console_hook.config import Config, Holders
+from tests.hosts import lit_second
+from tests.libvirt_xml import UUID
+from tests.trust.subjects import Subject
+from vfio_console_hook import console, events, kernel, way_back
+from vfio_console_hook.config import Config
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, RefusedError, StepError
-from vfio_console_hook.journal import Journal
+from vfio_console_hook.journal import Journal, Record
 from vfio_console_hook.log import RECORDED_LOG, Log
 
-UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"
 Machine = Callable[..., FakeHost]
 
 
-@dataclass(frozen=True)
-class Case:
-    """A machine, the GPUs that a VM gets, and what its configuration says."""
-
-    machine: str
-    gpus: tuple[str, ...] = ("0000:01:00.0",)
-    config: Config = Config(holders=Holders(wait_s=0))  # noqa: RUF009  (it is frozen)
-
-    def domain(self, uuid: str = UUID, name: str = "win11") -> Domain:
-        hostdevs = tuple(Hostdev(address, True, "hostdev", 0) for address in self.gpus)
-        return Domain(name, uuid, hostdevs)
-
-
-def with_bootfb(policy: str) -> Config:
-    return Config(holders=Holders(wait_s=0), bootfb=policy)
-
-
-# Every machine on which prepare has something to do.
-CASES = (
-    Case("efifb-5.10"),
-    Case("efifb-6.1"),
-    Case("efifb-6.12"),
-    Case("efifb-0380-6.12"),
-    Case("vesafb-5.10", ("0000:00:05.0",)),
-    Case("vgacon-5.10"),
-    Case("native-6.1"),
-    Case("simpledrm-0300-6.12"),
-    Case("simpledrm-0380-6.12", config=with_bootfb("native")),
-    Case("simpledrm-0380-6.12", config=with_bootfb("rescan")),
-    Case("two-in-one-6.12", ("0000:01:00.0", "0000:02:00.0")),
-    Case("efidrm-7"),
-    Case("amd-single", ("0000:09:00.0",)),
-    Case("amd-dgpu-and-apu", ("0000:03:00.0",)),
-    Case("amd-apu", ("0000:13:00.0",), Config(holders=Holders(wait_s=0), apu="allow")),
-    Case("radeon-6.1"),
-    Case("intel-single", ("0000:00:02.0",)),
-    Case("intel-and-nvidia"),
-    Case("nvidia-single-desktop"),
-    Case("two-nvidia"),
-    Case("two-nvidia", ("0000:02:00.0",)),
-    Case("two-nvidia", ("0000:01:00.0", "0000:02:00.0")),
-    Case("bmc-and-two-nvidia", ("0000:65:00.0",)),
+BOOTFB_NATIVE, BOOTFB_RESCAN = (
+    f"holders: {{wait_s: 0}}\nbootfb: {policy}\n" for policy in ("native", "rescan")
 )
-REVERSIBLE = tuple(case for case in CASES if case.config.bootfb == "refuse")
+APU_ALLOWED = "holders: {wait_s: 0}\napu: allow\n"
+
+# One of each kind on which prepare has something to do; tests/trust tries all machines.
+CASES = (
+    Subject("efifb-5.10"),
+    Subject("efifb-6.1"),
+    Subject("efifb-6.12"),
+    Subject("efifb-0380-6.12"),
+    Subject("vesafb-5.10", ("0000:00:05.0",)),
+    Subject("vgacon-5.10"),
+    Subject("native-6.1"),
+    Subject("simpledrm-0300-6.12"),
+    Subject("simpledrm-0380-6.12", settings=BOOTFB_NATIVE),
+    Subject("simpledrm-0380-6.12", settings=BOOTFB_RESCAN),
+    Subject("two-in-one-6.12", ("0000:01:00.0", "0000:02:00.0")),
+    Subject("efidrm-7"),
+    Subject("amd-single", ("0000:09:00.0",)),
+    Subject("amd-dgpu-and-apu", ("0000:03:00.0",)),
+    Subject("amd-apu", ("0000:13:00.0",), APU_ALLOWED),
+    Subject("radeon-6.1"),
+    Subject("intel-single", ("0000:00:02.0",)),
+    Subject("intel-and-nvidia"),
+    Subject("nvidia-single-desktop"),
+    Subject("two-nvidia"),
+    Subject("two-nvidia", ("0000:02:00.0",)),
+    Subject("two-nvidia", ("0000:01:00.0", "0000:02:00.0")),
+    Subject("bmc-and-two-nvidia", ("0000:65:00.0",)),
+)
+REVERSIBLE = tuple(case for case in CASES if "bootfb" not in case.settings)
 
 
-def prepare(host: FakeHost, case: Case) -> None:
-    events.prepare(host, case.domain(), case.config, Log(host, "win11"))
+def prepare(host: FakeHost, case: Subject) -> None:
+    events.prepare(host, case.domain(), case.config(host), Log(host, "win11"))
 
 
 def release(host: FakeHost) -> None:
     events.release(host, UUID, Log(host, "win11"))
 
 
-def ids(case: Case) -> str:
-    return f"{case.machine}-{case.config.bootfb}"
-
-
-def made(machine: Machine, case: Case) -> FakeHost:
-    """The case's machine; its native driver is not blacklisted where the VM's policy needs it."""
+def made(machine: Machine, case: Subject) -> FakeHost:
+    """The subject's machine, on which its settings are."""
     host = machine(case.machine)
-    if case.config.bootfb == "native":
-        host.tree.remove("fake/blacklist")
+    case.configure(host)
     return host
 
 
-@pytest.fixture(params=CASES, ids=ids)
-def case(request: pytest.FixtureRequest) -> Case:
-    assert isinstance(request.param, Case)
+@pytest.fixture
+def machine(machine: MachineFactory) -> Machine:
+    """conftest's; with the settings of a subject that has none of its own, nobody waits."""
+
+    def make(name: str) -> FakeHost:
+        host = machine(name)
+        Subject(name).configure(host)
+        return host
+
+    return make
+
+
+@pytest.fixture(params=CASES, ids=str)
+def case(request: pytest.FixtureRequest) -> Subject:
+    assert isinstance(request.param, Subject)
     return request.param
 
 
 def test_prepare_frees_every_bar_that_the_kernel_would_not_free(
-    machine: Machine, case: Case
+    machine: Machine, case: Subject
 ) -> None:
     host = made(machine, case)
 
@@ -123,7 +120,7 @@ def test_without_prepare_the_fake_machine_shows_the_bug(machine: Machine) -> Non
     assert open_device(host, "0000:01:00.0") == [0]
 
 
-def whole_run(host: FakeHost, case: Case) -> None:
+def whole_run(host: FakeHost, case: Subject) -> None:
     prepare(host, case)
     libvirt = FakeLibvirt(host)
     for address in case.gpus:
@@ -139,9 +136,9 @@ BACK = tuple(
 )
 
 
-@pytest.mark.parametrize("case", BACK, ids=ids)
-def test_after_two_runs_the_machine_is_as_before(machine: Machine, case: Case) -> None:
-    host = machine(case.machine)
+@pytest.mark.parametrize("case", BACK, ids=str)
+def test_after_two_runs_the_machine_is_as_before(machine: Machine, case: Subject) -> None:
+    host = made(machine, case)
     before = snapshot(host)
 
     whole_run(host, case)
@@ -157,9 +154,9 @@ def test_a_console_that_cannot_come_back_is_told_by_plan_and_log(
     machine: Machine, name: str
 ) -> None:
     host = machine(name)
-    case = Case(name)
-    leaving, steps = events.look(host, case.domain(), case.config)
-    told = events.prospect(leaving, steps)
+    case = Subject(name)
+    leaving, steps = events.look(host, case.domain(), case.config(host))
+    told = way_back.prospect(leaving, steps)
 
     whole_run(host, case)
 
@@ -168,9 +165,9 @@ def test_a_console_that_cannot_come_back_is_told_by_plan_and_log(
     assert Journal(host).uuids() == ()
 
 
-def test_plan_is_the_list_that_prepare_applies(machine: Machine, case: Case) -> None:
+def test_plan_is_the_list_that_prepare_applies(machine: Machine, case: Subject) -> None:
     host = made(machine, case)
-    _, planned = events.look(host, case.domain(), case.config)
+    _, planned = events.look(host, case.domain(), case.config(host))
 
     prepare(host, case)
 
@@ -180,10 +177,10 @@ def test_plan_is_the_list_that_prepare_applies(machine: Machine, case: Case) -> 
     assert record.done == set(range(len(planned)))
 
 
-def test_plan_changes_nothing(machine: Machine, case: Case) -> None:
+def test_plan_changes_nothing(machine: Machine, case: Subject) -> None:
     host = made(machine, case)
 
-    events.look(host, case.domain(), case.config)
+    events.look(host, case.domain(), case.config(host))
 
     assert host.changes == []
     assert not host.exists("run/vfio-console-hook")
@@ -191,7 +188,7 @@ def test_plan_changes_nothing(machine: Machine, case: Case) -> None:
 
 def test_release_of_a_vm_that_owns_nothing_changes_nothing(machine: Machine) -> None:
     host = machine("efifb-6.12")
-    case = Case("efifb-6.12")
+    case = Subject("efifb-6.12")
     prepare(host, case)
     before = snapshot(host)
 
@@ -203,13 +200,13 @@ def test_release_of_a_vm_that_owns_nothing_changes_nothing(machine: Machine) -> 
 
 def test_a_gpu_of_a_running_vm_is_refused_to_another(machine: Machine) -> None:
     host = machine("efifb-6.12")
-    case = Case("efifb-6.12")
+    case = Subject("efifb-6.12")
     prepare(host, case)
     FakeLibvirt(host).detach("0000:01:00.0")
     before = snapshot(host)
 
     with pytest.raises(RefusedError) as caught:
-        events.prepare(host, case.domain(OTHER_UUID, "b"), case.config, Log(host, "b"))
+        events.prepare(host, case.domain(OTHER_UUID, "b"), case.config(host), Log(host, "b"))
 
     assert caught.value.text == "0000:01:00.0 belongs to the VM win11, which has it now"
     assert snapshot(host) == before
@@ -220,7 +217,7 @@ def test_a_vm_that_begins_before_the_release_of_the_last_takes_its_steps_over(
 ) -> None:
     host = machine("efifb-6.12")
     before = snapshot(host)
-    case = Case("efifb-6.12")
+    case = Subject("efifb-6.12")
     libvirt = FakeLibvirt(host)
     prepare(host, case)
     libvirt.detach("0000:01:00.0")
@@ -229,7 +226,7 @@ def test_a_vm_that_begins_before_the_release_of_the_last_takes_its_steps_over(
     close_device(host, "0000:01:00.0")
     libvirt.reattach("0000:01:00.0")
 
-    events.prepare(host, case.domain(OTHER_UUID, "b"), case.config, Log(host, "b"))
+    events.prepare(host, case.domain(OTHER_UUID, "b"), case.config(host), Log(host, "b"))
     during = snapshot(host)
     release(host)
 
@@ -244,8 +241,8 @@ def test_a_vm_that_begins_before_the_release_of_the_last_takes_its_steps_over(
 
 
 def test_a_vm_that_takes_steps_over_does_not_rescan_a_second_time(machine: Machine) -> None:
-    host = machine("simpledrm-0380-6.12")
-    case = Case("simpledrm-0380-6.12", config=with_bootfb("rescan"))
+    case = Subject("simpledrm-0380-6.12", settings=BOOTFB_RESCAN)
+    host = made(machine, case)
     libvirt = FakeLibvirt(host)
     prepare(host, case)
     libvirt.detach("0000:01:00.0")
@@ -253,7 +250,7 @@ def test_a_vm_that_takes_steps_over_does_not_rescan_a_second_time(machine: Machi
     libvirt.reattach("0000:01:00.0")
     second = FakeHost(host.root)
 
-    events.prepare(second, case.domain(OTHER_UUID, "b"), case.config, Log(second, "b"))
+    events.prepare(second, case.domain(OTHER_UUID, "b"), case.config(second), Log(second, "b"))
 
     assert second.changes == []
 
@@ -263,7 +260,7 @@ def test_prepare_after_a_lost_run_of_the_same_vm_starts_from_the_beginning(
 ) -> None:
     host = machine("efifb-5.10")
     before = snapshot(host)
-    case = Case("efifb-5.10")
+    case = Subject("efifb-5.10")
     prepare(host, case)
 
     prepare(FakeHost(host.root), case)
@@ -278,10 +275,10 @@ def test_a_vm_that_starts_again_after_libvirtd_was_killed_gives_back_all_in_the_
 ) -> None:
     host = machine(name)
     before = snapshot(host)
-    prepare(host, Case(name))
+    prepare(host, Subject(name))
     FakeLibvirt(host).detach("0000:01:00.0")  # and libvirtd is killed before QEMU starts
 
-    whole_run(host, Case(name))
+    whole_run(host, Subject(name))
 
     assert snapshot(host) == before
     assert Journal(host).uuids() == ()
@@ -289,11 +286,11 @@ def test_a_vm_that_starts_again_after_libvirtd_was_killed_gives_back_all_in_the_
 
 def test_a_gpu_that_a_vm_has_open_without_us_is_not_taken_off_vfio_pci(machine: Machine) -> None:
     host = machine("native-6.1")
-    prepare(host, Case("native-6.1"))
+    prepare(host, Subject("native-6.1"))
     FakeLibvirt(host).detach("0000:01:00.0")  # and libvirtd is killed before QEMU starts
     open_device(host, "0000:01:00.0")  # another VM, which is not `enabled`
 
-    prepare(host, Case("native-6.1"))
+    prepare(host, Subject("native-6.1"))
 
     assert host.link_name("sys/bus/pci/devices/0000:01:00.0/driver") == "vfio-pci"
     assert "0000:01:00.0 stays on vfio-pci: qemu" in (host.read(RECORDED_LOG) or "")
@@ -307,7 +304,7 @@ def test_a_gpu_that_a_vm_has_open_without_a_record_is_refused_to_another(
     open_device(host, "0000:01:00.0")
     begun = len(host.changes)
 
-    sentence = refused(host, Case("efifb-5.10"))
+    sentence = refused(host, Subject("efifb-5.10"))
 
     assert sentence == (
         "0000:01:00.0 is in use by qemu-system-x86 (4242) with /dev/vfio/1 open"
@@ -318,7 +315,7 @@ def test_a_gpu_that_a_vm_has_open_without_a_record_is_refused_to_another(
 # -- the dangerous cases
 
 
-def refused(host: FakeHost, case: Case) -> str:
+def refused(host: FakeHost, case: Subject) -> str:
     """The sentence with which prepare refuses; the machine must be as before."""
     before = snapshot(host)
     with pytest.raises(HookError) as caught:
@@ -333,11 +330,11 @@ def test_a_held_framebuffer_is_refused_and_its_holder_named(machine: Machine, na
     host = machine(name)
     hold(host, "dev/fb0", pid=1234, command="plymouthd")
 
-    sentence = refused(host, Case(name))
+    sentence = refused(host, Subject(name))
 
     assert sentence == "0000:01:00.0 is in use by plymouthd (1234) with /dev/fb0 open"
     let_go(host, 1234)
-    prepare(host, Case(name))
+    prepare(host, Subject(name))
 
 
 def test_a_dead_efi_framebuffer_on_5_10_is_never_unbound(machine: Machine) -> None:
@@ -346,28 +343,86 @@ def test_a_dead_efi_framebuffer_on_5_10_is_never_unbound(machine: Machine) -> No
     assert host.link_name("sys/bus/pci/devices/0000:01:00.0/driver") == "bochs-drm"
     assert host.link_name("sys/bus/platform/devices/efi-framebuffer.0/driver") is not None
 
-    _, steps = events.look(host, Case("efifb-5.10").domain(), Config())
+    _, steps = events.look(host, Subject("efifb-5.10").domain(), Config())
 
     assert not any("efi-framebuffer.0" in str(step.do) for step in steps)
 
 
 def test_the_last_console_driver_is_never_taken(machine: Machine) -> None:
     host = machine("native-6.1")
-    consoles = host.list("sys/class/vtconsole")
-    for console in consoles:
-        if "dummy" in (host.read(f"sys/class/vtconsole/{console}/name") or ""):
-            real = host.real(f"sys/class/vtconsole/{console}")
-            host.tree.remove(f"sys/class/vtconsole/{console}")
-            host.tree.remove(str(real))
+    _remove_dummy_console(host)
 
-    sentence = refused(host, Case("native-6.1"))
+    sentence = refused(host, Subject("native-6.1"))
 
     assert sentence.startswith("0000:01:00.0 has the host's last framebuffer, and fbcon would")
 
 
+def test_two_vms_that_start_at_once_do_not_take_the_last_two_framebuffers(
+    machine: Machine,
+) -> None:
+    host = machine("two-gpus-6.12")
+    _remove_dummy_console(host)
+    second = Subject("two-gpus-6.12", ("0000:02:00.0",))
+    prepare(host, Subject("two-gpus-6.12"))
+    assert host.exists("sys/class/graphics/fb0")  # libvirt detaches the GPU after the hook
+
+    with pytest.raises(RefusedError) as caught:
+        events.prepare(host, second.domain(OTHER_UUID, "b"), second.config(host), Log(host, "b"))
+
+    assert caught.value.text.startswith("0000:02:00.0 has the host's last framebuffer, and fbcon")
+    assert Journal(host).uuids() == (UUID,)
+    alone = machine("two-gpus-6.12")
+    events.prepare(alone, second.domain(), second.config(alone), Log(alone, "b"))
+
+
+@pytest.mark.parametrize("dummy", [True, False])
+def test_a_gpu_that_release_left_in_part_is_the_hosts_again(machine: Machine, dummy: bool) -> None:
+    host = machine("two-gpus-6.12")
+    if not dummy:
+        _remove_dummy_console(host)
+    second = Subject("two-gpus-6.12", ("0000:02:00.0",))
+    alone = events.look(host, second.domain(OTHER_UUID, "b"), Config())[1]
+    prepare(host, Subject("two-gpus-6.12"))
+    claim = host.path(f"run/vfio-console-hook/claims/{UUID}")
+    with open(claim, "a", encoding="utf-8") as record:  # of a hook that has ended
+        record.write('{"phase": "release", "hook": [999999, 1]}\n')
+    for number in range(1, 64):
+        host.map_console("fb0", number, 0)
+
+    steps = events.look(host, second.domain(OTHER_UUID, "b"), Config())[1]
+
+    assert [step.do for step in steps] == [step.do for step in alone]
+
+
+def test_a_firmware_framebuffer_without_a_parent_goes_with_the_gpu_that_it_shows_on(
+    machine: Machine,
+) -> None:
+    host = machine(lit_second("6.1"))
+    _remove_dummy_console(host)
+    assert [fb.pci for fb in console.framebuffers(host)] == [None, "0000:01:00.0"]
+    other = Domain("b", OTHER_UUID, (Hostdev("0000:02:00.0", True, "hostdev", 0),))
+    journal = Journal(host)
+    with journal.lock():  # its hook waits until nobody has the GPU open
+        boot = kernel.boot_id(host)
+        journal.claim(Record(host, other.name, other.uuid, boot, ("0000:02:00.0",), 1.0), [])
+
+    with pytest.raises(RefusedError) as caught:
+        events.look(host, Subject("").domain(), Config())
+
+    assert caught.value.text.startswith("0000:01:00.0 has the host's last framebuffer, and fbcon")
+
+
+def _remove_dummy_console(host: FakeHost) -> None:
+    for name in host.list("sys/class/vtconsole"):
+        if "dummy" in (host.read(f"sys/class/vtconsole/{name}/name") or ""):
+            real = host.real(f"sys/class/vtconsole/{name}")
+            host.tree.remove(f"sys/class/vtconsole/{name}")
+            host.tree.remove(str(real))
+
+
 def test_a_firmware_driver_is_not_bound_again_over_a_moved_bar(machine: Machine) -> None:
     host = machine("efifb-5.10")
-    prepare(host, Case("efifb-5.10"))
+    prepare(host, Subject("efifb-5.10"))
     resource = str(host.real("sys/bus/pci/devices/0000:01:00.0/resource"))
     text = host.read(resource) or ""
     first = text.split()[0]
@@ -389,7 +444,7 @@ def test_radeon_without_remove_is_refused(machine: Machine) -> None:
     host.tree.remove(f"{device}/driver")
     host.tree.link(f"{device}/driver", "sys/bus/pci/drivers/radeon")
 
-    sentence = refused(host, Case("native-6.1"))
+    sentence = refused(host, Subject("native-6.1"))
 
     assert sentence == (
         "0000:01:00.0 is driven by radeon, which cannot be unbound in this kernel"
@@ -415,7 +470,7 @@ def test_a_claim_that_no_stage_knows_is_named_and_refused(machine: Machine) -> N
     iomem = host.read("proc/iomem") or ""
     host.tree.put("proc/iomem", iomem.replace(": efifb", ": strangefb"))
 
-    sentence = refused(host, Case("efifb-5.10"))
+    sentence = refused(host, Subject("efifb-5.10"))
 
     assert sentence.startswith("strangefb claims c0000000-")
     assert sentence.endswith("in BAR 0 of 0000:01:00.0, and this program does not"
@@ -426,7 +481,7 @@ def test_bootfb_is_refused_by_default_and_the_ways_out_are_named(machine: Machin
     host = machine("simpledrm-0380-6.12")
 
     with pytest.raises(RefusedError) as caught:
-        prepare(host, Case("simpledrm-0380-6.12"))
+        prepare(host, Subject("simpledrm-0380-6.12"))
 
     assert caught.value.text == (
         "BOOTFB of simple-framebuffer.0 holds memory of 0000:01:00.0, and this kernel does not"
@@ -443,7 +498,7 @@ def test_iomem_without_addresses_is_refused(machine: Machine) -> None:
     zeros = "\n".join(f"00000000-00000000 : {line.split(' : ')[1]}" for line in lines)
     host.tree.put("proc/iomem", zeros)
 
-    sentence = refused(host, Case("efifb-6.12"))
+    sentence = refused(host, Subject("efifb-6.12"))
 
     assert sentence == "cannot tell who claims the GPU's memory: /proc/iomem shows no addresses"
 
@@ -451,14 +506,14 @@ def test_iomem_without_addresses_is_refused(machine: Machine) -> None:
 def test_a_vanished_device_is_refused(machine: Machine) -> None:
     host = machine("efifb-6.12")
 
-    sentence = refused(host, Case("efifb-6.12", ("0000:09:00.0",)))
+    sentence = refused(host, Subject("efifb-6.12", ("0000:09:00.0",)))
 
     assert sentence == "no PCI device 0000:09:00.0 on this machine"
 
 
 def test_start_refuses_a_bar_that_is_still_claimed(machine: Machine) -> None:
     host = machine("efifb-0380-6.12")
-    case = Case("efifb-0380-6.12")
+    case = Subject("efifb-0380-6.12")
     prepare(host, case)
     FakeLibvirt(host).detach("0000:01:00.0")
     host.write("sys/bus/platform/drivers/efi-framebuffer/bind", "efi-framebuffer.0")
@@ -471,7 +526,7 @@ def test_start_refuses_a_bar_that_is_still_claimed(machine: Machine) -> None:
 
 def test_start_refuses_a_gpu_that_is_not_on_vfio(machine: Machine) -> None:
     host = machine("efifb-5.10")
-    prepare(host, Case("efifb-5.10"))
+    prepare(host, Subject("efifb-5.10"))
 
     with pytest.raises(StepError) as caught:
         events.start(host, UUID, Log(host, "win11"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -656,3 +657,27 @@ def test_what_no_kernel_writes_is_one_short_sentence(
     start = f"cannot understand /sys/bus/pci/devices/0000:01:00.0/{path}: "
     assert caught.value.text.startswith(start)
     assert len(caught.value.text) < len(start) + 200
+
+
+def test_a_link_may_go_away_while_it_is_followed(tmp_path: Path) -> None:
+    host = RecordedHost(str(tmp_path))
+    (tmp_path / "card0").mkdir()
+    link = tmp_path / "link"
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            link.symlink_to("card0")
+            link.unlink()
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        seen = {host.real("link") for _ in range(20_000)}
+    finally:
+        done.set()
+        other.join()
+
+    # "link" itself: it was away, and is back already.
+    assert "card0" in seen
+    assert seen <= {"card0", "link", None}

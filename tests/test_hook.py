@@ -397,7 +397,8 @@ def test_a_worker_that_dies_in_the_middle_is_told_and_undone_by_release(
 
     assert (status, released, said) == (
         1, 0,
-        ("", stderr(f"the worker process died before it was done, at `setpci -s {GPU} COMMAND=0:2`",
+        ("", stderr(f"the worker process died before it was done, at `setpci -s {GPU} COMMAND=0:2`;"
+                    " not all could be undone, see `vfio-console-hook status`",
                     "look into `journalctl -k`")),
     )  # fmt: skip
     assert (snapshot(host), Journal(host).uuids()) == (before, ())

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import stat
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from tests.conftest import MachineFactory
 from tests.fakehost import Crash, FakeHost, FakeLibvirt, snapshot
 from tests.gate import write_gate
-from vfio_console_hook import events, runfiles, worker
+from vfio_console_hook import events, runfiles, way_back, worker
 from vfio_console_hook.actions import KINDS, of_kind
 from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
@@ -421,6 +422,40 @@ def test_the_last_unnamed_vm_takes_its_mark_along(machine: MachineFactory) -> No
     assert host.list(f"{RUN}/by-name") == ()
 
 
+def test_a_claim_and_its_entry_go_together(machine: MachineFactory) -> None:
+    host = prepared(machine)
+    record = Journal(host).find(UUID)
+    assert record is not None
+
+    dropping = threading.Thread(target=record.drop)
+    with Journal(host).lock():  # the same VM may be about to make its claim anew
+        dropping.start()
+        dropping.join(0.2)
+        during = (host.list(f"{RUN}/claims"), host.list(f"{RUN}/by-name"))
+    dropping.join()
+
+    assert during == ((UUID,), ("=win11",))
+    assert (host.list(f"{RUN}/claims"), host.list(f"{RUN}/by-name")) == ((), ())
+
+
+def test_drafts_of_killed_processes_do_not_stay_nor_stand_in_the_way(
+    machine: MachineFactory,
+) -> None:
+    host = prepared(machine)
+    release(host)
+    mine = os.getpid()
+    for name in (".kernel.77", f"claims/.{UUID}.{mine}", f"claims/.{OTHER_UUID}.77"):
+        host.tree.put(f"{RUN}/{name}", "{")
+    for name in (f".{UUID}.{mine}", f".{OTHER_UUID}.77"):
+        os.symlink("../claims/x", host.path(f"{RUN}/by-name/{name}"))
+
+    prepare(host)
+
+    left = [*host.list(RUN), *host.list(f"{RUN}/claims"), *host.list(f"{RUN}/by-name")]
+    assert [name for name in left if name.startswith(".")] == []
+    assert Journal(host).uuids() == (UUID,)
+
+
 def test_a_vm_made_anew_under_the_name_of_a_stale_claim_keeps_its_entry(
     machine: MachineFactory,
 ) -> None:
@@ -703,7 +738,18 @@ def test_what_the_kernel_hangs_in_is_what_was_begun_last(
     kept = claim.read_bytes().splitlines(keepends=True)
     claim.write_bytes(b"".join(kept[: len(kept) - cut]))
 
-    assert events.asked_for(host, UUID) == line
+    assert way_back.asked_for(host, UUID) == line
+
+
+def test_a_hook_that_only_looks_hangs_in_nothing_that_was_asked_for(
+    machine: MachineFactory,
+) -> None:
+    host = prepared(machine)
+    FakeLibvirt(host).detach(GPU)
+
+    events.start(host, UUID, Log(host, "win11"))
+
+    assert way_back.asked_for(host, UUID) == ""
 
 
 def test_what_a_killed_hook_left_running_is_killed_before_anything_is_undone(
@@ -771,7 +817,7 @@ def test_every_field_of_every_action_is_of_a_type_that_the_record_can_check() ->
     of_kind("unbind-vfio")  # loads those that are rare
 
     for kind in KINDS.values():
-        for name, annotation in kind.__annotations__.items():
+        for name, annotation in getattr(kind, "__annotations__", {}).items():
             fitting = [one for one in examples if fits(annotation, one)]
             assert fitting, f"{kind.kind} has {name}: {annotation}"
 

@@ -10,13 +10,15 @@ from tests.building import Machine
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, snapshot
 from tests.hosts import DISPLAY, firmware_on, lab_gpu
-from vfio_console_hook import console, events
+from vfio_console_hook import console, events, kernel
 from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, RefusedError
+from vfio_console_hook.journal import Journal, Record
 from vfio_console_hook.log import Log
 
 HOSTS, GUESTS = "0000:01:00.0", "0000:02:00.0"
+OTHER_UUID = "11111111-2222-4333-8444-555555555555"
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 VM = Domain("win11", UUID, (Hostdev(GUESTS, True, "hostdev", 0),))
 GONE = (
@@ -121,6 +123,21 @@ def test_a_driver_loaded_on_request_keeps_the_console_on_the_gpu_that_stays(
     assert (taken, host.read(f"sys/bus/pci/devices/{GUESTS}/driver_override")) == (None, "(null)")
     assert host.link_name(f"sys/bus/pci/devices/{HOSTS}/driver") == "bochs-drm"
     assert "framebuffer console on fb0 (bochs-drmdrmfb)" in console.drawing(host)
+
+
+def test_no_driver_is_loaded_for_a_gpu_that_another_vm_is_taking(machine: MachineFactory) -> None:
+    host = machine(lit_first("6.1", shadow=True))
+    host.tree.remove("fake/blacklist")
+    journal = Journal(host)
+    boot = kernel.boot_id(host)
+    with journal.lock():  # its hook waits until nobody has the GPU open
+        journal.claim(Record(host, "b", OTHER_UUID, boot, (HOSTS,), host.now()), [])
+
+    with pytest.raises(RefusedError) as caught:
+        events.prepare(host, VM, config(host_driver="load"), Log(host, "win11"))
+
+    assert caught.value.text.startswith(f"the host's console on {HOSTS} would be gone until a")
+    assert host.changes == []
 
 
 def test_a_driver_for_the_host_does_not_take_the_gpu_that_leaves_for_longer_than_needed(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -46,6 +48,17 @@ def prepared(machine: MachineFactory, running: str | None = "") -> WithLibvirt:
     events.prepare(host, VM, Config(holders=Holders(wait_s=0)), Log(host, "win11"))
     host.running = running
     return host
+
+
+class Refusing(WithLibvirt):
+    """One whose kernel refuses to write one file."""
+
+    refused = ""
+
+    def write(self, path: str, text: str) -> None:
+        if path.endswith(self.refused):
+            raise HostError.of("write", f"/{path}", OSError(errno.EIO, os.strerror(errno.EIO)))
+        super().write(path, text)
 
 
 def recover(host: FakeHost, *, force: bool = False, wait_s: float = 0) -> tuple[bool, list[str]]:
@@ -180,6 +193,30 @@ def test_what_a_killed_libvirtd_has_left_on_vfio_pci_is_the_hosts_again(
     assert done == (True, [f"win11: gave back {gpu}"])
     assert host.link_name(f"sys/bus/pci/devices/{gpu}/driver") == driver
     assert snapshot(host) == before
+
+
+def test_a_gpu_that_does_not_come_off_vfio_pci_keeps_only_what_is_its_own(
+    machine: MachineFactory,
+) -> None:
+    stuck, other = "0000:01:00.0", "0000:02:00.0"
+    host = WithLibvirt(machine("two-nvidia").root)
+    vm = Domain("win11", UUID, tuple(Hostdev(one, True, "hostdev", 0) for one in (stuck, other)))
+    events.prepare(host, vm, Config(holders=Holders(wait_s=0)), Log(host, "win11"))
+    for gpu in (stuck, other):
+        FakeLibvirt(host).detach(gpu)  # and libvirtd is killed before QEMU starts
+
+    refusing = Refusing(host.root)
+    refusing.refused = f"{stuck}/driver_override"
+
+    done, told = recover(refusing)
+
+    assert (done, len(told)) == (False, 1)
+    assert f"cannot write /sys/bus/pci/devices/{stuck}/driver_override: Input/" in told[0]
+    assert host.link_name(f"sys/bus/pci/devices/{stuck}/driver") == "vfio-pci"
+    assert host.link_name(f"sys/bus/pci/devices/{other}/driver") == "nvidia"
+
+    assert recover(WithLibvirt(host.root)) == (True, [f"win11: gave back {stuck}, {other}"])
+    assert host.link_name(f"sys/bus/pci/devices/{stuck}/driver") == "nvidia"
 
 
 def test_a_gpu_that_was_on_vfio_pci_before_stays_there(machine: MachineFactory) -> None:

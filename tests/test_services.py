@@ -14,7 +14,7 @@ from tests.fakehost import FakeHost, FakeLibvirt, hold, openrc, snapshot, system
 from tests.fakehost.systemd import NEVER, Unit
 from tests.gate import ROOT
 from vfio_console_hook import events, holdings, plan, plan_text
-from vfio_console_hook.actions import StopByCommand, StopUnits
+from vfio_console_hook.actions.services import StopByCommand, StopUnits
 from vfio_console_hook.config import Config, Holders, Service
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError, RefusedError

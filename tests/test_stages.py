@@ -15,7 +15,7 @@ from tests.fakehost import Crash, FakeHost, FakeLibvirt, hold, snapshot, systemd
 from tests.gate import ROOT
 from tests.hosts import DISPLAY, VGA, firmware_on, lab, lab_gpu
 from tests.libvirt_xml import domain_xml
-from vfio_console_hook import events, plan, plan_text
+from vfio_console_hook import events, plan, plan_text, way_back
 from vfio_console_hook.actions import Decode, MapConsoles
 from vfio_console_hook.config import Config, Holders, Service
 from vfio_console_hook.domain import Domain, Hostdev, parse
@@ -335,7 +335,7 @@ def test_lockdown_costs_the_console_and_the_person_is_told(
     leaving, planned = events.look(host, domain((GPU,)), NOW)
 
     assert len([step for step in planned if isinstance(step.do, Decode)]) == decode
-    assert events.prospect(leaving, planned) == (
+    assert way_back.prospect(leaving, planned) == (
         "this host's console will not come back before a reboot: vfio-pci of this kernel removes"
         " efi-framebuffer.0 for good, and kernel lockdown forbids to prevent it"
         if lost
@@ -629,7 +629,7 @@ def test_what_does_not_come_back_is_not_promised_for_a_gpu_that_stays_on_vfio(
     host.write(f"sys/bus/pci/devices/{GPU}/driver_override", "vfio-pci")
     host.write("sys/bus/pci/drivers_probe", GPU)
     leaving, planned = events.look(host, domain((GPU,)), NOW)
-    foretold = events.prospect(leaving, planned)
+    foretold = way_back.prospect(leaving, planned)
 
     events.prepare(host, domain((GPU,)), NOW, Log(host, "win11"))
     events.start(host, UUID, Log(host, "win11"))
@@ -648,6 +648,6 @@ def test_a_gpu_without_the_consoles_promises_no_console(
 ) -> None:
     leaving, planned = events.look(machine(name), domain((address,)), NOW)
 
-    assert events.prospect(leaving, planned) == (
+    assert way_back.prospect(leaving, planned) == (
         "there is nothing to give back: no console of the host is on it"
     )

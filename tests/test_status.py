@@ -261,6 +261,22 @@ def test_a_claim_that_cannot_be_read_is_named_and_the_others_told(machine: Machi
     assert f"\nVM win11 holds {GPU}\n" in text
 
 
+def test_a_directory_that_others_could_have_changed_is_told_and_the_consoles_with_it(
+    machine: MachineFactory,
+) -> None:
+    host = at_noon(machine("efifb-6.12"))
+    os.makedirs(host.path(CLAIMS))
+    os.chmod(host.path("run/vfio-console-hook"), 0o777)
+
+    text = told(holdings.look(host), Terminal())
+
+    assert " ".join(text.split()).startswith(
+        "/run/vfio-console-hook can be written by others than root, so it is left alone (hint:"
+    )
+    assert "only root may see" not in text
+    assert "framebuffer console on fb0" in text
+
+
 def test_who_may_not_look_at_the_claims_is_told_so(machine: MachineFactory) -> None:
     class Nobody(FakeHost):
         def list(self, path: str) -> tuple[str, ...]:
@@ -389,6 +405,26 @@ def test_an_unreadable_domain_is_remembered_without_uuid(machine: MachineFactory
     assert (heard.vm, heard.uuid) == ("win11", "")
     assert heard.refusal is not None
     assert heard.refusal.text.startswith("the domain XML is not well-formed")
+
+
+class Sweeping(Clock):
+    """A machine on which the hook of another VM removes the oldest word just before this one."""
+
+    def lstat(self, path: str) -> os.stat_result | None:
+        status = super().lstat(path)
+        if path.endswith("/00000000"):
+            os.unlink(self.path(path))
+        return status
+
+
+def test_two_hooks_may_forget_the_oldest_at_once(machine: MachineFactory) -> None:
+    host = at_noon(machine("native-6.1"))
+    for number in range(100):
+        assert history.remember(host, "x", f"{number:08}", "prepare", took_s=1) == ""
+
+    said = history.remember(Sweeping(host.root), "x", f"{100:08}", "prepare", took_s=1)
+
+    assert (said, len(history.names(host))) == ("", 100)
 
 
 def test_only_the_last_hundred_vms_are_remembered(machine: MachineFactory) -> None:

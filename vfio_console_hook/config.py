@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DIRECTORY = "etc/vfio-console-hook"
 VMS = f"{DIRECTORY}/vms"
 _DEFAULT = f"{DIRECTORY}/default.yaml"
-_MAX_BYTES = 64 * 1024
+_MAX_BYTES = 32 * 1024
 # virsh shows them all in one line.
 _MAX_TOLD = 20
 

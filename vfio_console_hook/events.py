@@ -8,20 +8,20 @@ sees; what is only worth knowing goes to the log.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from . import console, gpu, holders, kernel, ownership, stages
-from .actions import Action, LeaveFramebuffers, MapConsoles, QuietText, Rebind, ShowConsoles
+from . import console, gpu, kernel, ownership, stages, way_back, worker
+from .actions import Action, LeaveFramebuffers, MapConsoles, Rebind, ShowConsoles
 from .config import Config
 from .domain import Domain
-from .errors import HookError, JournalError, LostError, RefusedError, StepError, StuckError
+from .errors import HookError, LostError, StepError, StuckError
 from .firmware import BOOTFB
 from .gpu import Gpu
 from .host import Host
 from .journal import Journal, Record
 from .log import Log
 from .memory import Claim
-from .stages import Leaving, services
+from .stages import Leaving
 from .step import Step
 
 Supervisor = Callable[[Callable[[], None]], None]
@@ -44,7 +44,7 @@ def prepare(
 
     run lets what talks to the kernel work under a deadline; the claim, and the
     lock that it takes, stay in this process. Raises HookError after everything done
-    so far is undone.
+    so far is undone; not so what run raises itself.
     """
     journal = Journal(host)
     addresses = _assigned(host, domain)
@@ -56,6 +56,28 @@ def prepare(
         return
     record = _claim(journal, domain, addresses)
     run(lambda: _free(host, record, domain, config, log))
+
+
+def prepare_within(
+    deadline: worker.Deadline, host: Host, domain: Domain, config: Config, log: Log
+) -> None:
+    """Prepare, and undo in the rest of the time what was cut off in the middle.
+
+    Raises HookError after that, and StuckError when the kernel lets nothing be undone.
+    """
+    try:
+        prepare(host, domain, config, log, deadline.run_but_spare)
+    except worker.CutOffError as error:
+        line = way_back.asked_for(host, domain.uuid)
+        error.text += f", at `{line}`" if line else ""
+        try:
+            release(host, domain.uuid, log, deadline.run)
+        except StuckError as second:
+            log.error(f"what was done could not be undone: {second}")
+            raise
+        except HookError as second:
+            _tell_left(error, second, log)
+        raise
 
 
 def _assigned(host: Host, domain: Domain) -> tuple[str, ...]:
@@ -79,7 +101,7 @@ def _free(host: Host, record: Record, domain: Domain, config: Config, log: Log) 
         except Exception as error:
             _abort(host, record, log, error)
             raise
-    log.info(f"ready for the VM; on release {prospect(leaving, steps)}")
+    log.info(f"ready for the VM; on release {way_back.prospect(leaving, steps)}")
 
 
 def _apply(host: Host, record: Record, leaving: Leaving, steps: tuple[Step, ...], log: Log) -> None:
@@ -94,7 +116,7 @@ def _apply(host: Host, record: Record, leaving: Leaving, steps: tuple[Step, ...]
         for step in steps:
             taken += _take(host, record, step, log)
     finally:
-        _tell_done(taken, log)
+        log.done(taken)
     for one in gpu.find(host, record.gpus):
         check_free(one, leaving)
 
@@ -107,84 +129,25 @@ def look(host: Host, domain: Domain, config: Config) -> tuple[Leaving, tuple[Ste
     if not gpus:
         return Leaving((), unmanaged, frozenset(), config, False), ()
     others = Journal(host).others(domain.uuid, kernel.boot_id(host))
-    _refuse_taken(host, [one.address for one in gpus], others)
+    ownership.refuse_taken(host, [one.address for one in gpus], others)
     leaving = stages.leaving(
         host,
         gpus,
         config.within_timeout(),
         unmanaged=unmanaged,
-        taken=frozenset(address for other in others for address in other.gpus),
+        taken=frozenset(
+            address
+            for other in others
+            for address in other.gpus
+            if ownership.holds(host, other, address)
+        ),
         bind_vfio=domain.bind_vfio,
         others=tuple(address for address in addresses if address not in {g.address for g in gpus}),
     )
     steps = stages.plan(host, leaving)
     if steps:
-        _refuse_open(host, gpus)
+        ownership.refuse_open(host, gpus)
     return leaving, steps
-
-
-def _refuse_open(host: Host, gpus: tuple[Gpu, ...]) -> None:
-    """Refuse what a VM has open of which there is no record: it was plugged, or started anyway.
-
-    libvirt would refuse it too, but only after the steps have been taken below that VM.
-    """
-    for one in gpus:
-        if not one.vfio:
-            continue
-        found = holders.find(host, ownership.vfio_nodes(host, one.address))
-        held = [holder for holder in found if not holder.unknown]
-        if held:
-            raise RefusedError(
-                f"{one.address} is in use by {holders.listed(held)}", hint="end that VM first"
-            )
-
-
-def prospect(leaving: Leaving, steps: tuple[Step, ...]) -> str:
-    """What release can give back on this kernel, and starts again: a clause for people."""
-    names = services.started_again(steps)
-    again = f"; {' and '.join(names)} {'starts' if len(names) == 1 else 'start'} again"
-    return _consoles_back(leaving, steps) + (again if names else "")
-
-
-def _consoles_back(leaving: Leaving, steps: tuple[Step, ...]) -> str:
-    losses = [step.loses for step in steps if step.loses]
-    if losses:
-        return "; ".join(dict.fromkeys(losses))
-    back = [step.undo.device for step in steps if isinstance(step.undo, Rebind)]
-    if back:
-        return f"the firmware console comes back on {' and '.join(back)}"
-    shown = {step.gpu for step in steps if isinstance(step.undo, ShowConsoles)}
-    native = [str(one.driver) for one in leaving.gpus if one.native and one.address in shown]
-    if native:
-        return f"the console comes back with {' and '.join(dict.fromkeys(native))}"
-    if any(isinstance(step.do, LeaveFramebuffers) for step in steps):
-        return "the consoles are where they are now, on a framebuffer that stays"
-    if any(isinstance(step.undo, QuietText) for step in steps):
-        return "the text console comes back"
-    if shown:
-        return "the host's console comes back only if a driver takes the GPU again"
-    return "there is nothing to give back: no console of the host is on it"
-
-
-def _refuse_taken(host: Host, addresses: Iterable[str], others: list[Record]) -> None:
-    for other in others:
-        for address in addresses:
-            if address in other.gpus and (
-                other.by_hand or other.phase == "prepare" or gpu.is_vfio(host, address)
-            ):
-                raise _taken(address, other)
-
-
-def _taken(address: str, other: Record) -> RefusedError:
-    if other.by_hand:
-        return RefusedError(
-            f"{address} was taken by hand, so no VM may have it through this hook",
-            hint=f"run `vfio-console-hook give {address}`",
-        )
-    return RefusedError(
-        f"{address} belongs to the VM {other.name}, which has it now",
-        hint=f"shut {other.name} down; if it does not run, `vfio-console-hook recover`",
-    )
 
 
 def _claim(journal: Journal, domain: Domain, addresses: tuple[str, ...]) -> Record:
@@ -196,7 +159,7 @@ def _claim(journal: Journal, domain: Domain, addresses: tuple[str, ...]) -> Reco
         ownership.await_others(host, address, domain.uuid)
     with journal.lock():
         others = journal.others(domain.uuid, boot, addresses)
-        _refuse_taken(host, addresses, others)
+        ownership.refuse_taken(host, addresses, others)
         # libvirt lets B begin between A's re-attach and A's release. What A took and
         # B would take too is given back by B's release, not below B's feet.
         moved = [(o, n, s) for o in others for n, s in o.open_steps if s.gpu in addresses]
@@ -235,12 +198,6 @@ def _act(host: Host, action: Action, log: Log) -> list[str]:
     return [f"{action.past()}{f'; {remark}' if remark else ''}"]
 
 
-def _tell_done(told: list[str], log: Log) -> None:
-    """Log what has been done as one line: ten of them tell a VM's whole run."""
-    if told:
-        log.info("; ".join(told))
-
-
 def check_free(one: Gpu, leaving: Leaving) -> None:
     """Look at the GPU after the steps. Raises StepError when something still claims it."""
     if one.native:
@@ -264,11 +221,16 @@ def _still_claimed(one: Gpu, claim: Claim) -> StepError:
 def _abort(host: Host, record: Record, log: Log, error: Exception) -> None:
     """Undo a prepare that failed with error, which stays the one that is told."""
     try:
-        _undo(host, record, log)
+        way_back.undo(host, record, log)
     except HookError as second:
-        log.error(f"not all could be undone: {second}")
-        if isinstance(error, HookError):
-            error.text += "; not all could be undone, see `vfio-console-hook status`"
+        _tell_left(error, second, log)
+
+
+def _tell_left(error: Exception, second: HookError, log: Log) -> None:
+    """Say that not all could be undone after error, which stays the one that is told."""
+    log.error(f"not all could be undone: {second}")
+    if isinstance(error, HookError):
+        error.text += "; not all could be undone, see `vfio-console-hook status`"
 
 
 def start(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
@@ -363,95 +325,7 @@ def release(
 
     def work() -> None:
         with record.work():
-            if forgotten:
-                _reattach(host, record, log)
-            _undo(host, record, log)
+            way_back.undo(host, record, log, forgotten=forgotten)
         log.info(f"gave it back; the host's consoles: {console.drawing(host)}")
 
     run(work)
-
-
-def _reattach(host: Host, record: Record, log: Log) -> None:
-    """Take off vfio-pci what libvirt has bound for a VM and then forgotten. Raises HookError.
-
-    libvirtd that is killed before the VM has a status file re-attaches nothing when it
-    starts again (qemu_process.c, qemuProcessReconnectAll). What is on vfio-pci when its
-    steps are undone gets back neither its driver nor its firmware console.
-    """
-    # Only for what a killed libvirtd leaves behind.
-    from .actions.native import ReturnNative
-    from .actions.vfio import UnbindVfio
-
-    # What was on vfio-pci before prepare has no driver to return, and a loss if it had a console.
-    hosts = [
-        step.undo.gpu
-        for _, step in record.open_steps
-        if isinstance(step.undo, ReturnNative) or (isinstance(step.undo, Rebind) and not step.loses)
-    ]
-    for address in dict.fromkeys(hosts):
-        if not gpu.is_vfio(host, address):
-            continue
-        held = holders.find(host, ownership.vfio_nodes(host, address))
-        if held:
-            log.warning(f"{address} stays on vfio-pci: {holders.listed(held)}")
-            continue
-        UnbindVfio(address).apply(host)
-        log.info(f"took {address} off vfio-pci, where libvirt had left it")
-
-
-def asked_for(host: Host, uuid: str) -> str:
-    """The shell line of what was asked of the kernel last for a VM; "" when nothing is known."""
-    try:
-        record = Journal(host).find(uuid)
-    except HookError:
-        return ""
-    for number, step in record.open_steps if record else ():
-        # What was begun and is not done is what it hangs in, whatever came after it.
-        action = step.undo if record and number in record.done else step.do
-        if action is not None:
-            return action.shell()
-    return ""
-
-
-def _undo(host: Host, record: Record, log: Log) -> None:
-    """Undo every open step and drop the claim, in the process that works on it."""
-    undone: list[str] = []
-    failed: list[str] = []
-    try:
-        for number, step in record.open_steps:
-            failure = _undo_step(host, step, undone, log)
-            if failure:
-                failed.append(failure)
-                continue
-            try:
-                record.forget(number)
-            except JournalError as error:
-                # Undoing twice does no harm, leaving the console dark does.
-                log.warning(str(error))
-    finally:
-        _tell_done(undone, log)
-    if failed:
-        raise StepError("; ".join(failed), hint="afterwards run `vfio-console-hook recover`")
-    record.drop()
-
-
-def _undo_step(host: Host, step: Step, undone: list[str], log: Log) -> str:
-    """Undo one step, and add to undone what was done; how it failed, "" if it did not."""
-    if step.undo is None:
-        if step.loses:
-            log.warning(step.loses)
-        return ""
-    shell = step.undo.shell()
-    try:
-        step.undo.apply(host)
-    except LostError as error:
-        log.warning(str(error))
-    except StuckError:
-        raise
-    except HookError as error:
-        log.error(f"{error}; by hand: {shell}")
-        return f"{error.text} (by hand: {shell})"
-    else:
-        undone.append(step.undo.past())
-        log.debug(f"{undone[-1]}, for {step.stage}: {shell}")
-    return ""

@@ -11,7 +11,7 @@ from .host import Host
 from .memory import Bar, Claim
 from .values import dataclass
 
-_CLASS = re.compile("0x[0-9a-f]{1,8}")  # Linux drivers/pci/pci-sysfs.c, class_show
+_CLASS = re.compile("0x[0-9a-f]{6}")  # Linux drivers/pci/pci-sysfs.c, class_show
 _DISPLAY = 0x03
 VGA = 0x0300
 

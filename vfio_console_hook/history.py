@@ -114,6 +114,8 @@ def _drop_oldest(host: Host) -> None:
     there = names(host)
     if len(there) <= _MOST:
         return
-    age = {name: os.stat(host.path(f"{STATUS}/{name}")).st_mtime_ns for name in there}
-    for name in sorted(there, key=age.__getitem__)[: len(there) - _MOST]:
+    # The hook of another VM may be at the same work, and have removed some.
+    found = [(host.lstat(f"{STATUS}/{name}"), name) for name in there]
+    ages = sorted((status.st_mtime_ns, name) for status, name in found if status is not None)
+    for _, name in ages[: len(there) - _MOST]:
         runfiles.remove(host, f"{STATUS}/{name}")

@@ -11,7 +11,7 @@ from typing import Any
 from . import console, history, kernel, ownership
 from .actions import Rebind
 from .console import Framebuffer, Vtconsole
-from .errors import HookError, HostError
+from .errors import HookError, HostError, JournalError
 from .host import Host, seconds
 from .journal import Journal, Record
 from .step import Step
@@ -154,8 +154,10 @@ def look(host: Host) -> Holdings:
                 unreadable.append(str(error))
                 continue
             found += [_holding(host, record)] if record else []
+    except JournalError as error:
+        unseen = str(error)
     except HostError as error:
-        unseen = error.text
+        unseen = f"{error.text}: who holds a GPU only root may see"
     return Holdings(
         time=host.now(),
         holdings=tuple(found),

@@ -145,13 +145,7 @@ def _prepare(event: _Event, vm: Domain) -> None:
     event.level = settings.log_level
     deadline = worker.Deadline(settings.timeout_s)
     try:
-        try:
-            events.prepare(host, vm, settings, event.log, deadline.run_but_spare)
-        except worker.CutOffError as error:
-            line = events.asked_for(host, vm.uuid)
-            error.text += f", at `{line}`" if line else ""
-            _undo_cut_off(event, deadline)
-            raise
+        events.prepare_within(deadline, host, vm, settings, event.log)
     except StuckError as error:
         # on_failure is about GPUs that are not free, not about a kernel that is stuck.
         raise _told_stuck(event, error) from error
@@ -165,22 +159,10 @@ def _prepare(event: _Event, vm: Domain) -> None:
 
 
 def _told_stuck(event: _Event, error: StuckError) -> StuckError:
-    from . import events
+    from . import way_back
 
-    line = events.asked_for(event.host, event.uuid)
+    line = way_back.asked_for(event.host, event.uuid)
     return StuckError(error.text + (f" since `{line}`" if line else ""), error.hint)
-
-
-def _undo_cut_off(event: _Event, deadline: worker.Deadline) -> None:
-    """Undo what a prepare did that was cut off in the middle."""
-    from . import events
-
-    try:
-        events.release(event.host, event.uuid, event.log, deadline.run)
-    except HookError as second:
-        event.log.error(f"what was done could not be undone: {second}")
-        if isinstance(second, StuckError):
-            raise
 
 
 def _start(event: _Event, vm: Domain) -> None:

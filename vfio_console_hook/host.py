@@ -192,8 +192,13 @@ class Host:
         return None if target is None else os.path.basename(target)
 
     def real(self, path: str) -> str | None:
-        """The path with all links resolved, or None when it is not there."""
-        full = os.path.realpath(self.path(path))
+        """The path with all links resolved, or None when it is not there. Raises HostError."""
+        try:
+            full = os.path.realpath(self.path(path))
+        except OSError as error:  # a link that has gone since it was seen (posixpath.py)
+            if _absent(error):
+                return None
+            raise HostError.of("read the link", f"/{path}", error) from error
         if not os.path.exists(full):
             return None
         return os.path.relpath(full, self.root)

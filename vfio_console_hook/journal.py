@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from . import processes, runfiles
-from .errors import JournalError, StuckError
+from .errors import HookError, JournalError, StuckError
 from .host import Host, seconds
 from .step import Step
 from .values import dataclass, field
@@ -133,14 +133,15 @@ class Record:
     def drop(self) -> None:
         """Give the claim up. Raises JournalError."""
         journal = Journal(self.host)
-        try:
-            os.unlink(self.host.path(self.path))
-        except OSError as error:
-            raise runfiles.failed("remove", self.path, error) from error
-        # The claim had its name as long as it was there, or the gate would not see it.
-        journal.unlink_name(self.name, self.uuid)
-        if self.host.exists(_UNNAMED):
-            with journal.lock():
+        # Locked, or the name of a claim that is made anew for the same VM would go.
+        with journal.lock():
+            try:
+                os.unlink(self.host.path(self.path))
+            except OSError as error:
+                raise runfiles.failed("remove", self.path, error) from error
+            # The claim had its name as long as it was there, or the gate would not see it.
+            journal.unlink_name(self.name, self.uuid)
+            if self.host.exists(_UNNAMED):
                 journal.tidy()
 
     def _append(self, entry: dict[str, object]) -> None:
@@ -242,7 +243,7 @@ class Journal:
         record.done |= set(range(len(inherited)))
         try:
             self.tidy()
-        except JournalError:
+        except HookError:
             return  # the claim is whole, and what an earlier crash left is in nobody's way
 
     def _link(self, name: str, uuid: str) -> None:
@@ -251,13 +252,19 @@ class Journal:
             return
         draft = self.host.path(f"{BY_NAME}/.{uuid}.{os.getpid()}")
         try:
+            # Of a process that was killed and had our number.
+            if os.path.lexists(draft):
+                os.unlink(draft)
             os.symlink(_link_to(uuid), draft)
             os.rename(draft, self.host.path(f"{BY_NAME}/={name}"))
         except OSError as error:
             raise runfiles.failed("link", f"{BY_NAME}/={name}", error) from error
 
     def unlink_name(self, name: str, uuid: str) -> None:
-        """Remove the name of a claim that is gone. Raises JournalError."""
+        """Remove the name of a claim that is gone; the caller holds the lock.
+
+        Raises JournalError.
+        """
         link = f"{BY_NAME}/={name}"
         # A VM made anew under the same name may have the link by now.
         if _linkable(name) and self.host.readlink(link) == _link_to(uuid):
@@ -269,7 +276,7 @@ class Journal:
         The caller holds the lock. Raises JournalError.
         """
         links = {_link_to(uuid) for uuid in self.uuids()}
-        for folder in (CLAIMS, BY_NAME):
+        for folder in (RUN, CLAIMS, BY_NAME):
             for name in self.host.list(folder):
                 if name.startswith("."):
                     runfiles.remove(self.host, f"{folder}/{name}")

@@ -64,6 +64,11 @@ class Log:
     def debug(self, text: str) -> None:
         self._write("debug", text)
 
+    def done(self, told: list[str]) -> None:
+        """Tell what has been done as one line, or nothing: ten of them tell a VM's whole run."""
+        if told:
+            self.info("; ".join(told))
+
     def info(self, text: str) -> None:
         self._write("info", text)
 

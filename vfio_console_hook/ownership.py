@@ -6,8 +6,11 @@ QEMU nothing else shows that a VM is starting.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from . import gpu, holders, kernel, processes, worker
 from .errors import RefusedError
+from .gpu import Gpu
 from .host import Host
 from .journal import Journal, Record
 
@@ -86,6 +89,49 @@ def _is_left(host: Host, record: Record) -> bool:
     if process is not None:
         return process.started == started
     return any(one.started >= started for one in processes.in_session(host, pid))
+
+
+def holds(host: Host, record: Record, address: str) -> bool:
+    """Whether a VM still has a GPU of its record, or is about to; not so what release has left."""
+    return record.phase != "release" or gpu.is_vfio(host, address) or at_work(host, record)
+
+
+def refuse_open(host: Host, gpus: tuple[Gpu, ...]) -> None:
+    """Refuse what a VM has open of which there is no record: it was plugged, or started anyway.
+
+    libvirt would refuse it too, but only after the steps have been taken below that VM.
+    """
+    for one in gpus:
+        if not one.vfio:
+            continue
+        found = holders.find(host, vfio_nodes(host, one.address))
+        held = [holder for holder in found if not holder.unknown]
+        if held:
+            raise RefusedError(
+                f"{one.address} is in use by {holders.listed(held)}", hint="end that VM first"
+            )
+
+
+def refuse_taken(host: Host, addresses: Iterable[str], others: list[Record]) -> None:
+    """Raise RefusedError when another VM, or a person, has one of these GPUs now."""
+    for other in others:
+        for address in addresses:
+            if address in other.gpus and (
+                other.by_hand or other.phase == "prepare" or gpu.is_vfio(host, address)
+            ):
+                raise _taken(address, other)
+
+
+def _taken(address: str, other: Record) -> RefusedError:
+    if other.by_hand:
+        return RefusedError(
+            f"{address} was taken by hand, so no VM may have it through this hook",
+            hint=f"run `vfio-console-hook give {address}`",
+        )
+    return RefusedError(
+        f"{address} belongs to the VM {other.name}, which has it now",
+        hint=f"shut {other.name} down; if it does not run, `vfio-console-hook recover`",
+    )
 
 
 def in_use(host: Host, record: Record) -> str:

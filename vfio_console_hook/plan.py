@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from . import console, events, gpu, kernel, occupants, ownership
+from . import console, events, gpu, kernel, occupants, ownership, way_back
 from .actions import BindNative, Rescan, Unbind
 from .actions.native import ReturnNative
 from .config import Config
@@ -214,7 +214,7 @@ def make(
     except HookError as error:
         return _judged(host, domain, settings, plain, error)
     note = _unseen(plain, has)
-    whole = replace(plain, steps=steps, note=note, after=events.prospect(leaving, steps))
+    whole = replace(plain, steps=steps, note=note, after=way_back.prospect(leaving, steps))
     holders, blocked = occupants.awaited(host, steps, found)
     refusal = blocked or _left_claimed(leaving, steps)
     return _judged(host, domain, settings, replace(whole, holders=holders), refusal)
@@ -304,7 +304,7 @@ def _taken_already(
     """The plan for a VM that holds its GPUs: the steps are those that were taken."""
     steps = tuple(record.steps)
     gpus = tuple(_as_before(one, steps) for one in plain.gpus)
-    after = events.prospect(Leaving(gpus, frozenset(), frozenset(), settings, False), steps)
+    after = way_back.prospect(Leaving(gpus, frozenset(), frozenset(), settings, False), steps)
     return replace(
         plain, verdict=START, steps=steps, after=after, note=_note(host, plain, record, has)
     )

@@ -127,7 +127,7 @@ def write(host: Host, path: str, text: str, mode: int = 0o600) -> None:
         try:
             os.unlink(draft)
         except OSError:
-            pass  # it is not there, or the next claim sweeps it (journal.py, tidy)
+            pass  # it is not there, or is swept later (journal.py, tidy; history.py, _drop_drafts)
         raise failed("write", path, error) from error
 
 

@@ -66,7 +66,7 @@ def _unpack(value: dict[str, Any] | None) -> Action | None:
         return None
     fields = {key: tuple(one) if isinstance(one, list) else one for key, one in value.items()}
     kind = of_kind(str(fields.pop("kind")))
-    types = kind.__annotations__
+    types = getattr(kind, "__annotations__", {})  # up to Python 3.9 a class without any has none
     for key, one in fields.items():
         if not fits(types.get(key, ""), one) or not (key in _FREE or _stays_inside(one)):
             raise ValueError(f"not a step: {kind.kind} with a bad {key[:20]!r}")

@@ -16,6 +16,7 @@ class Action:
     """One change of the machine. apply() does nothing where it is so already."""
 
     kind = ""
+    gpu = ""  # the one that it is all about, if it is
 
     def apply(self, host: Host) -> str | None:
         """Make the change and read it back; what the log should tell besides past(), if anything.

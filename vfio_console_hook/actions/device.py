@@ -41,6 +41,8 @@ class Rescan(Action):
         device = f"sys/bus/pci/devices/{self.gpu}"
         if host.exists(device):
             host.write(f"{device}/remove", "1")
+            if host.exists(device):
+                raise StepError(f"{self.gpu} is still on the PCI bus after it was removed")
         if not _find(host, device):
             raise StepError(f"{self.gpu} did not come back on the PCI bus after a rescan")
 

@@ -51,7 +51,7 @@ def told(found: Holdings, terminal: Terminal) -> str:
     """All of it in words: who holds what first, the last event at the end."""
     text = ""
     if found.unseen:
-        text += terminal.wrapped(f"{found.unseen}: who holds a GPU only root may see", "  ")
+        text += terminal.wrapped(found.unseen, "  ")
     for one in found.unreadable:
         text += terminal.wrapped(one, "  ")
     refusals = {one.uuid: one for one in found.histories if one.refusal}

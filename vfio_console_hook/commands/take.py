@@ -15,6 +15,7 @@ from ..errors import HookError
 from ..holders import listed
 from ..host import Host
 from ..journal import Journal
+from ..values import replace
 from .command import Command
 from .progress import Telling, interruptible, say, say_consoles
 
@@ -58,12 +59,14 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     for one in addresses:
         if gpu.display_class(host, one) is None:
             raise HookError(f"{one} is no GPU", hint="compare with `lspci -D`")
-    settings = config.load(host, name, own)
+    # `enabled: false` leaves a VM's GPUs to libvirt; this is none, and was asked for.
+    settings = replace(config.load(host, name, own), enabled=True)
     with interruptible(lambda: _interrupted(host, own, addresses)):
         _await_others(host, taker)
         after = _foretell(host, taker, settings)
-        run = worker.Deadline(settings.timeout_s).run_but_spare
-        events.prepare(host, taker, settings, Telling(host, name, settings.log_level), run)
+        deadline = worker.Deadline(settings.timeout_s)
+        log = Telling(host, name, settings.log_level)
+        events.prepare_within(deadline, host, taker, settings, log)
     say(f"took {name}; give it back with `vfio-console-hook give {addresses[0]}`")
     if after:
         say(f"afterwards: {after}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import config, console, domain, events, gpu, kernel
+from .. import config, console, domain, events, gpu, kernel, way_back
 from ..domain import Domain
 from ..errors import ConfigError, HookError, RefusedError
 from ..firmware import BOOTFB
@@ -156,7 +156,7 @@ def _judge_return(host: Host, one: Domain, bad: str) -> Finding:
         return Finding(bad, title, f"{start}: {error.text}", error.hint)
     except HookError as error:
         return Finding(WARN, title, f"cannot tell: {error.text}", error.hint)
-    text = events.prospect(leaving, steps)
+    text = way_back.prospect(leaving, steps)
     if any(step.loses for step in steps):
         return Finding(WARN, title, text, "have SSH or a serial console at hand when you start it")
     return Finding(PASS, title, text)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import kernel
+from .. import console, kernel
 from ..config import CONSOLE_STAGES, Config
-from ..gpu import VGA, Gpu
+from ..console import Framebuffer
+from ..gpu import VGA, Gpu, find
 from ..host import Host
 from ..step import Step
 from ..values import dataclass
@@ -39,6 +40,18 @@ class Leaving:
     @property
     def addresses(self) -> frozenset[str]:
         return frozenset(gpu.address for gpu in self.gpus)
+
+    def framebuffers(self, host: Host) -> list[Framebuffer]:
+        """All but those of GPUs that other VMs hold, whose hooks may run beside this one.
+
+        Before Linux 6.9 a firmware framebuffer does not tell whose it is by its parent.
+        """
+        there = console.framebuffers(host)
+        if not self.taken or not there:
+            return list(there)
+        present = tuple(a for a in sorted(self.taken) if host.exists(f"sys/bus/pci/devices/{a}"))
+        gone = {name for one in find(host, present) for name in one.framebuffers}
+        return [fb for fb in there if fb.name not in gone]
 
     def kernel_removes_from(self, gpu: Gpu) -> bool:
         """Whether vfio-pci will remove this GPU's console drivers (Linux vfio_pci_is_vga)."""

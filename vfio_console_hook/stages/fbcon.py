@@ -57,8 +57,8 @@ def staying_framebuffers(host: Host, leaving: Leaving) -> list[Framebuffer]:
     gone = {name for gpu in leaving.gpus for name in gpu.framebuffers}
     return [
         fb
-        for fb in console.framebuffers(host)
-        if fb.name not in gone and fb.pci not in leaving.taken and host.exists(f"dev/{fb.name}")
+        for fb in leaving.framebuffers(host)
+        if fb.name not in gone and host.exists(f"dev/{fb.name}")
     ]
 
 

@@ -102,13 +102,7 @@ def _refuse_last_driver(host: Host, gpu: Gpu, leaving: Leaving) -> None:
     dereference (Linux fbcon.c, fbcon_cursor; seen on 6.1 and 7.3).
     """
     going = {name for one in leaving.gpus for name in one.framebuffers}
-    # A GPU that another VM holds may still have its own: that VM's hook runs beside this one.
-    left = [
-        fb
-        for fb in console.framebuffers(host)
-        if fb.name not in going and fb.pci not in leaving.taken
-    ]
-    if left or not gpu.framebuffers:
+    if not gpu.framebuffers or any(fb.name not in going for fb in leaving.framebuffers(host)):
         return
     # vfio-pci takes vgacon off the boot VGA, and puts the dummy console in its
     # place only if vgacon is bound then (vgaarb.c, vga_remove_vgacon).

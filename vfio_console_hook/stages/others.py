@@ -38,7 +38,8 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
                 loses=f"the console of another GPU will not come back before a reboot: vfio-pci of"
                 f" this kernel removes {device} when it takes {gpu.address}",
             )
-        elif leaving.config.host_driver == "load":
+        # A driver for a GPU that another VM is taking just now would not save its console.
+        elif leaving.config.host_driver == "load" and owner not in leaving.taken:
             module = _driver_for(host, owner, device, gpu)
             if gpu.driver is None:
                 yield _keep_off(gpu, module)
