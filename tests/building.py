@@ -266,7 +266,7 @@ def _pci(device: Pci, series: tuple[int, int]) -> list[str]:
         f"sc{device.pci_class & 0xFF:02X}i00"
     )
     # What nobody has switched on is "unknown", since 6.16 D0 (pci_pm_init).
-    known = "D0" if device.bound or series >= (6, 16) else "unknown"
+    known = "D0" if device.bound or device.vfio or series >= (6, 16) else "unknown"
     power_state = [f"f {path}/power_state = {known}"] if series >= (5, 11) else []
     lines = [f"d {path}", _link(f"sys/bus/pci/devices/{device.address}", path)]
     if device.boot_vga is not None:

@@ -472,8 +472,8 @@ def test_all_gpus_of_a_vm_are_reserved_before_their_modules_go(
     prepare(host, *order)
 
     assert written(host) == [
-        (f"{DEVICES}/{order[0]}/driver_override", "vfio-pci"),
         (f"{DEVICES}/{order[1]}/driver_override", "vfio-pci"),
+        (f"{DEVICES}/{order[0]}/driver_override", "vfio-pci"),
         ("sys/class/vtconsole/vtcon1/bind", "0"),
         ("/sbin/modprobe", "-r nvidia_drm"),
         ("/sbin/modprobe", "-r nvidia_uvm"),

@@ -103,10 +103,12 @@ def _steps(host: Host, leaving: Leaving) -> Iterator[Step]:
     # the order is that of Linux commit d17378062079: DRM aperture drivers, fbdev
     # drivers, vgacon. Sound goes before the GPU and comes back after it, because its
     # driver works together with that of the GPU (Linux drm_audio_component).
+    gpus = tuple(gpu for gpu in leaving.gpus if not gpu.virtual)
     for stage in (
         services, native, others, fbcon, drm_aperture, fbdev, vgacon, sound, detach, handover,
     ):  # fmt: skip
         if stage.NAME not in CONSOLE_STAGES or stage.NAME in leaving.config.stages:
-            for gpu in leaving.gpus:
-                if not gpu.virtual:
-                    yield from stage.plan(host, gpu, leaving)
+            # The last one loses its driver first, and so gets it back last: otherwise cards
+            # and framebuffers would come back with each other's numbers.
+            for gpu in gpus[::-1] if stage in (detach, handover) else gpus:
+                yield from stage.plan(host, gpu, leaving)

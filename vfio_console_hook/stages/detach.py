@@ -123,7 +123,7 @@ def _off_modules(host: Host, gpu: Gpu, driver: Driver, leaving: Leaving) -> Iter
             # Another VM may have taken what stays now, and unloaded the modules.
             undo=LoadModules((gpu.address,), reserved, order[::-1]),
         )
-    elif gpu is going[-1]:
+    elif gpu is going[0]:
         yield from _unload(host, going, order, leaving)
 
 
@@ -150,7 +150,7 @@ def _unload(
     if framebuffers and not _consoles_move(host, leaving):
         yield Step(
             stage=NAME,
-            gpu=going[-1].address,
+            gpu=going[0].address,
             # nvidia-drm with fbdev=1, the default since 570; people found its module in
             # use for as long as fbcon was bound.
             why=f"{order[0]} is in use while a console is on {' or '.join(framebuffers)}",
@@ -159,8 +159,8 @@ def _unload(
         )
     yield Step(
         stage=NAME,
-        gpu=going[-1].address,
-        why=f"an unbind of {going[-1].driver} waits for ever while anything uses it; unloading it"
+        gpu=going[0].address,
+        why=f"an unbind of {going[0].driver} waits for ever while anything uses it; unloading it"
         " fails at once instead",
         do=UnloadModules(tuple(one.address for one in going), order),
         undo=LoadModules(

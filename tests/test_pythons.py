@@ -1,0 +1,51 @@
+"""The oldest Python that a supported host has, and the others that are here."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.gate import ROOT
+
+# Of the program and the standard library alone, as these seldom have lxml and PyYAML.
+_ROUND_TRIP = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from vfio_console_hook import cli, events, hook, journal, plan, recovery
+from vfio_console_hook.actions import KINDS, of_kind
+from vfio_console_hook.step import Step, fits
+examples = ("text", True, 1, 1.5, ("text",), (1, None))
+of_kind("unbind-vfio")
+for kind in KINDS.values():
+    fields = getattr(kind, "__annotations__", {})
+    action = kind(**{name: next(e for e in examples if fits(f, e)) for name, f in fields.items()})
+    step = Step("stage", "0000:01:00.0", "why", action, action)
+    again = Step.from_json(step.to_json())
+    assert (again, hash(again), repr(again)) == (step, hash(step), repr(step))
+    assert again.undo.shell() and again.undo.past()
+print(len(KINDS), "kinds")
+"""
+
+
+def installed(minor: int) -> str | None:
+    """A python3.MINOR: the system's, or one that pyenv has built."""
+    built = sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python3"))
+    found = [*map(str, built), shutil.which(f"python3.{minor}")]
+    return next(filter(None, found), None)
+
+
+@pytest.mark.parametrize("minor", range(9, 16))
+def test_each_step_comes_back_from_the_record(minor: int) -> None:
+    python = installed(minor)
+    if python is None:
+        pytest.skip(f"python3.{minor} is not installed")
+
+    done = subprocess.run(
+        [python, "-I", "-c", _ROUND_TRIP, str(ROOT)], capture_output=True, text=True
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout.split()[0]) > 10  # kinds of actions
