@@ -104,9 +104,10 @@ class EveryCall(Trial):
         """Nothing was wrong, at enough points, and at some of them something was to be mended."""
         for wrong in tally.wrong[:5]:
             self.demand(False, f"{name}: {wrong}")
-        few = f"{name}: only {tally.points} points, {tally.changed} of them with a changed machine"
-        self.demand(tally.through and tally.points >= AT_LEAST[event], few)
-        self.demand(tally.changed > 0 and tally.claimed > 0, few)
+        enough = tally.through and tally.points >= AT_LEAST[event]
+        self.demand(enough, f"{name}: {tally.points} points are not all that there are")
+        self.demand(tally.changed > 0, f"{name}: at no point the machine was different")
+        self.demand(tally.claimed > 0, f"{name}: at no point it was held")
         self.result.notes.append(
             f"{name}: killed at {tally.points} points; then the machine was different at"
             f" {tally.changed} and held at {tally.claimed}; after all as before at {tally.mended}"
