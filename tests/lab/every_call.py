@@ -106,7 +106,9 @@ class EveryCall(Trial):
             self.demand(False, f"{name}: {wrong}")
         enough = tally.through and tally.points >= AT_LEAST[event]
         self.demand(enough, f"{name}: {tally.points} points are not all that there are")
-        self.demand(tally.changed > 0, f"{name}: at no point the machine was different")
+        # Before release libvirt has given the driver back, and the console may be whole with it.
+        if event != "release":
+            self.demand(tally.changed > 0, f"{name}: at no point the machine was different")
         self.demand(tally.claimed > 0, f"{name}: at no point it was held")
         self.result.notes.append(
             f"{name}: killed at {tally.points} points; then the machine was different at"

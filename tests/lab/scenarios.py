@@ -82,7 +82,8 @@ class Scenario:
 
     def seconds(self) -> float:
         """About how long it takes, for a time budget (two machines on two cores)."""
-        more = {"newcomer": 300.0, "every-call": 400.0 * self.cycles}.get(self.kind, 0.0)
+        calls = 1800.0 if self.stays else 400.0  # consoles that move are 63 more
+        more = {"newcomer": 300.0, "every-call": calls * self.cycles}.get(self.kind, 0.0)
         return 100.0 + 35.0 * self.cycles + (30.0 if self.refused else 0.0) + more
 
 
