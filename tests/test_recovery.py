@@ -8,12 +8,13 @@ import os
 
 import pytest
 
+from tests import natives
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, open_device, snapshot
 from vfio_console_hook import events, recovery
 from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
-from vfio_console_hook.errors import HostError
+from vfio_console_hook.errors import HookError, HostError
 from vfio_console_hook.journal import BY_NAME, CLAIMS, Journal
 from vfio_console_hook.log import Log
 
@@ -53,7 +54,7 @@ def prepared(machine: MachineFactory, running: str | None = "") -> WithLibvirt:
 class Refusing(WithLibvirt):
     """One whose kernel refuses to write one file."""
 
-    refused = ""
+    refused = "nothing"
 
     def write(self, path: str, text: str) -> None:
         if path.endswith(self.refused):
@@ -217,6 +218,29 @@ def test_a_gpu_that_does_not_come_off_vfio_pci_keeps_only_what_is_its_own(
 
     assert recover(WithLibvirt(host.root)) == (True, [f"win11: gave back {stuck}, {other}"])
     assert host.link_name(f"sys/bus/pci/devices/{stuck}/driver") == "nvidia"
+
+
+def test_consoles_wait_for_the_framebuffer_that_did_not_come_back(
+    machine: MachineFactory,
+) -> None:
+    host = Refusing(machine("lab-dual-boot-leaves-efifb-6.12").root)
+    host.tree.put(f"fake/native/{GPU}", natives.BOCHS)
+    before = snapshot(host)
+    vm = Domain("win11", UUID, (Hostdev(GPU, True, "hostdev", 0),))
+    events.prepare(host, vm, Config(holders=Holders(wait_s=0)), Log(host, "win11"))
+    libvirt = FakeLibvirt(host)
+    libvirt.detach(GPU)
+    libvirt.reattach(GPU)
+    host.refused = "efi-framebuffer/bind"
+
+    with pytest.raises(HookError):
+        events.release(host, UUID, Log(host, "win11"))
+    moved = (host.read("ioctl/con2fbmap") or "").strip()
+    host.refused = "nothing"
+
+    assert moved == "1-63 1"
+    assert recover(host) == (True, [f"win11: gave back {GPU}"])
+    assert snapshot(host) == before
 
 
 def test_a_gpu_that_was_on_vfio_pci_before_stays_there(machine: MachineFactory) -> None:

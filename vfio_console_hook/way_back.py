@@ -56,7 +56,13 @@ def undo(host: Host, record: Record, log: Log, *, forgotten: bool = False) -> No
         for number, step in record.open_steps:
             if step.undo is not None and step.undo.gpu in kept:
                 continue
-            failure = _undo_step(host, step, undone, log)
+            try:
+                failure = _undo_step(host, step, undone, log)
+            except LostError as error:
+                log.warning(str(error))
+                if failed:
+                    continue  # it may lack what has just failed, and is tried again with that
+                failure = ""
             if failure:
                 failed.append(failure)
                 continue
@@ -98,14 +104,21 @@ def _reattach(host: Host, record: Record, undone: list[str], log: Log) -> dict[s
         if held:
             log.warning(f"{address} stays on vfio-pci: {holders.listed(held)}")
             continue
-        failure = _give_back(host, UnbindVfio(address), "release", undone, log)
+        try:
+            failure = _give_back(host, UnbindVfio(address), "release", undone, log)
+        except LostError as error:
+            log.warning(str(error))
+            continue
         if failure:
             kept[address] = failure
     return kept
 
 
 def _undo_step(host: Host, step: Step, undone: list[str], log: Log) -> str:
-    """Undo one step, and add to undone what was done; how it failed, "" if it did not."""
+    """Undo one step, and add to undone what was done; how it failed, "" if it did not.
+
+    Raises LostError when it cannot be undone any more.
+    """
     if step.undo is not None:
         return _give_back(host, step.undo, step.stage, undone, log)
     if step.loses:
@@ -117,16 +130,13 @@ def _give_back(host: Host, action: Action, stage: str, undone: list[str], log: L
     shell = action.shell()
     try:
         action.apply(host)
-    except LostError as error:
-        log.warning(str(error))
-    except StuckError:
+    except (LostError, StuckError):
         raise
     except HookError as error:
         log.error(f"{error}; by hand: {shell}")
         return f"{error.text} (by hand: {shell})"
-    else:
-        undone.append(action.past())
-        log.debug(f"{undone[-1]}, for {stage}: {shell}")
+    undone.append(action.past())
+    log.debug(f"{undone[-1]}, for {stage}: {shell}")
     return ""
 
 

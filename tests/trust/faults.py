@@ -59,9 +59,11 @@ def faults(course: Course) -> Iterator[Fault]:
                     refusal = errno.EROFS
                 fate = Fate(at=number, refusal=refusal, lasting=lasting)
                 yield Fault(event, fate, deed.pattern)
+        # Refused is what has been seen: no program can know of a holder that it is not shown.
+        sights = (FAILS, "gone") if course.refused else _SIGHTS
         for number, deed in enumerate(course.looks[event], start=1):
             turn += 1
-            sight = _SIGHTS[turn % len(_SIGHTS)]
+            sight = sights[turn % len(sights)]
             gone = course.subject.gpus[-1] if sight == "gone" else ""
             yield Fault(event, Fate(look=number, blind=sight, gone=gone), deed.pattern)
 
