@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tried = [*pool.map(lambda one: _run_apart(one, options), together)]
     tried += [_run_apart(one, options) for one in chosen if one.alone]
     tried.sort(key=lambda one: chosen.index(one.check))
-    print("\n" + (markdown(tried) if options.markdown else table(tried)), end="", flush=True)
+    print(f"\n{table(tried)}", end="", flush=True)
+    if options.markdown:
+        print(f"\n{markdown(tried)}", end="", flush=True)
     return int(any(one.verdict == "FAIL" for one in tried))
 
 
