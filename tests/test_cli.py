@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -427,21 +426,12 @@ def test_what_libvirt_is_left_to_do_for_vms_is_done_for_people(
     assert "efifb" not in (host.read("proc/iomem") or "")
 
 
-class SlowHost(FakeHost):
-    """A machine on which an unbind takes longer than anybody waits."""
-
-    def write(self, path: str, text: str) -> None:
-        if path.endswith("/unbind"):
-            time.sleep(60)
-        super().write(path, text)
-
-
 def test_a_take_that_runs_out_of_time_is_undone(machine: MachineFactory, capfd: Capture) -> None:
     host = machine("efifb-6.12")
     host.tree.put("etc/vfio-console-hook/default.yaml", "timeout_s: 4\n")
     before = snapshot(host)
 
-    status = act(SlowHost(host.root), "take", "0000:01:00.0")
+    status = act(FakeHost(host.root, hang="/unbind"), "take", "0000:01:00.0")
 
     assert (status, capfd.readouterr().err) == (
         1,

@@ -519,15 +519,6 @@ def test_whoever_has_the_gpu_open_is_named_in_time(
     )  # fmt: skip
 
 
-class SlowHost(FakeHost):
-    """A machine on which an unbind takes longer than anybody waits."""
-
-    def write(self, path: str, text: str) -> None:
-        if path.endswith("/unbind"):
-            time.sleep(60)
-        super().write(path, text)
-
-
 def test_a_deadline_that_passes_is_told_and_everything_undone(
     machine: MachineFactory, capfd: Capture
 ) -> None:
@@ -536,7 +527,8 @@ def test_a_deadline_that_passes_is_told_and_everything_undone(
     configure(host, "timeout_s: 4\n")
     began = time.monotonic()
 
-    status = call(SlowHost(host.root), "prepare")
+    slow = FakeHost(host.root, hang="/unbind")
+    status = hook.main(["win11", "prepare", "begin", "-"], domain_xml(GPU), slow)
 
     assert time.monotonic() - began < 12
     assert (status, capfd.readouterr()) == (

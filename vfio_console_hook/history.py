@@ -116,6 +116,6 @@ def _drop_oldest(host: Host) -> None:
         return
     # The hook of another VM may be at the same work, and have removed some.
     found = [(host.lstat(f"{STATUS}/{name}"), name) for name in there]
-    ages = sorted((status.st_mtime_ns, name) for status, name in found if status is not None)
-    for _, name in ages[: len(there) - _MOST]:
+    ages = [(status.st_mtime_ns, name) for status, name in found if status is not None]
+    for _, name in sorted(ages, reverse=True)[_MOST:]:
         runfiles.remove(host, f"{STATUS}/{name}")

@@ -104,11 +104,7 @@ def _reattach(host: Host, record: Record, undone: list[str], log: Log) -> dict[s
         if held:
             log.warning(f"{address} stays on vfio-pci: {holders.listed(held)}")
             continue
-        try:
-            failure = _give_back(host, UnbindVfio(address), "release", undone, log)
-        except LostError as error:
-            log.warning(str(error))
-            continue
+        failure = _give_back(host, UnbindVfio(address), "release", undone, log)
         if failure:
             kept[address] = failure
     return kept
@@ -127,6 +123,7 @@ def _undo_step(host: Host, step: Step, undone: list[str], log: Log) -> str:
 
 
 def _give_back(host: Host, action: Action, stage: str, undone: list[str], log: Log) -> str:
+    """Do what gives something back, for a stage; the rest as _undo_step."""
     shell = action.shell()
     try:
         action.apply(host)
