@@ -12,7 +12,7 @@ import yaml
 from tests.conftest import Golden, MachineFactory
 from tests.fakehost import FakeHost
 from vfio_console_hook import cli, config
-from vfio_console_hook.config import Config
+from vfio_console_hook.settings import KEYS, Config
 
 FILES = "etc/vfio-console-hook"
 DEFAULT = f"{FILES}/default.yaml"
@@ -355,7 +355,7 @@ def test_a_vm_as_json(host: FakeHost, capsys: Capture) -> None:
 
     told = json.loads(capsys.readouterr().out)
     assert (told["vm"], told["uuid"]) == ("win11", UUID)
-    assert list(told["settings"]) == [key.name for key in config.KEYS]
+    assert list(told["settings"]) == [key.name for key in KEYS]
     assert told["settings"]["bootfb"] == {"value": "native", "file": f"/{DEFAULT}", "line": 2}
     assert told["settings"]["apu"] == {"value": "refuse", "file": None, "line": None}
     assert told["settings"]["holders.wait_s"] == {

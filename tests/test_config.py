@@ -12,9 +12,10 @@ import pytest
 
 from tests.gate import ROOT
 from vfio_console_hook import config
-from vfio_console_hook.config import KEYS, Config, Holders, Service, load
+from vfio_console_hook.config import load
 from vfio_console_hook.errors import ConfigError
 from vfio_console_hook.recorded import RecordedHost
+from vfio_console_hook.settings import KEYS, Config, Holders, Service
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 FILES = "/etc/vfio-console-hook"

@@ -26,11 +26,11 @@ from tests.doctoring import (
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import UUID
 from vfio_console_hook import events
-from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.doctor import Subject, command_line, consoles, iommu, records
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.host import Host
 from vfio_console_hook.log import Log
+from vfio_console_hook.settings import Config, Holders
 
 PCI = "sys/bus/pci/devices"
 CLAIMS = "run/vfio-console-hook/claims"

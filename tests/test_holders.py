@@ -17,7 +17,6 @@ from tests.fakehost import FakeHost, conceal, hold, leave, obey, snapshot
 from tests.fakehost.processes import NEVER
 from vfio_console_hook import events, gpu, holders, nodes, plan, processes
 from vfio_console_hook.actions import AwaitClosed
-from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError
 from vfio_console_hook.holders import Holder
@@ -25,6 +24,7 @@ from vfio_console_hook.host import Host
 from vfio_console_hook.log import RECORDED_LOG, Log
 from vfio_console_hook.recorded import RecordedHost, unpack
 from vfio_console_hook.recording.recorder import record
+from vfio_console_hook.settings import Config, Holders
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 GPU = "0000:01:00.0"

@@ -20,11 +20,11 @@ from tests.fakehost import Crash, FakeHost, FakeLibvirt, snapshot
 from tests.gate import write_gate
 from vfio_console_hook import events, runfiles, way_back, worker
 from vfio_console_hook.actions import KINDS, of_kind
-from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, JournalError, RefusedError, StuckError
 from vfio_console_hook.journal import Journal
 from vfio_console_hook.log import Log
+from vfio_console_hook.settings import Config, Holders
 from vfio_console_hook.step import fits
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"

@@ -14,7 +14,7 @@ from tests.gate import ROOT
 from tests.test_completion import commands, options
 from tests.test_style import tool
 from vfio_console_hook import cli, config
-from vfio_console_hook.config import KEYS
+from vfio_console_hook.settings import KEYS
 
 MANUAL = ROOT / "config/share/man"
 COMMAND = MANUAL / "man8/vfio-console-hook.8"

@@ -12,11 +12,11 @@ from tests.libvirt_xml import UUID, domain_xml
 from tests.test_stages import PLANS, prepared
 from tests.test_stages import Plan as Case
 from vfio_console_hook import events, plan, plan_text
-from vfio_console_hook.config import Config, Holders, Service
 from vfio_console_hook.domain import Domain, parse
 from vfio_console_hook.errors import HookError
 from vfio_console_hook.journal import CLAIMS, Journal
 from vfio_console_hook.log import Log
+from vfio_console_hook.settings import Config, Holders, Service
 from vfio_console_hook.terminal import Terminal
 from vfio_console_hook.values import replace
 

@@ -12,7 +12,6 @@ import pytest
 from tests.conftest import MachineFactory
 from tests.recordings import FOLDER
 from vfio_console_hook import cli, plan, plan_text
-from vfio_console_hook.config import Config
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError
 from vfio_console_hook.host import Host
@@ -28,6 +27,7 @@ from vfio_console_hook.recorded import (
     unpack_console_map,
 )
 from vfio_console_hook.recording.recorder import record
+from vfio_console_hook.settings import Config
 from vfio_console_hook.terminal import Terminal
 
 TREES = sorted(FOLDER.glob("*.tree"))

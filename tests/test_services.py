@@ -15,12 +15,12 @@ from tests.fakehost.systemd import NEVER, Unit
 from tests.gate import ROOT
 from vfio_console_hook import events, holdings, plan, plan_text
 from vfio_console_hook.actions.services import StopByCommand, StopUnits
-from vfio_console_hook.config import Config, Holders, Service
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError, RefusedError
 from vfio_console_hook.host import Host
 from vfio_console_hook.journal import Journal
 from vfio_console_hook.log import RECORDED_LOG, Log
+from vfio_console_hook.settings import Config, Holders, Service
 from vfio_console_hook.step import Step
 from vfio_console_hook.terminal import Terminal
 from vfio_console_hook.values import replace

@@ -16,12 +16,12 @@ from tests.fakehost import FakeHost, FakeLibvirt, close_device, hold, open_devic
 from tests.libvirt_xml import UUID, domain_xml
 from vfio_console_hook import cli, events, history, holdings, hook, recovery
 from vfio_console_hook.commands.status import told
-from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, RefusedError, StepError
 from vfio_console_hook.history import STATUS
 from vfio_console_hook.journal import Journal
 from vfio_console_hook.log import Log
+from vfio_console_hook.settings import Config, Holders
 from vfio_console_hook.terminal import Terminal
 from vfio_console_hook.values import replace
 

@@ -19,10 +19,10 @@ TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .config import Config
     from .domain import Domain
     from .events import Supervisor
     from .log import Log
+    from .settings import Config
 
 IDENT = "vfio-console-hook"
 
@@ -202,13 +202,13 @@ def _with_claim(event: _Event, act: Callable[[Host, str, Log, Supervisor], None]
 
 def _settings(event: _Event) -> Config:
     """The VM's configuration; the defaults if somebody broke it while the VM ran."""
-    from . import config
+    from . import config, settings
 
     try:
         return config.load(event.host, event.name, event.uuid)
     except HookError as error:
         event.log.warning(f"going on with the default configuration: {error}")
-        return config.Config()
+        return settings.Config()
 
 
 _EVENTS = {

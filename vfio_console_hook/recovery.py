@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from . import config, events, history, kernel, ownership, worker
+from . import events, history, kernel, ownership, worker
 from .errors import HookError
 from .host import Host
 from .journal import CLAIMS, Journal, Record
 from .log import Log
+from .settings import Config
 
 # How long libvirt may take to answer. It does not while a hook of any VM is at work.
 _ANSWER_S = 10.0
@@ -102,7 +103,7 @@ def _running(host: Host) -> list[str] | None:
 
 def give_back(host: Host, record: Record, log: Log | None = None) -> str:
     """Give back what a record holds; a line that says so. Raises HookError."""
-    run = worker.Deadline(config.Config().timeout_s).run
+    run = worker.Deadline(Config().timeout_s).run
     began = time.monotonic()
     try:
         told = log or Log(host, record.name)

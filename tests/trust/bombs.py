@@ -25,6 +25,7 @@ from tests.trust import hostile, hostile_xml
 from tests.trust.check import Check, Effort, Outcome
 from vfio_console_hook import config, domain, events, journal
 from vfio_console_hook.log import Log
+from vfio_console_hook.settings import Config
 
 PYTHON = "/usr/bin/python3"
 MACHINE = "efifb-6.12"
@@ -264,7 +265,7 @@ def _claim(directory: Path) -> bytes:
     recordings.lay_out(MACHINE, directory)
     host = FakeHost(str(directory))
     vm = domain.parse(domain_xml(hostile.GPU))
-    events.prepare(host, vm, config.Config(), Log(host, "win11", "error"))
+    events.prepare(host, vm, Config(), Log(host, "win11", "error"))
     claim = host.read_bytes(f"{journal.CLAIMS}/{UUID}")
     assert claim is not None, "prepare made no claim"
     return claim

@@ -13,10 +13,10 @@ from tests.fakehost.systemd import Unit, install, put
 from tests.libvirt_xml import UUID, domain_xml
 from tests.natives import BOCHS
 from vfio_console_hook import config, domain, events, gpu
-from vfio_console_hook.config import Config
 from vfio_console_hook.domain import Domain
 from vfio_console_hook.errors import HookError
 from vfio_console_hook.recorded import unpack
+from vfio_console_hook.settings import Config
 from vfio_console_hook.step import Step
 
 # What decides what prepare does. Nobody else acts on a fake machine, so nobody is waited for.

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .. import access, config, vms
-from ..config import Config, Key
 from ..errors import HookError
 from ..host import Host
 from ..log import printable
 from ..mistakes import Mistake
+from ..settings import Config, Key, Service
 from ..terminal import complain
 from .command import Command
 
@@ -194,7 +194,7 @@ def _commented(lines: list[str], said: str, indent: str) -> Iterator[str]:
 
 def _plain(value: object) -> object:
     """A value of the configuration as it is written in YAML."""
-    if isinstance(value, config.Service):
+    if isinstance(value, Service):
         if not value.stop:
             return value.name
         return {

@@ -9,12 +9,12 @@ import uuid
 from .. import config, domain, events, gpu, kernel, ownership, worker
 from .. import plan as planning
 from ..actions import AwaitClosed
-from ..config import Config
 from ..domain import Domain
 from ..errors import HookError
 from ..holders import listed
 from ..host import Host
 from ..journal import Journal
+from ..settings import Config
 from ..values import replace
 from .command import Command
 from .progress import Telling, interruptible, say, say_consoles

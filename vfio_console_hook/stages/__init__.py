@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import console, kernel
-from ..config import CONSOLE_STAGES, Config
 from ..console import Framebuffer
 from ..gpu import VGA, Gpu, find
 from ..host import Host
+from ..settings import CONSOLE_STAGES, Config
 from ..step import Step
 from ..values import dataclass
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..config import Service
 from ..errors import RefusedError
 from ..gpu import Gpu
 from ..host import Host
+from ..settings import Service
 from ..step import Step
 from . import Leaving
 

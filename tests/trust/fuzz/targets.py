@@ -33,6 +33,7 @@ from vfio_console_hook.commands import status
 from vfio_console_hook.errors import HookError
 from vfio_console_hook.log import Log
 from vfio_console_hook.recorded import unpack
+from vfio_console_hook.settings import Config
 from vfio_console_hook.terminal import Terminal
 
 from . import tokens
@@ -61,7 +62,7 @@ def _machine(directory: Path, name: str) -> Enclosed:
 
 def _plan(host: Enclosed, vm: domain.Domain) -> None:
     terminal = Terminal()
-    plan_text.text(plan.make(host, vm, config.Config()), terminal)
+    plan_text.text(plan.make(host, vm, Config()), terminal)
     status.told(held.look(host), terminal)
 
 
@@ -162,7 +163,7 @@ def _record_seeds() -> Iterator[bytes]:
             host = FakeHost(directory)
             vm = domain.parse(domain_xml(gpu.displays(host)[-1]))
             with contextlib.suppress(HookError):
-                events.prepare(host, vm, config.Config(), Log(host, "win11", "error"))
+                events.prepare(host, vm, Config(), Log(host, "win11", "error"))
             claim = host.read_bytes(f"{journal.CLAIMS}/{UUID}")
             boot = host.read("proc/sys/kernel/random/boot_id") or ""
             if claim is not None:
