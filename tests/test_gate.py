@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,8 @@ HOSTILE_NAMES = (
     "gr\u00fcn-\u7eff",
 )
 
-PCI = "<hostdev mode='subsystem' type='pci' managed='yes'>\n<source/>\n</hostdev>"
-USB = "<hostdev mode='subsystem' type='usb' managed='yes'>\n<address type='pci'/>\n</hostdev>"
+PCI = "<hostdev mode='subsystem' type='pci' managed='yes'>\n  <source/>\n</hostdev>"
+USB = "<hostdev mode='subsystem' type='usb' managed='yes'>\n  <address type='pci'/>\n</hostdev>"
 MDEV = "<hostdev mode='subsystem' type='mdev' managed='no' model='vfio-pci'>\n</hostdev>"
 QEMU_ARG = "<qemu:arg value='vfio-pci,host=01:00.0'/>"
 
@@ -54,6 +55,8 @@ print("never to be seen by libvirt")
 
 
 def domain(devices: str) -> bytes:
+    """The XML of a VM with these devices, as libvirt indents it."""
+    devices = textwrap.indent(devices, "    ")
     return f"<domain type='kvm'>\n  <devices>\n{devices}\n  </devices>\n</domain>\n".encode()
 
 
@@ -190,6 +193,28 @@ def test_prepare_starts_python_for_what_may_be_a_pci_device(gate: Gate, devices:
     result = gate("win11", "prepare begin", domain(devices))
 
     assert (result, gate.called_with()) == (NOTHING, ["win11", "prepare", "begin", "-"])
+
+
+@pytest.mark.parametrize("blanks", ["", "\n", "\n\t", "\n  ", "\n     "])
+@pytest.mark.parametrize(
+    "devices",
+    [
+        (USB, PCI),
+        (MDEV, QEMU_ARG),
+        (USB, QEMU_ARG.replace("qemu:", "")),
+        ("<disk/>", PCI),
+        (USB, USB),
+    ],
+)
+def test_what_libvirt_would_not_format_so_is_for_python_to_read(
+    gate: Gate, devices: tuple[str, str], blanks: str
+) -> None:
+    parts = ("<domain type='kvm'>", "<devices>", *devices, "</devices>", "</domain>")
+    xml = blanks.join(parts).encode()
+
+    gate("win11", "prepare begin", xml)
+
+    assert gate.called_with() == ["win11", "prepare", "begin", "-"]
 
 
 @pytest.mark.parametrize("devices", [USB, MDEV, USB.replace("usb", "scsi"), MDEV + "\n" + USB])
