@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import MachineFactory
 from tests.fakehost import (
+    Crash,
     FakeHost,
     FakeLibvirt,
     close_device,
@@ -15,16 +16,17 @@ from tests.fakehost import (
     let_go,
     open_device,
     snapshot,
+    systemd,
 )
 from tests.hosts import lit_second
 from tests.libvirt_xml import UUID
 from tests.trust.subjects import Subject
 from vfio_console_hook import console, events, kernel, way_back
-from vfio_console_hook.config import Config
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, RefusedError, StepError
 from vfio_console_hook.journal import Journal, Record
 from vfio_console_hook.log import RECORDED_LOG, Log
+from vfio_console_hook.settings import Config, Holders
 
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"
 Machine = Callable[..., FakeHost]
@@ -240,6 +242,48 @@ def test_a_vm_that_begins_before_the_release_of_the_last_takes_its_steps_over(
     }
 
 
+@pytest.mark.parametrize("name", ["efifb-6.12", "recorded-efifb-6.12"])
+def test_the_console_comes_back_that_a_vm_took_over_from_a_prepare_cut_off_in_the_middle(
+    machine: Machine, name: str
+) -> None:
+    host = machine(name)
+    before = snapshot(host)
+    case = Subject(name)
+    with pytest.raises(Crash):
+        prepare(FakeHost(host.root, crash_before=2), case)
+    with pytest.raises(Crash):  # nor did the undoing come far
+        release(FakeHost(host.root, crash_before=1))
+
+    events.prepare(host, case.domain(OTHER_UUID, "b"), case.config(host), Log(host, "b"))
+    release(host)
+    libvirt = FakeLibvirt(host)
+    libvirt.detach(case.gpus[0])
+    events.start(host, OTHER_UUID, Log(host, "b"))
+    libvirt.reattach(case.gpus[0])
+    events.release(host, OTHER_UUID, Log(host, "b"))
+
+    assert snapshot(host) == before
+
+
+def test_a_unit_that_has_started_again_is_stopped_for_the_vm_that_takes_over(
+    machine: Machine,
+) -> None:
+    case = Subject("native-6.1", settings="services: [sddm.service]\n")
+    host = made(machine, case)
+    systemd.install(host.tree)
+    systemd.put(host.tree, "sddm.service", systemd.Unit(active="active"))
+    libvirt = FakeLibvirt(host)
+    prepare(host, case)
+    libvirt.detach("0000:01:00.0")
+    events.start(host, UUID, Log(host, "win11"))
+    libvirt.reattach("0000:01:00.0")
+    host.run("/usr/bin/systemctl", "start", "sddm.service")
+
+    events.prepare(host, case.domain(OTHER_UUID, "b"), Config(), Log(host, "b"))
+
+    assert systemd.state(host.tree, "sddm.service") == "inactive"
+
+
 def test_a_vm_that_takes_steps_over_does_not_rescan_a_second_time(machine: Machine) -> None:
     case = Subject("simpledrm-0380-6.12", settings=BOOTFB_RESCAN)
     host = made(machine, case)
@@ -284,6 +328,23 @@ def test_a_vm_that_starts_again_after_libvirtd_was_killed_gives_back_all_in_the_
     assert Journal(host).uuids() == ()
 
 
+@pytest.mark.parametrize("name", ["efifb-6.12", "native-6.1", "nvidia-single-desktop"])
+def test_the_release_after_a_start_that_was_killed_over_a_forgotten_run_takes_it_off_vfio_pci(
+    machine: Machine, name: str
+) -> None:
+    host = machine(name)
+    before = snapshot(host)
+    prepare(host, Subject(name))
+    FakeLibvirt(host).detach("0000:01:00.0")  # and libvirtd is killed before QEMU starts
+    with pytest.raises(Crash):
+        prepare(FakeHost(host.root, crash_before=1), Subject(name))
+
+    release(FakeHost(host.root))  # as libvirt does after each prepare that fails
+
+    assert snapshot(host) == before
+    assert Journal(host).uuids() == ()
+
+
 def test_a_gpu_that_a_vm_has_open_without_us_is_not_taken_off_vfio_pci(machine: Machine) -> None:
     host = machine("native-6.1")
     prepare(host, Subject("native-6.1"))
@@ -310,6 +371,39 @@ def test_a_gpu_that_a_vm_has_open_without_a_record_is_refused_to_another(
         "0000:01:00.0 is in use by qemu-system-x86 (4242) with /dev/vfio/1 open"
     )
     assert host.changes[begun:] == []
+
+
+def test_what_another_vm_has_open_is_refused_before_the_console_goes(machine: Machine) -> None:
+    host = machine("amd-single")
+    shared = "0000:09:00.1"
+    FakeLibvirt(host).detach(shared)
+    open_device(host, shared)
+    vm = Domain("win11", UUID, tuple(Hostdev(f"0000:09:00.{n}", True, "", 0) for n in (0, 1)))
+    begun = len(host.changes)
+
+    with pytest.raises(RefusedError) as caught:
+        events.prepare(host, vm, Config(holders=Holders(wait_s=0)), Log(host, "win11"))
+
+    assert caught.value.text.startswith(f"{shared} is in use by qemu-system-x86 (4242) with /dev/")
+    assert host.changes[begun:] == []
+
+
+@pytest.mark.parametrize("why", ["IOMMU", "managed"])
+def test_what_libvirt_would_not_assign_is_refused_before_the_console_goes(
+    machine: Machine, why: str
+) -> None:
+    host = machine("amd-single")
+    gpu, sound = (Hostdev(f"0000:09:00.{n}", why != "managed" or n == 0, "hostdev", n)
+                  for n in (0, 1))  # fmt: skip
+    if why == "IOMMU":
+        host.tree.remove("sys/bus/pci/devices/0000:09:00.0/iommu_group")
+    vm = Domain("win11", UUID, (gpu, sound))
+
+    with pytest.raises(RefusedError) as caught:
+        events.prepare(host, vm, Config(holders=Holders(wait_s=0)), Log(host, "win11"))
+
+    assert why in caught.value.text and "libvirt" in caught.value.text
+    assert host.changes == []
 
 
 # -- the dangerous cases

@@ -8,11 +8,11 @@ from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost
 from vfio_console_hook import events
 from vfio_console_hook.actions import MapConsoles, ShowConsoles
-from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import LostError, RefusedError
 from vfio_console_hook.journal import Journal
 from vfio_console_hook.log import RECORDED_LOG, Log
+from vfio_console_hook.settings import Config, Holders
 
 BOOT_GPU, SECOND = "0000:03:00.0", "0000:13:00.0"  # of the machine "two-amd"
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
@@ -128,3 +128,22 @@ def test_consoles_that_another_vm_has_moved_since_stay_where_they_are_seen(
     MapConsoles("fb0", (0,) * 63).apply(host)
 
     assert host.console_map("fb0") == (1,) * 63
+
+
+def test_a_framebuffer_that_appears_while_they_are_mapped_gets_its_consoles(
+    machine: MachineFactory,
+) -> None:
+    class ComesLate(FakeHost):
+        looks = 0
+
+        def list(self, path: str) -> tuple[str, ...]:
+            self.looks += path == "sys/class/graphics"
+            late = path == "sys/class/graphics" and self.looks <= 2
+            return tuple(name for name in super().list(path) if not (late and name == "fb0"))
+
+    host = ComesLate(machine("two-amd").root)
+    host.tree.put("ioctl/con2fbmap", "1-63 1")
+
+    MapConsoles("fb1", (0,) * 63).apply(host)
+
+    assert host.console_map("fb1") == (0,) * 63

@@ -13,11 +13,11 @@ from tests.hosts import DISPLAY, lab
 from vfio_console_hook import drivers, events, hook
 from vfio_console_hook.actions.modules import LoadModules, Reserve, UnloadModules
 from vfio_console_hook.actions.native import ReturnNative, UnbindNative
-from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, LostError, RefusedError, StepError
 from vfio_console_hook.journal import Journal
 from vfio_console_hook.log import RECORDED_LOG, Log
+from vfio_console_hook.settings import Config, Holders
 from vfio_console_hook.values import replace
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
@@ -40,10 +40,10 @@ def release(host: FakeHost) -> None:
     events.release(host, UUID, Log(host, "win11"))
 
 
-def run_vm(host: FakeHost, *gpus: str) -> None:
+def run_vm(host: FakeHost, *gpus: str, config: Config = NOW) -> None:
     """From prepare to what libvirt does before it calls release."""
     libvirt = FakeLibvirt(host)
-    prepare(host, *gpus)
+    prepare(host, *gpus, config=config)
     for address in gpus:
         libvirt.detach(address)
     events.start(host, UUID, Log(host, "win11"))
@@ -745,6 +745,22 @@ def test_a_sound_function_that_stays_is_left_alone(machine: MachineFactory) -> N
     prepare(host, APU, config=ALLOW)
 
     assert driver(host, SOUND) == "snd_hda_intel"
+
+
+def test_a_sound_function_that_only_the_vm_before_had_stays_with_the_host(
+    machine: MachineFactory,
+) -> None:
+    host = machine("amd-apu")
+    before = without_override(host)
+    run_vm(host, APU, SOUND, config=ALLOW)
+    second = Domain("b", f"1{UUID[1:]}", vm(APU).hostdevs)
+
+    events.prepare(host, second, ALLOW, Log(host, "b"))  # before the release of the first
+
+    assert (driver(host, APU), driver(host, SOUND)) == (None, "snd_hda_intel")
+    release(host)
+    events.release(host, second.uuid, Log(host, "b"))
+    assert without_override(host) == before
 
 
 def test_a_sound_function_that_is_open_keeps_its_driver_and_the_gpu_too(

@@ -11,11 +11,11 @@ from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, snapshot
 from tests.hosts import DISPLAY, firmware_on, lab_gpu
 from vfio_console_hook import console, events, kernel
-from vfio_console_hook.config import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, RefusedError
 from vfio_console_hook.journal import Journal, Record
 from vfio_console_hook.log import Log
+from vfio_console_hook.settings import Config, Holders
 
 HOSTS, GUESTS = "0000:01:00.0", "0000:02:00.0"
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"
@@ -92,6 +92,22 @@ def test_who_gives_the_console_up_is_told_what_it_costs(machine: MachineFactory)
     assert losses(host, config("never")) == [GONE]
 
 
+def test_a_console_that_is_to_come_back_to_a_gpu_of_another_vm_is_told_as_lost(
+    machine: MachineFactory,
+) -> None:
+    host = machine(lit_first("6.1", shadow=True))
+    other = Domain("other", OTHER_UUID, (Hostdev(HOSTS, True, "hostdev", 0),))
+    events.prepare(host, other, config(), Log(host, "other"))
+    back = host.exists("sys/bus/platform/devices/efi-framebuffer.0")
+
+    lost = losses(host, config())
+    events.prepare(host, VM, config(), Log(host, "win11"))
+    FakeLibvirt(host).detach(GUESTS)
+
+    assert (back, lost) == (True, [GONE])
+    assert not host.exists("sys/bus/platform/devices/efi-framebuffer.0")
+
+
 def test_the_prediction_is_what_the_kernel_does(machine: MachineFactory) -> None:
     host = machine(lit_first("6.1", shadow=True))
 
@@ -118,10 +134,12 @@ def test_a_driver_loaded_on_request_keeps_the_console_on_the_gpu_that_stays(
     events.release(host, UUID, Log(host, "win11"))
 
     assert lost == [
-        f"the firmware console of {HOSTS} does not come back, bochs shows the console instead"
+        f"the firmware console of {HOSTS} does not come back, bochs shows the console instead, and"
+        f" takes {GUESTS} too when it is back"
     ]
     assert (taken, host.read(f"sys/bus/pci/devices/{GUESTS}/driver_override")) == (None, "(null)")
-    assert host.link_name(f"sys/bus/pci/devices/{HOSTS}/driver") == "bochs-drm"
+    for address in (HOSTS, GUESTS):
+        assert host.link_name(f"sys/bus/pci/devices/{address}/driver") == "bochs-drm"
     assert "framebuffer console on fb0 (bochs-drmdrmfb)" in console.drawing(host)
 
 

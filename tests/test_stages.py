@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 from dataclasses import dataclass
@@ -11,17 +12,26 @@ import pytest
 
 from tests.building import DUMMY_AND_FBCON, Machine
 from tests.conftest import Golden, MachineFactory
-from tests.fakehost import Crash, FakeHost, FakeLibvirt, hold, snapshot, systemd
+from tests.fakehost import (
+    Crash,
+    FakeHost,
+    FakeLibvirt,
+    close_device,
+    hold,
+    open_device,
+    snapshot,
+    systemd,
+)
 from tests.gate import ROOT
 from tests.hosts import DISPLAY, VGA, firmware_on, lab, lab_gpu
 from tests.libvirt_xml import domain_xml
 from vfio_console_hook import events, plan, plan_text, way_back
 from vfio_console_hook.actions import Decode, MapConsoles
-from vfio_console_hook.config import Config, Holders, Service
 from vfio_console_hook.domain import Domain, Hostdev, parse
 from vfio_console_hook.errors import HookError, RefusedError, StepError
 from vfio_console_hook.journal import RUN
 from vfio_console_hook.log import RECORDED_LOG, Log
+from vfio_console_hook.settings import Config, Holders, Service
 from vfio_console_hook.step import Step
 from vfio_console_hook.terminal import Terminal
 from vfio_console_hook.values import replace
@@ -499,6 +509,37 @@ def test_a_rescan_that_stops_halfway_is_brought_to_its_end_by_release(
 
     assert (halfway, host.exists(f"sys/bus/pci/devices/{GPU}")) == (False, True)
     assert host.list("run/vfio-console-hook/claims") == ()
+
+
+@pytest.mark.parametrize("crash_before", [0, 1, 2, 3, 4, 5])
+def test_a_gpu_that_was_on_vfio_pci_is_there_again_after_a_rescan(
+    machine: MachineFactory, crash_before: int
+) -> None:
+    host = machine("simpledrm-0380-6.12")
+    FakeLibvirt(host).detach(GPU)  # as by `driverctl set-override`
+    blocked = [open_device(host, GPU)]
+    close_device(host, GPU)
+
+    with contextlib.suppress(Crash):
+        prepared = FakeHost(host.root, crash_before=crash_before)
+        events.prepare(prepared, domain((GPU,)), RESCAN, Log(host, "win11"))
+    if not crash_before:
+        blocked.append(open_device(host, GPU))
+        close_device(host, GPU)
+    assert blocked == [[0], []][: len(blocked)]
+    events.release(FakeHost(host.root), UUID, Log(host, "win11"))
+
+    assert host.link_name(f"sys/bus/pci/devices/{GPU}/driver") == "vfio-pci"
+
+
+def test_bootfb_native_is_refused_for_a_gpu_on_vfio_pci(machine: MachineFactory) -> None:
+    host = machine("simpledrm-0380-6.12")
+    FakeLibvirt(host).detach(GPU)
+
+    assert refusal(FakeHost(host.root), GPU, config=NATIVE) == (
+        "`bootfb: native` cannot free BOOTFB of 0000:01:00.0: vfio-pci has it already (hint: set"
+        " `bootfb: rescan` for this VM, or boot with initcall_blacklist=sysfb_init)"
+    )
 
 
 @pytest.mark.parametrize("name", ["efifb-6.12", "efifb-5.10", "simpledrm-0380-6.12"])

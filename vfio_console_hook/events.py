@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from . import console, gpu, kernel, ownership, stages, way_back, worker
 from .actions import Action, LeaveFramebuffers, MapConsoles, Rebind, ShowConsoles
-from .config import Config
 from .domain import Domain
 from .errors import HookError, LostError, StepError, StuckError
 from .firmware import BOOTFB
@@ -21,6 +20,7 @@ from .host import Host
 from .journal import Journal, Record
 from .log import Log
 from .memory import Claim
+from .settings import Config
 from .stages import Leaving
 from .step import Step
 
@@ -95,21 +95,27 @@ def _free(host: Host, record: Record, domain: Domain, config: Config, log: Log) 
     with record.work():
         try:
             leaving, steps = look(host, domain, config)
+            if record.steps:
+                from .stages import sysfb  # only for what was taken over
+
+                steps += tuple(sysfb.taken_over(host, leaving, record.steps))
             _apply(host, record, leaving, steps, log)
         except StuckError:
             raise  # nothing may be undone below a process that the kernel holds
         except Exception as error:
             _abort(host, record, log, error)
             raise
-    log.info(f"ready for the VM; on release {way_back.prospect(leaving, steps)}")
+    log.info(f"ready for the VM; on release {way_back.prospect(leaving, tuple(record.steps))}")
 
 
 def _apply(host: Host, record: Record, leaving: Leaving, steps: tuple[Step, ...], log: Log) -> None:
     # What was taken over may have been changed back since: QEMU switches memory
     # decoding on, for one. An action that can be undone does nothing where it is
-    # so already; one that cannot, a rescan above all, is not done twice.
+    # so already; one that cannot, a rescan above all, is not done twice. A sound
+    # function that only the other VM had stays with the host.
+    mine = {*record.gpus, *leaving.others}
     for step in tuple(record.steps):
-        if step.do is not None and step.undo is not None:
+        if step.do and step.undo and (step.do.gpu or step.gpu) in mine:
             _act(host, step.do, log)
     taken: list[str] = []
     try:
@@ -146,7 +152,10 @@ def look(host: Host, domain: Domain, config: Config) -> tuple[Leaving, tuple[Ste
     )
     steps = stages.plan(host, leaving)
     if steps:
-        ownership.refuse_open(host, gpus)
+        from . import assignable  # where nothing is changed, libvirt may say it
+
+        assignable.check(host, domain, gpus)
+        ownership.refuse_open(host, addresses)
     return leaving, steps
 
 
@@ -311,10 +320,11 @@ def release(
     """Give back what was taken for a VM, newest first; nothing for one that holds nothing.
 
     forgotten: libvirt knows nothing of that run any more, so it has re-attached nothing.
-    What cannot come back before a reboot is logged and done with. Raises StepError
-    naming the steps that failed; then the claim stays with them.
+    So it stays for who goes on with it: where prepare was killed while it gave back an
+    earlier run, libvirt calls release. What cannot come back before a reboot is logged and
+    done with. Raises StepError naming the steps that failed; then the claim stays with them.
     """
-    record = ownership.take_up(host, uuid, "release")
+    record = ownership.take_up(host, uuid, "release", forgotten=forgotten)
     if record is None:
         return
     log = log.about("release", uuid, record.gpus)
@@ -325,7 +335,7 @@ def release(
 
     def work() -> None:
         with record.work():
-            way_back.undo(host, record, log, forgotten=forgotten)
+            way_back.undo(host, record, log)
         log.info(f"gave it back; the host's consoles: {console.drawing(host)}")
 
     run(work)

@@ -10,7 +10,8 @@
 
 The lines of a claim:
     {"vm": NAME, "uuid": ..., "boot": ..., "gpus": [...], "since": ..., "by_hand": BOOL}
-    {"phase": "start", "hook": [PID, TICKS]}  how far the VM is, and who works on it now
+    {"phase": "start", "hook": [PID, TICKS]}  how far the VM is, and who works on it now;
+                         with "forgotten": true when libvirt knows nothing of it any more
     {"worker": [PID, TICKS]}  its process that talks to the kernel; [0, 0] when that has ended
     {"step": {...}}      about to be done
     {"done": N}          step N has been done and read back, counted from 0
@@ -46,7 +47,8 @@ _UNNAMED = f"{BY_NAME}/+unnamed"
 class Record:
     """What one VM holds. Its file grows with it; steps[n] is undone when n is in undone.
 
-    by_hand: a person took the GPUs, no VM. hook is the process that handles the last
+    by_hand: a person took the GPUs, no VM. forgotten: libvirt knows nothing of this run any
+    more, so it has re-attached nothing. hook is the process that handles the last
     event, and worker the one that talks to the kernel for it. Both are (pid, start
     in ticks since boot), (0, 0) for none.
     """
@@ -61,6 +63,7 @@ class Record:
     phase: str = "prepare"
     hook: tuple[int, int] = (0, 0)
     worker: tuple[int, int] = (0, 0)
+    forgotten: bool = False
     steps: list[Step] = field(default_factory=list)
     done: set[int] = field(default_factory=set)
     undone: set[int] = field(default_factory=set)
@@ -85,13 +88,15 @@ class Record:
         self._append({"undone": number})
         self.undone.add(number)
 
-    def reach(self, phase: str) -> None:
+    def reach(self, phase: str, *, forgotten: bool = False) -> None:
         """Write down how far the VM has come, and that this process handles it now.
 
-        The caller holds the lock.
+        What was forgotten once stays so. The caller holds the lock.
         """
         self.phase, self.hook = phase, processes.this(self.host)
-        self._tell({"phase": phase, "hook": self.hook})
+        self.forgotten = self.forgotten or forgotten
+        extra = {"forgotten": True} if forgotten else {}
+        self._tell({"phase": phase, "hook": self.hook, **extra})
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -343,6 +348,8 @@ def _replay(record: Record, entry: dict[str, object]) -> None:
             record.undone.add(value)
         elif key == "phase":
             record.phase = str(value)
+        elif key == "forgotten" and isinstance(value, bool):
+            record.forgotten = value
         elif key in ("hook", "worker") and isinstance(value, list):
             pid, started = value
             if not (type(pid) is type(started) is int and pid >= 0 <= started):

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 from . import gpu, holders, kernel, processes, worker
 from .errors import RefusedError
-from .gpu import Gpu
 from .host import Host
 from .journal import Journal, Record
 
@@ -18,9 +17,10 @@ EARLIER_HOOK_S = 10.0
 """How long an earlier hook for the same VM or GPU may take to end by itself."""
 
 
-def take_up(host: Host, uuid: str, phase: str) -> Record | None:
+def take_up(host: Host, uuid: str, phase: str, *, forgotten: bool = False) -> Record | None:
     """The record of a VM, for this process alone to go on with; None when it holds nothing.
 
+    phase and forgotten are what is written into it (journal.py, Record).
     An earlier hook that still works on it is waited for; what is left of one that
     was killed is killed too. Raises RefusedError when it goes on working, StuckError
     when the kernel does not let go of it: nothing may be done below its feet.
@@ -36,7 +36,7 @@ def take_up(host: Host, uuid: str, phase: str) -> Record | None:
             return None
         if at_work(host, record):
             raise _at_work(record)
-        record.reach(phase)
+        record.reach(phase, forgotten=forgotten)
     if not _is_left(host, record):
         return record
     worker.stop_session(host, record.worker[0])
@@ -96,19 +96,20 @@ def holds(host: Host, record: Record, address: str) -> bool:
     return record.phase != "release" or gpu.is_vfio(host, address) or at_work(host, record)
 
 
-def refuse_open(host: Host, gpus: tuple[Gpu, ...]) -> None:
-    """Refuse what a VM has open of which there is no record: it was plugged, or started anyway.
+def refuse_open(host: Host, addresses: tuple[str, ...]) -> None:
+    """Refuse devices that a VM has open of which there is no record.
 
-    libvirt would refuse it too, but only after the steps have been taken below that VM.
+    It is no GPU, or was plugged, or was started anyway. libvirt would refuse it too, but only
+    after the steps have been taken, below that VM or for nothing.
     """
-    for one in gpus:
-        if not one.vfio:
+    for address in addresses:
+        if not gpu.is_vfio(host, address):
             continue
-        found = holders.find(host, vfio_nodes(host, one.address))
+        found = holders.find(host, vfio_nodes(host, address))
         held = [holder for holder in found if not holder.unknown]
         if held:
             raise RefusedError(
-                f"{one.address} is in use by {holders.listed(held)}", hint="end that VM first"
+                f"{address} is in use by {holders.listed(held)}", hint="end that VM first"
             )
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from . import console, events, gpu, kernel, occupants, ownership, way_back
+from . import assignable, console, events, gpu, kernel, occupants, ownership, way_back
 from .actions import BindNative, Rescan, Unbind
 from .actions.native import ReturnNative
-from .config import Config
 from .domain import Domain, Hostdev
 from .errors import HookError, RefusedError, StuckError
 from .gpu import Gpu
@@ -19,6 +18,7 @@ from .host import Host
 from .journal import Journal, Record
 from .memory import Range
 from .occupants import Occupant
+from .settings import Config
 from .stages import Leaving
 from .step import Step
 from .values import dataclass, replace
@@ -243,7 +243,7 @@ def _judged(
 ) -> Plan:
     """The plan with its verdict: what prepare refuses, and what libvirt would after it."""
     if refusal is None or settings.on_failure == "start":
-        libvirts = None if domain.by_hand else _libvirt_refuses(host, whole)
+        libvirts = _libvirt_refuses(host, domain, whole)
         if libvirts is None and refusal is None:
             return replace(whole, verdict=START)
         if libvirts is None and refusal is not None:
@@ -255,27 +255,11 @@ def _judged(
     return replace(whole, verdict=REFUSE, reason=reason, hint=hint)
 
 
-def _libvirt_refuses(host: Host, whole: Plan) -> RefusedError | None:
-    """What libvirt itself would not start the VM with.
-
-    Source: libvirt src/util/virhostdev.c, virHostdevPreparePCIDevices for managed='no';
-    src/util/virpci.c, virPCIDeviceAddressGetIOMMUGroupNum for the group.
-    """
-    for device in whole.devices:
-        address, hostdev = device.address, device.hostdev
-        if hostdev.origin == "hostdev" and not hostdev.managed and not gpu.is_vfio(host, address):
-            return RefusedError(
-                f"{address} is managed='no' and not on vfio-pci, so libvirt does not assign it",
-                hint="write managed='yes' in the <hostdev>, or bind it to vfio-pci yourself",
-            )
-    for one in whole.gpus:
-        if host.link_name(f"sys/bus/pci/devices/{one.address}/iommu_group") is None:
-            off = "the IOMMU is off" if not host.list("sys/kernel/iommu_groups") else "no IOMMU"
-            return RefusedError(
-                f"{off}: {one.address} is in no IOMMU group, so libvirt cannot assign it",
-                hint="switch VT-d (Intel) or AMD-Vi on in the firmware's setup; Intel also needs"
-                " intel_iommu=on on the kernel's command line",
-            )
+def _libvirt_refuses(host: Host, domain: Domain, whole: Plan) -> RefusedError | None:
+    try:
+        assignable.check(host, domain, whole.gpus)
+    except RefusedError as error:
+        return error
     return None
 
 

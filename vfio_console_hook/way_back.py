@@ -39,10 +39,9 @@ def _consoles_back(leaving: Leaving, steps: tuple[Step, ...]) -> str:
     return "there is nothing to give back: no console of the host is on it"
 
 
-def undo(host: Host, record: Record, log: Log, *, forgotten: bool = False) -> None:
+def undo(host: Host, record: Record, log: Log) -> None:
     """Undo every open step and drop the claim, in the process that works on it.
 
-    forgotten: libvirt knows nothing of that run any more, so it has re-attached nothing.
     Raises StepError naming what failed; then the claim stays with that. Nothing more is
     undone after a StuckError.
     """
@@ -51,7 +50,7 @@ def undo(host: Host, record: Record, log: Log, *, forgotten: bool = False) -> No
     kept: dict[str, str] = {}
     failed: list[str] = []
     try:
-        if forgotten:
+        if record.forgotten:
             kept = _reattach(host, record, undone, log)
         for number, step in record.open_steps:
             if step.undo is not None and step.undo.gpu in kept:

@@ -74,7 +74,7 @@ def _is_primary_device(tree: Tree, index: int) -> bool:
     """
     device = tree.real(f"sys/class/graphics/fb{index}/device") or ""
     boot_vga = tree.read(f"{device}/boot_vga") == "1"
-    owner = tree.read("fake/owner")
+    owner = tree.read("fake/owner") or None
     owns = owner is not None and device.endswith(owner)
     if tree.link_name(f"{device}/subsystem") != "pci" or tree.release() < (6, 17, 0):
         return boot_vga

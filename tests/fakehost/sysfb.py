@@ -154,9 +154,9 @@ def write_bind(tree: Tree, driver: str, device: str) -> None:
 
 
 def _probe(tree: Tree, found: Platform, path: str, driver: str) -> None:
-    moved = tree.exists("fake/removed_once") and tree.release() < (6, 9, 0)
-    if moved and found.driver.name == "efifb":
-        # efifb_fixup_resources kept pointers into the PCI device of before.
+    freed = tree.exists("fake/owner_removed") and tree.release() < (6, 9, 0)
+    if freed and found.driver.name == "efifb":
+        # efifb_fixup_resources kept pointers into the PCI device of before, in whose BAR it draws.
         raise tree.fault("general protection fault in efifb_probe: the PCI device was freed")
     tree.link(f"{path}/driver", f"{BUS}/drivers/{driver}")
     _reserve(tree, found)

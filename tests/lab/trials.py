@@ -12,6 +12,7 @@ from .newcomer import Newcomer
 from .nobody import Nobody
 from .observed import Observed
 from .rebound import Rebound
+from .reserved import Reserved
 from .sound import Sound, Stuck
 from .terminated import Terminated
 from .traced import Moved, Untouched
@@ -31,6 +32,7 @@ KINDS: dict[str, type[Trial]] = {
     "nobody": Nobody,
     "observed": Observed,
     "rebound": Rebound,
+    "reserved": Reserved,
     "sound": Sound,
     "stuck": Stuck,
     "terminated": Terminated,

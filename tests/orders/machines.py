@@ -226,7 +226,7 @@ def _built_in(card: Card, number: int, *, boot_vga: bool) -> list[Pci]:
     slot = f"0000:{bus:02x}:00" if card.bridged else f"0000:00:{0x10 + number:02x}"
     bridge = f"0000:00:{bus:02x}.0" if card.bridged else ""
     gpu = Pci(
-        f"{slot}.0", VGA if card.vga else DISPLAY, (_VENDORS.get(card.driver, QEMU), 0x1111),
+        f"{slot}.0", VGA if card.vga else DISPLAY, _ids(card),
         bars=((0, 0xC0000000 + number * 0x8000000, 16 * M, PREF),
               (2, 0xFEA00000 + number * M, 4 * K, MEM)),
         bridge=bridge, group=bus, boot_vga=boot_vga if card.vga else None, shadow=boot_vga,
@@ -244,6 +244,11 @@ def _built_in(card: Card, number: int, *, boot_vga: bool) -> list[Pci]:
         found += [Pci(f"{slot}.2", VGA, (INTEL, 0x46D1), bars, group=0x20 + bus, boot_vga=False,
                       vfio=True, physfn=gpu.address)]  # fmt: skip
     return found
+
+
+def _ids(card: Card) -> tuple[int, int]:
+    """Its vendor and device: of their own for each driver, by them modprobe finds it."""
+    return _VENDORS.get(card.driver, QEMU), 0x1111 + ["", *_DRIVERS].index(card.driver)
 
 
 def _modules(sketch: Sketch) -> tuple[tuple[Module, ...], tuple[str, ...]]:

@@ -63,9 +63,10 @@ def portraits(
     loaded = " ".join(
         step.do.shell() for step in steps if step.do and step.do.kind == "bind-native"
     )
+    lost = watch.told_losses(steps)  # by binding to vfio-pci, where a person asks for that
     for name, portrait in before.items():
         owner = state.firmware.get(name, name)
-        if owner in addresses or owner in loaded:
+        if owner in addresses or owner in loaded or name in lost:
             continue
         if after.get(name) != portrait:
             raise Violation(f"{name} stays and was {portrait}, now {after.get(name)}")
@@ -98,14 +99,15 @@ def processes(state: State) -> None:
             raise Violation(f"the program ended QEMU of {life.guest.name}")
 
 
-def owners(state: State, life: Life) -> None:
+def owners(state: State, life: Life, called: Called) -> None:
     """After a prepare that was done: no other VM has, through us, one of these GPUs.
 
     What libvirt has given to one without us, it will not give to this one.
     """
     for address in life.guest.devices:
         owner = state.lives.get(state.owner.get(address, ""), life)
-        if owner is not life and owner.prepared and address in owner.guest.devices:
+        ours = owner is not life and owner.prepared and address in owner.guest.devices
+        if ours and (called.changes or address in state.setting.gpus):
             raise Violation(f"{life.guest.name} was given {address} of {owner.guest.name}")
         for other in state.lives.values():
             if other is not life and other.prepared and other.path[:1] == ["detach"] and (
@@ -119,9 +121,11 @@ def foretold(state: State, life: Life, made: plan.Plan, called: Called) -> None:
     """prepare does what plan said."""
     held = called.after.get(life.guest.uuid)
     said = f"plan said {made.verdict} ({made.reason or made.after})"
-    # That libvirt would refuse, plan says too; the hook only has to let it.
-    lenient = "on_failure: start" in life.guest.settings and made.verdict == plan.REFUSE
-    if (made.verdict == plan.REFUSE) != bool(called.status) and not lenient:
+    # That libvirt would refuse, plan says too; the hook may let it where it has nothing to do.
+    lets_it = "on_failure: start" in life.guest.settings or not called.changes
+    if made.verdict == plan.REFUSE and not called.status and lets_it:
+        return
+    if (made.verdict == plan.REFUSE) != bool(called.status):
         raise Violation(f"{said}, and prepare ended with {called.status}: {called.err}")
     expected = made.verdict == plan.START and not made.reason
     if expected and (held is None or held.steps != made.steps):

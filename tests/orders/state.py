@@ -35,7 +35,10 @@ class Guest:
 
 @dataclass
 class Life:
-    """Where a VM is: what libvirt will do next for it, and what it has."""
+    """Where a VM is: what libvirt will do next for it, and what it has.
+
+    found are those of its devices that its prepare found on vfio-pci and left there.
+    """
 
     guest: Guest
     number: int
@@ -43,6 +46,7 @@ class Life:
     runs: bool = False
     plugged: set[str] = field(default_factory=set)
     prepared: bool = False
+    found: set[str] = field(default_factory=set)
     started: bool = False
 
     @property

@@ -24,7 +24,7 @@ _PASSING = re.compile(r"(proc/(\d+|driver)|etc|usr|dev/vfio)(/|$)")
 _EMPTY = re.compile(r"/(platform|ega)-framebuffer\.\d+")
 _PCI = "sys/bus/pci/devices"
 # What the firmware's drivers, and what they leave behind, are called in /proc/iomem.
-_FIRMWARE_CLAIMS = ("efifb", "efidrm", "vesafb", "vesadrm", "simplefb", "simpledrm", "BOOTFB")
+FIRMWARE_CLAIMS = ("efifb", "efidrm", "vesafb", "vesadrm", "simplefb", "simpledrm", "BOOTFB")
 
 
 # -- one GPU
@@ -125,6 +125,8 @@ def whole(host: FakeHost) -> dict[str, str]:
             what = "\n".join(sorted(re.sub(number, "", line) for line in what.splitlines()))
         elif path.endswith(("/refcnt", "/power_state")):
             continue  # what uses a module, and what woke a device up
+        elif path.endswith("/enable"):
+            what = "0" if what.strip() == "0" else "on"  # how often: some drivers never give back
         elif path.endswith("/config"):
             what = _without_mastering(host.read_bytes(path) or b"").hex()
         seen[named(path)] = named(what).strip()
@@ -194,7 +196,7 @@ def unexcused(
 def _is_excused(path: str, old: str, new: str, excused: Collection[str]) -> bool:
     if path in ("proc/iomem", "proc/ioports"):
         owners = {line.partition(" : ")[2] for line in f"{old}\n{new}".splitlines() if line}
-        return all(one in (*_FIRMWARE_CLAIMS, "vga+", *excused) for one in owners)
+        return all(one.startswith((*FIRMWARE_CLAIMS, "vga+", *excused)) for one in owners)
     if _WHERE_CONSOLES_ARE.match(path):
         return True
     return any(name in f"{path} {old} {new}" for name in excused)
@@ -238,9 +240,11 @@ def told_losses(steps: Iterable[Step]) -> set[str]:
             lost |= {"vgacon"}
         if step.loses:
             lost |= set(PLATFORM.findall(step.loses))
-            # A driver that was loaded for it, or its memory that has moved.
+            # A driver that was loaded for it, and for whom else, or its memory that has moved.
             if step.do is not None and step.do.kind == "bind-native":
-                lost |= set(ADDRESS.findall(step.do.shell()))
+                lost |= set(ADDRESS.findall(f"{step.do.shell()} {step.loses}"))
+                lost |= set(PLATFORM.findall(step.why))
+                lost |= set(re.findall(r", (\S+) shows the console instead", step.loses))
         if step.do is not None and step.do.kind == "rescan":
             lost |= {step.gpu}
     return lost

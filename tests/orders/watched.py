@@ -55,7 +55,11 @@ class Watched(State):
         if argv[0] != "recover":
             idle = [one for one in idle if one.by_hand and {*one.gpus} & {*argv}]
         addresses = {gpu for one in idle for gpu in one.gpus}
-        addresses |= {step.gpu for one in idle for step in one.steps}
+        steps = [step for one in idle for step in one.steps]
+        addresses |= {step.gpu for step in steps}
+        addresses |= {  # a sound function of the GPU's, maybe of a VM whose steps were taken over
+            action.gpu for step in steps for action in (step.do, step.undo) if action
+        }  # fmt: skip
         addresses |= {word for word in argv if watch.ADDRESS.fullmatch(word)}
         addresses |= {
             sibling for one in idle for life in self.lives.values() if life.guest.uuid == one.uuid
@@ -90,7 +94,9 @@ class Watched(State):
             raise Violation(f"the kernel crashed: {self.host.fault}")
         steps += tuple(
             step for seen in (called.before, called.after) for uuid, one in seen.items()
-            if uuid in uuids or uuid not in called.before for step in one.steps
+            # What another has left of these GPUs may be taken over, and undone at once.
+            if uuid in uuids or uuid not in called.before or addresses & {*one.gpus}
+            for step in one.steps
         )  # fmt: skip
         promises.changes(self, called, addresses, steps)
         promises.portraits(self, portraits, addresses, steps)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from tests.fakehost import KernelFault, LibvirtError, close_device, hold, let_go, open_device
 from vfio_console_hook.errors import HostError
@@ -74,12 +75,15 @@ class World(Watched):
         self.lost |= watch.told_losses(foretold.steps)
         held = called.after.get(guest.uuid)
         life.prepared = called.status == 0 and held is not None
+        if called.changes:
+            self.away.update(guest.devices)
+        life.found = {one for one in guest.devices if self._is_vfio(one)}
         if "belongs to the VM" in called.err and not others:
             raise Violation(f"refused for the sake of nobody: {called.err}")
         if called.status and others:
             self.tally["second VM refused"] += 1
         if called.status == 0 and held:
-            promises.owners(self, life)
+            promises.owners(self, life, called)
             inherited = [one for one in called.before.values() if one.uuid != guest.uuid and
                          set(one.gpus) & set(held.gpus) and one.boot == held.boot]  # fmt: skip
             if inherited:
@@ -88,11 +92,6 @@ class World(Watched):
             promises.foretold(self, life, foretold, called)
         if guest.uuid in called.before:
             self.tally["prepare over an earlier run"] += 1
-            if death is not None and called.status:
-                # Killed while it gives back what a killed libvirtd has left: the release that
-                # follows is none of that run, and the log tells what stays on vfio-pci.
-                self.owed -= {*guest.devices}
-                self.lost |= {x for x, owner in self.firmware.items() if owner in guest.devices}
         return called.status == 0
 
     def _start(self, life: Life, death: Death | None) -> bool:
@@ -150,9 +149,17 @@ class World(Watched):
                     del self.owner[address]
 
     def _open(self, life: Life) -> None:
-        """QEMU is started and maps the BARs of all devices."""
+        """QEMU is started and maps the BARs of all devices.
+
+        Between the detaching and now, only a record shows that a VM has a device.
+        """
         life.runs = True
         for address in life.guest.devices:
+            if not life.prepared and not self._is_vfio(address):
+                self.tally["VM without us had its GPU taken away"] += 1
+                self._close(life)
+                life.path = ["stopped", "reattach", "release"]
+                return
             blocked = open_device(self.host, address, pid=life.pid)
             if blocked and life.prepared and life.started and address in self.setting.gpus:
                 raise Violation(f"QEMU cannot map BARs {blocked} of {address}: {self.host.log[-1]}")
@@ -178,7 +185,7 @@ class World(Watched):
                 self.libvirt.detach(address)
         except _KernelDied:
             return False
-        if self.host.link_name(f"sys/bus/pci/devices/{address}/driver") != "vfio-pci":
+        if not self._is_vfio(address):
             return False
         self.owner[address] = name
         life.plugged.add(address)
@@ -223,7 +230,8 @@ class World(Watched):
         claim = self.claims.get(life.guest.uuid)
         if life.path[0] != "prepare" and claim:
             self.tally["libvirt forgot a claim"] += 1
-            self.owed |= {one for one in claim.gpus if one in self.driven and life.prepared}
+            owed = {one for one in claim.gpus if one in self.driven and life.prepared}
+            self.owed |= owed - life.found
         life.path = []
         for address, name in list(self.owner.items()):
             if name == life.guest.name:
@@ -286,7 +294,7 @@ class World(Watched):
             self.give(address)
         self.recover(force=False)
         for address in sorted(self.stranded):  # virsh nodedev-reattach
-            if self.host.link_name(f"sys/bus/pci/devices/{address}/driver") == "vfio-pci":
+            if self._is_vfio(address):
                 if address in self.owed:
                     raise Violation(f"{address} is left on vfio-pci, and no VM is left to have it")
                 self.libvirt.adopt(address)
@@ -312,6 +320,9 @@ class World(Watched):
         """
         return len(self.away & self.shown) > 1 and consoles.startswith("fb(")
 
+    def _is_vfio(self, address: str) -> bool:
+        return self.host.link_name(f"sys/bus/pci/devices/{address}/driver") == "vfio-pci"
+
     # -- what libvirt may change
 
     @contextlib.contextmanager
@@ -330,7 +341,11 @@ class World(Watched):
         after = watch.portraits(self.host)
         for name, portrait in before.items():
             stays = self.firmware.get(name, name) not in mine and name not in self.lost
-            if stays and after.get(name) != portrait:
+            if not stays or after.get(name) == portrait:
+                continue
+            gone = [one for one, owner in self.firmware.items() if owner == name]
+            now = after.get(name)
+            if now is None or not self.lost & {*gone} or now != replace(portrait, claims=()):
                 raise Violation(f"libvirt changed {name}, and plan did not tell: {portrait}")
 
     def _wild(self, addresses: Iterable[str]) -> None:

@@ -25,11 +25,13 @@ class MapConsoles(Action):
     def apply(self, host: Host) -> None:
         wanted = set(self.indices) - {None}
         host.wait(lambda: wanted <= _indices(host), self.wait_s)
-        self._map(host)
+        mapped = self._map(host)
+        present = _indices(host)
+        if wanted & (present - mapped):  # one has appeared meanwhile
+            self._map(host)
         now = host.console_map(self.fb)
         if now is None:
             raise LostError(f"cannot map the consoles through /dev/{self.fb}: it is gone")
-        present = _indices(host)
         for number, index, want in zip(CONSOLES, now, self.indices):
             # On another framebuffer it is seen too: the hook of another VM has moved it since.
             if want in present and index not in present:
@@ -37,7 +39,8 @@ class MapConsoles(Action):
         if not wanted <= present:
             raise LostError(f"the consoles stay on {self.fb}: the framebuffer they were on is gone")
 
-    def _map(self, host: Host) -> None:
+    def _map(self, host: Host) -> set[int]:
+        """Map what goes to a framebuffer that is there; the numbers of those that are."""
         present = _indices(host)
         for number, index in zip(CONSOLES, self.indices):
             if index not in present:
@@ -51,6 +54,7 @@ class MapConsoles(Action):
                 raise LostError(
                     f"the consoles cannot be moved to fb{index}: it has just gone"
                 ) from error
+        return present
 
     def shell(self) -> str:
         wanted = [index for index in self.indices if index is not None]

@@ -6,7 +6,7 @@ from ..errors import StepError
 from ..gpu import is_vfio
 from ..host import Host
 from ..values import dataclass
-from .action import Action
+from .action import Action, see_on_bus
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class BindVfio(Action):
     def apply(self, host: Host) -> None:
         if is_vfio(host, self.gpu):
             return
+        see_on_bus(host, self.gpu)
         if not host.exists("sys/bus/pci/drivers/vfio-pci"):
             host.run("/sbin/modprobe", "vfio-pci")
         _rebind(host, self.gpu, "vfio-pci")

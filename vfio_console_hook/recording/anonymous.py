@@ -42,13 +42,17 @@ def names_of_vms(entries: Iterable[Entry]) -> Iterator[str]:
         if entry.path.startswith("run/vfio-console-hook"):
             told = re.findall(r'"vm": ("(?:[^"\\]|\\.)*")', _decoded(entry.content))
             # What is taken by hand is called by its addresses.
-            yield from (name for one in told if ":" not in (name := _unquoted(one)))
+            yield from (name for one in told if (name := _unquoted(one)) and ":" not in name)
 
 
 def _unquoted(text: str) -> str:
+    """A text that was written as JSON; "" when it was not."""
     import json
 
-    return str(json.loads(text))
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        return ""
 
 
 def names_of_users(entries: Iterable[Entry], passwd: str) -> Iterator[str]:

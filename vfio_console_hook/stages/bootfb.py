@@ -77,17 +77,7 @@ def _native(
     from .. import drivers
     from ..actions.native import ReturnNative, UnbindNative
 
-    if kernel.release(host) < _NATIVE_SINCE:
-        raise RefusedError(
-            f"`bootfb: native` cannot free BOOTFB of {gpu.address} in this kernel",
-            hint=_NO_SYSFB,
-        )
-    if device.driver is None:
-        raise RefusedError(
-            f"`bootfb: native` cannot free BOOTFB of {gpu.address}: no firmware driver is bound to"
-            f" {device.name}, so the kernel does not find it",
-            hint=_ways_out(host, gpu, device, native=False),
-        )
+    _refuse_native(host, gpu, device)
     modalias = host.read(f"sys/bus/pci/devices/{gpu.address}/modalias") or ""
     module = _native_module(host, gpu, device)
     yield Step(
@@ -114,6 +104,20 @@ def _native(
             do=UnbindNative(gpu.address, "", leaving.config.holders.wait_s, False),
             undo=ReturnNative(gpu.address, "", False, False),
         )
+
+
+def _refuse_native(host: Host, gpu: Gpu, device: FirmwareDevice) -> None:
+    """Raise RefusedError where binding a native driver would not free BOOTFB."""
+    what = f"`bootfb: native` cannot free BOOTFB of {gpu.address}"
+    if kernel.release(host) < _NATIVE_SINCE:
+        raise RefusedError(f"{what} in this kernel", hint=_NO_SYSFB)
+    why = ""
+    if gpu.vfio:
+        why = "vfio-pci has it already"
+    elif device.driver is None:
+        why = f"no firmware driver is bound to {device.name}, so the kernel does not find it"
+    if why:
+        raise RefusedError(f"{what}: {why}", hint=_ways_out(host, gpu, device, native=False))
 
 
 def _native_module(host: Host, gpu: Gpu, device: FirmwareDevice) -> str:
@@ -162,19 +166,26 @@ def _rescan(gpu: Gpu, device: FirmwareDevice, stage: str) -> Iterator[Step]:
             undo=sysfb.way_back(gpu, device, device.driver),
             loses=f"{_GONE}: `bootfb: rescan` takes its device along",
         )
-    # Before the rescan and apart from it: what has an undo is done once more for a VM that
-    # takes the steps over.
-    yield Step(
-        stage=stage,
-        gpu=gpu.address,
-        why="a rescan must not end halfway, with the GPU off the PCI bus",
-        do=None,
-        undo=FindAgain(gpu.address),
-    )
-    yield Step(
-        stage=stage,
-        gpu=gpu.address,
-        why="found again on the PCI bus, its memory is free of BOOTFB",
-        do=Rescan(gpu.address),
-        undo=None,
-    )
+    yield from _found_again(gpu, stage)
+
+
+def _found_again(gpu: Gpu, stage: str) -> Iterator[Step]:
+    """The rescan, with what it needs to come to its end: written down before it, and apart.
+
+    What has an undo is done once more for a VM that takes the steps over.
+    """
+    from ..actions.vfio import BindVfio  # only where this was configured
+
+    on_vfio = BindVfio(gpu.address)
+    if gpu.vfio:
+        why = "a rescan takes it off vfio-pci, where it was before"
+        yield Step(stage=stage, gpu=gpu.address, why=why, do=None, undo=on_vfio)
+    why = "a rescan must not end halfway, with the GPU off the PCI bus"
+    yield Step(stage=stage, gpu=gpu.address, why=why, do=None, undo=FindAgain(gpu.address))
+    why = "found again on the PCI bus, its memory is free of BOOTFB"
+    yield Step(stage=stage, gpu=gpu.address, why=why, do=Rescan(gpu.address), undo=None)
+    if gpu.vfio:
+        # The kernel makes a new device, without the driver_override of the old one; and what is
+        # on vfio-pci before a VM starts, libvirt leaves there after it.
+        why = "it was on vfio-pci before"
+        yield Step(stage=stage, gpu=gpu.address, why=why, do=on_vfio, undo=None)

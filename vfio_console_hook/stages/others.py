@@ -26,9 +26,8 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
 
     Raises RefusedError where the configuration allows neither.
     """
-    for device in _removed_with(host, gpu, leaving):
-        owner = _owner(host, device, leaving)
-        if leaving.config.keep_console == "never" or owner is None:
+    for device, owner in _removed_with(host, gpu, leaving):
+        if leaving.config.keep_console == "never" or owner is None or not _draws(host, device):
             yield Step(
                 stage=NAME,
                 gpu=gpu.address,
@@ -51,7 +50,7 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
                 do=BindNative(owner, host.read(f"sys/bus/pci/devices/{owner}/modalias") or ""),
                 undo=None,
                 loses=f"the firmware console of {owner} does not come back, {module} shows the"
-                " console instead",
+                f" console instead{_takes_both(host, gpu, module)}",
             )
         else:
             raise _refusal(host, gpu, owner, device)
@@ -69,17 +68,33 @@ def _keep_off(gpu: Gpu, module: str) -> Step:
     )
 
 
-def _removed_with(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[str]:
-    """The names of drawing firmware devices that go when vfio-pci takes gpu, and are not its."""
+def _takes_both(host: Host, gpu: Gpu, module: str) -> str:
+    """That the GPU, which has no driver, gets one when it is back; a clause, "" if it does not."""
+    from .. import modules  # for few machines
+
+    if gpu.driver is not None or module not in modules.wanted_by(host, gpu.address).allowed:
+        return ""
+    return f", and takes {gpu.address} too when it is back"
+
+
+def _removed_with(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[tuple[str, str | None]]:
+    """Firmware devices that go when vfio-pci takes gpu, and are not its: each with its owner.
+
+    They draw, or are to draw again when the VM ends that has the owner.
+    """
     if gpu.vfio or not leaving.kernel_removes_from(gpu) or not _selects(host, gpu):
         return
     ours = {device.name for one in leaving.gpus for device in one.firmware}
     for name in firmware.devices(host):
-        link = f"sys/bus/platform/devices/{name}"
-        if name in ours or not host.link_name(f"{link}/driver"):
+        if name in ours or console.pci_ancestor(host, f"sys/bus/platform/devices/{name}"):
             continue
-        if not console.pci_ancestor(host, link):
-            yield name
+        owner = _owner(host, name, leaving)
+        if owner in leaving.taken or _draws(host, name):
+            yield name, owner
+
+
+def _draws(host: Host, device: str) -> bool:
+    return host.link_name(f"sys/bus/platform/devices/{device}/driver") is not None
 
 
 def _selects(host: Host, gpu: Gpu) -> bool:

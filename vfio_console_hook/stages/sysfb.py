@@ -7,7 +7,7 @@ alone: for class 0300 the kernel unregisters it, unless it cannot see whose it i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from .. import kernel, memory
 from ..actions import Decode, Rebind, Unbind
@@ -34,15 +34,36 @@ def plan(
         undo=way_back(gpu, device, device.driver),
         loses="" if keeps and not gpu.vfio else _loss(host, gpu, device),
     )
-    if keeps and not gpu.vfio and _needs_decode_off(gpu, device, leaving):
-        yield Step(
-            stage=stage,
-            gpu=gpu.address,
-            why=f"vfio-pci, which would remove {device.name} for good, does not see whose it"
-            " is while the GPU's memory decoding is off",
-            do=Decode(gpu.address, False),
-            undo=Decode(gpu.address, True),
-        )
+    if keeps and _needs_decode_off(gpu, device, leaving):
+        yield _hidden(gpu, device, stage)
+
+
+def taken_over(host: Host, leaving: Leaving, steps: Sequence[Step]) -> Iterator[Step]:
+    """What steps that another VM has taken lack, if its prepare did not come to its end.
+
+    A device whose driver is unbound already is kept, too, where it is to be bound again.
+    """
+    hidden = {step.do.gpu for step in steps if isinstance(step.do, Decode)}
+    back = {step.undo.device: step.stage for step in steps if isinstance(step.undo, Rebind)}
+    for gpu in leaving.gpus:
+        for device in gpu.firmware:
+            if device.name not in back or device.driver is not None or gpu.address in hidden:
+                continue
+            needs = _needs_decode_off(gpu, device, leaving)
+            if needs and _keeps_device(host, gpu, device, leaving):
+                yield _hidden(gpu, device, back[device.name])
+
+
+def _hidden(gpu: Gpu, device: FirmwareDevice, stage: str) -> Step:
+    """What keeps the device from being removed."""
+    return Step(
+        stage=stage,
+        gpu=gpu.address,
+        why=f"vfio-pci, which would remove {device.name} for good, does not see whose it"
+        " is while the GPU's memory decoding is off",
+        do=Decode(gpu.address, False),
+        undo=Decode(gpu.address, True),
+    )
 
 
 def way_back(gpu: Gpu, device: FirmwareDevice, driver: str) -> Rebind:
@@ -52,7 +73,7 @@ def way_back(gpu: Gpu, device: FirmwareDevice, driver: str) -> Rebind:
 
 
 def _needs_decode_off(gpu: Gpu, device: FirmwareDevice, leaving: Leaving) -> bool:
-    return leaving.kernel_removes_from(gpu) and device.parent == gpu.address
+    return not gpu.vfio and leaving.kernel_removes_from(gpu) and device.parent == gpu.address
 
 
 def _keeps_device(host: Host, gpu: Gpu, device: FirmwareDevice, leaving: Leaving) -> bool:
