@@ -9,16 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import predicted
+from tests.lab import matrix, predicted
 from tests.lab.scenarios import SCENARIOS, Scenario, named
 from tests.recordings import FOLDER
 
-STARTED = tuple(one for one in SCENARIOS if predicted.starts(one))
+# Debian's suite has no kernel at present.
+NOT_OFFERED = ("bullseye-backports",)
+CELLS = tuple(cell.scenario() for cell in matrix.MATRIX if cell.kernel not in NOT_OFFERED)
+STARTED = tuple(one for one in (*SCENARIOS, *CELLS) if predicted.starts(one))
 REFUSED = tuple(one for one in SCENARIOS if predicted.refuses(one))
 
 
 def path(scenario: Scenario, phase: str = "") -> Path:
-    return FOLDER / f"lab-{scenario.name}{f'-{phase}' if phase else ''}.tree"
+    name = f"{scenario.name}{f'-{phase}' if phase else ''}.tree"
+    return FOLDER / "matrix" / name if scenario in CELLS else FOLDER / f"lab-{name}"
 
 
 def text(scenario: Scenario, phase: str = "") -> str:

@@ -11,7 +11,7 @@ import re
 import time
 from dataclasses import replace
 
-from . import kernel_log, monitors
+from . import kernel_log, monitors, phases
 from .images import GUEST
 from .machine import LostMachine
 from .monitors import LIT_AT_LEAST, OTHER_TEXT, TEXT
@@ -58,16 +58,24 @@ class Observed(Trial):
         self.mark("the VM")
         self.photograph("before", TEXT)
         self.see(foretold=foretold(self.plan("before")))
+        self.keep_phase("before")
+        if self.scenario.hook:
+            phases.begin(self.machine, self.hook_path)
         started = self.started()
         if started:
             time.sleep(RUNS_S)
             self.see(mapped=self.maps_bar_0())
+            self.keep_phase("during")
         self.pictures("during")
         if started and self.scenario.stays:
             self.see(meanwhile=self.console("meanwhile", self.scenario.stays[-1], None))
         self.ended("virsh destroy gpu" if started else "virsh -q list")
+        self.keep_phases()
         self.see(after=self.console_after())
         self.look_for_faults()
+        if started and self.scenario.hook:
+            self.keep_phase("after")
+            self.check_predicted("the VM")
 
     def see(self, **what: object) -> None:
         """Note what was seen, for the result too: the machine may be lost with the next look."""

@@ -40,8 +40,8 @@ from .vm import UUID, VM
 
 PHASES = ("prepared", "bound", "during", "stopped", "after")
 KINDS = (
-    "apparmor", "cycles", "dropin", "killed", "moved", "observed", "rebound", "sound",
-    "terminated", "two-vms", "untouched",
+    "apparmor", "cycles", "dropin", "killed", "moved", "observed", "rebound", "reserved",
+    "sound", "terminated", "two-vms", "untouched",
 )  # fmt: skip
 
 # No recording tells what a unit is.
