@@ -14,12 +14,14 @@ from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, hold
 from tests.gate import ROOT
 from tests.libvirt_xml import domain_xml
+from tests.measured import MEASURED
 from vfio_console_hook import __version__, cli, domain
 from vfio_console_hook.gpu import displays
 from vfio_console_hook.recorded import answer_path, unpack
 from vfio_console_hook.recording import recorder
 
-MACHINES = recordings.names()
+# doctor has a process for each thing that it looks at.
+MACHINES = recordings.names()[:: 20 if MEASURED else 1]
 UUID = "00000000-0000-4000-8000-0000000000aa"
 GPU = somebody.GPU
 Capture = pytest.CaptureFixture[str]
@@ -342,3 +344,14 @@ def test_a_folder_that_is_a_link_on_the_machine_is_recorded_once(
 
     assert said(capsys, None, "--root", str(file), "plan", "vm1") == before
     assert before[0] == 0
+
+
+@pytest.mark.parametrize("name", [r'""', r'"\q"'])
+def test_a_claim_whose_vm_has_no_name_is_recorded(
+    machine: MachineFactory, tmp_path: Path, capsys: Capture, name: str
+) -> None:
+    host = machine("lab-efifb-6.12")
+    claim = f"run/vfio-console-hook/claims/{UUID}"
+    host.tree.put(claim, f'{{"vm": {name}}}')
+
+    assert f"f {claim}" in recorded(capsys, host, tmp_path / "record")

@@ -164,8 +164,9 @@ def test_the_hook_loads_nothing_that_costs_time_before_it_is_needed() -> None:
     program = "import sys, vfio_console_hook.hook; print(*sys.modules, sep='\\n')"
 
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", program], cwd=ROOT, env={}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
 
     loaded = {line.partition(".")[0] for line in done.stdout.splitlines()}
     assert loaded & NEVER_BY_THE_HOOK == set()

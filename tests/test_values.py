@@ -139,7 +139,8 @@ def test_no_part_of_an_event_loads_the_library_s_own() -> None:
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", program], cwd=ROOT, env={}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
 
     assert done.stdout == "False\n"

@@ -78,9 +78,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _run_here(check: Check, options: argparse.Namespace) -> int:
     """Run one check in this process; what came of it goes to stdout as lines."""
+    # Nothing else does: neither what Hypothesis remarks nor what a process of a check says.
+    stdout = os.dup(1)
+    os.dup2(2, 1)
     with tempfile.TemporaryDirectory() as directory:
         outcome = check.run(Effort(options.quick, Path(directory), options.minutes))
-    print(outcome.cases, outcome.figures, *outcome.failures, sep="\n")
+    with open(stdout, "w", errors="backslashreplace") as file:
+        print(outcome.cases, outcome.figures, *outcome.failures, sep="\n", file=file)
     return 0
 
 
