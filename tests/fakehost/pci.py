@@ -85,7 +85,17 @@ def owner_of(tree: Tree, start: int) -> str | None:
 
 
 def learn(tree: Tree) -> None:
-    """Write down, before anything changes, whose the firmware's framebuffer is."""
+    """Write down, before anything changes, whose the firmware's framebuffer is.
+
+    `power_state` of a device that nobody has looked at is "unknown" or D0. Which, and when,
+    changes within a stable series, and nobody acts on it: here it is D0. Linux 6.12.107 says
+    "unknown" before a VM and after it, 6.12.117 before it (6.12.111 took "PCI: Stop setting
+    cached power state to 'unknown' on unbind", which is about pci_device_remove), 7.2 never
+    (pci_pm_init powers up devices without a power management capability too, from v6.16).
+    """
+    for address in tree.list(f"{BUS}/devices"):
+        if tree.read(f"{BUS}/devices/{address}/power_state") == "unknown":
+            _set_power_state(tree, address, "D0")
     if not tree.exists("fake/owner"):
         owners = [owner_of(tree, found.start) for found in sysfb.platforms(tree)]
         tree.put("fake/owner", next((owner for owner in owners if owner), ""))
@@ -244,8 +254,6 @@ def detach_driver(tree: Tree, address: str) -> None:
                 resources.release(tree, bar.range.first, bar.range.last, driver)
         if int(tree.read(f"{path}/enable") or 0) and not _leaves_enabled(tree, driver):
             disable(tree, address)
-    if driver is not None and tree.read(f"{path}/power_state") == "D0":
-        _set_power_state(tree, address, _unused_power_state(tree))
     tree.remove(f"{path}/driver")
 
 
@@ -297,16 +305,6 @@ def _nv_pci_remove(tree: Tree, address: str) -> None:
         tree.log(f"NVRM: Attempting to remove device {address} with non-zero usage count!")
         raise tree.fault(f"nv_pci_remove of {address} never returns: one of its nodes is open")
     tree.remove(f"{_NVIDIA_PROC}/{address}")
-
-
-def _unused_power_state(tree: Tree) -> str:
-    """What a device without driver shows.
-
-    "unknown", which pci_device_remove() sets, on 6.1 and 6.12; D0 on 7.3, before a VM
-    and after it. In 6.16 pci_pm_init() began to power up devices without a power
-    management capability too (pci_pm_power_up_and_verify_state).
-    """
-    return "unknown" if tree.release() < (6, 16, 0) else "D0"
 
 
 # -- vfio-pci
@@ -642,7 +640,6 @@ def write_rescan(tree: Tree) -> None:
             tree.put(f"{path}/driver_override", "(null)")
         if tree.exists(f"{path}/enable"):
             tree.put(f"{path}/enable", "0")
-        _set_power_state(tree, address, _unused_power_state(tree))
         _assign(tree, address, path)
         write_probe(tree, address)
 
