@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,10 @@ HERE = Path(__file__).parent
 Golden = Callable[[str, str], None]
 
 __all__ = ["Golden", "MachineFactory", "domain_xml"]
+
+# What somebody's PYTHONUNBUFFERED hides, the installed program shows: it runs with -I.
+for _name in [name for name in os.environ if name.startswith("PYTHON")]:
+    del os.environ[_name]
 
 
 class MachineFactory(Protocol):

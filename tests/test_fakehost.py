@@ -504,7 +504,7 @@ def test_a_device_that_nobody_enabled_cannot_be_disabled(machine: MachineFactory
     host.write(enable, "0")
 
     assert failure(lambda: host.write(enable, "0")) == "EIO"
-    assert attributes(host) == ("0", "D0", "0300")
+    assert attributes(host) == ("0", "0300")
 
 
 def test_connectors_and_the_old_control_node_come_and_go_with_the_card(

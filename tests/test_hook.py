@@ -519,6 +519,36 @@ def test_whoever_has_the_gpu_open_is_named_in_time(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("stderr_is", ["2>&1 | :", "2>/dev/full", "2>&-", "<&- >&- 2>&-"])
+def test_a_refusal_that_nobody_hears_is_in_the_log(machine: MachineFactory, stderr_is: str) -> None:
+    host = machine("efifb-6.12")
+    hold(host, "dev/fb0", pid=77, command="Xorg")
+    configure(host, "holders: {wait_s: 0}\n")
+    before = steady(host)
+    xml = host.path("xml")
+    with open(xml, "wb") as file:
+        file.write(domain_xml(GPU))
+    program = (
+        "import sys; from tests.fakehost import FakeHost; from vfio_console_hook import hook;"
+        " xml = open(sys.argv[2], 'rb').read(); words = ['win11', 'prepare', 'begin', '-'];"
+        " status = hook.main(words, xml, FakeHost(sys.argv[1]));"
+        " open(sys.argv[2], 'w').write(str(status))"
+    )
+
+    subprocess.run(
+        ["sh", "-c", f'{{ sleep 0.2; exec "$@"; }} {stderr_is}', "sh",
+         sys.executable, "-c", program, host.root, xml],
+        cwd=ROOT, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    assert host.read("xml") == "1"
+    host.tree.remove("xml")
+    log = host.read(RECORDED_LOG) or ""
+    assert f"error: win11: prepare {GPU}: {GPU} is in use by Xorg" in log
+    assert "Traceback" not in log
+    assert steady(host) == before
+
+
 def test_a_deadline_that_passes_is_told_and_everything_undone(
     machine: MachineFactory, capfd: Capture
 ) -> None:

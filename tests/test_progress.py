@@ -43,6 +43,12 @@ class Busy(FakeHost):
 host = Busy(sys.argv[1])
 sys.exit(cli.main(sys.argv[2:], host))
 """
+PLAIN = """\
+import sys
+from tests.fakehost import FakeHost
+from vfio_console_hook import cli
+sys.exit(cli.main(sys.argv[2:], FakeHost(sys.argv[1])))
+"""
 
 
 def begin(host: FakeHost, *words: str, until: str) -> subprocess.Popen[str]:
@@ -123,16 +129,18 @@ def test_who_is_waited_for_is_named_before(machine: MachineFactory, capfd: Captu
     assert err.startswith(f"vfio-console-hook: {GPU} is in use by plymouthd (77)")
 
 
-def test_the_work_goes_on_when_nobody_reads_what_it_says(machine: MachineFactory) -> None:
+@pytest.mark.parametrize("stdout", ["| :", ">/dev/full", ">&-", "<&- >&- 2>&-"])
+def test_the_work_goes_on_when_nobody_reads_what_it_says(
+    machine: MachineFactory, stdout: str
+) -> None:
     host = machine("efifb-6.12")
-    reader, writer = os.pipe()
-    os.close(reader)
 
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, host.root, "take", GPU],
-        cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True,
+        # What reads from a pipe has gone before anything is said.
+        ["sh", "-c", f'{{ sleep 0.2; exec "$@"; }} {stdout}', "sh",
+         sys.executable, "-c", PLAIN, host.root, "take", GPU],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    os.close(writer)
 
     assert done.stderr == ""
     assert [record.gpus for record in Journal(host).records()] == [(GPU,)]

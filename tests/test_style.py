@@ -50,8 +50,8 @@ NEVER_BY_THE_HOOK = {
 # The doors to the machine, and the modules that have a key.
 DOORS = {
     "open": {
-        "host.py", "runfiles.py", "journal.py", "history.py", "config.py", "cli.py",
-        "recorded.py", "log.py", "worker.py", "commands/check_config.py", "commands/files.py",
+        "host.py", "runfiles.py", "journal.py", "history.py", "config.py", "recorded.py",
+        "log.py", "worker.py", "standard.py", "commands/check_config.py", "commands/files.py",
     },
     "process": {"host.py", "worker.py"},
     "subprocess": {"host.py"},

@@ -141,13 +141,39 @@ def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
     assert (status, capsys.readouterr().out) == (0, f"{__version__}\n")
 
 
-@pytest.mark.parametrize("words", ["--help", "take --help", "--root {} status"])
+PRINTING = pytest.mark.parametrize("words", ["--help", "take --help", "--root {} status"])
+MACHINE = ROOT / "tests/machines/efifb-6.12.tree"
+
+
+@PRINTING
 def test_who_does_not_read_on_causes_no_complaint(words: str) -> None:
-    machine = ROOT / "tests/machines/efifb-6.12.tree"
     reader, writer = os.pipe()
     os.close(reader)
 
-    done = program(*words.format(machine).split(), stdout=writer)
+    done = program(*words.format(MACHINE).split(), stdout=writer)
     os.close(writer)
 
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@PRINTING
+def test_a_full_disk_is_told_in_one_sentence(words: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = program(*words.format(MACHINE).split(), stdout=full.fileno())
+
+    told = "No space left on device: not all could be written to stdout"
+    assert (done.returncode, done.stderr) == (1, f"vfio-console-hook: {told}\n")
+
+
+@PRINTING
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_descriptors_are_as_good_as_nobody_who_reads(words: str, closed: str) -> None:
+    command = [sys.executable, "-m", "vfio_console_hook.cli", *words.format(MACHINE).split()]
+
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command],
+        cwd=ROOT, capture_output=True,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert bool(done.stdout) == (" >&-" not in f" {closed}")

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from . import __version__, libvirtd, recorded
+from . import __version__, libvirtd, recorded, standard
 from .commands import COMMANDS, files
 from .errors import BugError, HookError
 from .host import Host
@@ -28,15 +28,25 @@ _INTERRUPTED = 130  # as a shell has it: 128 and the number of SIGINT
 
 def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
     """Run one command; its exit status. host stands in for this machine in tests."""
+    standard.complete()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name may hold bytes that are no text in any encoding.
         sys.stdout.reconfigure(errors="backslashreplace")
+    status = _run(argv, host)
+    error = standard.unwritten()
+    if error is None:
+        return status
+    standard.give_up_stdout()
+    if not isinstance(error, BrokenPipeError):  # that nobody reads on is no failure to tell
+        _tell(f"{error.strerror}: not all could be written to stdout")
+    return 1
+
+
+def _run(argv: Sequence[str] | None, host: Host | None) -> int:
     try:
         arguments = parser().parse_args(argv)
         with contextlib.ExitStack() as stack:
-            status = int(arguments.act(host or _host(arguments.root, stack), arguments))
-        sys.stdout.flush()
-        return status
+            return int(arguments.act(host or _host(arguments.root, stack), arguments))
     except HookError as error:
         if isinstance(error, BugError):
             print(error.trace, file=sys.stderr)
@@ -45,13 +55,10 @@ def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
         # What it means for the command comes with it (commands/progress.py).
         _tell(f"interrupted{f': {error}' if str(error) else ''}")
         return _INTERRUPTED
-    except BrokenPipeError:
-        # Nobody reads on, which is no failure to tell. Python writes what is left when it
-        # ends, and would complain (Python manual, "Note on SIGPIPE").
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except Exception as error:
-        print(BugError.of(error).trace, file=sys.stderr)
-        _tell("this is a bug, please report it")
+        if standard.unwritten() is None:
+            print(BugError.of(error).trace, file=sys.stderr)
+            _tell("this is a bug, please report it")
     return 1
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 
-from . import worker
+from . import standard, worker
 from .errors import BugError, HookError, StuckError
 from .host import Host
 
@@ -76,6 +76,7 @@ def main(argv: list[str], xml: bytes | None = None, host: Host | None = None) ->
     handle = _EVENTS.get(" ".join(argv[1:3]))
     if handle is None:
         return 0
+    standard.complete()
     event = _Event(host or Host(), argv[0], argv[1])
     if not event.host.privileged:
         return _stand_aside(event, xml)
@@ -103,8 +104,11 @@ def _tell(error: HookError) -> None:
     # Names of VMs and processes may be in it: neither begins a line or steers a terminal.
     line = f"{IDENT}: {printable(cut(error.text))}"
     line += f"\nhint: {printable(cut(error.hint))}" if error.hint else ""
-    sys.stderr.buffer.write(line.encode("utf-8", "backslashreplace") + b"\n")
-    sys.stderr.flush()
+    try:
+        sys.stderr.buffer.write(line.encode("utf-8", "backslashreplace") + b"\n")
+        sys.stderr.flush()
+    except OSError:
+        pass  # libvirtd has ended, and the log tells as much
 
 
 def _stand_aside(event: _Event, xml: bytes | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -88,4 +89,5 @@ def complain(line: str) -> None:
     terminal = Terminal.of(sys.stderr)
     line = printable(cut(line, _LONGEST))
     told = terminal.wrapped(line, "  ") if sys.stderr.isatty() else f"{line}\n"
-    print(told, end="", file=sys.stderr)
+    with contextlib.suppress(OSError):  # there is nobody else who could be told
+        print(told, end="", file=sys.stderr, flush=True)

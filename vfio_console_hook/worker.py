@@ -13,7 +13,7 @@ import select
 import time
 from collections.abc import Callable
 
-from . import processes
+from . import processes, standard
 from .errors import BugError, HookError, StuckError
 from .host import Host
 
@@ -95,9 +95,7 @@ def look(work: Callable[[], str | None]) -> str:
 def _child(work: Callable[[], str | None], writer: int) -> None:
     # libvirt waits for the end of our stdout and stderr, not for our exit
     # (virCommandProcessIO): a child that is stuck must not hold them.
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
+    standard.lead_nowhere(0, 1, 2)
     try:
         result = {"text": work() or ""}
     except HookError as error:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-from .. import console, worker
+from .. import console, standard, worker
 from ..errors import HookError
 from ..host import Host
 from ..log import Log, printable
@@ -15,8 +15,10 @@ from ..log import Log, printable
 
 def say(line: str) -> None:
     """Print a line at once, for a person who waits; when that person has gone, go on."""
-    with contextlib.suppress(BrokenPipeError):
+    try:
         print(printable(line), flush=True)
+    except OSError:
+        standard.give_up_stdout()
 
 
 def say_consoles(host: Host) -> None:
