@@ -34,7 +34,12 @@ def installed(minor: int) -> str | None:
     """A python3.MINOR: the system's, or one that pyenv has built."""
     built = sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python3"))
     found = [*map(str, built), shutil.which(f"python3.{minor}")]
-    return next(filter(None, found), None)
+    return next((one for one in found if one and _runs(one)), None)
+
+
+def _runs(python: str) -> bool:
+    """Whether it is one. pyenv puts commands on the PATH that may only say which it has built."""
+    return subprocess.run([python, "-I", "-c", ""], stderr=subprocess.DEVNULL).returncode == 0
 
 
 @pytest.mark.parametrize("minor", range(9, 16))

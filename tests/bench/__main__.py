@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Union
 
-from tests.bench import axes, chart, events, holders
+from tests.bench import axes, chart, crowds, events, holders
 from tests.bench.compare import Row, gate_rows
 from tests.bench.growth import Growth
 
@@ -75,6 +75,7 @@ def measurements(rounds: int, quick: bool) -> Iterator[Measurement]:
     for crowding, counts in ((axes.IOMEM, sizes.iomem_lines), (axes.CLAIMS, sizes.claims)):
         yield _alone(partial(axes.crowded, rounds=few, counts=counts, crowding=crowding))
     yield partial(holders.rows, rounds=few, counts=sizes.processes)
+    yield partial(crowds.rows, quick=quick)
 
 
 def _alone(measure: Callable[[Path], Growth]) -> Measurement:

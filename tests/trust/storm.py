@@ -9,7 +9,9 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.fakehost import FakeHost, close_device, open_device
@@ -22,9 +24,22 @@ from vfio_console_hook.journal import BY_NAME, CLAIMS, RUN, Journal
 
 VMS = tuple(Vm.of(number) for number in range(1, 201))
 WITH_GPU = VMS[:GPUS]
-_DEAREST = 1.3
-_SLOWEST = 1.5
 _CLAIMS = 1000
+
+
+@dataclass(frozen=True)
+class Part:
+    """What came of a part: all events, what to tell, and what was wrong.
+
+    ours_s beside theirs_s is what it took beside what it may be compared with. Here that is
+    told only: what else a machine does is in it, so the bars are in tests/bench.
+    """
+
+    seen: Seen
+    figure: str
+    wrong: list[str]
+    ours_s: float = 0.0
+    theirs_s: float = 0.0
 
 
 def run(effort: Effort) -> Outcome:
@@ -32,22 +47,24 @@ def run(effort: Effort) -> Outcome:
     failures: list[str] = []
     figures: list[str] = []
     events = 0
-    for part in (_start_and_stop, _want_the_same, _one_hangs, _many_claims):
-        # A record that is synced waits for no disk there.
-        with in_memory(effort.directory) as directory:
-            crowd = Crowd(directory)
-            seen, figure, wrong = part(crowd, effort.quick)
-            left = crowd.await_none()
-        failures += wrong + [f"still runs: {one}" for one in left]
-        figures.append(figure)
-        events += seen.events
+    for act in (start_and_stop, _want_the_same, one_hangs, _many_claims):
+        part = play(act, effort.directory, effort.quick)
+        failures += part.wrong
+        figures.append(part.figure)
+        events += part.seen.events
     return Outcome(events, tuple(failures), "; ".join(figures))
 
 
-Part = tuple[Seen, str, list[str]]
+def play(act: Callable[[Crowd, bool], Part], otherwise: Path, quick: bool) -> Part:
+    """One part, on a machine in memory: a record that is synced waits for no disk there."""
+    with in_memory(otherwise) as directory:
+        crowd = Crowd(directory)
+        part = act(crowd, quick)
+        part.wrong.extend(f"still runs: {one}" for one in crowd.await_none())
+    return part
 
 
-def _start_and_stop(crowd: Crowd, quick: bool) -> Part:
+def start_and_stop(crowd: Crowd, quick: bool) -> Part:
     """All start, then all end. In turns with each of them alone, for the price."""
     wrong: list[str] = []
     before = _gpus(crowd.host)
@@ -66,15 +83,13 @@ def _start_and_stop(crowd: Crowd, quick: bool) -> Part:
         wrong += _left_behind(crowd.host)
         if _gpus(crowd.host) != before:
             wrong.append(f"the GPUs were {before} and are {_gpus(crowd.host)}")
-    ratio = 2 * together.cpu_s / alone.cpu_s
-    if ratio > _DEAREST:
-        wrong.append(f"{ratio:.2f} times the processor time of the same VMs one by one")
+    ours_s, theirs_s = together.cpu_s, alone.cpu_s / 2
     figure = (
-        f"{len(VMS)} VMs at once, {GPUS} with a GPU: {ratio:.2f} times the processor time of one"
-        f" by one, at most {wait_s * 1000:.0f} ms for the lock"
+        f"{len(VMS)} VMs at once, {GPUS} with a GPU: {ours_s / theirs_s:.2f} times the processor"
+        f" time of one by one, at most {wait_s * 1000:.0f} ms for the lock"
     )
     together.add(alone)
-    return together, figure, wrong + _refused(together)
+    return Part(together, figure, wrong + _refused(together), ours_s, theirs_s)
 
 
 def _want_the_same(crowd: Crowd, quick: bool) -> Part:
@@ -94,10 +109,10 @@ def _want_the_same(crowd: Crowd, quick: bool) -> Part:
         held = [one.name for one in Journal(crowd.host).records()]
         wrong += [] if held == [vm.name] else [f"{vm.name} has the GPU, and {held} hold it"]
         crowd.stop(vm)
-    return seen, f"{len(vms)} want one GPU: 1 gets it", wrong + _left_behind(crowd.host)
+    return Part(seen, f"{len(vms)} want one GPU: 1 gets it", wrong + _left_behind(crowd.host))
 
 
-def _one_hangs(crowd: Crowd, quick: bool) -> Part:
+def one_hangs(crowd: Crowd, quick: bool) -> Part:
     """The kernel does not come back to one VM's worker: nobody else notices."""
     hung, others = WITH_GPU[-1], VMS[: GPUS - 1] if not quick else VMS[:8]
     others += VMS[-40:]
@@ -123,11 +138,10 @@ def _one_hangs(crowd: Crowd, quick: bool) -> Part:
             seen.add(one)
     if took_s >= TIMEOUT_S / 2:
         wrong.append(f"the others took {took_s:.0f} s, until the one that hangs was given up")
-    ratio = 2 * with_s / (without_s + last_s)
-    if ratio > _SLOWEST:
-        wrong.append(f"{ratio:.2f} times the time for the others while a worker hangs")
-    figure = f"while one worker hangs the others take {ratio:.2f} times as long"
-    return seen, figure, wrong + _refused(seen) + _left_behind(crowd.host)
+    otherwise_s = (without_s + last_s) / 2
+    figure = f"while one worker hangs the others take {with_s / otherwise_s:.2f} times as long"
+    wrong += _refused(seen) + _left_behind(crowd.host)
+    return Part(seen, figure, wrong, with_s, otherwise_s)
 
 
 def _many_claims(crowd: Crowd, quick: bool) -> Part:
@@ -154,7 +168,7 @@ def _many_claims(crowd: Crowd, quick: bool) -> Part:
     if left != _CLAIMS:
         wrong.append(f"{left} records are left, not those {_CLAIMS} of others")
     figure = f"with {_CLAIMS:,} records there, at most {wait_s:.2f} s for the lock"
-    return seen, figure, wrong
+    return Part(seen, figure, wrong)
 
 
 # -- what must hold
@@ -241,8 +255,7 @@ def _lock_kept(host: FakeHost) -> list[str]:
 
 CHECK = Check(
     "storm",
-    "200 VMs that start at once on 16 GPUs lose no record, do not wait for one that hangs, and"
-    f" cost at most {_DEAREST} times as much as one by one",
+    "200 VMs that start at once on 16 GPUs lose no record, and do not wait for one that hangs",
     run,
     alone=True,
 )
