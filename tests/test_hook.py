@@ -22,6 +22,7 @@ from vfio_console_hook.journal import Journal
 from vfio_console_hook.log import RECORDED_LOG
 
 GPU, SOUND = "0000:01:00.0", "0000:01:00.1"
+OTHER = "1f0e0d0c-0b0a-4908-8706-050403020100"
 RUN = "run/vfio-console-hook"
 DEFAULT = "etc/vfio-console-hook/default.yaml"
 Capture = pytest.CaptureFixture[str]
@@ -458,6 +459,24 @@ def test_on_failure_start_lets_the_vm_start_with_everything_as_it_was(
     assert word["events"]["prepare"]["failure"] == (
         "0000:00:02.0 is in use by plymouthd (412) [plymouth-start.service] with /dev/fb0 open"
     )
+
+
+def test_on_failure_start_needs_everything_as_it_was(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-6.12")
+    before = steady(host)
+    configure(host, "on_failure: start\n")
+
+    # Whoever is to undo it dies, too.
+    dying = FakeHost(host.root, crash_before=2)
+    status = hook.main(["win11", "prepare", "begin", "-"], domain_xml(GPU), dying)
+    told = capfd.readouterr().err
+    other = call(host, "prepare", domain_xml(GPU, uuid=OTHER, name="other"), "other")
+    call(host, "release end", domain_xml(uuid=OTHER, name="other"), "other")
+
+    assert (status, "not all could be undone" in told) == (1, True)
+    assert (other, call(host, "release end"), steady(host)) == (0, 0, before)
 
 
 def test_on_failure_start_does_not_excuse_a_mistake_in_the_configuration(

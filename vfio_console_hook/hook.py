@@ -154,7 +154,8 @@ def _prepare(event: _Event, vm: Domain) -> None:
         # on_failure is about GPUs that are not free, not about a kernel that is stuck.
         raise _told_stuck(event, error) from error
     except HookError as error:
-        if settings.on_failure == "abort":
+        # Nor about a host that is not as it was: libvirt calls release then, which tries again.
+        if settings.on_failure == "abort" or journal.Journal(host).find(vm.uuid) is not None:
             raise
         event.report(error)
         event.log.warning("the VM starts all the same, as configured by on_failure")
