@@ -99,7 +99,12 @@ class Watched(State):
             for step in one.steps
         )  # fmt: skip
         promises.changes(self, called, addresses, steps)
-        promises.portraits(self, portraits, addresses, steps)
+        back = {  # such as a sound function that only the other VM had
+            step.undo.gpu for uuid, one in called.before.items()
+            if uuid not in uuids and addresses & {*one.gpus}
+            for step in one.open if step.undo
+        }  # fmt: skip
+        promises.portraits(self, portraits, addresses | back, steps)
         promises.record(self)
         promises.processes(self)
         log = self.host.read(RECORDED_LOG) or ""
