@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.fakehost import FakeHost
 from vfio_console_hook import holdings, plan
+from vfio_console_hook.errors import HostError
 from vfio_console_hook.step import Step
 
 from . import watch
@@ -117,8 +118,12 @@ def owners(state: State, life: Life, called: Called) -> None:
                 raise Violation(f"{address} was promised to {other.guest.name} and this one")
 
 
-def foretold(state: State, life: Life, made: plan.Plan, called: Called) -> None:
+def foretold(state: State, life: Life, made: plan.Plan | HostError, called: Called) -> None:
     """prepare does what plan said."""
+    if isinstance(made, HostError):
+        if not called.status or called.changes or made.text not in called.err:
+            raise Violation(f"plan said {made}, and prepare ended with {called}")
+        return
     held = called.after.get(life.guest.uuid)
     said = f"plan said {made.verdict} ({made.reason or made.after})"
     # That libvirt would refuse, plan says too; the hook may let it where it has nothing to do.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import domain_xml
 from vfio_console_hook import config, domain, hook, plan
+from vfio_console_hook.errors import HostError
 from vfio_console_hook.log import RECORDED_LOG
 from vfio_console_hook.step import Step
 
@@ -111,17 +112,22 @@ class Watched(State):
         if "internal error" in log or "Traceback" in log:
             raise Violation(f"a bug was logged: {log}")
 
-    def _foretell(self, life: Life) -> plan.Plan:
-        """What `plan` says just before a prepare; it must not touch anything."""
+    def _foretell(self, life: Life) -> plan.Plan | HostError:
+        """What `plan` says just before a prepare; it must not touch anything.
+
+        An error when a GPU is not on the bus: a rescan for another VM was cut off in the middle.
+        """
         guest = life.guest
         host = FakeHost(str(self.root))
         xml = domain_xml(*guest.devices, managed=guest.managed, name=guest.name, uuid=guest.uuid)
-        made = plan.make(
-            host, domain.parse(xml), config.load(host, guest.name, guest.uuid)
-        )
-        if host.changes:
-            raise Violation(f"plan changed {host.changes}")
-        return made
+        settings = config.load(host, guest.name, guest.uuid)
+        try:
+            return plan.make(host, domain.parse(xml), settings)
+        except HostError as error:
+            return error
+        finally:
+            if host.changes:
+                raise Violation(f"plan changed {host.changes}")
 
 
 class _Runner:

@@ -71,8 +71,9 @@ class World(Watched):
         guest = life.guest
         foretold = self._foretell(life)
         others = self._others_with(life)
-        called = self._call(life, "prepare", "begin", death=death, steps=foretold.steps)
-        self.lost |= watch.told_losses(foretold.steps)
+        steps = () if isinstance(foretold, HostError) else foretold.steps
+        called = self._call(life, "prepare", "begin", death=death, steps=steps)
+        self.lost |= watch.told_losses(steps)
         held = called.after.get(guest.uuid)
         life.prepared = called.status == 0 and held is not None
         if called.changes:
