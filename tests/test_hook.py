@@ -479,6 +479,25 @@ def test_on_failure_start_needs_everything_as_it_was(
     assert (other, call(host, "release end"), steady(host)) == (0, 0, before)
 
 
+def test_a_sound_function_that_a_vm_has_kept_is_not_promised_to_another(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("nvidia-single-desktop")
+    call(host, "prepare", domain_xml(GPU, SOUND))
+    libvirt = FakeLibvirt(host)
+    for address in (GPU, SOUND):
+        libvirt.detach(address)
+    call(host, "start")
+    open_device(host, SOUND)
+    libvirt.reattach(GPU)  # it was unplugged from the VM, which runs on
+
+    xml = domain_xml(GPU, SOUND, uuid=OTHER, name="other")
+    status = call(host, "prepare", xml, "other")
+
+    assert (status, f"{SOUND} is in use by" in capfd.readouterr().err) == (1, True)
+    assert OTHER not in Journal(host).uuids()
+
+
 def test_on_failure_start_does_not_excuse_a_mistake_in_the_configuration(
     machine: MachineFactory, capfd: Capture
 ) -> None:
