@@ -98,9 +98,10 @@ def _free(host: Host, record: Record, domain: Domain, config: Config, log: Log) 
             if record.steps:
                 from .stages import sysfb  # only for what was taken over
 
-                # The other VM may run on without its GPU, which was unplugged, but with the
-                # GPU's sound function. look() is silent where it has no steps of its own.
-                ownership.refuse_open(host, tuple(one.address for one in domain.hostdevs))
+                if not steps:  # or look() has done so
+                    # The other VM may run on without its GPU, which was unplugged, but with the
+                    # GPU's sound function.
+                    ownership.refuse_open(host, tuple(one.address for one in domain.hostdevs))
                 steps += tuple(sysfb.taken_over(host, leaving, record.steps))
             _apply(host, record, leaving, steps, log)
         except StuckError:
