@@ -13,7 +13,7 @@ from tests import recordings
 from tests.building import Machine, render
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import domain_xml
-from vfio_console_hook.recorded import unpack
+from vfio_console_hook.machine.snapshot import unpack
 
 HERE = Path(__file__).parent
 Golden = Callable[[str, str], None]

@@ -25,8 +25,9 @@ from tests import recordings
 from tests.fakehost import FakeHost, FakeLibvirt, close_device, open_device, snapshot
 from tests.gate import ROOT, write_gate
 from tests.libvirt_xml import domain_xml
-from vfio_console_hook import cli, console, gpu
+from vfio_console_hook import cli
 from vfio_console_hook.log import RECORDED_LOG
+from vfio_console_hook.machine import console, gpu
 
 VM = "win11"
 WIDTH = 80

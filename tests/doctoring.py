@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import UUID, domain_xml
-from vfio_console_hook.doctor import Check, Finding, Subject
-from vfio_console_hook.libvirtd import SYSTEM
+from vfio_console_hook.commands.doctor.areas import Check, Finding, Subject
+from vfio_console_hook.machine.libvirtd import SYSTEM
 
 GPU = "0000:01:00.0"
 SECOND = "0000:02:00.0"

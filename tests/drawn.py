@@ -7,10 +7,10 @@ from tempfile import TemporaryDirectory
 
 from tests import recordings
 from tests.building import M
-from vfio_console_hook import gpu
-from vfio_console_hook.gpu import Gpu
-from vfio_console_hook.memory import Bar, Claim, Range
-from vfio_console_hook.recorded import unpack
+from vfio_console_hook.machine import gpu
+from vfio_console_hook.machine.gpu import Gpu
+from vfio_console_hook.machine.memory import Bar, Claim, Range
+from vfio_console_hook.machine.snapshot import unpack
 
 # Of one nobody can tell what lies in its BARs.
 MACHINES = sorted({*recordings.names()} - {"iomem-without-root"})

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from tests.fakehost import FakeHost
 from tests.gate import ROOT
 from vfio_console_hook import __version__
-from vfio_console_hook.doctor import Finding, Subject
-from vfio_console_hook.recorded import answer_path
+from vfio_console_hook.commands.doctor.areas import Finding, Subject
+from vfio_console_hook.machine.snapshot import answer_path
 
 BOOTED = 1_700_000_000
 INSTALLED = BOOTED + 1000

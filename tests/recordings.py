@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.lab.predicted import PHASES
-from vfio_console_hook.recorded import unpack
-from vfio_console_hook.recording.recorder import SEEN
+from vfio_console_hook.commands.snapshot.writer import SEEN
+from vfio_console_hook.machine.snapshot import unpack
 
 FOLDER = Path(__file__).parent / "machines"
 

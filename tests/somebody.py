@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tests import installed
 from tests.fakehost import FakeHost, hold
-from vfio_console_hook.doctor import denials
-from vfio_console_hook.recorded import answer_path
+from vfio_console_hook.commands.doctor import denials
+from vfio_console_hook.machine.snapshot import answer_path
 
 GPU = "0000:01:00.0"
 NAME = "Freds-Gaming-PC"

@@ -17,13 +17,15 @@ from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, configure, snapshot
 from tests.gate import ROOT
 from tests.libvirt_xml import EVENTS, UUID, domain_xml
-from vfio_console_hook import access, cli, hook, runfiles
+from vfio_console_hook import cli, hook
+from vfio_console_hook.claims.claim import CLAIMS, Journal
+from vfio_console_hook.claims.history import STATUS
 from vfio_console_hook.errors import JournalError
-from vfio_console_hook.history import STATUS
-from vfio_console_hook.host import Host
-from vfio_console_hook.journal import CLAIMS, RUN, Journal
 from vfio_console_hook.log import RECORDED_LOG
-from vfio_console_hook.recorded import RecordedHost
+from vfio_console_hook.machine import access, runfiles
+from vfio_console_hook.machine.host import Host
+from vfio_console_hook.machine.runfiles import RUN
+from vfio_console_hook.machine.snapshot import RecordedHost
 
 GPU, SOUND = "0000:01:00.0", "0000:01:00.1"
 CLAIM = f"{CLAIMS}/{UUID}"
@@ -283,7 +285,7 @@ def test_the_name_of_another_vm_cannot_steer_the_terminal(
 
 
 def test_a_program_is_run_in_an_environment_that_nobody_chose() -> None:
-    program = "from vfio_console_hook.host import Host; print(Host().run('/usr/bin/env'))"
+    program = "from vfio_console_hook.machine.host import Host; print(Host().run('/usr/bin/env'))"
 
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,

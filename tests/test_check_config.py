@@ -11,8 +11,9 @@ import yaml
 
 from tests.conftest import Golden, MachineFactory
 from tests.fakehost import FakeHost
-from vfio_console_hook import cli, config
-from vfio_console_hook.settings import KEYS, Config
+from vfio_console_hook import cli
+from vfio_console_hook.config import load
+from vfio_console_hook.config.settings import KEYS, Config
 
 FILES = "etc/vfio-console-hook"
 DEFAULT = f"{FILES}/default.yaml"
@@ -103,8 +104,8 @@ def test_a_file_that_others_can_write_is_a_mistake(host: FakeHost, capsys: Captu
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("win11.yaml", f"what is for one VM belongs into /{config.VMS}/NAME.yaml"),
-        ("default.yml", f"what is for one VM belongs into /{config.VMS}/NAME.yaml"),
+        ("win11.yaml", f"what is for one VM belongs into /{load.VMS}/NAME.yaml"),
+        ("default.yml", f"what is for one VM belongs into /{load.VMS}/NAME.yaml"),
         ("vms/win11.yml", "its name must be that of a VM, and .yaml"),
         ("vms/win11.yaml.bak", "its name must be that of a VM, and .yaml"),
         ("vms/.yaml", "its name must be that of a VM, and .yaml"),
@@ -276,13 +277,13 @@ def test_each_value_of_a_vm_is_told_with_where_it_comes_from(
 
 def test_what_is_told_of_a_vm_can_be_pasted_into_its_file(host: FakeHost, capsys: Capture) -> None:
     configured(host)
-    before = config.load(host, "win11", UUID)
+    before = load.configuration(host, "win11", UUID)
     run(host, "--vm", "win11")
     told = capsys.readouterr().out
     put(host, DEFAULT, "")
     put(host, WIN11, told)
 
-    assert config.load(host, "win11", UUID) == before
+    assert load.configuration(host, "win11", UUID) == before
     assert before != Config()
 
 

@@ -16,12 +16,13 @@ from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, open_device, snapshot
 from tests.gate import ROOT
 from tests.libvirt_xml import UUID, domain_xml
-from vfio_console_hook import cli, events
+from vfio_console_hook import cli
+from vfio_console_hook.claims.claim import Journal
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import RefusedError
-from vfio_console_hook.journal import Journal
+from vfio_console_hook.events import events
 from vfio_console_hook.log import Log
-from vfio_console_hook.settings import Config, Holders
 
 GPU = "0000:01:00.0"
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"

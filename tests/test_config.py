@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.gate import ROOT
-from vfio_console_hook import config
 from vfio_console_hook.config import load
+from vfio_console_hook.config.load import configuration
+from vfio_console_hook.config.settings import KEYS, Config, Holders, Service
 from vfio_console_hook.errors import ConfigError
-from vfio_console_hook.recorded import RecordedHost
-from vfio_console_hook.settings import KEYS, Config, Holders, Service
+from vfio_console_hook.machine.snapshot import RecordedHost
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 FILES = "/etc/vfio-console-hook"
@@ -30,7 +30,7 @@ class Etc(RecordedHost):
     def __init__(self, root: Path) -> None:
         super().__init__(str(root))
         self.theirs: set[str] = set()
-        for directory in ("etc", config.DIRECTORY, config.VMS):
+        for directory in ("etc", load.DIRECTORY, load.VMS):
             (root / directory).mkdir(0o755)
             (root / directory).chmod(0o755)
 
@@ -54,7 +54,7 @@ def etc(tmp_path: Path) -> Etc:
 
 def mistakes(host: RecordedHost, name: str = "win11", uuid: str = UUID) -> str:
     with pytest.raises(ConfigError) as caught:
-        load(host, name, uuid)
+        configuration(host, name, uuid)
     return str(caught.value)
 
 
@@ -62,7 +62,7 @@ def mistakes(host: RecordedHost, name: str = "win11", uuid: str = UUID) -> str:
 
 
 def test_without_any_file_everything_has_its_default(tmp_path: Path) -> None:
-    assert load(RecordedHost(str(tmp_path)), "win11", UUID) == Config(
+    assert configuration(RecordedHost(str(tmp_path)), "win11", UUID) == Config(
         enabled=True,
         stages=("fbcon", "drm_aperture", "fbdev", "vgacon"),
         bootfb="refuse",
@@ -81,7 +81,7 @@ def test_every_key_can_be_set(etc: Etc) -> None:
         "holders:\n  wait_s: 2.5\non_failure: start\ntimeout_s: 7\nlog_level: debug\n",
     )
 
-    assert load(etc, "win11", UUID) == Config(
+    assert configuration(etc, "win11", UUID) == Config(
         enabled=False,
         stages=("vgacon", "fbcon"),
         bootfb="native",
@@ -98,7 +98,7 @@ def test_the_file_of_the_vm_goes_before_the_default_key_by_key(etc: Etc, file: s
     etc.put(DEFAULT, "bootfb: native\ntimeout_s: 30\nholders: {wait_s: 1}\n")
     etc.put(f"{FILES}/vms/{file}", "bootfb: rescan\nlog_level: error\nholders:\n")
 
-    assert load(etc, "win11", UUID) == Config(
+    assert configuration(etc, "win11", UUID) == Config(
         bootfb="rescan", timeout_s=30, holders=Holders(wait_s=1), log_level="error"
     )
 
@@ -108,14 +108,14 @@ def test_the_file_of_another_vm_is_not_read(etc: Etc, name: str) -> None:
     etc.put(WIN11, "enabled: false\n")
     etc.put(f"{FILES}/vms/.yaml", "enabled: false\n")
 
-    assert load(etc, name, "") == Config()
+    assert configuration(etc, name, "") == Config()
 
 
 @pytest.mark.parametrize("name", ["--help", "..", " ", "a\nb", "gr\u00fcn", ".hidden", "$(x)"])
 def test_a_file_may_bear_any_name_that_a_vm_can_have(etc: Etc, name: str) -> None:
     etc.put(f"{FILES}/vms/{name}.yaml", "enabled: false\n")
 
-    assert load(etc, name, UUID) == Config(enabled=False)
+    assert configuration(etc, name, UUID) == Config(enabled=False)
 
 
 def test_a_file_for_the_name_and_one_for_the_uuid_are_one_too_many(etc: Etc) -> None:
@@ -130,7 +130,7 @@ def test_a_file_for_the_name_and_one_for_the_uuid_are_one_too_many(etc: Etc) -> 
 def test_a_vm_whose_name_is_its_uuid_has_one_file(etc: Etc) -> None:
     etc.put(f"{FILES}/vms/{UUID}.yaml", "enabled: false\n")
 
-    assert load(etc, UUID, UUID) == Config(enabled=False)
+    assert configuration(etc, UUID, UUID) == Config(enabled=False)
 
 
 # -- who may write them
@@ -172,7 +172,7 @@ def test_a_link_to_a_safe_file_is_followed(etc: Etc) -> None:
     etc.put("/srv/win11.yaml", "enabled: false\n")
     Path(etc.path(WIN11[1:])).symlink_to("/srv/win11.yaml")
 
-    assert load(etc, "win11", UUID) == Config(enabled=False)
+    assert configuration(etc, "win11", UUID) == Config(enabled=False)
 
 
 def test_a_link_to_nothing_is_told(etc: Etc) -> None:
@@ -196,9 +196,9 @@ def test_a_pipe_where_a_file_should_be_is_not_waited_for(etc: Etc) -> None:
 
 @pytest.mark.parametrize("path", [FILES, f"{FILES}/vms"])
 def test_a_file_where_a_directory_should_be_is_told(etc: Etc, path: str) -> None:
-    Path(etc.path(config.VMS)).rmdir()
+    Path(etc.path(load.VMS)).rmdir()
     if path == FILES:
-        Path(etc.path(config.DIRECTORY)).rmdir()
+        Path(etc.path(load.DIRECTORY)).rmdir()
     etc.put(path, "")
 
     assert mistakes(etc) == f"{path} is not a directory"
@@ -208,7 +208,7 @@ def test_a_file_of_32_kib_is_read_and_a_longer_one_is_not(etc: Etc) -> None:
     text = "#" * 32_750 + "\nenabled: false\n"
     etc.put(DEFAULT, text.rjust(32_768, "#"))
 
-    assert load(etc, "win11", UUID) == Config(enabled=False)
+    assert configuration(etc, "win11", UUID) == Config(enabled=False)
 
     etc.put(DEFAULT, text.rjust(32_769, "#"))
 
@@ -237,7 +237,7 @@ def test_a_file_of_32_kib_is_read_and_a_longer_one_is_not(etc: Etc) -> None:
 def test_a_file_without_settings_changes_nothing(etc: Etc, content: bytes) -> None:
     etc.put(DEFAULT, content)
 
-    assert load(etc, "win11", UUID) == Config()
+    assert configuration(etc, "win11", UUID) == Config()
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_file_without_settings_changes_nothing(etc: Etc, content: bytes) -> No
 def test_a_file_may_come_from_any_editor(etc: Etc, content: bytes) -> None:
     etc.put(DEFAULT, content)
 
-    assert load(etc, "win11", UUID) == Config(timeout_s=9, bootfb="native")
+    assert configuration(etc, "win11", UUID) == Config(timeout_s=9, bootfb="native")
 
 
 @pytest.mark.parametrize(
@@ -263,21 +263,21 @@ def test_a_file_may_come_from_any_editor(etc: Etc, content: bytes) -> None:
 def test_yes_and_no_are_what_yaml_says(etc: Etc, written: str, enabled: bool) -> None:
     etc.put(DEFAULT, f"enabled: {written}\n")
 
-    assert load(etc, "win11", UUID) == Config(enabled=enabled)
+    assert configuration(etc, "win11", UUID) == Config(enabled=enabled)
 
 
 @pytest.mark.parametrize(("written", "wait_s"), [("0", 0.0), ("600", 600.0), ("0.25", 0.25)])
 def test_a_wait_is_any_number_of_seconds_up_to_600(etc: Etc, written: str, wait_s: float) -> None:
     etc.put(DEFAULT, f"holders:\n  wait_s: {written}\n")
 
-    assert load(etc, "win11", UUID) == Config(holders=Holders(wait_s=wait_s))
+    assert configuration(etc, "win11", UUID) == Config(holders=Holders(wait_s=wait_s))
 
 
 @pytest.mark.parametrize("written", ["0000:02:00.0", "'0000:02:00.0'", "10000:e1:00.0"])
 def test_the_console_may_be_kept_on_a_gpu_by_its_address(etc: Etc, written: str) -> None:
     etc.put(DEFAULT, f"keep_console: {written}\n")
 
-    assert load(etc, "win11", UUID) == Config(keep_console=written.strip("'"))
+    assert configuration(etc, "win11", UUID) == Config(keep_console=written.strip("'"))
 
 
 def test_services_are_units_or_commands(etc: Etc) -> None:
@@ -288,7 +288,7 @@ def test_services_are_units_or_commands(etc: Etc) -> None:
         "    start: /sbin/rc-service sddm start\n",
     )
 
-    assert load(etc, "win11", UUID).services == (
+    assert configuration(etc, "win11", UUID).services == (
         Service("display-manager"),
         Service(
             "sddm",
@@ -552,8 +552,9 @@ def test_yaml_is_loaded_only_when_something_is_set(
         etc.put(WIN11, content)
     program = (
         "import sys\n"
-        "from vfio_console_hook import config, recorded\n"
-        "config.load(recorded.RecordedHost(sys.argv[1]), 'win11', '')\n"
+        "from vfio_console_hook.config import load\n"
+        "from vfio_console_hook.machine import snapshot\n"
+        "load.configuration(snapshot.RecordedHost(sys.argv[1]), 'win11', '')\n"
         "print(*sorted({'difflib', 'yaml'} & set(sys.modules)))\n"
     )
 
@@ -604,7 +605,7 @@ def test_default_yaml_shows_the_defaults(etc: Etc) -> None:
     )
     etc.put(WIN11, text)
 
-    assert load(etc, "win11", UUID) == Config()
+    assert configuration(etc, "win11", UUID) == Config()
 
 
 def test_every_default_is_a_good_value() -> None:
@@ -641,7 +642,7 @@ def test_there_is_an_example_for_each_common_case() -> None:
 def test_an_example_says_what_it_should(etc: Etc, example: str, expected: Config) -> None:
     etc.put(WIN11, (ROOT / f"config/{example}.yaml").read_bytes())
 
-    assert load(etc, "win11", UUID) == expected
+    assert configuration(etc, "win11", UUID) == expected
 
 
 @pytest.mark.parametrize(
@@ -659,14 +660,14 @@ def test_an_example_says_what_it_should(etc: Etc, example: str, expected: Config
     ],
 )
 def test_what_only_yaml_can_write_is_told(content: str, told: str) -> None:
-    mistakes = config.check_content("file", content.encode())
+    mistakes = load.mistakes_in("file", content.encode())
 
     (only,) = map(str, mistakes)
     assert only.endswith(told)
 
 
 def test_a_long_list_is_cut() -> None:
-    (mistake,) = config.check_content("file", b"services: [" + b"{a: b}," * 100 + b"]")
-    (nested,) = config.check_content("file", b"apu: [" + b"abcdefgh," * 1000 + b"]")
+    (mistake,) = load.mistakes_in("file", b"services: [" + b"{a: b}," * 100 + b"]")
+    (nested,) = load.mistakes_in("file", b"apu: [" + b"abcdefgh," * 1000 + b"]")
 
     assert (len(str(mistake)) < 300, len(str(nested)) < 300) == (True, True)

@@ -12,10 +12,11 @@ from tests.conftest import Golden, MachineFactory
 from tests.doctoring import GPU, OTHER_UUID, SECOND, nothing, put_vm, recorded_whole, win11
 from tests.fakehost import FakeHost, snapshot
 from vfio_console_hook import __version__, cli
-from vfio_console_hook.commands import doctor as command
-from vfio_console_hook.doctor import Finding, Subject, areas, examine, installation
+from vfio_console_hook.commands.doctor import command as command
+from vfio_console_hook.commands.doctor import installation
+from vfio_console_hook.commands.doctor.areas import Finding, Subject, areas, examine
+from vfio_console_hook.commands.terminal import Terminal
 from vfio_console_hook.errors import StuckError
-from vfio_console_hook.terminal import Terminal
 
 Capture = pytest.CaptureFixture[str]
 OWN_AREAS = (

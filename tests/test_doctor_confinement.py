@@ -24,7 +24,8 @@ from tests.installed import (
     process,
     refuse,
 )
-from vfio_console_hook.doctor import Subject, confinement, denials
+from vfio_console_hook.commands.doctor import confinement, denials
+from vfio_console_hook.commands.doctor.areas import Subject
 
 AUDIT = "var/log/audit/audit.log"
 ENFORCE = "sys/fs/selinux/enforce"

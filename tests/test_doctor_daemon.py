@@ -26,9 +26,9 @@ from tests.installed import (
     process,
 )
 from tests.libvirt_xml import UUID, domain_xml
-from vfio_console_hook.doctor import Subject
-from vfio_console_hook.doctor import daemon as checks
-from vfio_console_hook.libvirtd import Vm
+from vfio_console_hook.commands.doctor import daemon as checks
+from vfio_console_hook.commands.doctor.areas import Subject
+from vfio_console_hook.machine.libvirtd import Vm
 
 GPU = "0000:01:00.0"
 EARLY = BOOTED + 10

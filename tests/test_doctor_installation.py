@@ -21,7 +21,8 @@ from tests.installed import (
     hook,
     refuse,
 )
-from vfio_console_hook.doctor import PASS, WARN, Finding, Subject, installation, neighbours
+from vfio_console_hook.commands.doctor import installation, other_hooks
+from vfio_console_hook.commands.doctor.areas import PASS, WARN, Finding, Subject
 
 LIBVIRTD = ("/usr/sbin/libvirtd", "--version")
 FOREIGN = "#!/bin/sh\nexit 0\n"
@@ -73,7 +74,7 @@ def test_a_hook_that_is_not_executable_is_told(host: FakeHost) -> None:
 def test_a_hook_that_is_not_executable_is_told_once(host: FakeHost) -> None:
     file(host, GATE, gate_text(), mode=0o644)
 
-    assert found(neighbours.other_hooks, host) == [("PASS", "none")]
+    assert found(other_hooks.other_hooks, host) == [("PASS", "none")]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_a_link_to_a_hook_that_is_gone_is_told(host: FakeHost) -> None:
 def test_who_may_not_look_is_told_to_be_root(host: FakeHost) -> None:
     refuse(host, GATE)
 
-    for check in (installation.hook, installation.owner, neighbours.virsh):
+    for check in (installation.hook, installation.owner, other_hooks.virsh):
         assert found(check, host) == [(
             "WARN",
             "cannot look as this user: cannot look at /etc/libvirt/hooks/qemu: Permission denied",
@@ -341,14 +342,14 @@ def test_a_unit_that_never_starts_is_told(host: FakeHost, gone: str) -> None:
 
 
 def test_a_host_with_no_other_hook_is_in_order(host: FakeHost) -> None:
-    assert found(neighbours.other_hooks, host) == [("PASS", "none")]
-    assert found(neighbours.virsh, host) == []
+    assert found(other_hooks.other_hooks, host) == [("PASS", "none")]
+    assert found(other_hooks.virsh, host) == []
 
 
 def test_other_hooks_are_named(host: FakeHost) -> None:
     file(host, "etc/libvirt/hooks/qemu.d/10-foreign", FOREIGN)
 
-    assert found(neighbours.other_hooks, host) == [
+    assert found(other_hooks.other_hooks, host) == [
         ("PASS", "/etc/libvirt/hooks/qemu.d/10-foreign")
     ]
 
@@ -369,7 +370,7 @@ def test_odd_files_among_the_dropins_are_told(
     path = f"etc/libvirt/hooks/qemu.d/{name}"
     file(host, path, FOREIGN, mode=mode)
 
-    ((level, text),) = found(neighbours.other_hooks, host)
+    ((level, text),) = found(other_hooks.other_hooks, host)
 
     assert (level, text.startswith(f"/{path} {wrong}")) == ("WARN", True)
 
@@ -377,7 +378,7 @@ def test_odd_files_among_the_dropins_are_told(
 def test_a_folder_among_the_dropins_needs_a_dispatcher(host: FakeHost) -> None:
     file(host, DISPATCHED, FOREIGN)
 
-    assert found(neighbours.other_hooks, host) == [
+    assert found(other_hooks.other_hooks, host) == [
         ("WARN", "/etc/libvirt/hooks/qemu.d/win11 is a folder, and libvirt looks into none")
     ]
 
@@ -387,13 +388,13 @@ def test_a_dispatcher_has_its_folders(machine: MachineFactory) -> None:
     file(host, GATE, FOREIGN)
     file(host, DISPATCHED, FOREIGN)
 
-    assert found(neighbours.other_hooks, host) == [("PASS", "/etc/libvirt/hooks/qemu")]
+    assert found(other_hooks.other_hooks, host) == [("PASS", "/etc/libvirt/hooks/qemu")]
 
 
 def test_a_dead_link_among_the_dropins_is_told(host: FakeHost) -> None:
     host.tree.text_link("etc/libvirt/hooks/qemu.d/10-foreign", "gone")
 
-    ((level, text),) = found(neighbours.other_hooks, host)
+    ((level, text),) = found(other_hooks.other_hooks, host)
 
     assert (level, "leads nowhere" in text) == ("WARN", True)
 
@@ -402,7 +403,7 @@ def test_a_hook_that_calls_virsh_is_told(host: FakeHost) -> None:
     lines = ("#!/bin/sh", "# virsh is not called here", "", "virsh nodedev-detach pci_0", "virsh x")
     file(host, "etc/libvirt/hooks/qemu.d/10-foreign", "\n".join(lines))
 
-    assert found(neighbours.virsh, host) == [(
+    assert found(other_hooks.virsh, host) == [(
         "WARN", "/etc/libvirt/hooks/qemu.d/10-foreign line 4 and 1 more calls libvirt, which"
         " waits for the hook: `virsh nodedev-detach pci_0`",
     )]  # fmt: skip
@@ -421,7 +422,7 @@ def test_a_hook_that_calls_virsh_is_told(host: FakeHost) -> None:
 def test_only_scripts_that_ask_libvirt_are_told(host: FakeHost, text: str, asks: bool) -> None:
     file(host, "etc/libvirt/hooks/qemu.d/10-foreign", text)
 
-    assert any(level == WARN for level, _ in found(neighbours.virsh, host)) == asks
+    assert any(level == WARN for level, _ in found(other_hooks.virsh, host)) == asks
 
 
 def test_what_a_dispatcher_runs_is_looked_at_too(machine: MachineFactory) -> None:
@@ -429,7 +430,7 @@ def test_what_a_dispatcher_runs_is_looked_at_too(machine: MachineFactory) -> Non
     file(host, GATE, FOREIGN)
     file(host, DISPATCHED, "#!/bin/bash\nvirsh nodedev-detach pci_0000_01_00_0\n")
 
-    ((level, text),) = found(neighbours.virsh, host)
+    ((level, text),) = found(other_hooks.virsh, host)
 
     assert (level, text.startswith(f"/{DISPATCHED} line 2 calls libvirt")) == ("WARN", True)
 
@@ -437,4 +438,4 @@ def test_what_a_dispatcher_runs_is_looked_at_too(machine: MachineFactory) -> Non
 def test_other_hooks_that_do_not_ask_libvirt_are_in_order(host: FakeHost) -> None:
     file(host, "etc/libvirt/hooks/qemu.d/10-foreign", FOREIGN)
 
-    assert found(neighbours.virsh, host) == [(PASS, "no other hook calls it")]
+    assert found(other_hooks.virsh, host) == [(PASS, "no other hook calls it")]

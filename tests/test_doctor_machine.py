@@ -25,12 +25,13 @@ from tests.doctoring import (
 )
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import UUID
-from vfio_console_hook import events
-from vfio_console_hook.doctor import Subject, command_line, consoles, iommu, records
+from vfio_console_hook.commands.doctor import claims, command_line, consoles, iommu
+from vfio_console_hook.commands.doctor.areas import Subject
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
-from vfio_console_hook.host import Host
+from vfio_console_hook.events import events
 from vfio_console_hook.log import Log
-from vfio_console_hook.settings import Config, Holders
+from vfio_console_hook.machine.host import Host
 
 PCI = "sys/bus/pci/devices"
 CLAIMS = "run/vfio-console-hook/claims"
@@ -459,24 +460,24 @@ def still_at_work(host: FakeHost) -> None:
 
 
 RECORDS = [
-    Case(records.records, "efifb-6.12", nothing, "PASS", "no VM holds a GPU"),
-    Case(records.records, "efifb-6.12", both(running, prepared), "PASS", "and it runs"),
+    Case(claims.records, "efifb-6.12", nothing, "PASS", "no VM holds a GPU"),
+    Case(claims.records, "efifb-6.12", both(running, prepared), "PASS", "and it runs"),
     Case(
-        records.records, "efifb-6.12", both(win11, prepared), "WARN",
+        claims.records, "efifb-6.12", both(win11, prepared), "WARN",
         f"record of win11: holds {GPU}, but libvirt says that it is off", "recover",
     ),
     Case(
-        records.records, "efifb-6.12",
+        claims.records, "efifb-6.12",
         both(lambda host: put_vm(host, "linux", uuid=OTHER_UUID), prepared), "WARN",
         "libvirt does not know it any more", "recover",
     ),
-    Case(records.records, "efifb-6.12", of_another_boot, "WARN", "an earlier boot", "recover"),
-    Case(records.records, "efifb-6.12", by_hand, "PASS", "taken by hand"),
+    Case(claims.records, "efifb-6.12", of_another_boot, "WARN", "an earlier boot", "recover"),
+    Case(claims.records, "efifb-6.12", by_hand, "PASS", "taken by hand"),
     Case(
-        records.records, "efifb-6.12", both(win11, still_at_work), "PASS", "hook is at work",
+        claims.records, "efifb-6.12", both(win11, still_at_work), "PASS", "hook is at work",
     ),
     Case(
-        records.records, "efifb-6.12", put(f"{CLAIMS}/{UUID}", "nonsense\n"), "FAIL",
+        claims.records, "efifb-6.12", put(f"{CLAIMS}/{UUID}", "nonsense\n"), "FAIL",
         f"record {UUID}: cannot understand the record", "undo by hand",
     ),
 ]  # fmt: skip
@@ -486,7 +487,7 @@ def test_without_libvirt_a_record_is_a_question(machine: MachineFactory) -> None
     host = machine("efifb-6.12")
     prepared(host)
 
-    (found,) = records.records(Subject(host, unasked="libvirt is off"))
+    (found,) = claims.records(Subject(host, unasked="libvirt is off"))
 
     assert (found.level, found.text) == (
         "WARN",

@@ -21,11 +21,12 @@ from tests.doctoring import (
 )
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import UUID, domain_xml
-from vfio_console_hook import events
-from vfio_console_hook.doctor import Subject, configuration, vms
+from vfio_console_hook.commands.doctor import configuration, vms
+from vfio_console_hook.commands.doctor.areas import Subject
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
+from vfio_console_hook.events import events
 from vfio_console_hook.log import Log
-from vfio_console_hook.settings import Config, Holders
 
 TWO = "two-gpus-6.12"
 ETC = "etc/vfio-console-hook"

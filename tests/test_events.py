@@ -21,12 +21,13 @@ from tests.fakehost import (
 from tests.hosts import lit_second
 from tests.libvirt_xml import UUID
 from tests.trust.subjects import Subject
-from vfio_console_hook import console, events, kernel, way_back
+from vfio_console_hook.claims.claim import Journal, Record
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, RefusedError, StepError
-from vfio_console_hook.journal import Journal, Record
+from vfio_console_hook.events import events, undo
 from vfio_console_hook.log import RECORDED_LOG, Log
-from vfio_console_hook.settings import Config, Holders
+from vfio_console_hook.machine import console, kernel
 
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"
 Machine = Callable[..., FakeHost]
@@ -158,7 +159,7 @@ def test_a_console_that_cannot_come_back_is_told_by_plan_and_log(
     host = machine(name)
     case = Subject(name)
     leaving, steps = events.look(host, case.domain(), case.config(host))
-    told = way_back.prospect(leaving, steps)
+    told = undo.prospect(leaving, steps)
 
     whole_run(host, case)
 

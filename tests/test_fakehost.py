@@ -30,10 +30,10 @@ from tests.fakehost import (
 )  # fmt: skip
 from tests.hosts import DISPLAY, MACHINES, VGA, lab, lab_gpu, native, text_mode, two_native
 from tests.recordings import FOLDER
+from vfio_console_hook.commands.snapshot.writer import SEEN
 from vfio_console_hook.errors import HostError
-from vfio_console_hook.host import CONSOLES
-from vfio_console_hook.recorded import entries
-from vfio_console_hook.recording.recorder import SEEN
+from vfio_console_hook.machine.host import CONSOLES
+from vfio_console_hook.machine.snapshot import entries
 
 GPU, SECOND = "0000:01:00.0", "0000:02:00.0"
 EFI = "efi-framebuffer"

@@ -6,13 +6,13 @@ import pytest
 
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost
-from vfio_console_hook import events
-from vfio_console_hook.actions import MapConsoles, ShowConsoles
+from vfio_console_hook.actions.consoles import MapConsoles, ShowConsoles
+from vfio_console_hook.claims.claim import Journal
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import LostError, RefusedError
-from vfio_console_hook.journal import Journal
+from vfio_console_hook.events import events
 from vfio_console_hook.log import RECORDED_LOG, Log
-from vfio_console_hook.settings import Config, Holders
 
 BOOT_GPU, SECOND = "0000:03:00.0", "0000:13:00.0"  # of the machine "two-amd"
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"

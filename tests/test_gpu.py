@@ -9,6 +9,7 @@ import json
 import struct
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,13 @@ from tests.building import K, M, Machine
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost
 from tests.hosts import DISPLAY, firmware_on, lab_gpu
-from vfio_console_hook import console, firmware, gpu, kernel, memory
-from vfio_console_hook.console import Framebuffer, Vtconsole
 from vfio_console_hook.errors import HostError
-from vfio_console_hook.firmware import FirmwareDevice
-from vfio_console_hook.gpu import Gpu
-from vfio_console_hook.memory import Bar, Claim, Range
-from vfio_console_hook.recorded import RecordedHost, unpack
-from vfio_console_hook.values import replace
+from vfio_console_hook.machine import console, firmware, gpu, kernel, memory
+from vfio_console_hook.machine.console import Framebuffer, Vtconsole
+from vfio_console_hook.machine.firmware import FirmwareDevice
+from vfio_console_hook.machine.gpu import Gpu
+from vfio_console_hook.machine.memory import Bar, Claim, Range
+from vfio_console_hook.machine.snapshot import RecordedHost, unpack
 
 GPU = "0000:01:00.0"
 AMDGPU_CARDS = ("card0", "renderD128")

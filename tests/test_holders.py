@@ -15,16 +15,18 @@ import pytest
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, conceal, hold, leave, obey, snapshot
 from tests.fakehost.processes import NEVER
-from vfio_console_hook import events, gpu, holders, nodes, plan, processes
-from vfio_console_hook.actions import AwaitClosed
+from vfio_console_hook.actions.holders import AwaitClosed
+from vfio_console_hook.commands.plan import plan
+from vfio_console_hook.commands.snapshot.writer import record
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError
-from vfio_console_hook.holders import Holder
-from vfio_console_hook.host import Host
+from vfio_console_hook.events import events
 from vfio_console_hook.log import RECORDED_LOG, Log
-from vfio_console_hook.recorded import RecordedHost, unpack
-from vfio_console_hook.recording.recorder import record
-from vfio_console_hook.settings import Config, Holders
+from vfio_console_hook.machine import gpu, holders, nodes, processes
+from vfio_console_hook.machine.holders import Holder
+from vfio_console_hook.machine.host import Host
+from vfio_console_hook.machine.snapshot import RecordedHost, unpack
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 GPU = "0000:01:00.0"
@@ -453,7 +455,7 @@ def test_a_real_process_is_ended_by_its_handle() -> None:
 def test_the_process_that_forked_us_counts_as_ourselves_and_who_started_us_does_not() -> None:
     program = (
         "import os\n"
-        "from vfio_console_hook.host import Host\n"
+        "from vfio_console_hook.machine.host import Host\n"
         "if os.fork() == 0:\n"
         "    print(Host().ourselves() == {os.getpid(), os.getppid()}, flush=True)\n"
         "    os._exit(0)\n"
@@ -902,7 +904,7 @@ def test_the_plan_tells_who_has_it_now_and_what_becomes_of_them(
 
 
 def test_a_wait_survives_the_record(machine: MachineFactory) -> None:
-    from vfio_console_hook.step import Step
+    from vfio_console_hook.claims.step import Step
 
     wait = AwaitClosed(AMD, (CARD,), 5, True, ("Xorg",), 2, ("0000:0a:00.0",))
     step = Step("native", AMD, "why", wait, None)
@@ -911,7 +913,7 @@ def test_a_wait_survives_the_record(machine: MachineFactory) -> None:
 
 
 def test_a_wait_that_an_earlier_release_wrote_down_can_be_read() -> None:
-    from vfio_console_hook.step import Step
+    from vfio_console_hook.claims.step import Step
 
     written = {"kind": "await-closed", "gpu": AMD, "nodes": [CARD], "wait_s": 5, "strict": False}
     step = {"stage": "native", "gpu": AMD, "why": "x", "do": written, "undo": None, "loses": ""}

@@ -18,7 +18,7 @@ from tests.fakehost import FakeHost, FakeLibvirt, close_device, hold, open_devic
 from tests.gate import ROOT, write_gate
 from tests.libvirt_xml import EVENTS, UUID, domain_xml
 from vfio_console_hook import hook
-from vfio_console_hook.journal import Journal
+from vfio_console_hook.claims.claim import Journal
 from vfio_console_hook.log import RECORDED_LOG
 
 GPU, SOUND = "0000:01:00.0", "0000:01:00.1"

@@ -13,7 +13,9 @@ import pytest
 from tests import gate as gate_paths
 from tests.gate import ROOT
 from tests.test_style import tool
-from vfio_console_hook import history, journal
+from vfio_console_hook.claims import claim as journal
+from vfio_console_hook.claims import history
+from vfio_console_hook.machine import runfiles
 
 PARTS = ("install.sh", "hooks", "config", "vfio_console_hook", "README.md", "NEWS.md", "LICENSE")
 LIB = "usr/lib/vfio-console-hook"
@@ -162,7 +164,7 @@ def clone(tmp_path: Path) -> Clone:
 
 
 def test_the_gate_looks_where_the_program_writes() -> None:
-    paths = (f"/{journal.RUN}", f"/{journal.BY_NAME}")
+    paths = (f"/{runfiles.RUN}", f"/{journal.BY_NAME}")
 
     assert paths == (gate_paths.RUN_DIR, gate_paths.RUN_DIR + "/by-name")
 
@@ -173,11 +175,11 @@ def test_the_installer_and_the_gate_agree_on_paths() -> None:
     wanted = {
         f"PYTHON={gate_paths.PYTHON}",
         f"LIB={os.path.dirname(gate_paths.PROGRAM)}",
-        f"RUN=/{journal.RUN}",
+        f"RUN=/{runfiles.RUN}",
     }
 
     assert wanted <= set(installer.splitlines())
-    assert f"/{history.STATUS}" == f"/{journal.RUN}.status"
+    assert f"/{history.STATUS}" == f"/{runfiles.RUN}.status"
 
 
 def test_install_says_what_it_did_and_puts_everything_in_place(clone: Clone) -> None:
@@ -365,7 +367,7 @@ def test_uninstall_leaves_no_trace(clone: Clone) -> None:
     clone.put("etc/hosts", "")
     before = tree(clone.dest)
     clone()
-    clone.put(f"{journal.RUN}/kernel", "{}")
+    clone.put(f"{runfiles.RUN}/kernel", "{}")
     clone.put(f"{history.STATUS}/0b0e", "{}")
     (clone.dest / journal.CLAIMS).mkdir()
     (clone.dest / "run/somebody").mkdir()

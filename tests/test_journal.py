@@ -18,14 +18,15 @@ import pytest
 from tests.conftest import MachineFactory
 from tests.fakehost import Crash, FakeHost, FakeLibvirt, snapshot
 from tests.gate import write_gate
-from vfio_console_hook import events, runfiles, way_back, worker
-from vfio_console_hook.actions import KINDS, of_kind
+from vfio_console_hook.actions.kinds import MODULES, of_kind
+from vfio_console_hook.claims.claim import Journal
+from vfio_console_hook.claims.step import fits
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, JournalError, RefusedError, StuckError
-from vfio_console_hook.journal import Journal
+from vfio_console_hook.events import events, undo
 from vfio_console_hook.log import Log
-from vfio_console_hook.settings import Config, Holders
-from vfio_console_hook.step import fits
+from vfio_console_hook.machine import runfiles, worker
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"
@@ -738,7 +739,7 @@ def test_what_the_kernel_hangs_in_is_what_was_begun_last(
     kept = claim.read_bytes().splitlines(keepends=True)
     claim.write_bytes(b"".join(kept[: len(kept) - cut]))
 
-    assert way_back.asked_for(host, UUID) == line
+    assert undo.asked_for(host, UUID) == line
 
 
 def test_a_hook_that_only_looks_hangs_in_nothing_that_was_asked_for(
@@ -749,7 +750,7 @@ def test_a_hook_that_only_looks_hangs_in_nothing_that_was_asked_for(
 
     events.start(host, UUID, Log(host, "win11"))
 
-    assert way_back.asked_for(host, UUID) == ""
+    assert undo.asked_for(host, UUID) == ""
 
 
 def test_what_a_killed_hook_left_running_is_killed_before_anything_is_undone(
@@ -814,9 +815,8 @@ def test_a_gpu_that_is_just_given_back_is_not_taken_meanwhile(machine: MachineFa
 
 def test_every_field_of_every_action_is_of_a_type_that_the_record_can_check() -> None:
     examples = ("text", True, 1, 1.5, ("text",), (1, None))
-    of_kind("unbind-vfio")  # loads those that are rare
 
-    for kind in KINDS.values():
+    for kind in map(of_kind, (one for kinds in MODULES.values() for one in kinds)):
         for name, annotation in getattr(kind, "__annotations__", {}).items():
             fitting = [one for one in examples if fits(annotation, one)]
             assert fitting, f"{kind.kind} has {name}: {annotation}"

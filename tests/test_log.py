@@ -15,8 +15,9 @@ from tests import recordings
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, close_device, open_device
 from tests.libvirt_xml import UUID, domain_xml
-from vfio_console_hook import gpu, hook
+from vfio_console_hook import hook
 from vfio_console_hook.log import RECORDED_JOURNAL, RECORDED_LOG, Log, datagram, to_journal
+from vfio_console_hook.machine import gpu
 
 GPU = "0000:01:00.0"
 MACHINES = [one for one in recordings.names() if not one.endswith(("-during", "-after"))]

@@ -13,8 +13,9 @@ import pytest
 from tests.gate import ROOT
 from tests.test_completion import commands, options
 from tests.test_style import tool
-from vfio_console_hook import cli, config
-from vfio_console_hook.settings import KEYS
+from vfio_console_hook import cli
+from vfio_console_hook.config import load
+from vfio_console_hook.config.settings import KEYS
 
 MANUAL = ROOT / "config/share/man"
 COMMAND = MANUAL / "man8/vfio-console-hook.8"
@@ -118,7 +119,7 @@ def examples() -> list[str]:
 
 @pytest.mark.parametrize("example", examples())
 def test_the_examples_are_good_configuration(example: str) -> None:
-    assert config.check_content("example", example.encode()) == ()
+    assert load.mistakes_in("example", example.encode()) == ()
 
 
 def test_every_example_of_a_command_line_can_be_parsed() -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from tests.building import G, K, M
 from tests.conftest import Golden
 from tests.drawn import BASE, MACHINES, a_gpu, claim, gpus, sized
-from vfio_console_hook import memory_map
-from vfio_console_hook.memory import Bar, Claim
-from vfio_console_hook.memory_map import CONSOLE, DRIVER, UNKNOWN, VFIO, Kind
-from vfio_console_hook.terminal import Terminal
-from vfio_console_hook.values import replace
+from vfio_console_hook.commands.plan import memory_map
+from vfio_console_hook.commands.plan.memory_map import CONSOLE, DRIVER, UNKNOWN, VFIO, Kind
+from vfio_console_hook.commands.terminal import Terminal
+from vfio_console_hook.machine.memory import Bar, Claim
 
 TERMINAL = Terminal()
 

@@ -10,7 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt
 from tests.libvirt_xml import UUID, domain_xml
-from vfio_console_hook import cli, history, holdings, hook, metrics
+from vfio_console_hook import cli, hook
+from vfio_console_hook.claims import history
+from vfio_console_hook.commands.status import metrics, overview
 from vfio_console_hook.errors import HostError, RefusedError
 
 GPU = "0000:01:00.0"
@@ -46,7 +48,7 @@ def read(text: str) -> Samples:
 
 
 def samples(host: FakeHost) -> Samples:
-    return read(metrics.text(holdings.look(host)))
+    return read(metrics.text(overview.look(host)))
 
 
 def labels(**pairs: str) -> frozenset[tuple[str, str]]:

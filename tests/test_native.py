@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -10,15 +11,16 @@ from tests.conftest import MachineFactory, domain_xml
 from tests.fakehost import FakeHost, FakeLibvirt, conceal, hold, snapshot
 from tests.fakehost.fbdev import remove_cards, unregister
 from tests.hosts import DISPLAY, lab
-from vfio_console_hook import drivers, events, hook
+from vfio_console_hook import hook
 from vfio_console_hook.actions.modules import LoadModules, Reserve, UnloadModules
 from vfio_console_hook.actions.native import ReturnNative, UnbindNative
+from vfio_console_hook.claims.claim import Journal
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, LostError, RefusedError, StepError
-from vfio_console_hook.journal import Journal
+from vfio_console_hook.events import events
 from vfio_console_hook.log import RECORDED_LOG, Log
-from vfio_console_hook.settings import Config, Holders
-from vfio_console_hook.values import replace
+from vfio_console_hook.machine import drivers
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 GPU, SECOND = "0000:01:00.0", "0000:02:00.0"

@@ -10,12 +10,13 @@ from tests.building import Machine
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, snapshot
 from tests.hosts import DISPLAY, firmware_on, lab_gpu
-from vfio_console_hook import console, events, kernel
+from vfio_console_hook.claims.claim import Journal, Record
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, RefusedError
-from vfio_console_hook.journal import Journal, Record
+from vfio_console_hook.events import events
 from vfio_console_hook.log import Log
-from vfio_console_hook.settings import Config, Holders
+from vfio_console_hook.machine import console, kernel
 
 HOSTS, GUESTS = "0000:01:00.0", "0000:02:00.0"
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -11,14 +12,14 @@ from tests.fakehost import FakeHost, FakeLibvirt, hold, open_device, openrc, sna
 from tests.libvirt_xml import UUID, domain_xml
 from tests.test_stages import PLANS, prepared
 from tests.test_stages import Plan as Case
-from vfio_console_hook import events, plan, plan_text
+from vfio_console_hook.claims.claim import CLAIMS, Journal
+from vfio_console_hook.commands.plan import plan, text
+from vfio_console_hook.commands.terminal import Terminal
+from vfio_console_hook.config.settings import Config, Holders, Service
 from vfio_console_hook.domain import Domain, parse
 from vfio_console_hook.errors import HookError
-from vfio_console_hook.journal import CLAIMS, Journal
+from vfio_console_hook.events import events
 from vfio_console_hook.log import Log
-from vfio_console_hook.settings import Config, Holders, Service
-from vfio_console_hook.terminal import Terminal
-from vfio_console_hook.values import replace
 
 GPU = "0000:01:00.0"
 AMD = "0000:09:00.0"
@@ -46,7 +47,7 @@ def at_once(config: Config) -> Config:
 
 
 def told(made: plan.Plan, *, colour: bool = False) -> str:
-    return plan_text.text(made, Terminal(colour=colour))
+    return text.text(made, Terminal(colour=colour))
 
 
 # -- what prepare then does
@@ -391,7 +392,7 @@ def test_the_plan_as_json_has_the_keys_that_programs_rely_on(machine: MachineFac
         {"pid": 7, "command": "plymouthd", "unit": "plymouth-start.service",
          "nodes": ["/dev/fb0"], "becomes": "must let go within 5 s"},
     ]  # fmt: skip
-    assert [one["stage"] for one in made["steps"]] == ["native", "fbcon", "fbdev", "fbdev"]
+    assert [one["stage"] for one in made["steps"]] == ["preflight", "fbcon", "fbdev", "fbdev"]
     assert (made["steps"][2]["do"], made["steps"][2]["undo"]) == (
         "echo efi-framebuffer.0 > /sys/bus/platform/drivers/efi-framebuffer/unbind",
         "echo efi-framebuffer.0 > /sys/bus/platform/drivers/efi-framebuffer/bind",
@@ -409,7 +410,7 @@ def test_the_text_fits_the_terminal_but_for_lines_to_copy(
     except HookError:
         return
 
-    lines = plan_text.text(made, Terminal(width)).splitlines()
+    lines = text.text(made, Terminal(width)).splitlines()
 
     copied = {f"    {step.do.shell()}" for step in made.steps if step.do}
     long = [line for line in lines if len(line) >= width and line not in copied]

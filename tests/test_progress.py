@@ -15,11 +15,12 @@ from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, snapshot
 from tests.fakehost.userspace import hold, let_go
 from tests.gate import ROOT
-from vfio_console_hook import cli, events
+from vfio_console_hook import cli
+from vfio_console_hook.claims.claim import Journal
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
-from vfio_console_hook.journal import Journal
+from vfio_console_hook.events import events
 from vfio_console_hook.log import Log
-from vfio_console_hook.settings import Config, Holders
 
 GPU = "0000:01:00.0"
 UUID = "0b0e6f6c-5b5a-4f0e-8a55-1f1f7c0e6b0a"

@@ -16,9 +16,9 @@ from tests.gate import ROOT
 from tests.libvirt_xml import domain_xml
 from tests.measured import MEASURED
 from vfio_console_hook import __version__, cli, domain
-from vfio_console_hook.gpu import displays
-from vfio_console_hook.recorded import answer_path, unpack
-from vfio_console_hook.recording import recorder
+from vfio_console_hook.commands.snapshot import writer
+from vfio_console_hook.machine.gpu import displays
+from vfio_console_hook.machine.snapshot import answer_path, unpack
 
 # doctor has a process for each thing that it looks at.
 MACHINES = recordings.names()[:: 20 if MEASURED else 1]
@@ -286,11 +286,11 @@ def test_every_symbol_that_is_asked_for_is_recorded() -> None:
         for name in re.findall(r'has_symbol\(\w+, "(\w+)"\)', module.read_text(encoding="utf-8"))
     }
     # The rows of the drivers name the others.
-    rows = (package / "drivers.py").read_text(encoding="utf-8")
+    rows = (package / "machine/drivers.py").read_text(encoding="utf-8")
     asked |= set(re.findall(r'\bremove(?:_shown)?="(\w+)"', rows))
 
     assert len(asked) >= 3
-    assert asked - set(recorder.SYMBOLS) == set()
+    assert asked - set(writer.SYMBOLS) == set()
 
 
 def test_a_common_name_of_a_vm_tells_nothing_and_stays(

@@ -11,12 +11,17 @@ import pytest
 
 from tests.conftest import MachineFactory
 from tests.recordings import FOLDER
-from vfio_console_hook import cli, plan, plan_text
+from vfio_console_hook import cli
+from vfio_console_hook.commands.plan import plan
+from vfio_console_hook.commands.plan import text as plan_text
+from vfio_console_hook.commands.snapshot.writer import record
+from vfio_console_hook.commands.terminal import Terminal
+from vfio_console_hook.config.settings import Config
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError
-from vfio_console_hook.host import Host
-from vfio_console_hook.libvirtd import Vm
-from vfio_console_hook.recorded import (
+from vfio_console_hook.machine.host import Host
+from vfio_console_hook.machine.libvirtd import Vm
+from vfio_console_hook.machine.snapshot import (
     Entry,
     RecordedHost,
     SentHost,
@@ -26,9 +31,6 @@ from vfio_console_hook.recorded import (
     unpack,
     unpack_console_map,
 )
-from vfio_console_hook.recording.recorder import record
-from vfio_console_hook.settings import Config
-from vfio_console_hook.terminal import Terminal
 
 TREES = sorted(FOLDER.glob("*.tree"))
 

@@ -11,12 +11,12 @@ import pytest
 from tests import natives
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, open_device, snapshot
-from vfio_console_hook import events, recovery
+from vfio_console_hook.claims.claim import BY_NAME, CLAIMS, Journal
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError
-from vfio_console_hook.journal import BY_NAME, CLAIMS, Journal
+from vfio_console_hook.events import events, recovery
 from vfio_console_hook.log import Log
-from vfio_console_hook.settings import Config, Holders
 
 GPU = "0000:01:00.0"
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,19 @@ from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, hold, openrc, snapshot, systemd
 from tests.fakehost.systemd import NEVER, Unit
 from tests.gate import ROOT
-from vfio_console_hook import events, holdings, plan, plan_text
 from vfio_console_hook.actions.services import StopByCommand, StopUnits
+from vfio_console_hook.claims.claim import Journal
+from vfio_console_hook.claims.step import Step
+from vfio_console_hook.commands.plan import plan
+from vfio_console_hook.commands.plan import text as plan_text
+from vfio_console_hook.commands.status import overview
+from vfio_console_hook.commands.terminal import Terminal
+from vfio_console_hook.config.settings import Config, Holders, Service
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError, RefusedError
-from vfio_console_hook.host import Host
-from vfio_console_hook.journal import Journal
+from vfio_console_hook.events import events
 from vfio_console_hook.log import RECORDED_LOG, Log
-from vfio_console_hook.settings import Config, Holders, Service
-from vfio_console_hook.step import Step
-from vfio_console_hook.terminal import Terminal
-from vfio_console_hook.values import replace
+from vfio_console_hook.machine.host import Host
 
 GPU, SECOND = "0000:01:00.0", "0000:02:00.0"
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
@@ -702,7 +705,7 @@ def test_status_says_how_to_start_them_by_hand(machine: MachineFactory) -> None:
 
     prepare(host, wanting("gdm"))
 
-    assert [one.undo[-1] for one in holdings.look(host).holdings] == [
+    assert [one.undo[-1] for one in overview.look(host).holdings] == [
         "systemctl reset-failed gdm.service; systemctl start gdm.service"
     ]
 
@@ -734,7 +737,7 @@ def test_a_program_that_is_not_there_is_told() -> None:
 def test_a_daemon_that_a_program_leaves_behind_is_not_waited_for(tmp_path: Path) -> None:
     # As an init script does it: the daemon has the pipes of whoever started the script.
     program = (
-        "import sys\nfrom vfio_console_hook.host import Host\n"
+        "import sys\nfrom vfio_console_hook.machine.host import Host\n"
         f"Host('/').exit_status('/bin/sh', '-c', 'sleep 3; touch {tmp_path}/lives', timeout_s=0)\n"
         "Host('/').exit_status('/bin/sh', '-c', 'sleep 30 & exit 0', timeout_s=20)\n"
     )
@@ -754,7 +757,7 @@ def test_a_daemon_that_a_program_leaves_behind_is_not_waited_for(tmp_path: Path)
 
 def test_nothing_of_services_is_loaded_for_a_vm_without_them() -> None:
     program = (
-        "import sys, vfio_console_hook.events, vfio_console_hook.stages.services\n"
+        "import sys, vfio_console_hook.events.events, vfio_console_hook.stages.services\n"
         "print(*sorted(name for name in sys.modules if 'services' in name or 'systemd' in name))\n"
     )
 

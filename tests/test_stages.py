@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -25,20 +25,22 @@ from tests.fakehost import (
 from tests.gate import ROOT
 from tests.hosts import DISPLAY, VGA, firmware_on, lab, lab_gpu
 from tests.libvirt_xml import domain_xml
-from vfio_console_hook import events, plan, plan_text, way_back
-from vfio_console_hook.actions import Decode, MapConsoles
+from vfio_console_hook.actions.consoles import MapConsoles
+from vfio_console_hook.actions.firmware import Decode
+from vfio_console_hook.claims.step import Step
+from vfio_console_hook.commands.plan import plan
+from vfio_console_hook.commands.plan import text as plan_text
+from vfio_console_hook.commands.terminal import Terminal
+from vfio_console_hook.config.settings import Config, Holders, Service
 from vfio_console_hook.domain import Domain, Hostdev, parse
 from vfio_console_hook.errors import HookError, RefusedError, StepError
-from vfio_console_hook.journal import RUN
+from vfio_console_hook.events import events, undo
 from vfio_console_hook.log import RECORDED_LOG, Log
-from vfio_console_hook.settings import Config, Holders, Service
-from vfio_console_hook.step import Step
-from vfio_console_hook.terminal import Terminal
-from vfio_console_hook.values import replace
+from vfio_console_hook.machine.runfiles import RUN
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 GPU, SECOND = "0000:01:00.0", "0000:02:00.0"
-STAGES = ("services", "native", "others", *Config().stages, "sound", "detach", "handover")
+STAGES = ("services", "preflight", "collateral", *Config().stages, "sound", "native", "vfio")
 NOW = Config(holders=Holders(wait_s=0))
 
 
@@ -286,10 +288,10 @@ def test_stages_take_turns_over_all_gpus_of_the_vm(machine: MachineFactory) -> N
     planned = steps(host, SECOND, GPU)
 
     assert list(dict.fromkeys(step.stage for step in planned)) == [
-        "native", "fbcon", "fbdev", "detach",
+        "preflight", "fbcon", "fbdev", "native",
     ]  # fmt: skip
     # One wait is for both.
-    assert [step.gpu for step in planned if step.stage == "native"] == [SECOND]
+    assert [step.gpu for step in planned if step.stage == "preflight"] == [SECOND]
 
 
 def test_consoles_do_not_move_to_a_gpu_that_another_vm_holds(machine: MachineFactory) -> None:
@@ -316,7 +318,7 @@ def test_consoles_do_not_move_to_a_framebuffer_without_a_node(machine: MachineFa
 def test_consoles_that_are_on_another_gpu_are_left_alone(machine: MachineFactory) -> None:
     planned = steps(machine("two-amd"), "0000:13:00.0")
 
-    assert [step.stage for step in planned] == ["native", "detach"]
+    assert [step.stage for step in planned] == ["preflight", "native"]
 
 
 def test_the_consoles_are_taken_back_to_where_each_was(machine: MachineFactory) -> None:
@@ -345,7 +347,7 @@ def test_lockdown_costs_the_console_and_the_person_is_told(
     leaving, planned = events.look(host, domain((GPU,)), NOW)
 
     assert len([step for step in planned if isinstance(step.do, Decode)]) == decode
-    assert way_back.prospect(leaving, planned) == (
+    assert undo.prospect(leaving, planned) == (
         "this host's console will not come back before a reboot: vfio-pci of this kernel removes"
         " efi-framebuffer.0 for good, and kernel lockdown forbids to prevent it"
         if lost
@@ -670,7 +672,7 @@ def test_what_does_not_come_back_is_not_promised_for_a_gpu_that_stays_on_vfio(
     host.write(f"sys/bus/pci/devices/{GPU}/driver_override", "vfio-pci")
     host.write("sys/bus/pci/drivers_probe", GPU)
     leaving, planned = events.look(host, domain((GPU,)), NOW)
-    foretold = way_back.prospect(leaving, planned)
+    foretold = undo.prospect(leaving, planned)
 
     events.prepare(host, domain((GPU,)), NOW, Log(host, "win11"))
     events.start(host, UUID, Log(host, "win11"))
@@ -689,6 +691,6 @@ def test_a_gpu_without_the_consoles_promises_no_console(
 ) -> None:
     leaving, planned = events.look(machine(name), domain((address,)), NOW)
 
-    assert way_back.prospect(leaving, planned) == (
+    assert undo.prospect(leaving, planned) == (
         "there is nothing to give back: no console of the host is on it"
     )

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ import pytest
 from tests.conftest import Golden, MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, snapshot
 from tests.libvirt_xml import UUID, domain_xml
-from vfio_console_hook import cli, events, history, holdings, hook, recovery
-from vfio_console_hook.commands.status import told
+from vfio_console_hook import cli, hook
+from vfio_console_hook.claims import history
+from vfio_console_hook.claims.claim import Journal
+from vfio_console_hook.claims.history import STATUS
+from vfio_console_hook.commands.status import overview
+from vfio_console_hook.commands.status.command import told
+from vfio_console_hook.commands.terminal import Terminal
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, RefusedError, StepError
-from vfio_console_hook.history import STATUS
-from vfio_console_hook.journal import Journal
+from vfio_console_hook.events import events, recovery
 from vfio_console_hook.log import Log
-from vfio_console_hook.settings import Config, Holders
-from vfio_console_hook.terminal import Terminal
-from vfio_console_hook.values import replace
 
 GPU = "0000:01:00.0"
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"
@@ -76,7 +79,7 @@ def prepare(host: FakeHost, name: str = "win11", *, by_hand: bool = False) -> No
 
 def shown(host: FakeHost) -> str:
     """What a person reads, without what the clock, this process and its speed put into it."""
-    found = holdings.look(host)
+    found = overview.look(host)
     histories = tuple(
         replace(one, events=tuple(replace(event, took_s=0.123) for event in one.events))
         for one in found.histories
@@ -120,7 +123,7 @@ def test_while_the_vm_runs(machine: MachineFactory, golden: Golden, name: str) -
 def test_no_line_but_those_to_copy_is_too_long(machine: MachineFactory) -> None:
     host = at_noon(machine("efifb-6.12"))
     call(host, "prepare")
-    found = holdings.look(host)
+    found = overview.look(host)
 
     for width in (60, 80, 100):
         lines = told(found, Terminal(width)).splitlines()
@@ -135,7 +138,7 @@ def test_nothing_but_colour_is_lost_without_colour(machine: MachineFactory) -> N
     history.remember(
         host, "b", OTHER_UUID, "prepare", took_s=1, error=RefusedError("no", "try again")
     )
-    found = holdings.look(host)
+    found = overview.look(host)
 
     colourful = told(found, Terminal(80, True))
 
@@ -147,7 +150,7 @@ def test_the_lines_in_their_order_undo_by_hand_what_was_done(machine: MachineFac
     host = machine("efifb-6.12")
     prepare(host)
 
-    (holding,) = holdings.look(host).holdings
+    (holding,) = overview.look(host).holdings
 
     assert holding.undo == (
         "setpci -s 0000:01:00.0 COMMAND=2:2",
@@ -160,11 +163,11 @@ def test_the_lines_in_their_order_undo_by_hand_what_was_done(machine: MachineFac
 def test_what_the_kernel_has_removed_is_not_to_be_undone(machine: MachineFactory) -> None:
     host = at_noon(machine("efifb-6.1"))
     call(host, "prepare")
-    before = holdings.look(host).holdings[0]
+    before = overview.look(host).holdings[0]
     FakeLibvirt(host).detach(GPU)
     call(host, "start")
 
-    after = holdings.look(host).holdings[0]
+    after = overview.look(host).holdings[0]
 
     bind = "echo efi-framebuffer.0 > /sys/bus/platform/drivers/efi-framebuffer/bind"
     assert (bind in before.undo, bind in after.undo) == (True, False)
@@ -179,7 +182,7 @@ def test_the_phases_of_a_vm(machine: MachineFactory) -> None:
     seen = []
 
     def look() -> None:
-        seen.append([one.phase for one in holdings.look(host).holdings])
+        seen.append([one.phase for one in overview.look(host).holdings])
 
     libvirt = FakeLibvirt(host)
     call(host, "prepare")
@@ -210,7 +213,7 @@ def test_a_hook_at_work_is_told(machine: MachineFactory, phase: str, word: str) 
     entry = json.dumps({"phase": phase, "hook": [4100, 50]})
     host.tree.put(claim, f"{host.read(claim)}\n{entry}\n")
 
-    (holding,) = holdings.look(host).holdings
+    (holding,) = overview.look(host).holdings
 
     assert (holding.phase, holding.hook) == (word, 4100)
     assert "  its hook is at work (process 4100)\n" in shown(host)
@@ -268,7 +271,7 @@ def test_a_directory_that_others_could_have_changed_is_told_and_the_consoles_wit
     os.makedirs(host.path(CLAIMS))
     os.chmod(host.path("run/vfio-console-hook"), 0o777)
 
-    text = told(holdings.look(host), Terminal())
+    text = told(overview.look(host), Terminal())
 
     assert " ".join(text.split()).startswith(
         "/run/vfio-console-hook can be written by others than root, so it is left alone (hint:"
@@ -342,7 +345,7 @@ def test_the_last_refusal_stays_whatever_succeeds_later(
     for text in (during, shown(host)):
         assert "last refusal" in text
         assert "is in use by Xorg (9) with" in " ".join(text.split())
-    assert holdings.histories(host)[0].events[-1].failure == ""
+    assert overview.histories(host)[0].events[-1].failure == ""
 
 
 def test_each_event_of_a_run_is_remembered_with_what_it_took(machine: MachineFactory) -> None:
@@ -351,7 +354,7 @@ def test_each_event_of_a_run_is_remembered_with_what_it_took(machine: MachineFac
     host.time += 60
     ended(host, libvirt)
 
-    (heard,) = holdings.histories(host)
+    (heard,) = overview.histories(host)
 
     assert (heard.vm, heard.uuid, heard.refusal) == ("win11", UUID, None)
     assert [(one.kind, one.failure) for one in heard.events] == [
@@ -380,7 +383,7 @@ def test_what_recover_gives_back_is_no_event_of_libvirt(machine: MachineFactory)
 
     recovery.give_back(host, record)
 
-    (heard,) = holdings.histories(host)
+    (heard,) = overview.histories(host)
     assert [one.kind for one in heard.events][-1] == "recover"
 
 
@@ -391,7 +394,7 @@ def test_words_of_another_vm_are_kept(machine: MachineFactory) -> None:
     history.remember(host, "b", OTHER_UUID, "prepare", took_s=2)
     history.remember(host, "a", UUID, "start", took_s=3)
 
-    assert {one.vm: [event.kind for event in one.events] for one in holdings.histories(host)} == {
+    assert {one.vm: [event.kind for event in one.events] for one in overview.histories(host)} == {
         "a": ["prepare", "start"], "b": ["prepare"],
     }  # fmt: skip
 
@@ -401,7 +404,7 @@ def test_an_unreadable_domain_is_remembered_without_uuid(machine: MachineFactory
 
     hook.main(["win11", "prepare", "begin", "-"], b"<domain", host)
 
-    (heard,) = holdings.histories(host)
+    (heard,) = overview.histories(host)
     assert (heard.vm, heard.uuid) == ("win11", "")
     assert heard.refusal is not None
     assert heard.refusal.text.startswith("the domain XML is not well-formed")
@@ -478,10 +481,10 @@ def test_the_file_of_an_earlier_version_makes_room(machine: MachineFactory) -> N
     host = machine("efifb-6.12")
     host.tree.put(STATUS, '{"vm": "win11", "event": "prepare", "failure": "", "time": 1}')
 
-    before = holdings.histories(host)
+    before = overview.histories(host)
     history.remember(host, "win11", UUID, "prepare", took_s=1)
 
-    assert (before, [one.vm for one in holdings.histories(host)]) == ((), ["win11"])
+    assert (before, [one.vm for one in overview.histories(host)]) == ((), ["win11"])
 
 
 def test_words_that_cannot_be_written_stop_nothing(machine: MachineFactory) -> None:
@@ -517,7 +520,7 @@ def test_words_that_are_garbage_do_not_matter(
         ("no VM holds a GPU\nthe host's consoles: framebuffer console on fb0 (EFI VGA)\n", ""),
     )
     history.remember(host, "win11", UUID, "start", took_s=1)
-    assert [one.events[-1].kind for one in holdings.histories(host)] == ["start"]
+    assert [one.events[-1].kind for one in overview.histories(host)] == ["start"]
 
 
 # -- as JSON

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from lxml import etree
@@ -10,10 +11,9 @@ from lxml import etree
 from tests.building import G, K, M
 from tests.conftest import Golden
 from tests.drawn import BASE, MACHINES, a_gpu, claim, gpus, sized
-from vfio_console_hook import svg
-from vfio_console_hook.gpu import Gpu
-from vfio_console_hook.memory import Bar, Claim
-from vfio_console_hook.values import replace
+from vfio_console_hook.commands.plan import drawing
+from vfio_console_hook.machine.gpu import Gpu
+from vfio_console_hook.machine.memory import Bar, Claim
 
 SVG = "{http://www.w3.org/2000/svg}"
 # The least that a part may be wide, and half of what a width is rounded to.
@@ -46,7 +46,7 @@ def texts(picture: str) -> list[str]:
 @pytest.mark.parametrize("name", MACHINES)
 def test_bars_of_a_gpu_are_as_wide_as_they_are_large(name: str) -> None:
     for one in gpus(name):
-        picture = svg.picture(name, (one,), (one,))
+        picture = drawing.picture(name, (one,), (one,))
 
         sizes = [bar.range.last - bar.range.first + 1 for bar in one.bars]
         widths = [width for _, width in boxes(picture, "bar")]
@@ -63,7 +63,7 @@ def test_bars_of_a_gpu_are_as_wide_as_they_are_large(name: str) -> None:
 def test_every_claim_is_named_where_it_lies(name: str) -> None:
     before = gpus(name)
 
-    words = texts(svg.picture(name, before, free(before)))
+    words = texts(drawing.picture(name, before, free(before)))
 
     for reserved in (reserved for one in before for reserved in one.claims):
         at = next(index for index, line in enumerate(words) if str(reserved.range) in line)
@@ -75,7 +75,7 @@ def test_every_claim_is_named_where_it_lies(name: str) -> None:
 def test_nothing_is_drawn_outside_the_sheet(name: str) -> None:
     before = gpus(name)
 
-    sheet = read(svg.picture(name, before, free(before)))
+    sheet = read(drawing.picture(name, before, free(before)))
 
     for one in sheet.findall(f"{SVG}rect"):
         right = float(one.attrib["x"]) + float(one.attrib["width"])
@@ -92,13 +92,13 @@ def test_nothing_is_drawn_outside_the_sheet(name: str) -> None:
 def test_pictures_of_machines(golden: Golden, name: str) -> None:
     before = gpus(name)
 
-    golden(f"svg-{name}.svg", svg.picture("GPU memory of VM win11", before, free(before)))
+    golden(f"svg-{name}.svg", drawing.picture("GPU memory of VM win11", before, free(before)))
 
 
 def test_a_claim_lies_to_scale_in_its_bar() -> None:
     before = a_gpu(claim("efifb", 4 * M, 8 * M))
 
-    picture = svg.picture("win11", (before,), free((before,)))
+    picture = drawing.picture("win11", (before,), free((before,)))
 
     ((left, width), *_) = boxes(picture, "bar")
     ((claim_left, claim_width),) = boxes(picture, "console")
@@ -110,7 +110,7 @@ def test_what_is_too_small_is_enlarged_and_that_is_said() -> None:
     bars = (Bar(0, sized(0x2800000000, 32 * G)), Bar(5, sized(BASE, 512 * K)))
     page = Claim("simpledrm", sized(0x2C00000000, 4 * K), 0)
 
-    picture = svg.picture("win11", (a_gpu(page, bars=bars),), ())
+    picture = drawing.picture("win11", (a_gpu(page, bars=bars),), ())
 
     assert [width for _, width in boxes(picture, "console")] == [LEAST]
     assert boxes(picture, "bar")[1][1] == LEAST
@@ -124,7 +124,7 @@ def test_a_bar_is_drawn_twice_only_where_something_changes() -> None:
     bars = (Bar(0, sized(BASE, 16 * M)), Bar(2, sized(0xFEB00000, 4 * K)))
     before = a_gpu(claim("efifb", 0, 4 * M), bars=bars)
 
-    words = texts(svg.picture("win11", (before,), free((before,))))
+    words = texts(drawing.picture("win11", (before,), free((before,))))
 
     assert [line for line in words if line.startswith(("before", "after"))] == [
         "before: blocked by efifb",
@@ -137,7 +137,7 @@ def test_a_bar_that_moved_is_shown_at_both_places() -> None:
     before = a_gpu(driver="bochs-drm")
     after = a_gpu(bars=(Bar(0, sized(0xD0000000, 16 * M)),), driver="vfio-pci")
 
-    words = texts(svg.picture("win11", (before,), (after,)))
+    words = texts(drawing.picture("win11", (before,), (after,)))
 
     assert words[2:7] == [
         "GPU 0000:01:00.0 (class 0300), driver: bochs-drm, then vfio-pci",
@@ -153,7 +153,7 @@ def test_all_kinds_differ_in_colour_hatch_and_legend() -> None:
     before = a_gpu(*reserved, driver="vfio-pci")
     other = replace(a_gpu(claim("nvidia", 0, M), driver="nvidia"), address="0000:02:00.0")
 
-    picture = svg.picture("win11", (before, other), ())
+    picture = drawing.picture("win11", (before, other), ())
 
     patterns = list(read(picture).iter(f"{SVG}pattern"))
     assert len({one[0].get("fill") for one in patterns}) == 5
@@ -182,7 +182,7 @@ def test_all_kinds_differ_in_colour_hatch_and_legend() -> None:
     ],
 )
 def test_the_name_of_a_vm_may_hold_anything(title: str, shown: str) -> None:
-    picture = svg.picture(title, (a_gpu(),), ())
+    picture = drawing.picture(title, (a_gpu(),), ())
 
     assert texts(picture)[0] == shown
     assert {one.tag for one in read(picture).iter()} == {
@@ -194,7 +194,7 @@ def test_names_in_a_recording_may_hold_anything() -> None:
     name = "<b>&\"\033[31m\0\ud800" + "x" * 99
     before = a_gpu(*(claim(f"{n}{name}", n * M, M // 2) for n in range(9)), driver=name)
 
-    picture = svg.picture("win11", (before,), ())
+    picture = drawing.picture("win11", (before,), ())
 
     assert "b" not in {etree.QName(one).localname for one in read(picture).iter()}
     assert max(map(len, texts(picture))) < 130
@@ -203,7 +203,7 @@ def test_names_in_a_recording_may_hold_anything() -> None:
 def test_a_thousand_claims_stay_inside_the_bar() -> None:
     before = a_gpu(*(claim("efifb", n * 8 * K, 4 * K) for n in range(1000)))
 
-    picture = svg.picture("win11", (before,), ())
+    picture = drawing.picture("win11", (before,), ())
 
     ((left, width),) = boxes(picture, "bar")
     assert left + width < float(read(picture).attrib["width"])
@@ -211,7 +211,7 @@ def test_a_thousand_claims_stay_inside_the_bar() -> None:
 
 
 def test_it_needs_nothing_but_itself() -> None:
-    picture = svg.picture("win11", gpus("two-amd"), gpus("two-amd"))
+    picture = drawing.picture("win11", gpus("two-amd"), gpus("two-amd"))
 
     assert not {"href", "src", "style", "onload"} & {
         etree.QName(name).localname for one in read(picture).iter() for name in one.attrib
@@ -220,7 +220,7 @@ def test_it_needs_nothing_but_itself() -> None:
 
 
 def test_no_gpu_and_no_bar_are_said() -> None:
-    assert texts(svg.picture("win11", (), ())) == ["win11", "no GPU"]
-    assert texts(svg.picture("win11", (replace(a_gpu(), bars=()),), ()))[-1] == (
+    assert texts(drawing.picture("win11", (), ())) == ["win11", "no GPU"]
+    assert texts(drawing.picture("win11", (replace(a_gpu(), bars=()),), ()))[-1] == (
         "no memory BAR has an address"
     )

@@ -12,7 +12,7 @@ from typing import TextIO
 
 import pytest
 
-from vfio_console_hook.terminal import Terminal
+from vfio_console_hook.commands.terminal import Terminal
 
 Opener = Callable[[int], TextIO]
 

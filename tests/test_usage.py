@@ -13,7 +13,8 @@ import pytest
 from tests.gate import ROOT
 from tests.test_completion import commands
 from vfio_console_hook import __version__, cli
-from vfio_console_hook.commands import COMMANDS, Command
+from vfio_console_hook.cli import COMMANDS
+from vfio_console_hook.commands.command import Command
 
 Capture = pytest.CaptureFixture[str]
 EVERY = ((), *((name,) for name in commands()))

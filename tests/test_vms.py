@@ -15,9 +15,10 @@ import pytest
 from tests.conftest import MachineFactory
 from tests.gate import ROOT
 from tests.libvirt_xml import UUID, domain_xml
-from vfio_console_hook import domain, vms
+from vfio_console_hook import domain
+from vfio_console_hook.commands import vms
 from vfio_console_hook.errors import HookError
-from vfio_console_hook.host import Host
+from vfio_console_hook.machine.host import Host
 
 GPU = "0000:01:00.0"
 OTHER = "11111111-2222-4333-8444-555555555555"
@@ -151,7 +152,7 @@ def test_without_libvirt_python_it_is_told_what_to_install(tmp_path: Path) -> No
     # A module of that name that cannot be loaded stands for one that is not there.
     (tmp_path / "libvirt.py").write_text("raise ImportError('No module named libvirtmod')\n")
     program = (
-        "from vfio_console_hook import libvirtd\n"
+        "from vfio_console_hook.machine import libvirtd\n"
         "try: libvirtd.ask('test:///default')\n"
         "except Exception as error: print(type(error).__name__, error)"
     )

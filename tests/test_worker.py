@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from tests.gate import ROOT
-from vfio_console_hook import processes, worker
 from vfio_console_hook.errors import (
     BugError,
     ConfigError,
@@ -23,9 +22,10 @@ from vfio_console_hook.errors import (
     StepError,
     StuckError,
 )
-from vfio_console_hook.host import Host
-from vfio_console_hook.recorded import RecordedHost, unpack
-from vfio_console_hook.worker import CutOffError
+from vfio_console_hook.machine import processes, worker
+from vfio_console_hook.machine.host import Host
+from vfio_console_hook.machine.snapshot import RecordedHost, unpack
+from vfio_console_hook.machine.worker import CutOffError
 
 
 def nothing() -> None:
@@ -176,7 +176,7 @@ def test_work_that_raises_systemexit_does_not_run_on_as_a_second_supervisor(
 ) -> None:
     mark = tmp_path / "mark"
     program = (
-        "import sys\nfrom vfio_console_hook import worker\n"
+        "import sys\nfrom vfio_console_hook.machine import worker\n"
         "try:\n    worker.run(lambda: sys.exit(3), 10)\nexcept BaseException:\n    pass\n"
         f"open({str(mark)!r}, 'a').write('x')\n"
     )
@@ -216,7 +216,7 @@ def test_no_descriptor_is_left_open(work: Callable[[], None]) -> None:
 
 def test_what_the_work_prints_goes_nowhere() -> None:
     program = (
-        "import os, sys\nfrom vfio_console_hook import worker\n"
+        "import os, sys\nfrom vfio_console_hook.machine import worker\n"
         "def work():\n"
         "    os.write(1, b'out')\n    os.write(2, b'err')\n    print('buffered', flush=True)\n"
         "    assert os.read(0, 10) == b''\n"
@@ -232,7 +232,7 @@ def test_what_the_work_prints_goes_nowhere() -> None:
 
 def test_what_was_buffered_before_is_printed_once() -> None:
     program = (
-        "import sys\nfrom vfio_console_hook import worker\n"
+        "import sys\nfrom vfio_console_hook.machine import worker\n"
         "sys.stdout.write('once')\nworker.run(lambda: None, 10)\n"
     )
 
@@ -244,7 +244,7 @@ def test_what_was_buffered_before_is_printed_once() -> None:
 def test_libvirt_sees_the_end_although_the_worker_still_sleeps(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     program = (
-        "import os, time\nfrom vfio_console_hook import worker\n"
+        "import os, time\nfrom vfio_console_hook.machine import worker\n"
         "def work():\n"
         f"    open({str(pid_file)!r}, 'w').write(str(os.getpid()))\n"
         "    time.sleep(60)\n"

@@ -16,27 +16,43 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from . import __version__, libvirtd, recorded, standard
-from .commands import COMMANDS, files
+from . import __version__
+from .commands import check_config, files, give, record, recover, take
+from .commands.doctor import command as doctor
+from .commands.plan import command as plan
+from .commands.status import command as status
+from .commands.terminal import complain
 from .errors import BugError, HookError
-from .host import Host
-from .terminal import complain
+from .machine import libvirtd, snapshot, streams
+from .machine.host import Host
 
 NAME = "vfio-console-hook"
+
+# As --help lists them: first what only looks.
+COMMANDS = (
+    plan.COMMAND,
+    status.COMMAND,
+    doctor.COMMAND,
+    check_config.COMMAND,
+    record.COMMAND,
+    recover.COMMAND,
+    take.COMMAND,
+    give.COMMAND,
+)
 _INTERRUPTED = 130  # as a shell has it: 128 and the number of SIGINT
 
 
 def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
     """Run one command; its exit status. host stands in for this machine in tests."""
-    standard.complete()
+    streams.complete()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name may hold bytes that are no text in any encoding.
         sys.stdout.reconfigure(errors="backslashreplace")
     status = _run(argv, host)
-    error = standard.unwritten()
+    error = streams.unwritten()
     if error is None:
         return status
-    standard.give_up_stdout()
+    streams.give_up_stdout()
     if not isinstance(error, BrokenPipeError):  # that nobody reads on is no failure to tell
         _tell(f"{error.strerror}: not all could be written to stdout")
     return 1
@@ -56,7 +72,7 @@ def _run(argv: Sequence[str] | None, host: Host | None) -> int:
         _tell(f"interrupted{f': {error}' if str(error) else ''}")
         return _INTERRUPTED
     except Exception as error:
-        if standard.unwritten() is None:
+        if streams.unwritten() is None:
             print(BugError.of(error).trace, file=sys.stderr)
             _tell("this is a bug, please report it")
     return 1
@@ -73,10 +89,10 @@ def _host(root: str | None, stack: contextlib.ExitStack) -> Host:
     if root is None:
         return Host()
     if os.path.isdir(root):
-        return recorded.SentHost(root)
+        return snapshot.SentHost(root)
     directory = stack.enter_context(tempfile.TemporaryDirectory())
-    recorded.unpack(files.read(root).decode(errors="replace"), directory)
-    return recorded.SentHost(directory)
+    snapshot.unpack(files.read(root).decode(errors="replace"), directory)
+    return snapshot.SentHost(directory)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from .errors import DomainError
-from .values import dataclass, replace
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:

@@ -11,18 +11,18 @@ from __future__ import annotations
 import sys
 import time
 
-from . import standard, worker
 from .errors import BugError, HookError, StuckError
-from .host import Host
+from .machine import streams, worker
+from .machine.host import Host
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .config.settings import Config
     from .domain import Domain
-    from .events import Supervisor
+    from .events.events import Supervisor
     from .log import Log
-    from .settings import Config
 
 IDENT = "vfio-console-hook"
 
@@ -49,7 +49,7 @@ class _Event:
 
     def remember(self, error: HookError | None = None) -> None:
         """Leave word of how it ended; error is how it failed."""
-        from . import history
+        from .claims import history
 
         took_s = time.monotonic() - self.began
         untold = history.remember(
@@ -76,7 +76,7 @@ def main(argv: list[str], xml: bytes | None = None, host: Host | None = None) ->
     handle = _EVENTS.get(" ".join(argv[1:3]))
     if handle is None:
         return 0
-    standard.complete()
+    streams.complete()
     event = _Event(host or Host(), argv[0], argv[1])
     if not event.host.privileged:
         return _stand_aside(event, xml)
@@ -131,21 +131,23 @@ def _stand_aside(event: _Event, xml: bytes | None) -> int:
 
 
 def _gpus(host: Host, vm: Domain) -> tuple[str, ...]:
-    from . import gpu
+    from .machine import gpu
 
     addresses = (hostdev.address for hostdev in vm.hostdevs)
     return tuple(one for one in addresses if gpu.display_class(host, one) is not None)
 
 
 def _prepare(event: _Event, vm: Domain) -> None:
-    from . import config, events, journal
+    from .claims import claim
+    from .config import load
+    from .events import events
 
     host = event.host
-    held = journal.Journal(host).find(vm.uuid) is not None
+    held = claim.Journal(host).find(vm.uuid) is not None
     event.gpus = _gpus(host, vm)
     if not (event.gpus or held):
         return
-    settings = config.load(host, event.name, vm.uuid)
+    settings = load.configuration(host, event.name, vm.uuid)
     event.level = settings.log_level
     deadline = worker.Deadline(settings.timeout_s)
     try:
@@ -155,7 +157,7 @@ def _prepare(event: _Event, vm: Domain) -> None:
         raise _told_stuck(event, error) from error
     except HookError as error:
         # Nor about a host that is not as it was: libvirt calls release then, which tries again.
-        if settings.on_failure == "abort" or journal.Journal(host).find(vm.uuid) is not None:
+        if settings.on_failure == "abort" or claim.Journal(host).find(vm.uuid) is not None:
             raise
         event.report(error)
         event.log.warning("the VM starts all the same, as configured by on_failure")
@@ -164,35 +166,35 @@ def _prepare(event: _Event, vm: Domain) -> None:
 
 
 def _told_stuck(event: _Event, error: StuckError) -> StuckError:
-    from . import way_back
+    from .events import undo
 
-    line = way_back.asked_for(event.host, event.uuid)
+    line = undo.asked_for(event.host, event.uuid)
     return StuckError(error.text + (f" since `{line}`" if line else ""), error.hint)
 
 
 def _start(event: _Event, vm: Domain) -> None:
-    from . import events
+    from .events import events
 
     _with_claim(event, events.start)
 
 
 def _check(event: _Event, vm: Domain) -> None:
-    from . import events
+    from .events import events
 
     _with_claim(event, events.check)
 
 
 def _release(event: _Event, vm: Domain) -> None:
-    from . import events
+    from .events import events
 
     _with_claim(event, events.release)
 
 
 def _with_claim(event: _Event, act: Callable[[Host, str, Log, Supervisor], None]) -> None:
     """Act on an event that only concerns a VM that holds something."""
-    from . import journal
+    from .claims import claim
 
-    record = journal.Journal(event.host).find(event.uuid)
+    record = claim.Journal(event.host).find(event.uuid)
     if record is None:
         return
     event.gpus = record.gpus
@@ -207,10 +209,10 @@ def _with_claim(event: _Event, act: Callable[[Host, str, Log, Supervisor], None]
 
 def _settings(event: _Event) -> Config:
     """The VM's configuration; the defaults if somebody broke it while the VM ran."""
-    from . import config, settings
+    from .config import load, settings
 
     try:
-        return config.load(event.host, event.name, event.uuid)
+        return load.configuration(event.host, event.name, event.uuid)
     except HookError as error:
         event.log.warning(f"going on with the default configuration: {error}")
         return settings.Config()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 
-from .host import Host
+from .machine.host import Host
 
 IDENT = "vfio-console-hook"
 RECORDED_LOG = f"var/log/{IDENT}.log"

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from tests.bench.compare import Row
 from tests.bench.growth import Growth, Point
-from vfio_console_hook import holders
-from vfio_console_hook.host import Host
+from vfio_console_hook.machine import holders
+from vfio_console_hook.machine.host import Host
 
 DESCRIPTORS = 50
 """How many files each process has open."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from tests import recordings
 from tests.bench.measure import Run
 from tests.gate import ROOT, write_gate, write_program
-from vfio_console_hook.journal import BY_NAME, CLAIMS, RUN
-from vfio_console_hook.recorded import entries
+from vfio_console_hook.claims.claim import BY_NAME, CLAIMS
+from vfio_console_hook.machine.runfiles import RUN
+from vfio_console_hook.machine.snapshot import entries
 
 MACHINE = "lab-efifb-6.12"
 RUNNING = "recorded-efifb-6.12-running"

@@ -11,8 +11,8 @@ import json
 from dataclasses import asdict, dataclass
 
 from vfio_console_hook.errors import HostError
-from vfio_console_hook.host import CONSOLES
-from vfio_console_hook.recorded import pack_console_map, unpack_console_map
+from vfio_console_hook.machine.host import CONSOLES
+from vfio_console_hook.machine.snapshot import pack_console_map, unpack_console_map
 
 from . import vt
 from .tree import Tree

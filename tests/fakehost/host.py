@@ -12,7 +12,7 @@ import time
 from contextlib import contextmanager
 
 from vfio_console_hook.errors import HostError, StuckError
-from vfio_console_hook.recorded import RecordedHost, answer_path
+from vfio_console_hook.machine.snapshot import RecordedHost, answer_path
 
 from . import fbcon, fbdev, modules, openrc, pci, processes, sysfb, systemd
 from .tree import KernelFault, Tree

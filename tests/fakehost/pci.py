@@ -17,7 +17,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from vfio_console_hook.memory import Bar, memory_bars
+from vfio_console_hook.machine.memory import Bar, memory_bars
 
 from . import fbdev, modules, resources, sound, sysfb, vt
 from .tree import Tree

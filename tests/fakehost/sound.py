@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from vfio_console_hook.memory import memory_bars
+from vfio_console_hook.machine.memory import memory_bars
 
 from . import resources
 from .tree import Tree

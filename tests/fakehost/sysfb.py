@@ -19,7 +19,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from vfio_console_hook.firmware import screen_memory
+from vfio_console_hook.machine.firmware import screen_memory
 
 from . import fbdev, resources
 from .tree import Tree

@@ -25,7 +25,7 @@ import re
 import shutil
 import threading
 
-from vfio_console_hook.recorded import RecordedHost
+from vfio_console_hook.machine.snapshot import RecordedHost
 
 
 class KernelFault(Exception):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from vfio_console_hook.config import DIRECTORY
-from vfio_console_hook.host import Host
+from vfio_console_hook.config.load import DIRECTORY
+from vfio_console_hook.machine.host import Host
 
 from . import pci, processes
 from .host import FakeHost

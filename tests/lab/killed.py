@@ -28,7 +28,7 @@ LIBVIRTD = "libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.s
 # Made once the VM runs.
 RUNS = "/run/lab-runs"
 # What the claim says at these points; the stage of services is the first one.
-STOPPING, WAITING = '"stage": "services"', '"stage": "native"'
+STOPPING, WAITING = '"stage": "services"', '"stage": "preflight"'
 
 
 class Killed(Trial):

@@ -25,8 +25,8 @@ _RECORD = """\
 import sys
 sys.dont_write_bytecode = True
 sys.path.insert(0, "/usr/lib/vfio-console-hook")
-from vfio_console_hook.host import Host
-from vfio_console_hook.recording.recorder import record
+from vfio_console_hook.machine.host import Host
+from vfio_console_hook.commands.snapshot.writer import record
 sys.stdout.write(record(Host()))
 """
 _SCRIPT = f"""\

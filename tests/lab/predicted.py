@@ -26,12 +26,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from vfio_console_hook import config, events
+from vfio_console_hook.commands.snapshot.writer import SEEN, record
+from vfio_console_hook.config import load
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError
+from vfio_console_hook.events import events
 from vfio_console_hook.log import Log
-from vfio_console_hook.recorded import unpack
-from vfio_console_hook.recording.recorder import SEEN, record
+from vfio_console_hook.machine.snapshot import unpack
 
 from ..fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, systemd
 from ..natives import BOCHS, SOUND
@@ -211,7 +212,7 @@ def _hold(scenario: Scenario, host: FakeHost) -> None:
 
 def _prepare(host: FakeHost, devices: tuple[str, ...], log: Log) -> None:
     domain = Domain(VM, UUID, tuple(Hostdev(one, True, "hostdev", 0) for one in devices))
-    events.prepare(host, domain, config.load(host, VM, UUID), log)
+    events.prepare(host, domain, load.configuration(host, VM, UUID), log)
 
 
 def _of_class(host: FakeHost, prefix: str) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tests.fakehost import FakeHost
-from vfio_console_hook.commands import COMMANDS
+from vfio_console_hook.cli import COMMANDS
 from vfio_console_hook.errors import HookError, HostError
 
 from . import watch

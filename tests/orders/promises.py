@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from tests.fakehost import FakeHost
-from vfio_console_hook import holdings, plan
+from vfio_console_hook.claims.step import Step
+from vfio_console_hook.commands.plan import plan
+from vfio_console_hook.commands.status import overview
 from vfio_console_hook.errors import HostError
-from vfio_console_hook.step import Step
 
 from . import watch
 from .calls import Called
@@ -81,7 +82,7 @@ def record(state: State) -> None:
             both = {s.gpu for s in one.open} & {s.gpu for s in other.open}
             if both:
                 raise Violation(f"two VMs hold {both}")
-    told = holdings.look(FakeHost(str(state.root)))
+    told = overview.look(FakeHost(str(state.root)))
     shown = {one.uuid for one in told.holdings}
     if shown != set(state.claims) or told.unreadable or told.unseen:
         raise Violation(f"status shows {shown} of {set(state.claims)}, {told.unreadable}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.fakehost import FakeHost, FakeLibvirt, configure, systemd
-from vfio_console_hook.recorded import unpack
+from vfio_console_hook.machine.snapshot import unpack
 
 from . import watch
 from .machines import Setting

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from tests.fakehost import FakeHost, snapshot
-from vfio_console_hook.recorded import unpack_console_map
-from vfio_console_hook.step import Step
+from vfio_console_hook.claims.step import Step
+from vfio_console_hook.machine.snapshot import unpack_console_map
 
 CLAIMS = "run/vfio-console-hook/claims"
 ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import domain_xml
-from vfio_console_hook import config, domain, hook, plan
+from vfio_console_hook import domain, hook
+from vfio_console_hook.claims.step import Step
+from vfio_console_hook.commands.plan import plan
+from vfio_console_hook.config import load
 from vfio_console_hook.errors import HostError
 from vfio_console_hook.log import RECORDED_LOG
-from vfio_console_hook.step import Step
 
 from . import promises, watch
 from .calls import Called, Death, SeenHost, Work, command, here, in_a_child
@@ -59,7 +61,7 @@ class Watched(State):
         steps = [step for one in idle for step in one.steps]
         addresses |= {step.gpu for step in steps}
         addresses |= {  # a sound function of the GPU's, maybe of a VM whose steps were taken over
-            action.gpu for step in steps for action in (step.do, step.undo) if action
+            action.concerns for step in steps for action in (step.do, step.undo) if action
         }  # fmt: skip
         addresses |= {word for word in argv if watch.ADDRESS.fullmatch(word)}
         addresses |= {
@@ -101,7 +103,7 @@ class Watched(State):
         )  # fmt: skip
         promises.changes(self, called, addresses, steps)
         back = {  # such as a sound function that only the other VM had
-            step.undo.gpu for uuid, one in called.before.items()
+            step.undo.concerns for uuid, one in called.before.items()
             if uuid not in uuids and addresses & {*one.gpus}
             for step in one.open if step.undo
         }  # fmt: skip
@@ -120,7 +122,7 @@ class Watched(State):
         guest = life.guest
         host = FakeHost(str(self.root))
         xml = domain_xml(*guest.devices, managed=guest.managed, name=guest.name, uuid=guest.uuid)
-        settings = config.load(host, guest.name, guest.uuid)
+        settings = load.configuration(host, guest.name, guest.uuid)
         try:
             return plan.make(host, domain.parse(xml), settings)
         except HostError as error:

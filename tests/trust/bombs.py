@@ -23,9 +23,13 @@ from tests.gate import ROOT
 from tests.libvirt_xml import UUID, domain_xml
 from tests.trust import hostile, hostile_xml
 from tests.trust.check import Check, Effort, Outcome
-from vfio_console_hook import config, domain, events, journal
+from vfio_console_hook import domain
+from vfio_console_hook.claims import claim as journal
+from vfio_console_hook.config import load
+from vfio_console_hook.config.settings import Config
+from vfio_console_hook.events import events
 from vfio_console_hook.log import Log
-from vfio_console_hook.settings import Config
+from vfio_console_hook.machine import runfiles
 
 PYTHON = "/usr/bin/python3"
 MACHINE = "efifb-6.12"
@@ -226,7 +230,7 @@ def _xml(place: _Range, quick: bool) -> None:
 
 def _yaml(place: _Range, quick: bool) -> None:
     file = place.directory / "bomb.yaml"
-    etc = f"{config.DIRECTORY}/default.yaml"
+    etc = f"{load.DIRECTORY}/default.yaml"
     for name, content in hostile.yaml().items():
         file.write_bytes(content)
         file.chmod(0o644)
@@ -264,7 +268,7 @@ def _records(place: _Range, quick: bool) -> None:
 
 def _lay_claim(machine: Path, path: str, content: bytes | None) -> None:
     for folder in ("", "/claims", "/by-name"):
-        (machine / f"{journal.RUN}{folder}").mkdir(mode=0o700, parents=True, exist_ok=True)
+        (machine / f"{runfiles.RUN}{folder}").mkdir(mode=0o700, parents=True, exist_ok=True)
     file = machine / path
     file.unlink(missing_ok=True)
     if content is not None:

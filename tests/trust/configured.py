@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.trust.guests import NOBODY, event, fresh
-from vfio_console_hook.config import DIRECTORY, VMS
+from vfio_console_hook.config.load import DIRECTORY, VMS
 
 PLACE = f"{VMS}/win11.yaml"
 OFF = "enabled: false\n"

@@ -17,9 +17,9 @@ from tests.hosts import AMD, VGA, firmware_on
 from tests.libvirt_xml import domain_xml
 from tests.natives import AMDGPU
 from tests.trust.shared import WAITS, SharedHost
-from vfio_console_hook.config import DIRECTORY
-from vfio_console_hook.journal import RUN
-from vfio_console_hook.recorded import unpack
+from vfio_console_hook.config.load import DIRECTORY
+from vfio_console_hook.machine.runfiles import RUN
+from vfio_console_hook.machine.snapshot import unpack
 
 GPUS = 16
 LIBVIRT_THREADS = 20

@@ -20,7 +20,7 @@ sys.path.insert(0, __file__.rsplit("/", 3)[0])
 def main() -> int:
     if sys.argv[1] == "hook":
         from vfio_console_hook import hook
-        from vfio_console_hook.recorded import RecordedHost
+        from vfio_console_hook.machine.snapshot import RecordedHost
 
         return hook.main(sys.argv[3:], host=RecordedHost(sys.argv[2]))
     from vfio_console_hook import cli

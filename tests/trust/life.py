@@ -13,8 +13,9 @@ from tests.trust.fate import Fate, Ledger
 from tests.trust.mortal import Mortal
 from tests.trust.process import Said, in_a_process
 from tests.trust.subjects import Subject
-from vfio_console_hook import cli, hook, recovery
-from vfio_console_hook.journal import BY_NAME, CLAIMS
+from vfio_console_hook import cli, hook
+from vfio_console_hook.claims.claim import BY_NAME, CLAIMS
+from vfio_console_hook.events import recovery
 from vfio_console_hook.log import RECORDED_LOG
 
 NAME = "win11"

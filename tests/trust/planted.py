@@ -17,8 +17,9 @@ from tests.fakehost import FakeHost, snapshot
 from tests.libvirt_xml import UUID
 from tests.trust.guests import NOBODY, event, fresh
 from tests.trust.process import Said
-from vfio_console_hook.history import STATUS
-from vfio_console_hook.journal import BY_NAME, CLAIMS, RUN
+from vfio_console_hook.claims.claim import BY_NAME, CLAIMS
+from vfio_console_hook.claims.history import STATUS
+from vfio_console_hook.machine.runfiles import RUN
 
 # The hook goes on without these, and they do not make it fail.
 _NEWS = (STATUS, f"{STATUS}/{UUID}", f"{RUN}/kernel")

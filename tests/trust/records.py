@@ -20,9 +20,9 @@ from tests.trust.every import Tried, check_everywhere
 from tests.trust.fate import BOTH, Fate
 from tests.trust.life import PREPARE, RELEASE, Machine
 from tests.trust.process import Said
+from vfio_console_hook.claims.claim import CLAIMS, Journal
 from vfio_console_hook.errors import JournalError
-from vfio_console_hook.host import Host
-from vfio_console_hook.journal import CLAIMS, Journal
+from vfio_console_hook.machine.host import Host
 
 CLAIM = f"{CLAIMS}/{UUID}"
 RECOVER, STATUS = "recover", "status"

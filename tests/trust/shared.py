@@ -6,8 +6,9 @@ import time
 
 from tests.fakehost import FakeHost
 from vfio_console_hook import hook
-from vfio_console_hook.host import Host
-from vfio_console_hook.journal import CLAIMS, RUN
+from vfio_console_hook.claims.claim import CLAIMS
+from vfio_console_hook.machine.host import Host
+from vfio_console_hook.machine.runfiles import RUN
 
 HANG = "fake/hang"
 """What a write that does not come back has in its path or text. It does once this is gone."""

@@ -19,8 +19,9 @@ from tests.trust.check import Check, Effort, Outcome
 from tests.trust.crowd import GPUS, LIBVIRT_THREADS, TIMEOUT_S, Crowd, Seen, Vm, address
 from tests.trust.memory import in_memory
 from tests.trust.shared import HANG, SLOW
-from vfio_console_hook import holdings
-from vfio_console_hook.journal import BY_NAME, CLAIMS, RUN, Journal
+from vfio_console_hook.claims.claim import BY_NAME, CLAIMS, Journal
+from vfio_console_hook.commands.status import overview
+from vfio_console_hook.machine.runfiles import RUN
 
 VMS = tuple(Vm.of(number) for number in range(1, 201))
 WITH_GPU = VMS[:GPUS]
@@ -195,7 +196,7 @@ def _lost_records(host: FakeHost) -> list[str]:
         whole = one.steps and one.done == set(range(len(one.steps))) and not one.undone
         if not whole or (one.gpus, one.phase) != ((vm.gpu,), "started"):
             wrong.append(f"the record of {vm.name} is not whole: {one}")
-    told = {one.vm for one in holdings.histories(host)}
+    told = {one.vm for one in overview.histories(host)}
     if told != {vm.name for vm in WITH_GPU}:
         wrong.append(f"there is news of {sorted(told)}")
     return wrong

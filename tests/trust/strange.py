@@ -16,9 +16,9 @@ from tests.libvirt_xml import UUID, domain_xml
 from tests.trust.guests import GPU, NAME, event, fresh
 from tests.trust.process import in_a_process
 from vfio_console_hook import cli
-from vfio_console_hook.config import DIRECTORY, VMS
-from vfio_console_hook.history import STATUS
-from vfio_console_hook.journal import BY_NAME, CLAIMS
+from vfio_console_hook.claims.claim import BY_NAME, CLAIMS
+from vfio_console_hook.claims.history import STATUS
+from vfio_console_hook.config.load import DIRECTORY, VMS
 from vfio_console_hook.log import RECORDED_JOURNAL, RECORDED_LOG
 
 # What XML 1.0 can hold, and so what libvirt could hand over at most.

@@ -12,12 +12,15 @@ from tests.fakehost import FakeHost, configure, hold, obey
 from tests.fakehost.systemd import Unit, install, put
 from tests.libvirt_xml import UUID, domain_xml
 from tests.natives import BOCHS
-from vfio_console_hook import config, domain, events, gpu
+from vfio_console_hook import domain
+from vfio_console_hook.claims.step import Step
+from vfio_console_hook.config import load as config
+from vfio_console_hook.config.settings import Config
 from vfio_console_hook.domain import Domain
 from vfio_console_hook.errors import HookError
-from vfio_console_hook.recorded import unpack
-from vfio_console_hook.settings import Config
-from vfio_console_hook.step import Step
+from vfio_console_hook.events import events
+from vfio_console_hook.machine import gpu
+from vfio_console_hook.machine.snapshot import unpack
 
 # What decides what prepare does. Nobody else acts on a fake machine, so nobody is waited for.
 _AT_ONCE = "holders: {wait_s: 0}\n"
@@ -50,7 +53,7 @@ class Subject:
     def config(self, host: FakeHost) -> Config:
         """What is configured on the machine, as the program reads it."""
         vm = self.domain()
-        return config.load(host, vm.name, vm.uuid)
+        return config.configuration(host, vm.name, vm.uuid)
 
     def planned(self, directory: Path) -> tuple[Step, ...] | str:
         """The steps for the VM on the machine there, or why it is refused."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import LostError
-from ..host import Host
+from ..machine.host import Host
 
 
 def see_on_bus(host: Host, gpu: str) -> None:
@@ -16,7 +16,11 @@ class Action:
     """One change of the machine. apply() does nothing where it is so already."""
 
     kind = ""
-    gpu = ""  # the one that it is all about, if it is
+
+    @property
+    def concerns(self) -> str:
+        """The address of the one GPU that it is all about, "" where there is none."""
+        return str(getattr(self, "gpu", ""))
 
     def apply(self, host: Host) -> str | None:
         """Make the change and read it back; what the log should tell besides past(), if anything.

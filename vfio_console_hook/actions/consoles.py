@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .. import console
+from dataclasses import dataclass
+
 from ..errors import HostError, LostError, StepError
-from ..host import CONSOLES, KDSETMODE, VT_LOCKSWITCH, VT_UNLOCKSWITCH, Host
-from ..values import dataclass
+from ..machine import console
+from ..machine.host import CONSOLES, KDSETMODE, VT_LOCKSWITCH, VT_UNLOCKSWITCH, Host
 from .action import Action
 
 

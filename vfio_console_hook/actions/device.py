@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ..errors import LostError, StepError
-from ..host import Host
-from ..values import dataclass
+from ..machine.host import Host
 from .action import Action
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .. import memory
+from dataclasses import dataclass
+
 from ..errors import LostError, StepError
-from ..gpu import is_vfio
-from ..host import Host
-from ..values import dataclass
+from ..machine import memory
+from ..machine.gpu import is_vfio
+from ..machine.host import Host
 from .action import Action, see_on_bus
 
 # Linux include/uapi/linux/pci_regs.h

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from .. import nodes
+from dataclasses import dataclass
+
 from ..errors import HostError, RefusedError
-from ..gpu import find
-from ..holders import Holder, Search, listed, pauses
-from ..host import Host
-from ..values import dataclass
+from ..machine import nodes
+from ..machine.gpu import find
+from ..machine.holders import Holder, Search, listed, pauses
+from ..machine.host import Host
 from .action import Action
 
 
@@ -71,7 +72,7 @@ class AwaitClosed(Action):
         """End them if all may be ended; who holds the nodes afterwards, and who was ended."""
         if not self.terminate:
             return held, ""
-        from .. import termination
+        from . import termination
 
         held = [one for one in search.everywhere() if self._counts(one)]
         spared = self._spared(host, held)
@@ -82,12 +83,12 @@ class AwaitClosed(Action):
         return [one for one in search.everywhere() if self._counts(one)], told
 
     def _spared(self, host: Host, held: list[Holder]) -> list[Holder]:
-        from .. import termination
+        from . import termination
 
         return [one for one in held if not termination.may_end(host, one, self.terminate)]
 
     def _refusal(self, host: Host, held: list[Holder], ended: str) -> RefusedError:
-        from .. import advice
+        from . import advice
 
         be = "is" if len(self._gpus) == 1 else "are"
         if all(one.unknown for one in held):

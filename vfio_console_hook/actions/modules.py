@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .. import console, modules
+from dataclasses import dataclass
+
 from ..errors import HostError, LostError, StepError
-from ..gpu import find, is_vfio
-from ..host import Host
-from ..values import dataclass
+from ..machine import console, modules
+from ..machine.gpu import find, is_vfio
+from ..machine.host import Host
 from .action import Action
 from .consoles import LeaveFramebuffers
 from .native import VFIO, override_of, take_back
@@ -114,7 +115,7 @@ class UnloadModules(Action):
 
     def _why(self, host: Host, module: str) -> str:
         # Only after a failure: it looks at all processes.
-        from .. import holders, nodes
+        from ..machine import holders, nodes
 
         held = holders.find(host, nodes.blocking(host, find(host, self.gpus)))
         told = [holders.listed(held)] if held else []
@@ -159,12 +160,4 @@ class LoadModules(Action):
     def past(self) -> str:
         return f"loaded {', '.join(self.modules)} again"
 
-
-ACTIONS: tuple[type[Action], ...] = (
-    FreeFramebuffers,
-    LoadModules,
-    Reserve,
-    Unreserve,
-    UnloadModules,
-)
 """All actions in here, for the record."""

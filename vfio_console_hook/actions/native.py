@@ -6,12 +6,12 @@ Not all machines need them, so they are loaded where a stage or a record names o
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-from .. import console
 from ..errors import LostError, StepError
-from ..gpu import is_vfio
-from ..host import Host
-from ..values import dataclass
+from ..machine import console
+from ..machine.gpu import is_vfio
+from ..machine.host import Host
 from .action import Action, see_on_bus
 from .holders import AwaitClosed
 
@@ -152,7 +152,3 @@ class ReturnNative(Action):
 
     def past(self) -> str:
         return f"saw to it that {self.driver or 'its driver'} has {self.gpu} again"
-
-
-ACTIONS: tuple[type[Action], ...] = (ReturnNative, UnbindNative)
-"""All actions in here, for the record."""

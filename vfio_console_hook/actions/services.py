@@ -6,10 +6,11 @@ unit that is ordered after libvirtd would wait for it while it waits for us.
 
 from __future__ import annotations
 
-from .. import systemd
+from dataclasses import dataclass
+
 from ..errors import HostError, LostError, RefusedError
-from ..host import Host
-from ..values import dataclass
+from ..machine import systemd
+from ..machine.host import Host
 from .action import Action
 
 # How long a command may take to say whether a service runs, and a start before it is
@@ -189,7 +190,3 @@ def runs(host: Host, active: tuple[str, ...]) -> bool:
     if status is None:
         raise HostError(f"`{_line(active)}` did not say within {_ANSWER_S} s what runs")
     return status == 0
-
-
-ACTIONS: tuple[type[Action], ...] = (StopUnits, StartUnits, StopByCommand, StartByCommand)
-"""All actions in here, for the record."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ..errors import StepError
-from ..gpu import is_vfio
-from ..host import Host
-from ..values import dataclass
+from ..machine.gpu import is_vfio
+from ..machine.host import Host
 from .action import Action, see_on_bus
 
 
@@ -71,6 +72,3 @@ def _shell(address: str, override: str) -> str:
         f"echo '{override}' > {device}/driver_override; echo {address} > {device}/driver/unbind;"
         f" echo {address} > /sys/bus/pci/drivers_probe"
     )
-
-
-ACTIONS = (BindVfio, UnbindVfio)

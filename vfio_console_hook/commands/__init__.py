@@ -1,20 +1,5 @@
-"""The commands of `vfio-console-hook`, one module each, with a COMMAND."""
+"""What people run: one module or room a command, each with a COMMAND.
 
-from __future__ import annotations
-
-from . import check_config, doctor, give, plan, record, recover, status, take
-from .command import Command
-
-__all__ = ["COMMANDS", "Command"]
-
-# As --help lists them: first what only looks.
-COMMANDS = (
-    plan.COMMAND,
-    status.COMMAND,
-    doctor.COMMAND,
-    check_config.COMMAND,
-    record.COMMAND,
-    recover.COMMAND,
-    take.COMMAND,
-    give.COMMAND,
-)
+Here is everything that only people need: words, drawings, checks, snapshots. What
+changes the machine is in events. May import every room but hook and cli.
+"""

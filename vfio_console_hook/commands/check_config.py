@@ -8,14 +8,16 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .. import access, config, vms
+from ..config import load
+from ..config.mistakes import Mistake
+from ..config.settings import Config, Key, Service
 from ..errors import HookError
-from ..host import Host
 from ..log import printable
-from ..mistakes import Mistake
-from ..settings import Config, Key, Service
-from ..terminal import complain
+from ..machine import access
+from ..machine.host import Host
+from . import vms
 from .command import Command
+from .terminal import complain
 
 _WIDTH = 79
 # Comments begin here, or further to the right behind a long value.
@@ -55,21 +57,21 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
 
 def _check(host: Host, paths: Iterable[str]) -> dict[str, tuple[Mistake, ...]]:
     """The mistakes in each file; with no paths, in each that is installed. Raises HookError."""
-    installed = config.check(host)
+    installed = load.all_mistakes(host)
     found = {}
     for path in paths:
         full = os.path.normpath(os.path.join(os.getcwd(), path))
         if full in installed:
             found[path] = installed[full]
         else:
-            found[path] = config.check_content(path, _content(host, path, full))
+            found[path] = load.mistakes_in(path, _content(host, path, full))
     return found or installed
 
 
 def _content(host: Host, path: str, full: str) -> bytes:
     """The content of a file that is not installed; says if it could not be, as it is."""
     absent = HookError(f"there is no file {path}", hint="--vm VM prints what holds for a VM")
-    if full.startswith(f"/{config.DIRECTORY}/"):
+    if full.startswith(f"/{load.DIRECTORY}/"):
         content = host.read_bytes(full[1:])
         if content is None:
             raise absent
@@ -83,7 +85,7 @@ def _content(host: Host, path: str, full: str) -> bytes:
     except OSError as error:
         raise HookError(f"cannot read {path}: {error.strerror}") from error
     if refused:
-        _note(f"{path} {refused}, which is refused in /{config.DIRECTORY}")
+        _note(f"{path} {refused}, which is refused in /{load.DIRECTORY}")
     return content
 
 
@@ -96,7 +98,7 @@ def _file_lines(found: dict[str, tuple[Mistake, ...]]) -> Iterator[str]:
         told = map(str, mistakes) if mistakes else (f"{path}: in order",)
         yield from map(printable, told)
     if not found:
-        yield f"there is no file in /{config.DIRECTORY}, so the defaults hold for every VM"
+        yield f"there is no file in /{load.DIRECTORY}, so the defaults hold for every VM"
 
 
 def _file_as_json(path: str, mistakes: tuple[Mistake, ...]) -> dict[str, Any]:
@@ -112,8 +114,8 @@ def _file_as_json(path: str, mistakes: tuple[Mistake, ...]) -> dict[str, Any]:
 
 def _explain(host: Host, arguments: argparse.Namespace) -> int:
     name, uuid = _both_names(host, arguments)
-    rows = config.explain(host, name, uuid)
-    shortened = _shortened(config.load(host, name, uuid))
+    rows = load.explanation(host, name, uuid)
+    shortened = _shortened(load.configuration(host, name, uuid))
     if arguments.json:
         settings = {key.name: _as_json(key, value, said, shortened) for key, value, said in rows}
         print(json.dumps({"vm": name, "uuid": uuid or None, "settings": settings}, indent=2))

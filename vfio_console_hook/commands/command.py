@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from ..host import Host
-from ..values import dataclass
+from ..machine.host import Host
 
 
 @dataclass(frozen=True)

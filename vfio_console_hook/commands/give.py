@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from .. import ownership, recovery
+from ..claims import ownership
+from ..claims.claim import Journal, Record
 from ..errors import HookError
-from ..host import Host
-from ..journal import Journal, Record
+from ..events import recovery
+from ..machine.host import Host
 from .command import Command
 from .progress import Telling, interruptible, say, say_consoles
 from .take import add_addresses

@@ -7,10 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-from .. import console, standard, worker
 from ..errors import HookError
-from ..host import Host
 from ..log import Log, printable
+from ..machine import console, streams, worker
+from ..machine.host import Host
 
 
 def say(line: str) -> None:
@@ -18,7 +18,7 @@ def say(line: str) -> None:
     try:
         print(printable(line), flush=True)
     except OSError:
-        standard.give_up_stdout()
+        streams.give_up_stdout()
 
 
 def say_consoles(host: Host) -> None:

@@ -6,14 +6,14 @@ import argparse
 import os
 import sys
 
-from .. import vms, worker
 from ..errors import HookError
-from ..host import Host
-from ..libvirtd import Vm
-from ..recording import recorder
-from ..terminal import complain
-from . import files
+from ..machine import worker
+from ..machine.host import Host
+from ..machine.libvirtd import Vm
+from . import files, vms
 from .command import Command
+from .snapshot import writer
+from .terminal import complain
 
 # Everything that plan and doctor read is read, and more than one of them may wait for
 # a program: longer than for one look.
@@ -27,7 +27,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
     found = _vms(host, arguments.connect)
-    text = worker.run(lambda: recorder.whole(host, found), _TIMEOUT_S)
+    text = worker.run(lambda: writer.whole(host, found), _TIMEOUT_S)
     if arguments.file == "-":
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -35,7 +35,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
         files.write(arguments.file, text)
         print(f"wrote {len(text.splitlines())} lines to {arguments.file}")
         print("look through it before others see it: not every name can be known as one")
-    _tell_unread(recorder.unread(text))
+    _tell_unread(writer.unread(text))
     return 0
 
 

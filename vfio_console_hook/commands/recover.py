@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 
-from .. import recovery
-from ..host import Host
-from ..journal import Journal
+from ..claims.claim import Journal
+from ..events import recovery
+from ..machine.host import Host
 from .command import Command
 from .progress import interruptible, say, say_consoles
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import re
 import uuid
+from dataclasses import replace
 
-from .. import config, domain, events, gpu, kernel, ownership, worker
-from .. import plan as planning
-from ..actions import AwaitClosed
+from .. import domain
+from ..actions.holders import AwaitClosed
+from ..claims import ownership
+from ..claims.claim import Journal
+from ..config import load
+from ..config.settings import Config
 from ..domain import Domain
 from ..errors import HookError
-from ..holders import listed
-from ..host import Host
-from ..journal import Journal
-from ..settings import Config
-from ..values import replace
+from ..events import events
+from ..machine import gpu, kernel, worker
+from ..machine.holders import listed
+from ..machine.host import Host
 from .command import Command
+from .plan import plan as planning
 from .progress import Telling, interruptible, say, say_consoles
 
 # Makes the uuid of what is taken by hand from its addresses.
@@ -60,7 +64,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
         if gpu.display_class(host, one) is None:
             raise HookError(f"{one} is no GPU", hint="compare with `lspci -D`")
     # `enabled: false` leaves a VM's GPUs to libvirt; this is none, and was asked for.
-    settings = replace(config.load(host, name, own), enabled=True)
+    settings = replace(load.configuration(host, name, own), enabled=True)
     with interruptible(lambda: _interrupted(host, own, addresses)):
         _await_others(host, taker)
         after = _foretell(host, taker, settings)

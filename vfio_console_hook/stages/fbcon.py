@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import console
-from ..actions import MapConsoles, ShowConsoles
-from ..console import Framebuffer
+from ..actions.consoles import MapConsoles, ShowConsoles
+from ..claims.step import Step
 from ..errors import RefusedError
-from ..gpu import Gpu, find
-from ..host import CONSOLES, Host
-from ..step import Step
-from . import Leaving
+from ..machine import console
+from ..machine.console import Framebuffer
+from ..machine.gpu import Gpu, find
+from ..machine.host import CONSOLES, Host
+from .handover import Leaving
 
 NAME = "fbcon"
 

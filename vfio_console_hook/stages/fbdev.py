@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..gpu import Gpu
-from ..host import Host
-from ..step import Step
-from . import Leaving, bootfb, sysfb
+from ..claims.step import Step
+from ..machine.gpu import Gpu
+from ..machine.host import Host
+from .firmware import bootfb, sysfb
+from .handover import Leaving
 
 NAME = "fbdev"
 

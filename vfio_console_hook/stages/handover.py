@@ -1,29 +1,66 @@
-"""The GPU on vfio-pci, where a person asked for it: on a host without libvirt.
-
-libvirt binds a managed device itself, and gives back only what it has bound, so
-this stage does nothing for a VM of libvirt's.
-"""
+"""What leaves the host with one VM, and what the stages decide by."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
-from ..actions.vfio import BindVfio, UnbindVfio
-from ..gpu import Gpu
-from ..host import Host
-from ..step import Step
-from . import Leaving
-
-NAME = "handover"
+from ..config.settings import Config
+from ..machine import console, kernel
+from ..machine.console import Framebuffer
+from ..machine.gpu import VGA, Gpu, find
+from ..machine.host import Host
 
 
-def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
-    """The GPU bound to vfio-pci, as the last step."""
-    if leaving.bind_vfio and not gpu.vfio:
-        yield Step(
-            stage=NAME,
-            gpu=gpu.address,
-            why="vfio-pci is to have it, and no libvirt binds it",
-            do=BindVfio(gpu.address),
-            undo=UnbindVfio(gpu.address),
-        )
+@dataclass(frozen=True)
+class Leaving:
+    """What leaves the host with one VM, and what the stages decide by.
+
+    unmanaged are the addresses that libvirt will not detach by itself
+    (managed='no'). taken are GPUs that other VMs hold. kernel_removes is whether
+    vfio-pci of this kernel removes console drivers, for class 0300. bind_vfio is
+    whether nobody else binds the GPUs to vfio-pci. others are the addresses of what
+    goes to the VM beside its GPUs.
+    """
+
+    gpus: tuple[Gpu, ...]
+    unmanaged: frozenset[str]
+    taken: frozenset[str]
+    config: Config
+    kernel_removes: bool
+    bind_vfio: bool = False
+    others: tuple[str, ...] = ()
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        return frozenset(gpu.address for gpu in self.gpus)
+
+    def framebuffers(self, host: Host) -> list[Framebuffer]:
+        """All but those of GPUs that other VMs hold, whose hooks may run beside this one.
+
+        Before Linux 6.9 a firmware framebuffer does not tell whose it is by its parent.
+        """
+        there = console.framebuffers(host)
+        if not self.taken or not there:
+            return list(there)
+        present = tuple(a for a in sorted(self.taken) if host.exists(f"sys/bus/pci/devices/{a}"))
+        gone = {name for one in find(host, present) for name in one.framebuffers}
+        return [fb for fb in there if fb.name not in gone]
+
+    def kernel_removes_from(self, gpu: Gpu) -> bool:
+        """Whether vfio-pci will remove this GPU's console drivers (Linux vfio_pci_is_vga)."""
+        return self.kernel_removes and gpu.pci_class == VGA
+
+
+def leaving(
+    host: Host,
+    gpus: tuple[Gpu, ...],
+    config: Config,
+    *,
+    unmanaged: frozenset[str],
+    taken: frozenset[str],
+    bind_vfio: bool,
+    others: tuple[str, ...] = (),
+) -> Leaving:
+    """What the stages need to know of these GPUs. Raises HostError."""
+    removes = kernel.removes_consoles(host)
+    return Leaving(gpus, unmanaged, taken, config, removes, bind_vfio, others)

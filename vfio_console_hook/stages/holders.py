@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import kernel, nodes
-from ..actions import AwaitClosed
-from ..gpu import Gpu
-from ..host import Host
-from ..step import Step
-from . import Leaving
+from ..actions.holders import AwaitClosed
+from ..claims.step import Step
+from ..machine import kernel, nodes
+from ..machine.gpu import Gpu
+from ..machine.host import Host
+from .handover import Leaving
 
 _MAX_TOLD = 6
 

@@ -1,120 +1,202 @@
-"""The GPU's own driver, and everything that forbids to hand the GPU over.
+"""The GPU's own driver taken off, and what must come back with it.
 
-A native driver is taken off after the other stages, by detach.py or by libvirt, and
-the kernel does not come back as long as the driver's remove does not. So this stage
-refuses what is known to hang or to break, and waits until nobody uses the GPU. It
-runs before any change of the machine but stopped services, and changes nothing.
+libvirt unbinds the driver of a managed device itself, without a deadline and with
+its locks held (virpci.c, virPCIDeviceUnbind). Drivers whose remove can hang are
+taken off here instead, in a process that is watched. The GPU is left without a
+driver: what prepare bound to vfio-pci, libvirt would not give back.
+
+While the VM runs, the person loses what the driver shows and computes; with
+nvidia's modules unloaded, that is all that they do. On release libvirt probes, and
+what it does not look at is looked at here, before anything else is given back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import console, firmware, kernel
+from ..claims.step import Step
 from ..errors import RefusedError
-from ..gpu import Gpu, is_vfio
-from ..host import Host
-from ..step import Step
-from . import Leaving
-from .holders import holders_step
+from ..machine import kernel
+from ..machine.gpu import Gpu
+from ..machine.host import Host
+from . import fbcon
+from .handover import Leaving
 
 NAME = "native"
+_PCI = "sys/bus/pci/devices"
+
+TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+if TYPE_CHECKING:
+    from ..actions import native as actions
+    from ..machine.drivers import Driver
 
 
 def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
-    """A wait for those who use the GPU, and what the kernel takes along with it.
-
-    Raises RefusedError when libvirt could not detach it, or must not.
-    """
-    _refuse_unmanaged(gpu, leaving)
-    _refuse_never(host, gpu, leaving)
-    _refuse_functions(host, gpu)
-    _refuse_unknown_claims(gpu)
-    _refuse_last_driver(host, gpu, leaving)
-    yield from holders_step(host, gpu, leaving, NAME)
-
-
-def _refuse_unmanaged(gpu: Gpu, leaving: Leaving) -> None:
-    if gpu.address not in leaving.unmanaged or gpu.vfio:
+    """What takes the driver off, if libvirt had better not, and what sees to its return."""
+    if not gpu.native:
         return
-    what = f"is bound to {gpu.driver}" if gpu.driver else "has no driver"
-    raise RefusedError(
-        f"{gpu.address} {what} and is managed='no', so libvirt will not give it to vfio-pci",
-        hint="write managed='yes' in the <hostdev>, or bind it to vfio-pci yourself",
+    # Only for a GPU that a driver of the host drives.
+    from ..machine import drivers
+
+    driver = drivers.of(gpu.driver)
+    if driver.unload:
+        yield from _off_modules(host, gpu, driver, leaving)
+    elif driver.may_hang or driver.while_open != drivers.UNPLUGS:
+        yield Step(
+            stage=NAME,
+            gpu=gpu.address,
+            why=f"{driver.name} may hang while it lets go; here that has a deadline, in libvirt"
+            " it has none"
+            if driver.may_hang
+            else f"{driver.name} must not be open while it lets go; here that is looked at just"
+            " before",
+            do=_unbind(gpu, driver, leaving),
+            undo=_return(host, gpu),
+        )
+    else:
+        who = "the handover to vfio-pci" if leaving.bind_vfio else "libvirt"
+        yield Step(
+            stage=NAME,
+            gpu=gpu.address,
+            why=f"{who} takes {driver.name} off it, release sees to it that it comes back",
+            do=None,
+            undo=_return(host, gpu),
+        )
+
+
+def _unbind(gpu: Gpu, driver: Driver, leaving: Leaving) -> actions.UnbindNative:
+    from ..actions.native import UnbindNative
+    from ..machine import drivers
+
+    return UnbindNative(
+        gpu.address,
+        driver.name,
+        leaving.config.holders.wait_s,
+        driver.while_open != drivers.UNPLUGS,
     )
 
 
-def _refuse_never(host: Host, gpu: Gpu, leaving: Leaving) -> None:
-    """Refuse a driver that must never be taken off this GPU."""
-    if not gpu.native:
-        return
-    from .. import drivers  # only for a GPU that a driver of the host drives
+def _return(host: Host, gpu: Gpu, *, reserved: bool = False) -> actions.ReturnNative:
+    from ..actions.native import ReturnNative, has_node
 
-    driver = drivers.of(gpu.driver)
-    away = f"keep {driver.name} off it from boot on, with vfio-pci.ids= or driver_override"
-    if driver.remove and kernel.has_symbol(host, driver.remove) is False:
-        raise RefusedError(
-            f"{gpu.address} is driven by {driver.name}, which cannot be unbound in this kernel",
-            hint=away,
-        )
-    if driver.hangs_apu and leaving.config.apu != "allow" and drivers.is_apu(host, gpu.address):
-        raise RefusedError(
-            f"{gpu.address} is part of an AMD processor: to take {driver.name} off it may hang"
-            " the host, or power it off",
-            hint=f"{away}, or set `apu: allow` to take the risk",
-        )
+    return ReturnNative(
+        gpu.address,
+        gpu.driver or "",
+        has_node(host, gpu.address, "drm", "card"),
+        has_node(host, gpu.address, "graphics", "fb"),
+        reserved,
+    )
 
 
-def _refuse_functions(host: Host, gpu: Gpu) -> None:
-    """Refuse a GPU with virtual functions on vfio-pci: they go with its driver.
+def _off_modules(host: Host, gpu: Gpu, driver: Driver, leaving: Leaving) -> Iterator[Step]:
+    """A driver that is unloaded rather than unbound, unless it has a GPU that stays.
 
-    Removing one waits until its VM has ended (Linux pci/iov.c, sriov_disable;
-    vfio_main.c, vfio_unregister_group_dev).
+    Every GPU is reserved before its modules go, and they go with the last of them.
+    Raises RefusedError.
     """
-    device = f"sys/bus/pci/devices/{gpu.address}"
-    for name in host.list(device) if gpu.native else ():
-        function = host.link_name(f"{device}/{name}") if name.startswith("virtfn") else None
-        if function and is_vfio(host, function):
-            raise RefusedError(
-                f"{gpu.address} has the virtual function {function} on vfio-pci, and to take"
-                f" {gpu.driver} off it would wait for the VM that uses that",
-                hint=f"end that VM and `echo 0 > /{device}/sriov_numvfs`, or give the VM a"
-                " virtual function instead",
-            )
+    from ..actions.modules import LoadModules, Reserve
+    from ..machine import modules
+
+    going = tuple(one for one in leaving.gpus if one.driver == driver.name and not one.virtual)
+    staying = _others_of(host, driver, going)
+    order = modules.unload_order(host, _module_of(host, gpu, driver))
+    reserved = _reservable(host, (gpu,))
+    alone = bool(staying) or not order
+    if alone:
+        _refuse_shown(host, gpu, driver)
+    yield Step(
+        stage=NAME,
+        gpu=gpu.address,
+        why=f"{driver.name} must not get it back before libvirt takes it"
+        if reserved
+        else f"{driver.name} must come back to it, its driver_override is the administrator's",
+        do=Reserve(gpu.address) if reserved else None,
+        undo=_return(host, gpu, reserved=bool(reserved)),
+    )
+    if alone:
+        why = f"drives {staying[0]} too, which stays" if staying else "is no module"
+        yield Step(
+            stage=NAME,
+            gpu=gpu.address,
+            why=f"{driver.name} {why}, so it is only taken off this GPU; it would hang if anything"
+            " had it open",
+            do=_unbind(gpu, driver, leaving),
+            # Another VM may have taken what stays now, and unloaded the modules.
+            undo=LoadModules((gpu.address,), reserved, order[::-1]),
+        )
+    elif gpu is going[0]:
+        yield from _unload(host, going, order, leaving)
 
 
-def _refuse_unknown_claims(gpu: Gpu) -> None:
-    if gpu.native:
-        return  # its driver's own claims go with it; start looks again
-    for claim in gpu.foreign_claims:
-        if claim.name not in firmware.CLAIM_NAMES:
-            raise RefusedError(
-                f"{claim.name} claims {claim.range} in BAR {claim.bar} of {gpu.address},"
-                " and this program does not know how to take it away",
-                hint="find out what it is in /proc/iomem and remove it before the VM starts",
-            )
+def _refuse_shown(host: Host, gpu: Gpu, driver: Driver) -> None:
+    from ..actions.native import has_node
+
+    if has_node(host, gpu.address, "drm", "card") and (
+        kernel.has_symbol(host, driver.remove_shown) is False
+    ):
+        raise RefusedError(
+            f"this release of {driver.name} hangs when it is taken off {gpu.address} alone, which"
+            " has a DRM node",
+            hint=f"let no other GPU stay on {driver.name}, or load its DRM module with modeset=0",
+        )
 
 
-def _refuse_last_driver(host: Host, gpu: Gpu, leaving: Leaving) -> None:
-    """Refuse when fbcon would be the only console driver and lose its last framebuffer.
+def _unload(
+    host: Host, going: tuple[Gpu, ...], order: tuple[str, ...], leaving: Leaving
+) -> Iterator[Step]:
+    from ..actions.consoles import ShowConsoles
+    from ..actions.modules import FreeFramebuffers, LoadModules, UnloadModules
 
-    It then keeps the consoles without a framebuffer, and the next text is a NULL
-    dereference (Linux fbcon.c, fbcon_cursor; seen on 6.1 and 7.3).
-    """
-    going = {name for one in leaving.gpus for name in one.framebuffers}
-    if not gpu.framebuffers or any(fb.name not in going for fb in leaving.framebuffers(host)):
-        return
-    # vfio-pci takes vgacon off the boot VGA, and puts the dummy console in its
-    # place only if vgacon is bound then (vgaarb.c, vga_remove_vgacon).
-    text_goes = any(one.boot_vga and leaving.kernel_removes_from(one) for one in leaving.gpus)
-    drivers = [
-        one.driver
-        for one in console.vtconsoles(host)
-        if one.bound or one.driver != console.VGACON or not text_goes
+    framebuffers = tuple(name for one in going for name in one.framebuffers)
+    if framebuffers and not _consoles_move(host, leaving):
+        yield Step(
+            stage=NAME,
+            gpu=going[0].address,
+            # nvidia-drm with fbdev=1, the default since 570; people found its module in
+            # use for as long as fbcon was bound.
+            why=f"{order[0]} is in use while a console is on {' or '.join(framebuffers)}",
+            do=FreeFramebuffers(framebuffers),
+            undo=ShowConsoles(10),
+        )
+    yield Step(
+        stage=NAME,
+        gpu=going[0].address,
+        why=f"an unbind of {going[0].driver} waits for ever while anything uses it; unloading it"
+        " fails at once instead",
+        do=UnloadModules(tuple(one.address for one in going), order),
+        undo=LoadModules(
+            tuple(one.address for one in going), _reservable(host, going), order[::-1]
+        ),
+    )
+
+
+def _consoles_move(host: Host, leaving: Leaving) -> bool:
+    """Whether the stage fbcon has moved the consoles away by then."""
+    config = leaving.config
+    wanted = fbcon.NAME in config.stages and config.keep_console != "never"
+    return wanted and bool(fbcon.staying_framebuffers(host, leaving))
+
+
+def _others_of(host: Host, driver: Driver, going: tuple[Gpu, ...]) -> list[str]:
+    """The devices that have the driver and stay on the host."""
+    mine = {one.address for one in going}
+    return [
+        address
+        for address in host.list(_PCI)
+        if address not in mine and host.link_name(f"{_PCI}/{address}/driver") == driver.name
     ]
-    if drivers == [console.FBCON]:
-        raise RefusedError(
-            f"{gpu.address} has the host's last framebuffer, and fbcon would be the only console"
-            " driver left: the kernel would crash at the next text it draws",
-            hint="reboot, and start this VM before any other that takes the boot GPU",
-        )
+
+
+def _module_of(host: Host, gpu: Gpu, driver: Driver) -> str:
+    return host.link_name(f"{_PCI}/{gpu.address}/driver/module") or driver.name
+
+
+def _reservable(host: Host, gpus: tuple[Gpu, ...]) -> tuple[str, ...]:
+    """Those whose driver_override is not the administrator's own.
+
+    A vfio-pci on a GPU that another driver has is a left-over, and would keep the
+    driver from coming back; libvirt clears it too.
+    """
+    from ..actions.native import VFIO, override_of
+
+    return tuple(one.address for one in gpus if override_of(host, one.address) in ("", VFIO))

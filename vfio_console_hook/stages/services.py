@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..claims.step import Step
+from ..config.settings import Service
 from ..errors import RefusedError
-from ..gpu import Gpu
-from ..host import Host
-from ..settings import Service
-from ..step import Step
-from . import Leaving
+from ..machine.gpu import Gpu
+from ..machine.host import Host
+from .handover import Leaving
 
 NAME = "services"
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
-    from ..systemd import Unit
+    from ..machine.systemd import Unit
 
 # Whoever lists one of these would wait for it while it waits for the hook.
 _CALLERS = ("libvirtd.service", "virtqemud.service")
@@ -66,7 +66,7 @@ def started_again(steps: tuple[Step, ...]) -> tuple[str, ...]:
 
 def _units(host: Host, services: tuple[Service, ...]) -> dict[str, Unit]:
     """How the services that are units of systemd are, by the names in the configuration."""
-    from .. import systemd  # only VMs with services need it
+    from ..machine import systemd  # only VMs with services need it
 
     names = [service.name for service in services if not service.stop]
     if names and not systemd.booted(host):
@@ -80,8 +80,8 @@ def _units(host: Host, services: tuple[Service, ...]) -> dict[str, Unit]:
 def _by_systemd(
     host: Host, gpu: Gpu, service: Service, unit: Unit, wait_s: float
 ) -> Iterator[Step]:
-    from .. import systemd
     from ..actions.services import StartUnits, StopUnits
+    from ..machine import systemd
 
     shown = unit.name
     if unit.name not in (service.name, f"{service.name}.service"):
@@ -113,7 +113,7 @@ def _by_systemd(
 
 
 def _why_left_alone(host: Host, unit: Unit, shown: str) -> str:
-    from .. import systemd
+    from ..machine import systemd
 
     if unit.running:
         state = "gone" if unit.loaded == "not-found" else unit.loaded

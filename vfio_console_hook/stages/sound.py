@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import kernel
-from ..gpu import Gpu, is_vfio, slot
-from ..host import Host
-from ..step import Step
-from . import Leaving
+from ..claims.step import Step
+from ..machine import kernel
+from ..machine.gpu import Gpu, is_vfio, slot
+from ..machine.host import Host
+from .handover import Leaving
 
 NAME = "sound"
 _AUDIO = "0x0403"  # PCI_CLASS_MULTIMEDIA_HD_AUDIO
@@ -34,8 +34,8 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
 
 
 def _unbind(host: Host, gpu: Gpu, address: str, driver: str, leaving: Leaving) -> Step:
-    from .. import nodes  # only for a GPU with sound
     from ..actions.native import ReturnNative, UnbindNative
+    from ..machine import nodes  # only for a GPU with sound
 
     cards = tuple(f"dev/snd/{name}" for name in nodes.sounds(host, (address,)))
     # Sound servers let go of a card that disappears. So where nobody may look into

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from .. import console
-from ..actions import LeaveFramebuffers, QuietText, ShowConsoles
+from ..actions.consoles import LeaveFramebuffers, QuietText, ShowConsoles
+from ..claims.step import Step
 from ..errors import HostError
-from ..gpu import VGA, Gpu
-from ..host import Host
-from ..step import Step
-from . import Leaving
+from ..machine import console
+from ..machine.gpu import VGA, Gpu
+from ..machine.host import Host
+from .handover import Leaving
 
 NAME = "vgacon"
 

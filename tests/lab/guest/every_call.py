@@ -25,8 +25,8 @@ import subprocess
 import sys
 import time
 
-from vfio_console_hook.host import Host
-from vfio_console_hook.recording.recorder import record
+from vfio_console_hook.commands.snapshot.writer import record
+from vfio_console_hook.machine.host import Host
 
 from . import tracer
 

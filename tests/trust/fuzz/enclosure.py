@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from vfio_console_hook.errors import HostError
-from vfio_console_hook.libvirtd import Vm
-from vfio_console_hook.recorded import RecordedHost, SentHost
+from vfio_console_hook.machine.libvirtd import Vm
+from vfio_console_hook.machine.snapshot import RecordedHost, SentHost
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
 # Python itself opens these: its modules, which are loaded late, and its own standard files.

@@ -16,25 +16,20 @@ from tests import recordings
 from tests.fakehost import FakeHost
 from tests.gate import ROOT
 from tests.libvirt_xml import UUID, domain_xml
-from vfio_console_hook import (
-    cli,
-    config,
-    domain,
-    events,
-    gpu,
-    hook,
-    journal,
-    plan,
-    plan_text,
-    way_back,
-)
-from vfio_console_hook import holdings as held
-from vfio_console_hook.commands import status
+from vfio_console_hook import cli, domain, hook
+from vfio_console_hook.claims import claim as journal
+from vfio_console_hook.commands.plan import plan
+from vfio_console_hook.commands.plan import text as plan_text
+from vfio_console_hook.commands.status import command
+from vfio_console_hook.commands.status import overview as held
+from vfio_console_hook.commands.terminal import Terminal
+from vfio_console_hook.config import load
+from vfio_console_hook.config.settings import Config
 from vfio_console_hook.errors import HookError
+from vfio_console_hook.events import events, undo
 from vfio_console_hook.log import Log
-from vfio_console_hook.recorded import unpack
-from vfio_console_hook.settings import Config
-from vfio_console_hook.terminal import Terminal
+from vfio_console_hook.machine import gpu
+from vfio_console_hook.machine.snapshot import unpack
 
 from . import tokens
 from .enclosure import Enclosed, EnclosedSent, Outside, kept_inside
@@ -63,7 +58,7 @@ def _machine(directory: Path, name: str) -> Enclosed:
 def _plan(host: Enclosed, vm: domain.Domain) -> None:
     terminal = Terminal()
     plan_text.text(plan.make(host, vm, Config()), terminal)
-    status.told(held.look(host), terminal)
+    command.told(held.look(host), terminal)
 
 
 # -- the XML
@@ -107,7 +102,7 @@ def _xml_seeds() -> Iterator[bytes]:
 
 def _yaml(directory: Path) -> Work:
     def work(data: bytes) -> None:
-        told = config.check_content("file", data)
+        told = load.mistakes_in("file", data)
         for one in told:
             if len(str(one)) > 1024:
                 raise Outside(f"a mistake of {len(str(one))} characters")
@@ -143,9 +138,9 @@ def _record(directory: Path) -> Work:
         try:
             with kept_inside(str(directory)):
                 found = held.look(host)
-                status.told(found, Terminal())
+                command.told(found, Terminal())
                 held.to_json(found)
-                way_back.asked_for(host, UUID)
+                undo.asked_for(host, UUID)
                 events.release(host, UUID, log)
         finally:
             for path in claims.iterdir():

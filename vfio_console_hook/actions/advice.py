@@ -1,0 +1,91 @@
+"""What a person can do about the processes that hold a GPU: one hint, the most useful one.
+
+Only where a VM is refused is this loaded.
+"""
+
+from __future__ import annotations
+
+import os.path
+import re
+from collections.abc import Sequence
+
+from ..config.load import VMS
+from ..errors import HostError
+from ..machine.holders import Holder
+from ..machine.host import Host
+
+_ALIAS = "etc/systemd/system/display-manager.service"
+# Where a unit that runs has its cgroup: with one hierarchy, and with the older ones.
+_CGROUPS = ("sys/fs/cgroup", "sys/fs/cgroup/systemd", "sys/fs/cgroup/unified")
+_USER = re.compile(r"/user-(\d+)\.slice/")
+_OUR_WAY_IN = re.compile(r"systemd-.*|libvirtd|virt[a-z]+d|sshd?|dbus.*")
+_MAX_UNITS = 3
+_MAX_UNIT = 48
+
+
+def hint(host: Host, holders: Sequence[Holder]) -> str:
+    """What lets go of the GPU, seen by who has it."""
+    managers = display_managers(host)
+    units = _services(holders, managers)
+    sessions = [one for one in holders if _USER.search(one.cgroup)]
+    logind = any(one.command == "systemd-logind" for one in holders)
+    running = any(
+        host.exists(f"{top}/system.slice/{unit}") for top in _CGROUPS for unit in managers
+    )
+    if running and (sessions or logind) and "display-manager" not in units:
+        units.insert(0, "display-manager")
+    if units:
+        listed = ", ".join(units[:_MAX_UNITS])
+        return f"write `services: [{listed}]` into /{VMS}/NAME.yaml to stop it for the VM NAME"
+    if sessions:
+        return _end_session(sessions[0], outlived=bool(managers))
+    if logind:
+        return "a login session still has the GPU, `loginctl list-sessions` shows it: end it"
+    if any("/machine.slice/" in one.cgroup for one in holders):
+        return "shut the VM or container down that uses it"
+    if all(one.unknown for one in holders):
+        return "stop them: before Linux 6.0 a framebuffer must not go while somebody has it open"
+    return "stop what is named, or raise `holders: {wait_s: N}`"
+
+
+def _services(holders: Sequence[Holder], managers: Sequence[str]) -> list[str]:
+    """The units of the system among them, as they are written in `services`."""
+    found = []
+    for one in holders:
+        name, _, kind = one.unit.rpartition(".")
+        inside = one.cgroup.startswith(("/user.slice/", "/machine.slice/"))
+        if one.unit in managers:
+            found.append("display-manager")
+        elif kind == "service" and not inside and not _OUR_WAY_IN.fullmatch(name):
+            found.append(name if len(name) <= _MAX_UNIT else one.unit[:_MAX_UNIT] + "...")
+    found.sort(key=lambda name: name != "display-manager")
+    return list(dict.fromkeys(found))
+
+
+def _end_session(one: Holder, *, outlived: bool) -> str:
+    """How to end what a user runs: the user unit, or the session with all that is in it."""
+    match = _USER.search(one.cgroup)
+    user = match[1] if match else ""
+    why = f"the session of user {user} has outlived its display manager: " if outlived else ""
+    unit = one.unit
+    stop = ""
+    if f"/user@{user}.service/" in one.cgroup and unit.endswith(".service"):
+        stop = f", or `systemctl --user -M {user}@ stop {unit[:_MAX_UNIT]}`"
+    return f"{why}`loginctl terminate-user {user}`{stop}"
+
+
+def display_managers(host: Host) -> tuple[str, ...]:
+    """The names of the unit that starts the desktop: display-manager.service is only an alias."""
+    found = []
+    path = _ALIAS
+    # On Debian it leads to gdm3.service, which is a link to gdm.service.
+    for _ in range(4):
+        try:
+            target = host.readlink(path)
+        except HostError:
+            break
+        if target is None:
+            break
+        path = os.path.normpath(os.path.join(os.path.dirname(f"/{path}"), target))[1:]
+        found.append(os.path.basename(path))
+    return tuple(found)

@@ -1,0 +1,1 @@
+"""doctor: checks of the host, the installation and the VMs, one module an area."""

@@ -1,0 +1,239 @@
+"""The drawn map of a GPU's address ranges: what lies in each BAR, and what blocks it.
+
+QEMU needs each BAR as a whole (Linux drivers/vfio/pci/vfio_pci_core.c requests
+the region of a whole BAR), so one small claim blocks all of it.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+
+from ...machine import firmware
+from ...machine.gpu import Gpu
+from ...machine.memory import Bar, Claim, Range
+from ..terminal import Terminal
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What sort of claim it is: a character that draws it, words, a terminal colour."""
+
+    character: str
+    words: str
+    colour: str
+    blocks: bool = False
+
+
+FREE = Kind(".", "free", "dim")
+CONSOLE = Kind("#", "firmware console", "red", blocks=True)
+UNKNOWN = Kind("?", "not known", "yellow", blocks=True)
+DRIVER = Kind("d", "the GPU's own driver", "blue")
+VFIO = Kind("v", "for a VM", "green")
+KINDS = (CONSOLE, UNKNOWN, DRIVER, VFIO, FREE)
+"""All kinds; of claims that lie in each other the one that comes first here counts."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a BAR in which the same claims lie, the outer one first; none where it is free."""
+
+    range: Range
+    claims: tuple[Claim, ...]
+    kind: Kind
+
+    @property
+    def name(self) -> str:
+        """The names of its claims, such as "BOOTFB, simpledrm"; "" where it is free."""
+        return _names(self.claims)
+
+
+@dataclass(frozen=True)
+class BarMap:
+    """A BAR and its parts, in the order of addresses, without gaps."""
+
+    bar: Bar
+    parts: tuple[Part, ...]
+
+    @property
+    def kind(self) -> Kind:
+        """What counts for the whole BAR: its worst part."""
+        return min((part.kind for part in self.parts), key=KINDS.index)
+
+    @property
+    def name(self) -> str:
+        """Who blocks it, such as "efifb", or else who holds it; "" where all is free."""
+        alike = (part for part in self.parts if part.kind.blocks == self.kind.blocks)
+        return _names(tuple(claim for part in alike for claim in part.claims))
+
+    @property
+    def verdict(self) -> str:
+        """What is with it in a few words, such as "blocked by efifb"."""
+        if self.kind.blocks:
+            return f"blocked by {self.name}"
+        return f"held by {self.name}, {self.kind.words}" if self.name else self.kind.words
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the parts do not show: claims that begin before the BAR or end after it."""
+        found = dict.fromkeys(claim for part in self.parts for claim in part.claims)
+        return tuple(
+            f"{_names((claim,))} reaches beyond the BAR: it is {claim.range}"
+            for claim in found
+            if not self.bar.range.holds(claim.range)
+        )
+
+
+def of(gpu: Gpu) -> tuple[BarMap, ...]:
+    """The map of each memory BAR, in BAR order."""
+    return tuple(BarMap(bar, _parts(gpu, bar)) for bar in gpu.bars)
+
+
+def _parts(gpu: Gpu, bar: Bar) -> tuple[Part, ...]:
+    claims = [c for c in gpu.claims if c.bar == bar.number and c.range.overlaps(bar.range)]
+    # The outer one first: /proc/iomem has parents before children, a longer range tells too.
+    claims.sort(key=lambda claim: size(claim.range), reverse=True)
+    starts = {bar.range.first}
+    for claim in claims:
+        starts |= {claim.range.first, claim.range.last + 1}
+    firsts = sorted(start for start in starts if bar.range.first <= start <= bar.range.last)
+    lasts = [first - 1 for first in firsts[1:]] + [bar.range.last]
+    parts = []
+    for range_ in map(Range, firsts, lasts):
+        inside = tuple(claim for claim in claims if claim.range.holds(range_))
+        kind = min((_kind(gpu, claim) for claim in inside), key=KINDS.index, default=FREE)
+        parts.append(Part(range_, inside, kind))
+    return tuple(parts)
+
+
+def _kind(gpu: Gpu, claim: Claim) -> Kind:
+    if claim.vfio:
+        return VFIO
+    if claim.name in firmware.CLAIM_NAMES:
+        return CONSOLE
+    # A driver may choose any name: mgag200's are "mgadrmfb_vram" and "mgadrmfb_mmio"
+    # (Linux drivers/gpu/drm/mgag200/mgag200_drv.c).
+    return DRIVER if gpu.native else UNKNOWN
+
+
+_LONGEST_NAME = 32
+
+
+def _names(claims: tuple[Claim, ...]) -> str:
+    return ", ".join(dict.fromkeys(_plain(claim.name) for claim in claims))
+
+
+def _plain(name: str) -> str:
+    # A recording comes from anybody: its names may hold what a terminal acts upon.
+    return ascii(name)[1:-1][:_LONGEST_NAME]
+
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def size(range_: Range) -> int:
+    """How many bytes a range holds."""
+    return range_.last - range_.first + 1
+
+
+def in_units(size_bytes: int) -> str:
+    """A size for people: "16 MiB" is exact, "3.9 MiB" is rounded."""
+    power = min((max(size_bytes, 1).bit_length() - 1) // 10, len(_UNITS) - 1)
+    whole, rest = divmod(size_bytes, 1 << 10 * power)
+    if not rest:
+        return f"{whole} {_UNITS[power]}"
+    rounded = f"{size_bytes / (1 << 10 * power):.1f}"
+    # "32.0 GiB" beside a BAR of 32 GiB would look as if nothing were missing.
+    if rounded.endswith(".0"):
+        rounded = f"{size_bytes / (1 << 10 * power):.2f}"
+    return f"{rounded} {_UNITS[power]}"
+
+
+def shares(sizes: tuple[int, ...], whole: int, least: int = 1) -> tuple[int, ...]:
+    """How many of `whole` units each size gets: in their ratio, but none less than `least`.
+
+    They add up to whole: what small ones get too much, the largest get too little.
+    Where there are too many for `least`, it is as much as there is for all.
+    """
+    least = min(least, whole // len(sizes))
+    total, reached, ends = sum(sizes), 0, [0]
+    for one in sizes:
+        reached += one
+        ends.append((2 * reached * whole + total) // (2 * total))
+    widths = [max(end - begin, least) for begin, end in zip(ends, ends[1:])]
+    while sum(widths) > whole:
+        widths[widths.index(max(widths))] -= 1
+    return tuple(widths)
+
+
+_INDENT = " " * 9
+# A BAR's size is a power of two (PCI Local Bus Specification 3.0, 6.2.5.1), so these
+# make each character one too.
+_COLUMNS, _COLUMNS_OF_NARROW = 64, 32
+
+
+def text(gpu: Gpu, terminal: Terminal) -> str:
+    """The map as indented lines of ASCII: each BAR, drawn to its own scale, and its parts."""
+    maps = of(gpu)
+    if not maps:
+        return "  no memory BAR has an address, so nothing can be in the way\n"
+    ranges = [range_ for one in maps for range_ in (one.bar.range, *(p.range for p in one.parts))]
+    table = _Table(
+        max(len(str(range_)) for range_ in ranges),
+        max(len(in_units(size(range_))) for range_ in ranges),
+        terminal,
+    )
+    return "".join(_bar(gpu, one, table) for one in maps)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """How wide the columns for addresses and sizes are, and where it is written."""
+
+    addresses: int
+    sizes: int
+    terminal: Terminal
+
+    def line(self, label: str, range_: Range, words: str, kind: Kind) -> str:
+        """One row; words that do not fit go on below each other."""
+        amount = in_units(size(range_))
+        start = f"  {label:>5}  {range_!s:>{self.addresses}}  {amount:>{self.sizes}}  "
+        lines = textwrap.wrap(words, self.terminal.width - 1 - len(start), break_on_hyphens=False)
+        painted = (self.terminal.paint(line, kind.colour) for line in lines)
+        return start + ("\n" + " " * len(start)).join(painted) + "\n"
+
+
+def _bar(gpu: Gpu, one: BarMap, table: _Table) -> str:
+    idle = one.kind is FREE and gpu.native
+    verdict = f"free: {_plain(gpu.driver or '')} reserves nothing here" if idle else one.verdict
+    lines = table.line(f"BAR {one.bar.number}", one.bar.range, verdict, one.kind)
+    if one.kind is not FREE:
+        lines += _drawn(one, table.terminal)
+    if len(one.parts) > 1:
+        lines += "".join(_part(part, table) for part in one.parts)
+    for note in one.notes:
+        lines += table.terminal.wrapped(_INDENT + note, _INDENT)
+    return lines
+
+
+def _drawn(one: BarMap, terminal: Terminal) -> str:
+    """The BAR as a row of characters; every part has at least one."""
+    columns = _COLUMNS if terminal.width > len(_INDENT) + _COLUMNS + 2 else _COLUMNS_OF_NARROW
+    if len(one.parts) > columns:
+        return ""
+    sizes = tuple(size(part.range) for part in one.parts)
+    widths = shares(sizes, columns)
+    row = "".join(
+        terminal.paint(part.kind.character * width, part.kind.colour)
+        for part, width in zip(one.parts, widths)
+    )
+    lines = f"{_INDENT}|{row}|\n"
+    if min(sizes) * columns < size(one.bar.range):
+        character = in_units(size(one.bar.range) // columns)
+        lines += f"{_INDENT}a character is {character}: what is smaller looks larger\n"
+    return lines
+
+
+def _part(part: Part, table: _Table) -> str:
+    words = f"{part.name}: {part.kind.words}" if part.claims else part.kind.words
+    return table.line(part.kind.character, part.range, words, part.kind)

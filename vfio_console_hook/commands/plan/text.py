@@ -1,0 +1,83 @@
+"""A plan in words, for a person at a terminal."""
+
+from __future__ import annotations
+
+from ...claims.step import Step
+from ...log import printable
+from ..terminal import Terminal
+from . import memory_map
+from .plan import NOTHING, REFUSE, START, Device, Plan
+
+_MAX_HOLDERS = 12
+
+
+def text(plan: Plan, terminal: Terminal) -> str:
+    """The GPUs and who has them, the steps, and last what would come of it all."""
+    if not plan.gpus:
+        return _verdict(plan, terminal)
+    lines = f"VM {printable(plan.vm)}\n"
+    lines += terminal.wrapped(plan.note, "  ") if plan.note else ""
+    for device in plan.devices:
+        lines += _device(device, terminal)
+    lines += terminal.wrapped(f"consoles: {plan.consoles}", "  ") + _holders(plan, terminal)
+    steps = _steps(plan, terminal)
+    if steps:
+        lines += f"\n{steps}"
+    lines += "\n" + _verdict(plan, terminal)
+    if plan.after:
+        lines += terminal.wrapped(f"after the VM: {plan.after}", "  ")
+    return lines
+
+
+def _device(device: Device, terminal: Terminal) -> str:
+    one, which = device.gpu, f"{device.kind} (class {device.pci_class:04x})"
+    if one is None:
+        return terminal.wrapped(f"{device.address} goes along: {which}", "  ")
+    driver = f"driven by {one.driver}" if one.driver else "no driver of its own"
+    lines = terminal.wrapped(f"GPU {device.address}  {which}, {driver}", "  ")
+    marks = [f"assigned by the {device.origin}"]
+    marks += [f"framebuffer {', '.join(one.framebuffers)}"] if one.framebuffers else []
+    marks += ["a virtual function"] if one.virtual else []
+    return lines + terminal.wrapped(f"  {'; '.join(marks)}", "  ") + memory_map.text(one, terminal)
+
+
+def _holders(plan: Plan, terminal: Terminal) -> str:
+    if not plan.holders:
+        return "who has it open now: nobody\n"
+    lines = "who has it open now:\n"
+    for one in plan.holders[:_MAX_HOLDERS]:
+        becomes = f": {one.becomes}" if one.becomes else ""
+        lines += terminal.wrapped(f"  {one.holder}{becomes}", "    ")
+    more = len(plan.holders) - _MAX_HOLDERS
+    return lines + (f"  and {more} more\n" if more > 0 else "")
+
+
+def _steps(plan: Plan, terminal: Terminal) -> str:
+    if not plan.steps:
+        nothing = "before the VM: nothing has to be done\n"
+        return nothing if plan.verdict == START else ""
+    several = len(plan.gpus) > 1
+    lines = (_step(n, step, several, terminal) for n, step in enumerate(plan.steps, start=1))
+    return "before the VM:\n" + "".join(lines)
+
+
+def _step(number: int, step: Step, several: bool, terminal: Terminal) -> str:
+    whose = f" {step.gpu}" if several else ""
+    lines = terminal.wrapped(f"{number:2}. {step.stage}{whose}: {step.why}", "    ")
+    # A shell line is never wrapped: people copy it.
+    return lines + (f"    {step.do.shell()}\n" if step.do else "")
+
+
+def _verdict(plan: Plan, terminal: Terminal) -> str:
+    """Whether it would start, with the reason and the hint against it."""
+    told, colour = "the VM would start", "green"
+    if plan.verdict == REFUSE:
+        told, colour = "the VM would be refused", "red"
+    elif plan.verdict == NOTHING:
+        told, colour = "nothing to do", "bold"
+    elif plan.reason:
+        told, colour = "the VM would start all the same (on_failure: start)", "yellow"
+    whole = f"{told}{f': {plan.reason}' if plan.reason else ''}"
+    # Painted after it is wrapped, because colours take no columns.
+    lines = terminal.wrapped(whole, "  ").replace(told, terminal.paint(told, colour), 1)
+    return lines + (terminal.wrapped(f"hint: {plan.hint}", "  ") if plan.hint else "")

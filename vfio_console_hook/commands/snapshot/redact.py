@@ -1,0 +1,335 @@
+"""What of a machine others may see: its entries without what is the owner's own.
+
+Each rule below is for what plan and doctor read; MASKS says which for which path. What
+no rule is for keeps its text, but never a name, UUID, MAC or IP address that is known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from ...machine.snapshot import Entry
+from . import domain_outline
+from .pseudonyms import Pseudonyms
+
+MASKED = "# ..."
+"""Stands for a line that is nobody's business, so that those after it keep their numbers."""
+
+_XML_OF_A_USER = re.compile(r"home/[^/]+/\.config/libvirt/qemu/(?:autostart/)?(.+)\.xml")
+_OF_A_VM = re.compile(
+    r"(?:libvirt/\d+/name|etc/vfio-console-hook/(?:vms/)?(.+)\.ya?ml|run/libvirt/qemu/(.+)\.pid"
+    rf"|{_XML_OF_A_USER.pattern})"
+)
+# What is no file of the machine, and what everybody has of this program.
+_OUR_OWN = (
+    "libvirt/", "stat/", "label/", "refused/", "ran/", "ioctl/", "recorded/",
+    "usr/lib/vfio-console-hook/",
+)  # fmt: skip
+_HOME = re.compile(r"home/([^/]+)")
+_IS_UUID = re.compile(r"(?i)[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}")
+
+
+def names_of_vms(entries: Iterable[Entry]) -> Iterator[str]:
+    """What VMs are called, by all that is known of them."""
+    for entry in entries:
+        match = _OF_A_VM.fullmatch(_plain_path(entry.path))
+        if match is not None:
+            text = next((one for one in match.groups() if one), None)
+            name = _decoded(entry.content).strip() if text is None else text
+            if name and name != "default" and not _IS_UUID.fullmatch(name):
+                yield name
+        if entry.path.startswith("run/vfio-console-hook"):
+            told = re.findall(r'"vm": ("(?:[^"\\]|\\.)*")', _decoded(entry.content))
+            # What is taken by hand is called by its addresses.
+            yield from (name for one in told if (name := _unquoted(one)) and ":" not in name)
+
+
+def _unquoted(text: str) -> str:
+    """A text that was written as JSON; "" when it was not."""
+    import json
+
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        return ""
+
+
+def names_of_users(entries: Iterable[Entry], passwd: str) -> Iterator[str]:
+    """The people of this machine: who has a home, and who may log in (login.defs, UID_MIN)."""
+    for line in passwd.splitlines():
+        name, _, uid, *_ = [*line.split(":"), "", "", ""]
+        if uid.isdigit() and 1000 <= int(uid) < 60000:
+            yield name
+    for entry in entries:
+        match = _HOME.match(_plain_path(entry.path))
+        if match is not None:
+            yield match[1]
+
+
+def anonymous(entries: Iterable[Entry], names: Pseudonyms) -> Iterator[Entry]:
+    """The same entries for others to see."""
+    for entry in entries:
+        path = _path(entry.path, names)
+        if entry.kind == "d":
+            yield Entry("d", path)
+        elif entry.kind == "l":
+            yield Entry("l", path, _encoded(_target(entry, names)))
+        else:
+            yield Entry("f", path, _encoded(_content(entry, names)))
+
+
+def _plain_path(path: str) -> str:
+    """The path that an entry is about: of "stat/PATH" too."""
+    kind, _, rest = path.partition("/")
+    path = rest if kind in ("stat", "label", "refused") else path
+    return path[: -len("/.itself")] if path.endswith("/.itself") else path
+
+
+def _path(path: str, names: Pseudonyms) -> str:
+    plain = _plain_path(path)
+    if plain.startswith(("sys/", "proc/")):
+        return names.plain(path)
+    match = _OF_A_VM.fullmatch(plain)
+    name = next((one for one in match.groups() if one), "") if match else ""
+    if name in names.vms:
+        before, _, after = path.rpartition(name)
+        return names.text(before) + names.vm(name) + after
+    link, mark, name = path.partition("/by-name/=")
+    if mark:
+        return f"{link}{mark}{names.vm(name)}"
+    return names.text(path)
+
+
+def _target(entry: Entry, names: Pseudonyms) -> str:
+    target = _decoded(entry.content)
+    kernels = entry.path.startswith(("sys/", "proc/"))
+    return names.plain(target) if kernels else names.text(target)
+
+
+def _content(entry: Entry, names: Pseudonyms) -> str:
+    for pattern, mask in MASKS:
+        if pattern.fullmatch(entry.path):
+            return mask(_decoded(entry.content), names)
+    text = _decoded(entry.content)
+    if entry.path.startswith(("sys/", "proc/")):
+        return names.plain(text)
+    if entry.path.startswith(_OUR_OWN):
+        return names.text(text)
+    # A link may lead to a hook or a configuration anywhere.
+    return _script(text, names) if text.startswith("#!") or "\0" in text else _settings(text, names)
+
+
+def _decoded(content: bytes) -> str:
+    return content.decode("utf-8", "surrogateescape")
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+# -- the masks
+
+
+def _bytes(most: int) -> Callable[[str, Pseudonyms], str]:
+    """Only the beginning of what is no text."""
+    return lambda text, names: _decoded(_encoded(text)[:most])
+
+
+def _as_it_is(text: str, names: Pseudonyms) -> str:
+    return text
+
+
+def _nothing(text: str, names: Pseudonyms) -> str:
+    return ""
+
+
+def _masked(text: str, names: Pseudonyms) -> str:
+    return "masked\n" if text else text
+
+
+def _only(pattern: str) -> Callable[[str, Pseudonyms], str]:
+    """Only the lines in which the pattern is found."""
+    wanted = re.compile(pattern)
+
+    def mask(text: str, names: Pseudonyms) -> str:
+        return names.text("".join(f"{one}\n" for one in text.splitlines() if wanted.search(one)))
+
+    return mask
+
+
+def _cgroup(text: str, names: Pseudonyms) -> str:
+    """systemd-machined calls a VM machine-qemu\\x2dNUMBER\\x2dNAME.scope."""
+    scope = re.compile(r"(machine-qemu\\x2d\d+\\x2d)(.+?)(\.scope)")
+
+    def other(match: re.Match[str]) -> str:
+        name = re.sub(r"\\x([0-9a-f]{2})", lambda one: chr(int(one[1], 16)), match[2])
+        return f"{match[1]}{names.vm(name)}{match[3]}"
+
+    return names.text(scope.sub(other, text))
+
+
+def _vm_name(text: str, names: Pseudonyms) -> str:
+    return names.vm(text.strip("\n")) + "\n"
+
+
+def _outline(text: str, names: Pseudonyms) -> str:
+    return names.text(domain_outline.outline(text, names.vm)) if text.strip() else ""
+
+
+def _json(text: str, names: Pseudonyms) -> str:
+    return names.json(text)
+
+
+def _settings(text: str, names: Pseudonyms) -> str:
+    """YAML, and the like, without what is said in comments; every line keeps its number."""
+    lines = [
+        re.sub(r"#.*", MASKED, line) if line.lstrip().startswith("#") else
+        re.sub(r"\s#[^'\"\r]*", f" {MASKED}", line)
+        for line in text.split("\n")
+    ]  # fmt: skip
+    return names.text("\n".join(lines))
+
+
+# What options are about consoles, GPUs and what keeps them apart; Linux
+# Documentation/admin-guide/kernel-parameters.txt.
+_OPTION = re.compile(
+    r"(?:video|console|fbcon|vga|quiet|splash|nomodeset|nofb|initcall_blacklist|lockdown|lsm"
+    r"|security|selinux|apparmor|enforcing|iomem|(?:efi|vesa|simple|uefi|uvesa)(?:fb|drm)?"
+    r"|(?:[\w.-]*(?:iommu|blacklist|vfio|pci))[\w.-]*"
+    r"|(?:kvm|drm|i915|xe|amdgpu|radeon|nouveau|nvidia|sysfb|efi)[\w.-]*)(?:[=:].*)?"
+)
+
+
+def _command_line(text: str, names: Pseudonyms) -> str:
+    return names.text(" ".join(word for word in text.split() if _OPTION.fullmatch(word))) + "\n"
+
+
+def _mounts(text: str, names: Pseudonyms) -> str:
+    """Only what is mounted where homes and /proc are, and of which kind."""
+    lines = [line.split() for line in text.splitlines()]
+    kept = [one for one in lines if len(one) > 3 and re.match(r"/(?:home|root|proc)\b", one[1])]
+    return names.text("".join(f"none {one[1]} {one[2]} rw 0 0\n" for one in kept))
+
+
+# -- scripts of others
+
+_CALLED = "/etc/libvirt/hooks/vfio-console-hook"
+_KEPT_LINE = re.compile(r"\bvirsh\b|^\s*(?:import|from)\s+libvirt\b|" + re.escape(_CALLED))
+# Words of a line about virsh that are no names; of virsh itself those in recipes.
+_VIRSH_WORDS = frozenset(
+    "virsh if then else elif fi do done while for in exec sudo echo import from libvirt start"
+    " destroy shutdown reboot list dominfo domstate domid domname domuuid dumpxml nodedev-detach"
+    " nodedev-reattach nodedev-list nodedev-reset nodedev-dumpxml attach-device detach-device"
+    " setvcpus vcpupin emulatorpin net-start net-destroy net-list schedinfo suspend resume edit"
+    " define undefine autostart true false dev null all qemu system".split()
+)
+
+_WORDS = re.compile(r"([\w./:@%+,~^*?\\-]+)")
+_NO_NAME = re.compile(
+    rf"\W*|\d|vm\d+|VM\d+|pci_[0-9a-f_]+|--?[a-z][a-z-]*|qemu:///(?:system|session)?|{_CALLED}"
+)
+
+
+def _script(text: str, names: Pseudonyms) -> str:
+    """Only what libvirt's hooks must not do, and how a script begins; each line where it was."""
+    if "\0" in text:
+        return "\0"
+    lines = [_script_line(number, line, names) for number, line in enumerate(text.split("\n"))]
+    while lines and lines[-1] in ("", MASKED):
+        lines.pop()
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _script_line(number: int, line: str, names: Pseudonyms) -> str:
+    code = line.rstrip("\r")
+    end = line[len(code) :]
+    if (number == 0 and code.startswith("#!")) or code.startswith("# vfio-console-hook: the gate"):
+        return names.text(code) + end
+    if not code.strip():
+        return line
+    comment = code.lstrip().startswith("#")
+    if comment or not _KEPT_LINE.search(re.split(r"\s#", code)[0]):
+        return MASKED + end
+    code = names.text(re.split(r"\s#", code)[0])
+    return "".join(_word(part) for part in _WORDS.split(code)) + end
+
+
+def _word(part: str) -> str:
+    """A word of a shell line, or what stands between two; "x" for what may be a name."""
+    return part if part in _VIRSH_WORDS or _NO_NAME.fullmatch(part) else "x"
+
+
+# -- what was denied
+
+_FILES_OF_HOOKS = re.compile(
+    r"qemu|(?:50-)?vfio-console-hook|/?(?:etc/libvirt|usr|bin|sbin|lib|dev|proc|sys|run)(?:/[\w.-]+)*"
+)
+_KEPT_FIELDS = {
+    **dict.fromkeys(("scontext", "tcontext"), re.compile(r"\w+:\w+:\w+:[\w:.,-]+")),
+    **dict.fromkeys(
+        (
+            "type", "apparmor", "operation", "profile", "class", "capname", "tclass", "permissive",
+            "mask", "requested_mask", "denied_mask", "comm", "peer",
+        ),
+        re.compile(r"[\w/.-]{1,64}"),
+    ),
+}  # fmt: skip
+
+
+def _denials(text: str, names: Pseudonyms) -> str:
+    """What was denied to hooks or libvirt: to whom, what, and the label; the last of it."""
+    about = re.compile(r'audit\(.*comm="(?:qemu|(?:50-)?vfio-con|rpc-|virtqemud|libvirtd)')
+    lines = [line for line in text.splitlines() if about.search(line)]
+    return names.text("".join(f"{_denial(line)}\n" for line in lines[-100:]))
+
+
+def _denial(line: str) -> str:
+    when = re.search(r"audit\(\d+\.\d+:\d+\)", line)
+    what = re.search(r"avc:\s+denied\s+\{ [\w ]* \}", line)
+    kept = [when[0] + ":" if when else "", f"{what[0]} for " if what else ""]
+    for key, value in re.findall(r'(\w+)=("[^"]*"|\S+)', line):
+        bare = value.strip('"')
+        if key in _KEPT_FIELDS and _KEPT_FIELDS[key].fullmatch(bare):
+            kept.append(f"{key}={value}")
+        elif key in ("path", "name"):
+            shown = bare if _FILES_OF_HOOKS.fullmatch(bare) else "x"
+            kept.append(f'{key}="{shown}"')
+    return " ".join(one for one in kept if one)
+
+
+_GPU_MODULES = r"vfio|nvidia|nouveau|amdgpu|radeon|i915|\bxe\b|snd_hda|simpledrm|bochs|\bast\b"
+
+MASKS: tuple[tuple[re.Pattern[str], Callable[[str, Pseudonyms], str]], ...] = tuple(
+    (re.compile(pattern), mask)
+    for pattern, mask in (
+        # Capabilities may hold a serial number, and boot_params what the boot loader was told.
+        (r"sys/.*/config", _bytes(64)),
+        (r"sys/kernel/boot_params/data", _bytes(64)),
+        (r"sys/.*/(?:vpd|edid|rom)", _nothing),
+        (r"sys/.*/(?:[a-z_]*serial(?:_number)?|[a-z_]*uuid|[a-z_]*asset_tag|unique_id|wwid)",
+         _masked),
+        (r"sys/(?:class|devices/virtual)/dmi/id/(?!sys_vendor|product_name|bios_).*", _masked),
+        (r"proc/sys/kernel/osrelease|proc/(?:iomem|ioports|fb|kallsyms)", _as_it_is),
+        (r"proc/sys/kernel/hostname|etc/hostname|etc/passwd|proc/\d+/(?:cmdline|environ)",
+         _masked),
+        (r"proc/cmdline", _command_line),
+        (r"proc/cpuinfo", _only(r"^(?:vendor_id|model name|flags)\s*:")),
+        (r"proc/stat", _only("^btime ")),
+        (r"proc/(?:\d+/)?(?:mounts|mountinfo)", _mounts),
+        (r"proc/\d+/cgroup", _cgroup),
+        (r"proc/\d+/status", _only(r"^(?:State|Tgid|Pid|PPid|Uid|NSpid):")),
+        (r"proc/\d+/(?:comm|stat|wchan|attr/.*)", lambda text, names: names.text(text)),
+        (r"libvirt/\d+/name", _vm_name),
+        (r"libvirt/\d+/(?:xml|live)|home/.*\.xml|root/.*\.xml", _outline),
+        (r"run/vfio-console-hook.*", _json),
+        (r"etc/vfio-console-hook/.*|etc/modprobe\.d/.*", _settings),
+        (r"etc/libvirt/hooks/.*", _script),
+        (r"etc/libvirt/.*", _settings),
+        (r"etc/apparmor\.d/.*", _only(r"bin/.*x\s*,")),
+        (r"sys/kernel/security/apparmor/profiles", _only(r"libvirtd|virtqemud|/python")),
+        (r"(?:usr/)?lib/modules/.*/modules\.(?:dep|builtin)", _only(_GPU_MODULES)),
+        (r"ran/.*modprobe --showconfig", _only("^blacklist ")),
+        (r"ran/.*(?:journalctl|ausearch|dmesg|denied).*(?<!\.failed)|var/log/.*", _denials),
+    )
+)  # fmt: skip

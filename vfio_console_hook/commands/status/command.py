@@ -1,0 +1,195 @@
+"""status: which VM holds what, what was refused, and how to undo it by hand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+
+from ...log import printable
+from ...machine import worker
+from ...machine.host import Host
+from ..command import Command
+from ..terminal import Terminal, moment
+from . import metrics, overview
+from .overview import HeldStep, Holding, Holdings, Refusal
+
+# A VM needs no longer to start; nobody but libvirt knows of one that hangs there.
+_LONG_START_S = 300
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="as JSON")
+    form.add_argument(
+        "--prometheus",
+        action="store_true",
+        help="as metrics, for a .prom file in a node exporter's textfile directory",
+    )
+
+
+def _run(host: Host, arguments: argparse.Namespace) -> int:
+    form = _form(arguments)
+    print(worker.look(lambda: form(overview.look(host))), end="")
+    return 0
+
+
+def _form(arguments: argparse.Namespace) -> Callable[[Holdings], str]:
+    if arguments.json:
+        return _json
+    if arguments.prometheus:
+        return metrics.text
+    terminal = Terminal.of(sys.stdout)
+    return lambda found: told(found, terminal)
+
+
+def _json(found: Holdings) -> str:
+    return json.dumps(overview.to_json(found), indent=2) + "\n"
+
+
+def told(found: Holdings, terminal: Terminal) -> str:
+    """All of it in words: who holds what first, the last event at the end."""
+    text = ""
+    if found.unseen:
+        text += terminal.wrapped(found.unseen, "  ")
+    for one in found.unreadable:
+        text += terminal.wrapped(one, "  ")
+    refusals = {one.uuid: one for one in found.histories if one.refusal}
+    for holding in found.holdings:
+        text += _holding(holding, found.time, terminal)
+        history = refusals.pop(holding.uuid, None)
+        text += _refusal(history.refusal, "  ", "", terminal) if history else ""
+        text += "\n"
+    text = text or "no VM holds a GPU\n"
+    text += "".join(_unclaimed(address, terminal) for address in found.unclaimed)
+    text += terminal.wrapped(f"the host's consoles: {_consoles(found)}", "  ")
+    for history in refusals.values():
+        text += _refusal(history.refusal, "", f" of {printable(history.vm)}", terminal)
+    return text + _last(found, terminal)
+
+
+def _holding(one: Holding, now: float, terminal: Terminal) -> str:
+    who = "a person" if one.by_hand else f"VM {printable(one.vm)}"
+    text = terminal.wrapped(f"{who} holds {', '.join(one.gpus)}", "  ")
+    text = text.replace(who, terminal.paint(who, "bold"), 1)
+    text += f"  {one.phase}; held since {moment(one.since)} ({_long(now - one.since)})\n"
+    text += "" if one.by_hand else f"  uuid {one.uuid}\n"
+    if one.hook:
+        text += f"  its hook is at work (process {one.hook})\n"
+    text += _warned(_advice(one, now), terminal)
+    return text if one.stale else text + _steps(one, terminal)
+
+
+def _warned(text: str, terminal: Terminal) -> str:
+    if not text:
+        return ""
+    return terminal.paint(terminal.wrapped(f"  {text}", "    ").rstrip("\n"), "yellow") + "\n"
+
+
+def _advice(one: Holding, now: float) -> str:
+    if one.stale:
+        return (
+            "nothing is held any more, the boot has taken it back: run `vfio-console-hook recover`"
+        )
+    if one.phase == "given back in part":
+        return "what is left: mend what kept it, then run `vfio-console-hook recover`"
+    if one.phase == "starting" and now - one.since > _LONG_START_S:
+        return "if it neither runs nor starts, run `vfio-console-hook recover`"
+    return ""
+
+
+def _steps(one: Holding, terminal: Terminal) -> str:
+    text = "  done for it:\n" if one.steps else "  nothing had to be done for it\n"
+    for number, step in enumerate(one.steps, 1):
+        text += terminal.wrapped(f"  {number:2}. {_past(step)}", "      ")
+    for lost in one.lost:
+        text += _warned(f"not to be undone: {lost}", terminal)
+    if one.undo:
+        text += terminal.wrapped(f"  {_way_back(one)}; by hand, once the VM is off:", "  ")
+        # A shell line is never wrapped: people copy it.
+        text += "".join(f"    {line}\n" for line in one.undo)
+    return text
+
+
+def _past(step: HeldStep) -> str:
+    # Where it is all that is known of the step the reason is told already, and what has
+    # no way back, such as a wait, matters no more.
+    why = "" if step.past == step.why or not step.undo else f": {step.why}"
+    return {
+        "begun": f"begun, perhaps not done: {step.past}{why}",
+        "done": f"{step.past}{why}",
+        "undone": f"{step.past}, undone since",
+    }[step.state]
+
+
+def _way_back(one: Holding) -> str:
+    if one.by_hand:
+        return f"`vfio-console-hook give {one.gpus[0]}` gives it back"
+    return "release gives it back when the VM ends"
+
+
+def _refusal(refusal: Refusal | None, indent: str, whose: str, terminal: Terminal) -> str:
+    if refusal is None:
+        return ""
+    # Only these keep a VM from starting; anything else is a failure.
+    what = "refusal" if refusal.kind in ("prepare", "start") else "failure"
+    head = f"{indent}last {what}{whose}: "
+    text = terminal.wrapped(
+        f"{head}{moment(refusal.time)} {refusal.kind}: {refusal.text}", indent + "  "
+    ).replace(head, terminal.paint(head, "yellow"), 1)
+    if refusal.hint:
+        text += terminal.wrapped(f"{indent}  hint: {refusal.hint}", indent + "  ")
+    return text
+
+
+def _unclaimed(address: str, terminal: Terminal) -> str:
+    return terminal.wrapped(
+        f"{address} is on vfio-pci, but not through this hook: libvirt calls none for a GPU"
+        " that is plugged into a running VM or that was on vfio-pci before; `take` and `give`"
+        " do the same by hand",
+        "  ",
+    )
+
+
+def _consoles(found: Holdings) -> str:
+    return found.drawing + ("" if found.console_alive else ", so no monitor shows them")
+
+
+def _last(found: Holdings, terminal: Terminal) -> str:
+    if found.last is None:
+        return ""
+    history, event = found.last
+    how = f"failed: {event.failure}" if event.failure else "done"
+    if event.failure and history.refusal and history.refusal.time == event.time:
+        how = "failed, as told above"
+    return terminal.wrapped(
+        f"last event: {moment(event.time)} ({_long(found.time - event.time)} ago)"
+        f" {history.vm} {event.kind}: {how} ({_took(event.took_s)})",
+        "  ",
+    )
+
+
+def _took(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _long(seconds: float) -> str:
+    """A duration in its two largest units; "0 s" for one that is negative, by a clock set back."""
+    left = max(int(seconds), 0)
+    parts = []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        parts.append((left // size, unit))
+        left %= size
+    while len(parts) > 1 and not parts[0][0]:
+        parts.pop(0)
+    return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count or len(parts) == 1)
+
+
+COMMAND = Command(
+    "status",
+    "which VM holds what, and how to undo it by hand",
+    "vfio-console-hook status",
+    _options,
+    _run,
+)

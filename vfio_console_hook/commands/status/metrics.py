@@ -1,0 +1,121 @@
+"""What VMs hold, as metrics in Prometheus' text exposition format 0.0.4.
+
+For a node exporter's textfile directory, which reads *.prom files. The format:
+prometheus.io/docs/instrumenting/exposition_formats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .overview import Event, History, Holdings
+
+_PREFIX = "vfio_console_hook_"
+
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A gauge of one name: its help, and a value for each set of labels."""
+
+    name: str
+    help: str
+    samples: dict[Labels, float]
+
+
+def text(found: Holdings) -> str:
+    """All metrics, each line ended. Those of the records are left out when none can be seen."""
+    records = () if found.unseen else _of_records(found)
+    families = (*records, *_of_events(found), _of_consoles(found))
+    return "".join(_written(family) for family in families)
+
+
+def _of_records(found: Holdings) -> tuple[Family, ...]:
+    held = [one for one in found.holdings if not one.stale]
+    return (
+        Family(
+            "claims",
+            "1 for each GPU that a VM holds through the hook.",
+            {(("vm", one.vm), ("gpu", gpu)): 1 for one in held for gpu in one.gpus},
+        ),
+        Family(
+            "open_steps",
+            "Steps that were done for a VM and are not undone.",
+            {(("vm", one.vm),): one.open for one in held},
+        ),
+        Family(
+            "lost_steps",
+            "Steps done for a VM that cannot be undone before a reboot.",
+            {(("vm", one.vm),): sum(bool(step.lost) for step in one.steps) for one in held},
+        ),
+        Family(
+            "stale_claims",
+            "Records of an earlier boot; vfio-console-hook recover removes them.",
+            {(): sum(one.stale for one in found.holdings)},
+        ),
+        Family(
+            "unreadable_claims",
+            "Records that cannot be read; vfio-console-hook status names them.",
+            {(): len(found.unreadable)},
+        ),
+    )
+
+
+def _of_events(found: Holdings) -> tuple[Family, ...]:
+    # A VM that was made anew under its name has two histories: the later event counts,
+    # because a second sample with the same labels makes the whole file invalid.
+    events: dict[Labels, tuple[History, Event]] = {}
+    for one in found.histories:
+        for event in one.events:
+            labels = (("vm", one.vm), ("event", event.kind))
+            if labels not in events or events[labels][1].time < event.time:
+                events[labels] = (one, event)
+    last = {labels: event for labels, (_, event) in events.items()}
+    return (
+        Family(
+            "last_event_timestamp_seconds",
+            "When libvirt, or a person by recover or give, last had the hook do this.",
+            {labels: event.time for labels, event in last.items()},
+        ),
+        Family(
+            "last_result",
+            "1 when the last event of this kind was done, 0 when it failed.",
+            {labels: int(not event.failure) for labels, event in last.items()},
+        ),
+        Family(
+            "phase_seconds",
+            "How long the hook took for the last event of this kind.",
+            {
+                (("vm", dict(labels)["vm"]), ("phase", event.kind)): event.took_s
+                for labels, event in last.items()
+            },
+        ),
+    )
+
+
+def _of_consoles(found: Holdings) -> Family:
+    return Family(
+        "console_alive",
+        "1 when a console driver other than the dummy shows the host's consoles.",
+        {(): int(found.console_alive)},
+    )
+
+
+def _written(family: Family) -> str:
+    name = _PREFIX + family.name
+    lines = [f"# HELP {name} {family.help}", f"# TYPE {name} gauge"]
+    for labels, value in family.samples.items():
+        pairs = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels)
+        lines.append(f"{name}{f'{{{pairs}}}' if pairs else ''} {_number(value)}")
+    return "".join(line + "\n" for line in lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:d}" if isinstance(value, int) else f"{value:.3f}"
+
+
+def _escaped(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    # A name that is no UTF-8 would make the whole file invalid.
+    return escaped.encode("utf-8", "replace").decode()

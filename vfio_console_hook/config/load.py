@@ -1,0 +1,299 @@
+"""The configuration: default.yaml, and on top of it the file of one VM, key by key.
+
+None is needed. Whatever is wrong is told all at once, with file, line and column, and
+then nothing may be begun: half a configuration is not what the administrator
+wrote. settings.KEYS is the list of what can be set.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ..errors import ConfigError
+from ..machine import access
+from ..machine.host import Host
+from .settings import BY_NAME, GROUPS, KEYS, Config, Holders, Key, Service
+
+TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .mistakes import Mistake
+    from .yamltext import Entry, Place
+
+DIRECTORY = "etc/vfio-console-hook"
+VMS = f"{DIRECTORY}/vms"
+_DEFAULT = f"{DIRECTORY}/default.yaml"
+_MAX_BYTES = 32 * 1024
+# virsh shows them all in one line.
+_MAX_TOLD = 20
+
+
+def configuration(host: Host, name: str, uuid: str) -> Config:
+    """The configuration of a VM, which may have its file under its name or its uuid.
+
+    Raises ConfigError with all mistakes in all its files, HostError when one
+    cannot be read.
+    """
+    values = {name: value for name, (value, _) in _settings(host, name, uuid).items()}
+    return Config(holders=Holders(**_group(values, "holders")), **_group(values, ""))
+
+
+def explanation(host: Host, name: str, uuid: str) -> tuple[tuple[Key, Any, str], ...]:
+    """Each key, the value that configuration() gives it for a VM, and where that comes from.
+
+    The origin is "/FILE:LINE", or "" for the default. Raises what configuration() raises.
+    """
+    settings = _settings(host, name, uuid)
+    return tuple((key, *settings.get(key.name, (key.default, ""))) for key in KEYS)
+
+
+def all_mistakes(host: Host) -> dict[str, tuple[Mistake, ...]]:
+    """All mistakes in each of the configuration files, by path; none for a file in order.
+
+    A file that nobody would ever read is one, too: it is there for a reason. Raises
+    HostError when a directory cannot be read.
+    """
+    mistakes: list[Mistake] = []
+    paths = _present(host, mistakes)
+    for path in paths:
+        _settings_in(host, path, mistakes)
+    mistakes += _never_read(host)
+    found = dict.fromkeys([f"/{path}" for path in paths] + [one.path for one in mistakes])
+    return {path: tuple(one for one in mistakes if one.path == path) for path in found}
+
+
+def mistakes_in(path: str, content: bytes) -> tuple[Mistake, ...]:
+    """All mistakes in a file that is not in its place yet, whoever it belongs to."""
+    mistakes: list[Mistake] = []
+    if len(content) > _MAX_BYTES:
+        return (_too_long(path, len(content)),)
+    _values(path, _decoded(path, content, mistakes), mistakes)
+    return tuple(mistakes)
+
+
+def _settings(host: Host, name: str, uuid: str) -> dict[str, tuple[Any, str]]:
+    """What the files of a VM set, as value and origin. Raises ConfigError, HostError."""
+    mistakes: list[Mistake] = []
+    settings: dict[str, tuple[Any, str]] = {}
+    for path in _files(host, name, uuid, mistakes):
+        settings.update(_settings_in(host, path, mistakes))
+    told = [str(one) for one in mistakes]
+    if len(told) > _MAX_TOLD:
+        told[_MAX_TOLD:] = [f"and {len(told) - _MAX_TOLD} more mistakes"]
+    if told:
+        raise ConfigError("; ".join(told))
+    return settings
+
+
+def _group(values: dict[str, Any], group: str) -> dict[str, Any]:
+    pairs = ((name.rpartition("."), value) for name, value in values.items())
+    return {key: value for (prefix, _, key), value in pairs if prefix == group}
+
+
+# -- which files
+
+
+def _present(host: Host, mistakes: list[Mistake]) -> tuple[str, ...]:
+    """The files in directories that can be trusted, the most general one first."""
+    directory = _directory(host, DIRECTORY, mistakes)
+    general = (_DEFAULT,) if "default.yaml" in _names_in(host, directory) else ()
+    vms = _directory(host, VMS, mistakes) if directory else ""
+    names = (one for one in _names_in(host, vms) if one.endswith(".yaml") and one != ".yaml")
+    return (*general, *(f"{VMS}/{name}" for name in names))
+
+
+def _files(host: Host, name: str, uuid: str, mistakes: list[Mistake]) -> Iterator[str]:
+    """The files for a VM that are there, the most general one first."""
+    present = _present(host, mistakes)
+    if _DEFAULT in present:
+        yield _DEFAULT
+    # A name may be ".." or hold anything else, so it is compared and never made a path.
+    stems = {path: path[len(VMS) + 1 : -5] for path in present if path != _DEFAULT}
+    mine = [path for path, s in stems.items() if s == name or s.lower() == uuid.lower()]
+    if len(mine) > 1:
+        mistakes.append(
+            _mistake(f"/{mine[0]}", f"and /{mine[1]} are for the same VM; keep one of them")
+        )
+    yield from mine
+
+
+def _never_read(host: Host) -> Iterator[Mistake]:
+    """The files that a person meant for us and that have the wrong name or place."""
+    for name in _names_in(host, access.follow(host, DIRECTORY).end):
+        if name.endswith((".yaml", ".yml")) and name != "default.yaml":
+            yield _mistake(
+                f"/{DIRECTORY}/{name}",
+                f"is never read; what is for one VM belongs into /{VMS}/NAME.yaml",
+            )
+    for name in _names_in(host, access.follow(host, VMS).end):
+        if name == ".yaml" or not name.endswith(".yaml"):
+            told = "is never read; its name must be that of a VM, and .yaml"
+            yield _mistake(f"/{VMS}/{name}", told)
+
+
+def _names_in(host: Host, directory: str) -> tuple[str, ...]:
+    return host.list(directory) if directory else ()
+
+
+def _directory(host: Host, path: str, mistakes: list[Mistake]) -> str:
+    """Where a directory is that only root can change, without links; "" when there is none."""
+    end = _end(host, path, mistakes)
+    status = host.lstat(end) if end else None
+    if status is None:
+        return ""
+    if not stat.S_ISDIR(status.st_mode):
+        mistakes.append(_mistake(f"/{path}", "is not a directory"))
+        return ""
+    return end
+
+
+def _end(host: Host, path: str, mistakes: list[Mistake]) -> str:
+    """Where a path leads, without links; "" when nothing is there, or not only root's."""
+    way = access.follow(host, path)
+    if way.why:
+        mistakes.append(_not_obeyed(way))
+    return way.end
+
+
+def _not_obeyed(way: access.Way) -> Mistake:
+    mend = f", run `chmod go-w /{way.bad}`" if way.why == access.WRITABLE else ""
+    return _mistake(f"/{way.bad}", way.why + mend)
+
+
+def _too_long(path: str, size: int) -> Mistake:
+    return _mistake(path, f"is {size} bytes long, more than {_MAX_BYTES}")
+
+
+def _mistake(path: str, text: str, line: int = 0, column: int = 0) -> Mistake:
+    from . import mistakes  # only for a mistake
+
+    return mistakes.Mistake(path, text, line, column)
+
+
+# -- what is in them
+
+
+def _settings_in(
+    host: Host, path: str, mistakes: list[Mistake]
+) -> dict[str, tuple[Any, str]]:
+    """What a file sets, as value and origin; what is wrong with it or in it goes to mistakes."""
+    content = _content(host, path, mistakes)
+    values = _values(f"/{path}", _decoded(f"/{path}", content, mistakes), mistakes)
+    for value, origin in values.values():
+        if isinstance(value, tuple):
+            mistakes += _programs_of_others(host, value, origin)
+    return values
+
+
+def _content(host: Host, path: str, mistakes: list[Mistake]) -> bytes:
+    """What is in a file; nothing when it cannot be obeyed, which goes to mistakes."""
+    before = len(mistakes)
+    end = _end(host, path, mistakes)
+    found = host.read_file(end, _MAX_BYTES + 1) if end else None
+    if found is None:
+        if len(mistakes) == before:
+            mistakes.append(_mistake(f"/{path}", "is a link to nothing"))
+        return b""
+    status, content = found
+    # Of the very file that was read, whatever was there when we came.
+    why = access.refused(status, host.owner_uid)
+    if not stat.S_ISREG(status.st_mode):
+        mistakes.append(_mistake(f"/{path}", "is not a regular file"))
+    elif why:
+        mistakes.append(_not_obeyed(access.Way("", end, why)))
+    elif len(content) > _MAX_BYTES:
+        mistakes.append(_too_long(f"/{path}", max(status.st_size, len(content))))
+    else:
+        return content
+    return b""
+
+
+def _programs_of_others(
+    host: Host, services: tuple[object, ...], origin: str
+) -> Iterator[Mistake]:
+    """The programs of commands that others than root could have written: they run as root."""
+    file, _, line = origin.rpartition(":")
+    for one in services:
+        if not isinstance(one, Service):
+            continue
+        commands = (one.active, one.stop, one.start)
+        for program in dict.fromkeys(words[0] for words in commands if words):
+            way = access.follow(host, program)
+            if way.why:
+                told = f"{program} of {one.name} is not run as root: {_not_obeyed(way)}"
+                yield _mistake(file, told, int(line), 1)
+
+
+def _decoded(path: str, content: bytes, mistakes: list[Mistake]) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = content[: error.start]
+        column = len(before) - (before.rfind(b"\n") + 1) + 1
+        mistakes.append(_mistake(path, "not UTF-8", before.count(b"\n") + 1, column))
+        return ""
+
+
+def _values(path: str, text: str, mistakes: list[Mistake]) -> dict[str, tuple[Any, str]]:
+    """The values in a file and their origins, by the names in KEYS; the rest goes to mistakes."""
+    # Most files are the commented examples: yaml takes too long to load for that.
+    if not any(line.strip() and line.lstrip()[0] != "#" for line in text.splitlines()):
+        return {}
+    from .yamltext import YamlError, parse
+
+    try:
+        content = parse(text)
+    except YamlError as error:
+        mistakes.append(_mistake(path, error.problem, error.line, error.column))
+        return {}
+    if content is None:
+        return {}
+    if not isinstance(content, tuple):
+        mistakes.append(_mistake(path, "not a mapping of keys, such as `bootfb: refuse`", 1, 1))
+        return {}
+    values: dict[str, tuple[Any, str]] = {}
+    for entry, wrong, place in _checked(content, ""):
+        if wrong:
+            mistakes.append(_mistake(path, wrong, *place))
+        else:
+            values[entry.key] = entry.value, f"{path}:{entry.line}"
+    return values
+
+
+def _checked(entries: tuple[Entry, ...], group: str) -> Iterator[tuple[Entry, str, Place]]:
+    """Each setting as an entry with its full key and read value, or with what is wrong where."""
+    first: dict[str, int] = {}
+    for entry in entries:
+        name = f"{group}.{entry.key}" if group else entry.key
+        at = entry.line, entry.column
+        if name in first:
+            yield entry, f"key '{name}' is already set in line {first[name]}", at
+        elif name in GROUPS and isinstance(entry.value, tuple):
+            yield from _checked(entry.value, name)
+        elif name in GROUPS:
+            # With nothing in it, all its keys are commented out.
+            if entry.value is not None:
+                from . import mistakes  # only for a mistake
+
+                yield entry, mistakes.not_a_group(entry.value, name, BY_NAME), entry.value_at
+        elif name not in BY_NAME or "." in entry.key:
+            from . import mistakes  # only for a mistake
+
+            yield entry, mistakes.unknown_key(entry.key, group, BY_NAME), at
+        else:
+            yield _read(entry, BY_NAME[name])
+        first.setdefault(name, entry.line)
+
+
+def _read(entry: Entry, key: Key) -> tuple[Entry, str, Place]:
+    """A setting with its full key and read value, or what is wrong with the value, and where."""
+    value = key.read(entry.value)
+    if value is not None:
+        return replace(entry, key=key.name, value=value), "", entry.value_at
+    from . import mistakes  # only for a mistake
+
+    told, item = mistakes.bad_value(entry.value, key.name, key.wanted, key.read)
+    return entry, told, entry.value_at if item is None else entry.items_at[item]

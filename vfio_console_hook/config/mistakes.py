@@ -1,0 +1,148 @@
+"""What is wrong in a configuration file, in which place, and what was probably meant.
+
+Loaded only when there is something wrong: the hook has no time for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from .yamltext import Entry
+
+Reader = Callable[[object], object]
+"""Makes a value of what a file holds, or None when it is not a good one."""
+
+_LONGEST = 60
+_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What is wrong in a file. line and column count from 1; they are 0 for the file itself."""
+
+    path: str
+    text: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        """As compilers write it, so that editors find the place."""
+        if not self.line:
+            return f"{self.path} {self.text}"
+        return f"{self.path}:{self.line}:{self.column}: {self.text}"
+
+
+def bad_value(value: object, name: str, wanted: str, read: Reader) -> tuple[str, int | None]:
+    """The sentence about a bad value, and the number of the list's item that is to blame."""
+    meant = next((one for one in _meant(value, wanted) if read(one) is not None), None)
+    if meant is not None:
+        return f"{_bad(value, name, wanted)}, did you mean {_written(meant)}?", None
+    for number, item in enumerate(value if isinstance(value, list) else ()):
+        if read([item]) is None:
+            trouble = _trouble(item)
+            told = f"{trouble} in '{name}'" if trouble else f"bad value {shown(item)} in '{name}'"
+            return f"{told}, it must be {wanted}", number
+    return _bad(value, name, wanted), None
+
+
+def not_a_group(value: object, name: str, names: Iterable[str]) -> str:
+    """The sentence about a value where keys should be; names are whole, as "group.key"."""
+    keys = ", ".join(_inside(name, names))
+    return _bad(value, name, f"a group of keys, indented below `{name}:`: {keys}")
+
+
+def unknown_key(word: str, group: str, names: Iterable[str]) -> str:
+    """The sentence about a key of a group that is none of names, which are whole."""
+    names = tuple(names)
+    told = f"unknown key {shown(word)}" + (f" in '{group}'" if group else "")
+    if elsewhere := _elsewhere(word, group, names):
+        return f"{told}, {elsewhere}"
+    known = _inside(group, names)
+    near = difflib.get_close_matches(word.lower().replace("-", "_"), known, n=1)
+    if near:
+        return f"{told}, did you mean '{near[0]}'?"
+    return f"{told}, the keys are {', '.join(known)}"
+
+
+def shown(value: object) -> str:
+    """A value of a file for people, not longer than 60 characters."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, tuple):
+        return "a group of keys"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        # No item takes less than three characters, so more than these cannot be seen.
+        text = f"[{', '.join(shown(one) for one in value[:_LONGEST])}]"
+    else:
+        text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _bad(value: object, name: str, wanted: str) -> str:
+    return f"bad value {shown(value)} for '{name}', it must be {wanted}"
+
+
+def _inside(group: str, names: Iterable[str]) -> list[str]:
+    """What may stand in a group, or at the beginning of a line for the group ""."""
+    start = f"{group}." if group else ""
+    rest = (name[len(start) :] for name in names if name.startswith(start))
+    return list(dict.fromkeys(name.partition(".")[0] for name in rest))
+
+
+def _elsewhere(word: str, group: str, names: tuple[str, ...]) -> str:
+    """Where a good key belongs that is in the wrong place; "" for any other."""
+    if group:
+        return "it belongs to the beginning of a line" if word in names else ""
+    homes = [name.rpartition(".") for name in names if word in (name, name.rpartition(".")[2])]
+    for home, _, last in homes:
+        return f"write `{last}:` indented below `{home}:`" if home else ""
+    return ""
+
+
+def _trouble(item: object) -> str:
+    """What is wrong with a group that says how a service is stopped; "" for anything else."""
+    if not isinstance(item, tuple):
+        return ""
+    entries: dict[str, Entry] = {entry.key: entry for entry in item}
+    needed = ("name", "active", "stop", "start")
+    missing = [key for key in needed if key not in entries]
+    if missing:
+        return f"a group without {' and '.join(f'`{key}:`' for key in missing)}"
+    for key, entry in entries.items():
+        if key not in needed:
+            return f"a group with the unknown key {shown(key)}"
+        if key != "name" and not str(entry.value).startswith("/"):
+            return f"a group with {shown(entry.value)}, which is no full path, for '{key}'"
+    return ""
+
+
+def _meant(value: object, wanted: str) -> Iterator[object]:
+    """What a person may have meant; not all of it is good."""
+    if isinstance(value, str):
+        low = value.lower()
+        yield _WORDS.get(low)
+        number = low.rstrip("s ")
+        yield int(number) if number.isdigit() and number.isascii() and len(number) < 9 else None
+        yield low
+        yield f"0000:{low}"
+        for near in difflib.get_close_matches(low, wanted.replace(",", "").split(), n=1):
+            yield _WORDS.get(near, near)
+        yield [one.strip() for one in value.split(",")]
+        yield [one.strip() for one in low.split(",")]
+    elif isinstance(value, float) and value.is_integer():
+        yield int(value)
+    elif isinstance(value, list) and value:
+        yield value[0] if len(value) == 1 else None
+        if all(isinstance(one, str) for one in value):
+            yield list(dict.fromkeys(one.lower() for one in value))
+
+
+def _written(value: object) -> str:
+    """A value as it is written into a file."""
+    if isinstance(value, list):
+        return f"[{', '.join(_written(one) for one in value)}]"
+    return str(value) if isinstance(value, str) else shown(value)

@@ -1,0 +1,258 @@
+"""What can be set: the one list of it, KEYS, and the Config that comes of it for one VM."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+if TYPE_CHECKING:
+    from typing import Any
+
+
+@dataclass(frozen=True)
+class Key:
+    """What can be set: one row of KEYS.
+
+    name is as in the file, "group.key" inside a group. wanted says what values
+    are good, and read makes the Config's value of what the file holds, or None
+    when that is not one of them. doc is one line for people.
+    """
+
+    name: str
+    wanted: str
+    read: Callable[[object], Any]
+    default: Any
+    doc: str
+
+
+def _boolean() -> tuple[str, Callable[[object], bool | None]]:
+    return "true or false", lambda value: value if isinstance(value, bool) else None
+
+
+def _one_of(*words: str) -> tuple[str, Callable[[object], str | None]]:
+    return (
+        f"one of {', '.join(words)}",
+        lambda value: value if isinstance(value, str) and value in words else None,
+    )
+
+
+def _some_of(*words: str) -> tuple[str, Callable[[object], tuple[str, ...] | None]]:
+    def read(value: object) -> tuple[str, ...] | None:
+        if not isinstance(value, list) or any(word not in words for word in value):
+            return None
+        return tuple(value) if len(set(value)) == len(value) else None
+
+    return f"a list of some of {', '.join(words)}, each once", read
+
+
+def _whole(low: int, high: int) -> tuple[str, Callable[[object], int | None]]:
+    # type() and not isinstance(): true and false are integers to Python.
+    return (
+        f"a whole number from {low} to {high}",
+        lambda value: value if type(value) is int and low <= value <= high else None,
+    )
+
+
+def _number(low: int, high: int) -> tuple[str, Callable[[object], float | None]]:
+    return (
+        f"a number from {low} to {high}",
+        lambda value: (
+            float(value) if type(value) in (int, float) and low <= value <= high else None
+        ),
+    )
+
+
+def _console_place() -> tuple[str, Callable[[object], str | None]]:
+    words = ("auto", "never")
+    return (
+        "auto, never, or the PCI address of a GPU such as 0000:02:00.0",
+        lambda value: (
+            value if isinstance(value, str) and (value in words or _ADDRESS.fullmatch(value))
+            else None
+        ),
+    )  # fmt: skip
+
+
+def _names() -> tuple[str, Callable[[object], tuple[str, ...] | None]]:
+    def read(value: object) -> tuple[str, ...] | None:
+        if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
+            return None
+        return tuple(value)
+
+    return "a list of names", read
+
+
+@dataclass(frozen=True)
+class Service:
+    """What is stopped before and started after: a unit of systemd, or commands of a host without.
+
+    The commands are words, the program first, with its full path; a unit has none.
+    """
+
+    name: str
+    active: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    start: tuple[str, ...] = ()
+
+
+def _services() -> tuple[str, Callable[[object], tuple[Service, ...] | None]]:
+    def read(value: object) -> tuple[Service, ...] | None:
+        found = [_service(one) for one in value] if isinstance(value, list) else [None]
+        return None if None in found else tuple(one for one in found if one)
+
+    return (
+        "a list of units, or of groups of name, active, stop and start",
+        read,
+    )
+
+
+def _service(value: object) -> Service | None:
+    if isinstance(value, str) and _UNIT.fullmatch(value):
+        return Service(value)
+    if not isinstance(value, tuple) or any(not isinstance(one.value, str) for one in value):
+        return None
+    texts = {entry.key: entry.value for entry in value}
+    if len(texts) != len(value) or set(texts) != {"name", "active", "stop", "start"}:
+        return None
+    commands = {key: tuple(texts[key].split()) for key in ("active", "stop", "start")}
+    if not texts["name"] or any(not words or words[0][0] != "/" for words in commands.values()):
+        return None
+    return Service(texts["name"], **commands)
+
+
+CONSOLE_STAGES = ("fbcon", "drm_aperture", "fbdev", "vgacon")
+_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+# Linux comm and systemd unit names; no blanks and no leading "-", which systemctl
+# would take for an option.
+_UNIT = re.compile(r"[A-Za-z0-9:_.@\\][A-Za-z0-9:_.@\\-]{0,254}")
+
+KEYS = (
+    Key(
+        "enabled",
+        *_boolean(),
+        True,
+        "Whether anything is done for the VM; false leaves its GPUs to libvirt alone.",
+    ),
+    Key(
+        "stages",
+        *_some_of(*CONSOLE_STAGES),
+        CONSOLE_STAGES,
+        "The console drivers that are taken off a GPU; they always run in this order.",
+    ),
+    Key(
+        "bootfb",
+        *_one_of("refuse", "native", "rescan"),
+        "refuse",
+        "What to do when the kernel does not free the memory of simple-framebuffer.0 (BOOTFB).",
+    ),
+    Key(
+        "keep_console",
+        *_console_place(),
+        "auto",
+        "Whether the host's consoles move to the framebuffer of another GPU that stays.",
+    ),
+    Key(
+        "host_driver",
+        *_one_of("leave", "load"),
+        "leave",
+        "Whether to load the driver of a host GPU whose firmware console vfio-pci would remove.",
+    ),
+    Key(
+        "apu",
+        *_one_of("refuse", "allow"),
+        "refuse",
+        "Whether a GPU that is part of an AMD processor may be taken off its driver.",
+    ),
+    Key(
+        "services",
+        *_services(),
+        (),
+        "What is stopped, if it runs, before the GPU is taken, and started again afterwards.",
+    ),
+    Key(
+        "holders.wait_s",
+        *_number(0, 600),
+        5.0,
+        "How many seconds to wait for processes that have the GPU open.",
+    ),
+    Key(
+        "holders.terminate",
+        *_names(),
+        (),
+        "Processes, by name or unit, that are ended if they have the GPU open after that.",
+    ),
+    Key(
+        "holders.grace_s",
+        *_number(0, 60),
+        5.0,
+        "How many seconds a process gets between SIGTERM and SIGKILL.",
+    ),
+    Key(
+        "on_failure",
+        *_one_of("abort", "start"),
+        "abort",
+        "What happens to the VM when its GPUs cannot be freed.",
+    ),
+    Key(
+        "timeout_s",
+        *_whole(1, 600),
+        60,
+        "How many seconds one event may take before it is given up.",
+    ),
+    Key(
+        "log_level",
+        *_one_of("debug", "info", "warning", "error"),
+        "info",
+        "The least important lines that are written to the log.",
+    ),
+)
+
+BY_NAME = {key.name: key for key in KEYS}
+"""KEYS by their names."""
+GROUPS = {name.partition(".")[0] for name in BY_NAME if "." in name}
+"""What stands before the "." in those."""
+
+
+def _default(name: str) -> Any:
+    return BY_NAME[name].default
+
+
+@dataclass(frozen=True)
+class Holders:
+    """What is done about processes that hold a GPU."""
+
+    wait_s: float = _default("holders.wait_s")
+    terminate: tuple[str, ...] = _default("holders.terminate")
+    grace_s: float = _default("holders.grace_s")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the administrator wants for one VM; Config() is the default."""
+
+    enabled: bool = _default("enabled")
+    stages: tuple[str, ...] = _default("stages")
+    bootfb: str = _default("bootfb")
+    keep_console: str = _default("keep_console")
+    host_driver: str = _default("host_driver")
+    apu: str = _default("apu")
+    services: tuple[Service, ...] = _default("services")
+    holders: Holders = Holders()
+    on_failure: str = _default("on_failure")
+    timeout_s: int = _default("timeout_s")
+    log_level: str = _default("log_level")
+
+    def within_timeout(self) -> Config:
+        """The same, but with waits that leave time for the rest of an event.
+
+        Stopping services gets half of timeout_s, and undoing everything a quarter.
+        """
+        share = 4 if self.services else 3
+        holders = replace(
+            self.holders,
+            wait_s=min(self.holders.wait_s, self.timeout_s / share),
+            grace_s=min(self.holders.grace_s, self.timeout_s / 10),
+        )
+        return replace(self, holders=holders)

@@ -1,0 +1,157 @@
+"""The way back: what release will give back, giving it back, and where that hangs."""
+
+from __future__ import annotations
+
+from ..actions.action import Action
+from ..actions.consoles import LeaveFramebuffers, QuietText, ShowConsoles
+from ..actions.firmware import Rebind
+from ..claims import ownership
+from ..claims.claim import Journal, Record
+from ..claims.step import Step
+from ..errors import HookError, JournalError, LostError, StepError, StuckError
+from ..log import Log
+from ..machine import gpu, holders
+from ..machine.host import Host
+from ..stages import services
+from ..stages.handover import Leaving
+
+
+def prospect(leaving: Leaving, steps: tuple[Step, ...]) -> str:
+    """What release can give back on this kernel, and starts again: a clause for people."""
+    names = services.started_again(steps)
+    again = f"; {' and '.join(names)} {'starts' if len(names) == 1 else 'start'} again"
+    return _consoles_back(leaving, steps) + (again if names else "")
+
+
+def _consoles_back(leaving: Leaving, steps: tuple[Step, ...]) -> str:
+    losses = [step.loses for step in steps if step.loses]
+    if losses:
+        return "; ".join(dict.fromkeys(losses))
+    back = [step.undo.device for step in steps if isinstance(step.undo, Rebind)]
+    if back:
+        return f"the firmware console comes back on {' and '.join(back)}"
+    shown = {step.gpu for step in steps if isinstance(step.undo, ShowConsoles)}
+    native = [str(one.driver) for one in leaving.gpus if one.native and one.address in shown]
+    if native:
+        return f"the console comes back with {' and '.join(dict.fromkeys(native))}"
+    if any(isinstance(step.do, LeaveFramebuffers) for step in steps):
+        return "the consoles are where they are now, on a framebuffer that stays"
+    if any(isinstance(step.undo, QuietText) for step in steps):
+        return "the text console comes back"
+    if shown:
+        return "the host's console comes back only if a driver takes the GPU again"
+    return "there is nothing to give back: no console of the host is on it"
+
+
+def undo(host: Host, record: Record, log: Log) -> None:
+    """Undo every open step and drop the claim, in the process that works on it.
+
+    Raises StepError naming what failed; then the claim stays with that. Nothing more is
+    undone after a StuckError.
+    """
+    undone: list[str] = []
+    # By GPU, those that could not be taken off vfio-pci: what is theirs waits with them.
+    kept: dict[str, str] = {}
+    failed: list[str] = []
+    try:
+        if record.forgotten:
+            kept = _reattach(host, record, undone, log)
+        for number, step in record.open_steps:
+            if step.undo is not None and step.undo.concerns in kept:
+                continue
+            try:
+                failure = _undo_step(host, step, undone, log)
+            except LostError as error:
+                log.warning(str(error))
+                if failed:
+                    continue  # it may lack what has just failed, and is tried again with that
+                failure = ""
+            if failure:
+                failed.append(failure)
+                continue
+            try:
+                record.forget(number)
+            except JournalError as error:
+                # Undoing twice does no harm, leaving the console dark does.
+                log.warning(str(error))
+    finally:
+        log.done(undone)
+    failed = [*kept.values(), *failed]
+    if failed:
+        raise StepError("; ".join(failed), hint="afterwards run `vfio-console-hook recover`")
+    record.drop()
+
+
+def _reattach(host: Host, record: Record, undone: list[str], log: Log) -> dict[str, str]:
+    """Take off vfio-pci what libvirt has bound for a VM and then forgotten; how that failed.
+
+    libvirtd that is killed before the VM has a status file re-attaches nothing when it
+    starts again (qemu_process.c, qemuProcessReconnectAll). What is on vfio-pci when its
+    steps are undone gets back neither its driver nor its firmware console.
+    """
+    # Only for what a killed libvirtd leaves behind.
+    from ..actions.native import ReturnNative
+    from ..actions.vfio import UnbindVfio
+
+    # What was on vfio-pci before prepare has no driver to return, and a loss if it had a console.
+    hosts = [
+        step.undo.concerns
+        for _, step in record.open_steps
+        if isinstance(step.undo, ReturnNative) or (isinstance(step.undo, Rebind) and not step.loses)
+    ]
+    kept = {}
+    for address in dict.fromkeys(hosts):
+        if not gpu.is_vfio(host, address):
+            continue
+        held = holders.find(host, ownership.vfio_nodes(host, address))
+        if held:
+            log.warning(f"{address} stays on vfio-pci: {holders.listed(held)}")
+            continue
+        failure = _give_back(host, UnbindVfio(address), "release", undone, log)
+        if failure:
+            kept[address] = failure
+    return kept
+
+
+def _undo_step(host: Host, step: Step, undone: list[str], log: Log) -> str:
+    """Undo one step, and add to undone what was done; how it failed, "" if it did not.
+
+    Raises LostError when it cannot be undone any more.
+    """
+    if step.undo is not None:
+        return _give_back(host, step.undo, step.stage, undone, log)
+    if step.loses:
+        log.warning(step.loses)
+    return ""
+
+
+def _give_back(host: Host, action: Action, stage: str, undone: list[str], log: Log) -> str:
+    """Do what gives something back, for a stage; the rest as _undo_step."""
+    shell = action.shell()
+    try:
+        action.apply(host)
+    except (LostError, StuckError):
+        raise
+    except HookError as error:
+        log.error(f"{error}; by hand: {shell}")
+        return f"{error.text} (by hand: {shell})"
+    undone.append(action.past())
+    log.debug(f"{undone[-1]}, for {stage}: {shell}")
+    return ""
+
+
+def asked_for(host: Host, uuid: str) -> str:
+    """The shell line of what was asked of the kernel last for a VM; "" when nothing is known."""
+    try:
+        record = Journal(host).find(uuid)
+    except HookError:
+        return ""
+    # Only these ask for something: start and started look.
+    if record is None or record.phase not in ("prepare", "release"):
+        return ""
+    for number, step in record.open_steps:
+        # What was begun and is not done is what it hangs in, whatever came after it.
+        action = step.undo if number in record.done else step.do
+        if action is not None:
+            return action.shell()
+    return ""

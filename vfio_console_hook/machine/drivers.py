@@ -1,0 +1,110 @@
+"""How the display drivers of the host let go of a GPU: one row for each.
+
+What a driver's remove does decides who may call it, and when. libvirt unbinds a
+managed device with its locks held and without a deadline (virpci.c,
+virPCIDeviceUnbind), so a driver whose remove can block is taken off by prepare,
+in a process that is watched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .gpu import slot
+from .host import Host
+
+_VENDOR_ATI, _VENDOR_AMD = "0x1002", "0x1022"
+
+UNPLUGS = "unplugs"
+"""An unbind while a node is open is safe: calls on it fail then (drm_drv.c, drm_dev_unplug)."""
+STAYS = "stays"
+"""After an unbind an open node still reaches the driver, whose card is gone."""
+BLOCKS = "blocks"
+"""An unbind waits until the last node is closed, and cannot be killed."""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """One driver, by its name in sysfs; the defaults are for one that nobody has looked at.
+
+    while_open: what an unbind does while a process has a node open. may_hang:
+    whether its remove can block for another reason. unload: whether its modules are
+    unloaded instead of unbinding it. remove: the function without which an unbind
+    leaves the card's state behind, where a kernel may lack it; remove_shown the one
+    without which it does not let go of a card with a DRM node. hangs_apu: whether a
+    hang is known of GPUs that are part of an AMD processor.
+    """
+
+    name: str
+    while_open: str = BLOCKS
+    may_hang: bool = True
+    unload: bool = False
+    remove: str = ""
+    remove_shown: str = ""
+    hangs_apu: bool = False
+
+    @property
+    def comes_off_easily(self) -> bool:
+        """Whether it may be bound only to be taken off again."""
+        return not (self.unload or self.remove)
+
+
+_ROWS = (
+    # amdgpu_pci_remove unplugs, then stops the hardware blocks one by one and waits
+    # for the firmware of each. People saw it hang, on APUs up to a power-off.
+    Driver("amdgpu", UNPLUGS, hangs_apu=True),
+    # radeon_pci_remove ends in drm_put_dev up to 6.1. 6.12 has no remove: the link
+    # goes, but card, interrupt and framebuffer stay behind on freed memory.
+    Driver("radeon", STAYS, remove="radeon_pci_remove"),
+    # i915_driver_remove and xe_device_remove unplug, then wait for the engines to
+    # be idle and for whoever holds them awake (intel_wakeref_wait_for_idle).
+    Driver("i915", UNPLUGS),
+    Driver("xe", UNPLUGS),
+    # nouveau_drm_remove unplugs, then waits for its channels to be idle
+    # (nouveau_channel_idle) and for the GPU's own processors to halt.
+    Driver("nouveau", UNPLUGS),
+    # nv_pci_remove (open-gpu-kernel-modules, nv-pci.c) sleeps in a loop until the usage
+    # count is 0: "Attempting to remove device with non-zero usage count". Unloading
+    # fails at once instead, with a reason, while anything uses the module. Releases
+    # whose remove does not call nvidia_modeset_remove wait for their own nvidia_drm.
+    Driver("nvidia", BLOCKS, unload=True, remove_shown="nvidia_modeset_remove"),
+    # Simple scan-out without engines to wait for. ast_pci_remove, mgag200_pci_remove,
+    # qxl_pci_remove and vmw_remove end in drm_dev_unregister, not in an unplug.
+    Driver("ast", STAYS, may_hang=False),
+    Driver("mgag200", STAYS, may_hang=False),
+    Driver("qxl", STAYS, may_hang=False),
+    Driver("vmwgfx", STAYS, may_hang=False),
+    # bochs_pci_remove, cirrus_pci_remove and virtio_gpu_remove unplug; virtio-gpu's
+    # PCI driver is virtio-pci.
+    Driver("bochs-drm", UNPLUGS, may_hang=False),
+    Driver("bochs", UNPLUGS, may_hang=False),
+    Driver("cirrus", UNPLUGS, may_hang=False),
+    Driver("cirrus-qemu", UNPLUGS, may_hang=False),
+    Driver("virtio-pci", UNPLUGS, may_hang=False),
+    # It only keeps others away, and its remove is empty (drivers/pci/pci-stub.c).
+    Driver("pci-stub", UNPLUGS, may_hang=False),
+)
+_BY_NAME = {row.name: row for row in _ROWS}
+
+
+def of(name: str | None) -> Driver:
+    """What is known of the driver of this name; the worst of one that nobody has looked at."""
+    return _BY_NAME.get(name or "") or Driver(name or "")
+
+
+def of_module(module: str) -> Driver:
+    """What is known of the driver that a module is for: nvidia_drm is one of nvidia's."""
+    name = module.replace("_", "-")
+    return next((row for row in _ROWS if f"{name}-".startswith(f"{row.name}-")), Driver(name))
+
+
+def is_apu(host: Host, address: str) -> bool:
+    """Whether the GPU is part of an AMD processor: then its security processor is in its slot."""
+    vendors = {host.read(f"sys/bus/pci/devices/{name}/vendor") for name in functions(host, address)}
+    return {_VENDOR_ATI, _VENDOR_AMD} <= vendors
+
+
+def functions(host: Host, address: str) -> tuple[str, ...]:
+    """The functions of the PCI slot that a device is in, itself included."""
+    names = host.list("sys/bus/pci/devices")
+    return tuple(name for name in names if slot(name) == slot(address))

@@ -1,0 +1,148 @@
+"""GPUs: what a PCI function of display class is, and what the host still does with it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..errors import HostError
+from . import console, firmware, memory
+from .firmware import FirmwareDevice
+from .host import Host
+from .memory import Bar, Claim
+
+_CLASS = re.compile("0x[0-9a-f]{6}")  # Linux drivers/pci/pci-sysfs.c, class_show
+_DISPLAY = 0x03
+VGA = 0x0300
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One PCI function of display class, as it is at this moment.
+
+    pci_class is base class and subclass, such as 0x0300. driver is None when none
+    is bound. framebuffers and cards are those of whatever drives it, firmware
+    drivers included. claims are the reservations inside its BARs.
+    """
+
+    address: str
+    pci_class: int
+    bars: tuple[Bar, ...]
+    driver: str | None
+    vfio: bool
+    virtual: bool
+    boot_vga: bool
+    framebuffers: tuple[str, ...]
+    cards: tuple[str, ...]
+    firmware: tuple[FirmwareDevice, ...]
+    claims: tuple[Claim, ...]
+
+    @property
+    def native(self) -> bool:
+        """Whether a driver of the host, not vfio, drives it."""
+        return self.driver is not None and not self.vfio
+
+    @property
+    def foreign_claims(self) -> tuple[Claim, ...]:
+        """What others than vfio have reserved in its BARs."""
+        return tuple(claim for claim in self.claims if not claim.vfio)
+
+
+def display_class(host: Host, address: str) -> int | None:
+    """The class of a PCI device as 0xBBSS if it is a display controller, else None.
+
+    Raises HostError when there is no such device.
+    """
+    pci_class = pci_class_of(host, address)
+    if pci_class is None:
+        raise memory.no_device(address)
+    return pci_class if pci_class >> 8 == _DISPLAY else None
+
+
+def pci_class_of(host: Host, address: str) -> int | None:
+    """The class of a PCI device as 0xBBSS, or None when there is no such device.
+
+    Raises HostError when it cannot be understood.
+    """
+    path = f"sys/bus/pci/devices/{address}/class"
+    text = host.read(path)
+    if text is None:
+        return None
+    if not _CLASS.fullmatch(text):
+        raise HostError.unclear(f"/{path}", text)
+    return int(text, 16) >> 8
+
+
+def displays(host: Host) -> tuple[str, ...]:
+    """The addresses of all PCI functions of display class. Raises HostError."""
+    return tuple(
+        address
+        for address in host.list("sys/bus/pci/devices")
+        if display_class(host, address) is not None
+    )
+
+
+def find(host: Host, addresses: tuple[str, ...]) -> tuple[Gpu, ...]:
+    """The GPUs among PCI devices, in the order given. Raises HostError."""
+    displays = tuple(a for a in addresses if display_class(host, a) is not None)
+    if not displays:
+        return ()
+    reserved = memory.iomem(host)
+    return tuple(_inspect(host, address, reserved) for address in displays)
+
+
+def _inspect(host: Host, address: str, reserved: tuple[tuple[memory.Range, str], ...]) -> Gpu:
+    device = f"sys/bus/pci/devices/{address}"
+    bars = memory.memory_bars(host, address)
+    claims = memory.claims(reserved, address, bars)
+    driver = host.link_name(f"{device}/driver")
+    vfio = is_vfio(host, address)
+    found = firmware.in_bars(host, address, bars, claims, driver is not None and not vfio)
+    framebuffers = tuple(
+        fb.name
+        for fb in console.framebuffers(host)
+        if fb.pci == address or any(fb.name in one.framebuffers for one in found)
+    )
+    cards = tuple(
+        card
+        for card in host.list("sys/class/drm")
+        if card.startswith(("card", "renderD"))
+        and "-" not in card
+        and (
+            console.pci_ancestor(host, f"sys/class/drm/{card}") == address
+            or any(card in one.cards for one in found)
+        )
+    )
+    return Gpu(
+        address=address,
+        pci_class=display_class(host, address) or 0,
+        bars=bars,
+        driver=driver,
+        vfio=vfio,
+        virtual=is_virtual(host, address),
+        boot_vga=host.read(f"{device}/boot_vga") == "1",
+        framebuffers=framebuffers,
+        cards=cards,
+        firmware=found,
+        claims=claims,
+    )
+
+
+def slot(address: str) -> str:
+    """The slot that a PCI function is in: its address without the function's number."""
+    return address.rpartition(".")[0]
+
+
+def is_virtual(host: Host, address: str) -> bool:
+    """Whether the device is a virtual function (SR-IOV), which has no display."""
+    return host.exists(f"sys/bus/pci/devices/{address}/physfn")
+
+
+def is_vfio(host: Host, address: str) -> bool:
+    """Whether vfio-pci or one of its variants drives the device.
+
+    Source: libvirt decides by the vfio-dev directory too
+    (virPCIDeviceGetCurrentDriverNameAndType); kernels before 6.1 have none.
+    """
+    device = f"sys/bus/pci/devices/{address}"
+    return host.exists(f"{device}/vfio-dev") or host.link_name(f"{device}/driver") == "vfio-pci"

@@ -1,0 +1,167 @@
+"""Who claims which physical memory: the BARs of a PCI device and /proc/iomem."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..errors import HostError
+from .host import Host
+
+# Linux include/linux/ioport.h
+_IORESOURCE_MEM = 0x200
+_IORESOURCE_UNSET = 0x20000000
+
+
+@dataclass(frozen=True)
+class Range:
+    """Physical byte addresses, both ends inclusive."""
+
+    first: int
+    last: int
+
+    def overlaps(self, other: Range) -> bool:
+        return self.first <= other.last and other.first <= self.last
+
+    def holds(self, other: Range) -> bool:
+        return self.first <= other.first and other.last <= self.last
+
+    def __str__(self) -> str:
+        return f"{self.first:x}-{self.last:x}"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A memory BAR: its number (0 to 5) and where it is."""
+
+    number: int
+    range: Range
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A part of a BAR that a driver or a device has reserved, by its name in /proc/iomem."""
+
+    name: str
+    range: Range
+    bar: int
+
+    @property
+    def vfio(self) -> bool:
+        """Whether vfio itself reserved it, for the VM: "vfio-pci", or "vfio" in Linux 7.3."""
+        return self.name.startswith("vfio")
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.range} (BAR {self.bar})"
+
+
+def no_device(address: str) -> HostError:
+    """The error for a PCI device that is not there."""
+    return HostError(f"no PCI device {address} on this machine", hint="compare with `lspci -D`")
+
+
+def memory_bars(host: Host, address: str) -> tuple[Bar, ...]:
+    """The memory BARs of a PCI device, in BAR order; unused ones and I/O ports are left out.
+
+    address is a full PCI address in lower case, such as "0000:01:00.0".
+
+    Raises HostError when no such device is on the PCI bus.
+
+    Source: the first six lines of sysfs `resource` are "first last flags", one a
+    BAR (Linux drivers/pci/pci-sysfs.c, resource_show).
+    """
+    lines = _resource(host, address)
+    if lines is None:
+        raise no_device(address)
+    bars = []
+    for number, (first, last, flags) in enumerate(lines[:6]):
+        if flags & _IORESOURCE_MEM and not flags & _IORESOURCE_UNSET and last > first:
+            bars.append(Bar(number, Range(first, last)))
+    return tuple(bars)
+
+
+# `resource` has a line for each BAR and then one for the expansion ROM, with
+# IORESOURCE_ROM_SHADOW if the kernel found a copy of the ROM in memory.
+_ROM_LINE = 6
+_ROM_SHADOW = 0x2
+
+
+def rom_shadowed(host: Host, address: str) -> bool:
+    """Whether the kernel counts the device as primary display, by its ROM.
+
+    Linux 6.1.47 to 6.10 do so when vfio-pci binds (vfio_pci_core.c, aperture.c);
+    it is not what `boot_vga` says (arch/x86/pci/fixup.c, pci_fixup_video).
+    """
+    lines = _resource(host, address) or ()
+    return len(lines) > _ROM_LINE and bool(lines[_ROM_LINE][2] & _ROM_SHADOW)
+
+
+# Three resource_size_t, which have at most 64 bits.
+_RESOURCE_LINE = re.compile(r"0x([0-9a-f]{1,16}) 0x([0-9a-f]{1,16}) 0x([0-9a-f]{1,16})")
+
+
+def _resource(host: Host, address: str) -> tuple[tuple[int, int, int], ...] | None:
+    """(first, last, flags) of each resource of a PCI device, or None when it is not there.
+
+    Raises HostError when it cannot be understood.
+    """
+    path = f"sys/bus/pci/devices/{address}/resource"
+    text = host.read(path)
+    if text is None:
+        return None
+    found = []
+    for line in text.splitlines():
+        match = _RESOURCE_LINE.fullmatch(line)
+        if match is None:
+            raise HostError.unclear(f"/{path}", line)
+        first, last, flags = match.groups()
+        found.append((int(first, 16), int(last, 16), int(flags, 16)))
+    return tuple(found)
+
+
+_IOMEM_LINE = re.compile(r" *([0-9a-f]{1,16})-([0-9a-f]{1,16}) : (.*)")
+
+
+def iomem(host: Host) -> tuple[tuple[Range, str], ...]:
+    """The reserved ranges of physical memory and their names, parents before children.
+
+    Raises HostError when it cannot be known: /proc/iomem shows zeros to a reader
+    without CAP_SYS_ADMIN (Linux kernel/resource.c, r_show).
+    """
+    lines = (host.read("proc/iomem") or "").splitlines()
+    found = [match.groups() for match in map(_IOMEM_LINE.match, lines) if match]
+    ranges = tuple((Range(int(first, 16), int(last, 16)), name) for first, last, name in found)
+    if not any(range_.last for range_, _ in ranges):
+        raise HostError(
+            "cannot tell who claims the GPU's memory: /proc/iomem shows no addresses",
+            hint="run it as root, in the host's own user namespace",
+            path="/proc/iomem",
+        )
+    return ranges
+
+
+def _claims_whole(range_: Range, name: str, bar: Bar) -> bool:
+    # Exactly the BAR, and neither its own line nor a bridge's window.
+    return range_ == bar.range and not name.startswith("PCI ")
+
+
+def claims(
+    reserved: tuple[tuple[Range, str], ...], address: str, bars: tuple[Bar, ...]
+) -> tuple[Claim, ...]:
+    """Every reservation inside the BARs of a PCI device, in the order of /proc/iomem.
+
+    Ranges count, not indentation: /proc/iomem stops indenting at some depth. A
+    line that holds the whole BAR and stands before the BAR's own line, which is
+    named by the address, is a bridge or a bus, not a claim.
+    """
+    found = []
+    for bar in bars:
+        own_line_seen = False
+        for range_, name in reserved:
+            if not range_.overlaps(bar.range):
+                continue
+            if name == address and range_ == bar.range:
+                own_line_seen = True
+            elif own_line_seen or not range_.holds(bar.range) or _claims_whole(range_, name, bar):
+                found.append(Claim(name, range_, bar.number))
+    return tuple(found)

@@ -1,0 +1,76 @@
+"""Processes as /proc tells them: who is whose parent, who is stuck in the kernel."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ..errors import HostError
+from .host import Host
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process. state is a letter, "D" for one that the kernel does not let go of.
+
+    started is in clock ticks since boot: with the pid it names a process for good.
+    """
+
+    pid: int
+    state: str
+    parent: int
+    session: int
+    started: int
+
+
+def find(host: Host, pid: int) -> Process | None:
+    """The process of that number, or None when there is none, or only a zombie of it."""
+    try:
+        text = host.read(f"proc/{pid}/stat") or ""
+    except HostError:
+        return None
+    # The name, in parentheses, may hold blanks and parentheses itself (proc(5)).
+    fields = text.rpartition(")")[2].split()
+    if len(fields) < 20 or fields[0] in ("Z", "X"):
+        return None
+    numbers = tuple(map(pid_of, (fields[1], fields[3], fields[19])))
+    return None if None in numbers else Process(pid, fields[0], *(one or 0 for one in numbers))
+
+
+def pids(host: Host) -> tuple[int, ...]:
+    """The numbers of all processes, sorted. Raises HostError."""
+    found = map(pid_of, host.list("proc"))
+    return tuple(sorted(pid for pid in found if pid is not None))
+
+
+def pid_of(text: str) -> int | None:
+    """The process id that a text is, such as the content of a pid file, or None."""
+    # 64 bits have 20 digits, and Python refuses to read some thousand.
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else None
+
+
+def this(host: Host) -> tuple[int, int]:
+    """This process as (pid, start in ticks since boot); 0 ticks on a recorded machine."""
+    process = find(host, os.getpid())
+    return os.getpid(), process.started if process else 0
+
+
+def lives(host: Host, name: tuple[int, int]) -> bool:
+    """Whether the process that was (pid, start in ticks) is still there."""
+    process = find(host, name[0]) if name[0] else None
+    return process is not None and process.started == name[1]
+
+
+def in_session(host: Host, session: int) -> tuple[Process, ...]:
+    """The processes of a session (setsid), children that outlived their parents included."""
+    found = (find(host, pid) for pid in pids(host))
+    return tuple(one for one in found if one is not None and one.session == session)
+
+
+def stuck_in(host: Host, process: Process) -> str:
+    """Where the kernel holds a process, as people read it: "process 12 in nv_pci_remove"."""
+    try:
+        where = host.read(f"proc/{process.pid}/wchan") or ""
+    except HostError:
+        where = ""
+    return f"process {process.pid}" + (f" in {where}" if where not in ("", "0") else "")

@@ -1,0 +1,195 @@
+"""The hook's own files in /run: made, read and replaced so that nobody can lead it astray.
+
+Only root may write in /run, so nobody else should ever be able to put anything there. If
+somebody did all the same, it is told and left alone: a link is never followed, a fifo is
+never waited for, and a file with a second name elsewhere is none of ours.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from ..errors import HostError, JournalError
+from .access import WRITABLE, refused
+from .host import Host
+
+TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RUN = "run/vfio-console-hook"
+_ABOVE = "run"
+_KINDS = {
+    stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link", stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+}  # fmt: skip
+
+
+def make_directory(host: Host, path: str, mode: int = 0o700) -> None:
+    """Make a directory of ours, or see that the one there is ours. Raises JournalError."""
+    full = host.path(path)
+    try:
+        os.mkdir(full, mode)
+    except FileExistsError:
+        status = os.lstat(full)
+        _refuse(path, status, "directory")
+        if stat.S_IMODE(status.st_mode) == mode:
+            return
+    except OSError as error:
+        raise failed("make", path, error) from error
+    try:
+        os.chmod(full, mode)  # whatever the umask was
+    except OSError as error:
+        raise failed("make", path, error) from error
+
+
+def read(host: Host, path: str) -> bytes | None:
+    """The content of a file of ours, or None when it is not there. Raises JournalError."""
+    try:
+        _check_directories(host, path)
+    except HostError as error:
+        raise JournalError(error.text) from error
+    return _read(host, path)
+
+
+def names(host: Host, path: str) -> tuple[str, ...]:
+    """The names in a directory of ours but for drafts. Raises HostError, JournalError."""
+    _check_directories(host, f"{path}/")
+    return tuple(name for name in host.list(path) if not name.startswith("."))
+
+
+def contents(host: Host, path: str) -> Iterator[tuple[str, bytes]]:
+    """The files in a directory of ours, as far as they can be read.
+
+    Raises HostError, JournalError when the directory itself cannot.
+    """
+    for name in names(host, path):
+        try:
+            content = _read(host, f"{path}/{name}")
+        except JournalError:
+            continue
+        if content is not None:
+            yield name, content
+
+
+def _read(host: Host, path: str) -> bytes | None:
+    """The content of a file in a directory that has been looked at, or None without it."""
+    try:
+        found = host.read_file(path)
+    except HostError as error:
+        raise JournalError(error.text) from error
+    if found is None:
+        return None
+    status, content = found
+    _refuse(path, status, "file")
+    return content
+
+
+def open_file(host: Host, path: str, flags: int) -> int:
+    """A descriptor of a file of ours; with O_CREAT it is made. Raises JournalError."""
+    full = host.path(path)
+    try:
+        # Opening a device may already do something, so it is looked at before.
+        if os.path.lexists(full):
+            _refuse(path, os.lstat(full), "file")
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        handle = os.open(full, flags, 0o600)
+    except OSError as error:
+        raise failed("open", path, error) from error
+    try:
+        status = os.fstat(handle)
+        _refuse(path, status, "file")
+        if stat.S_IMODE(status.st_mode) != 0o600:
+            os.fchmod(handle, 0o600)  # whatever the umask was
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def write(host: Host, path: str, text: str, mode: int = 0o600) -> None:
+    """Make or replace a file in one go, synced, in a directory that is there.
+
+    Raises JournalError.
+    """
+    full = host.path(path)
+    draft = os.path.join(os.path.dirname(full), f".{os.path.basename(full)}.{os.getpid()}")
+    try:
+        handle = _open_draft(draft, mode)
+        try:
+            os.fchmod(handle, mode)
+            write_all(handle, text)
+        finally:
+            os.close(handle)
+        os.rename(draft, full)
+    except OSError as error:
+        try:
+            os.unlink(draft)
+        except OSError:
+            pass  # it is not there, or is swept later (journal.py, tidy; history.py, _drop_drafts)
+        raise failed("write", path, error) from error
+
+
+def _open_draft(draft: str, mode: int) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(draft, flags, mode)
+    except FileExistsError:
+        # Of a process that was killed and had our number. Whatever it is, it is not opened.
+        os.unlink(draft)
+        return os.open(draft, flags, mode)
+
+
+def remove(host: Host, path: str) -> None:
+    """Remove a file; somebody else may have done so already. Raises JournalError."""
+    try:
+        os.unlink(host.path(path))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise failed("remove", path, error) from error
+
+
+def write_all(handle: int, text: str) -> None:
+    """Write all of a text and sync it. Raises OSError."""
+    content = text.encode("utf-8", "surrogateescape")
+    written = os.write(handle, content)
+    if written != len(content):  # a full disk: the rest would fail
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync(handle)
+
+
+def failed(verb: str, path: str, error: OSError) -> JournalError:
+    """The JournalError for a failed system call."""
+    return JournalError(
+        f"cannot {verb} the record /{path}: {os.strerror(error.errno or 0)}",
+        hint="is /run full, or read-only?",
+    )
+
+
+def _check_directories(host: Host, path: str) -> None:
+    """See that all directories on the way to path, below /run, are ours."""
+    place = _ABOVE
+    for part in path[len(_ABOVE) + 1 :].split("/")[:-1]:
+        place = f"{place}/{part}"
+        status = host.lstat(place)
+        if status is None:
+            return
+        _refuse(place, status, "directory")
+
+
+def _refuse(path: str, status: os.stat_result, wanted: str) -> None:
+    """Raise JournalError for what is not of that kind, or could be somebody else's."""
+    kind = _KINDS.get(stat.S_IFMT(status.st_mode), "device")
+    why = refused(status, os.geteuid())
+    if kind != wanted:
+        why = f"is a {kind} instead of a {wanted}"
+    if not why and wanted == "file" and status.st_nlink > 1:
+        why = "has another name somewhere else"
+    if why:
+        mend = f"run `chmod go-w /{path}`" if why == WRITABLE else f"see `ls -ld /{path}`"
+        raise JournalError(
+            f"/{path} {why}, so it is left alone", hint=f"find out who did that; {mend}"
+        )

@@ -1,0 +1,145 @@
+"""Firmware consoles of GPUs that stay, which vfio-pci removes together with this one's.
+
+The kernel cannot tell whose a firmware device without a parent in sysfs is. Linux
+6.0 to 6.8 remove it with a GPU whose ROM is shadowed, or with any, and later ones
+with any (drivers/firmware/sysfb.c, sysfb_disable). The host then loses the console
+of a GPU that no VM has asked for, until it reboots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..actions.device import BindNative
+from ..claims.step import Step
+from ..errors import RefusedError
+from ..machine import console, firmware, kernel, memory
+from ..machine.gpu import Gpu, displays, find
+from ..machine.host import Host
+from .handover import Leaving
+
+NAME = "collateral"
+
+
+def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
+    """Nothing for most GPUs; else a word on what is lost, or a driver for who would lose it.
+
+    Raises RefusedError where the configuration allows neither.
+    """
+    for device, owner in _removed_with(host, gpu, leaving):
+        if leaving.config.keep_console == "never" or owner is None or not _draws(host, device):
+            yield Step(
+                stage=NAME,
+                gpu=gpu.address,
+                why=f"vfio-pci of this kernel removes {device} too, which is not on this GPU",
+                do=None,
+                undo=None,
+                loses=f"the console of another GPU will not come back before a reboot: vfio-pci of"
+                f" this kernel removes {device} when it takes {gpu.address}",
+            )
+        # A driver for a GPU that another VM is taking just now would not save its console.
+        elif leaving.config.host_driver == "load" and owner not in leaving.taken:
+            module = _driver_for(host, owner, device, gpu)
+            if gpu.driver is None:
+                yield _keep_off(gpu, module)
+            yield Step(
+                stage=NAME,
+                gpu=gpu.address,
+                why=f"vfio-pci of this kernel removes {device} too, so {owner}, which stays, needs"
+                f" its own driver {module} for the console",
+                do=BindNative(owner, host.read(f"sys/bus/pci/devices/{owner}/modalias") or ""),
+                undo=None,
+                loses=f"the firmware console of {owner} does not come back, {module} shows the"
+                f" console instead{_takes_both(host, gpu, module)}",
+            )
+        else:
+            raise _refusal(host, gpu, owner, device)
+
+
+def _keep_off(gpu: Gpu, module: str) -> Step:
+    from ..actions.modules import Reserve, Unreserve  # for few machines
+
+    return Step(
+        stage=NAME,
+        gpu=gpu.address,
+        why=f"{module} is about to be loaded and must not take this GPU, which it may be for too",
+        do=Reserve(gpu.address),
+        undo=Unreserve(gpu.address),
+    )
+
+
+def _takes_both(host: Host, gpu: Gpu, module: str) -> str:
+    """That the GPU, which has no driver, gets one when it is back; a clause, "" if it does not."""
+    from ..machine import modules  # for few machines
+
+    if gpu.driver is not None or module not in modules.wanted_by(host, gpu.address).allowed:
+        return ""
+    return f", and takes {gpu.address} too when it is back"
+
+
+def _removed_with(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[tuple[str, str | None]]:
+    """Firmware devices that go when vfio-pci takes gpu, and are not its: each with its owner.
+
+    They draw, or are to draw again when the VM ends that has the owner.
+    """
+    if gpu.vfio or not leaving.kernel_removes_from(gpu) or not _selects(host, gpu):
+        return
+    ours = {device.name for one in leaving.gpus for device in one.firmware}
+    for name in firmware.devices(host):
+        if name in ours or console.pci_ancestor(host, f"sys/bus/platform/devices/{name}"):
+            continue
+        owner = _owner(host, name, leaving)
+        if owner in leaving.taken or _draws(host, name):
+            yield name, owner
+
+
+def _draws(host: Host, device: str) -> bool:
+    return host.link_name(f"sys/bus/platform/devices/{device}/driver") is not None
+
+
+def _selects(host: Host, gpu: Gpu) -> bool:
+    """Whether the kernel removes a firmware device of which it does not know whose it is."""
+    release = kernel.release(host)
+    # 6.9 and later have put the device below its GPU, and one without a parent may
+    # be anyone's. Linux 6.0.3 to 6.1.46 do not look at all ("video/aperture: Only
+    # remove sysfb on the default vga pci device", 5ae3716cfdcd, in 6.1.47); only
+    # the version tells, which distributions with their own numbers hide.
+    takes_any = release >= (6, 9) or ((6, 0, 3) <= release < (6, 1, 47) and release[2] > 0)
+    return takes_any or memory.rom_shadowed(host, gpu.address)
+
+
+def _owner(host: Host, device: str, leaving: Leaving) -> str | None:
+    """The GPU that a firmware device draws on, among those that stay."""
+    staying = tuple(one for one in displays(host) if one not in leaving.addresses)
+    for one in find(host, staying):
+        if any(firmware_device.name == device for firmware_device in one.firmware):
+            return one.address
+    return None
+
+
+def _driver_for(host: Host, owner: str, device: str, gpu: Gpu) -> str:
+    from ..machine import modules  # for few machines
+
+    wanted = modules.wanted_by(host, owner)
+    if not wanted.allowed:
+        raise RefusedError(
+            f"`host_driver: load` cannot save the console on {owner}, which {device} shows and"
+            f" vfio-pci would remove with {gpu.address}: {wanted.why_none}",
+            hint="allow its driver, or set `keep_console: never` to give that console up",
+        )
+    return wanted.allowed[0]
+
+
+def _refusal(host: Host, gpu: Gpu, owner: str, device: str) -> RefusedError:
+    from ..machine import modules  # for few machines
+
+    wanted = modules.wanted_by(host, owner)
+    load = ""
+    for module in wanted.found[:1]:
+        how = "(it is blacklisted)" if module in wanted.blacklisted else "or by `host_driver: load`"
+        load = f"load {module} for {owner} at boot {how}, or "
+    return RefusedError(
+        f"the host's console on {owner} would be gone until a reboot: vfio-pci of this kernel"
+        f" removes {device} when it takes {gpu.address}",
+        hint=f"{load}set `keep_console: never` to give that console up",
+    )

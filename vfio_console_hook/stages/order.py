@@ -1,0 +1,51 @@
+"""The stages in the order in which prepare takes their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..claims.step import Step
+from ..config.settings import CONSOLE_STAGES
+from ..machine.host import Host
+from . import (
+    collateral,
+    drm_aperture,
+    fbcon,
+    fbdev,
+    native,
+    preflight,
+    services,
+    sound,
+    vfio,
+    vgacon,
+)
+from .handover import Leaving
+
+# Services hold the GPU, so they go first: who still holds it then is looked for
+# afterwards. Then what must not happen, before anything else is changed. fbcon
+# comes before the framebuffers go, while consoles can still be moved. From there
+# the order is that of Linux commit d17378062079: DRM aperture drivers, fbdev
+# drivers, vgacon. Sound goes before the GPU and comes back after it, because its
+# driver works together with that of the GPU (Linux drm_audio_component).
+STAGES = (
+    services, preflight, collateral, fbcon, drm_aperture, fbdev, vgacon, sound, native, vfio,
+)  # fmt: skip
+
+
+def plan(host: Host, leaving: Leaving) -> tuple[Step, ...]:
+    """The steps that prepare takes, in order; nothing is changed.
+
+    Raises RefusedError when the VM must not have one of the GPUs, HostError when
+    the machine cannot be read.
+    """
+    return tuple(_steps(host, leaving))
+
+
+def _steps(host: Host, leaving: Leaving) -> Iterator[Step]:
+    gpus = tuple(gpu for gpu in leaving.gpus if not gpu.virtual)
+    for stage in STAGES:
+        if stage.NAME not in CONSOLE_STAGES or stage.NAME in leaving.config.stages:
+            # The last one loses its driver first, and so gets it back last: otherwise cards
+            # and framebuffers would come back with each other's numbers.
+            for gpu in gpus[::-1] if stage in (native, vfio) else gpus:
+                yield from stage.plan(host, gpu, leaving)
