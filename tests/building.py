@@ -60,7 +60,7 @@ class Pci:
 
 @dataclass(frozen=True)
 class Firmware:
-    """A platform device; start and size are the picture's, claim is what the driver takes.
+    """A platform device; start and size are the picture's, reservation is what the driver takes.
 
     size 0: nothing draws, as in text mode.
     """
@@ -69,7 +69,7 @@ class Firmware:
     driver: str
     start: int
     size: int
-    claim: int
+    reservation: int
     mode: tuple[int, int] = (1280, 800)
     bound: bool = True
     below: str = ""
@@ -197,8 +197,10 @@ def _ranges(machine: Machine) -> list[tuple[int, int, str]]:
     for firmware in machine.firmware:
         if firmware.device.startswith("simple-"):
             found.append((firmware.start, firmware.start + _pages(firmware.size) - 1, "BOOTFB"))
-        if firmware.bound and firmware.claim:
-            found.append((firmware.start, firmware.start + firmware.claim - 1, firmware.driver))
+        if firmware.bound and firmware.reservation:
+            found.append(
+                (firmware.start, firmware.start + firmware.reservation - 1, firmware.driver)
+            )
     return found
 
 
@@ -317,7 +319,7 @@ def _config(device: Pci) -> str:
 def _platform(firmware: Firmware) -> list[str]:
     path, name = firmware.path, firmware.device
     driver = name.rsplit(".", 1)[0]
-    memory = f"{firmware.start:#x} {firmware.size} {firmware.start:#x} {firmware.claim}"
+    memory = f"{firmware.start:#x} {firmware.size} {firmware.start:#x} {firmware.reservation}"
     lines = [f"d {path}", _link(f"sys/bus/platform/devices/{name}", path)]
     lines += [f"f {path}/driver_override = (null)", f"f {path}/modalias = platform:{driver}"]
     lines += [_link(f"{path}/subsystem", "sys/bus/platform"), *_driver("platform", driver)]

@@ -116,11 +116,11 @@ def draw(stage: Stage, monitor: str) -> None:
     print(f"   GPU {one.address}  {kind} (class {one.pci_class:04x}), {driver}")
     for bar in one.bars:
         size = bar.range.last - bar.range.first + 1
-        inside = [claim for claim in one.claims if claim.bar == bar.number]
+        inside = [reservation for reservation in one.reservations if reservation.bar == bar.number]
         whose = "" if inside else "free"
         print(f"     BAR {bar.number}  {bar.range!s:<22}{_human(size):>8}  {whose}".rstrip())
-        for claim in inside:
-            print(f"            {claim.range!s:<22}          {claim.name}")
+        for reservation in inside:
+            print(f"            {reservation.range!s:<22}          {reservation.name}")
     for device in one.firmware:
         state = f"bound to {device.driver}" if device.driver else "bound to no driver"
         print(f"     {device.name}, {state}")
@@ -211,9 +211,9 @@ def the_main_job(folder: Path) -> list[str]:
         f" kernel are played. The VM {VM} has this GPU as <hostdev managed='yes'>."
     )
     draw(stage, monitor(host))
-    claimed = gpu.find(host, (address,))[0].foreign_claims
-    story.expect(bool(claimed), "nothing is in the GPU's way")
-    say(f"QEMU could not map BAR 0 now, because {claimed[0].name} has a part of it.")
+    reserved = gpu.find(host, (address,))[0].foreign_reservations
+    story.expect(bool(reserved), "nothing is in the GPU's way")
+    say(f"QEMU could not map BAR 0 now, because {reserved[0].name} has a part of it.")
 
     title("what prepare would do, and why")
     story.plan()

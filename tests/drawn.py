@@ -9,7 +9,7 @@ from tests import recordings
 from tests.building import M
 from vfio_console_hook.machine import gpu
 from vfio_console_hook.machine.gpu import Gpu
-from vfio_console_hook.machine.memory import Bar, Claim, Range
+from vfio_console_hook.machine.memory import Bar, Range, Reservation
 from vfio_console_hook.machine.snapshot import unpack
 
 # Of one nobody can tell what lies in its BARs.
@@ -30,15 +30,15 @@ def sized(first: int, size_bytes: int) -> Range:
     return Range(first, first + size_bytes - 1)
 
 
-def a_gpu(*claims: Claim, bars: tuple[Bar, ...] = (), driver: str | None = None) -> Gpu:
+def a_gpu(*reservations: Reservation, bars: tuple[Bar, ...] = (), driver: str | None = None) -> Gpu:
     """A GPU whose BAR 0 has 16 MiB, if nothing else is said."""
     return Gpu(
         address="0000:01:00.0", pci_class=0x0300, bars=bars or (Bar(0, sized(BASE, 16 * M)),),
         driver=driver, vfio=driver == "vfio-pci", virtual=False, boot_vga=True, framebuffers=(),
-        cards=(), firmware=(), claims=claims,
+        cards=(), firmware=(), reservations=reservations,
     )  # fmt: skip
 
 
-def claim(name: str, offset: int, size_bytes: int) -> Claim:
-    """A claim in BAR 0, that far from where it begins."""
-    return Claim(name, sized(BASE + offset, size_bytes), 0)
+def reservation(name: str, offset: int, size_bytes: int) -> Reservation:
+    """A reservation in BAR 0, that far from where it begins."""
+    return Reservation(name, sized(BASE + offset, size_bytes), 0)

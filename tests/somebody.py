@@ -81,7 +81,7 @@ MOUNTS = (
     "/dev/mapper/freds-disk / ext4 rw 0 0"
 )
 DENIED = (
-    f'type=AVC msg=audit({SINCE}.123:456): avc:  denied  {{ execute }} for  pid=4711'
+    f"type=AVC msg=audit({SINCE}.123:456): avc:  denied  {{ execute }} for  pid=4711"
     ' comm="rpc-libvirtd" name="qemu" path="/etc/libvirt/hooks/qemu" dev="freds-disk" ino=77'
     f' exe="{HOME}/bin/x" hostname=smithtower addr={IPV4}'
     " scontext=system_u:system_r:virtd_t:s0 tcontext=unconfined_u:object_r:user_home_t:s0"

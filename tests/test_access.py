@@ -18,14 +18,14 @@ from tests.fakehost import FakeHost, configure, snapshot
 from tests.gate import ROOT
 from tests.libvirt_xml import EVENTS, UUID, domain_xml
 from vfio_console_hook import cli, hook
-from vfio_console_hook.claims.claim import CLAIMS, Journal
+from vfio_console_hook.claims.claim import CLAIMS, Claims
 from vfio_console_hook.claims.history import STATUS
-from vfio_console_hook.errors import JournalError
+from vfio_console_hook.errors import ClaimError
 from vfio_console_hook.log import RECORDED_LOG
 from vfio_console_hook.machine import access, runfiles
 from vfio_console_hook.machine.host import Host
 from vfio_console_hook.machine.runfiles import RUN
-from vfio_console_hook.machine.snapshot import RecordedHost
+from vfio_console_hook.machine.snapshot import SnapshotHost
 
 GPU, SOUND = "0000:01:00.0", "0000:01:00.1"
 CLAIM = f"{CLAIMS}/{UUID}"
@@ -123,7 +123,7 @@ def test_a_directory_that_all_may_read_is_closed_again(machine: MachineFactory) 
 
 
 def test_what_has_the_name_of_a_draft_is_not_written(tmp_path: Path) -> None:
-    host = RecordedHost(str(tmp_path))
+    host = SnapshotHost(str(tmp_path))
     victim = tmp_path / "victim"
     victim.write_text("untouched")
     (tmp_path / "run").mkdir()
@@ -144,8 +144,8 @@ def test_a_device_in_run_is_not_opened(machine: MachineFactory) -> None:
     except PermissionError:
         pytest.skip("devices cannot be made here")
 
-    with pytest.raises(JournalError, match=r"is a device instead of a file"):
-        Journal(host).find(UUID)
+    with pytest.raises(ClaimError, match=r"is a device instead of a file"):
+        Claims(host).find(UUID)
 
 
 # -- the way to a file
@@ -158,7 +158,7 @@ def test_the_end_of_a_way_is_told_without_links(tmp_path: Path) -> None:
     for one in ("a", "a/b", "a/b/file"):
         (tmp_path / one).chmod(0o700)
 
-    way = access.follow(RecordedHost(str(tmp_path)), "link/file")
+    way = access.follow(SnapshotHost(str(tmp_path)), "link/file")
 
     assert way == access.Way("a/b/file")
 
@@ -166,7 +166,7 @@ def test_the_end_of_a_way_is_told_without_links(tmp_path: Path) -> None:
 def test_a_way_with_too_many_links_leads_nowhere(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to("circle")
 
-    assert access.follow(RecordedHost(str(tmp_path)), "circle/file") == access.Way()
+    assert access.follow(SnapshotHost(str(tmp_path)), "circle/file") == access.Way()
 
 
 def test_the_program_of_a_command_that_others_can_write_is_told_with_its_line(

@@ -229,8 +229,7 @@ def test_files_and_mistakes_as_json(host: FakeHost, capsys: Capture) -> None:
                     {
                         "line": None,
                         "column": None,
-                        "text": "can be written by others than root,"
-                        f" run `chmod go-w /{WIN11}`",
+                        "text": f"can be written by others than root, run `chmod go-w /{WIN11}`",
                     }
                 ],
             },

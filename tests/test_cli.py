@@ -17,7 +17,7 @@ from tests.fakehost import FakeHost, FakeLibvirt, open_device, snapshot
 from tests.gate import ROOT
 from tests.libvirt_xml import UUID, domain_xml
 from vfio_console_hook import cli
-from vfio_console_hook.claims.claim import Journal
+from vfio_console_hook.claims.claim import Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import RefusedError
@@ -284,7 +284,7 @@ def test_recover_asks_libvirt_and_without_its_word_leaves_the_claim(
             "",
         ),
     )
-    assert (snapshot(host), Journal(host).uuids()) == (before, (UUID,))
+    assert (snapshot(host), Claims(host).uuids()) == (before, (UUID,))
 
 
 def test_recover_with_force_gives_back(machine: MachineFactory, capsys: Capture) -> None:
@@ -297,7 +297,7 @@ def test_recover_with_force_gives_back(machine: MachineFactory, capsys: Capture)
     assert (status, capsys.readouterr()) == (
         0, ("win11: gave back 0000:01:00.0\nthe host's consoles: VGA+\n", ""),
     )  # fmt: skip
-    assert (snapshot(host), Journal(host).uuids()) == (before, ())
+    assert (snapshot(host), Claims(host).uuids()) == (before, ())
 
 
 def test_recover_never_touches_a_gpu_that_qemu_has_open(
@@ -319,7 +319,7 @@ def test_recover_never_touches_a_gpu_that_qemu_has_open(
             "",
         ),
     )
-    assert (snapshot(host), Journal(host).uuids()) == (before, (UUID,))
+    assert (snapshot(host), Claims(host).uuids()) == (before, (UUID,))
 
 
 def test_recover_goes_on_after_a_claim_that_cannot_be_read(
@@ -335,12 +335,10 @@ def test_recover_goes_on_after_a_claim_that_cannot_be_read(
     assert (status, rest) == (
         1, ["win11: gave back 0000:01:00.0", "the host's consoles: VGA+"],
     )  # fmt: skip
-    assert unread.startswith("00000000-0000-4000-8000-000000000000: cannot understand the record ")
+    assert unread.startswith("00000000-0000-4000-8000-000000000000: cannot understand the claim ")
 
 
-def test_recover_where_nothing_is_held_says_so(
-    machine: MachineFactory, capsys: Capture
-) -> None:
+def test_recover_where_nothing_is_held_says_so(machine: MachineFactory, capsys: Capture) -> None:
     status = run(machine("vgacon-5.10"), "recover")
 
     assert (status, capsys.readouterr()) == (
@@ -423,7 +421,7 @@ def test_what_libvirt_is_left_to_do_for_vms_is_done_for_people(
     status = act(host, "take", "0000:01:00.0")
 
     assert (status, capfd.readouterr().err) == (0, "")
-    assert len(Journal(host).uuids()) == 1
+    assert len(Claims(host).uuids()) == 1
     assert "efifb" not in (host.read("proc/iomem") or "")
 
 
@@ -440,7 +438,7 @@ def test_a_take_that_runs_out_of_time_is_undone(machine: MachineFactory, capfd: 
         " /sys/bus/platform/drivers/efi-framebuffer/unbind`\n"
         "hint: raise `timeout_s`, or look into `journalctl -k`\n",
     )
-    assert (snapshot(host), Journal(host).uuids()) == (before, ())
+    assert (snapshot(host), Claims(host).uuids()) == (before, ())
 
 
 def test_a_gpu_can_be_bound_to_vfio_pci_by_hand(machine: MachineFactory, capsys: Capture) -> None:
@@ -454,7 +452,7 @@ def test_a_gpu_can_be_bound_to_vfio_pci_by_hand(machine: MachineFactory, capsys:
     assert (status, driver, capsys.readouterr().err) == (0, "vfio-pci", "")
     assert host.link_name("sys/bus/pci/devices/0000:01:00.0/driver") == "bochs-drm"
     assert host.read("proc/fb") == before["proc/fb"].strip()
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 def test_what_was_taken_by_hand_is_not_handed_to_a_vm_and_not_recovered(
@@ -476,7 +474,7 @@ def test_what_was_taken_by_hand_is_not_handed_to_a_vm_and_not_recovered(
         0,
         "0000:01:00.0: left alone, it was taken by hand (`vfio-console-hook give 0000:01:00.0`)",
     )
-    assert len(Journal(host).uuids()) == 1
+    assert len(Claims(host).uuids()) == 1
 
 
 @pytest.mark.parametrize(

@@ -168,9 +168,7 @@ def test_gpus_are_offered_where_an_address_is_wanted(shell: Shell, command: str)
     assert found == {"0000:01:00.0", "0000:0a:00.0"}
 
 
-@pytest.mark.parametrize(
-    "words", ["plan --xml", "plan --svg", "--root", "record", "check-config"]
-)
+@pytest.mark.parametrize("words", ["plan --xml", "plan --svg", "--root", "record", "check-config"])
 def test_files_are_offered_where_one_is_wanted(shell: Shell, words: str) -> None:
     assert "win11.xml" in shell.offers(f"vfio-console-hook {words} win11.x")
 
@@ -195,7 +193,7 @@ def test_bash_completes_an_address_though_colons_end_its_words(tmp_path: Path) -
         os.chdir(tmp_path)
         os.execve(bash, ["bash", "--norc", "-i"], {"TERM": "dumb"})
     typed = (
-        "source ./completion; vfio-console-hook() { echo \"told: $*.\"; }\n"
+        'source ./completion; vfio-console-hook() { echo "told: $*."; }\n'
         "vfio-console-hook take 0000:01\t\n"
         "exit\n"
     )

@@ -15,7 +15,7 @@ from vfio_console_hook.config import load
 from vfio_console_hook.config.load import configuration
 from vfio_console_hook.config.settings import KEYS, Config, Holders, Service
 from vfio_console_hook.errors import ConfigError
-from vfio_console_hook.machine.snapshot import RecordedHost
+from vfio_console_hook.machine.snapshot import SnapshotHost
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 FILES = "/etc/vfio-console-hook"
@@ -24,7 +24,7 @@ WIN11 = f"{FILES}/vms/win11.yaml"
 EXAMPLES = sorted((ROOT / "config").glob("*.yaml"))
 
 
-class Etc(RecordedHost):
+class Etc(SnapshotHost):
     """A machine that has nothing but a configuration; theirs belong to another user."""
 
     def __init__(self, root: Path) -> None:
@@ -52,7 +52,7 @@ def etc(tmp_path: Path) -> Etc:
     return Etc(tmp_path)
 
 
-def mistakes(host: RecordedHost, name: str = "win11", uuid: str = UUID) -> str:
+def mistakes(host: SnapshotHost, name: str = "win11", uuid: str = UUID) -> str:
     with pytest.raises(ConfigError) as caught:
         configuration(host, name, uuid)
     return str(caught.value)
@@ -62,7 +62,7 @@ def mistakes(host: RecordedHost, name: str = "win11", uuid: str = UUID) -> str:
 
 
 def test_without_any_file_everything_has_its_default(tmp_path: Path) -> None:
-    assert configuration(RecordedHost(str(tmp_path)), "win11", UUID) == Config(
+    assert configuration(SnapshotHost(str(tmp_path)), "win11", UUID) == Config(
         enabled=True,
         stages=("fbcon", "drm_aperture", "fbdev", "vgacon"),
         bootfb="refuse",
@@ -554,7 +554,7 @@ def test_yaml_is_loaded_only_when_something_is_set(
         "import sys\n"
         "from vfio_console_hook.config import load\n"
         "from vfio_console_hook.machine import snapshot\n"
-        "load.configuration(snapshot.RecordedHost(sys.argv[1]), 'win11', '')\n"
+        "load.configuration(snapshot.SnapshotHost(sys.argv[1]), 'win11', '')\n"
         "print(*sorted({'difflib', 'yaml'} & set(sys.modules)))\n"
     )
 

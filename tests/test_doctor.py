@@ -149,7 +149,8 @@ def test_a_check_that_cannot_look_says_so_and_the_others_go_on(machine: MachineF
     assert [(one.level, one.text) for one in bootfb] == [
         (
             "WARN",
-            "not known: cannot tell who claims the GPU's memory: /proc/iomem shows no addresses",
+            "not known: cannot tell who has reserved the GPU's memory: /proc/iomem shows no"
+            " addresses",
         )
     ]
     assert found[-1].area == "what VMs hold"

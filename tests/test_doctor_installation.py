@@ -45,9 +45,7 @@ def test_a_host_without_the_hook_is_told_to_install_it(machine: MachineFactory) 
     host = machine("efifb-6.12")
     folder(host, "etc/libvirt")
 
-    assert found(installation.hook, host) == [
-        ("FAIL", "it is not installed: VMs start without it")
-    ]
+    assert found(installation.hook, host) == [("FAIL", "it is not installed: VMs start without it")]
     assert advice(installation.hook, host) == ["run ./install.sh as root"]
 
 

@@ -322,7 +322,7 @@ KERNEL = [
     ),
     Case(
         consoles.console_after, "iomem-without-root", nothing,
-        "WARN", "cannot tell who claims the GPU's memory", "root",
+        "WARN", "cannot tell who has reserved the GPU's memory", "root",
     ),
     Case(
         consoles.console_after, "efifb-6.12", both(two_vms, prepared),
@@ -460,25 +460,25 @@ def still_at_work(host: FakeHost) -> None:
 
 
 RECORDS = [
-    Case(claims.records, "efifb-6.12", nothing, "PASS", "no VM holds a GPU"),
-    Case(claims.records, "efifb-6.12", both(running, prepared), "PASS", "and it runs"),
+    Case(claims.claims, "efifb-6.12", nothing, "PASS", "no VM holds a GPU"),
+    Case(claims.claims, "efifb-6.12", both(running, prepared), "PASS", "and it runs"),
     Case(
-        claims.records, "efifb-6.12", both(win11, prepared), "WARN",
-        f"record of win11: holds {GPU}, but libvirt says that it is off", "recover",
+        claims.claims, "efifb-6.12", both(win11, prepared), "WARN",
+        f"claim of win11: holds {GPU}, but libvirt says that it is off", "recover",
     ),
     Case(
-        claims.records, "efifb-6.12",
+        claims.claims, "efifb-6.12",
         both(lambda host: put_vm(host, "linux", uuid=OTHER_UUID), prepared), "WARN",
         "libvirt does not know it any more", "recover",
     ),
-    Case(claims.records, "efifb-6.12", of_another_boot, "WARN", "an earlier boot", "recover"),
-    Case(claims.records, "efifb-6.12", by_hand, "PASS", "taken by hand"),
+    Case(claims.claims, "efifb-6.12", of_another_boot, "WARN", "an earlier boot", "recover"),
+    Case(claims.claims, "efifb-6.12", by_hand, "PASS", "taken by hand"),
     Case(
-        claims.records, "efifb-6.12", both(win11, still_at_work), "PASS", "hook is at work",
+        claims.claims, "efifb-6.12", both(win11, still_at_work), "PASS", "hook is at work",
     ),
     Case(
-        claims.records, "efifb-6.12", put(f"{CLAIMS}/{UUID}", "nonsense\n"), "FAIL",
-        f"record {UUID}: cannot understand the record", "undo by hand",
+        claims.claims, "efifb-6.12", put(f"{CLAIMS}/{UUID}", "nonsense\n"), "FAIL",
+        f"claim {UUID}: cannot understand the claim", "undo by hand",
     ),
 ]  # fmt: skip
 
@@ -487,7 +487,7 @@ def test_without_libvirt_a_record_is_a_question(machine: MachineFactory) -> None
     host = machine("efifb-6.12")
     prepared(host)
 
-    (found,) = claims.records(Subject(host, unasked="libvirt is off"))
+    (found,) = claims.claims(Subject(host, unasked="libvirt is off"))
 
     assert (found.level, found.text) == (
         "WARN",

@@ -107,7 +107,7 @@ VMS = [
     ),
     Case(
         vms.hot_plugged_gpus, TWO, both(vm("win11", GPU, running=True), on_vfio(GPU)),
-        "WARN", "win11 runs with it, but this hook has no record", "hook is called",
+        "WARN", "win11 runs with it, but this hook has no claim", "hook is called",
     ),
     Case(
         vms.hot_plugged_gpus, TWO,

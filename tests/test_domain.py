@@ -478,7 +478,7 @@ def test_a_bad_large_xml_is_told_in_one_short_line(content: bytes, text: str) ->
 
 
 def test_a_value_with_brackets_is_no_crowd_of_attributes() -> None:
-    metadata = b"<a b='>c=\"d\">e=\"f\"'/>"
+    metadata = b'<a b=\'>c="d">e="f"\'/>'
 
     assert domain.hostdev_addresses(big(metadata=metadata)) == ("0000:01:00.0",)
 

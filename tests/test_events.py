@@ -21,7 +21,7 @@ from tests.fakehost import (
 from tests.hosts import lit_second
 from tests.libvirt_xml import UUID
 from tests.trust.subjects import Subject
-from vfio_console_hook.claims.claim import Journal, Record
+from vfio_console_hook.claims.claim import Claim, Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, RefusedError, StepError
@@ -149,7 +149,7 @@ def test_after_two_runs_the_machine_is_as_before(machine: Machine, case: Subject
 
     after = {path: what for path, what in snapshot(host).items() if "driver_override" not in path}
     assert after == {path: what for path, what in before.items() if "driver_override" not in path}
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 @pytest.mark.parametrize("name", ["efifb-6.1", "simpledrm-0300-6.12"])
@@ -165,7 +165,7 @@ def test_a_console_that_cannot_come_back_is_told_by_plan_and_log(
 
     assert "will not come back before a reboot" in told
     assert "will not come back before a reboot" in (host.read(RECORDED_LOG) or "")
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 def test_plan_is_the_list_that_prepare_applies(machine: Machine, case: Subject) -> None:
@@ -174,10 +174,10 @@ def test_plan_is_the_list_that_prepare_applies(machine: Machine, case: Subject) 
 
     prepare(host, case)
 
-    record = Journal(host).find(UUID)
-    assert record is not None
-    assert tuple(record.steps) == planned
-    assert record.done == set(range(len(planned)))
+    claim = Claims(host).find(UUID)
+    assert claim is not None
+    assert tuple(claim.steps) == planned
+    assert claim.done == set(range(len(planned)))
 
 
 def test_plan_changes_nothing(machine: Machine, case: Subject) -> None:
@@ -198,7 +198,7 @@ def test_release_of_a_vm_that_owns_nothing_changes_nothing(machine: Machine) -> 
     events.release(FakeHost(host.root), OTHER_UUID, Log(host, "other"))
 
     assert snapshot(host) == before
-    assert Journal(host).uuids() == (UUID,)
+    assert Claims(host).uuids() == (UUID,)
 
 
 def test_a_gpu_of_a_running_vm_is_refused_to_another(machine: Machine) -> None:
@@ -326,7 +326,7 @@ def test_a_vm_that_starts_again_after_libvirtd_was_killed_gives_back_all_in_the_
     whole_run(host, Subject(name))
 
     assert snapshot(host) == before
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 @pytest.mark.parametrize("name", ["efifb-6.12", "native-6.1", "nvidia-single-desktop"])
@@ -343,7 +343,7 @@ def test_the_release_after_a_start_that_was_killed_over_a_forgotten_run_takes_it
     release(FakeHost(host.root))  # as libvirt does after each prepare that fails
 
     assert snapshot(host) == before
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 def test_a_gpu_that_a_vm_has_open_without_us_is_not_taken_off_vfio_pci(machine: Machine) -> None:
@@ -368,9 +368,7 @@ def test_a_gpu_that_a_vm_has_open_without_a_record_is_refused_to_another(
 
     sentence = refused(host, Subject("efifb-5.10"))
 
-    assert sentence == (
-        "0000:01:00.0 is in use by qemu-system-x86 (4242) with /dev/vfio/1 open"
-    )
+    assert sentence == ("0000:01:00.0 is in use by qemu-system-x86 (4242) with /dev/vfio/1 open")
     assert host.changes[begun:] == []
 
 
@@ -416,7 +414,7 @@ def refused(host: FakeHost, case: Subject) -> str:
     with pytest.raises(HookError) as caught:
         prepare(host, case)
     assert snapshot(host) == before
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
     return caught.value.text
 
 
@@ -465,7 +463,7 @@ def test_two_vms_that_start_at_once_do_not_take_the_last_two_framebuffers(
         events.prepare(host, second.domain(OTHER_UUID, "b"), second.config(host), Log(host, "b"))
 
     assert caught.value.text.startswith("0000:02:00.0 has the host's last framebuffer, and fbcon")
-    assert Journal(host).uuids() == (UUID,)
+    assert Claims(host).uuids() == (UUID,)
     alone = machine("two-gpus-6.12")
     events.prepare(alone, second.domain(), second.config(alone), Log(alone, "b"))
 
@@ -479,8 +477,8 @@ def test_a_gpu_that_release_left_in_part_is_the_hosts_again(machine: Machine, du
     alone = events.look(host, second.domain(OTHER_UUID, "b"), Config())[1]
     prepare(host, Subject("two-gpus-6.12"))
     claim = host.path(f"run/vfio-console-hook/claims/{UUID}")
-    with open(claim, "a", encoding="utf-8") as record:  # of a hook that has ended
-        record.write('{"phase": "release", "hook": [999999, 1]}\n')
+    with open(claim, "a", encoding="utf-8") as file:  # of a hook that has ended
+        file.write('{"phase": "release", "hook": [999999, 1]}\n')
     for number in range(1, 64):
         host.map_console("fb0", number, 0)
 
@@ -496,10 +494,10 @@ def test_a_firmware_framebuffer_without_a_parent_goes_with_the_gpu_that_it_shows
     _remove_dummy_console(host)
     assert [fb.pci for fb in console.framebuffers(host)] == [None, "0000:01:00.0"]
     other = Domain("b", OTHER_UUID, (Hostdev("0000:02:00.0", True, "hostdev", 0),))
-    journal = Journal(host)
-    with journal.lock():  # its hook waits until nobody has the GPU open
+    claims = Claims(host)
+    with claims.lock():  # its hook waits until nobody has the GPU open
         boot = kernel.boot_id(host)
-        journal.claim(Record(host, other.name, other.uuid, boot, ("0000:02:00.0",), 1.0), [])
+        claims.make(Claim(host, other.name, other.uuid, boot, ("0000:02:00.0",), 1.0), [])
 
     with pytest.raises(RefusedError) as caught:
         events.look(host, Subject("").domain(), Config())
@@ -521,14 +519,16 @@ def test_a_firmware_driver_is_not_bound_again_over_a_moved_bar(machine: Machine)
     resource = str(host.real("sys/bus/pci/devices/0000:01:00.0/resource"))
     text = host.read(resource) or ""
     first = text.split()[0]
-    host.tree.put(resource, text.replace(first, "0x00000000d0000000").replace(
-        text.split()[1], "0x00000000d0ffffff"))
+    host.tree.put(
+        resource,
+        text.replace(first, "0x00000000d0000000").replace(text.split()[1], "0x00000000d0ffffff"),
+    )
 
     release(host)
 
     assert host.link_name("sys/bus/platform/devices/efi-framebuffer.0/driver") is None
     assert "has moved away" in (host.read(RECORDED_LOG) or "")
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 def test_radeon_without_remove_is_refused(machine: Machine) -> None:
@@ -541,9 +541,7 @@ def test_radeon_without_remove_is_refused(machine: Machine) -> None:
 
     sentence = refused(host, Subject("native-6.1"))
 
-    assert sentence == (
-        "0000:01:00.0 is driven by radeon, which cannot be unbound in this kernel"
-    )
+    assert sentence == ("0000:01:00.0 is driven by radeon, which cannot be unbound in this kernel")
 
 
 def test_an_unmanaged_gpu_that_is_not_on_vfio_is_refused(machine: Machine) -> None:
@@ -567,9 +565,10 @@ def test_a_claim_that_no_stage_knows_is_named_and_refused(machine: Machine) -> N
 
     sentence = refused(host, Subject("efifb-5.10"))
 
-    assert sentence.startswith("strangefb claims c0000000-")
-    assert sentence.endswith("in BAR 0 of 0000:01:00.0, and this program does not"
-        " know how to take it away")
+    assert sentence.startswith("strangefb reserves c0000000-")
+    assert sentence.endswith(
+        "in BAR 0 of 0000:01:00.0, and this program does not know how to take it away"
+    )
 
 
 def test_bootfb_is_refused_by_default_and_the_ways_out_are_named(machine: Machine) -> None:
@@ -595,7 +594,9 @@ def test_iomem_without_addresses_is_refused(machine: Machine) -> None:
 
     sentence = refused(host, Subject("efifb-6.12"))
 
-    assert sentence == "cannot tell who claims the GPU's memory: /proc/iomem shows no addresses"
+    assert (
+        sentence == "cannot tell who has reserved the GPU's memory: /proc/iomem shows no addresses"
+    )
 
 
 def test_a_vanished_device_is_refused(machine: Machine) -> None:
@@ -616,7 +617,7 @@ def test_start_refuses_a_bar_that_is_still_claimed(machine: Machine) -> None:
     with pytest.raises(StepError) as caught:
         events.start(host, UUID, Log(host, "win11"))
 
-    assert caught.value.text.startswith("efifb still claims c0000000-")
+    assert caught.value.text.startswith("efifb still reserves c0000000-")
 
 
 def test_start_refuses_a_gpu_that_is_not_on_vfio(machine: Machine) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost
 from vfio_console_hook.actions.consoles import MapConsoles, ShowConsoles
-from vfio_console_hook.claims.claim import Journal
+from vfio_console_hook.claims.claim import Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import LostError, RefusedError
@@ -109,7 +109,7 @@ def test_a_framebuffer_that_another_vm_takes_meanwhile_keeps_no_vm_from_starting
     events.release(host, UUID, log)
 
     assert driver is None
-    assert Journal(host).find(UUID) is None
+    assert Claims(host).find(UUID) is None
     assert "warning: win11: prepare 0000:03:00.0: the consoles cannot be moved to fb1: it has" in (
         host.read(RECORDED_LOG) or ""
     )

@@ -23,8 +23,8 @@ from vfio_console_hook.machine import console, firmware, gpu, kernel, memory
 from vfio_console_hook.machine.console import Framebuffer, Vtconsole
 from vfio_console_hook.machine.firmware import FirmwareDevice
 from vfio_console_hook.machine.gpu import Gpu
-from vfio_console_hook.machine.memory import Bar, Claim, Range
-from vfio_console_hook.machine.snapshot import RecordedHost, unpack
+from vfio_console_hook.machine.memory import Bar, Range, Reservation
+from vfio_console_hook.machine.snapshot import SnapshotHost, unpack
 
 GPU = "0000:01:00.0"
 AMDGPU_CARDS = ("card0", "renderD128")
@@ -46,18 +46,18 @@ def expected(
     """A GPU of which nothing is known but what is given."""
     plain = Gpu(
         address=address, pci_class=pci_class, bars=bars(memory_bars), driver=None, vfio=False,
-        virtual=False, boot_vga=False, framebuffers=(), cards=(), firmware=(), claims=(),
+        virtual=False, boot_vga=False, framebuffers=(), cards=(), firmware=(), reservations=(),
     )  # fmt: skip
     return replace(plain, **rest)  # type: ignore[arg-type]  # fields of any kind
 
 
 def lit(
-    name: str, parent: str | None, where: Range, claimed_by: str, *, card: bool = False
+    name: str, parent: str | None, where: Range, reserved_as: str, *, card: bool = False
 ) -> FirmwareDevice:
     """A firmware framebuffer that is bound and draws fb0."""
     return FirmwareDevice(
         name, name.rpartition(".")[0], parent, ("fb0",), ("card0",) if card else (), where,
-        claimed_by,
+        reserved_as,
     )  # fmt: skip
 
 
@@ -77,14 +77,14 @@ SEEN = (
         GPU, 0x0300, {0: (0xF6000000, 16 * M), 1: (0xC0000000, 256 * M), 3: (0xD0000000, 32 * M)},
         boot_vga=True, framebuffers=("fb0",),
         firmware=(lit("efi-framebuffer.0", None, BAR1_PICTURE, "efifb"),),
-        claims=(Claim("efifb", BAR1_PICTURE, 1),),
+        reservations=(Reservation("efifb", BAR1_PICTURE, 1),),
     )),
     ("nvidia-efifb-bar3", expected(
         "0000:42:00.0", 0x0300,
         {0: (0x92000000, 16 * M), 1: (0x80000000, 256 * M), 3: (0x90000000, 32 * M)},
         boot_vga=True, framebuffers=("fb0",),
         firmware=(lit("efi-framebuffer.0", None, BAR3_PICTURE, "efifb"),),
-        claims=(Claim("efifb", BAR3_PICTURE, 3),),
+        reservations=(Reservation("efifb", BAR3_PICTURE, 3),),
     )),
     ("amd-single", expected(
         "0000:09:00.0", 0x0300, {0: (0xD0000000, 256 * M), 2: (0xE0000000, 2 * M)},
@@ -106,7 +106,7 @@ SEEN = (
         GPU, 0x0300, {0: (0x52000000, 16 * M), 1: (0x40000000, 256 * M), 3: (0x50000000, 32 * M)},
         driver="vfio-pci", vfio=True, boot_vga=True,
         firmware=(FirmwareDevice("simple-framebuffer.0", None, None, (), (), BOOTFB_BAR3, None),),
-        claims=(Claim("BOOTFB", BOOTFB_BAR3, 3),),
+        reservations=(Reservation("BOOTFB", BOOTFB_BAR3, 3),),
     )),
     ("two-amd", expected(
         "0000:13:00.0", 0x0300,
@@ -124,13 +124,13 @@ SEEN = (
     ("intel-bootfb-no-driver", expected(
         "0000:00:02.0", 0x0300, {0: (0xC8000000, 16 * M), 2: (0xE0000000, 256 * M)}, boot_vga=True,
         firmware=(FirmwareDevice("simple-framebuffer.0", None, None, (), (), BOOTFB_INTEL, None),),
-        claims=(Claim("BOOTFB", BOOTFB_INTEL, 2),),
+        reservations=(Reservation("BOOTFB", BOOTFB_INTEL, 2),),
     )),
     ("fb0-held-by-plymouth", expected(
         "0000:00:02.0", 0x0300, {0: (0xC0000000, 16 * M), 2: (0xFEBF0000, 4 * K)},
         boot_vga=True, framebuffers=("fb0",),
         firmware=(lit("efi-framebuffer.0", None, PLYMOUTH_PICTURE, "efifb"),),
-        claims=(Claim("efifb", PLYMOUTH_PICTURE, 0),),
+        reservations=(Reservation("efifb", PLYMOUTH_PICTURE, 0),),
     )),
     ("amd-strix-halo-0380", expected(
         "0000:c3:00.0", 0x0380,
@@ -139,21 +139,24 @@ SEEN = (
         firmware=(
             lit("simple-framebuffer.0", "0000:c3:00.0", STRIX_PICTURE, "simpledrm", card=True),
         ),
-        claims=(Claim("BOOTFB", STRIX_PICTURE, 0), Claim("simpledrm", STRIX_PICTURE, 0)),
+        reservations=(
+            Reservation("BOOTFB", STRIX_PICTURE, 0),
+            Reservation("simpledrm", STRIX_PICTURE, 0),
+        ),
     )),
     ("two-gpus-lit-second-6.12", expected(
         "0000:02:00.0", 0x0380, {0: (0xD0000000, 16 * M), 2: (0xFEC00000, 4 * K)},
         framebuffers=("fb0",),
         firmware=(lit("efi-framebuffer.0", "0000:02:00.0", LIT_SECOND_PICTURE, "efifb"),),
-        claims=(Claim("efifb", LIT_SECOND_PICTURE, 0),),
+        reservations=(Reservation("efifb", LIT_SECOND_PICTURE, 0),),
     )),
     ("two-gpus-lit-second-6.12", expected(
         GPU, 0x0300, {0: (0xC0000000, 16 * M), 2: (0xFEB00000, 4 * K)},
         driver="bochs-drm", boot_vga=True, framebuffers=("fb1",),
         cards=("card0",),
-        claims=(
-            Claim("bochs-drm", sized(0xC0000000, 16 * M), 0),
-            Claim("bochs-drm", sized(0xFEB00000, 4 * K), 2),
+        reservations=(
+            Reservation("bochs-drm", sized(0xC0000000, 16 * M), 0),
+            Reservation("bochs-drm", sized(0xFEB00000, 4 * K), 2),
         ),
     )),
 )  # fmt: skip
@@ -191,7 +194,7 @@ def test_iomem_read_without_root_is_told_and_not_taken_for_free(machine: Machine
         gpu.find(host, (GPU,))
 
     assert str(caught.value) == (
-        "cannot tell who claims the GPU's memory: /proc/iomem shows no addresses"
+        "cannot tell who has reserved the GPU's memory: /proc/iomem shows no addresses"
         " (hint: run it as root, in the host's own user namespace)"
     )
 
@@ -255,7 +258,7 @@ def test_only_the_gpu_that_is_lit_has_the_firmware_device(
     assert [one.framebuffers for one in found] == [("fb0",), ()][:: -1 if number else 1]
 
 
-def without_claim(host: FakeHost) -> FakeHost:
+def without_reservation(host: FakeHost) -> FakeHost:
     """efifb has been refused its region, and only warned (efifb_probe)."""
     lines = (host.read("proc/iomem") or "").splitlines()
     host.tree.put("proc/iomem", "\n".join(line for line in lines if "efifb" not in line))
@@ -268,14 +271,14 @@ def owner(host: FakeHost) -> list[str]:
 
 
 def test_without_a_claim_the_driver_is_asked_where_it_draws(machine: MachineFactory) -> None:
-    host = without_claim(machine(two_gpus("6.1", 1)))
+    host = without_reservation(machine(two_gpus("6.1", 1)))
     host.tree.remove("sys/kernel/boot_params/data")
 
     assert owner(host) == ["0000:02:00.0"]
 
 
 def test_without_a_claim_and_an_answer_the_boot_loader_is_asked(machine: MachineFactory) -> None:
-    host = without_claim(machine(two_gpus("6.1", 1)))
+    host = without_reservation(machine(two_gpus("6.1", 1)))
     host.tree.put("ioctl/fb0/memory", "0x0 4096000")
 
     assert owner(host) == ["0000:02:00.0"]
@@ -284,7 +287,7 @@ def test_without_a_claim_and_an_answer_the_boot_loader_is_asked(machine: Machine
 def test_a_framebuffer_of_which_nothing_tells_where_it_is_belongs_to_nobody(
     machine: MachineFactory,
 ) -> None:
-    host = without_claim(machine(two_gpus("6.1", 1)))
+    host = without_reservation(machine(two_gpus("6.1", 1)))
     host.tree.put("ioctl/fb0/memory", "0x0 4096000")
     host.tree.remove("sys/kernel/boot_params/data")
 
@@ -292,7 +295,7 @@ def test_a_framebuffer_of_which_nothing_tells_where_it_is_belongs_to_nobody(
 
 
 def test_the_parent_in_sysfs_decides_before_the_boot_loader(machine: MachineFactory) -> None:
-    host = without_claim(machine(two_gpus("6.12", 1)))
+    host = without_reservation(machine(two_gpus("6.12", 1)))
     data = bytearray(host.read_bytes("sys/kernel/boot_params/data") or b"")
     struct.pack_into("<I", data, 0x18, 0xC0000000)
     host.tree.poke("sys/kernel/boot_params/data", 0, bytes(data))
@@ -368,13 +371,13 @@ def test_the_boot_loader_tells_where_the_framebuffer_is(
 
 
 def test_without_boot_params_nothing_is_known_of_the_framebuffer(tmp_path: Path) -> None:
-    assert firmware.screen_memory(RecordedHost(str(tmp_path))) is None
+    assert firmware.screen_memory(SnapshotHost(str(tmp_path))) is None
 
 
 # -- memory
 
 
-def with_iomem(directory: Path, *lines: str) -> RecordedHost:
+def with_iomem(directory: Path, *lines: str) -> SnapshotHost:
     return unpack("\n".join(["f proc/iomem", *("|" + line for line in lines)]), str(directory))
 
 
@@ -404,11 +407,11 @@ BAR0 = Bar(0, Range(0xD0000000, 0xD0FFFFFF))
          "neighbour", "last-page", "vfio"],
 )  # fmt: skip
 def test_what_lies_in_a_bar_is_a_claim_and_what_holds_it_is_not(
-    tmp_path: Path, lines: tuple[str, ...], claimed: list[str]
+    tmp_path: Path, lines: tuple[str, ...], reserved: list[str]
 ) -> None:
     host = with_iomem(tmp_path, *lines)
 
-    assert [str(one) for one in memory.claims(memory.iomem(host), GPU, (BAR0,))] == claimed
+    assert [str(one) for one in memory.reservations(memory.iomem(host), GPU, (BAR0,))] == reserved
 
 
 def test_only_what_vfio_claims_is_not_foreign(machine: MachineFactory) -> None:
@@ -418,7 +421,10 @@ def test_only_what_vfio_claims_is_not_foreign(machine: MachineFactory) -> None:
 
     (found,) = gpu.find(host, (GPU,))
 
-    assert ([one.name for one in found.claims], found.foreign_claims) == (["vfio-pci"], ())
+    assert ([one.name for one in found.reservations], found.foreign_reservations) == (
+        ["vfio-pci"],
+        (),
+    )
 
 
 def test_addresses_above_4_gib_are_read_whole(tmp_path: Path) -> None:
@@ -445,7 +451,7 @@ def test_an_iomem_that_tells_nothing_is_an_error(tmp_path: Path, lines: tuple[st
         memory.iomem(host)
 
     assert caught.value.text == (
-        "cannot tell who claims the GPU's memory: /proc/iomem shows no addresses"
+        "cannot tell who has reserved the GPU's memory: /proc/iomem shows no addresses"
     )
 
 
@@ -527,7 +533,7 @@ def test_where_the_consoles_are_is_told_in_words(
 
 
 def test_a_kernel_without_virtual_terminals_has_no_console_driver(tmp_path: Path) -> None:
-    assert console.drawing(RecordedHost(str(tmp_path))) == "no console driver"
+    assert console.drawing(SnapshotHost(str(tmp_path))) == "no console driver"
 
 
 # -- the kernel
@@ -631,7 +637,7 @@ def test_a_symbol_is_there_or_not_or_cannot_be_told(tmp_path: Path) -> None:
     found = [
         kernel.has_symbol(host, "radeon_pci_remove"),
         kernel.has_symbol(host, "radeon_pci"),
-        kernel.has_symbol(RecordedHost(str(tmp_path / "none")), "radeon_pci_remove"),
+        kernel.has_symbol(SnapshotHost(str(tmp_path / "none")), "radeon_pci_remove"),
     ]
 
     assert found == [True, False, None]
@@ -660,7 +666,7 @@ def test_what_no_kernel_writes_is_one_short_sentence(
 
 
 def test_a_link_may_go_away_while_it_is_followed(tmp_path: Path) -> None:
-    host = RecordedHost(str(tmp_path))
+    host = SnapshotHost(str(tmp_path))
     (tmp_path / "card0").mkdir()
     link = tmp_path / "link"
     done = threading.Event()

@@ -26,7 +26,7 @@ from vfio_console_hook.log import RECORDED_LOG, Log
 from vfio_console_hook.machine import gpu, holders, nodes, processes
 from vfio_console_hook.machine.holders import Holder
 from vfio_console_hook.machine.host import Host
-from vfio_console_hook.machine.snapshot import RecordedHost, unpack
+from vfio_console_hook.machine.snapshot import SnapshotHost, unpack
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 GPU = "0000:01:00.0"
@@ -469,7 +469,7 @@ def test_the_process_that_forked_us_counts_as_ourselves_and_who_started_us_does_
 
 
 def test_a_recorded_machine_is_never_mixed_up_with_this_one(tmp_path: Path) -> None:
-    host = RecordedHost(str(tmp_path))
+    host = SnapshotHost(str(tmp_path))
     os.makedirs(host.path(f"proc/{os.getpid()}/fd"))
     os.symlink("/dev/null", host.path(f"proc/{os.getpid()}/fd/0"))
 

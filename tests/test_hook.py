@@ -18,7 +18,7 @@ from tests.fakehost import FakeHost, FakeLibvirt, close_device, hold, open_devic
 from tests.gate import ROOT, write_gate
 from tests.libvirt_xml import EVENTS, UUID, domain_xml
 from vfio_console_hook import hook
-from vfio_console_hook.claims.claim import Journal
+from vfio_console_hook.claims.claim import Claims
 from vfio_console_hook.log import RECORDED_LOG
 
 GPU, SOUND = "0000:01:00.0", "0000:01:00.1"
@@ -89,7 +89,7 @@ def test_over_all_events_that_libvirt_sent_the_vm_runs_and_the_console_comes_bac
 
     assert (statuses, blocked, capfd.readouterr()) == ([0] * 5, [], ("", ""))
     assert steady(host) == before
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
     assert host.fault is None
 
 
@@ -121,7 +121,7 @@ def test_events_of_a_running_vm_change_nothing(
     assert (status, capfd.readouterr(), snapshot(host), len(host.changes)) == (
         0, ("", ""), before, changes,
     )  # fmt: skip
-    assert Journal(host).uuids() == (UUID,)
+    assert Claims(host).uuids() == (UUID,)
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,7 @@ def test_a_vm_with_a_pci_device_that_is_no_gpu_leaves_no_trace(
 
 
 @pytest.mark.parametrize("argv", [[], ["win11"], ["win11", "prepare"], ["--help"], ["", "", ""]])
-def test_too_few_words_do_nothing(
-    machine: MachineFactory, capfd: Capture, argv: list[str]
-) -> None:
+def test_too_few_words_do_nothing(machine: MachineFactory, capfd: Capture, argv: list[str]) -> None:
     host = machine("efifb-6.12")
 
     assert hook.main(argv, b"<broken", host) == 0
@@ -284,7 +282,7 @@ def test_an_iomem_without_addresses_is_told(machine: MachineFactory, capfd: Capt
     err = refused(machine("iomem-without-root"), capfd)
 
     assert err == stderr(
-        "cannot tell who claims the GPU's memory: /proc/iomem shows no addresses",
+        "cannot tell who has reserved the GPU's memory: /proc/iomem shows no addresses",
         "run it as root, in the host's own user namespace",
     )
 
@@ -377,7 +375,7 @@ def test_a_refused_write_is_told_and_undone(
         FakeHost(host.root, refuse=2, refuse_errno=number),
     )  # fmt: skip
 
-    assert (status, snapshot(host), Journal(host).uuids()) == (1, before, ())
+    assert (status, snapshot(host), Claims(host).uuids()) == (1, before, ())
     assert capfd.readouterr() == (
         "",
         stderr(f"cannot write '0100' to /sys/bus/pci/devices/{GPU}/config: {os.strerror(number)}"),
@@ -402,7 +400,7 @@ def test_a_worker_that_dies_in_the_middle_is_told_and_undone_by_release(
                     " not all could be undone, see `vfio-console-hook status`",
                     "look into `journalctl -k`")),
     )  # fmt: skip
-    assert (snapshot(host), Journal(host).uuids()) == (before, ())
+    assert (snapshot(host), Claims(host).uuids()) == (before, ())
 
 
 def test_a_bug_is_one_sentence_with_its_traceback_in_the_log(
@@ -436,7 +434,7 @@ def test_a_vm_that_is_not_enabled_is_left_to_libvirt(
     statuses = [call(host, event) for event in ("prepare", "start", "release end")]
 
     assert (statuses, capfd.readouterr(), host.changes) == ([0, 0, 0], ("", ""), [])
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 def test_on_failure_start_lets_the_vm_start_with_everything_as_it_was(
@@ -448,7 +446,7 @@ def test_on_failure_start_lets_the_vm_start_with_everything_as_it_was(
 
     status = call(host, "prepare", domain_xml("0000:00:02.0"))
 
-    assert (status, capfd.readouterr(), snapshot(host), Journal(host).uuids()) == (
+    assert (status, capfd.readouterr(), snapshot(host), Claims(host).uuids()) == (
         0, ("", ""), before, (),
     )  # fmt: skip
     assert (host.read(RECORDED_LOG) or "").splitlines()[-1] == (
@@ -495,7 +493,7 @@ def test_a_sound_function_that_a_vm_has_kept_is_not_promised_to_another(
     status = call(host, "prepare", xml, "other")
 
     assert (status, f"{SOUND} is in use by" in capfd.readouterr().err) == (1, True)
-    assert OTHER not in Journal(host).uuids()
+    assert OTHER not in Claims(host).uuids()
 
 
 def test_on_failure_start_does_not_excuse_a_mistake_in_the_configuration(
@@ -519,7 +517,7 @@ def test_the_configuration_of_the_vm_goes_before_the_default(
 
     call(host, "prepare")
 
-    assert Journal(host).uuids() == (UUID,)
+    assert Claims(host).uuids() == (UUID,)
     assert capfd.readouterr() == ("", "")
 
 
@@ -534,17 +532,15 @@ def test_a_configuration_that_breaks_while_the_vm_runs_does_not_block_release(
 
     status = call(host, "release end")
 
-    assert (status, capfd.readouterr(), steady(host), Journal(host).uuids()) == (
+    assert (status, capfd.readouterr(), steady(host), Claims(host).uuids()) == (
         0, ("", ""), before, (),
     )  # fmt: skip
-    assert (
-        f"warning: win11: release {GPU}: going on with the default configuration: /etc"
-    ) in (host.read(RECORDED_LOG) or "")
+    assert (f"warning: win11: release {GPU}: going on with the default configuration: /etc") in (
+        host.read(RECORDED_LOG) or ""
+    )
 
 
-def test_whoever_has_the_gpu_open_is_named_in_time(
-    machine: MachineFactory, capfd: Capture
-) -> None:
+def test_whoever_has_the_gpu_open_is_named_in_time(machine: MachineFactory, capfd: Capture) -> None:
     host = machine("efifb-6.12")
     host.patient = True
     hold(host, "dev/fb0", pid=77, command="Xorg")
@@ -606,7 +602,7 @@ def test_a_deadline_that_passes_is_told_and_everything_undone(
     )  # fmt: skip
     after = {path: what for path, what in snapshot(host).items() if not path.startswith("etc")}
     assert after == before
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 def test_start_stops_a_vm_whose_memory_is_claimed_and_changes_nothing(
@@ -620,11 +616,11 @@ def test_start_stops_a_vm_whose_memory_is_claimed_and_changes_nothing(
 
     status = call(host, "start")
 
-    assert (status, snapshot(host), Journal(host).uuids()) == (1, before, (UUID,))
+    assert (status, snapshot(host), Claims(host).uuids()) == (1, before, (UUID,))
     assert capfd.readouterr() == (
         "",
         stderr(
-            f"efifb still claims c0000000-c03e7fff in BAR 0 of {GPU}, so QEMU could not map it",
+            f"efifb still reserves c0000000-c03e7fff in BAR 0 of {GPU}, so QEMU could not map it",
             "look for what uses efifb, with `vfio-console-hook plan`",
         ),
     )
@@ -641,7 +637,7 @@ def test_a_failed_release_keeps_the_claim_and_says_what_to_type(
         FakeHost(host.root, refuse=1),
     )  # fmt: skip
 
-    assert (status, Journal(host).uuids()) == (1, (UUID,))
+    assert (status, Claims(host).uuids()) == (1, (UUID,))
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith(
@@ -701,7 +697,7 @@ def test_through_the_gate_the_console_goes_and_comes_back(
     answers.append(run_gate(gate, "release end", name))
 
     assert answers == [(0, b"", b"")] * 6
-    assert (blocked, steady(host), Journal(host).uuids()) == ([], before, ())
+    assert (blocked, steady(host), Claims(host).uuids()) == ([], before, ())
 
 
 def test_through_the_gate_a_refusal_is_the_sentence_and_nothing_else(

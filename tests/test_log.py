@@ -267,5 +267,3 @@ def test_at_level_debug_each_step_is_told_with_its_shell_line(machine: MachineFa
         f"debug: win11: prepare {GPU}: unbound efi-framebuffer.0 from efi-framebuffer, for fbdev:"
         " echo efi-framebuffer.0 > /sys/bus/platform/drivers/efi-framebuffer/unbind\n"
     ) in (host.read(RECORDED_LOG) or "")
-
-

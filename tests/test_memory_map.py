@@ -9,11 +9,11 @@ import pytest
 
 from tests.building import G, K, M
 from tests.conftest import Golden
-from tests.drawn import BASE, MACHINES, a_gpu, claim, gpus, sized
+from tests.drawn import BASE, MACHINES, a_gpu, gpus, reservation, sized
 from vfio_console_hook.commands.plan import memory_map
 from vfio_console_hook.commands.plan.memory_map import CONSOLE, DRIVER, UNKNOWN, VFIO, Kind
 from vfio_console_hook.commands.terminal import Terminal
-from vfio_console_hook.machine.memory import Bar, Claim
+from vfio_console_hook.machine.memory import Bar, Reservation
 
 TERMINAL = Terminal()
 
@@ -42,8 +42,8 @@ def test_every_claim_lies_where_iomem_has_it_and_is_told(name: str) -> None:
         text = memory_map.text(one, TERMINAL)
         parts = [part for drawn in memory_map.of(one) for part in drawn.parts]
 
-        for reserved in one.claims:
-            inside = [part.range for part in parts if reserved in part.claims]
+        for reserved in one.reservations:
+            inside = [part.range for part in parts if reserved in part.reservations]
             covered = sum(range_.last - range_.first + 1 for range_ in inside)
             assert (inside[0].first, inside[-1].last) == (reserved.range.first, reserved.range.last)
             assert covered == reserved.range.last - reserved.range.first + 1
@@ -74,11 +74,11 @@ def test_maps_of_machines(golden: Golden, name: str) -> None:
 
 def test_a_map_of_all_that_can_be_in_a_bar(golden: Golden) -> None:
     one = a_gpu(
-        claim("vfio-pci", 0, 2 * M),
-        claim("BOOTFB", 4 * M, 4 * M),
-        claim("simpledrm", 5 * M, 1 * M),
-        claim("strangefb", 12 * M, 4 * K),
-        claim("efifb", 15 * M, 8 * M),
+        reservation("vfio-pci", 0, 2 * M),
+        reservation("BOOTFB", 4 * M, 4 * M),
+        reservation("simpledrm", 5 * M, 1 * M),
+        reservation("strangefb", 12 * M, 4 * K),
+        reservation("efifb", 15 * M, 8 * M),
         driver="vfio-pci",
     )
 
@@ -86,14 +86,14 @@ def test_a_map_of_all_that_can_be_in_a_bar(golden: Golden) -> None:
 
 
 def test_a_picture_is_to_scale() -> None:
-    text = memory_map.text(a_gpu(claim("efifb", 4 * M, 8 * M)), TERMINAL)
+    text = memory_map.text(a_gpu(reservation("efifb", 4 * M, 8 * M)), TERMINAL)
 
     assert rows(text) == ["." * 16 + "#" * 32 + "." * 16]
 
 
 def test_one_page_of_32_gib_is_seen() -> None:
     bar = Bar(0, sized(0x2800000000, 32 * G))
-    page = Claim("simpledrm", sized(0x2C00000000, 4 * K), 0)
+    page = Reservation("simpledrm", sized(0x2C00000000, 4 * K), 0)
 
     text = memory_map.text(a_gpu(page, bars=(bar,)), TERMINAL)
 
@@ -103,7 +103,7 @@ def test_one_page_of_32_gib_is_seen() -> None:
 
 
 def test_a_driver_inside_its_firmware_device_is_one_part_with_it() -> None:
-    outer, inner = claim("BOOTFB", 0, 4 * M), claim("simpledrm", 0, 4 * M)
+    outer, inner = reservation("BOOTFB", 0, 4 * M), reservation("simpledrm", 0, 4 * M)
 
     (drawn,) = memory_map.of(a_gpu(outer, inner))
 
@@ -114,15 +114,15 @@ def test_a_driver_inside_its_firmware_device_is_one_part_with_it() -> None:
 
 
 def test_neighbours_with_the_same_name_stay_two() -> None:
-    first, second = claim("efifb", 0, 8 * M), claim("efifb", 8 * M, 8 * M)
+    first, second = reservation("efifb", 0, 8 * M), reservation("efifb", 8 * M, 8 * M)
 
     (drawn,) = memory_map.of(a_gpu(first, second))
 
-    assert [part.claims for part in drawn.parts] == [(first,), (second,)]
+    assert [part.reservations for part in drawn.parts] == [(first,), (second,)]
 
 
 def test_what_reaches_beyond_a_bar_is_cut_and_told() -> None:
-    one = a_gpu(claim("strangefb", -4 * M, 8 * M))
+    one = a_gpu(reservation("strangefb", -4 * M, 8 * M))
 
     (drawn,) = memory_map.of(one)
 
@@ -152,15 +152,19 @@ def test_what_reaches_beyond_a_bar_is_cut_and_told() -> None:
 def test_who_has_a_bar_and_whether_that_is_in_the_way(
     name: str, driver: str | None, kind: Kind, verdict: str
 ) -> None:
-    (drawn,) = memory_map.of(a_gpu(claim(name, 0, 16 * M), driver=driver))
+    (drawn,) = memory_map.of(a_gpu(reservation(name, 0, 16 * M), driver=driver))
 
     assert (drawn.kind, drawn.verdict) == (kind, verdict)
 
 
 def test_all_who_block_a_bar_are_named_and_no_others() -> None:
-    claims = (claim("efifb", 0, M), claim("vfio-pci", 4 * M, M), claim("strangefb", 8 * M, M))
+    reservations = (
+        reservation("efifb", 0, M),
+        reservation("vfio-pci", 4 * M, M),
+        reservation("strangefb", 8 * M, M),
+    )
 
-    (drawn,) = memory_map.of(a_gpu(*claims, driver="vfio-pci"))
+    (drawn,) = memory_map.of(a_gpu(*reservations, driver="vfio-pci"))
 
     assert drawn.verdict == "blocked by efifb, strangefb"
 
@@ -178,9 +182,9 @@ def test_a_gpu_without_memory_bars() -> None:
 
 
 def test_names_of_a_recording_cannot_talk_to_the_terminal() -> None:
-    one = a_gpu(claim("\033[2J\u202eevil" + "x" * 99, 0, M), driver="\033]0;title\a")
+    one = a_gpu(reservation("\033[2J\u202eevil" + "x" * 99, 0, M), driver="\033]0;title\a")
 
-    text = memory_map.text(one, TERMINAL) + memory_map.text(replace(one, claims=()), TERMINAL)
+    text = memory_map.text(one, TERMINAL) + memory_map.text(replace(one, reservations=()), TERMINAL)
 
     assert text.isascii()
     assert all(line.isprintable() for line in text.split("\n"))

@@ -124,7 +124,14 @@ def test_a_stale_claim_holds_nothing_and_is_counted(machine: MachineFactory) -> 
 @pytest.mark.parametrize(
     "name",
     [
-        '"', "\\", "\n", '\\"', "\\n", "a\nb{c}=1", "Gerät", "",
+        '"',
+        "\\",
+        "\n",
+        '\\"',
+        "\\n",
+        "a\nb{c}=1",
+        "Gerät",
+        "",
         "x 7\nvfio_console_hook_stale_claims 9",
     ],
 )

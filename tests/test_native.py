@@ -14,7 +14,7 @@ from tests.hosts import DISPLAY, lab
 from vfio_console_hook import hook
 from vfio_console_hook.actions.modules import LoadModules, Reserve, UnloadModules
 from vfio_console_hook.actions.native import ReturnNative, UnbindNative
-from vfio_console_hook.claims.claim import Journal
+from vfio_console_hook.claims.claim import Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, LostError, RefusedError, StepError
@@ -337,7 +337,7 @@ def test_a_gpu_that_stays_on_vfio_needs_no_modules_and_is_no_error(
 
     assert (host.changes[begun:], driver(host, GPU)) == ([], "vfio-pci")
     assert host.read(f"{DEVICES}/{GPU}/driver_override") == "vfio-pci"
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
     log = host.read(RECORDED_LOG) or ""
     assert f"nvidia did not come back to {GPU}: libvirt has left it on vfio-pci" in log
     assert "virsh nodedev-reattach pci_0000_01_00_0" in log
@@ -417,7 +417,7 @@ def test_a_module_that_does_not_load_again_is_told_with_the_line_to_type(
 
     assert "Module nvidia_uvm not found" in caught.value.text
     assert "modprobe nvidia; modprobe nvidia_uvm; modprobe nvidia_modeset" in caught.value.text
-    assert Journal(host).uuids() == (UUID,)
+    assert Claims(host).uuids() == (UUID,)
 
 
 # -- two GPUs on nvidia
@@ -511,7 +511,7 @@ def test_a_gpu_comes_back_to_nvidia_although_the_other_ones_vm_has_unloaded_it(
 def missing(host: FakeHost, address: str, action: ReturnNative) -> str:
     """What release tells to be lost; the claim must be gone all the same."""
     release(host)
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
     told = [line for line in log(host).splitlines() if line.startswith("warning: ")]
     with pytest.raises(LostError) as caught:
         action.apply(host)
@@ -601,7 +601,7 @@ def test_a_gpu_that_has_left_the_bus_is_told(machine: MachineFactory) -> None:
     release(host)
 
     assert "0000:09:00.0 is no longer on the PCI bus" in log(host)
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 def test_a_driverless_gpu_is_probed_once(machine: MachineFactory) -> None:
@@ -689,18 +689,18 @@ def test_a_modprobe_that_the_kernel_does_not_let_go_of_is_told_and_nothing_is_un
     assert (status, out) == (1, "")
     assert "the kernel is stuck in `/sbin/modprobe -r nvidia_drm` (process 4711)" in told
     assert written(host)[-1] == ("/sbin/modprobe", "-r nvidia_drm")
-    uuid = Journal(host).uuids()
+    uuid = Claims(host).uuids()
     assert len(uuid) == 1
-    record = Journal(host).find(uuid[0])
-    assert record is not None
-    newest = record.open_steps[0][1]
+    claim = Claims(host).find(uuid[0])
+    assert claim is not None
+    newest = claim.open_steps[0][1]
     assert newest.do == UnloadModules(
         (GPU,), ("nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidia")
     )
     assert newest.undo == LoadModules(
         (GPU,), (GPU,), ("nvidia", "nvidia_uvm", "nvidia_modeset", "nvidia_drm")
     )
-    assert any(step.do == Reserve(GPU) for _, step in record.open_steps)
+    assert any(step.do == Reserve(GPU) for _, step in claim.open_steps)
 
 
 # -- the sound function

@@ -12,7 +12,7 @@ from tests.fakehost import FakeHost, FakeLibvirt, hold, open_device, openrc, sna
 from tests.libvirt_xml import UUID, domain_xml
 from tests.test_stages import PLANS, prepared
 from tests.test_stages import Plan as Case
-from vfio_console_hook.claims.claim import CLAIMS, Journal
+from vfio_console_hook.claims.claim import CLAIMS, Claims
 from vfio_console_hook.commands.plan import plan, text
 from vfio_console_hook.commands.terminal import Terminal
 from vfio_console_hook.config.settings import Config, Holders, Service
@@ -67,13 +67,13 @@ def test_prepare_takes_the_very_steps_of_the_plan_or_refuses_with_its_reason(
 
     refused = prepare(host, case.domain, config)
 
-    record = Journal(host).find(UUID)
-    taken = (tuple(record.steps), record.done) if record else ((), set())
+    claim = Claims(host).find(UUID)
+    taken = (tuple(claim.steps), claim.done) if claim else ((), set())
     if made.verdict == plan.START:
         assert (refused, taken) == ("", (made.steps, set(range(len(made.steps)))))
     else:
         verdict = plan.REFUSE if refused else plan.NOTHING
-        assert (made.verdict, record) == (verdict, None)
+        assert (made.verdict, claim) == (verdict, None)
         assert made.reason.startswith(refused)
 
 
@@ -105,7 +105,7 @@ def test_a_stage_that_is_left_out_leaves_the_memory_claimed(
     made = plan.make(host, vm(GPU), config)
 
     assert made.verdict == plan.REFUSE
-    assert made.reason.startswith(f"{claim} still claims c0000000-c0")
+    assert made.reason.startswith(f"{claim} still reserves c0000000-c0")
     assert prepare(host, vm(GPU), config) == made.reason
 
 
@@ -174,7 +174,7 @@ def test_there_is_nothing_to_do(
 
     assert (made.verdict, made.reason, made.steps) == (plan.NOTHING, reason, ())
     assert prepare(host, vm(*addresses), config) == ""
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 # -- who has the GPU open
@@ -363,7 +363,7 @@ def test_a_record_that_cannot_be_read_refuses_the_vm(machine: MachineFactory) ->
 
     made = plan.make(host, vm(GPU), NOW)
 
-    assert (made.verdict, made.reason[:30]) == (plan.REFUSE, "cannot understand the record /")
+    assert (made.verdict, made.reason[:29]) == (plan.REFUSE, "cannot understand the claim /")
     assert prepare(host, vm(GPU)) == made.reason
 
 

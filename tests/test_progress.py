@@ -16,7 +16,7 @@ from tests.fakehost import FakeHost, snapshot
 from tests.fakehost.userspace import hold, let_go
 from tests.gate import ROOT
 from vfio_console_hook import cli
-from vfio_console_hook.claims.claim import Journal
+from vfio_console_hook.claims.claim import Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.events import events
@@ -122,7 +122,7 @@ def test_who_is_waited_for_is_named_before(machine: MachineFactory, capfd: Captu
     status = cli.main(["take", GPU], host)
 
     out, err = capfd.readouterr()
-    assert (status, Journal(host).uuids()) == (1, ())
+    assert (status, Claims(host).uuids()) == (1, ())
     assert out.splitlines() == [
         f"taking {GPU}: 4 steps",
         "waiting up to 0.25 s for plymouthd (77) with /dev/fb0 open",
@@ -144,7 +144,7 @@ def test_the_work_goes_on_when_nobody_reads_what_it_says(
     )  # fmt: skip
 
     assert done.stderr == ""
-    assert [record.gpus for record in Journal(host).records()] == [(GPU,)]
+    assert [claim.gpus for claim in Claims(host).readable()] == [(GPU,)]
     assert "efifb" not in (host.read("proc/iomem") or "")
 
 
@@ -157,12 +157,12 @@ def test_ctrl_c_while_taking_leaves_a_record_that_give_undoes(
     hold(host, "dev/fb0", pid=77, command="plymouthd")
 
     begun = begin(host, "take", GPU, until="waiting up to 40 s for plymouthd")
-    while not any(record.worker[0] for record in Journal(host).records()):
+    while not any(claim.worker[0] for claim in Claims(host).readable()):
         assert begun.poll() is None
     status, err = interrupt(begun)
-    (record,) = Journal(host).records()
+    (claim,) = Claims(host).readable()
     # On a real machine it is give that ends what is left; the fake one has no such process.
-    os.kill(record.worker[0], signal.SIGKILL)
+    os.kill(claim.worker[0], signal.SIGKILL)
     let_go(host, 77)
     gave = cli.main(["give", GPU], host)
 
@@ -171,7 +171,7 @@ def test_ctrl_c_while_taking_leaves_a_record_that_give_undoes(
         f"vfio-console-hook: interrupted: `vfio-console-hook give {GPU}` gives back what was"
         " taken\n",
     )
-    assert (record.by_hand, record.gpus, gave) == (True, (GPU,), 0)
+    assert (claim.by_hand, claim.gpus, gave) == (True, (GPU,), 0)
     assert snapshot(host) == before
 
 
@@ -189,7 +189,7 @@ def test_ctrl_c_while_recovering_leaves_the_record_and_says_what_to_run(
     assert (status, err) == (
         130, "vfio-console-hook: interrupted: run `vfio-console-hook recover` again\n",
     )  # fmt: skip
-    assert (snapshot(host), Journal(host).uuids()) == (before, (UUID,))
+    assert (snapshot(host), Claims(host).uuids()) == (before, (UUID,))
 
 
 def test_ctrl_c_while_something_is_only_looked_at_is_one_word(machine: MachineFactory) -> None:
@@ -208,20 +208,18 @@ def test_give_waits_for_a_hook_that_is_at_work_and_says_so(
     host = machine("efifb-6.12")
     cli.main(["take", GPU], host)
     capfd.readouterr()
-    (record,) = Journal(host).records()
+    (claim,) = Claims(host).readable()
     stat = "4100 (hook) S 1 9 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 50 0"
     host.tree.put("proc/4100/stat", stat)
-    with open(host.path(record.path), "a", encoding="utf-8") as file:
+    with open(host.path(claim.path), "a", encoding="utf-8") as file:
         file.write('{"phase": "prepare", "hook": [4100, 50]}\n')
 
     status = cli.main(["give", GPU], host)
 
     out, err = capfd.readouterr()
-    assert out == (
-        f"waiting up to 10 s: {GPU} is still being taken or given back (process 4100)\n"
-    )
+    assert out == (f"waiting up to 10 s: {GPU} is still being taken or given back (process 4100)\n")
     assert (status, err) == (
         1,
         f"vfio-console-hook: {GPU} cannot be given back: its hook is at work (process 4100)\n",
     )
-    assert Journal(host).uuids() == (record.uuid,)
+    assert Claims(host).uuids() == (claim.uuid,)

@@ -68,6 +68,7 @@ def test_a_record_says_what_the_machine_says(
         there = said(capsys, host, *words)
         assert said(capsys, None, "--root", str(file), *words) == there
 
+
 # What becomes of the names; in this order, as some are parts of others.
 OTHERS = {
     somebody.NAME: "vm1",
@@ -122,9 +123,7 @@ def test_a_record_of_a_record_is_the_same(
     assert second.read_text(encoding="utf-8") == first.read_text(encoding="utf-8")
 
 
-def test_no_secret_is_in_a_record(
-    machine: MachineFactory, capsys: Capture, tmp_path: Path
-) -> None:
+def test_no_secret_is_in_a_record(machine: MachineFactory, capsys: Capture, tmp_path: Path) -> None:
     host = somebody.move_in(machine("efifb-6.12"))
     there = somebody.told(host)
 

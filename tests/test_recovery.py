@@ -11,7 +11,7 @@ import pytest
 from tests import natives
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, open_device, snapshot
-from vfio_console_hook.claims.claim import BY_NAME, CLAIMS, Journal
+from vfio_console_hook.claims.claim import BY_NAME, CLAIMS, Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError
@@ -96,7 +96,7 @@ def test_without_libvirts_word_nothing_is_given_back(
     done = recover(host)
 
     assert done == (settled, [f"win11: left alone, {why}"])
-    assert (snapshot(host), Journal(host).uuids()) == (before, (UUID,))
+    assert (snapshot(host), Claims(host).uuids()) == (before, (UUID,))
 
 
 def test_a_gpu_that_somebody_has_open_is_left_alone_whatever_libvirt_says(
@@ -145,7 +145,7 @@ def test_a_hook_that_goes_on_working_is_left_alone_and_that_is_no_success(
     done = recover(host, force=True)
 
     assert done == (False, ["win11: left alone, its hook is at work (process 4100)"])
-    assert Journal(host).uuids() == (UUID,)
+    assert Claims(host).uuids() == (UUID,)
 
 
 def test_what_a_crash_left_beside_the_claims_is_swept(machine: MachineFactory) -> None:
@@ -168,7 +168,7 @@ def test_what_is_left_of_another_boot_needs_no_word_of_libvirts(machine: Machine
     done = recover(host)
 
     assert done == (True, [f"win11: gave back {GPU}"])
-    assert (snapshot(host), Journal(host).uuids()) == (before, ())
+    assert (snapshot(host), Claims(host).uuids()) == (before, ())
 
 
 @pytest.mark.parametrize(

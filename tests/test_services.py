@@ -15,7 +15,7 @@ from tests.fakehost import FakeHost, FakeLibvirt, hold, openrc, snapshot, system
 from tests.fakehost.systemd import NEVER, Unit
 from tests.gate import ROOT
 from vfio_console_hook.actions.services import StopByCommand, StopUnits
-from vfio_console_hook.claims.claim import Journal
+from vfio_console_hook.claims.claim import Claims
 from vfio_console_hook.claims.step import Step
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.commands.plan import text as plan_text
@@ -71,7 +71,7 @@ def steps(host: FakeHost, config: Config, *gpus: str) -> list[Step]:
 def refusal(host: FakeHost, config: Config) -> str:
     with pytest.raises(HookError) as caught:
         prepare(host, config)
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
     return str(caught.value)
 
 
@@ -426,7 +426,7 @@ def test_a_start_that_waits_for_libvirtd_does_not_block_release(machine: Machine
     release(host)
 
     assert states(host, "gdm.service") == ["inactive start"]
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 def test_nothing_is_started_while_the_system_shuts_down(machine: MachineFactory) -> None:
@@ -442,7 +442,7 @@ def test_nothing_is_started_while_the_system_shuts_down(machine: MachineFactory)
         "warning: win11: release 0000:01:00.0: gdm.service is not started again: the system is"
         " shutting down"
     ) in log(host)
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 def test_a_unit_that_was_started_too_often_is_started_all_the_same(machine: MachineFactory) -> None:
@@ -477,7 +477,7 @@ def test_a_unit_that_does_not_start_again_is_told_and_done_with(
         f"warning: win11: release 0000:01:00.0: gdm.service is not running again{why} (hint: see"
         " `systemctl status gdm.service`)"
     ) in log(host)
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 def test_a_unit_that_somebody_has_started_meanwhile_is_not_touched(machine: MachineFactory) -> None:
@@ -511,11 +511,11 @@ def test_a_systemd_that_does_not_answer_is_asked_again_by_the_next_release(
     with pytest.raises(HookError):
         release(host)
 
-    assert Journal(host).uuids() == (UUID,)
+    assert Claims(host).uuids() == (UUID,)
     host.tree.move("elsewhere", "usr/bin/systemctl")
     release(host)
     assert states(host, "gdm.service") == ["active"]
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 def test_a_vm_that_begins_before_the_release_of_the_last_keeps_the_units_down(
@@ -627,7 +627,7 @@ def test_a_command_that_does_not_end_but_does_its_work_is_good(machine: MachineF
     assert openrc.state(host.tree, "sddm") == "stopped"
     release(host)
     assert openrc.state(host.tree, "sddm") == "started"
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 def test_a_service_that_stops_after_its_command_has_ended_is_waited_for(
@@ -655,7 +655,7 @@ def test_a_start_command_that_fails_is_told_and_done_with(machine: MachineFactor
         " `/sbin/rc-service sddm start` failed with exit status 1 (hint: run that yourself to see"
         " why)"
     ) in log(host)
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 def test_no_command_starts_anything_while_systemd_shuts_down(machine: MachineFactory) -> None:

@@ -17,7 +17,7 @@ from tests.fakehost import FakeHost, FakeLibvirt, close_device, hold, open_devic
 from tests.libvirt_xml import UUID, domain_xml
 from vfio_console_hook import cli, hook
 from vfio_console_hook.claims import history
-from vfio_console_hook.claims.claim import Journal
+from vfio_console_hook.claims.claim import Claims
 from vfio_console_hook.claims.history import STATUS
 from vfio_console_hook.commands.status import overview
 from vfio_console_hook.commands.status.command import told
@@ -259,7 +259,7 @@ def test_a_claim_that_cannot_be_read_is_named_and_the_others_told(machine: Machi
 
     text = shown(host)
 
-    assert text.startswith("cannot understand the record")
+    assert text.startswith("cannot understand the claim")
     assert OTHER_UUID in text
     assert f"\nVM win11 holds {GPU}\n" in text
 
@@ -378,10 +378,10 @@ def test_a_vm_that_is_none_of_ours_leaves_no_word(machine: MachineFactory) -> No
 def test_what_recover_gives_back_is_no_event_of_libvirt(machine: MachineFactory) -> None:
     host = at_noon(machine("vgacon-5.10"))
     call(host, "prepare")
-    record = Journal(host).find(UUID)
-    assert record is not None
+    claim = Claims(host).find(UUID)
+    assert claim is not None
 
-    recovery.give_back(host, record)
+    recovery.give_back(host, claim)
 
     (heard,) = overview.histories(host)
     assert [one.kind for one in heard.events][-1] == "recover"

@@ -56,9 +56,17 @@ ROOMS = (
 # The doors to the machine, and the modules that have a key.
 DOORS = {
     "open": {
-        "machine/host.py", "machine/runfiles.py", "machine/snapshot.py", "machine/worker.py",
-        "machine/streams.py", "claims/claim.py", "claims/history.py", "config/load.py", "log.py",
-        "commands/check_config.py", "commands/files.py",
+        "machine/host.py",
+        "machine/runfiles.py",
+        "machine/snapshot.py",
+        "machine/worker.py",
+        "machine/streams.py",
+        "claims/claim.py",
+        "claims/history.py",
+        "config/load.py",
+        "log.py",
+        "commands/check_config.py",
+        "commands/files.py",
     },
     "process": {"machine/host.py", "machine/worker.py"},
     "subprocess": {"machine/host.py"},

@@ -10,10 +10,10 @@ from lxml import etree
 
 from tests.building import G, K, M
 from tests.conftest import Golden
-from tests.drawn import BASE, MACHINES, a_gpu, claim, gpus, sized
+from tests.drawn import BASE, MACHINES, a_gpu, gpus, reservation, sized
 from vfio_console_hook.commands.plan import drawing
 from vfio_console_hook.machine.gpu import Gpu
-from vfio_console_hook.machine.memory import Bar, Claim
+from vfio_console_hook.machine.memory import Bar, Reservation
 
 SVG = "{http://www.w3.org/2000/svg}"
 # The least that a part may be wide, and half of what a width is rounded to.
@@ -22,7 +22,7 @@ LEAST, ROUNDED = 6, 0.051
 
 def free(given: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
     """The same GPUs with nothing in their BARs."""
-    return tuple(replace(one, claims=()) for one in given)
+    return tuple(replace(one, reservations=()) for one in given)
 
 
 def read(picture: str) -> etree._Element:
@@ -65,9 +65,9 @@ def test_every_claim_is_named_where_it_lies(name: str) -> None:
 
     words = texts(drawing.picture(name, before, free(before)))
 
-    for reserved in (reserved for one in before for reserved in one.claims):
+    for reserved in (reserved for one in before for reserved in one.reservations):
         at = next(index for index, line in enumerate(words) if str(reserved.range) in line)
-        # A claim of a whole BAR is named beside the BAR.
+        # A reservation of a whole BAR is named beside the BAR.
         assert reserved.name in words[at] + words[at + 1]
 
 
@@ -96,7 +96,7 @@ def test_pictures_of_machines(golden: Golden, name: str) -> None:
 
 
 def test_a_claim_lies_to_scale_in_its_bar() -> None:
-    before = a_gpu(claim("efifb", 4 * M, 8 * M))
+    before = a_gpu(reservation("efifb", 4 * M, 8 * M))
 
     picture = drawing.picture("win11", (before,), free((before,)))
 
@@ -108,7 +108,7 @@ def test_a_claim_lies_to_scale_in_its_bar() -> None:
 
 def test_what_is_too_small_is_enlarged_and_that_is_said() -> None:
     bars = (Bar(0, sized(0x2800000000, 32 * G)), Bar(5, sized(BASE, 512 * K)))
-    page = Claim("simpledrm", sized(0x2C00000000, 4 * K), 0)
+    page = Reservation("simpledrm", sized(0x2C00000000, 4 * K), 0)
 
     picture = drawing.picture("win11", (a_gpu(page, bars=bars),), ())
 
@@ -122,7 +122,7 @@ def test_what_is_too_small_is_enlarged_and_that_is_said() -> None:
 
 def test_a_bar_is_drawn_twice_only_where_something_changes() -> None:
     bars = (Bar(0, sized(BASE, 16 * M)), Bar(2, sized(0xFEB00000, 4 * K)))
-    before = a_gpu(claim("efifb", 0, 4 * M), bars=bars)
+    before = a_gpu(reservation("efifb", 0, 4 * M), bars=bars)
 
     words = texts(drawing.picture("win11", (before,), free((before,))))
 
@@ -149,9 +149,13 @@ def test_a_bar_that_moved_is_shown_at_both_places() -> None:
 
 
 def test_all_kinds_differ_in_colour_hatch_and_legend() -> None:
-    reserved = (claim("efifb", 0, M), claim("strangefb", 2 * M, M), claim("vfio-pci", 4 * M, M))
+    reserved = (
+        reservation("efifb", 0, M),
+        reservation("strangefb", 2 * M, M),
+        reservation("vfio-pci", 4 * M, M),
+    )
     before = a_gpu(*reserved, driver="vfio-pci")
-    other = replace(a_gpu(claim("nvidia", 0, M), driver="nvidia"), address="0000:02:00.0")
+    other = replace(a_gpu(reservation("nvidia", 0, M), driver="nvidia"), address="0000:02:00.0")
 
     picture = drawing.picture("win11", (before, other), ())
 
@@ -191,8 +195,8 @@ def test_the_name_of_a_vm_may_hold_anything(title: str, shown: str) -> None:
 
 
 def test_names_in_a_recording_may_hold_anything() -> None:
-    name = "<b>&\"\033[31m\0\ud800" + "x" * 99
-    before = a_gpu(*(claim(f"{n}{name}", n * M, M // 2) for n in range(9)), driver=name)
+    name = '<b>&"\033[31m\0\ud800' + "x" * 99
+    before = a_gpu(*(reservation(f"{n}{name}", n * M, M // 2) for n in range(9)), driver=name)
 
     picture = drawing.picture("win11", (before,), ())
 
@@ -201,7 +205,7 @@ def test_names_in_a_recording_may_hold_anything() -> None:
 
 
 def test_a_thousand_claims_stay_inside_the_bar() -> None:
-    before = a_gpu(*(claim("efifb", n * 8 * K, 4 * K) for n in range(1000)))
+    before = a_gpu(*(reservation("efifb", n * 8 * K, 4 * K) for n in range(1000)))
 
     picture = drawing.picture("win11", (before,), ())
 

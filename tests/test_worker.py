@@ -24,7 +24,7 @@ from vfio_console_hook.errors import (
 )
 from vfio_console_hook.machine import processes, worker
 from vfio_console_hook.machine.host import Host
-from vfio_console_hook.machine.snapshot import RecordedHost, unpack
+from vfio_console_hook.machine.snapshot import SnapshotHost, unpack
 from vfio_console_hook.machine.worker import CutOffError
 
 
@@ -127,7 +127,7 @@ def test_programs_that_the_work_started_are_killed_with_it(tmp_path: Path) -> No
 
 
 def test_a_program_that_cannot_be_killed_is_told_as_stuck(tmp_path: Path) -> None:
-    class Stubborn(RecordedHost):
+    class Stubborn(SnapshotHost):
         def kill(self, pid: int) -> None:
             return  # what SIGKILL does to a process in state D
 

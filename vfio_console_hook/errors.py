@@ -64,8 +64,8 @@ class StepError(HookError):
     """The kernel accepted a step, and what it should have done is not there."""
 
 
-class JournalError(HookError):
-    """The record of claims cannot be read or written."""
+class ClaimError(HookError):
+    """The claim of claims cannot be read or written."""
 
 
 class LostError(HookError):

@@ -138,12 +138,12 @@ def _gpus(host: Host, vm: Domain) -> tuple[str, ...]:
 
 
 def _prepare(event: _Event, vm: Domain) -> None:
-    from .claims import claim
+    from .claims.claim import Claims
     from .config import load
     from .events import events
 
     host = event.host
-    held = claim.Journal(host).find(vm.uuid) is not None
+    held = Claims(host).find(vm.uuid) is not None
     event.gpus = _gpus(host, vm)
     if not (event.gpus or held):
         return
@@ -157,7 +157,7 @@ def _prepare(event: _Event, vm: Domain) -> None:
         raise _told_stuck(event, error) from error
     except HookError as error:
         # Nor about a host that is not as it was: libvirt calls release then, which tries again.
-        if settings.on_failure == "abort" or claim.Journal(host).find(vm.uuid) is not None:
+        if settings.on_failure == "abort" or Claims(host).find(vm.uuid) is not None:
             raise
         event.report(error)
         event.log.warning("the VM starts all the same, as configured by on_failure")
@@ -192,12 +192,12 @@ def _release(event: _Event, vm: Domain) -> None:
 
 def _with_claim(event: _Event, act: Callable[[Host, str, Log, Supervisor], None]) -> None:
     """Act on an event that only concerns a VM that holds something."""
-    from .claims import claim
+    from .claims.claim import Claims
 
-    record = claim.Journal(event.host).find(event.uuid)
-    if record is None:
+    claim = Claims(event.host).find(event.uuid)
+    if claim is None:
         return
-    event.gpus = record.gpus
+    event.gpus = claim.gpus
     settings = _settings(event)
     event.level = settings.log_level
     try:

@@ -27,9 +27,7 @@ _PATIENCE_S = 1.0
 _MOST = 20_000
 # libxml2 compares each attribute with each other one of its element, and libvirt's own
 # elements have less than twenty.
-_MANY_ATTRIBUTES = re.compile(
-    rb"""<[^<>!?"'][^<>"']*(?:(?:"[^"<]*"|'[^'<]*')[^<>"']*){1000}"""
-)
+_MANY_ATTRIBUTES = re.compile(rb"""<[^<>!?"'][^<>"']*(?:(?:"[^"<]*"|'[^'<]*')[^<>"']*){1000}""")
 
 
 def read(

@@ -12,7 +12,7 @@ import time
 from contextlib import contextmanager
 
 from vfio_console_hook.errors import HostError, StuckError
-from vfio_console_hook.machine.snapshot import RecordedHost, answer_path
+from vfio_console_hook.machine.snapshot import SnapshotHost, answer_path
 
 from . import fbcon, fbdev, modules, openrc, pci, processes, sysfb, systemd
 from .tree import KernelFault, Tree
@@ -29,7 +29,7 @@ class Crash(BaseException):
     """The program died right here."""
 
 
-class FakeHost(RecordedHost):
+class FakeHost(SnapshotHost):
     """A recorded machine that reacts to writes as the kernel does.
 
     All of its state lies in the directory: another FakeHost over the same one,

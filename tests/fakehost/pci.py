@@ -354,7 +354,7 @@ def open_device(tree: Tree, address: str) -> list[int]:
     tree.put(f"fake/saved/{address}", header[:64].hex())
     blocked = []
     for bar in bars(tree, address):
-        if not resources.request(tree, bar.range.first, bar.range.last, _claim_of_vfio(tree)):
+        if not resources.request(tree, bar.range.first, bar.range.last, _reservation_of_vfio(tree)):
             blocked.append(bar.number)
             where = _show(tree, address, bar)
             tree.log(f"vfio-pci {address}: BAR {bar.number}: can't reserve {where}")
@@ -368,14 +368,14 @@ def _show(tree: Tree, address: str, bar: Bar) -> str:
     return f"[mem {bar.range.first:#010x}-{bar.range.last:#010x}{words}]"
 
 
-def _claim_of_vfio(tree: Tree) -> str:
+def _reservation_of_vfio(tree: Tree) -> str:
     """The name in /proc/iomem: vfio_pci_core_map_bars() writes "vfio" (seen on 7.3)."""
     return VFIO if tree.release() < (7, 1, 0) else "vfio"
 
 
 def close_device(tree: Tree, address: str) -> None:
     """vfio_pci_core_disable(): what the guest wrote to config space is taken back."""
-    name = _claim_of_vfio(tree)
+    name = _reservation_of_vfio(tree)
     for bar in bars(tree, address):
         if any(r.first == bar.range.first for r in resources.named(tree, name)):
             resources.release(tree, bar.range.first, bar.range.last, name)

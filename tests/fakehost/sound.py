@@ -38,7 +38,7 @@ def probe(tree: Tree, address: str) -> None:
     for node in tree.list(f"fake/sound/{address}"):
         target = tree.read(f"fake/sound/{address}/{node}") or ""
         tree.link(f"{_CARDS}/{node}", target)
-    claimed = tree.read(f"fake/claimed/{address}")
+    reserved = tree.read(f"fake/claimed/{address}")
     for bar in memory_bars(tree, address):
-        if claimed == str(bar.number):
+        if reserved == str(bar.number):
             resources.request(tree, bar.range.first, bar.range.last, _CLAIM)

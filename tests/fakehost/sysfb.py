@@ -66,12 +66,12 @@ class Platform:
     driver: Driver
     start: int
     size: int
-    claim_start: int
-    claim_size: int
+    reserved_start: int
+    reserved_size: int
 
     @property
-    def claim(self) -> tuple[int, int, str]:
-        return self.claim_start, self.claim_start + self.claim_size - 1, self.driver.name
+    def reservation(self) -> tuple[int, int, str]:
+        return self.reserved_start, self.reserved_start + self.reserved_size - 1, self.driver.name
 
     def overlaps(self, first: int, last: int) -> bool:
         return self.size > 0 and self.start <= last and first < self.start + self.size
@@ -92,27 +92,29 @@ def _look(tree: Tree, name: str) -> str:
     device = tree.real(f"{BUS}/devices/{name}") or ""
     fbs = fbdev.framebuffers(tree, device)
     title = tree.read(f"{device}/graphics/{fbs[0]}/name") if fbs else None
-    claims = [r for r in resources.regions(tree, resources.IOMEM) if r.name in _DRIVERS]
+    reservations = [r for r in resources.regions(tree, resources.IOMEM) if r.name in _DRIVERS]
     by_title = next((d.name for d in _DRIVERS.values() if d.title == title), None)
     kind = name.split("-", 1)[0]
-    by_claim = next((r.name for r in claims if r.name.startswith(kind)), None)
+    by_reservation = next((r.name for r in reservations if r.name.startswith(kind)), None)
     bound_drm = bool(tree.list(f"{device}/drm"))
-    driver = by_title or by_claim or (f"{kind}drm" if bound_drm else _FBDEV_OF[kind])
-    claim = next((r for r in claims if r.name == driver), None)
+    driver = by_title or by_reservation or (f"{kind}drm" if bound_drm else _FBDEV_OF[kind])
+    reservation = next((r for r in reservations if r.name == driver), None)
     bootfb = next(iter(resources.named(tree, _BOOTFB)), None)
     told = tree.framebuffer_memory(fbs[0]) if fbs else None
     screen = screen_memory(tree)
     start, size = 0, 0
     if told is not None and told[0]:
         start, size = told
-    elif claim or bootfb:
-        region = claim or bootfb
+    elif reservation or bootfb:
+        region = reservation or bootfb
         assert region is not None
         start, size = region.first, region.last - region.first + 1
     elif screen is not None:
         start, size = screen.first, screen.last - screen.first + 1
-    reserved = (claim.first, claim.last - claim.first + 1) if claim else (0, 0)
-    if not claim and start and tree.link_name(f"{device}/driver") is None:
+    reserved = (
+        (reservation.first, reservation.last - reservation.first + 1) if reservation else (0, 0)
+    )
+    if not reservation and start and tree.link_name(f"{device}/driver") is None:
         reserved = (start, size)
     return f"{driver} {start:#x} {size} {reserved[0]:#x} {reserved[1]}"
 
@@ -180,8 +182,8 @@ def _decodes(tree: Tree, found: Platform) -> bool:
 def _reserve(tree: Tree, found: Platform) -> None:
     # A driver whose memory is taken warns and goes on (efifb_probe: "cannot
     # reserve video memory at 0x%lx").
-    first, last, name = found.claim
-    if found.claim_size and not resources.request(tree, first, last, name):
+    first, last, name = found.reservation
+    if found.reserved_size and not resources.request(tree, first, last, name):
         tree.log(f"{name}: cannot reserve video memory at {first:#x}")
     if name == "vesafb":
         resources.request(tree, *_VGA_PORTS, name, resources.IOPORTS)
@@ -223,7 +225,7 @@ def drop_framebuffers(tree: Tree, found: Platform, path: str) -> None:
     nodes = [f"dev/{fb}" for fb in fbdev.framebuffers(tree, path)]
     for node in nodes:
         fbdev.unregister(tree, path, node[len("dev/") :])
-    first, last, name = found.claim
+    first, last, name = found.reservation
     if not resources.named(tree, name):
         return
     if found.driver.drm or not nodes:

@@ -25,14 +25,14 @@ import re
 import shutil
 import threading
 
-from vfio_console_hook.machine.snapshot import RecordedHost
+from vfio_console_hook.machine.snapshot import SnapshotHost
 
 
 class KernelFault(Exception):
     """The kernel would have crashed here: no test may ever see this from the program."""
 
 
-class Tree(RecordedHost):
+class Tree(SnapshotHost):
     """A recorded machine whose files can be made and removed."""
 
     def put(self, path: str, text: str) -> None:
@@ -128,7 +128,7 @@ class Tree(RecordedHost):
         )
 
 
-def snapshot(host: RecordedHost) -> dict[str, str]:
+def snapshot(host: SnapshotHost) -> dict[str, str]:
     """Everything that a person could see of the machine: each path with what is there.
 
     fake/ (the kernel's own state), run/ and var/ (the program's) are left out.

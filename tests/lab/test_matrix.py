@@ -15,9 +15,7 @@ from .observation import Console, Foretold, Observation, broken_promises, foreto
 from .result import Outcome, Result
 from .scenarios import SCENARIOS
 
-GOOD = Observation(
-    "6.12.107", "11.3.0", mapped=True, after=Console.VISIBLE, foretold=Foretold.BACK
-)
+GOOD = Observation("6.12.107", "11.3.0", mapped=True, after=Console.VISIBLE, foretold=Foretold.BACK)
 GONE = replace(GOOD, after=Console.DEAD, foretold=Foretold.GONE, logged_gone=True)
 REFUSED = replace(GOOD, mapped=None, error="no", foretold=Foretold.REFUSED)
 

@@ -65,8 +65,8 @@ class Called:
     out: str
     err: str
     changes: tuple[tuple[str, str, str], ...]
-    before: dict[str, watch.Claim]
-    after: dict[str, watch.Claim]
+    before: dict[str, watch.Reservation]
+    after: dict[str, watch.Reservation]
 
 
 def command(host: FakeHost, *argv: str) -> int:

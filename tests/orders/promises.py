@@ -23,9 +23,7 @@ class Violation(AssertionError):
 
 def changes(state: State, called: Called, addresses: set[str], steps: tuple[Step, ...]) -> None:
     """Every change is about one of the addresses, or listed by one of the steps."""
-    listed = " ".join(
-        action.shell() for step in steps for action in (step.do, step.undo) if action
-    )
+    listed = " ".join(action.shell() for step in steps for action in (step.do, step.undo) if action)
     kinds = {action.kind for step in steps for action in (step.do, step.undo) if action}
     for kind, path, text in called.changes:
         what = f"{kind} {path} {text}"

@@ -114,7 +114,7 @@ class State:
         configure(self.host, wait + guest.settings, f"vms/{guest.uuid}.yaml")
 
     @property
-    def claims(self) -> dict[str, watch.Claim]:
+    def claims(self) -> dict[str, watch.Reservation]:
         return watch.claims(self.host)
 
     @property
@@ -135,7 +135,7 @@ class State:
     def is_virtual(self, address: str) -> bool:
         return self.host.exists(f"sys/bus/pci/devices/{address}/physfn")
 
-    def _others_with(self, life: Life) -> list[watch.Claim]:
+    def _others_with(self, life: Life) -> list[watch.Reservation]:
         """The claims of others on one of a VM's GPUs, in this boot."""
         return [
             one for uuid, one in self.claims.items()

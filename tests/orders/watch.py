@@ -206,7 +206,7 @@ def _is_excused(path: str, old: str, new: str, excused: Collection[str]) -> bool
 
 
 @dataclass(frozen=True)
-class Claim:
+class Reservation:
     """A claim as its file tells it."""
 
     uuid: str
@@ -217,7 +217,7 @@ class Claim:
     open: tuple[Step, ...]
 
 
-def claims(host: FakeHost) -> dict[str, Claim]:
+def claims(host: FakeHost) -> dict[str, Reservation]:
     """The claims on disk, by uuid, read line by line."""
     found = {}
     for uuid in host.list(CLAIMS):
@@ -226,7 +226,7 @@ def claims(host: FakeHost) -> dict[str, Claim]:
         steps = [Step.from_json(one["step"]) for one in lines if "step" in one]
         undone = {one["undone"] for one in lines if "undone" in one}
         left = tuple(step for number, step in enumerate(steps) if number not in undone)
-        found[uuid] = Claim(
+        found[uuid] = Reservation(
             uuid, head["boot"], tuple(head["gpus"]), head["by_hand"], tuple(steps), left
         )
     return found

@@ -78,7 +78,7 @@ class Watched(State):
             raise Violation(f"{argv}: status {called.status} with {called.err!r}")
         return called
 
-    def _is_idle(self, claim: watch.Claim) -> bool:
+    def _is_idle(self, claim: watch.Reservation) -> bool:
         if claim.by_hand or claim.boot != f"boot-{self.boots}":
             return True
         return all(one.off for one in self.lives.values() if one.guest.uuid == claim.uuid)

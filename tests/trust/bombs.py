@@ -73,9 +73,7 @@ def _run_once(argv: Sequence[bytes], given: bytes) -> Ended:
         into, out, err, peak = files
         into.write(given)
         into.seek(0)
-        actions = [
-            (os.POSIX_SPAWN_DUP2, one.fileno(), number) for number, one in enumerate(files)
-        ]
+        actions = [(os.POSIX_SPAWN_DUP2, one.fileno(), number) for number, one in enumerate(files)]
         environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
         pid = os.posix_spawn(PYTHON, words, environment, file_actions=actions)
         status, usage = _await(pid)

@@ -31,6 +31,7 @@ TIMEOUT_S = 600
 _BEGINNING = (("prepare", "begin"), ("start", "begin"), ("started", "begin"))
 _END = (("stopped", "end"), ("release", "end"))
 
+
 def address(number: int) -> str:
     """The GPU of the VM of that number, counted from 1."""
     return f"0000:{number:02x}:00.0"

@@ -12,9 +12,7 @@ from tests.libvirt_xml import UUID, domain_xml
 from tests.trust.hostile import GPU, MB
 
 Make = Callable[[], bytes]
-_HOSTDEV = (
-    b"<hostdev mode='subsystem' type='pci'><source><address %s/></source></hostdev>"
-)
+_HOSTDEV = b"<hostdev mode='subsystem' type='pci'><source><address %s/></source></hostdev>"
 _QEMU = b"<domain xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'><name>x</name><uuid>"
 _QEMU += UUID.encode() + b"</uuid><q:commandline>%s</q:commandline></domain>"
 

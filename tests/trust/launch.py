@@ -20,9 +20,9 @@ sys.path.insert(0, __file__.rsplit("/", 3)[0])
 def main() -> int:
     if sys.argv[1] == "hook":
         from vfio_console_hook import hook
-        from vfio_console_hook.machine.snapshot import RecordedHost
+        from vfio_console_hook.machine.snapshot import SnapshotHost
 
-        return hook.main(sys.argv[3:], host=RecordedHost(sys.argv[2]))
+        return hook.main(sys.argv[3:], host=SnapshotHost(sys.argv[2]))
     from vfio_console_hook import cli
 
     return cli.main(sys.argv[2:])

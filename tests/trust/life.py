@@ -44,7 +44,10 @@ class Machine:
     # -- the program
 
     def event(
-        self, operation: str, fate: Fate = Fate(), ledger: Ledger | None = None  # noqa: B008  (it is frozen)
+        self,
+        operation: str,
+        fate: Fate = Fate(),  # noqa: B008  (it is frozen)
+        ledger: Ledger | None = None,
     ) -> Said:
         """One event, by the program itself; only if the gate would call it (hooks/qemu)."""
         names = (self.directory / BY_NAME / one for one in (f"={NAME}", "+unnamed"))

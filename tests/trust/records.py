@@ -20,8 +20,8 @@ from tests.trust.every import Tried, check_everywhere
 from tests.trust.fate import BOTH, Fate
 from tests.trust.life import PREPARE, RELEASE, Machine
 from tests.trust.process import Said
-from vfio_console_hook.claims.claim import CLAIMS, Journal
-from vfio_console_hook.errors import JournalError
+from vfio_console_hook.claims.claim import CLAIMS, Claims
+from vfio_console_hook.errors import ClaimError
 from vfio_console_hook.machine.host import Host
 
 CLAIM = f"{CLAIMS}/{UUID}"
@@ -204,8 +204,8 @@ def _whole(course: Course, directory: Path) -> bytes:
 
 def _content(host: Host) -> tuple[object, ...]:
     try:
-        record = Journal(host).find(UUID)
-    except JournalError as error:
+        record = Claims(host).find(UUID)
+    except ClaimError as error:
         return (error.text,)
     assert record is not None
     return record.gpus, record.phase, record.worker, record.steps, record.done, record.undone

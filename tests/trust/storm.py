@@ -19,13 +19,13 @@ from tests.trust.check import Check, Effort, Outcome
 from tests.trust.crowd import GPUS, LIBVIRT_THREADS, TIMEOUT_S, Crowd, Seen, Vm, address
 from tests.trust.memory import in_memory
 from tests.trust.shared import HANG, SLOW
-from vfio_console_hook.claims.claim import BY_NAME, CLAIMS, Journal
+from vfio_console_hook.claims.claim import BY_NAME, CLAIMS, Claims
 from vfio_console_hook.commands.status import overview
 from vfio_console_hook.machine.runfiles import RUN
 
 VMS = tuple(Vm.of(number) for number in range(1, 201))
 WITH_GPU = VMS[:GPUS]
-_CLAIMS = 1000
+_RESERVED_AS = 1000
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _want_the_same(crowd: Crowd, quick: bool) -> Part:
         if f" 1 vfio-console-hook: {address(3)} belongs to the VM " not in lines[0] or lines[2:]:
             wrong.append(f"no sentence about the GPU: {told!r}")
     for vm in won:
-        held = [one.name for one in Journal(crowd.host).records()]
+        held = [one.name for one in Claims(crowd.host).readable()]
         wrong += [] if held == [vm.name] else [f"{vm.name} has the GPU, and {held} hold it"]
         crowd.stop(vm)
     return Part(seen, f"{len(vms)} want one GPU: 1 gets it", wrong + _left_behind(crowd.host))
@@ -152,7 +152,7 @@ def _many_claims(crowd: Crowd, quick: bool) -> Part:
     crowd.event(WITH_GPU[0], "prepare", "begin", seen)
     example = (crowd.root / CLAIMS / WITH_GPU[0].uuid).read_text()
     crowd.stop(WITH_GPU[0])
-    for number in range(_CLAIMS):
+    for number in range(_RESERVED_AS):
         uuid = f"11111111-0000-4000-8000-{number:012x}"
         # On other GPUs, and of hooks that have ended.
         other = example.replace(WITH_GPU[0].gpu, f"0001:{number // 32:02x}:{number % 32:02x}.0")
@@ -166,9 +166,9 @@ def _many_claims(crowd: Crowd, quick: bool) -> Part:
     wait_s = crowd.longest_wait_s()
     left = len(host.list(CLAIMS))
     wrong = _refused(seen)
-    if left != _CLAIMS:
-        wrong.append(f"{left} records are left, not those {_CLAIMS} of others")
-    figure = f"with {_CLAIMS:,} records there, at most {wait_s:.2f} s for the lock"
+    if left != _RESERVED_AS:
+        wrong.append(f"{left} records are left, not those {_RESERVED_AS} of others")
+    figure = f"with {_RESERVED_AS:,} records there, at most {wait_s:.2f} s for the lock"
     return Part(seen, figure, wrong)
 
 
@@ -181,16 +181,16 @@ def _refused(seen: Seen) -> list[str]:
 
 def _lost_records(host: FakeHost) -> list[str]:
     """All VMs have started: what is wrong with their records."""
-    records = {one.name: one for one in Journal(host).records()}
+    claims = {one.name: one for one in Claims(host).readable()}
     wrong = []
-    if set(records) != {vm.name for vm in WITH_GPU}:
-        wrong.append(f"the records are those of {sorted(records)}")
+    if set(claims) != {vm.name for vm in WITH_GPU}:
+        wrong.append(f"the records are those of {sorted(claims)}")
     if set(host.list(CLAIMS)) != {vm.uuid for vm in WITH_GPU}:
         wrong.append(f"the files of records are {host.list(CLAIMS)}")
     if set(host.list(BY_NAME)) != {f"={vm.name}" for vm in WITH_GPU}:
         wrong.append(f"the links by name are {host.list(BY_NAME)}")
     for vm in WITH_GPU:
-        one = records.get(vm.name)
+        one = claims.get(vm.name)
         if one is None:
             continue
         whole = one.steps and one.done == set(range(len(one.steps))) and not one.undone
@@ -232,8 +232,8 @@ def _await_worker(host: FakeHost, vm: Vm, start: Future[Seen]) -> list[str]:
     """Wait until the worker of a VM hangs, which its record shows: a step begun and not done."""
 
     def hangs() -> bool:
-        record = Journal(host).find(vm.uuid)
-        return record is not None and len(record.steps) > len(record.done)
+        claim = Claims(host).find(vm.uuid)
+        return claim is not None and len(claim.steps) > len(claim.done)
 
     end = time.monotonic() + 30
     while time.monotonic() < end and not start.done():

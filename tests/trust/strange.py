@@ -47,8 +47,9 @@ def tried(quick: bool, directory: Path) -> Iterator[tuple[str, str]]:
     usual = _life(NAME, directory)[1]
     for name in NAMES:
         host, logged, wrong = _life(name, directory)
-        yield f"a VM called {name!a}", (
-            wrong or _logged(host, name, logged, usual) or _around(host, directory)
+        yield (
+            f"a VM called {name!a}",
+            (wrong or _logged(host, name, logged, usual) or _around(host, directory)),
         )
         if not quick or name in _TOLD:
             yield f"said of a VM called {name!a}", _said(name, directory)

@@ -144,9 +144,7 @@ def _gpus(host: FakeHost) -> tuple[str, ...]:
 
 def _with_services(host: FakeHost) -> None:
     install(host.tree)
-    manager = Unit(
-        active="active", aliases=("display-manager.service",), triggers=("gdm.socket",)
-    )
+    manager = Unit(active="active", aliases=("display-manager.service",), triggers=("gdm.socket",))
     put(host.tree, "gdm.service", manager)
     put(host.tree, "gdm.socket", Unit(active="active"))
     put(host.tree, "lactd.service", Unit(active="active"))

@@ -179,7 +179,7 @@ class QuietText(Action):
         number = VT_LOCKSWITCH if self.quiet else VT_UNLOCKSWITCH
         return (
             "python3 -c 'import fcntl, os; t = os.open(\"/dev/"
-            f"{self.tty}\", os.O_RDWR | os.O_NOCTTY); "
+            f'{self.tty}", os.O_RDWR | os.O_NOCTTY); '
             f"fcntl.ioctl(t, {KDSETMODE:#x}, {int(self.quiet)}); "
             f"fcntl.ioctl(t, {number:#x}, 0)'  # {mode}, {switch}"
         )

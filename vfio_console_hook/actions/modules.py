@@ -159,5 +159,3 @@ class LoadModules(Action):
 
     def past(self) -> str:
         return f"loaded {', '.join(self.modules)} again"
-
-"""All actions in here, for the record."""

@@ -1,6 +1,6 @@
 """Changes of a GPU's own driver: taking it off, and seeing to it that it comes back.
 
-Not all machines need them, so they are loaded where a stage or a record names one.
+Not all machines need them, so they are loaded where a stage or a claim names one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The record: which VM holds which GPUs, and every step done for it, written ahead.
+"""The claim: which VM holds which GPUs, and every step done for it, written ahead.
 
     /run/vfio-console-hook/             0700, gone with the boot it speaks of
         lock                            flock, held while claims are read or made
@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ..errors import HookError, JournalError, StuckError
+from ..errors import ClaimError, HookError, StuckError
 from ..machine import processes, runfiles
 from ..machine.host import Host, seconds
 from ..machine.runfiles import RUN
@@ -44,7 +44,7 @@ _UNNAMED = f"{BY_NAME}/+unnamed"
 
 
 @dataclass()
-class Record:
+class Claim:
     """What one VM holds. Its file grows with it; steps[n] is undone when n is in undone.
 
     by_hand: a person took the GPUs, no VM. forgotten: libvirt knows nothing of this run any
@@ -73,18 +73,18 @@ class Record:
         return f"{CLAIMS}/{self.uuid}"
 
     def begin(self, step: Step) -> int:
-        """Write down that step is about to be done; its number. Raises JournalError."""
+        """Write down that step is about to be done; its number. Raises ClaimError."""
         self._append({"step": step.to_json()})
         self.steps.append(step)
         return len(self.steps) - 1
 
     def finish(self, number: int) -> None:
-        """Write down that a step has been done and read back. Raises JournalError."""
+        """Write down that a step has been done and read back. Raises ClaimError."""
         self._append({"done": number})
         self.done.add(number)
 
     def forget(self, number: int) -> None:
-        """Write down that a step is undone. Raises JournalError."""
+        """Write down that a step is undone. Raises ClaimError."""
         self._append({"undone": number})
         self.undone.add(number)
 
@@ -127,7 +127,7 @@ class Record:
         # The way back does not need it, and a full disk must not keep the console dark.
         try:
             self._append(entry)
-        except JournalError:
+        except ClaimError:
             return
 
     @property
@@ -136,18 +136,18 @@ class Record:
         return [(n, s) for n, s in reversed([*enumerate(self.steps)]) if n not in self.undone]
 
     def drop(self) -> None:
-        """Give the claim up. Raises JournalError."""
-        journal = Journal(self.host)
+        """Give the claim up. Raises ClaimError."""
+        claims = Claims(self.host)
         # Locked, or the name of a claim that is made anew for the same VM would go.
-        with journal.lock():
+        with claims.lock():
             try:
                 os.unlink(self.host.path(self.path))
             except OSError as error:
                 raise runfiles.failed("remove", self.path, error) from error
             # The claim had its name as long as it was there, or the gate would not see it.
-            journal.unlink_name(self.name, self.uuid)
+            claims.unlink_name(self.name, self.uuid)
             if self.host.exists(_UNNAMED):
-                journal.tidy()
+                claims.tidy()
 
     def _append(self, entry: dict[str, object]) -> None:
         handle = runfiles.open_file(self.host, self.path, os.O_RDWR)
@@ -160,8 +160,8 @@ class Record:
             os.close(handle)
 
 
-class Journal:
-    """The records of all VMs on a machine."""
+class Claims:
+    """The claims of all VMs on a machine."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -170,7 +170,7 @@ class Journal:
     def lock(self) -> Iterator[None]:
         """Hold the lock. Only for reading and making claims: never around a step.
 
-        Raises JournalError when somebody else keeps it for seconds, which nobody
+        Raises ClaimError when somebody else keeps it for seconds, which nobody
         of ours does.
         """
         for path in (RUN, CLAIMS, BY_NAME):
@@ -180,8 +180,8 @@ class Journal:
             deadline = time.monotonic() + _LOCK_S
             while not _locked(handle):
                 if time.monotonic() >= deadline:
-                    raise JournalError(
-                        f"another process keeps the lock of the record, /{RUN}/lock",
+                    raise ClaimError(
+                        f"another process keeps the lock of the claim, /{RUN}/lock",
                         hint=f"see who it is with `fuser /{RUN}/lock`",
                     )
                 time.sleep(0.005)
@@ -189,63 +189,63 @@ class Journal:
         finally:
             os.close(handle)
 
-    def find(self, uuid: str) -> Record | None:
-        """The record of one VM, or None. Raises JournalError when it cannot be read."""
+    def find(self, uuid: str) -> Claim | None:
+        """The claim of one VM, or None. Raises ClaimError when it cannot be read."""
         text = runfiles.read(self.host, f"{CLAIMS}/{uuid}")
         return None if text is None else _parse(self.host, uuid, text)
 
     def uuids(self) -> tuple[str, ...]:
-        """The VMs that hold something. Raises HostError, JournalError."""
+        """The VMs that hold something. Raises HostError, ClaimError."""
         return runfiles.names(self.host, CLAIMS)
 
-    def others(self, uuid: str, boot: str, about: tuple[str, ...] = ()) -> list[Record]:
+    def others(self, uuid: str, boot: str, about: tuple[str, ...] = ()) -> list[Claim]:
         """What other VMs than uuid hold in this boot, as far as it can be read.
 
         about: only what names one of these PCI addresses, if there are any.
         """
-        return [one for one in self.records(about) if one.uuid != uuid and one.boot == boot]
+        return [one for one in self.readable(about) if one.uuid != uuid and one.boot == boot]
 
-    def records(self, about: tuple[str, ...] = ()) -> tuple[Record, ...]:
-        """The records of all VMs that can be read; about as for others()."""
+    def readable(self, about: tuple[str, ...] = ()) -> tuple[Claim, ...]:
+        """The claims of all VMs that can be read; about as for others()."""
         found = []
         wanted = tuple(address.encode() for address in about)
         # What cannot be read or understood must not keep other VMs from starting; `status`
         # names it.
         for uuid, text in runfiles.contents(self.host, CLAIMS):
-            # To understand a record takes seven times as long as to read it, and others
+            # To understand a claim takes seven times as long as to read it, and others
             # may be waiting for the lock.
             if wanted and not any(one in text for one in wanted):
                 continue
             try:
                 found.append(_parse(self.host, uuid, text))
-            except JournalError:
+            except ClaimError:
                 continue
         return tuple(found)
 
-    def claim(self, record: Record, inherited: list[Step]) -> None:
-        """Make the file of a new record, with steps it takes over from another one.
+    def make(self, claim: Claim, inherited: list[Step]) -> None:
+        """Make the file of a new claim, with steps it takes over from another one.
 
-        The caller holds the lock. Raises JournalError.
+        The caller holds the lock. Raises ClaimError.
         """
-        name, uuid = record.name, record.uuid
+        name, uuid = claim.name, claim.uuid
         head = {
-            "vm": name, "uuid": uuid, "boot": record.boot, "gpus": record.gpus,
-            "since": record.since, "by_hand": record.by_hand,
+            "vm": name, "uuid": uuid, "boot": claim.boot, "gpus": claim.gpus,
+            "since": claim.since, "by_hand": claim.by_hand,
         }  # fmt: skip
-        record.hook = processes.this(self.host)
-        lines = [head, {"phase": record.phase, "hook": record.hook}]
+        claim.hook = processes.this(self.host)
+        lines = [head, {"phase": claim.phase, "hook": claim.hook}]
         lines += [{"step": step.to_json()} for step in inherited]
         lines += [{"done": number} for number in range(len(inherited))]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         # First the name: without it the gate would never call us to give the claim back.
         self._link(name, uuid)
         try:
-            runfiles.write(self.host, record.path, text)
-        except JournalError:
+            runfiles.write(self.host, claim.path, text)
+        except ClaimError:
             self.unlink_name(name, uuid)
             raise
-        record.steps += inherited
-        record.done |= set(range(len(inherited)))
+        claim.steps += inherited
+        claim.done |= set(range(len(inherited)))
         try:
             self.tidy()
         except HookError:
@@ -268,7 +268,7 @@ class Journal:
     def unlink_name(self, name: str, uuid: str) -> None:
         """Remove the name of a claim that is gone; the caller holds the lock.
 
-        Raises JournalError.
+        Raises ClaimError.
         """
         link = f"{BY_NAME}/={name}"
         # A VM made anew under the same name may have the link by now.
@@ -278,7 +278,7 @@ class Journal:
     def tidy(self) -> None:
         """Remove what a crash has left: drafts, and names without a claim.
 
-        The caller holds the lock. Raises JournalError.
+        The caller holds the lock. Raises ClaimError.
         """
         links = {_link_to(uuid) for uuid in self.uuids()}
         for folder in (RUN, CLAIMS, BY_NAME):
@@ -311,13 +311,13 @@ def _link_to(uuid: str) -> str:
     return f"../claims/{uuid}"
 
 
-def _parse(host: Host, uuid: str, text: bytes) -> Record:
+def _parse(host: Host, uuid: str, text: bytes) -> Claim:
     lines = text.split(b"\n")
     try:
         # What follows the last newline was cut off by a crash: nothing was done for it.
         entries = [json.loads(line) for line in lines[:-1]]
         head = entries[0]
-        record = Record(
+        claim = Claim(
             host=host,
             name=_name(head["vm"]),
             uuid=uuid,
@@ -327,34 +327,34 @@ def _parse(host: Host, uuid: str, text: bytes) -> Record:
             by_hand=head["by_hand"] is True,
         )
         for entry in entries[1:]:
-            _replay(record, entry)
+            _replay(claim, entry)
     except (
         ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError
     ) as error:  # fmt: skip
-        raise JournalError(
-            f"cannot understand the record /{CLAIMS}/{uuid}: {str(error)[:_LONGEST_REASON]}",
+        raise ClaimError(
+            f"cannot understand the claim /{CLAIMS}/{uuid}: {str(error)[:_LONGEST_REASON]}",
             hint="read it, undo by hand what it names, then remove it",
         ) from error
-    return record
+    return claim
 
 
-def _replay(record: Record, entry: dict[str, object]) -> None:
+def _replay(claim: Claim, entry: dict[str, object]) -> None:
     for key, value in entry.items():
         if key == "step" and isinstance(value, dict):
-            record.steps.append(Step.from_json(value))
+            claim.steps.append(Step.from_json(value))
         elif key == "done" and isinstance(value, int):
-            record.done.add(value)
+            claim.done.add(value)
         elif key == "undone" and isinstance(value, int):
-            record.undone.add(value)
+            claim.undone.add(value)
         elif key == "phase":
-            record.phase = str(value)
+            claim.phase = str(value)
         elif key == "forgotten" and isinstance(value, bool):
-            record.forgotten = value
+            claim.forgotten = value
         elif key in ("hook", "worker") and isinstance(value, list):
             pid, started = value
             if not (type(pid) is type(started) is int and pid >= 0 <= started):
                 raise ValueError(f"{key} is no process")
-            setattr(record, key, (pid, started))
+            setattr(claim, key, (pid, started))
         else:
             raise ValueError(f"unknown entry {key!r}")
 

@@ -1,4 +1,4 @@
-"""What was last heard of each VM in this boot: news for everybody to read, no record.
+"""What was last heard of each VM in this boot: news for everybody to read, no claim.
 
     /run/vfio-console-hook.status/      0755
         UUID                            one VM, JSON, made and replaced by a rename
@@ -12,7 +12,7 @@ events has the last one of each kind: of libvirt prepare, start, started, reconn
 release; of people recover and give. T is in seconds since 1970. The refusal is the last
 thing that failed, and stays whatever succeeds later.
 
-Only what the hook runs is here; holdings.py reads it, into values.
+Only what the hook runs is here; commands/status/overview.py reads it, into values.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def remember(
 def read(host: Host, name: str) -> dict[str, Any] | None:
     """The word of one VM as it was written, or None when there is none that can be understood.
 
-    Raises JournalError when it may not be read, or could be somebody else's.
+    Raises ClaimError when it may not be read, or could be somebody else's.
     """
     try:
         word = json.loads(runfiles.read(host, f"{STATUS}/{name}") or "null")
@@ -84,7 +84,7 @@ def read(host: Host, name: str) -> dict[str, Any] | None:
 
 
 def names(host: Host) -> tuple[str, ...]:
-    """Whose words there are, for read(). Raises HostError, JournalError."""
+    """Whose words there are, for read(). Raises HostError, ClaimError."""
     return runfiles.names(host, STATUS)
 
 

@@ -1,6 +1,6 @@
-"""Who may work on a record: one hook at a time, and nobody below a running VM.
+"""Who may work on a claim: one hook at a time, and nobody below a running VM.
 
-The record decides, never a guess from processes: between prepare and the start of
+The claim decides, never a guess from processes: between prepare and the start of
 QEMU nothing else shows that a VM is starting.
 """
 
@@ -11,79 +11,79 @@ from collections.abc import Iterable
 from ..errors import RefusedError
 from ..machine import gpu, holders, kernel, processes, worker
 from ..machine.host import Host
-from .claim import Journal, Record
+from .claim import Claim, Claims
 
 EARLIER_HOOK_S = 10.0
 """How long an earlier hook for the same VM or GPU may take to end by itself."""
 
 
-def take_up(host: Host, uuid: str, phase: str, *, forgotten: bool = False) -> Record | None:
-    """The record of a VM, for this process alone to go on with; None when it holds nothing.
+def take_up(host: Host, uuid: str, phase: str, *, forgotten: bool = False) -> Claim | None:
+    """The claim of a VM, for this process alone to go on with; None when it holds nothing.
 
-    phase and forgotten are what is written into it (journal.py, Record).
+    phase and forgotten are what is written into it (claim.py, Claim).
     An earlier hook that still works on it is waited for; what is left of one that
     was killed is killed too. Raises RefusedError when it goes on working, StuckError
     when the kernel does not let go of it: nothing may be done below its feet.
     """
-    journal = Journal(host)
-    record = journal.find(uuid)
-    if record is None:
+    claims = Claims(host)
+    claim = claims.find(uuid)
+    if claim is None:
         return None
-    _await_hook(host, journal, uuid)
-    with journal.lock():
-        record = journal.find(uuid)
-        if record is None:
+    _await_hook(host, claims, uuid)
+    with claims.lock():
+        claim = claims.find(uuid)
+        if claim is None:
             return None
-        if at_work(host, record):
-            raise _at_work(record)
-        record.reach(phase, forgotten=forgotten)
-    if not _is_left(host, record):
-        return record
-    worker.stop_session(host, record.worker[0])
-    return journal.find(uuid)  # it has written on until it was killed
+        if at_work(host, claim):
+            raise _at_work(claim)
+        claim.reach(phase, forgotten=forgotten)
+    if not _is_left(host, claim):
+        return claim
+    worker.stop_session(host, claim.worker[0])
+    return claims.find(uuid)  # it has written on until it was killed
 
 
-def _await_hook(host: Host, journal: Journal, uuid: str) -> None:
+def _await_hook(host: Host, claims: Claims, uuid: str) -> None:
     def gone() -> bool:
-        record = journal.find(uuid)
-        return record is None or not at_work(host, record)
+        claim = claims.find(uuid)
+        return claim is None or not at_work(host, claim)
 
     host.wait(gone, EARLIER_HOOK_S)
 
 
 def await_others(host: Host, address: str, uuid: str) -> None:
     """Wait a while for hooks that are giving back a GPU which the VM with uuid wants."""
-    journal = Journal(host)
-    for other in journal.others(uuid, kernel.boot_id(host), (address,)):
+    claims = Claims(host)
+    for other in claims.others(uuid, kernel.boot_id(host), (address,)):
         if address in other.gpus and other.phase == "release":
-            _await_hook(host, journal, other.uuid)
+            _await_hook(host, claims, other.uuid)
 
 
-def refuse_busy(host: Host, other: Record) -> None:
-    """Raise RefusedError when somebody works on the record of another VM."""
+def refuse_busy(host: Host, other: Claim) -> None:
+    """Raise RefusedError when somebody works on the claim of another VM."""
     if at_work(host, other) or _is_left(host, other):
         raise _at_work(other)
 
 
-def _at_work(record: Record) -> RefusedError:
+def _at_work(claim: Claim) -> RefusedError:
     return RefusedError(
-        f"another hook for {record.name} is still at work with {', '.join(record.gpus)}"
-        f" (process {record.hook[0]})",
+        f"another hook for {claim.name} is still at work with {', '.join(claim.gpus)}"
+        f" (process {claim.hook[0]})",
         hint="wait until it has ended",
     )
 
 
-def at_work(host: Host, record: Record) -> bool:
-    """Whether another hook than this one works on a record."""
-    if record.boot != kernel.boot_id(host) or record.hook == processes.this(host):
+def at_work(host: Host, claim: Claim) -> bool:
+    """Whether another hook than this one works on a claim."""
+    if claim.boot != kernel.boot_id(host) or claim.hook == processes.this(host):
         return False
-    return processes.lives(host, record.hook)
+    return processes.lives(host, claim.hook)
 
 
-def _is_left(host: Host, record: Record) -> bool:
-    """Whether the record's worker still runs without its hook: itself, or what it started."""
-    pid, started = record.worker
-    if not started or record.boot != kernel.boot_id(host):
+def _is_left(host: Host, claim: Claim) -> bool:
+    """Whether the claim's worker still runs without its hook: itself, or what it started."""
+    pid, started = claim.worker
+    if not started or claim.boot != kernel.boot_id(host):
         return False
     process = processes.find(host, pid)
     if process is not None:
@@ -91,13 +91,13 @@ def _is_left(host: Host, record: Record) -> bool:
     return any(one.started >= started for one in processes.in_session(host, pid))
 
 
-def holds(host: Host, record: Record, address: str) -> bool:
-    """Whether a VM still has a GPU of its record, or is about to; not so what release has left."""
-    return record.phase != "release" or gpu.is_vfio(host, address) or at_work(host, record)
+def holds(host: Host, claim: Claim, address: str) -> bool:
+    """Whether a VM still has a GPU of its claim, or is about to; not so what release has left."""
+    return claim.phase != "release" or gpu.is_vfio(host, address) or at_work(host, claim)
 
 
 def refuse_open(host: Host, addresses: tuple[str, ...]) -> None:
-    """Refuse devices that a VM has open of which there is no record.
+    """Refuse devices that a VM has open of which there is no claim.
 
     It is no GPU, or was plugged, or was started anyway. libvirt would refuse it too, but only
     after the steps have been taken, below that VM or for nothing.
@@ -113,7 +113,7 @@ def refuse_open(host: Host, addresses: tuple[str, ...]) -> None:
             )
 
 
-def refuse_taken(host: Host, addresses: Iterable[str], others: list[Record]) -> None:
+def refuse_taken(host: Host, addresses: Iterable[str], others: list[Claim]) -> None:
     """Raise RefusedError when another VM, or a person, has one of these GPUs now."""
     for other in others:
         for address in addresses:
@@ -123,7 +123,7 @@ def refuse_taken(host: Host, addresses: Iterable[str], others: list[Record]) -> 
                 raise _taken(address, other)
 
 
-def _taken(address: str, other: Record) -> RefusedError:
+def _taken(address: str, other: Claim) -> RefusedError:
     if other.by_hand:
         return RefusedError(
             f"{address} was taken by hand, so no VM may have it through this hook",
@@ -135,15 +135,15 @@ def _taken(address: str, other: Record) -> RefusedError:
     )
 
 
-def in_use(host: Host, record: Record) -> str:
+def in_use(host: Host, claim: Claim) -> str:
     """Why a claim must be left alone: a clause for people, "" when the GPUs are free.
 
     A GPU on vfio-pci counts as in use as long as its vfio group or device file is
     open; between prepare and QEMU nothing shows that a VM is starting but its phase.
     """
-    if at_work(host, record):
-        return f"its hook is at work (process {record.hook[0]})"
-    for address in record.gpus:
+    if at_work(host, claim):
+        return f"its hook is at work (process {claim.hook[0]})"
+    for address in claim.gpus:
         if not gpu.is_vfio(host, address):
             continue
         held = holders.find(host, vfio_nodes(host, address))
@@ -153,9 +153,9 @@ def in_use(host: Host, record: Record) -> str:
 
 
 def unclaimed(host: Host) -> tuple[str, ...]:
-    """GPUs that are on vfio-pci without us: no record of this boot names them. Raises HostError."""
+    """GPUs that are on vfio-pci without us: no claim of this boot names them. Raises HostError."""
     boot = kernel.boot_id(host)
-    claimed = {name for one in Journal(host).records() if one.boot == boot for name in one.gpus}
+    claimed = {name for one in Claims(host).readable() if one.boot == boot for name in one.gpus}
     return tuple(
         address
         for address in gpu.displays(host)

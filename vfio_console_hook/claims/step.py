@@ -1,7 +1,7 @@
 """Steps: what is done to the machine, and how it is undone.
 
 A Step is a value: a stage yields it without touching anything, `plan` prints it,
-the journal writes it down, and only its actions change the machine.
+the claims writes it down, and only its actions change the machine.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ def _unpack(value: dict[str, Any] | None) -> Action | None:
 
 # Words of the administrator; every other text may become a part of a path.
 _FREE = ("name", "active", "stop", "start")
-# No action waits longer than an event may take (config.py, timeout_s).
+# No action waits longer than an event may take (settings.py, timeout_s).
 _LONGEST_S = 600
 
 
 def fits(annotation: str, value: object) -> bool:
-    """Whether a value of the record is what the field of an action, as annotated, may hold."""
+    """Whether a value of the claim is what the field of an action, as annotated, may hold."""
     if annotation == "str":
         return isinstance(value, str)
     if annotation == "bool":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..claims import ownership
-from ..claims.claim import Journal, Record
+from ..claims.claim import Claim, Claims
 from ..errors import HookError
 from ..events import recovery
 from ..machine.host import Host
@@ -15,30 +15,30 @@ from .take import add_addresses
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
-    taken = [one for one in Journal(host).records() if one.by_hand]
+    taken = [one for one in Claims(host).readable() if one.by_hand]
     for one in arguments.address:
-        if not any(one in record.gpus for record in taken):
+        if not any(one in claim.gpus for claim in taken):
             raise HookError(f"{one} was not taken by hand", hint="see `vfio-console-hook status`")
     again = f"run `vfio-console-hook give {' '.join(arguments.address)}` again"
     with interruptible(lambda: again):
-        for record in taken:
-            if set(record.gpus) & set(arguments.address):
-                _give(host, record)
+        for claim in taken:
+            if set(claim.gpus) & set(arguments.address):
+                _give(host, claim)
     say_consoles(host)
     return 0
 
 
-def _give(host: Host, record: Record) -> None:
-    if ownership.at_work(host, record):
+def _give(host: Host, claim: Claim) -> None:
+    if ownership.at_work(host, claim):
         say(
-            f"waiting up to {ownership.EARLIER_HOOK_S:g} s: {record.name} is still being taken or"
-            f" given back (process {record.hook[0]})"
+            f"waiting up to {ownership.EARLIER_HOOK_S:g} s: {claim.name} is still being taken or"
+            f" given back (process {claim.hook[0]})"
         )
-        host.wait(lambda: not ownership.at_work(host, record), ownership.EARLIER_HOOK_S)
-    busy = ownership.in_use(host, record)
+        host.wait(lambda: not ownership.at_work(host, claim), ownership.EARLIER_HOOK_S)
+    busy = ownership.in_use(host, claim)
     if busy:
-        raise HookError(f"{record.name} cannot be given back: {busy}")
-    say(recovery.give_back(host, record, Telling(host, record.name)))
+        raise HookError(f"{claim.name} cannot be given back: {busy}")
+    say(recovery.give_back(host, claim, Telling(host, claim.name)))
 
 
 COMMAND = Command(

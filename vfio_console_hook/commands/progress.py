@@ -32,7 +32,7 @@ def interruptible(advice: Callable[[], str]) -> Iterator[None]:
     """Let Ctrl-C end the command with a word of advice: how things are, or what to run.
 
     What talks to the kernel is a process of its own, which Ctrl-C does not reach
-    (worker.py); the record says what it did.
+    (worker.py); the claim says what it did.
     """
     try:
         yield
@@ -58,7 +58,7 @@ class Telling(Log):
 
     def debug(self, text: str) -> None:
         # Each step is told so when it is done, and info tells all of them at the end. Its
-        # stage and shell line, which follow (events.py), are more than who waits wants.
+        # stage and shell line, which follow (events), are more than who waits wants.
         self._tell(text.partition(", for ")[0])
         super().debug(text)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from ..claims.claim import Journal
+from ..claims.claim import Claims
 from ..events import recovery
 from ..machine.host import Host
 from .command import Command
@@ -20,9 +20,7 @@ def _seconds(text: str) -> float:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--force", action="store_true", help="do not ask libvirt whether they run"
-    )
+    parser.add_argument("--force", action="store_true", help="do not ask libvirt whether they run")
     parser.add_argument(
         "--wait",
         metavar="S",
@@ -33,7 +31,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
-    if not Journal(host).uuids():
+    if not Claims(host).uuids():
         say("nothing to give back: no VM holds a GPU")
     with interruptible(lambda: "run `vfio-console-hook recover` again"):
         settled = recovery.recover(host, say, force=arguments.force, wait_s=arguments.wait)

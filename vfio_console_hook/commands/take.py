@@ -10,7 +10,7 @@ from dataclasses import replace
 from .. import domain
 from ..actions.holders import AwaitClosed
 from ..claims import ownership
-from ..claims.claim import Journal
+from ..claims.claim import Claims
 from ..config import load
 from ..config.settings import Config
 from ..domain import Domain
@@ -52,11 +52,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
-    """Prepare GPUs for a person: the same steps, record and guarantees as for a VM."""
+    """Prepare GPUs for a person: the same steps, claim and guarantees as for a VM."""
     addresses = tuple(dict.fromkeys(arguments.address))
     name = " ".join(addresses)
     own = str(uuid.uuid5(_BY_HAND, name))
-    if Journal(host).find(own) is not None:
+    if Claims(host).find(own) is not None:
         raise HookError(f"{name} is taken by hand already", hint="see `vfio-console-hook status`")
     hostdevs = tuple(domain.Hostdev(one, True, "take", 0) for one in addresses)
     taker = Domain(name, own, hostdevs, by_hand=True, bind_vfio=arguments.vfio)
@@ -81,7 +81,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
 def _await_others(host: Host, taker: Domain) -> None:
     """Wait for hooks that are just giving back one of the GPUs."""
     addresses = {hostdev.address for hostdev in taker.hostdevs}
-    for other in Journal(host).others(taker.uuid, kernel.boot_id(host)):
+    for other in Claims(host).others(taker.uuid, kernel.boot_id(host)):
         for one in addresses.intersection(other.gpus):
             if other.phase == "release" and ownership.at_work(host, other):
                 say(
@@ -110,7 +110,7 @@ def _foretell(host: Host, taker: Domain, settings: Config) -> str:
 
 def _interrupted(host: Host, own: str, addresses: tuple[str, ...]) -> str:
     """What to do after Ctrl-C."""
-    if Journal(host).find(own) is None:
+    if Claims(host).find(own) is None:
         return "nothing was taken"
     return f"`vfio-console-hook give {addresses[0]}` gives back what was taken"
 

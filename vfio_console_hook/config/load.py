@@ -176,9 +176,7 @@ def _mistake(path: str, text: str, line: int = 0, column: int = 0) -> Mistake:
 # -- what is in them
 
 
-def _settings_in(
-    host: Host, path: str, mistakes: list[Mistake]
-) -> dict[str, tuple[Any, str]]:
+def _settings_in(host: Host, path: str, mistakes: list[Mistake]) -> dict[str, tuple[Any, str]]:
     """What a file sets, as value and origin; what is wrong with it or in it goes to mistakes."""
     content = _content(host, path, mistakes)
     values = _values(f"/{path}", _decoded(f"/{path}", content, mistakes), mistakes)
@@ -211,9 +209,7 @@ def _content(host: Host, path: str, mistakes: list[Mistake]) -> bytes:
     return b""
 
 
-def _programs_of_others(
-    host: Host, services: tuple[object, ...], origin: str
-) -> Iterator[Mistake]:
+def _programs_of_others(host: Host, services: tuple[object, ...], origin: str) -> Iterator[Mistake]:
     """The programs of commands that others than root could have written: they run as root."""
     file, _, line = origin.rpartition(":")
     for one in services:

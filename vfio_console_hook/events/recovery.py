@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from ..claims import history, ownership
-from ..claims.claim import CLAIMS, Journal, Record
+from ..claims.claim import CLAIMS, Claim, Claims
 from ..config.settings import Config
 from ..errors import HookError
 from ..log import Log
@@ -31,7 +31,7 @@ def recover(host: Host, tell: Callable[[str], None], *, force: bool, wait_s: flo
     """
     deadline = time.monotonic() + wait_s
     settled = True
-    for uuid in Journal(host).uuids():
+    for uuid in Claims(host).uuids():
         try:
             settled &= _settle(host, uuid, tell, force, deadline)
         except HookError as error:
@@ -42,12 +42,12 @@ def recover(host: Host, tell: Callable[[str], None], *, force: bool, wait_s: flo
 
 
 def _tidy(host: Host, tell: Callable[[str], None]) -> None:
-    journal = Journal(host)
+    claims = Claims(host)
     if not host.exists(CLAIMS):
         return
     try:
-        with journal.lock():
-            journal.tidy()
+        with claims.lock():
+            claims.tidy()
     except HookError as error:
         tell(str(error))
 
@@ -57,41 +57,41 @@ def _settle(
 ) -> bool:
     waiting = False
     while True:
-        record = Journal(host).find(uuid)
-        if record is None:
+        claim = Claims(host).find(uuid)
+        if claim is None:
             tell(f"{uuid}: gave it back itself meanwhile")
             return True
-        why, final = _why_not(host, record, force)
+        why, final = _why_not(host, claim, force)
         if not why:
-            tell(give_back(host, record))
+            tell(give_back(host, claim))
             return True
         if final or time.monotonic() >= deadline:
-            tell(f"{record.name}: left alone, {why}")
+            tell(f"{claim.name}: left alone, {why}")
             return final
         if not waiting:
             left_s = max(deadline - time.monotonic(), 0)
-            tell(f"{record.name}: waiting up to {left_s:.0f} s: {why}")
+            tell(f"{claim.name}: waiting up to {left_s:.0f} s: {why}")
         waiting = True
         time.sleep(_PAUSE_S)
 
 
-def _why_not(host: Host, record: Record, force: bool) -> tuple[str, bool]:
-    """Why a record must be left alone, "" when it need not; and whether that will stay so."""
-    if record.boot != kernel.boot_id(host):
+def _why_not(host: Host, claim: Claim, force: bool) -> tuple[str, bool]:
+    """Why a claim must be left alone, "" when it need not; and whether that will stay so."""
+    if claim.boot != kernel.boot_id(host):
         return "", True
-    if ownership.at_work(host, record):
-        return f"its hook is at work (process {record.hook[0]})", False
-    used = ownership.in_use(host, record)
+    if ownership.at_work(host, claim):
+        return f"its hook is at work (process {claim.hook[0]})", False
+    used = ownership.in_use(host, claim)
     if used:
         return used, True
-    if record.by_hand:
-        return f"it was taken by hand (`vfio-console-hook give {record.gpus[0]}`)", True
+    if claim.by_hand:
+        return f"it was taken by hand (`vfio-console-hook give {claim.gpus[0]}`)", True
     if force:
         return "", True
     running = _running(host)
     if running is None:
         return "libvirt does not say whether it runs (--force if you know that it is off)", False
-    return ("libvirt says that it runs" if record.uuid in running else ""), True
+    return ("libvirt says that it runs" if claim.uuid in running else ""), True
 
 
 def _running(host: Host) -> list[str] | None:
@@ -103,21 +103,21 @@ def _running(host: Host) -> list[str] | None:
         return None
 
 
-def give_back(host: Host, record: Record, log: Log | None = None) -> str:
-    """Give back what a record holds; a line that says so. Raises HookError."""
+def give_back(host: Host, claim: Claim, log: Log | None = None) -> str:
+    """Give back what a claim holds; a line that says so. Raises HookError."""
     run = worker.Deadline(Config().timeout_s).run
     began = time.monotonic()
     try:
-        told = log or Log(host, record.name)
-        events.release(host, record.uuid, told, run, forgotten=not record.by_hand)
+        told = log or Log(host, claim.name)
+        events.release(host, claim.uuid, told, run, forgotten=not claim.by_hand)
     except HookError as error:
-        _remember(host, record, began, error)
+        _remember(host, claim, began, error)
         raise
-    _remember(host, record, began)
-    return f"{record.name}: gave back {', '.join(record.gpus)}"
+    _remember(host, claim, began)
+    return f"{claim.name}: gave back {', '.join(claim.gpus)}"
 
 
-def _remember(host: Host, record: Record, began: float, error: HookError | None = None) -> None:
-    event = "give" if record.by_hand else "recover"
+def _remember(host: Host, claim: Claim, began: float, error: HookError | None = None) -> None:
+    event = "give" if claim.by_hand else "recover"
     took_s = time.monotonic() - began
-    history.remember(host, record.name, record.uuid, event, took_s=took_s, error=error)
+    history.remember(host, claim.name, claim.uuid, event, took_s=took_s, error=error)

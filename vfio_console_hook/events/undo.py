@@ -6,24 +6,24 @@ from ..actions.action import Action
 from ..actions.consoles import LeaveFramebuffers, QuietText, ShowConsoles
 from ..actions.firmware import Rebind
 from ..claims import ownership
-from ..claims.claim import Journal, Record
+from ..claims.claim import Claim, Claims
 from ..claims.step import Step
-from ..errors import HookError, JournalError, LostError, StepError, StuckError
+from ..errors import ClaimError, HookError, LostError, StepError, StuckError
 from ..log import Log
 from ..machine import gpu, holders
 from ..machine.host import Host
 from ..stages import services
-from ..stages.handover import Leaving
+from ..stages.handover import Handover
 
 
-def prospect(leaving: Leaving, steps: tuple[Step, ...]) -> str:
+def prospect(handover: Handover, steps: tuple[Step, ...]) -> str:
     """What release can give back on this kernel, and starts again: a clause for people."""
     names = services.started_again(steps)
     again = f"; {' and '.join(names)} {'starts' if len(names) == 1 else 'start'} again"
-    return _consoles_back(leaving, steps) + (again if names else "")
+    return _consoles_back(handover, steps) + (again if names else "")
 
 
-def _consoles_back(leaving: Leaving, steps: tuple[Step, ...]) -> str:
+def _consoles_back(handover: Handover, steps: tuple[Step, ...]) -> str:
     losses = [step.loses for step in steps if step.loses]
     if losses:
         return "; ".join(dict.fromkeys(losses))
@@ -31,7 +31,7 @@ def _consoles_back(leaving: Leaving, steps: tuple[Step, ...]) -> str:
     if back:
         return f"the firmware console comes back on {' and '.join(back)}"
     shown = {step.gpu for step in steps if isinstance(step.undo, ShowConsoles)}
-    native = [str(one.driver) for one in leaving.gpus if one.native and one.address in shown]
+    native = [str(one.driver) for one in handover.gpus if one.native and one.address in shown]
     if native:
         return f"the console comes back with {' and '.join(dict.fromkeys(native))}"
     if any(isinstance(step.do, LeaveFramebuffers) for step in steps):
@@ -43,7 +43,7 @@ def _consoles_back(leaving: Leaving, steps: tuple[Step, ...]) -> str:
     return "there is nothing to give back: no console of the host is on it"
 
 
-def undo(host: Host, record: Record, log: Log) -> None:
+def undo(host: Host, claim: Claim, log: Log) -> None:
     """Undo every open step and drop the claim, in the process that works on it.
 
     Raises StepError naming what failed; then the claim stays with that. Nothing more is
@@ -54,9 +54,9 @@ def undo(host: Host, record: Record, log: Log) -> None:
     kept: dict[str, str] = {}
     failed: list[str] = []
     try:
-        if record.forgotten:
-            kept = _reattach(host, record, undone, log)
-        for number, step in record.open_steps:
+        if claim.forgotten:
+            kept = _reattach(host, claim, undone, log)
+        for number, step in claim.open_steps:
             if step.undo is not None and step.undo.concerns in kept:
                 continue
             try:
@@ -70,8 +70,8 @@ def undo(host: Host, record: Record, log: Log) -> None:
                 failed.append(failure)
                 continue
             try:
-                record.forget(number)
-            except JournalError as error:
+                claim.forget(number)
+            except ClaimError as error:
                 # Undoing twice does no harm, leaving the console dark does.
                 log.warning(str(error))
     finally:
@@ -79,10 +79,10 @@ def undo(host: Host, record: Record, log: Log) -> None:
     failed = [*kept.values(), *failed]
     if failed:
         raise StepError("; ".join(failed), hint="afterwards run `vfio-console-hook recover`")
-    record.drop()
+    claim.drop()
 
 
-def _reattach(host: Host, record: Record, undone: list[str], log: Log) -> dict[str, str]:
+def _reattach(host: Host, claim: Claim, undone: list[str], log: Log) -> dict[str, str]:
     """Take off vfio-pci what libvirt has bound for a VM and then forgotten; how that failed.
 
     libvirtd that is killed before the VM has a status file re-attaches nothing when it
@@ -96,7 +96,7 @@ def _reattach(host: Host, record: Record, undone: list[str], log: Log) -> dict[s
     # What was on vfio-pci before prepare has no driver to return, and a loss if it had a console.
     hosts = [
         step.undo.concerns
-        for _, step in record.open_steps
+        for _, step in claim.open_steps
         if isinstance(step.undo, ReturnNative) or (isinstance(step.undo, Rebind) and not step.loses)
     ]
     kept = {}
@@ -143,15 +143,15 @@ def _give_back(host: Host, action: Action, stage: str, undone: list[str], log: L
 def asked_for(host: Host, uuid: str) -> str:
     """The shell line of what was asked of the kernel last for a VM; "" when nothing is known."""
     try:
-        record = Journal(host).find(uuid)
+        claim = Claims(host).find(uuid)
     except HookError:
         return ""
     # Only these ask for something: start and started look.
-    if record is None or record.phase not in ("prepare", "release"):
+    if claim is None or claim.phase not in ("prepare", "release"):
         return ""
-    for number, step in record.open_steps:
+    for number, step in claim.open_steps:
         # What was begun and is not done is what it hangs in, whatever came after it.
-        action = step.undo if number in record.done else step.do
+        action = step.undo if number in claim.done else step.do
         if action is not None:
             return action.shell()
     return ""

@@ -3,7 +3,7 @@
 Linux drivers/firmware/sysfb.c registers one of them at boot; kernels before 5.15
 do it in arch/x86/kernel/sysfb.c. efifb and efidrm share the driver name
 "efi-framebuffer", likewise the vesa and simple pairs, so the name does not tell
-which one draws: the nodes below the device and the claim in /proc/iomem do.
+which one draws: the nodes below the device and the reservation in /proc/iomem do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 
 from .host import Host
-from .memory import Bar, Claim, Range
+from .memory import Bar, Range, Reservation
 
 _DEVICE = re.compile(
     r"(?:(?:efi|vesa|simple|coreboot|vga|ega)-framebuffer|vga16fb|of-display)\.\d+"
@@ -26,7 +26,7 @@ BOOTFB = "BOOTFB"
 
 # Names in /proc/iomem by kind of device (Linux efifb.c, vesafb.c, simplefb.c,
 # drivers/gpu/drm/sysfb/*.c).
-_CLAIMS = {
+_RESERVED_AS = {
     "efi": ("efifb", "efidrm"),
     "vesa": ("vesafb", "vesadrm"),
     "simple": ("simplefb", "simpledrm"),
@@ -36,7 +36,7 @@ _CLAIMS = {
 }
 # What draws on legacy VGA memory, which is in no BAR: it belongs to the boot VGA device.
 _LEGACY_VGA = "vga"
-CLAIM_NAMES = frozenset(name for names in _CLAIMS.values() for name in names) | {BOOTFB}
+RESERVATION_NAMES = frozenset(name for names in _RESERVED_AS.values() for name in names) | {BOOTFB}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class FirmwareDevice:
     framebuffers: tuple[str, ...]
     cards: tuple[str, ...]
     range: Range | None
-    claimed_by: str | None
+    reserved_as: str | None
 
     @property
     def kind(self) -> str:
@@ -64,7 +64,7 @@ class FirmwareDevice:
     @property
     def drm(self) -> bool:
         """Whether a DRM driver draws on it, not an fbdev one."""
-        return bool(self.cards) or (self.claimed_by or "").endswith("drm")
+        return bool(self.cards) or (self.reserved_as or "").endswith("drm")
 
     @property
     def owns_memory(self) -> bool:
@@ -78,12 +78,12 @@ class FirmwareDevice:
         Linux 5.10 unregisters only the framebuffer then, and an unbind of what
         is left is a double free (kernel BUG in mm/slub.c).
         """
-        return self.driver is not None and not (self.framebuffers or self.cards or self.claimed_by)
+        return self.driver is not None and not (self.framebuffers or self.cards or self.reserved_as)
 
     @property
     def draws_as(self) -> str:
         """What draws on it, in the kernel's word: "efifb", "simpledrm"..."""
-        return self.claimed_by or (_CLAIMS[self.kind][-1 if self.drm else 0])
+        return self.reserved_as or (_RESERVED_AS[self.kind][-1 if self.drm else 0])
 
 
 def _kind(name: str) -> str:
@@ -97,26 +97,42 @@ def devices(host: Host) -> tuple[str, ...]:
 
 
 def in_bars(
-    host: Host, address: str, bars: tuple[Bar, ...], claims: tuple[Claim, ...], native: bool
+    host: Host,
+    address: str,
+    bars: tuple[Bar, ...],
+    reservations: tuple[Reservation, ...],
+    native: bool,
 ) -> tuple[FirmwareDevice, ...]:
     """The firmware framebuffers of one GPU, by sysfs parent or else by address.
 
-    native: a native driver is bound to the GPU; what claims are left then do not
+    native: a native driver is bound to the GPU; what reservations are left then do not
     show that the firmware driver still draws.
     """
-    found = (_inspect(host, name, claims, native) for name in devices(host))
+    found = (_inspect(host, name, reservations, native) for name in devices(host))
     return tuple(device for device in found if _belongs(host, device, address, bars))
 
 
-def _inspect(host: Host, name: str, claims: tuple[Claim, ...], native: bool) -> FirmwareDevice:
+def _inspect(
+    host: Host, name: str, reservations: tuple[Reservation, ...], native: bool
+) -> FirmwareDevice:
     link = f"sys/bus/platform/devices/{name}"
     above = os.path.basename(os.path.dirname(host.real(link) or ""))
     kind = _kind(name)
-    claim = next((claim for claim in claims if claim.name in _CLAIMS[kind]), None)
-    own = next((claim for claim in claims if claim.name == BOOTFB and kind == "simple"), claim)
+    reservation = next(
+        (reservation for reservation in reservations if reservation.name in _RESERVED_AS[kind]),
+        None,
+    )
+    own = next(
+        (
+            reservation
+            for reservation in reservations
+            if reservation.name == BOOTFB and kind == "simple"
+        ),
+        reservation,
+    )
     framebuffers = host.list(f"{link}/graphics")
     cards = tuple(card for card in host.list(f"{link}/drm") if card.startswith("card"))
-    draws = claim is not None and (bool(framebuffers or cards) or not native)
+    draws = reservation is not None and (bool(framebuffers or cards) or not native)
     return FirmwareDevice(
         name=name,
         driver=host.link_name(f"{link}/driver"),
@@ -124,7 +140,7 @@ def _inspect(host: Host, name: str, claims: tuple[Claim, ...], native: bool) -> 
         framebuffers=framebuffers,
         cards=cards,
         range=own.range if own else None,
-        claimed_by=claim.name if claim and draws else None,
+        reserved_as=reservation.name if reservation and draws else None,
     )
 
 
@@ -134,7 +150,7 @@ def _belongs(host: Host, device: FirmwareDevice, address: str, bars: tuple[Bar, 
     if device.kind == _LEGACY_VGA:
         return host.read(f"sys/bus/pci/devices/{address}/boot_vga") == "1"
     if device.range is not None:
-        return True  # its claim lies in a BAR of this GPU
+        return True  # its reservation lies in a BAR of this GPU
     where = _drawn_at(host, device) or screen_memory(host)
     return where is not None and any(bar.range.overlaps(where) for bar in bars)
 

@@ -9,7 +9,7 @@ from ..errors import HostError
 from . import console, firmware, memory
 from .firmware import FirmwareDevice
 from .host import Host
-from .memory import Bar, Claim
+from .memory import Bar, Reservation
 
 _CLASS = re.compile("0x[0-9a-f]{6}")  # Linux drivers/pci/pci-sysfs.c, class_show
 _DISPLAY = 0x03
@@ -22,7 +22,7 @@ class Gpu:
 
     pci_class is base class and subclass, such as 0x0300. driver is None when none
     is bound. framebuffers and cards are those of whatever drives it, firmware
-    drivers included. claims are the reservations inside its BARs.
+    drivers included. reservations are the reservations inside its BARs.
     """
 
     address: str
@@ -35,7 +35,7 @@ class Gpu:
     framebuffers: tuple[str, ...]
     cards: tuple[str, ...]
     firmware: tuple[FirmwareDevice, ...]
-    claims: tuple[Claim, ...]
+    reservations: tuple[Reservation, ...]
 
     @property
     def native(self) -> bool:
@@ -43,9 +43,9 @@ class Gpu:
         return self.driver is not None and not self.vfio
 
     @property
-    def foreign_claims(self) -> tuple[Claim, ...]:
+    def foreign_reservations(self) -> tuple[Reservation, ...]:
         """What others than vfio have reserved in its BARs."""
-        return tuple(claim for claim in self.claims if not claim.vfio)
+        return tuple(reservation for reservation in self.reservations if not reservation.vfio)
 
 
 def display_class(host: Host, address: str) -> int | None:
@@ -94,10 +94,10 @@ def find(host: Host, addresses: tuple[str, ...]) -> tuple[Gpu, ...]:
 def _inspect(host: Host, address: str, reserved: tuple[tuple[memory.Range, str], ...]) -> Gpu:
     device = f"sys/bus/pci/devices/{address}"
     bars = memory.memory_bars(host, address)
-    claims = memory.claims(reserved, address, bars)
+    reservations = memory.reservations(reserved, address, bars)
     driver = host.link_name(f"{device}/driver")
     vfio = is_vfio(host, address)
-    found = firmware.in_bars(host, address, bars, claims, driver is not None and not vfio)
+    found = firmware.in_bars(host, address, bars, reservations, driver is not None and not vfio)
     framebuffers = tuple(
         fb.name
         for fb in console.framebuffers(host)
@@ -124,7 +124,7 @@ def _inspect(host: Host, address: str, reserved: tuple[tuple[memory.Range, str],
         framebuffers=framebuffers,
         cards=cards,
         firmware=found,
-        claims=claims,
+        reservations=reservations,
     )
 
 

@@ -1,7 +1,7 @@
 """The machine: the one door through which everything is read, written or asked.
 
 A Host is rooted at a directory. "/" is the running machine; any other root is a
-recorded one (recorded.py), so the same code reads a user's bug report. Paths are
+recorded one (snapshot.py), so the same code reads a user's bug report. Paths are
 given without the leading slash ("sys/class/vtconsole").
 
 Nothing here decides anything, and a write never creates a file: a misspelt

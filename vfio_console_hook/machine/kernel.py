@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from ..errors import JournalError
+from ..errors import ClaimError
 from . import runfiles
 from .host import Host
 from .runfiles import RUN
@@ -67,7 +67,7 @@ def _read_cache(host: Host) -> bool | None:
     # /proc/kallsyms takes 30 ms to read, and its answer holds for the whole boot.
     try:
         cached = json.loads(runfiles.read(host, _CACHE) or "null")
-    except (JournalError, ValueError, RecursionError):
+    except (ClaimError, ValueError, RecursionError):
         return None
     if not isinstance(cached, dict) or cached.get("boot") != boot_id(host):
         return None
@@ -81,5 +81,5 @@ def _write_cache(host: Host, answer: bool) -> None:
     try:
         content = json.dumps({"boot": boot_id(host), "removes_consoles": answer})
         runfiles.write(host, _CACHE, content)
-    except JournalError:
+    except ClaimError:
         return  # only slower next time; what is wrong with the directory is told by the claim

@@ -1,4 +1,4 @@
-"""Who claims which physical memory: the BARs of a PCI device and /proc/iomem."""
+"""Who has reserved which physical memory: the BARs of a PCI device and /proc/iomem."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Claim:
+class Reservation:
     """A part of a BAR that a driver or a device has reserved, by its name in /proc/iomem."""
 
     name: str
@@ -133,26 +133,26 @@ def iomem(host: Host) -> tuple[tuple[Range, str], ...]:
     ranges = tuple((Range(int(first, 16), int(last, 16)), name) for first, last, name in found)
     if not any(range_.last for range_, _ in ranges):
         raise HostError(
-            "cannot tell who claims the GPU's memory: /proc/iomem shows no addresses",
+            "cannot tell who has reserved the GPU's memory: /proc/iomem shows no addresses",
             hint="run it as root, in the host's own user namespace",
             path="/proc/iomem",
         )
     return ranges
 
 
-def _claims_whole(range_: Range, name: str, bar: Bar) -> bool:
+def _reserves_whole(range_: Range, name: str, bar: Bar) -> bool:
     # Exactly the BAR, and neither its own line nor a bridge's window.
     return range_ == bar.range and not name.startswith("PCI ")
 
 
-def claims(
+def reservations(
     reserved: tuple[tuple[Range, str], ...], address: str, bars: tuple[Bar, ...]
-) -> tuple[Claim, ...]:
+) -> tuple[Reservation, ...]:
     """Every reservation inside the BARs of a PCI device, in the order of /proc/iomem.
 
     Ranges count, not indentation: /proc/iomem stops indenting at some depth. A
     line that holds the whole BAR and stands before the BAR's own line, which is
-    named by the address, is a bridge or a bus, not a claim.
+    named by the address, is a bridge or a bus, not a reservation.
     """
     found = []
     for bar in bars:
@@ -162,6 +162,6 @@ def claims(
                 continue
             if name == address and range_ == bar.range:
                 own_line_seen = True
-            elif own_line_seen or not range_.holds(bar.range) or _claims_whole(range_, name, bar):
-                found.append(Claim(name, range_, bar.number))
+            elif own_line_seen or not range_.holds(bar.range) or _reserves_whole(range_, name, bar):
+                found.append(Reservation(name, range_, bar.number))
     return tuple(found)

@@ -22,16 +22,16 @@ from .gpu import Gpu
 from .host import Host
 
 
-def blocking(host: Host, gpus: Collection[Gpu], others: Collection[str] = ()) -> tuple[str, ...]:
+def blocking(host: Host, gpus: Collection[Gpu], siblings: Collection[str] = ()) -> tuple[str, ...]:
     """What must be closed before the GPUs leave, such as "dev/fb0" and "dev/dri/card0".
 
-    others are the addresses of what else goes to the VM: nodes of the functions in
+    siblings are the addresses of what else goes to the VM: nodes of the functions in
     a GPU's slot count, those of its sound above all. A directory, such as
     "sys/class/backlight/acpi_video0", stands for the files in it.
     """
     leaving = {one.address for one in gpus}
     slots = {gpu.slot(address) for address in leaving}
-    leaving |= {address for address in others if gpu.slot(address) in slots}
+    leaving |= {address for address in siblings if gpu.slot(address) in slots}
     found = [node for one in gpus for node in _drawing(one)]
     found += [f"dev/{name}" for name in _below(host, "i2c-dev", leaving)]
     found += [f"sys/class/backlight/{name}" for name in _below(host, "backlight", leaving)]

@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 
-from ..errors import HostError, JournalError
+from ..errors import ClaimError, HostError
 from .access import WRITABLE, refused
 from .host import Host
 
@@ -28,7 +28,7 @@ _KINDS = {
 
 
 def make_directory(host: Host, path: str, mode: int = 0o700) -> None:
-    """Make a directory of ours, or see that the one there is ours. Raises JournalError."""
+    """Make a directory of ours, or see that the one there is ours. Raises ClaimError."""
     full = host.path(path)
     try:
         os.mkdir(full, mode)
@@ -46,16 +46,16 @@ def make_directory(host: Host, path: str, mode: int = 0o700) -> None:
 
 
 def read(host: Host, path: str) -> bytes | None:
-    """The content of a file of ours, or None when it is not there. Raises JournalError."""
+    """The content of a file of ours, or None when it is not there. Raises ClaimError."""
     try:
         _check_directories(host, path)
     except HostError as error:
-        raise JournalError(error.text) from error
+        raise ClaimError(error.text) from error
     return _read(host, path)
 
 
 def names(host: Host, path: str) -> tuple[str, ...]:
-    """The names in a directory of ours but for drafts. Raises HostError, JournalError."""
+    """The names in a directory of ours but for drafts. Raises HostError, ClaimError."""
     _check_directories(host, f"{path}/")
     return tuple(name for name in host.list(path) if not name.startswith("."))
 
@@ -63,12 +63,12 @@ def names(host: Host, path: str) -> tuple[str, ...]:
 def contents(host: Host, path: str) -> Iterator[tuple[str, bytes]]:
     """The files in a directory of ours, as far as they can be read.
 
-    Raises HostError, JournalError when the directory itself cannot.
+    Raises HostError, ClaimError when the directory itself cannot.
     """
     for name in names(host, path):
         try:
             content = _read(host, f"{path}/{name}")
-        except JournalError:
+        except ClaimError:
             continue
         if content is not None:
             yield name, content
@@ -79,7 +79,7 @@ def _read(host: Host, path: str) -> bytes | None:
     try:
         found = host.read_file(path)
     except HostError as error:
-        raise JournalError(error.text) from error
+        raise ClaimError(error.text) from error
     if found is None:
         return None
     status, content = found
@@ -88,7 +88,7 @@ def _read(host: Host, path: str) -> bytes | None:
 
 
 def open_file(host: Host, path: str, flags: int) -> int:
-    """A descriptor of a file of ours; with O_CREAT it is made. Raises JournalError."""
+    """A descriptor of a file of ours; with O_CREAT it is made. Raises ClaimError."""
     full = host.path(path)
     try:
         # Opening a device may already do something, so it is looked at before.
@@ -112,7 +112,7 @@ def open_file(host: Host, path: str, flags: int) -> int:
 def write(host: Host, path: str, text: str, mode: int = 0o600) -> None:
     """Make or replace a file in one go, synced, in a directory that is there.
 
-    Raises JournalError.
+    Raises ClaimError.
     """
     full = host.path(path)
     draft = os.path.join(os.path.dirname(full), f".{os.path.basename(full)}.{os.getpid()}")
@@ -128,7 +128,7 @@ def write(host: Host, path: str, text: str, mode: int = 0o600) -> None:
         try:
             os.unlink(draft)
         except OSError:
-            pass  # it is not there, or is swept later (journal.py, tidy; history.py, _drop_drafts)
+            pass  # it is not there, or is swept later (claim.py, tidy; history.py, _drop_drafts)
         raise failed("write", path, error) from error
 
 
@@ -143,7 +143,7 @@ def _open_draft(draft: str, mode: int) -> int:
 
 
 def remove(host: Host, path: str) -> None:
-    """Remove a file; somebody else may have done so already. Raises JournalError."""
+    """Remove a file; somebody else may have done so already. Raises ClaimError."""
     try:
         os.unlink(host.path(path))
     except FileNotFoundError:
@@ -161,10 +161,10 @@ def write_all(handle: int, text: str) -> None:
     os.fsync(handle)
 
 
-def failed(verb: str, path: str, error: OSError) -> JournalError:
-    """The JournalError for a failed system call."""
-    return JournalError(
-        f"cannot {verb} the record /{path}: {os.strerror(error.errno or 0)}",
+def failed(verb: str, path: str, error: OSError) -> ClaimError:
+    """The ClaimError for a failed system call."""
+    return ClaimError(
+        f"cannot {verb} /{path}: {os.strerror(error.errno or 0)}",
         hint="is /run full, or read-only?",
     )
 
@@ -181,7 +181,7 @@ def _check_directories(host: Host, path: str) -> None:
 
 
 def _refuse(path: str, status: os.stat_result, wanted: str) -> None:
-    """Raise JournalError for what is not of that kind, or could be somebody else's."""
+    """Raise ClaimError for what is not of that kind, or could be somebody else's."""
     kind = _KINDS.get(stat.S_IFMT(status.st_mode), "device")
     why = refused(status, os.geteuid())
     if kind != wanted:
@@ -190,6 +190,6 @@ def _refuse(path: str, status: os.stat_result, wanted: str) -> None:
         why = "has another name somewhere else"
     if why:
         mend = f"run `chmod go-w /{path}`" if why == WRITABLE else f"see `ls -ld /{path}`"
-        raise JournalError(
+        raise ClaimError(
             f"/{path} {why}, so it is left alone", hint=f"find out who did that; {mend}"
         )

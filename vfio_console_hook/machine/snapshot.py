@@ -64,7 +64,7 @@ _LAST_ERRNO = 4096  # Linux include/linux/err.h, MAX_ERRNO
 _NOWHERE = ".nowhere"
 
 
-class RecordedHost(Host):
+class SnapshotHost(Host):
     """A machine unpacked below a directory: ioctls are answered from its files."""
 
     def framebuffer_memory(self, fb: str) -> tuple[int, int] | None:
@@ -235,7 +235,7 @@ class RecordedHost(Host):
             raise HostError.of(what, f"/{path}", OSError(error, ""))
 
 
-class SentHost(RecordedHost):
+class SentHost(SnapshotHost):
     """One that somebody sent: no link of it leads to a file of this machine.
 
     What lies behind such a link is not there.
@@ -376,7 +376,7 @@ class Entry:
 _UNWRITABLE = re.compile(rb"[^\n\t\x20-\x7e]")
 
 
-def unpack(text: str, directory: str) -> RecordedHost:
+def unpack(text: str, directory: str) -> SnapshotHost:
     """Lay a recorded machine out below directory, which exists. Raises HostError.
 
     Its links stay as they are: what is not from ourselves is read through a SentHost.
@@ -388,7 +388,7 @@ def unpack(text: str, directory: str) -> RecordedHost:
             _lay_out(os.path.realpath(directory), kind, path, value)
         except (OSError, ValueError) as error:
             raise HostError(f"cannot lay out {path!r} of the recorded machine: {error}") from error
-    return RecordedHost(directory)
+    return SnapshotHost(directory)
 
 
 def entries(text: str) -> Iterator[Entry]:

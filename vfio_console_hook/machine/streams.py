@@ -10,7 +10,7 @@ def complete() -> None:
     """Open /dev/null for those that are closed.
 
     The next file to be opened would have their number: what is meant for a person would be
-    written into it, and it could be the record.
+    written into it, and it could be the claim.
     """
     # From 0 on, as each gets the lowest number that is free.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):

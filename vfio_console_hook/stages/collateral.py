@@ -16,18 +16,18 @@ from ..errors import RefusedError
 from ..machine import console, firmware, kernel, memory
 from ..machine.gpu import Gpu, displays, find
 from ..machine.host import Host
-from .handover import Leaving
+from .handover import Handover
 
 NAME = "collateral"
 
 
-def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
+def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """Nothing for most GPUs; else a word on what is lost, or a driver for who would lose it.
 
     Raises RefusedError where the configuration allows neither.
     """
-    for device, owner in _removed_with(host, gpu, leaving):
-        if leaving.config.keep_console == "never" or owner is None or not _draws(host, device):
+    for device, owner in _removed_with(host, gpu, handover):
+        if handover.config.keep_console == "never" or owner is None or not _draws(host, device):
             yield Step(
                 stage=NAME,
                 gpu=gpu.address,
@@ -38,7 +38,7 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
                 f" this kernel removes {device} when it takes {gpu.address}",
             )
         # A driver for a GPU that another VM is taking just now would not save its console.
-        elif leaving.config.host_driver == "load" and owner not in leaving.taken:
+        elif handover.config.host_driver == "load" and owner not in handover.taken:
             module = _driver_for(host, owner, device, gpu)
             if gpu.driver is None:
                 yield _keep_off(gpu, module)
@@ -77,19 +77,19 @@ def _takes_both(host: Host, gpu: Gpu, module: str) -> str:
     return f", and takes {gpu.address} too when it is back"
 
 
-def _removed_with(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[tuple[str, str | None]]:
+def _removed_with(host: Host, gpu: Gpu, handover: Handover) -> Iterator[tuple[str, str | None]]:
     """Firmware devices that go when vfio-pci takes gpu, and are not its: each with its owner.
 
     They draw, or are to draw again when the VM ends that has the owner.
     """
-    if gpu.vfio or not leaving.kernel_removes_from(gpu) or not _selects(host, gpu):
+    if gpu.vfio or not handover.kernel_removes_from(gpu) or not _selects(host, gpu):
         return
-    ours = {device.name for one in leaving.gpus for device in one.firmware}
+    ours = {device.name for one in handover.gpus for device in one.firmware}
     for name in firmware.devices(host):
         if name in ours or console.pci_ancestor(host, f"sys/bus/platform/devices/{name}"):
             continue
-        owner = _owner(host, name, leaving)
-        if owner in leaving.taken or _draws(host, name):
+        owner = _owner(host, name, handover)
+        if owner in handover.taken or _draws(host, name):
             yield name, owner
 
 
@@ -108,9 +108,9 @@ def _selects(host: Host, gpu: Gpu) -> bool:
     return takes_any or memory.rom_shadowed(host, gpu.address)
 
 
-def _owner(host: Host, device: str, leaving: Leaving) -> str | None:
+def _owner(host: Host, device: str, handover: Handover) -> str | None:
     """The GPU that a firmware device draws on, among those that stay."""
-    staying = tuple(one for one in displays(host) if one not in leaving.addresses)
+    staying = tuple(one for one in displays(host) if one not in handover.addresses)
     for one in find(host, staying):
         if any(firmware_device.name == device for firmware_device in one.firmware):
             return one.address

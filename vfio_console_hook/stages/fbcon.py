@@ -17,18 +17,18 @@ from ..machine import console
 from ..machine.console import Framebuffer
 from ..machine.gpu import Gpu, find
 from ..machine.host import CONSOLES, Host
-from .handover import Leaving
+from .handover import Handover
 
 NAME = "fbcon"
 
 
-def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
+def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """The consoles of this GPU moved, or only their way back."""
     vtconsoles = console.vtconsoles(host)
     if not gpu.framebuffers or not any(c.bound and c.driver == console.FBCON for c in vtconsoles):
         return
-    staying = staying_framebuffers(host, leaving)
-    mapped = _map(host, staying, leaving)
+    staying = staying_framebuffers(host, handover)
+    mapped = _map(host, staying, handover)
     own = {fb.index for fb in console.framebuffers(host) if fb.name in gpu.framebuffers}
     if mapped is not None and not own.intersection(mapped):
         return
@@ -41,7 +41,7 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
         do=None,
         undo=ShowConsoles(wait_s),
     )
-    target = _target(host, staying, leaving)
+    target = _target(host, staying, handover)
     if target and mapped is not None:
         yield Step(
             stage=NAME,
@@ -52,24 +52,24 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
         )
 
 
-def staying_framebuffers(host: Host, leaving: Leaving) -> list[Framebuffer]:
+def staying_framebuffers(host: Host, handover: Handover) -> list[Framebuffer]:
     """Those that are left to the host, and that consoles can be moved to."""
-    gone = {name for gpu in leaving.gpus for name in gpu.framebuffers}
+    gone = {name for gpu in handover.gpus for name in gpu.framebuffers}
     return [
         fb
-        for fb in leaving.framebuffers(host)
+        for fb in handover.framebuffers(host)
         if fb.name not in gone and host.exists(f"dev/{fb.name}")
     ]
 
 
-def _target(host: Host, staying: list[Framebuffer], leaving: Leaving) -> Framebuffer | None:
+def _target(host: Host, staying: list[Framebuffer], handover: Handover) -> Framebuffer | None:
     """Where the consoles are to go. Raises RefusedError when that place has no framebuffer."""
-    place = leaving.config.keep_console
+    place = handover.config.keep_console
     if place == "never":
         return None
     if place == "auto":
         return staying[0] if staying else None
-    if place in leaving.addresses:
+    if place in handover.addresses:
         raise RefusedError(
             f"`keep_console` names {place}, which goes to the VM itself",
             hint="name a GPU that stays, or set `keep_console: auto`",
@@ -87,11 +87,11 @@ def _target(host: Host, staying: list[Framebuffer], leaving: Leaving) -> Framebu
 
 
 def _map(
-    host: Host, staying: list[Framebuffer], leaving: Leaving
+    host: Host, staying: list[Framebuffer], handover: Handover
 ) -> tuple[int | None, ...] | None:
     """Which framebuffer each console is on; None when it is not asked, or cannot be."""
     if staying:
         return host.console_map(staying[0].name)
-    names = [name for gpu in leaving.gpus for name in gpu.framebuffers]
+    names = [name for gpu in handover.gpus for name in gpu.framebuffers]
     # A single one has all of them: it need not be opened to know that.
     return host.console_map(names[0]) if len(names) > 1 else None

@@ -13,16 +13,16 @@ from ..claims.step import Step
 from ..machine.gpu import Gpu
 from ..machine.host import Host
 from .firmware import bootfb, sysfb
-from .handover import Leaving
+from .handover import Handover
 
 NAME = "fbdev"
 
 
-def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
+def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """The firmware fbdev drivers of one GPU unbound. Raises RefusedError for BOOTFB."""
     if not host.exists("sys/class/graphics"):
         return
     for device in gpu.firmware:
         if not device.drm:
             take = bootfb.plan if device.owns_memory else sysfb.plan
-            yield from take(host, gpu, device, leaving, NAME)
+            yield from take(host, gpu, device, handover, NAME)

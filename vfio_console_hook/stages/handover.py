@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config.settings import Config
-from ..machine import console, kernel
+from ..machine import console
 from ..machine.console import Framebuffer
 from ..machine.gpu import VGA, Gpu, find
 from ..machine.host import Host
 
 
 @dataclass(frozen=True)
-class Leaving:
+class Handover:
     """What leaves the host with one VM, and what the stages decide by.
 
     unmanaged are the addresses that libvirt will not detach by itself
     (managed='no'). taken are GPUs that other VMs hold. kernel_removes is whether
     vfio-pci of this kernel removes console drivers, for class 0300. bind_vfio is
-    whether nobody else binds the GPUs to vfio-pci. others are the addresses of what
-    goes to the VM beside its GPUs.
+    whether nobody else binds the GPUs to vfio-pci. siblings are the addresses of
+    what goes to the VM beside its GPUs.
     """
 
     gpus: tuple[Gpu, ...]
@@ -28,7 +28,7 @@ class Leaving:
     config: Config
     kernel_removes: bool
     bind_vfio: bool = False
-    others: tuple[str, ...] = ()
+    siblings: tuple[str, ...] = ()
 
     @property
     def addresses(self) -> frozenset[str]:
@@ -49,18 +49,3 @@ class Leaving:
     def kernel_removes_from(self, gpu: Gpu) -> bool:
         """Whether vfio-pci will remove this GPU's console drivers (Linux vfio_pci_is_vga)."""
         return self.kernel_removes and gpu.pci_class == VGA
-
-
-def leaving(
-    host: Host,
-    gpus: tuple[Gpu, ...],
-    config: Config,
-    *,
-    unmanaged: frozenset[str],
-    taken: frozenset[str],
-    bind_vfio: bool,
-    others: tuple[str, ...] = (),
-) -> Leaving:
-    """What the stages need to know of these GPUs. Raises HostError."""
-    removes = kernel.removes_consoles(host)
-    return Leaving(gpus, unmanaged, taken, config, removes, bind_vfio, others)

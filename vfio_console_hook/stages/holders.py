@@ -9,17 +9,17 @@ from ..claims.step import Step
 from ..machine import kernel, nodes
 from ..machine.gpu import Gpu
 from ..machine.host import Host
-from .handover import Leaving
+from .handover import Handover
 
 _MAX_TOLD = 6
 
 
-def holders_step(host: Host, gpu: Gpu, leaving: Leaving, stage: str) -> Iterator[Step]:
+def holders_step(host: Host, gpu: Gpu, handover: Handover, stage: str) -> Iterator[Step]:
     """The wait, on behalf of the first GPU: one look at all processes is for all of them."""
-    gpus = tuple(one for one in leaving.gpus if not one.virtual)
+    gpus = tuple(one for one in handover.gpus if not one.virtual)
     if gpu is not gpus[0]:
         return
-    blocking = nodes.blocking(host, gpus, leaving.others)
+    blocking = nodes.blocking(host, gpus, handover.siblings)
     if blocking:
         yield Step(
             stage=stage,
@@ -29,16 +29,16 @@ def holders_step(host: Host, gpu: Gpu, leaving: Leaving, stage: str) -> Iterator
             # Linux 5.x frees the framebuffer below an open /dev/fbN (fixed in
             # 5.17.9, "fbdev: efifb: Cleanup fb_info in .fb_destroy rather than
             # .remove"); no symbol shows it, so there what cannot be seen counts.
-            do=await_closed(gpus, blocking, leaving, strict=kernel.release(host) < (6, 0)),
+            do=await_closed(gpus, blocking, handover, strict=kernel.release(host) < (6, 0)),
             undo=None,
         )
 
 
 def await_closed(
-    gpus: tuple[Gpu, ...], blocking: tuple[str, ...], leaving: Leaving, *, strict: bool
+    gpus: tuple[Gpu, ...], blocking: tuple[str, ...], handover: Handover, *, strict: bool
 ) -> AwaitClosed:
     """The wait by the VM's configuration; without nodes for those that there are then."""
-    policy = leaving.config.holders
+    policy = handover.config.holders
     addresses = [one.address for one in gpus]
     return AwaitClosed(
         gpu=addresses[0],

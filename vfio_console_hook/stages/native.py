@@ -20,7 +20,7 @@ from ..machine import kernel
 from ..machine.gpu import Gpu
 from ..machine.host import Host
 from . import fbcon
-from .handover import Leaving
+from .handover import Handover
 
 NAME = "native"
 _PCI = "sys/bus/pci/devices"
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..machine.drivers import Driver
 
 
-def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
+def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """What takes the driver off, if libvirt had better not, and what sees to its return."""
     if not gpu.native:
         return
@@ -40,7 +40,7 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
 
     driver = drivers.of(gpu.driver)
     if driver.unload:
-        yield from _off_modules(host, gpu, driver, leaving)
+        yield from _off_modules(host, gpu, driver, handover)
     elif driver.may_hang or driver.while_open != drivers.UNPLUGS:
         yield Step(
             stage=NAME,
@@ -50,11 +50,11 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
             if driver.may_hang
             else f"{driver.name} must not be open while it lets go; here that is looked at just"
             " before",
-            do=_unbind(gpu, driver, leaving),
+            do=_unbind(gpu, driver, handover),
             undo=_return(host, gpu),
         )
     else:
-        who = "the handover to vfio-pci" if leaving.bind_vfio else "libvirt"
+        who = "the handover to vfio-pci" if handover.bind_vfio else "libvirt"
         yield Step(
             stage=NAME,
             gpu=gpu.address,
@@ -64,14 +64,14 @@ def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
         )
 
 
-def _unbind(gpu: Gpu, driver: Driver, leaving: Leaving) -> actions.UnbindNative:
+def _unbind(gpu: Gpu, driver: Driver, handover: Handover) -> actions.UnbindNative:
     from ..actions.native import UnbindNative
     from ..machine import drivers
 
     return UnbindNative(
         gpu.address,
         driver.name,
-        leaving.config.holders.wait_s,
+        handover.config.holders.wait_s,
         driver.while_open != drivers.UNPLUGS,
     )
 
@@ -88,7 +88,7 @@ def _return(host: Host, gpu: Gpu, *, reserved: bool = False) -> actions.ReturnNa
     )
 
 
-def _off_modules(host: Host, gpu: Gpu, driver: Driver, leaving: Leaving) -> Iterator[Step]:
+def _off_modules(host: Host, gpu: Gpu, driver: Driver, handover: Handover) -> Iterator[Step]:
     """A driver that is unloaded rather than unbound, unless it has a GPU that stays.
 
     Every GPU is reserved before its modules go, and they go with the last of them.
@@ -97,7 +97,7 @@ def _off_modules(host: Host, gpu: Gpu, driver: Driver, leaving: Leaving) -> Iter
     from ..actions.modules import LoadModules, Reserve
     from ..machine import modules
 
-    going = tuple(one for one in leaving.gpus if one.driver == driver.name and not one.virtual)
+    going = tuple(one for one in handover.gpus if one.driver == driver.name and not one.virtual)
     staying = _others_of(host, driver, going)
     order = modules.unload_order(host, _module_of(host, gpu, driver))
     reserved = _reservable(host, (gpu,))
@@ -120,12 +120,12 @@ def _off_modules(host: Host, gpu: Gpu, driver: Driver, leaving: Leaving) -> Iter
             gpu=gpu.address,
             why=f"{driver.name} {why}, so it is only taken off this GPU; it would hang if anything"
             " had it open",
-            do=_unbind(gpu, driver, leaving),
+            do=_unbind(gpu, driver, handover),
             # Another VM may have taken what stays now, and unloaded the modules.
             undo=LoadModules((gpu.address,), reserved, order[::-1]),
         )
     elif gpu is going[0]:
-        yield from _unload(host, going, order, leaving)
+        yield from _unload(host, going, order, handover)
 
 
 def _refuse_shown(host: Host, gpu: Gpu, driver: Driver) -> None:
@@ -142,13 +142,13 @@ def _refuse_shown(host: Host, gpu: Gpu, driver: Driver) -> None:
 
 
 def _unload(
-    host: Host, going: tuple[Gpu, ...], order: tuple[str, ...], leaving: Leaving
+    host: Host, going: tuple[Gpu, ...], order: tuple[str, ...], handover: Handover
 ) -> Iterator[Step]:
     from ..actions.consoles import ShowConsoles
     from ..actions.modules import FreeFramebuffers, LoadModules, UnloadModules
 
     framebuffers = tuple(name for one in going for name in one.framebuffers)
-    if framebuffers and not _consoles_move(host, leaving):
+    if framebuffers and not _consoles_move(host, handover):
         yield Step(
             stage=NAME,
             gpu=going[0].address,
@@ -170,11 +170,11 @@ def _unload(
     )
 
 
-def _consoles_move(host: Host, leaving: Leaving) -> bool:
+def _consoles_move(host: Host, handover: Handover) -> bool:
     """Whether the stage fbcon has moved the consoles away by then."""
-    config = leaving.config
+    config = handover.config
     wanted = fbcon.NAME in config.stages and config.keep_console != "never"
-    return wanted and bool(fbcon.staying_framebuffers(host, leaving))
+    return wanted and bool(fbcon.staying_framebuffers(host, handover))
 
 
 def _others_of(host: Host, driver: Driver, going: tuple[Gpu, ...]) -> list[str]:

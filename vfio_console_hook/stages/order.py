@@ -19,7 +19,7 @@ from . import (
     vfio,
     vgacon,
 )
-from .handover import Leaving
+from .handover import Handover
 
 # Services hold the GPU, so they go first: who still holds it then is looked for
 # afterwards. Then what must not happen, before anything else is changed. fbcon
@@ -32,20 +32,20 @@ STAGES = (
 )  # fmt: skip
 
 
-def plan(host: Host, leaving: Leaving) -> tuple[Step, ...]:
+def plan(host: Host, handover: Handover) -> tuple[Step, ...]:
     """The steps that prepare takes, in order; nothing is changed.
 
     Raises RefusedError when the VM must not have one of the GPUs, HostError when
     the machine cannot be read.
     """
-    return tuple(_steps(host, leaving))
+    return tuple(_steps(host, handover))
 
 
-def _steps(host: Host, leaving: Leaving) -> Iterator[Step]:
-    gpus = tuple(gpu for gpu in leaving.gpus if not gpu.virtual)
+def _steps(host: Host, handover: Handover) -> Iterator[Step]:
+    gpus = tuple(gpu for gpu in handover.gpus if not gpu.virtual)
     for stage in STAGES:
-        if stage.NAME not in CONSOLE_STAGES or stage.NAME in leaving.config.stages:
+        if stage.NAME not in CONSOLE_STAGES or stage.NAME in handover.config.stages:
             # The last one loses its driver first, and so gets it back last: otherwise cards
             # and framebuffers would come back with each other's numbers.
             for gpu in gpus[::-1] if stage in (native, vfio) else gpus:
-                yield from stage.plan(host, gpu, leaving)
+                yield from stage.plan(host, gpu, handover)

@@ -15,27 +15,27 @@ from ..errors import RefusedError
 from ..machine import console, firmware, kernel
 from ..machine.gpu import Gpu, is_vfio
 from ..machine.host import Host
-from .handover import Leaving
+from .handover import Handover
 from .holders import holders_step
 
 NAME = "preflight"
 
 
-def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
+def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """A wait for those who use the GPU, and what the kernel takes along with it.
 
     Raises RefusedError when libvirt could not detach it, or must not.
     """
-    _refuse_unmanaged(gpu, leaving)
-    _refuse_never(host, gpu, leaving)
+    _refuse_unmanaged(gpu, handover)
+    _refuse_never(host, gpu, handover)
     _refuse_functions(host, gpu)
-    _refuse_unknown_claims(gpu)
-    _refuse_last_driver(host, gpu, leaving)
-    yield from holders_step(host, gpu, leaving, NAME)
+    _refuse_unknown_reservations(gpu)
+    _refuse_last_driver(host, gpu, handover)
+    yield from holders_step(host, gpu, handover, NAME)
 
 
-def _refuse_unmanaged(gpu: Gpu, leaving: Leaving) -> None:
-    if gpu.address not in leaving.unmanaged or gpu.vfio:
+def _refuse_unmanaged(gpu: Gpu, handover: Handover) -> None:
+    if gpu.address not in handover.unmanaged or gpu.vfio:
         return
     what = f"is bound to {gpu.driver}" if gpu.driver else "has no driver"
     raise RefusedError(
@@ -44,7 +44,7 @@ def _refuse_unmanaged(gpu: Gpu, leaving: Leaving) -> None:
     )
 
 
-def _refuse_never(host: Host, gpu: Gpu, leaving: Leaving) -> None:
+def _refuse_never(host: Host, gpu: Gpu, handover: Handover) -> None:
     """Refuse a driver that must never be taken off this GPU."""
     if not gpu.native:
         return
@@ -57,7 +57,7 @@ def _refuse_never(host: Host, gpu: Gpu, leaving: Leaving) -> None:
             f"{gpu.address} is driven by {driver.name}, which cannot be unbound in this kernel",
             hint=away,
         )
-    if driver.hangs_apu and leaving.config.apu != "allow" and drivers.is_apu(host, gpu.address):
+    if driver.hangs_apu and handover.config.apu != "allow" and drivers.is_apu(host, gpu.address):
         raise RefusedError(
             f"{gpu.address} is part of an AMD processor: to take {driver.name} off it may hang"
             " the host, or power it off",
@@ -83,30 +83,31 @@ def _refuse_functions(host: Host, gpu: Gpu) -> None:
             )
 
 
-def _refuse_unknown_claims(gpu: Gpu) -> None:
+def _refuse_unknown_reservations(gpu: Gpu) -> None:
     if gpu.native:
-        return  # its driver's own claims go with it; start looks again
-    for claim in gpu.foreign_claims:
-        if claim.name not in firmware.CLAIM_NAMES:
+        return  # its driver's own reservations go with it; start looks again
+    for reservation in gpu.foreign_reservations:
+        if reservation.name not in firmware.RESERVATION_NAMES:
             raise RefusedError(
-                f"{claim.name} claims {claim.range} in BAR {claim.bar} of {gpu.address},"
+                f"{reservation.name} reserves {reservation.range} in BAR {reservation.bar} of"
+                f" {gpu.address},"
                 " and this program does not know how to take it away",
                 hint="find out what it is in /proc/iomem and remove it before the VM starts",
             )
 
 
-def _refuse_last_driver(host: Host, gpu: Gpu, leaving: Leaving) -> None:
+def _refuse_last_driver(host: Host, gpu: Gpu, handover: Handover) -> None:
     """Refuse when fbcon would be the only console driver and lose its last framebuffer.
 
     It then keeps the consoles without a framebuffer, and the next text is a NULL
     dereference (Linux fbcon.c, fbcon_cursor; seen on 6.1 and 7.3).
     """
-    going = {name for one in leaving.gpus for name in one.framebuffers}
-    if not gpu.framebuffers or any(fb.name not in going for fb in leaving.framebuffers(host)):
+    going = {name for one in handover.gpus for name in one.framebuffers}
+    if not gpu.framebuffers or any(fb.name not in going for fb in handover.framebuffers(host)):
         return
     # vfio-pci takes vgacon off the boot VGA, and puts the dummy console in its
     # place only if vgacon is bound then (vgaarb.c, vga_remove_vgacon).
-    text_goes = any(one.boot_vga and leaving.kernel_removes_from(one) for one in leaving.gpus)
+    text_goes = any(one.boot_vga and handover.kernel_removes_from(one) for one in handover.gpus)
     drivers = [
         one.driver
         for one in console.vtconsoles(host)

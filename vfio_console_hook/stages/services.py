@@ -15,7 +15,7 @@ from ..config.settings import Service
 from ..errors import RefusedError
 from ..machine.gpu import Gpu
 from ..machine.host import Host
-from .handover import Leaving
+from .handover import Handover
 
 NAME = "services"
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 _CALLERS = ("libvirtd.service", "virtqemud.service")
 
 
-def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
+def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """A step for each service that runs, in the order of the configuration.
 
     Raises RefusedError for a unit where systemd does not run the host, HostError
     when it cannot be told how the services are.
     """
-    services = leaving.config.services
-    first = next(one for one in leaving.gpus if not one.virtual)
+    services = handover.config.services
+    first = next(one for one in handover.gpus if not one.virtual)
     if not services or gpu.address != first.address:
         return
     # What is left of the deadline is for the holders, the consoles, and the way back.
-    wait_s = leaving.config.timeout_s / 2
+    wait_s = handover.config.timeout_s / 2
     units = _units(host, services)
     seen: set[str] = set()
     for service in services:

@@ -15,25 +15,25 @@ from ..claims.step import Step
 from ..machine import kernel
 from ..machine.gpu import Gpu, is_vfio, slot
 from ..machine.host import Host
-from .handover import Leaving
+from .handover import Handover
 
 NAME = "sound"
 _AUDIO = "0x0403"  # PCI_CLASS_MULTIMEDIA_HD_AUDIO
 
 
-def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
+def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """The driver off each sound function in the GPU's slot that leaves with it."""
-    for address in leaving.others:
+    for address in handover.siblings:
         device = f"sys/bus/pci/devices/{address}"
         driver = host.link_name(f"{device}/driver")
-        if slot(address) != slot(gpu.address) or address in leaving.unmanaged:
+        if slot(address) != slot(gpu.address) or address in handover.unmanaged:
             continue
         is_sound = (host.read(f"{device}/class") or "").startswith(_AUDIO)
         if is_sound and driver is not None and not is_vfio(host, address):
-            yield _unbind(host, gpu, address, driver, leaving)
+            yield _unbind(host, gpu, address, driver, handover)
 
 
-def _unbind(host: Host, gpu: Gpu, address: str, driver: str, leaving: Leaving) -> Step:
+def _unbind(host: Host, gpu: Gpu, address: str, driver: str, handover: Handover) -> Step:
     from ..actions.native import ReturnNative, UnbindNative
     from ..machine import nodes  # only for a GPU with sound
 
@@ -46,6 +46,6 @@ def _unbind(host: Host, gpu: Gpu, address: str, driver: str, leaving: Leaving) -
         gpu=gpu.address,
         why=f"{driver} waits without end while its sound is open; here that has a deadline, in"
         " libvirt it has none",
-        do=UnbindNative(address, driver, leaving.config.holders.wait_s, strict, cards),
+        do=UnbindNative(address, driver, handover.config.holders.wait_s, strict, cards),
         undo=ReturnNative(address, driver, False, False),
     )

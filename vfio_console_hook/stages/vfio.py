@@ -12,14 +12,14 @@ from ..actions.vfio import BindVfio, UnbindVfio
 from ..claims.step import Step
 from ..machine.gpu import Gpu
 from ..machine.host import Host
-from .handover import Leaving
+from .handover import Handover
 
 NAME = "vfio"
 
 
-def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
+def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """The GPU bound to vfio-pci, as the last step."""
-    if leaving.bind_vfio and not gpu.vfio:
+    if handover.bind_vfio and not gpu.vfio:
         yield Step(
             stage=NAME,
             gpu=gpu.address,

@@ -16,18 +16,18 @@ from ..errors import HostError
 from ..machine import console
 from ..machine.gpu import VGA, Gpu
 from ..machine.host import Host
-from .handover import Leaving
+from .handover import Handover
 
 NAME = "vgacon"
 
 
-def plan(host: Host, gpu: Gpu, leaving: Leaving) -> Iterator[Step]:
+def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """The text console off the card, in the way that this kernel needs."""
     vtconsoles = console.vtconsoles(host)
     vgacon = next((c for c in vtconsoles if c.driver == console.VGACON), None)
     if vgacon is None or gpu.pci_class != VGA or not gpu.boot_vga or gpu.vfio:
         return
-    if not leaving.kernel_removes_from(gpu):
+    if not handover.kernel_removes_from(gpu):
         if vgacon.bound:
             yield from _quiet(host, gpu)
     elif vgacon.bound:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from vfio_console_hook.errors import HostError
 from vfio_console_hook.machine.libvirtd import Vm
-from vfio_console_hook.machine.snapshot import RecordedHost, SentHost
+from vfio_console_hook.machine.snapshot import SentHost, SnapshotHost
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
 # Python itself opens these: its modules, which are loaded late, and its own standard files.
@@ -25,7 +25,7 @@ class Outside(BaseException):
     """The program went where it has nothing to do. No Exception, so that nobody catches it."""
 
 
-class Enclosed(RecordedHost):
+class Enclosed(SnapshotHost):
     """Nothing is done: each write is noted, and must be below /sys, /dev or /proc."""
 
     def __init__(self, root: str) -> None:

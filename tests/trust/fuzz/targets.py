@@ -91,7 +91,7 @@ def _xml_seeds() -> Iterator[bytes]:
     yield (
         b"<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>a</name>"
         b"<uuid>" + UUID.encode() + b"</uuid><qemu:commandline><qemu:arg value='-device'/>"
-        b"<qemu:arg value='{\"driver\":\"vfio-pci\",\"host\":\"0000:01:00.0\"}'/>"
+        b'<qemu:arg value=\'{"driver":"vfio-pci","host":"0000:01:00.0"}\'/>'
         b"<qemu:arg value='-device'/><qemu:arg value='vfio-pci,host=01:00.0,,x'/>"
         b"</qemu:commandline></domain>"
     )
@@ -167,8 +167,7 @@ def _record_seeds() -> Iterator[bytes]:
 
 
 _STEP = (
-    '{"step": {"stage": "x", "gpu": "0000:01:00.0", "why": "y", "do": %s, "undo": %s,'
-    ' "loses": ""}}'
+    '{"step": {"stage": "x", "gpu": "0000:01:00.0", "why": "y", "do": %s, "undo": %s, "loses": ""}}'
 )
 _RECORD = "\n".join(
     [

@@ -5,42 +5,42 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...claims import ownership
-from ...claims.claim import Journal, Record
-from ...errors import JournalError
+from ...claims.claim import Claim, Claims
+from ...errors import ClaimError
 from ...machine import kernel
 from .finding import FAIL, PASS, WARN, Check, Finding, Subject
 
 _RECOVER = "run `vfio-console-hook recover`"
 
 
-def records(subject: Subject) -> Iterator[Finding]:
-    """Each record of claims: whose it is, and whether it was left behind."""
-    journal = Journal(subject.host)
-    uuids = journal.uuids()
+def claims(subject: Subject) -> Iterator[Finding]:
+    """Each claim: whose it is, and whether it was left behind."""
+    claims = Claims(subject.host)
+    uuids = claims.uuids()
     if not uuids:
-        yield Finding(PASS, "records", "no VM holds a GPU through this hook, and none was left")
+        yield Finding(PASS, "claims", "no VM holds a GPU through this hook, and none was left")
     for uuid in uuids:
         try:
-            record = journal.find(uuid)
-        except JournalError as error:
-            yield Finding(FAIL, f"record {uuid}", error.text, error.hint)
+            claim = claims.find(uuid)
+        except ClaimError as error:
+            yield Finding(FAIL, f"claim {uuid}", error.text, error.hint)
             continue
-        if record is not None:
-            yield _judge(subject, record)
+        if claim is not None:
+            yield _judge(subject, claim)
 
 
-def _judge(subject: Subject, record: Record) -> Finding:
-    title = f"record of {record.name}"
-    holds = f"holds {' and '.join(record.gpus)}"
-    if record.boot != kernel.boot_id(subject.host):
+def _judge(subject: Subject, claim: Claim) -> Finding:
+    title = f"claim of {claim.name}"
+    holds = f"holds {' and '.join(claim.gpus)}"
+    if claim.boot != kernel.boot_id(subject.host):
         return Finding(WARN, title, "left behind by an earlier boot", _RECOVER)
-    if record.by_hand:
-        give = f"`vfio-console-hook give {record.gpus[0]}`"
+    if claim.by_hand:
+        give = f"`vfio-console-hook give {claim.gpus[0]}`"
         return Finding(PASS, title, f"{holds}, taken by hand; {give} gives it back")
-    vm = subject.vm(record.uuid)
+    vm = subject.vm(claim.uuid)
     if vm is not None and vm.live:
         return Finding(PASS, title, f"{holds}, and it runs")
-    used = ownership.in_use(subject.host, record)
+    used = ownership.in_use(subject.host, claim)
     if used:
         return Finding(PASS, title, f"{holds}; {used}")
     if subject.unasked:
@@ -50,4 +50,4 @@ def _judge(subject: Subject, record: Record) -> Finding:
     return Finding(WARN, title, f"{holds}, but {state}", _RECOVER)
 
 
-CHECKS: tuple[Check, ...] = (records,)
+CHECKS: tuple[Check, ...] = (claims,)

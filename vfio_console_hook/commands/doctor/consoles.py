@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ... import domain
-from ...claims.claim import Journal
+from ...claims.claim import Claims
 from ...config import load
 from ...domain import Domain
 from ...errors import ConfigError, HookError, RefusedError
@@ -62,11 +62,13 @@ def bootfb(subject: Subject) -> Iterator[Finding]:
     host = subject.host
     for one in gpu.find(host, _addresses(subject)):
         title = f"BOOTFB in {one.address}"
-        claim = next((claim for claim in one.claims if claim.name == BOOTFB), None)
-        if claim is None:
+        reservation = next(
+            (reservation for reservation in one.reservations if reservation.name == BOOTFB), None
+        )
+        if reservation is None:
             yield Finding(PASS, title, "none")
             continue
-        where = f"{claim.range} in BAR {claim.bar}"
+        where = f"{reservation.range} in BAR {reservation.bar}"
         if _frees_bootfb(host, one):
             yield Finding(PASS, title, f"{where}, which vfio-pci of this kernel frees")
         else:
@@ -151,7 +153,7 @@ def _judge_return(host: Host, one: Domain, bad: str) -> Finding:
         settings = load.configuration(host, one.name, "" if one.uuid == _NOBODY else one.uuid)
         if not settings.enabled:
             return Finding(PASS, title, "`enabled: false`: this hook leaves its GPUs alone")
-        leaving, steps = events.look(host, one, settings)
+        handover, steps = events.look(host, one, settings)
     except ConfigError:
         return Finding(WARN, title, "not looked at, because of mistakes in its configuration")
     except RefusedError as error:
@@ -159,7 +161,7 @@ def _judge_return(host: Host, one: Domain, bad: str) -> Finding:
         return Finding(bad, title, f"{start}: {error.text}", error.hint)
     except HookError as error:
         return Finding(WARN, title, f"cannot tell: {error.text}", error.hint)
-    text = undo.prospect(leaving, steps)
+    text = undo.prospect(handover, steps)
     if any(step.loses for step in steps):
         return Finding(WARN, title, text, "have SSH or a serial console at hand when you start it")
     return Finding(PASS, title, text)
@@ -169,10 +171,10 @@ def _held(host: Host, one: Domain) -> str:
     """Who has GPUs of this VM now, so that nothing can be foretold: a clause, or ""."""
     boot = kernel.boot_id(host)
     mine = set(gpus_among(host, tuple(hostdev.address for hostdev in one.hostdevs)))
-    for record in Journal(host).records():
-        if record.boot == boot and mine & set(record.gpus):
-            who = "a person" if record.by_hand else record.name
-            return f"{who} has {' and '.join(sorted(mine & set(record.gpus)))} now"
+    for claim in Claims(host).readable():
+        if claim.boot == boot and mine & set(claim.gpus):
+            who = "a person" if claim.by_hand else claim.name
+            return f"{who} has {' and '.join(sorted(mine & set(claim.gpus)))} now"
     return ""
 
 

@@ -81,9 +81,7 @@ class Subject:
 
         Raises HostError.
         """
-        found = tuple(
-            Given(address, one) for one in self.domains for address in self.gpus_of(one)
-        )
+        found = tuple(Given(address, one) for one in self.domains for address in self.gpus_of(one))
         every = (Given(address, None) for address in gpu.displays(self.host))
         return found or tuple(one for one in every if not gpu.is_virtual(self.host, one.address))
 

@@ -116,7 +116,7 @@ def _judge_unclaimed(subject: Subject, address: str) -> Finding:
         if address in _addresses(vm.live):
             if _left_alone(subject.host, vm):
                 return Finding(PASS, title, f"{vm.name} has it, and `enabled: false` for that VM")
-            text = f"{vm.name} runs with it, but this hook has no record of it"
+            text = f"{vm.name} runs with it, but this hook has no claim for it"
             advice = "see above whether the hook is called; the VM may have been started before"
             return Finding(WARN, title, text, advice)
     text = "no VM runs with it, and nobody took it by `take`: it was reserved at boot, or by hand"

@@ -56,7 +56,7 @@ _LOOKS = {
 
 
 def picture(title: str, before: tuple[Gpu, ...], after: tuple[Gpu, ...]) -> str:
-    """An SVG document: the BARs of each GPU to scale, and the claims inside them.
+    """An SVG document: the BARs of each GPU to scale, and the reservations inside them.
 
     title may hold anything. A BAR that is after as it was before is drawn once.
     """
@@ -185,13 +185,13 @@ def _bar(
 
 
 def _row(drawing: _Drawing, one: BarMap, when: str, widest: int) -> tuple[str, ...]:
-    """A BAR at one time: what is with it, the picture, the claims in it."""
+    """A BAR at one time: what is with it, the picture, the reservations in it."""
     where = f"BAR {one.bar.number}  {one.bar.range}  {in_units(size(one.bar.range))}"
     drawing.text(_LEFT, where, down=_LINE + 6, mono=True)
     drawing.text(_VERDICT_LEFT, _cut(f"{when}: {one.verdict}", _VERDICT_COLUMNS), bold=True)
     enlarged = _drawn(drawing, one, widest)
-    claimed = [part for part in one.parts if part.claims]
-    for part in claimed if len(one.parts) > 1 else ():
+    reserved = [part for part in one.parts if part.reservations]
+    for part in reserved if len(one.parts) > 1 else ():
         drawing.box(_LEFT, drawing.y + 7, 14, 12, part.kind)
         words = f"{part.range}  {in_units(size(part.range))}  {part.name}: {part.kind.words}"
         drawing.text(_LEFT + 22, _cut(words, 105), down=_LINE, mono=True, height=12)

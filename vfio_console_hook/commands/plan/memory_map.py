@@ -1,7 +1,7 @@
 """The drawn map of a GPU's address ranges: what lies in each BAR, and what blocks it.
 
 QEMU needs each BAR as a whole (Linux drivers/vfio/pci/vfio_pci_core.c requests
-the region of a whole BAR), so one small claim blocks all of it.
+the region of a whole BAR), so one small reservation blocks all of it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from ...machine import firmware
 from ...machine.gpu import Gpu
-from ...machine.memory import Bar, Claim, Range
+from ...machine.memory import Bar, Range, Reservation
 from ..terminal import Terminal
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What sort of claim it is: a character that draws it, words, a terminal colour."""
+    """What sort of reservation it is: a character that draws it, words, a terminal colour."""
 
     character: str
     words: str
@@ -31,21 +31,21 @@ UNKNOWN = Kind("?", "not known", "yellow", blocks=True)
 DRIVER = Kind("d", "the GPU's own driver", "blue")
 VFIO = Kind("v", "for a VM", "green")
 KINDS = (CONSOLE, UNKNOWN, DRIVER, VFIO, FREE)
-"""All kinds; of claims that lie in each other the one that comes first here counts."""
+"""All kinds; of reservations that lie in each other the one that comes first here counts."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a BAR in which the same claims lie, the outer one first; none where it is free."""
+    """A part of a BAR with the same reservations, the outer one first; none where it is free."""
 
     range: Range
-    claims: tuple[Claim, ...]
+    reservations: tuple[Reservation, ...]
     kind: Kind
 
     @property
     def name(self) -> str:
-        """The names of its claims, such as "BOOTFB, simpledrm"; "" where it is free."""
-        return _names(self.claims)
+        """The names of its reservations, such as "BOOTFB, simpledrm"; "" where it is free."""
+        return _names(self.reservations)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class BarMap:
     def name(self) -> str:
         """Who blocks it, such as "efifb", or else who holds it; "" where all is free."""
         alike = (part for part in self.parts if part.kind.blocks == self.kind.blocks)
-        return _names(tuple(claim for part in alike for claim in part.claims))
+        return _names(tuple(reservation for part in alike for reservation in part.reservations))
 
     @property
     def verdict(self) -> str:
@@ -75,12 +75,14 @@ class BarMap:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the parts do not show: claims that begin before the BAR or end after it."""
-        found = dict.fromkeys(claim for part in self.parts for claim in part.claims)
+        """What the parts do not show: reservations that begin before the BAR or end after it."""
+        found = dict.fromkeys(
+            reservation for part in self.parts for reservation in part.reservations
+        )
         return tuple(
-            f"{_names((claim,))} reaches beyond the BAR: it is {claim.range}"
-            for claim in found
-            if not self.bar.range.holds(claim.range)
+            f"{_names((reservation,))} reaches beyond the BAR: it is {reservation.range}"
+            for reservation in found
+            if not self.bar.range.holds(reservation.range)
         )
 
 
@@ -90,26 +92,32 @@ def of(gpu: Gpu) -> tuple[BarMap, ...]:
 
 
 def _parts(gpu: Gpu, bar: Bar) -> tuple[Part, ...]:
-    claims = [c for c in gpu.claims if c.bar == bar.number and c.range.overlaps(bar.range)]
+    reservations = [
+        c for c in gpu.reservations if c.bar == bar.number and c.range.overlaps(bar.range)
+    ]
     # The outer one first: /proc/iomem has parents before children, a longer range tells too.
-    claims.sort(key=lambda claim: size(claim.range), reverse=True)
+    reservations.sort(key=lambda reservation: size(reservation.range), reverse=True)
     starts = {bar.range.first}
-    for claim in claims:
-        starts |= {claim.range.first, claim.range.last + 1}
+    for reservation in reservations:
+        starts |= {reservation.range.first, reservation.range.last + 1}
     firsts = sorted(start for start in starts if bar.range.first <= start <= bar.range.last)
     lasts = [first - 1 for first in firsts[1:]] + [bar.range.last]
     parts = []
     for range_ in map(Range, firsts, lasts):
-        inside = tuple(claim for claim in claims if claim.range.holds(range_))
-        kind = min((_kind(gpu, claim) for claim in inside), key=KINDS.index, default=FREE)
+        inside = tuple(
+            reservation for reservation in reservations if reservation.range.holds(range_)
+        )
+        kind = min(
+            (_kind(gpu, reservation) for reservation in inside), key=KINDS.index, default=FREE
+        )
         parts.append(Part(range_, inside, kind))
     return tuple(parts)
 
 
-def _kind(gpu: Gpu, claim: Claim) -> Kind:
-    if claim.vfio:
+def _kind(gpu: Gpu, reservation: Reservation) -> Kind:
+    if reservation.vfio:
         return VFIO
-    if claim.name in firmware.CLAIM_NAMES:
+    if reservation.name in firmware.RESERVATION_NAMES:
         return CONSOLE
     # A driver may choose any name: mgag200's are "mgadrmfb_vram" and "mgadrmfb_mmio"
     # (Linux drivers/gpu/drm/mgag200/mgag200_drv.c).
@@ -119,8 +127,8 @@ def _kind(gpu: Gpu, claim: Claim) -> Kind:
 _LONGEST_NAME = 32
 
 
-def _names(claims: tuple[Claim, ...]) -> str:
-    return ", ".join(dict.fromkeys(_plain(claim.name) for claim in claims))
+def _names(reservations: tuple[Reservation, ...]) -> str:
+    return ", ".join(dict.fromkeys(_plain(reservation.name) for reservation in reservations))
 
 
 def _plain(name: str) -> str:
@@ -235,5 +243,5 @@ def _drawn(one: BarMap, terminal: Terminal) -> str:
 
 
 def _part(part: Part, table: _Table) -> str:
-    words = f"{part.name}: {part.kind.words}" if part.claims else part.kind.words
+    words = f"{part.name}: {part.kind.words}" if part.reservations else part.kind.words
     return table.line(part.kind.character, part.range, words, part.kind)

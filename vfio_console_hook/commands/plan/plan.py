@@ -13,7 +13,7 @@ from ...actions.device import BindNative, Rescan
 from ...actions.firmware import Unbind
 from ...actions.native import ReturnNative
 from ...claims import ownership
-from ...claims.claim import Journal, Record
+from ...claims.claim import Claim, Claims
 from ...claims.step import Step
 from ...config.settings import Config
 from ...domain import Domain, Hostdev
@@ -24,7 +24,7 @@ from ...machine import console, gpu, kernel
 from ...machine.gpu import Gpu
 from ...machine.host import Host
 from ...machine.memory import Range
-from ...stages.handover import Leaving
+from ...stages.handover import Handover
 from . import holders as occupants
 from .holders import Occupant
 
@@ -100,7 +100,7 @@ class Plan:
     def gpus_after(self) -> tuple[Gpu, ...]:
         """The GPUs as QEMU finds them: with nothing in their memory, if the VM would start."""
         freed = self.verdict == START and not self.reason
-        return tuple(replace(one, claims=()) for one in self.gpus) if freed else self.gpus
+        return tuple(replace(one, reservations=()) for one in self.gpus) if freed else self.gpus
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values, under keys that stay as they are:
@@ -153,9 +153,9 @@ def _gpu_json(device: Device, one: Gpu) -> dict[str, Any]:
                 "number": bar.number,
                 **_range_json(bar.range),
                 "claims": [
-                    {"name": claim.name, **_range_json(claim.range)}
-                    for claim in one.claims
-                    if claim.bar == bar.number
+                    {"name": reservation.name, **_range_json(reservation.range)}
+                    for reservation in one.reservations
+                    if reservation.bar == bar.number
                 ],
             }
             for bar in one.bars
@@ -191,9 +191,7 @@ def _step_json(step: Step) -> dict[str, Any]:
 # -- making one
 
 
-def make(
-    host: Host, domain: Domain, settings: Config, has: Collection[str] = frozenset()
-) -> Plan:
+def make(host: Host, domain: Domain, settings: Config, has: Collection[str] = frozenset()) -> Plan:
     """The plan for a VM. has: the devices that it has now, by libvirt's word.
 
     A refusal is part of it, never raised. Raises HostError when the GPUs cannot even be
@@ -210,18 +208,18 @@ def make(
     if idle:
         return replace(plain, reason=idle)
     try:
-        record = Journal(host).find(domain.uuid)
-        if record is not None and record.boot == kernel.boot_id(host):
-            return _taken_already(host, plain, record, settings, has)
-        leaving, steps = events.look(host, domain, settings)
+        claim = Claims(host).find(domain.uuid)
+        if claim is not None and claim.boot == kernel.boot_id(host):
+            return _taken_already(host, plain, claim, settings, has)
+        handover, steps = events.look(host, domain, settings)
     except StuckError:
         raise
     except HookError as error:
         return _judged(host, domain, settings, plain, error)
     note = _unseen(plain, has)
-    whole = replace(plain, steps=steps, note=note, after=way_back.prospect(leaving, steps))
+    whole = replace(plain, steps=steps, note=note, after=way_back.prospect(handover, steps))
     holders, blocked = occupants.awaited(host, steps, found)
-    refusal = blocked or _left_claimed(leaving, steps)
+    refusal = blocked or _left_reserved(handover, steps)
     return _judged(host, domain, settings, replace(whole, holders=holders), refusal)
 
 
@@ -272,13 +270,13 @@ def _libvirt_refuses(host: Host, domain: Domain, whole: Plan) -> RefusedError | 
 _FREEING = (Unbind, Rescan, BindNative)
 
 
-def _left_claimed(leaving: Leaving, steps: tuple[Step, ...]) -> HookError | None:
+def _left_reserved(handover: Handover, steps: tuple[Step, ...]) -> HookError | None:
     """What prepare would find at its end in memory that no step frees: a stage was left out."""
     freed = {step.gpu for step in steps if isinstance(step.do, _FREEING)}
-    for one in leaving.gpus:
+    for one in handover.gpus:
         if one.address not in freed and not one.virtual:
             try:
-                events.check_free(one, leaving)
+                events.check_free(one, handover)
             except HookError as error:
                 return error
     return None
@@ -288,24 +286,24 @@ def _left_claimed(leaving: Leaving, steps: tuple[Step, ...]) -> HookError | None
 
 
 def _taken_already(
-    host: Host, plain: Plan, record: Record, settings: Config, has: Collection[str]
+    host: Host, plain: Plan, claim: Claim, settings: Config, has: Collection[str]
 ) -> Plan:
     """The plan for a VM that holds its GPUs: the steps are those that were taken."""
-    steps = tuple(record.steps)
+    steps = tuple(claim.steps)
     gpus = tuple(_as_before(one, steps) for one in plain.gpus)
-    after = way_back.prospect(Leaving(gpus, frozenset(), frozenset(), settings, False), steps)
+    after = way_back.prospect(Handover(gpus, frozenset(), frozenset(), settings, False), steps)
     return replace(
-        plain, verdict=START, steps=steps, after=after, note=_note(host, plain, record, has)
+        plain, verdict=START, steps=steps, after=after, note=_note(host, plain, claim, has)
     )
 
 
-def _note(host: Host, plain: Plan, record: Record, has: Collection[str]) -> str:
-    name, gpus = plain.vm, " and ".join(record.gpus)
-    if ownership.at_work(host, record):
-        return f"{name} is just starting or ending: its hook is at work (process {record.hook[0]})"
+def _note(host: Host, plain: Plan, claim: Claim, has: Collection[str]) -> str:
+    name, gpus = plain.vm, " and ".join(claim.gpus)
+    if ownership.at_work(host, claim):
+        return f"{name} is just starting or ending: its hook is at work (process {claim.hook[0]})"
     opened = [node for one in plain.holders for node in one.holder.nodes]
     runs = any(node.startswith("/dev/vfio/") for node in opened)
-    if runs or not set(record.gpus).isdisjoint(has):
+    if runs or not set(claim.gpus).isdisjoint(has):
         return (
             f"{name} runs and has {gpus} now; this is about its next start, with the steps that"
             " were taken for this one"
@@ -326,7 +324,7 @@ def _as_before(one: Gpu, steps: tuple[Step, ...]) -> Gpu:
 
 
 def _unseen(plain: Plan, has: Collection[str]) -> str:
-    """That the VM has a GPU without a record of ours: it was plugged in, or we came later."""
+    """That the VM has a GPU without a claim of ours: it was plugged in, or we came later."""
     shared = [one.address for one in plain.gpus if one.vfio and one.address in has]
     if not shared:
         return ""

@@ -1,6 +1,6 @@
 """What a witness saw (witness.py), as the entries of a recorded machine.
 
-Nothing is decided here about what people may see: anonymous.py does that. Only what
+Nothing is decided here about what people may see: redact.py does that. Only what
 would make the text large for nothing is left out: processes that hold none of the
 nodes that were looked for, and of the others all but what tells who they are.
 """

@@ -1,8 +1,8 @@
 """A host that keeps in mind what it was asked: what plan and doctor read of a machine.
 
-recorder.py lets them look through one, so nothing that they need is forgotten in a
+writer.py lets them look through one, so nothing that they need is forgotten in a
 recorded machine, whatever they may come to read. What was seen is kept as it was
-answered; deposition.py makes entries of it.
+answered; answers.py makes entries of it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Seen:
     statuses: dict[tuple[str, ...], int | HostError | None] = field(default_factory=dict)
 
 
-class Witness(Host):
+class TracingHost(Host):
     """Lets another host answer, and notes what was asked; it can change nothing.
 
     forgiving: what may not be read counts as not there, for who goes on without it.

@@ -1,4 +1,4 @@
-"""Writes a machine down as a text that recorded.py reads: for bug reports and tests.
+"""Writes a machine down as a text that snapshot.py reads: for bug reports and tests.
 
 First the GPUs, drivers and consoles, as record() finds them on any machine; then, in
 whole(), what else plan and doctor read on this one, so that both say the same of the
@@ -26,7 +26,7 @@ from ..plan import plan
 from ..status import overview
 from . import answers, redact
 from .pseudonyms import Pseudonyms
-from .tracing import Witness
+from .tracing import TracingHost
 
 # Attributes that plan reads, and the doors that prepare writes to (which have no
 # content to read).
@@ -66,9 +66,9 @@ def whole(host: Host, found: tuple[Vm, ...] | HookError) -> str:
     found are the VMs that libvirt knows, or why it could not be asked for them. What
     may not be read is named in comments at the top.
     """
-    machine = Witness(host, forgiving=True)
+    machine = TracingHost(host, forgiving=True)
     common = list(entries(record(machine)))
-    looking = Witness(host)
+    looking = TracingHost(host)
     remarks = _look(looking, found)
     known = {entry.path for entry in common}
     rest = [*_libvirt(found), *answers.entries(host, looking.seen)]
@@ -115,7 +115,7 @@ def _lines(found: Iterable[Entry], remarks: list[str]) -> list[str]:
 
 def _pseudonyms(host: Host, found: list[Entry]) -> Pseudonyms:
     # Who may not read this, tells only what could be read.
-    looking = Witness(host, forgiving=True)
+    looking = TracingHost(host, forgiving=True)
     hostname = looking.read("proc/sys/kernel/hostname") or looking.read("etc/hostname") or ""
     hosts = (hostname, hostname.partition(".")[0])
     users = redact.names_of_users(found, looking.read("etc/passwd") or "")
@@ -141,7 +141,7 @@ def _libvirt(found: tuple[Vm, ...] | HookError) -> Iterator[Entry]:
 # -- looking as plan, status and doctor do
 
 
-def _look(host: Witness, found: tuple[Vm, ...] | HookError) -> list[str]:
+def _look(host: TracingHost, found: tuple[Vm, ...] | HookError) -> list[str]:
     """Let them look, whatever they find; remarks about what went wrong."""
     vms = () if isinstance(found, HookError) else found
     subject = areas.Subject.of(host, vms)
@@ -283,7 +283,10 @@ def _child(host: Host, folder: str) -> list[str]:
     below = host.list(folder)
     connectors = [f"d {folder}/{one}" for one in below if one.startswith(f"{name}-")]
     return [
-        f"d {folder}", *_link(host, f"{folder}/device"), *_file(host, f"{folder}/name"), *connectors
+        f"d {folder}",
+        *_link(host, f"{folder}/device"),
+        *_file(host, f"{folder}/name"),
+        *connectors,
     ]
 
 

@@ -25,13 +25,13 @@ class Family:
 
 
 def text(found: Holdings) -> str:
-    """All metrics, each line ended. Those of the records are left out when none can be seen."""
-    records = () if found.unseen else _of_records(found)
-    families = (*records, *_of_events(found), _of_consoles(found))
+    """All metrics, each line ended. Those of the claims are left out when none can be seen."""
+    claims = () if found.unseen else _of_claims(found)
+    families = (*claims, *_of_events(found), _of_consoles(found))
     return "".join(_written(family) for family in families)
 
 
-def _of_records(found: Holdings) -> tuple[Family, ...]:
+def _of_claims(found: Holdings) -> tuple[Family, ...]:
     held = [one for one in found.holdings if not one.stale]
     return (
         Family(
@@ -51,12 +51,12 @@ def _of_records(found: Holdings) -> tuple[Family, ...]:
         ),
         Family(
             "stale_claims",
-            "Records of an earlier boot; vfio-console-hook recover removes them.",
+            "Claims of an earlier boot; vfio-console-hook recover removes them.",
             {(): sum(one.stale for one in found.holdings)},
         ),
         Family(
             "unreadable_claims",
-            "Records that cannot be read; vfio-console-hook status names them.",
+            "Claims that cannot be read; vfio-console-hook status names them.",
             {(): len(found.unreadable)},
         ),
     )

@@ -11,14 +11,14 @@ from typing import Any
 
 from ...actions.firmware import Rebind
 from ...claims import history, ownership
-from ...claims.claim import Journal, Record
+from ...claims.claim import Claim, Claims
 from ...claims.step import Step
-from ...errors import HookError, HostError, JournalError
+from ...errors import ClaimError, HookError, HostError
 from ...machine import console, kernel
 from ...machine.console import Framebuffer, Vtconsole
 from ...machine.host import Host, seconds
 
-# The words for each phase of a record: while its hook works, and after that.
+# The words for each phase of a claim: while its hook works, and after that.
 _PHASES = {
     "prepare": ("preparing", "starting"),
     "start": ("starting", "starting"),
@@ -114,8 +114,8 @@ class History:
 class Holdings:
     """All of it, at a time in seconds since 1970.
 
-    unreadable are records that cannot be read, in a sentence each. unseen is why no
-    record can be seen at all, "" when they can. unclaimed are GPUs that are on vfio-pci
+    unreadable are claims that cannot be read, in a sentence each. unseen is why no
+    claim can be seen at all, "" when they can. unclaimed are GPUs that are on vfio-pci
     without us.
     """
 
@@ -143,19 +143,19 @@ class Holdings:
 
 def look(host: Host) -> Holdings:
     """What there is now. Raises HostError when the consoles cannot be looked at."""
-    journal = Journal(host)
+    claims = Claims(host)
     found: list[Holding] = []
     unreadable: list[str] = []
     unseen = ""
     try:
-        for uuid in journal.uuids():
+        for uuid in claims.uuids():
             try:
-                record = journal.find(uuid)
+                claim = claims.find(uuid)
             except HookError as error:
                 unreadable.append(str(error))
                 continue
-            found += [_holding(host, record)] if record else []
-    except JournalError as error:
+            found += [_holding(host, claim)] if claim else []
+    except ClaimError as error:
         unseen = str(error)
     except HostError as error:
         unseen = f"{error.text}: who holds a GPU only root may see"
@@ -172,32 +172,32 @@ def look(host: Host) -> Holdings:
     )
 
 
-def _holding(host: Host, record: Record) -> Holding:
-    stale = record.boot != kernel.boot_id(host)
-    at_work = ownership.at_work(host, record)
-    during, after = _PHASES.get(record.phase, (record.phase, record.phase))
+def _holding(host: Host, claim: Claim) -> Holding:
+    stale = claim.boot != kernel.boot_id(host)
+    at_work = ownership.at_work(host, claim)
+    during, after = _PHASES.get(claim.phase, (claim.phase, claim.phase))
     phase = during if at_work else after
-    if record.by_hand and not at_work and record.phase == "prepare":
+    if claim.by_hand and not at_work and claim.phase == "prepare":
         phase = "taken by hand"
     return Holding(
-        vm=record.name,
-        uuid=record.uuid,
-        by_hand=record.by_hand,
-        gpus=record.gpus,
-        since=record.since,
+        vm=claim.name,
+        uuid=claim.uuid,
+        by_hand=claim.by_hand,
+        gpus=claim.gpus,
+        since=claim.since,
         phase="of an earlier boot" if stale else phase,
         stale=stale,
-        hook=record.hook[0] if at_work else 0,
+        hook=claim.hook[0] if at_work else 0,
         steps=tuple(
-            _held(host, step, _state(record, number)) for number, step in enumerate(record.steps)
+            _held(host, step, _state(claim, number)) for number, step in enumerate(claim.steps)
         ),
     )
 
 
-def _state(record: Record, number: int) -> str:
-    if number in record.undone:
+def _state(claim: Claim, number: int) -> str:
+    if number in claim.undone:
         return "undone"
-    return "done" if number in record.done else "begun"
+    return "done" if number in claim.done else "begun"
 
 
 def _held(host: Host, step: Step, state: str) -> HeldStep:
@@ -254,9 +254,7 @@ def _event(kind: str, one: Any) -> Event | None:
 
 def _refusal(one: Any) -> Refusal | None:
     try:
-        return Refusal(
-            str(one["event"]), seconds(one["time"]), str(one["text"]), str(one["hint"])
-        )
+        return Refusal(str(one["event"]), seconds(one["time"]), str(one["text"]), str(one["hint"]))
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
 

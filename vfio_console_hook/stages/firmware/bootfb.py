@@ -1,7 +1,7 @@
 """Taking simple-framebuffer.0, whose memory is held by the device itself (BOOTFB).
 
 Shared by the stages drm_aperture and fbdev. Unbinding simpledrm or simplefb does
-not free the BAR: BOOTFB stays with the platform device, and even a claim that is
+not free the BAR: BOOTFB stays with the platform device, and even a reservation that is
 not busy blocks vfio's request for the whole BAR (Linux kernel/resource.c,
 __request_region). Only the kernel can unregister the device.
 """
@@ -18,7 +18,7 @@ from ...machine import kernel
 from ...machine.firmware import BOOTFB, FirmwareDevice
 from ...machine.gpu import Gpu
 from ...machine.host import Host
-from ..handover import Leaving
+from ..handover import Handover
 from ..holders import await_closed
 from . import sysfb
 
@@ -30,15 +30,15 @@ _NATIVE_SINCE = (5, 18)
 
 
 def plan(
-    host: Host, gpu: Gpu, device: FirmwareDevice, leaving: Leaving, stage: str
+    host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover, stage: str
 ) -> Iterator[Step]:
     """What frees BOOTFB, by the policy in the configuration.
 
     Raises RefusedError when nothing may, naming the ways out.
     """
-    if gpu.native or not any(claim.name == BOOTFB for claim in gpu.claims):
+    if gpu.native or not any(reservation.name == BOOTFB for reservation in gpu.reservations):
         return
-    if leaving.kernel_removes_from(gpu) and not gpu.vfio and (device.driver or device.parent):
+    if handover.kernel_removes_from(gpu) and not gpu.vfio and (device.driver or device.parent):
         # Left bound: vfio-pci finds it by the driver's aperture and takes BOOTFB
         # along; unbound first, some kernels would not find it any more.
         yield Step(
@@ -49,9 +49,9 @@ def plan(
             undo=None,
             loses=f"{_GONE}: vfio-pci removes {device.name} for good",
         )
-    elif leaving.config.bootfb == "native":
-        yield from _native(host, gpu, device, leaving, stage)
-    elif leaving.config.bootfb == "rescan":
+    elif handover.config.bootfb == "native":
+        yield from _native(host, gpu, device, handover, stage)
+    elif handover.config.bootfb == "rescan":
         yield from _rescan(gpu, device, stage)
     else:
         raise RefusedError(
@@ -73,7 +73,7 @@ def _ways_out(host: Host, gpu: Gpu, device: FirmwareDevice, *, native: bool = Tr
 
 
 def _native(
-    host: Host, gpu: Gpu, device: FirmwareDevice, leaving: Leaving, stage: str
+    host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover, stage: str
 ) -> Iterator[Step]:
     # Only where this was configured.
     from ...actions.native import ReturnNative, UnbindNative
@@ -94,7 +94,7 @@ def _native(
         stage=stage,
         gpu=gpu.address,
         why=f"nobody may have taken the nodes of {module} meanwhile",
-        do=await_closed((gpu,), (), leaving, strict=False),
+        do=await_closed((gpu,), (), handover, strict=False),
         undo=None,
     )
     if drivers.of_module(module).may_hang:
@@ -103,7 +103,7 @@ def _native(
             gpu=gpu.address,
             why=f"{module} may hang while it lets go; here that has a deadline, in libvirt it has"
             " none",
-            do=UnbindNative(gpu.address, "", leaving.config.holders.wait_s, False),
+            do=UnbindNative(gpu.address, "", handover.config.holders.wait_s, False),
             undo=ReturnNative(gpu.address, "", False, False),
         )
 

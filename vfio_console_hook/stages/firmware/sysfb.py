@@ -15,17 +15,17 @@ from ...machine import kernel, memory
 from ...machine.firmware import FirmwareDevice
 from ...machine.gpu import Gpu
 from ...machine.host import Host
-from ..handover import Leaving
+from ..handover import Handover
 
 
 def plan(
-    host: Host, gpu: Gpu, device: FirmwareDevice, leaving: Leaving, stage: str
+    host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover, stage: str
 ) -> Iterator[Step]:
     """The driver unbound, and the device kept from being removed where that can be done."""
     if device.driver is None or device.dead or gpu.native:
         # Linux 5.10 panics when a device that a native driver took over is unbound.
         return
-    keeps = _keeps_device(host, gpu, device, leaving)
+    keeps = _keeps_device(host, gpu, device, handover)
     yield Step(
         stage=stage,
         gpu=gpu.address,
@@ -34,23 +34,23 @@ def plan(
         undo=way_back(gpu, device, device.driver),
         loses="" if keeps and not gpu.vfio else _loss(host, gpu, device),
     )
-    if keeps and _needs_decode_off(gpu, device, leaving):
+    if keeps and _needs_decode_off(gpu, device, handover):
         yield _hidden(gpu, device, stage)
 
 
-def taken_over(host: Host, leaving: Leaving, steps: Sequence[Step]) -> Iterator[Step]:
+def taken_over(host: Host, handover: Handover, steps: Sequence[Step]) -> Iterator[Step]:
     """What steps that another VM has taken lack, if its prepare did not come to its end.
 
     A device whose driver is unbound already is kept, too, where it is to be bound again.
     """
     hidden = {step.do.gpu for step in steps if isinstance(step.do, Decode)}
     back = {step.undo.device: step.stage for step in steps if isinstance(step.undo, Rebind)}
-    for gpu in leaving.gpus:
+    for gpu in handover.gpus:
         for device in gpu.firmware:
             if device.name not in back or device.driver is not None or gpu.address in hidden:
                 continue
-            needs = _needs_decode_off(gpu, device, leaving)
-            if needs and _keeps_device(host, gpu, device, leaving):
+            needs = _needs_decode_off(gpu, device, handover)
+            if needs and _keeps_device(host, gpu, device, handover):
                 yield _hidden(gpu, device, back[device.name])
 
 
@@ -72,20 +72,22 @@ def way_back(gpu: Gpu, device: FirmwareDevice, driver: str) -> Rebind:
     return Rebind(device.name, driver, gpu.address, first, last)
 
 
-def _needs_decode_off(gpu: Gpu, device: FirmwareDevice, leaving: Leaving) -> bool:
-    return not gpu.vfio and leaving.kernel_removes_from(gpu) and device.parent == gpu.address
+def _needs_decode_off(gpu: Gpu, device: FirmwareDevice, handover: Handover) -> bool:
+    return not gpu.vfio and handover.kernel_removes_from(gpu) and device.parent == gpu.address
 
 
-def _keeps_device(host: Host, gpu: Gpu, device: FirmwareDevice, leaving: Leaving) -> bool:
+def _keeps_device(host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover) -> bool:
     """Whether the platform device is there after vfio-pci has bound, so that it can come back."""
     if device.parent == gpu.address:
-        return not (leaving.kernel_removes_from(gpu) and kernel.locked_down(host))
+        return not (handover.kernel_removes_from(gpu) and kernel.locked_down(host))
     # Linux 6.1.47 to 6.8 unregister it only with a GPU whose ROM is shadowed, be it this
     # one or another that leaves with it; 6.0.3 to 6.1.46 do it always, and nothing but the
     # version would tell, so this hopes for the newer one and release says what became of it.
     return not any(
-        leaving.kernel_removes_from(one) and not one.vfio and memory.rom_shadowed(host, one.address)
-        for one in leaving.gpus
+        handover.kernel_removes_from(one)
+        and not one.vfio
+        and memory.rom_shadowed(host, one.address)
+        for one in handover.gpus
     )
 
 

@@ -10,7 +10,7 @@ from tests.building import Machine
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, snapshot
 from tests.hosts import DISPLAY, firmware_on, lab_gpu
-from vfio_console_hook.claims.claim import Journal, Record
+from vfio_console_hook.claims.claim import Claim, Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, RefusedError
@@ -147,10 +147,10 @@ def test_a_driver_loaded_on_request_keeps_the_console_on_the_gpu_that_stays(
 def test_no_driver_is_loaded_for_a_gpu_that_another_vm_is_taking(machine: MachineFactory) -> None:
     host = machine(lit_first("6.1", shadow=True))
     host.tree.remove("fake/blacklist")
-    journal = Journal(host)
+    claims = Claims(host)
     boot = kernel.boot_id(host)
-    with journal.lock():  # its hook waits until nobody has the GPU open
-        journal.claim(Record(host, "b", OTHER_UUID, boot, (HOSTS,), host.now()), [])
+    with claims.lock():  # its hook waits until nobody has the GPU open
+        claims.make(Claim(host, "b", OTHER_UUID, boot, (HOSTS,), host.now()), [])
 
     with pytest.raises(RefusedError) as caught:
         events.prepare(host, VM, config(host_driver="load"), Log(host, "win11"))

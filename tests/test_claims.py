@@ -19,11 +19,11 @@ from tests.conftest import MachineFactory
 from tests.fakehost import Crash, FakeHost, FakeLibvirt, snapshot
 from tests.gate import write_gate
 from vfio_console_hook.actions.kinds import MODULES, of_kind
-from vfio_console_hook.claims.claim import Journal
+from vfio_console_hook.claims.claim import Claims
 from vfio_console_hook.claims.step import fits
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
-from vfio_console_hook.errors import HookError, JournalError, RefusedError, StuckError
+from vfio_console_hook.errors import ClaimError, HookError, RefusedError, StuckError
 from vfio_console_hook.events import events, undo
 from vfio_console_hook.log import Log
 from vfio_console_hook.machine import runfiles, worker
@@ -133,10 +133,10 @@ def test_what_was_written_is_read_back_the_same(machine: MachineFactory) -> None
     _, planned = events.look(host, vm(), NOW)
     prepare(host)
 
-    record = Journal(FakeHost(host.root)).find(UUID)
+    claim = Claims(FakeHost(host.root)).find(UUID)
 
-    assert record is not None
-    assert (tuple(record.steps), record.gpus, record.boot, record.phase, record.name) == (
+    assert claim is not None
+    assert (tuple(claim.steps), claim.gpus, claim.boot, claim.phase, claim.name) == (
         planned, (GPU,), BOOT, "prepare", "win11",
     )  # fmt: skip
 
@@ -200,7 +200,7 @@ def test_the_lock_is_free_while_a_step_is_done(machine: MachineFactory) -> None:
 
 def test_a_program_started_under_the_lock_does_not_keep_it(machine: MachineFactory) -> None:
     host = machine("efifb-5.10")
-    with Journal(host).lock():
+    with Claims(host).lock():
         pid = os.fork()
         if pid == 0:
             os.execv("/bin/sleep", ["sleep", "60"])
@@ -258,10 +258,10 @@ def test_a_line_that_is_not_ours_is_refused_in_one_sentence(
     with open(host.path(CLAIM), "ab") as file:
         file.write(garbage.encode("utf-8", "surrogateescape") + b"\n")
 
-    with pytest.raises(JournalError) as caught:
+    with pytest.raises(ClaimError) as caught:
         release(host)
 
-    assert caught.value.text.startswith(f"cannot understand the record /{CLAIM}: ")
+    assert caught.value.text.startswith(f"cannot understand the claim /{CLAIM}: ")
     assert "\n" not in caught.value.text
     assert caught.value.hint == "read it, undo by hand what it names, then remove it"
     assert snapshot(host) == before
@@ -279,7 +279,7 @@ def test_json_of_another_shape_is_refused_in_one_sentence_too(
     with open(host.path(CLAIM), "a", encoding="utf-8") as file:
         file.write(garbage + "\n")
 
-    with pytest.raises(JournalError):
+    with pytest.raises(ClaimError):
         release(host)
 
 
@@ -295,7 +295,7 @@ def test_a_head_that_is_not_ours_is_refused_in_one_sentence(
     host = machine("efifb-5.10")
     host.tree.put(CLAIM, head)
 
-    with pytest.raises(JournalError):
+    with pytest.raises(ClaimError):
         release(host)
 
 
@@ -317,7 +317,7 @@ def test_the_claim_of_one_vm_that_cannot_be_read_does_not_stop_another(
 
     prepare(host)
 
-    assert Journal(host).uuids() == (UUID, OTHER_UUID)
+    assert Claims(host).uuids() == (UUID, OTHER_UUID)
 
 
 def test_the_claim_of_another_boot_is_dropped_and_nothing_is_undone(
@@ -331,7 +331,7 @@ def test_the_claim_of_another_boot_is_dropped_and_nothing_is_undone(
     release(host)
 
     assert snapshot(host) == before
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 def test_the_claim_of_another_boot_does_not_keep_the_gpu_from_other_vms(
@@ -347,7 +347,7 @@ def test_the_claim_of_another_boot_does_not_keep_the_gpu_from_other_vms(
 
     prepare(host)
 
-    assert Journal(host).find(UUID) is not None
+    assert Claims(host).find(UUID) is not None
 
 
 # -- names, for the gate
@@ -386,7 +386,7 @@ def test_the_gate_finds_the_claim_of_any_name(
     host = machine("efifb-5.10")
     prepare(host, vm(name))
 
-    assert Journal(host).uuids() == (UUID,)
+    assert Claims(host).uuids() == (UUID,)
     # "/" in a name is nothing that libvirt lets a VM have; the gate does not look for it.
     assert gate_finds(host, tmp_path, name) is ("/" not in name)
 
@@ -411,7 +411,7 @@ def test_a_vm_of_any_name_leaves_no_entry_behind(machine: MachineFactory, name: 
     release(host)
 
     left = [entry for entry in host.list(f"{RUN}/by-name") if entry != "+unnamed"]
-    assert (left, Journal(host).uuids()) == ([], ())
+    assert (left, Claims(host).uuids()) == ([], ())
 
 
 def test_the_last_unnamed_vm_takes_its_mark_along(machine: MachineFactory) -> None:
@@ -425,11 +425,11 @@ def test_the_last_unnamed_vm_takes_its_mark_along(machine: MachineFactory) -> No
 
 def test_a_claim_and_its_entry_go_together(machine: MachineFactory) -> None:
     host = prepared(machine)
-    record = Journal(host).find(UUID)
-    assert record is not None
+    claim = Claims(host).find(UUID)
+    assert claim is not None
 
-    dropping = threading.Thread(target=record.drop)
-    with Journal(host).lock():  # the same VM may be about to make its claim anew
+    dropping = threading.Thread(target=claim.drop)
+    with Claims(host).lock():  # the same VM may be about to make its claim anew
         dropping.start()
         dropping.join(0.2)
         during = (host.list(f"{RUN}/claims"), host.list(f"{RUN}/by-name"))
@@ -454,7 +454,7 @@ def test_drafts_of_killed_processes_do_not_stay_nor_stand_in_the_way(
 
     left = [*host.list(RUN), *host.list(f"{RUN}/claims"), *host.list(f"{RUN}/by-name")]
     assert [name for name in left if name.startswith(".")] == []
-    assert Journal(host).uuids() == (UUID,)
+    assert Claims(host).uuids() == (UUID,)
 
 
 def test_a_vm_made_anew_under_the_name_of_a_stale_claim_keeps_its_entry(
@@ -491,7 +491,7 @@ def test_only_root_may_look_at_the_record(machine: MachineFactory) -> None:
 
 def refusal(host: FakeHost) -> str:
     before = snapshot(host)
-    with pytest.raises(JournalError) as caught:
+    with pytest.raises(ClaimError) as caught:
         prepare(host)
     assert (snapshot(host), host.changes) == (before, [])
     return str(caught.value)
@@ -532,7 +532,7 @@ def test_a_file_where_a_directory_should_be_is_told_and_nothing_is_changed(
         (f"{RUN}/lock", left_alone(f"{RUN}/lock", "directory", "file")),
         (
             f"{RUN}/by-name/=win11",
-            f"cannot link the record /{RUN}/by-name/=win11: Is a directory {HINT}",
+            f"cannot link /{RUN}/by-name/=win11: Is a directory {HINT}",
         ),
     ],
     ids=["claim", "lock", "name"],
@@ -550,7 +550,7 @@ def test_without_run_nothing_is_begun(machine: MachineFactory) -> None:
     host = machine("efifb-5.10")
     os.rmdir(host.path("run"))
 
-    assert refusal(host) == f"cannot make the record /{RUN}: No such file or directory {HINT}"
+    assert refusal(host) == f"cannot make /{RUN}: No such file or directory {HINT}"
 
 
 def test_a_run_in_which_nobody_can_make_a_directory_is_told(machine: MachineFactory) -> None:
@@ -558,7 +558,7 @@ def test_a_run_in_which_nobody_can_make_a_directory_is_told(machine: MachineFact
     os.rmdir(host.path("run"))
     os.symlink("/proc/sys/kernel", host.path("run"))  # where nobody can make a directory
 
-    assert refusal(host).startswith(f"cannot make the record /{RUN}: ")
+    assert refusal(host).startswith(f"cannot make /{RUN}: ")
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(machine: MachineFactory) -> None:
@@ -567,7 +567,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(machine: MachineFactory) -
 
     prepare(host)
 
-    assert Journal(host).uuids() == (UUID,)
+    assert Claims(host).uuids() == (UUID,)
 
 
 def limited_to(size: int) -> None:
@@ -599,7 +599,7 @@ def test_a_disk_that_fills_up_during_prepare_leaves_the_console_as_it_was(
 
     assert (status, snapshot(host)) == (1, before)
     release(host)
-    assert (snapshot(host), Journal(host).uuids()) == (before, ())
+    assert (snapshot(host), Claims(host).uuids()) == (before, ())
 
 
 def test_a_disk_that_is_full_at_release_does_not_keep_the_console_dark(
@@ -616,7 +616,7 @@ def test_a_disk_that_is_full_at_release_does_not_keep_the_console_dark(
 
     status = in_a_child(work)
 
-    assert (status, snapshot(host), Journal(host).uuids()) == (0, before, ())
+    assert (status, snapshot(host), Claims(host).uuids()) == (0, before, ())
 
 
 def test_a_draft_that_could_not_be_written_is_not_left_behind(machine: MachineFactory) -> None:
@@ -637,7 +637,7 @@ def test_a_draft_of_a_process_that_died_is_no_claim(machine: MachineFactory) -> 
     host = machine("efifb-5.10")
     host.tree.put(f"{RUN}/claims/.{UUID}.4711", "half")
 
-    assert Journal(host).uuids() == ()
+    assert Claims(host).uuids() == ()
 
 
 # -- two at once
@@ -667,20 +667,20 @@ def test_of_two_vms_that_want_one_gpu_at_once_exactly_one_gets_it(machine: Machi
     statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
 
     assert sorted(statuses) == [0, 1]
-    assert Journal(host).uuids() == ((UUID, OTHER_UUID)[statuses.index(0)],)
+    assert Claims(host).uuids() == ((UUID, OTHER_UUID)[statuses.index(0)],)
 
 
 def test_a_worker_that_is_killed_leaves_no_lock_behind(machine: MachineFactory) -> None:
     host = machine("efifb-5.10")
 
     def work() -> None:
-        with Journal(host).lock():
+        with Claims(host).lock():
             os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(HookError):
         worker.run(work, 10)
 
-    with Journal(host).lock():
+    with Claims(host).lock():
         pass
 
 
@@ -720,7 +720,7 @@ def test_nothing_is_undone_below_a_process_that_is_stuck_in_the_kernel(
         release(host)
 
     assert caught.value.text == f"the kernel is stuck (process {pid} in drm_dev_unplug)"
-    assert (snapshot(host), Journal(host).uuids()) == (stuck, (UUID,))
+    assert (snapshot(host), Claims(host).uuids()) == (stuck, (UUID,))
 
 
 @pytest.mark.parametrize(
@@ -764,7 +764,7 @@ def test_what_a_killed_hook_left_running_is_killed_before_anything_is_undone(
 
     release(host)
 
-    assert (snapshot(host), Journal(host).uuids()) == (before, ())
+    assert (snapshot(host), Claims(host).uuids()) == (before, ())
 
 
 def test_a_process_that_has_got_the_number_of_an_old_worker_is_left_alone(
@@ -776,7 +776,7 @@ def test_a_process_that_has_got_the_number_of_an_old_worker_is_left_alone(
 
     release(host)
 
-    assert (host.exists(f"proc/{WORKER}/stat"), Journal(host).uuids()) == (True, ())
+    assert (host.exists(f"proc/{WORKER}/stat"), Claims(host).uuids()) == (True, ())
 
 
 def test_nothing_is_undone_while_another_hook_is_still_at_work(machine: MachineFactory) -> None:
@@ -792,7 +792,7 @@ def test_nothing_is_undone_while_another_hook_is_still_at_work(machine: MachineF
         f"another hook for win11 is still at work with {GPU} (process 4100)",
         "wait until it has ended",
     )
-    assert (snapshot(host), Journal(host).uuids()) == (before, (UUID,))
+    assert (snapshot(host), Claims(host).uuids()) == (before, (UUID,))
 
 
 def test_a_gpu_that_is_just_given_back_is_not_taken_meanwhile(machine: MachineFactory) -> None:
@@ -810,7 +810,7 @@ def test_a_gpu_that_is_just_given_back_is_not_taken_meanwhile(machine: MachineFa
     assert caught.value.text == (
         f"another hook for win11 is still at work with {GPU} (process 4100)"
     )
-    assert Journal(host).uuids() == (UUID,)
+    assert Claims(host).uuids() == (UUID,)
 
 
 def test_every_field_of_every_action_is_of_a_type_that_the_record_can_check() -> None:
@@ -852,7 +852,7 @@ def test_an_action_with_a_wrong_field_is_refused_before_anything_is_undone(
         file.write(line % action + "\n")
     before = snapshot(host)
 
-    with pytest.raises(JournalError, match=f"not a step: [a-z-]+ with a bad '{wrong}'( |$)"):
+    with pytest.raises(ClaimError, match=f"not a step: [a-z-]+ with a bad '{wrong}'( |$)"):
         release(host)
 
     assert snapshot(host) == before
@@ -876,7 +876,7 @@ def test_a_head_with_a_wrong_value_is_refused_in_one_short_sentence(
     text = json.dumps(known).replace('"MARK"', value)
     host.tree.put(CLAIM, "\n".join([text, *second, *rest]) + "\n")
 
-    with pytest.raises(JournalError) as caught:
+    with pytest.raises(ClaimError) as caught:
         release(host)
 
     assert len(caught.value.text) < 400
@@ -888,5 +888,5 @@ def test_a_worker_that_is_no_process_is_refused(machine: MachineFactory, worker:
     with open(host.path(CLAIM), "a", encoding="utf-8") as file:
         file.write(f'{{"worker": {worker}}}\n')
 
-    with pytest.raises(JournalError):
+    with pytest.raises(ClaimError):
         release(host)

@@ -23,8 +23,8 @@ from vfio_console_hook.machine.host import Host
 from vfio_console_hook.machine.libvirtd import Vm
 from vfio_console_hook.machine.snapshot import (
     Entry,
-    RecordedHost,
     SentHost,
+    SnapshotHost,
     answer_path,
     entries,
     pack_console_map,
@@ -35,12 +35,12 @@ from vfio_console_hook.machine.snapshot import (
 TREES = sorted(FOLDER.glob("*.tree"))
 
 
-def laid_out(text: str, directory: Path) -> RecordedHost:
+def laid_out(text: str, directory: Path) -> SnapshotHost:
     directory.mkdir()
     return unpack(text, str(directory))
 
 
-def plans(host: RecordedHost) -> list[str]:
+def plans(host: SnapshotHost) -> list[str]:
     """The plan for every GPU of a machine, or why there is none."""
     found = []
     for address in host.list("sys/bus/pci/devices"):
@@ -236,7 +236,7 @@ def test_the_map_of_the_consoles_is_written_in_runs(
 
 
 def test_a_write_to_a_recorded_machine_never_makes_a_file(tmp_path: Path) -> None:
-    host = RecordedHost(str(tmp_path))
+    host = SnapshotHost(str(tmp_path))
 
     with pytest.raises(HostError) as caught:
         host.write("sys/class/vtconsole/vtcon0/bnid", "0")
@@ -260,7 +260,7 @@ def test_a_write_to_the_machine_never_makes_a_file(tmp_path: Path) -> None:
 
 def test_no_program_is_run_for_a_recorded_machine(tmp_path: Path) -> None:
     with pytest.raises(HostError) as caught:
-        RecordedHost(str(tmp_path)).run("/usr/bin/virsh", "list")
+        SnapshotHost(str(tmp_path)).run("/usr/bin/virsh", "list")
 
     assert caught.value.text == "cannot run /usr/bin/virsh on a recorded machine"
 
@@ -311,7 +311,7 @@ def test_what_could_not_be_read_there_cannot_be_read_here(tmp_path: Path) -> Non
 
 
 def test_a_program_answers_as_it_did(tmp_path: Path) -> None:
-    host = RecordedHost(str(tmp_path))
+    host = SnapshotHost(str(tmp_path))
     long = ("/bin/x", "a = b", "/" * 300)
     for command, kind, text in (
         (("/bin/x", "-a"), "", "out\nput\n"),
@@ -452,7 +452,7 @@ def test_a_path_too_deep_to_be_one_is_no_entry(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_an_answer_that_is_none_is_one_short_sentence(
-    tmp_path: Path, text: str, ask: Callable[[RecordedHost], object]
+    tmp_path: Path, text: str, ask: Callable[[SnapshotHost], object]
 ) -> None:
     host = unpack(text, str(tmp_path))
 
