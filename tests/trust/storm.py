@@ -168,7 +168,7 @@ def _many_claims(crowd: Crowd, quick: bool) -> Part:
     wrong = _refused(seen)
     if left != _CLAIMS:
         wrong.append(f"{left} records are left, not those {_CLAIMS} of others")
-    figure = f"with {_CLAIMS:,} records there, at most {wait_s:.2f} s for the lock"
+    figure = f"with {_CLAIMS:,} claims there, at most {wait_s:.2f} s for the lock"
     return Part(seen, figure, wrong)
 
 
@@ -256,7 +256,7 @@ def _lock_kept(host: FakeHost) -> list[str]:
 
 CHECK = Check(
     "storm",
-    "200 VMs that start at once on 16 GPUs lose no record, and do not wait for one that hangs",
+    "200 VMs that start at once on 16 GPUs lose no claim, and do not wait for one that hangs",
     run,
     alone=True,
 )
