@@ -1,4 +1,4 @@
-"""The manual pages: they say what the program says, and can be read without a warning."""
+"""The manual pages: they match the program, and man shows them without a warning."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.test_style import tool
 from vfio_console_hook import cli
 from vfio_console_hook.config import load
 from vfio_console_hook.config.settings import KEYS
+from vfio_console_hook.stages import order
 
 MANUAL = ROOT / "config/share/man"
 COMMAND = MANUAL / "man8/vfio-console-hook.8"
@@ -24,13 +25,13 @@ PAGES = (COMMAND, SETTINGS)
 
 
 def sections(page: Path, kind: str) -> dict[str, str]:
-    """What stands in a page below each `.Sh` or `.Ss`, by its title."""
+    """The text of a page below each `.Sh` or `.Ss`, by its title."""
     parts = re.split(rf"^\.{kind} (.*)\n", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     own = [re.split(r"^\.S[hs] ", text, flags=re.MULTILINE)[0] for text in parts[2::2]]
     return dict(zip(parts[1::2], own))
 
 
-def told(section: str) -> set[str]:
+def documented(section: str) -> set[str]:
     """The options that a section explains, in a list of its own."""
     items = re.findall(r"^\.It (Fl .*)$", section, flags=re.MULTILINE)
     # "Fl q , -quiet" is -q and --quiet.
@@ -39,7 +40,7 @@ def told(section: str) -> set[str]:
 
 
 def arguments(parser: argparse.ArgumentParser) -> set[str]:
-    """What has to be said besides options, such as "FILE"."""
+    """The arguments besides options, such as "FILE"."""
     return {
         str(action.metavar or action.dest)
         for action in parser._actions
@@ -77,13 +78,13 @@ def test_every_command_is_in_the_manual_in_the_order_of_the_help() -> None:
 def test_the_options_of_a_command_are_in_the_manual_and_no_others(name: str) -> None:
     section = sections(COMMAND, "Ss")[name]
 
-    assert told(section) == set(options(commands()[name]))
+    assert documented(section) == set(options(commands()[name]))
     items = re.findall(r"^\.It Ar (\S+)$", section, flags=re.MULTILINE)
     assert set(items) == arguments(commands()[name])
 
 
 def test_the_options_before_a_command_are_in_the_manual() -> None:
-    assert told(sections(COMMAND, "Sh")["DESCRIPTION"]) == set(options(cli.parser()))
+    assert documented(sections(COMMAND, "Sh")["DESCRIPTION"]) == set(options(cli.parser()))
 
 
 def as_written(value: Any) -> str:
@@ -130,6 +131,12 @@ def test_every_example_of_a_command_line_can_be_parsed() -> None:
     assert len(lines) > 5
     for line in lines:
         cli.parser().parse_args(line.split())
+
+
+def test_every_stage_is_in_the_manual_in_the_order_of_prepare() -> None:
+    items = re.findall(r"^\.It Li (\S+)$", sections(COMMAND, "Sh")["STAGES"], flags=re.MULTILINE)
+
+    assert items == [stage.NAME for stage in order.STAGES]
 
 
 def test_the_manual_names_the_exit_statuses() -> None:

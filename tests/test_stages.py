@@ -222,13 +222,6 @@ def test_a_stage_has_a_step_on_some_machine(machine: MachineFactory, name: str) 
     assert any(re.search(rf"^ ?\d+\. {name}: ", text, re.MULTILINE) for text in golden_texts)
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_has_a_row_in_the_readme(name: str) -> None:
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-
-    assert len([line for line in lines if line.startswith(f"| {name} |")]) == 1
-
-
 @pytest.mark.parametrize("name", Config().stages)
 def test_a_stage_can_be_left_out_as_default_yaml_says(name: str) -> None:
     lines = (ROOT / "config/default.yaml").read_text(encoding="utf-8").splitlines()

@@ -57,7 +57,7 @@ class Observation:
             return "refused" if self.foretold is Foretold.REFUSED else "not started"
         if self.after is Console.VISIBLE:
             return "back"
-        return "gone, said so" if self.foretold is Foretold.GONE else self.after.value
+        return "gone, announced" if self.foretold is Foretold.GONE else self.after.value
 
 
 def foretold(plan: str) -> Foretold:

@@ -174,7 +174,7 @@ def _looks(hook: Hook, row: Row | None) -> list[str]:
     mapped = {True: "yes", False: "NO", None: "-"}[row.mapped]
     after = row.after or "?"
     if hook is OURS and row.outcome.startswith("gone"):
-        after += ", said so"
+        after += ", announced"
     faults = "; ".join(_short(fault) for fault in row.faults) or "none"
     return [hook.words, mapped, row.meanwhile or "-", after, faults]
 
@@ -199,7 +199,7 @@ def _trouble(row: Row | None) -> str:
     if row.meanwhile not in ("", Console.VISIBLE.value):
         words.append(f"console {row.meanwhile} meanwhile")
     if row.after != Console.VISIBLE.value:
-        said = ", said so" if row.outcome.startswith("gone") else ""
+        said = ", announced" if row.outcome.startswith("gone") else ""
         words.append(f"console {row.after or '?'} afterwards{said}")
     return "; ".join([*words, *(_short(fault) for fault in row.faults)]) or "well"
 

@@ -65,7 +65,7 @@ def test_each_broken_promise_is_told_in_a_sentence(seen: Observation, wrong: str
     ("seen", "outcome"),
     [
         (GOOD, "back"),
-        (GONE, "gone, said so"),
+        (GONE, "gone, announced"),
         (REFUSED, "refused"),
         (replace(GONE, foretold=Foretold.NOTHING), "dead"),
         (replace(REFUSED, foretold=Foretold.NOTHING), "not started"),
@@ -153,7 +153,7 @@ def test_the_table_tells_what_came_of_each_cell_and_which_were_not_run(tmp_path:
     row = (tmp_path / "matrix.md").read_text().splitlines()[-1]
     assert row == (
         "| 6.12.107 | trixie | 11.3.0 "
-        "| back (71 s) | gone, said so (71 s) | FAIL (71 s) | not run |"
+        "| back (71 s) | gone, announced (71 s) | FAIL (71 s) | not run |"
     )
 
 

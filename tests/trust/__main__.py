@@ -67,7 +67,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="only what every change is held to")
     parser.add_argument("--minutes", type=float, default=10.0, help="for what could go on for ever")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="checks at a time")
-    parser.add_argument("--markdown", action="store_true", help="print the table for the README")
+    parser.add_argument("--markdown", action="store_true", help="the table for tests/README.md")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     for name in options.names:
@@ -118,7 +118,7 @@ def table(tried: Sequence[Tried]) -> str:
 
 
 def markdown(tried: Sequence[Tried]) -> str:
-    """The same for the README."""
+    """The same for tests/README.md."""
     text = "| promise | tried | times | broken |\n|---|---|---:|---:|\n"
     for one in tried:
         outcome = one.outcome

@@ -38,6 +38,6 @@ def _run(effort: Effort) -> Outcome:
 
 CHECK = Check(
     "access",
-    "nobody but root gets anything done: by files, links, names or the environment",
+    "only root can make it do anything: not others by files, links, names or the environment",
     _run,
 )

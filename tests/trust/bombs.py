@@ -357,6 +357,6 @@ def _run(effort: Effort) -> Outcome:
 
 CHECK = Check(
     "bombs",
-    "whatever it is given, it says one sentence within 2 s and 200 MiB",
+    "for any input it prints one sentence, within 2 s and 200 MiB",
     _run,
 )

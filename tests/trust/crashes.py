@@ -104,7 +104,7 @@ def _run(machine: Machine) -> str:
 
 CHECK = check_everywhere(
     "crashes",
-    "after kill -9 at any change, recover or the next event brings everything back that plan"
+    "after kill -9 at any change, recover or the next event brings back everything that plan"
     " had not listed as lost",
     OneByOne(crashes, attempt),
     quick=250,

@@ -130,8 +130,8 @@ def _end(course: Course, machine: Machine, fault: Fault) -> str:
 
 CHECK = check_everywhere(
     "faults",
-    "a change that is refused, a look that sees nothing or half, a GPU that is pulled out: one"
-    " sentence, and nothing stays changed",
+    "a refused write, an empty or short read, a GPU that is pulled out: one sentence, and nothing"
+    " stays changed",
     OneByOne(faults, attempt),
     quick=350,
     least=20_000,

@@ -103,6 +103,6 @@ def _judged(effort: Effort, directory: Path) -> Outcome:
 
 CHECK = Check(
     "fuzzing",
-    "nothing that it reads makes it do anything but its work, or say one sentence",
+    "whatever it reads, it does its work or prints one sentence",
     _run,
 )

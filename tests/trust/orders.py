@@ -88,7 +88,8 @@ def _figures(tally: Counter[str], machines: set[Setting]) -> str:
 
 CHECK = Check(
     "orders",
-    "whatever order events, crashes, reboots and people come in: no GPU has two owners, what is"
-    " not the VM's is not touched, no running VM is ended, all comes back but what plan told",
+    "with events, crashes, reboots and commands in any order: no GPU has two owners, only what is"
+    " the VM's is touched, no running VM is ended, everything comes back but what plan had listed"
+    " as lost",
     run,
 )

@@ -261,8 +261,8 @@ def _turn(course: Course) -> int:
 
 CHECK = check_everywhere(
     "records",
-    "a record that is torn, garbage, of another version or another boot is undone right, or told"
-    " with a way out and left alone",
+    "a claim that is torn, garbage, of another version or another boot is undone correctly, or"
+    " reported with a hint and left alone",
     _try,
     quick=5_000,
     least=50_000,

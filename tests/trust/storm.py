@@ -25,7 +25,7 @@ from vfio_console_hook.machine.runfiles import RUN
 
 VMS = tuple(Vm.of(number) for number in range(1, 201))
 WITH_GPU = VMS[:GPUS]
-_RESERVED_AS = 1000
+_CLAIMS = 1000
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _many_claims(crowd: Crowd, quick: bool) -> Part:
     crowd.event(WITH_GPU[0], "prepare", "begin", seen)
     example = (crowd.root / CLAIMS / WITH_GPU[0].uuid).read_text()
     crowd.stop(WITH_GPU[0])
-    for number in range(_RESERVED_AS):
+    for number in range(_CLAIMS):
         uuid = f"11111111-0000-4000-8000-{number:012x}"
         # On other GPUs, and of hooks that have ended.
         other = example.replace(WITH_GPU[0].gpu, f"0001:{number // 32:02x}:{number % 32:02x}.0")
@@ -166,9 +166,9 @@ def _many_claims(crowd: Crowd, quick: bool) -> Part:
     wait_s = crowd.longest_wait_s()
     left = len(host.list(CLAIMS))
     wrong = _refused(seen)
-    if left != _RESERVED_AS:
-        wrong.append(f"{left} records are left, not those {_RESERVED_AS} of others")
-    figure = f"with {_RESERVED_AS:,} records there, at most {wait_s:.2f} s for the lock"
+    if left != _CLAIMS:
+        wrong.append(f"{left} claims are left, not those {_CLAIMS} of others")
+    figure = f"with {_CLAIMS:,} claims there, at most {wait_s:.2f} s for the lock"
     return Part(seen, figure, wrong)
 
 
@@ -256,7 +256,7 @@ def _lock_kept(host: FakeHost) -> list[str]:
 
 CHECK = Check(
     "storm",
-    "200 VMs that start at once on 16 GPUs lose no record, and do not wait for one that hangs",
+    "200 VMs that start at once on 16 GPUs lose no claim, and do not wait for one that hangs",
     run,
     alone=True,
 )
