@@ -18,7 +18,8 @@ from tests.fakehost import FakeHost, configure, snapshot
 from tests.gate import ROOT
 from tests.libvirt_xml import EVENTS, UUID, domain_xml
 from vfio_console_hook import cli, hook
-from vfio_console_hook.claims.claim import CLAIMS, Claims
+from vfio_console_hook.claims.claim import CLAIMS
+from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.claims.history import STATUS
 from vfio_console_hook.errors import ClaimError
 from vfio_console_hook.log import RECORDED_LOG
@@ -277,7 +278,7 @@ def test_the_name_of_another_vm_cannot_steer_the_terminal(
 
     assert capfd.readouterr().err.splitlines() == [
         f"vfio-console-hook: {GPU} belongs to the VM a\\u202e\\nb\\x85, which has it now",
-        "hint: shut a\\u202e\\nb\\x85 down; if it does not run, `vfio-console-hook recover`",
+        "hint: shut a\\u202e\\nb\\x85 down; if it is not running, `vfio-console-hook recover`",
     ]
 
 

@@ -15,16 +15,17 @@ from pathlib import Path
 
 import pytest
 
+from tests import events
 from tests.conftest import MachineFactory
 from tests.fakehost import Crash, FakeHost, FakeLibvirt, snapshot
 from tests.gate import write_gate
 from vfio_console_hook.actions.kinds import MODULES, of_kind
-from vfio_console_hook.claims.claim import Claims
+from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.claims.step import fits
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import ClaimError, HookError, RefusedError, StuckError
-from vfio_console_hook.events import events, undo
+from vfio_console_hook.events import undo
 from vfio_console_hook.log import Log
 from vfio_console_hook.machine import runfiles, worker
 
@@ -428,7 +429,7 @@ def test_a_claim_and_its_entry_go_together(machine: MachineFactory) -> None:
     claim = Claims(host).find(UUID)
     assert claim is not None
 
-    dropping = threading.Thread(target=claim.drop)
+    dropping = threading.Thread(target=Claims(host).drop, args=(claim,))
     with Claims(host).lock():  # the same VM may be about to make its claim anew
         dropping.start()
         dropping.join(0.2)
@@ -712,6 +713,7 @@ def test_nothing_is_undone_below_a_process_that_is_stuck_in_the_kernel(
     host = prepared(machine)
     left_by(host, hook=(4100, 50), worker=(WORKER, 60))
     run_process(host, pid, state="D", start=60 + pid - WORKER)
+    host.tree.put(f"proc/{pid}/environ", f"LC_ALL=C\0VFIO_CONSOLE_HOOK_WORKER={WORKER}.60\0")
     host.tree.put(f"proc/{pid}/wchan", "drm_dev_unplug")
     host.stuck.add(pid)
     stuck = snapshot(host)
@@ -777,6 +779,21 @@ def test_a_process_that_has_got_the_number_of_an_old_worker_is_left_alone(
     release(host)
 
     assert (host.exists(f"proc/{WORKER}/stat"), Claims(host).uuids()) == (True, ())
+
+
+@pytest.mark.parametrize("environ", ["", "LC_ALL=C\0VFIO_CONSOLE_HOOK_WORKER=4200.59\0"])
+def test_a_process_in_a_later_session_of_an_old_worker_s_number_is_left_alone(
+    machine: MachineFactory, environ: str
+) -> None:
+    """The number of a session is given anew when its last process has ended."""
+    host = prepared(machine)
+    left_by(host, hook=(4100, 50), worker=(WORKER, 60))
+    run_process(host, ITS_CHILD, start=99)
+    host.tree.put(f"proc/{ITS_CHILD}/environ", environ)
+
+    release(host)
+
+    assert (host.exists(f"proc/{ITS_CHILD}/stat"), Claims(host).uuids()) == (True, ())
 
 
 def test_nothing_is_undone_while_another_hook_is_still_at_work(machine: MachineFactory) -> None:

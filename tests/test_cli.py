@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
+from tests import events
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, open_device, snapshot
 from tests.gate import ROOT
 from tests.libvirt_xml import UUID, domain_xml
 from vfio_console_hook import cli
-from vfio_console_hook.claims.claim import Claims
+from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import RefusedError
-from vfio_console_hook.events import events
 from vfio_console_hook.log import Log
 
 GPU = "0000:01:00.0"
@@ -139,7 +139,7 @@ def test_plan_of_a_vm_whose_gpu_another_has_names_it(
     assert (status, err) == (1, "")
     assert out.endswith(
         "\nthe VM would be refused: 0000:01:00.0 belongs to the VM other, which has it now\n"
-        "hint: shut other down; if it does not run, `vfio-console-hook recover`\n"
+        "hint: shut other down; if it is not running, `vfio-console-hook recover`\n"
     )
 
 
@@ -434,9 +434,9 @@ def test_a_take_that_runs_out_of_time_is_undone(machine: MachineFactory, capfd: 
 
     assert (status, capfd.readouterr().err) == (
         1,
-        "vfio-console-hook: not done in time, and given up, at `echo efi-framebuffer.0 >"
+        "vfio-console-hook: timed out after 2.6 s, at `echo efi-framebuffer.0 >"
         " /sys/bus/platform/drivers/efi-framebuffer/unbind`\n"
-        "hint: raise `timeout_s`, or look into `journalctl -k`\n",
+        "hint: increase `timeout_s`, or look into `journalctl -k`\n",
     )
     assert (snapshot(host), Claims(host).uuids()) == (before, ())
 

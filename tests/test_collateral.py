@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import pytest
 
+from tests import events
 from tests.building import Machine
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, snapshot
 from tests.hosts import DISPLAY, firmware_on, lab_gpu
-from vfio_console_hook.claims.claim import Claim, Claims
+from vfio_console_hook.claims.claim import Claim
+from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, RefusedError
-from vfio_console_hook.events import events
 from vfio_console_hook.log import Log
 from vfio_console_hook.machine import console, kernel
 

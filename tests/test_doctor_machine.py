@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import events
 from tests.conftest import MachineFactory
 from tests.doctoring import (
     GPU,
@@ -29,7 +30,6 @@ from vfio_console_hook.commands.doctor import claims, command_line, consoles, io
 from vfio_console_hook.commands.doctor.areas import Subject
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
-from vfio_console_hook.events import events
 from vfio_console_hook.log import Log
 from vfio_console_hook.machine.host import Host
 

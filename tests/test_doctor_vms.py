@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests import events
 from tests.conftest import MachineFactory
 from tests.doctoring import (
     GPU,
@@ -25,7 +26,6 @@ from vfio_console_hook.commands.doctor import configuration, vms
 from vfio_console_hook.commands.doctor.areas import Subject
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
-from vfio_console_hook.events import events
 from vfio_console_hook.log import Log
 
 TWO = "two-gpus-6.12"

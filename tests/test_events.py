@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests import events
 from tests.conftest import MachineFactory
 from tests.fakehost import (
     Crash,
@@ -21,11 +22,12 @@ from tests.fakehost import (
 from tests.hosts import lit_second
 from tests.libvirt_xml import UUID
 from tests.trust.subjects import Subject
-from vfio_console_hook.claims.claim import Claim, Claims
+from vfio_console_hook.claims.claim import Claim
+from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, RefusedError, StepError
-from vfio_console_hook.events import events, undo
+from vfio_console_hook.events.outlook import outlook
 from vfio_console_hook.log import RECORDED_LOG, Log
 from vfio_console_hook.machine import console, kernel
 
@@ -159,7 +161,7 @@ def test_a_console_that_cannot_come_back_is_told_by_plan_and_log(
     host = machine(name)
     case = Subject(name)
     leaving, steps = events.look(host, case.domain(), case.config(host))
-    told = undo.prospect(leaving, steps)
+    told = outlook(leaving, steps)
 
     whole_run(host, case)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from tests import events
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost
 from vfio_console_hook.actions.consoles import MapConsoles, ShowConsoles
-from vfio_console_hook.claims.claim import Claims
+from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import LostError, RefusedError
-from vfio_console_hook.events import events
 from vfio_console_hook.log import RECORDED_LOG, Log
 
 BOOT_GPU, SECOND = "0000:03:00.0", "0000:13:00.0"  # of the machine "two-amd"

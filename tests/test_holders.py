@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import events
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, conceal, hold, leave, obey, snapshot
 from tests.fakehost.processes import NEVER
@@ -21,7 +22,6 @@ from vfio_console_hook.commands.snapshot.writer import record
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError
-from vfio_console_hook.events import events
 from vfio_console_hook.log import RECORDED_LOG, Log
 from vfio_console_hook.machine import gpu, holders, nodes, processes
 from vfio_console_hook.machine.holders import Holder

@@ -18,7 +18,7 @@ from tests.fakehost import FakeHost, FakeLibvirt, close_device, hold, open_devic
 from tests.gate import ROOT, write_gate
 from tests.libvirt_xml import EVENTS, UUID, domain_xml
 from vfio_console_hook import hook
-from vfio_console_hook.claims.claim import Claims
+from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.log import RECORDED_LOG
 
 GPU, SOUND = "0000:01:00.0", "0000:01:00.1"
@@ -535,9 +535,6 @@ def test_a_configuration_that_breaks_while_the_vm_runs_does_not_block_release(
     assert (status, capfd.readouterr(), steady(host), Claims(host).uuids()) == (
         0, ("", ""), before, (),
     )  # fmt: skip
-    assert (f"warning: win11: release {GPU}: going on with the default configuration: /etc") in (
-        host.read(RECORDED_LOG) or ""
-    )
 
 
 def test_whoever_has_the_gpu_open_is_named_in_time(machine: MachineFactory, capfd: Capture) -> None:
@@ -596,9 +593,9 @@ def test_a_deadline_that_passes_is_told_and_everything_undone(
 
     assert time.monotonic() - began < 12
     assert (status, capfd.readouterr()) == (
-        1, ("", stderr("not done in time, and given up, at `echo efi-framebuffer.0 >"
+        1, ("", stderr("timed out after 2.6 s, at `echo efi-framebuffer.0 >"
                        " /sys/bus/platform/drivers/efi-framebuffer/unbind`",
-                       "raise `timeout_s`, or look into `journalctl -k`")),
+                       "increase `timeout_s`, or look into `journalctl -k`")),
     )  # fmt: skip
     after = {path: what for path, what in snapshot(host).items() if not path.startswith("etc")}
     assert after == before

@@ -13,8 +13,9 @@ import pytest
 from tests import gate as gate_paths
 from tests.gate import ROOT
 from tests.test_style import tool
-from vfio_console_hook.claims import claim as journal
 from vfio_console_hook.claims import history
+from vfio_console_hook.claims.claim import CLAIMS
+from vfio_console_hook.claims.directory import BY_NAME
 from vfio_console_hook.machine import runfiles
 
 PARTS = ("install.sh", "hooks", "config", "vfio_console_hook", "README.md", "NEWS.md", "LICENSE")
@@ -164,7 +165,7 @@ def clone(tmp_path: Path) -> Clone:
 
 
 def test_the_gate_looks_where_the_program_writes() -> None:
-    paths = (f"/{runfiles.RUN}", f"/{journal.BY_NAME}")
+    paths = (f"/{runfiles.RUN}", f"/{BY_NAME}")
 
     assert paths == (gate_paths.RUN_DIR, gate_paths.RUN_DIR + "/by-name")
 
@@ -224,7 +225,7 @@ def test_the_unit_starts_what_is_installed_and_looks_where_claims_are(clone: Clo
     readme = "usr/share/doc/vfio-console-hook/README.md"
     assert {
         f"ExecStart=/{COMMAND} recover --wait 120",
-        f"ConditionDirectoryNotEmpty=/{journal.CLAIMS}",
+        f"ConditionDirectoryNotEmpty=/{CLAIMS}",
         f"Documentation=file:///{readme}",
     } <= unit
     assert (clone.dest / readme).is_file()
@@ -369,7 +370,7 @@ def test_uninstall_leaves_no_trace(clone: Clone) -> None:
     clone()
     clone.put(f"{runfiles.RUN}/kernel", "{}")
     clone.put(f"{history.STATUS}/0b0e", "{}")
-    (clone.dest / journal.CLAIMS).mkdir()
+    (clone.dest / CLAIMS).mkdir()
     (clone.dest / "run/somebody").mkdir()
 
     result = clone("--uninstall")
@@ -423,7 +424,7 @@ def test_uninstall_keeps_what_the_admin_wrote_and_says_so(clone: Clone) -> None:
 
 def test_uninstall_refuses_while_a_vm_holds_a_gpu(clone: Clone) -> None:
     clone()
-    claim = clone.put(f"{journal.CLAIMS}/0b0e", "{}")
+    claim = clone.put(f"{CLAIMS}/0b0e", "{}")
     before = tree(clone.dest)
 
     result = clone("--uninstall")

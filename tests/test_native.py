@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests import events
 from tests.conftest import MachineFactory, domain_xml
 from tests.fakehost import FakeHost, FakeLibvirt, conceal, hold, snapshot
 from tests.fakehost.fbdev import remove_cards, unregister
@@ -14,11 +15,10 @@ from tests.hosts import DISPLAY, lab
 from vfio_console_hook import hook
 from vfio_console_hook.actions.modules import LoadModules, Reserve, UnloadModules
 from vfio_console_hook.actions.native import ReturnNative, UnbindNative
-from vfio_console_hook.claims.claim import Claims
+from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, LostError, RefusedError, StepError
-from vfio_console_hook.events import events
 from vfio_console_hook.log import RECORDED_LOG, Log
 from vfio_console_hook.machine import drivers
 
@@ -671,7 +671,7 @@ def test_an_unbind_that_never_returns_is_given_up_and_not_tried_again(
 
     out, told = capfd.readouterr()
     assert (status, out) == (1, "")
-    assert "not done" in told
+    assert "timed out after" in told
     assert [path for _, path, _ in host.changes if "unbind" in path] == [
         "sys/bus/pci/drivers/radeon/unbind"
     ]

@@ -7,18 +7,19 @@ from dataclasses import replace
 
 import pytest
 
+from tests import events
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, hold, open_device, openrc, snapshot, systemd
 from tests.libvirt_xml import UUID, domain_xml
 from tests.test_stages import PLANS, prepared
 from tests.test_stages import Plan as Case
-from vfio_console_hook.claims.claim import CLAIMS, Claims
+from vfio_console_hook.claims.claim import CLAIMS
+from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.commands.plan import plan, text
 from vfio_console_hook.commands.terminal import Terminal
 from vfio_console_hook.config.settings import Config, Holders, Service
 from vfio_console_hook.domain import Domain, parse
 from vfio_console_hook.errors import HookError
-from vfio_console_hook.events import events
 from vfio_console_hook.log import Log
 
 GPU = "0000:01:00.0"

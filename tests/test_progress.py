@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from tests import events
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, snapshot
 from tests.fakehost.userspace import hold, let_go
 from tests.gate import ROOT
 from vfio_console_hook import cli
-from vfio_console_hook.claims.claim import Claims
+from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
-from vfio_console_hook.events import events
 from vfio_console_hook.log import Log
 
 GPU = "0000:01:00.0"

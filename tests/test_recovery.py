@@ -8,14 +8,15 @@ import os
 
 import pytest
 
-from tests import natives
+from tests import events, natives
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, open_device, snapshot
-from vfio_console_hook.claims.claim import BY_NAME, CLAIMS, Claims
+from vfio_console_hook.claims.claim import CLAIMS
+from vfio_console_hook.claims.directory import BY_NAME, Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError
-from vfio_console_hook.events import events, recovery
+from vfio_console_hook.events import recovery
 from vfio_console_hook.log import Log
 
 GPU = "0000:01:00.0"

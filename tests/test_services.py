@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import events
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, hold, openrc, snapshot, systemd
 from tests.fakehost.systemd import NEVER, Unit
 from tests.gate import ROOT
 from vfio_console_hook.actions.services import StopByCommand, StopUnits
-from vfio_console_hook.claims.claim import Claims
+from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.claims.step import Step
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.commands.plan import text as plan_text
@@ -24,7 +25,6 @@ from vfio_console_hook.commands.terminal import Terminal
 from vfio_console_hook.config.settings import Config, Holders, Service
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError, RefusedError
-from vfio_console_hook.events import events
 from vfio_console_hook.log import RECORDED_LOG, Log
 from vfio_console_hook.machine.host import Host
 
@@ -757,7 +757,7 @@ def test_a_daemon_that_a_program_leaves_behind_is_not_waited_for(tmp_path: Path)
 
 def test_nothing_of_services_is_loaded_for_a_vm_without_them() -> None:
     program = (
-        "import sys, vfio_console_hook.events.events, vfio_console_hook.stages.services\n"
+        "import sys, vfio_console_hook.events.prepare, vfio_console_hook.stages.services\n"
         "print(*sorted(name for name in sys.modules if 'services' in name or 'systemd' in name))\n"
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests import events
 from tests.building import DUMMY_AND_FBCON, Machine
 from tests.conftest import Golden, MachineFactory
 from tests.fakehost import (
@@ -34,7 +35,7 @@ from vfio_console_hook.commands.terminal import Terminal
 from vfio_console_hook.config.settings import Config, Holders, Service
 from vfio_console_hook.domain import Domain, Hostdev, parse
 from vfio_console_hook.errors import HookError, RefusedError, StepError
-from vfio_console_hook.events import events, undo
+from vfio_console_hook.events.outlook import outlook
 from vfio_console_hook.log import RECORDED_LOG, Log
 from vfio_console_hook.machine.runfiles import RUN
 
@@ -340,7 +341,7 @@ def test_lockdown_costs_the_console_and_the_person_is_told(
     leaving, planned = events.look(host, domain((GPU,)), NOW)
 
     assert len([step for step in planned if isinstance(step.do, Decode)]) == decode
-    assert undo.prospect(leaving, planned) == (
+    assert outlook(leaving, planned) == (
         "this host's console will not come back before a reboot: vfio-pci of this kernel removes"
         " efi-framebuffer.0 for good, and kernel lockdown forbids to prevent it"
         if lost
@@ -665,7 +666,7 @@ def test_what_does_not_come_back_is_not_promised_for_a_gpu_that_stays_on_vfio(
     host.write(f"sys/bus/pci/devices/{GPU}/driver_override", "vfio-pci")
     host.write("sys/bus/pci/drivers_probe", GPU)
     leaving, planned = events.look(host, domain((GPU,)), NOW)
-    foretold = undo.prospect(leaving, planned)
+    foretold = outlook(leaving, planned)
 
     events.prepare(host, domain((GPU,)), NOW, Log(host, "win11"))
     events.start(host, UUID, Log(host, "win11"))
@@ -684,6 +685,6 @@ def test_a_gpu_without_the_consoles_promises_no_console(
 ) -> None:
     leaving, planned = events.look(machine(name), domain((address,)), NOW)
 
-    assert undo.prospect(leaving, planned) == (
+    assert outlook(leaving, planned) == (
         "there is nothing to give back: no console of the host is on it"
     )

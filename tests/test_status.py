@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from tests import events
 from tests.conftest import Golden, MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, snapshot
 from tests.libvirt_xml import UUID, domain_xml
 from vfio_console_hook import cli, hook
 from vfio_console_hook.claims import history
-from vfio_console_hook.claims.claim import Claims
+from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.claims.history import STATUS
 from vfio_console_hook.commands.status import overview
 from vfio_console_hook.commands.status.command import told
@@ -25,7 +26,7 @@ from vfio_console_hook.commands.terminal import Terminal
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, RefusedError, StepError
-from vfio_console_hook.events import events, recovery
+from vfio_console_hook.events import recovery
 from vfio_console_hook.log import Log
 
 GPU = "0000:01:00.0"

@@ -16,6 +16,7 @@ from tests.gate import ROOT
 from vfio_console_hook.errors import (
     BugError,
     ConfigError,
+    CutOffError,
     HookError,
     HostError,
     RefusedError,
@@ -25,7 +26,6 @@ from vfio_console_hook.errors import (
 from vfio_console_hook.machine import processes, worker
 from vfio_console_hook.machine.host import Host
 from vfio_console_hook.machine.snapshot import SnapshotHost, unpack
-from vfio_console_hook.machine.worker import CutOffError
 
 
 def nothing() -> None:
@@ -97,7 +97,7 @@ def test_the_deadline_kills_and_says_so() -> None:
         worker.run(sleep_long, 0.3)
 
     assert (caught.value.text, caught.value.hint) == (
-        "not done in time, and given up", "raise `timeout_s`, or look into `journalctl -k`",
+        "timed out after 0.3 s", "increase `timeout_s`, or look into `journalctl -k`",
     )  # fmt: skip
     assert time.monotonic() - began < 10
 
@@ -128,7 +128,13 @@ def test_programs_that_the_work_started_are_killed_with_it(tmp_path: Path) -> No
 
 def test_a_program_that_cannot_be_killed_is_told_as_stuck(tmp_path: Path) -> None:
     class Stubborn(SnapshotHost):
-        def kill(self, pid: int) -> None:
+        def open_process(self, pid: int) -> int | None:
+            return 1
+
+        def close_process(self, handle: int) -> None:
+            return
+
+        def signal_process(self, handle: int, number: int) -> None:
             return  # what SIGKILL does to a process in state D
 
     host = Stubborn(str(tmp_path))
@@ -137,9 +143,11 @@ def test_a_program_that_cannot_be_killed_is_told_as_stuck(tmp_path: Path) -> Non
         "f proc/77/wchan = nv_pci_remove",
         str(tmp_path),
     )
+    mark = b"PATH=/bin\0VFIO_CONSOLE_HOOK_WORKER=70.4000\0"
+    (tmp_path / "proc/77/environ").write_bytes(mark)
 
     with pytest.raises(StuckError) as caught:
-        worker.stop_session(host, 70)
+        worker.stop(host, (70, 4000))
 
     assert (caught.value.text, caught.value.hint) == (
         "the kernel is stuck (process 77 in nv_pci_remove)",

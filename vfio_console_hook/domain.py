@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from .errors import DomainError
+from .errors import DomainError, InstallationError
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
@@ -99,9 +99,10 @@ def hostdev_addresses(xml: bytes) -> tuple[str, ...]:
 
 def tree(xml: bytes) -> _Element:
     """The root element of a domain XML, with at least what is in _READ. Raises DomainError."""
-    # Takes some 20 ms to load, so only when there is XML to read.
-    from lxml import etree
-
+    try:
+        from lxml import etree  # takes some 20 ms, so only when there is XML to read
+    except ImportError as error:
+        raise InstallationError.of("lxml", error) from error
     if b"<!DOCTYPE" in xml:
         _refuse_doctype(xml)
     # libxml2's limits stay on (no huge_tree): libvirt parses with the same ones.

@@ -10,9 +10,19 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+if TYPE_CHECKING:
+    from typing import Any
+
 # How much of foreign text may stand in a sentence.
 _LONGEST_PATH = 300
 _LONGEST_CONTENT = 60
+
+_PACKAGES = {
+    "lxml": "install the package python3-lxml (Arch: python-lxml)",
+    "PyYAML": "install the package python3-yaml (Fedora: python3-pyyaml, openSUSE: python3-PyYAML,"
+    " Arch: python-yaml)",
+}
 
 
 class HookError(Exception):
@@ -26,6 +36,14 @@ class HookError(Exception):
     def __str__(self) -> str:
         return f"{self.text} (hint: {self.hint})" if self.hint else self.text
 
+    def adding(self, clause: str) -> HookError:
+        """The same error with a clause more, where something is known that it could not know."""
+        return error_of({**self.to_json(), "text": self.text + clause})
+
+    def to_json(self) -> dict[str, Any]:
+        """The error as JSON values, for another process; error_of() makes it again."""
+        return {"class": type(self).__name__, **vars(self)}
+
 
 class ConfigError(HookError):
     """The administrator has to edit a configuration file."""
@@ -37,6 +55,15 @@ class DomainError(HookError):
 
 class RefusedError(HookError):
     """Going on would harm the host or the VM; nothing was begun."""
+
+
+class InstallationError(HookError):
+    """A library that the program needs is not installed."""
+
+    @classmethod
+    def of(cls, library: str, error: ImportError) -> InstallationError:
+        """The error for a library that cannot be loaded: "lxml" or "PyYAML"."""
+        return cls(f"cannot load {library}: {error}; nothing was changed", _PACKAGES[library])
 
 
 class HostError(HookError):
@@ -76,6 +103,10 @@ class StuckError(HookError):
     """A process of ours cannot be killed: nothing may be tried or undone below it."""
 
 
+class CutOffError(HookError):
+    """The work did not come to its end; it no longer runs."""
+
+
 class BugError(HookError):
     """Something that no one foresaw; carries the traceback for the log."""
 
@@ -93,6 +124,14 @@ class BugError(HookError):
             "this is a bug, please report it with `journalctl -t vfio-console-hook`",
             trace=traceback.format_exc(),
         )
+
+
+def error_of(value: dict[str, Any]) -> HookError:
+    """The error that to_json() wrote, of the same class."""
+    kinds: list[Any] = [HookError, *HookError.__subclasses__()]
+    fields = {key: one for key, one in value.items() if key != "class"}
+    error: HookError = next(kind for kind in kinds if kind.__name__ == value["class"])(**fields)
+    return error
 
 
 def _cut(path: str) -> str:

@@ -1,6 +1,9 @@
 """What libvirt runs, through the gate, on each event of a VM.
 
-Called as `hook NAME OPERATION SUBOPERATION EXTRA` with the domain XML on stdin.
+Called as `hook NAME OPERATION SUBOPERATION EXTRA`. In prepare the domain XML is on
+stdin; every later event needs the claim and the machine, nothing else: neither XML nor
+configuration, lxml nor PyYAML.
+
 Nothing is ever printed on stdout, which is libvirt's. On failure one sentence
 goes to stderr, the reason first: virsh shows it (and libvirt 7.0 cuts it off
 after some 800 bytes).
@@ -11,7 +14,12 @@ from __future__ import annotations
 import sys
 import time
 
+from .claims import history, ownership
+from .claims.claim import Claim
+from .claims.directory import Claims
 from .errors import BugError, HookError, StuckError
+from .events import undo
+from .log import Log, cut, printable
 from .machine import streams, worker
 from .machine.host import Host
 
@@ -19,10 +27,7 @@ TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .config.settings import Config
-    from .domain import Domain
-    from .events.events import Supervisor
-    from .log import Log
+    from .events.assignment import Assignment
 
 IDENT = "vfio-console-hook"
 
@@ -41,25 +46,21 @@ class _Event:
 
     @property
     def log(self) -> Log:
-        from .log import Log
-
         return Log(
             self.host, self.name, self.level, phase=self.phase, uuid=self.uuid, gpus=self.gpus
         )
 
     def remember(self, error: HookError | None = None) -> None:
-        """Leave word of how it ended; error is how it failed."""
-        from .claims import history
-
+        """Write down for `status` how the event ended; error is how it failed."""
         took_s = time.monotonic() - self.began
-        untold = history.remember(
+        why_not = history.remember(
             self.host, self.name, self.uuid, self.phase, took_s=took_s, error=error
         )
-        if untold:
-            self.log.warning(f"`vfio-console-hook status` will not know of this: {untold}")
+        if why_not:
+            self.log.warning(f"`vfio-console-hook status` will not show this event: {why_not}")
 
     def report(self, error: HookError) -> None:
-        """Write a failure to the log, and leave word of it."""
+        """Write a failure to the log, and for `status`."""
         log = self.log
         log.error(str(error))
         for line in error.trace.splitlines() if isinstance(error, BugError) else ():
@@ -70,37 +71,25 @@ class _Event:
 def main(argv: list[str], xml: bytes | None = None, host: Host | None = None) -> int:
     """Handle one event; the exit status for libvirt, 0 or 1.
 
-    argv are the words after the program's name. xml and host stand in for stdin
-    and the running machine in tests.
+    argv are the words after the program's name. xml and host replace stdin and the
+    running machine in tests.
     """
     handle = _EVENTS.get(" ".join(argv[1:3]))
     if handle is None:
         return 0
     streams.complete()
     event = _Event(host or Host(), argv[0], argv[1])
-    if not event.host.privileged:
-        return _stand_aside(event, xml)
     try:
-        from . import domain
-
-        vm = domain.parse(_given(xml))
-        event.uuid = vm.uuid
-        handle(event, vm)
+        handle(event, xml)
     except Exception as error:
-        told = error if isinstance(error, HookError) else BugError.of(error)
-        _tell(told)
-        event.report(told)
+        known = error if isinstance(error, HookError) else BugError.of(error)
+        _print(known)
+        event.report(known)
         return 1
     return 0
 
 
-def _given(xml: bytes | None) -> bytes:
-    return sys.stdin.buffer.read() if xml is None else xml
-
-
-def _tell(error: HookError) -> None:
-    from .log import cut, printable
-
+def _print(error: HookError) -> None:
     # Names of VMs and processes may be in it: neither begins a line or steers a terminal.
     line = f"{IDENT}: {printable(cut(error.text))}"
     line += f"\nhint: {printable(cut(error.hint))}" if error.hint else ""
@@ -108,120 +97,126 @@ def _tell(error: HookError) -> None:
         sys.stderr.buffer.write(line.encode("utf-8", "backslashreplace") + b"\n")
         sys.stderr.flush()
     except OSError:
-        pass  # libvirtd has ended, and the log tells as much
+        pass  # libvirtd has ended, and the log has the same
 
 
-def _stand_aside(event: _Event, xml: bytes | None) -> int:
-    """Do nothing for a VM of qemu:///session, whose hook has no right to; say so once. 0."""
-    if event.phase != "prepare":
-        return 0
-    from . import domain
+# -- prepare
 
+
+def _prepare(event: _Event, xml: bytes | None) -> None:
+    if not event.host.privileged:
+        _warn_of_session(event, xml)
+        return
+    from .config import load
+    from .events import prepare
+
+    host = event.host
+    assignment = _assignment(event, xml)
+    if not (assignment.gpus or Claims(host).find(event.uuid)):
+        return
+    config = load.configuration(host, event.name, event.uuid)
+    event.level = config.log_level
+    deadline = worker.Deadline(host, config.timeout_s)
     try:
-        vm = domain.parse(_given(xml))
-        event.uuid, event.gpus = vm.uuid, _gpus(event.host, vm)
+        prepare.prepare_within(deadline, host, assignment, config, event.log)
+    except StuckError as error:
+        # on_failure is about GPUs that are not free, not about a kernel that is stuck.
+        raise _with_line(event, error) from error
+    except HookError as error:
+        # Nor about a host that is not as it was: libvirt calls release then, which tries again.
+        if Claims(host).find(event.uuid) is not None:
+            raise
+        _start_all_the_same(event, error, config.on_failure)
+        return
+    event.remember()
+
+
+def _assignment(event: _Event, xml: bytes | None) -> Assignment:
+    from . import domain
+    from .events.assignment import assignment_of
+
+    vm = domain.parse(sys.stdin.buffer.read() if xml is None else xml)
+    event.uuid = vm.uuid
+    assignment = assignment_of(event.host, vm)
+    event.gpus = assignment.gpus
+    return assignment
+
+
+def _warn_of_session(event: _Event, xml: bytes | None) -> None:
+    """Do nothing for a VM of qemu:///session, whose hook has no right to; log that once."""
+    try:
+        gpus = _assignment(event, xml).gpus
     except Exception:
-        return 0  # what cannot be read, for whatever reason, concerns us even less
-    if event.gpus:
+        return  # what cannot be read, for whatever reason, is not for us either
+    if gpus:
         event.log.warning(
             "a VM of qemu:///session: only as root the hook can free its GPU from the console,"
             " so nothing is done; define the VM in qemu:///system"
         )
-    return 0
 
 
-def _gpus(host: Host, vm: Domain) -> tuple[str, ...]:
-    from .machine import gpu
-
-    addresses = (hostdev.address for hostdev in vm.hostdevs)
-    return tuple(one for one in addresses if gpu.display_class(host, one) is not None)
-
-
-def _prepare(event: _Event, vm: Domain) -> None:
-    from .claims.claim import Claims
-    from .config import load
-    from .events import events
-
-    host = event.host
-    held = Claims(host).find(vm.uuid) is not None
-    event.gpus = _gpus(host, vm)
-    if not (event.gpus or held):
-        return
-    settings = load.configuration(host, event.name, vm.uuid)
-    event.level = settings.log_level
-    deadline = worker.Deadline(settings.timeout_s)
-    try:
-        events.prepare_within(deadline, host, vm, settings, event.log)
-    except StuckError as error:
-        # on_failure is about GPUs that are not free, not about a kernel that is stuck.
-        raise _told_stuck(event, error) from error
-    except HookError as error:
-        # Nor about a host that is not as it was: libvirt calls release then, which tries again.
-        if settings.on_failure == "abort" or Claims(host).find(vm.uuid) is not None:
-            raise
-        event.report(error)
-        event.log.warning("the VM starts all the same, as configured by on_failure")
-        return
-    event.remember()
+def _start_all_the_same(event: _Event, error: HookError, on_failure: str) -> None:
+    """Report an error and no more, if the configuration lets the VM start all the same."""
+    if on_failure == "abort":
+        raise error
+    event.report(error)
+    event.log.warning("the VM starts all the same, as configured by on_failure")
 
 
-def _told_stuck(event: _Event, error: StuckError) -> StuckError:
-    from .events import undo
-
+def _with_line(event: _Event, error: StuckError) -> HookError:
     line = undo.asked_for(event.host, event.uuid)
-    return StuckError(error.text + (f" since `{line}`" if line else ""), error.hint)
+    return error.adding(f" since `{line}`" if line else "")
 
 
-def _start(event: _Event, vm: Domain) -> None:
-    from .events import events
-
-    _with_claim(event, events.start)
+# -- what follows it
 
 
-def _check(event: _Event, vm: Domain) -> None:
-    from .events import events
+def _start(event: _Event, xml: bytes | None) -> None:
+    from .events.start import start
 
-    _with_claim(event, events.check)
-
-
-def _release(event: _Event, vm: Domain) -> None:
-    from .events import events
-
-    _with_claim(event, events.release)
+    _with_claim(event, start)
 
 
-def _with_claim(event: _Event, act: Callable[[Host, str, Log, Supervisor], None]) -> None:
+def _started(event: _Event, xml: bytes | None) -> None:
+    from .events.start import started
+
+    _with_claim(event, started)
+
+
+def _release(event: _Event, xml: bytes | None) -> None:
+    from .events.release import release
+
+    _with_claim(event, release)
+
+
+def _with_claim(event: _Event, act: Callable[[Claim, Log, worker.Supervisor], None]) -> None:
     """Act on an event that only concerns a VM that holds something."""
-    from .claims.claim import Claims
-
-    claim = Claims(event.host).find(event.uuid)
-    if claim is None:
+    if not event.host.privileged:
         return
-    event.gpus = claim.gpus
-    settings = _settings(event)
-    event.level = settings.log_level
+    held = Claims(event.host).named(event.name)
+    if held is None:
+        return
+    event.uuid, event.gpus, event.level = held.uuid, held.gpus, held.log_level
+    deadline = worker.Deadline(event.host, held.timeout_s)
     try:
-        act(event.host, event.uuid, event.log, worker.Deadline(settings.timeout_s).run)
+        claim = ownership.acquire(event.host, held.uuid, event.phase)
+        if claim is None:
+            return
+        act(claim, event.log, deadline.run)
     except StuckError as error:
-        raise _told_stuck(event, error) from error
-    event.remember()
-
-
-def _settings(event: _Event) -> Config:
-    """The VM's configuration; the defaults if somebody broke it while the VM ran."""
-    from .config import load, settings
-
-    try:
-        return load.configuration(event.host, event.name, event.uuid)
+        raise _with_line(event, error) from error
     except HookError as error:
-        event.log.warning(f"going on with the default configuration: {error}")
-        return settings.Config()
+        if event.phase != "start":
+            raise
+        _start_all_the_same(event, error, held.on_failure)
+        return
+    event.remember()
 
 
 _EVENTS = {
     "prepare begin": _prepare,
     "start begin": _start,
-    "started begin": _check,
-    "reconnect begin": _check,
+    "started begin": _started,
+    "reconnect begin": _started,
     "release end": _release,
 }

@@ -10,7 +10,8 @@ from pathlib import Path
 from tests import recordings
 from tests.bench.measure import Run
 from tests.gate import ROOT, write_gate, write_program
-from vfio_console_hook.claims.claim import BY_NAME, CLAIMS
+from vfio_console_hook.claims.claim import CLAIMS
+from vfio_console_hook.claims.directory import BY_NAME
 from vfio_console_hook.machine.runfiles import RUN
 from vfio_console_hook.machine.snapshot import entries
 

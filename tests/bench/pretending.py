@@ -10,7 +10,8 @@ import os
 
 from vfio_console_hook import hook
 from vfio_console_hook.actions.firmware import PCI_COMMAND
-from vfio_console_hook.claims import claim
+from vfio_console_hook.claims.claim import CLAIMS
+from vfio_console_hook.claims.directory import BY_NAME
 from vfio_console_hook.machine.host import Host
 
 
@@ -59,7 +60,7 @@ def main(root: str, argv: list[str]) -> int:
     there is no directory for it yet, it stays: that is how the first prepare leaves one.
     """
     host = Pretending(root, argv[1])
-    if not host.exists(claim.CLAIMS):
+    if not host.exists(CLAIMS):
         return hook.main(argv, host=host)
     before = _record(host)
     status = hook.main(argv, host=host)
@@ -78,7 +79,7 @@ def prepare(root: str, argv: list[str]) -> int:
     """
     host = Pretending(root, argv[1])
     status = hook.main(argv, host=host)
-    name = host.path(f"{claim.BY_NAME}/={argv[0]}")
+    name = host.path(f"{BY_NAME}/={argv[0]}")
     os.unlink(os.path.join(os.path.dirname(name), os.readlink(name)))
     os.unlink(name)
     return status
@@ -87,7 +88,7 @@ def prepare(root: str, argv: list[str]) -> int:
 def _record(host: Host) -> dict[str, bytes | str]:
     """The files and links that are claims, with what is in them."""
     found: dict[str, bytes | str] = {}
-    for folder in (claim.CLAIMS, claim.BY_NAME):
+    for folder in (CLAIMS, BY_NAME):
         for name in os.listdir(host.path(folder)):
             path = f"{folder}/{name}"
             found[path] = host.readlink(path) or host.read_bytes(path) or b""

@@ -123,7 +123,7 @@ class FakeHost(SnapshotHost):
         """Linux kernel/signal.c, pidfd_send_signal: ESRCH for one that has ended."""
         pid, _ = self.handles[handle]
         self._change("signal", f"proc/{pid}", signal.Signals(number).name, "send a signal to")
-        if self._lives(handle):
+        if self._lives(handle) and pid not in self.stuck:
             processes.receive(self.tree, pid, number, self.clock())
 
     def await_end(self, handles: Sequence[int], timeout_s: float) -> None:

@@ -26,11 +26,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests import events
 from vfio_console_hook.commands.snapshot.writer import SEEN, record
 from vfio_console_hook.config import load
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError
-from vfio_console_hook.events import events
 from vfio_console_hook.log import Log
 from vfio_console_hook.machine.snapshot import unpack
 

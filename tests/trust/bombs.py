@@ -17,17 +17,16 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from tests import recordings
+from tests import events, recordings
 from tests.fakehost import FakeHost
 from tests.gate import ROOT
 from tests.libvirt_xml import UUID, domain_xml
 from tests.trust import hostile, hostile_xml
 from tests.trust.check import Check, Effort, Outcome
 from vfio_console_hook import domain
-from vfio_console_hook.claims import claim as journal
+from vfio_console_hook.claims.claim import CLAIMS
 from vfio_console_hook.config import load
 from vfio_console_hook.config.settings import Config
-from vfio_console_hook.events import events
 from vfio_console_hook.log import Log
 from vfio_console_hook.machine import runfiles
 
@@ -244,7 +243,7 @@ def _yaml(place: _Range, quick: bool) -> None:
 
 
 def _records(place: _Range, quick: bool) -> None:
-    path = f"{journal.CLAIMS}/{UUID}"
+    path = f"{CLAIMS}/{UUID}"
     claim = _claim(place.directory / "claimed")
     place.before = snapshot(place.directory)
     root = os.fsencode(place.machine)
@@ -280,7 +279,7 @@ def _claim(directory: Path) -> bytes:
     host = FakeHost(str(directory))
     vm = domain.parse(domain_xml(hostile.GPU))
     events.prepare(host, vm, Config(), Log(host, "win11", "error"))
-    claim = host.read_bytes(f"{journal.CLAIMS}/{UUID}")
+    claim = host.read_bytes(f"{CLAIMS}/{UUID}")
     assert claim is not None, "prepare made no claim"
     return claim
 

@@ -14,7 +14,8 @@ from tests.trust.mortal import Mortal
 from tests.trust.process import Said, in_a_process
 from tests.trust.subjects import Subject
 from vfio_console_hook import cli, hook
-from vfio_console_hook.claims.claim import BY_NAME, CLAIMS
+from vfio_console_hook.claims.claim import CLAIMS
+from vfio_console_hook.claims.directory import BY_NAME
 from vfio_console_hook.events import recovery
 from vfio_console_hook.log import RECORDED_LOG
 

@@ -17,7 +17,8 @@ from tests.fakehost import FakeHost, snapshot
 from tests.libvirt_xml import UUID
 from tests.trust.guests import NOBODY, event, fresh
 from tests.trust.process import Said
-from vfio_console_hook.claims.claim import BY_NAME, CLAIMS
+from vfio_console_hook.claims.claim import CLAIMS
+from vfio_console_hook.claims.directory import BY_NAME
 from vfio_console_hook.claims.history import STATUS
 from vfio_console_hook.machine.runfiles import RUN
 

@@ -20,7 +20,8 @@ from tests.trust.every import Tried, check_everywhere
 from tests.trust.fate import BOTH, Fate
 from tests.trust.life import PREPARE, RELEASE, Machine
 from tests.trust.process import Said
-from vfio_console_hook.claims.claim import CLAIMS, Claims
+from vfio_console_hook.claims.claim import CLAIMS
+from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.errors import ClaimError
 from vfio_console_hook.machine.host import Host
 

@@ -19,7 +19,8 @@ from tests.trust.check import Check, Effort, Outcome
 from tests.trust.crowd import GPUS, LIBVIRT_THREADS, TIMEOUT_S, Crowd, Seen, Vm, address
 from tests.trust.memory import in_memory
 from tests.trust.shared import HANG, SLOW
-from vfio_console_hook.claims.claim import BY_NAME, CLAIMS, Claims
+from vfio_console_hook.claims.claim import CLAIMS
+from vfio_console_hook.claims.directory import BY_NAME, Claims
 from vfio_console_hook.commands.status import overview
 from vfio_console_hook.machine.runfiles import RUN
 

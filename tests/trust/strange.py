@@ -16,7 +16,8 @@ from tests.libvirt_xml import UUID, domain_xml
 from tests.trust.guests import GPU, NAME, event, fresh
 from tests.trust.process import in_a_process
 from vfio_console_hook import cli
-from vfio_console_hook.claims.claim import BY_NAME, CLAIMS
+from vfio_console_hook.claims.claim import CLAIMS
+from vfio_console_hook.claims.directory import BY_NAME
 from vfio_console_hook.claims.history import STATUS
 from vfio_console_hook.config.load import DIRECTORY, VMS
 from vfio_console_hook.log import RECORDED_JOURNAL, RECORDED_LOG

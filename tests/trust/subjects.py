@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import recordings
+from tests import events, recordings
 from tests.fakehost import FakeHost, configure, hold, obey
 from tests.fakehost.systemd import Unit, install, put
 from tests.libvirt_xml import UUID, domain_xml
@@ -18,7 +18,6 @@ from vfio_console_hook.config import load as config
 from vfio_console_hook.config.settings import Config
 from vfio_console_hook.domain import Domain
 from vfio_console_hook.errors import HookError
-from vfio_console_hook.events import events
 from vfio_console_hook.machine import gpu
 from vfio_console_hook.machine.snapshot import unpack
 

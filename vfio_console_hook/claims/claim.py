@@ -1,56 +1,57 @@
-"""The claim: which VM holds which GPUs, and every step done for it, written ahead.
+"""A claim: what one VM holds, and every step done for it, written ahead.
 
-    /run/vfio-console-hook/             0700, gone with the boot it speaks of
-        lock                            flock, held while claims are read or made
-        claims/UUID                     one VM, JSON lines, oldest first
-        by-name/=NAME -> ../claims/UUID for the gate, which starts no Python to look
-        by-name/+unnamed                some claim's name is too long for a link
-        kernel                          answers that hold for the whole boot
-    /run/vfio-console-hook.status/      for everybody to read, see history.py
+It is a file of JSON lines, oldest first (directory.py says where):
 
-The lines of a claim:
-    {"vm": NAME, "uuid": ..., "boot": ..., "gpus": [...], "since": ..., "by_hand": BOOL}
-    {"phase": "start", "hook": [PID, TICKS]}  how far the VM is, and who works on it now;
-                         with "forgotten": true when libvirt knows nothing of it any more
+    {"format": 2, "vm": NAME, "uuid": ..., "boot": ..., "gpus": [...], "since": ...,
+     "by_hand": BOOL, "settings": {"log_level": ..., "timeout_s": ..., "on_failure": ...}}
+    {"phase": "start", "hook": [PID, TICKS]}  how far the VM is, and which process handles it;
+                         with "forgotten": true when libvirt no longer knows of this run
     {"worker": [PID, TICKS]}  its process that talks to the kernel; [0, 0] when that has ended
     {"step": {...}}      about to be done
     {"done": N}          step N has been done and read back, counted from 0
-    {"undone": N}        step N has been undone, or cannot be and was told
+    {"undone": N}        step N has been undone, or cannot be and was reported as lost
 
-A claim is made by a rename and grows by whole lines, each synced before the
-step it names, so a crash loses at most a line that nothing was done for yet.
+Format 1, of versions before there was a number, has neither "format" nor "settings".
+
+A claim is made by a rename and grows by whole lines, one write each, synced before the
+step it names. So a crash loses at most a line for which nothing has been done yet. Only
+one process writes at a time: ownership.acquire() has stopped the one before.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ..errors import ClaimError, HookError, StuckError
+from ..config.settings import BY_NAME as SETTINGS
+from ..config.settings import Config
+from ..errors import ClaimError, StuckError
 from ..machine import processes, runfiles
 from ..machine.host import Host, seconds
 from ..machine.runfiles import RUN
 from .step import Step
 
+TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+if TYPE_CHECKING:
+    from typing import Any
+
 CLAIMS = f"{RUN}/claims"
-BY_NAME = f"{RUN}/by-name"
-_LOCK_S = 10.0
+FORMAT = 2
 _LONGEST_REASON = 200
-_UNNAMED = f"{BY_NAME}/+unnamed"
 
 
-@dataclass()
+@dataclass
 class Claim:
     """What one VM holds. Its file grows with it; steps[n] is undone when n is in undone.
 
-    by_hand: a person took the GPUs, no VM. forgotten: libvirt knows nothing of this run any
-    more, so it has re-attached nothing. hook is the process that handles the last
-    event, and worker the one that talks to the kernel for it. Both are (pid, start
-    in ticks since boot), (0, 0) for none.
+    by_hand: a person took the GPUs, no VM. forgotten: libvirt no longer knows of this run,
+    so it has re-attached nothing. hook is the process that handles the last event, and
+    worker the one that talks to the kernel for it. Both are (pid, start in ticks since
+    boot), (0, 0) for none. The last three are what later events need of the configuration
+    that prepare had (settings.py).
     """
 
     host: Host
@@ -67,10 +68,33 @@ class Claim:
     steps: list[Step] = field(default_factory=list)
     done: set[int] = field(default_factory=set)
     undone: set[int] = field(default_factory=set)
+    log_level: str = Config.log_level
+    timeout_s: int = Config.timeout_s
+    on_failure: str = Config.on_failure
 
     @property
     def path(self) -> str:
         return f"{CLAIMS}/{self.uuid}"
+
+    @property
+    def open_steps(self) -> list[tuple[int, Step]]:
+        """The steps not undone yet, newest first: the order of undoing."""
+        return [(n, s) for n, s in reversed([*enumerate(self.steps)]) if n not in self.undone]
+
+    def create(self, inherited: list[Step]) -> None:
+        """Make the file, with steps that are taken over from another claim. Raises ClaimError."""
+        self.hook = processes.this(self.host)
+        settings = {key: getattr(self, key) for key in ("log_level", "timeout_s", "on_failure")}
+        head = {
+            "format": FORMAT, "vm": self.name, "uuid": self.uuid, "boot": self.boot,
+            "gpus": self.gpus, "since": self.since, "by_hand": self.by_hand, "settings": settings,
+        }  # fmt: skip
+        lines = [head, {"phase": self.phase, "hook": self.hook}]
+        lines += [{"step": step.to_json()} for step in inherited]
+        lines += [{"done": number} for number in range(len(inherited))]
+        runfiles.write(self.host, self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        self.steps += inherited
+        self.done |= set(range(len(inherited)))
 
     def begin(self, step: Step) -> int:
         """Write down that step is about to be done; its number. Raises ClaimError."""
@@ -91,12 +115,14 @@ class Claim:
     def reach(self, phase: str, *, forgotten: bool = False) -> None:
         """Write down how far the VM has come, and that this process handles it now.
 
-        What was forgotten once stays so. The caller holds the lock.
+        What was forgotten once stays so. The caller holds the lock, and has stopped the
+        worker of the process before.
         """
+        self._cut_torn_line()
         self.phase, self.hook = phase, processes.this(self.host)
         self.forgotten = self.forgotten or forgotten
         extra = {"forgotten": True} if forgotten else {}
-        self._tell({"phase": phase, "hook": self.hook, **extra})
+        self._note({"phase": phase, "hook": self.hook, **extra})
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -104,219 +130,71 @@ class Claim:
 
         Not when the kernel is stuck: then nothing may be undone below what is left.
         """
-        self._attend(processes.this(self.host))
+        self._note_worker(processes.this(self.host))
+        processes.mark_programs(self.host, self.worker)
         try:
             yield
         except StuckError:
             raise
         except Exception:
-            self._leave()
+            self._end_work()
             raise
-        self._leave()
+        self._end_work()
 
-    def _leave(self) -> None:
+    def _end_work(self) -> None:
         # Given back, it is no longer there.
         if self.host.exists(self.path):
-            self._attend((0, 0))
+            self._note_worker((0, 0))
 
-    def _attend(self, worker: tuple[int, int]) -> None:
-        self._tell({"worker": worker})
+    def _note_worker(self, worker: tuple[int, int]) -> None:
+        self._note({"worker": worker})
         self.worker = worker
 
-    def _tell(self, entry: dict[str, object]) -> None:
-        # The way back does not need it, and a full disk must not keep the console dark.
+    def _note(self, entry: dict[str, object]) -> None:
+        """Append what the undo does not need: a full disk must not keep the console dark."""
         try:
             self._append(entry)
         except ClaimError:
             return
 
-    @property
-    def open_steps(self) -> list[tuple[int, Step]]:
-        """The steps not undone yet, newest first: the order of undoing."""
-        return [(n, s) for n, s in reversed([*enumerate(self.steps)]) if n not in self.undone]
-
-    def drop(self) -> None:
-        """Give the claim up. Raises ClaimError."""
-        claims = Claims(self.host)
-        # Locked, or the name of a claim that is made anew for the same VM would go.
-        with claims.lock():
-            try:
-                os.unlink(self.host.path(self.path))
-            except OSError as error:
-                raise runfiles.failed("remove", self.path, error) from error
-            # The claim had its name as long as it was there, or the gate would not see it.
-            claims.unlink_name(self.name, self.uuid)
-            if self.host.exists(_UNNAMED):
-                claims.tidy()
-
     def _append(self, entry: dict[str, object]) -> None:
+        handle = runfiles.open_file(self.host, self.path, os.O_WRONLY | os.O_APPEND)
+        try:
+            end = os.fstat(handle).st_size
+            try:
+                runfiles.write_all(handle, json.dumps(entry) + "\n")
+            except OSError as error:
+                os.ftruncate(handle, end)  # a full disk takes a part of a line
+                raise runfiles.failed("write", self.path, error) from error
+        finally:
+            os.close(handle)
+
+    def _cut_torn_line(self) -> None:
+        """Remove what follows the last whole line: its writer was killed on a full disk."""
         handle = runfiles.open_file(self.host, self.path, os.O_RDWR)
         try:
-            _cut_torn_line(handle)
-            runfiles.write_all(handle, json.dumps(entry) + "\n")
+            end = os.fstat(handle).st_size
+            if end and os.pread(handle, 1, end - 1) != b"\n":
+                os.ftruncate(handle, os.pread(handle, end, 0).rfind(b"\n") + 1)
         except OSError as error:
             raise runfiles.failed("write", self.path, error) from error
         finally:
             os.close(handle)
 
 
-class Claims:
-    """The claims of all VMs on a machine."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the lock. Only for reading and making claims: never around a step.
-
-        Raises ClaimError when somebody else keeps it for seconds, which nobody
-        of ours does.
-        """
-        for path in (RUN, CLAIMS, BY_NAME):
-            runfiles.make_directory(self.host, path)
-        handle = runfiles.open_file(self.host, f"{RUN}/lock", os.O_RDWR | os.O_CREAT)
-        try:
-            deadline = time.monotonic() + _LOCK_S
-            while not _locked(handle):
-                if time.monotonic() >= deadline:
-                    raise ClaimError(
-                        f"another process keeps the lock of the claim, /{RUN}/lock",
-                        hint=f"see who it is with `fuser /{RUN}/lock`",
-                    )
-                time.sleep(0.005)
-            yield
-        finally:
-            os.close(handle)
-
-    def find(self, uuid: str) -> Claim | None:
-        """The claim of one VM, or None. Raises ClaimError when it cannot be read."""
-        text = runfiles.read(self.host, f"{CLAIMS}/{uuid}")
-        return None if text is None else _parse(self.host, uuid, text)
-
-    def uuids(self) -> tuple[str, ...]:
-        """The VMs that hold something. Raises HostError, ClaimError."""
-        return runfiles.names(self.host, CLAIMS)
-
-    def others(self, uuid: str, boot: str, about: tuple[str, ...] = ()) -> list[Claim]:
-        """What other VMs than uuid hold in this boot, as far as it can be read.
-
-        about: only what names one of these PCI addresses, if there are any.
-        """
-        return [one for one in self.readable(about) if one.uuid != uuid and one.boot == boot]
-
-    def readable(self, about: tuple[str, ...] = ()) -> tuple[Claim, ...]:
-        """The claims of all VMs that can be read; about as for others()."""
-        found = []
-        wanted = tuple(address.encode() for address in about)
-        # What cannot be read or understood must not keep other VMs from starting; `status`
-        # names it.
-        for uuid, text in runfiles.contents(self.host, CLAIMS):
-            # To understand a claim takes seven times as long as to read it, and others
-            # may be waiting for the lock.
-            if wanted and not any(one in text for one in wanted):
-                continue
-            try:
-                found.append(_parse(self.host, uuid, text))
-            except ClaimError:
-                continue
-        return tuple(found)
-
-    def make(self, claim: Claim, inherited: list[Step]) -> None:
-        """Make the file of a new claim, with steps it takes over from another one.
-
-        The caller holds the lock. Raises ClaimError.
-        """
-        name, uuid = claim.name, claim.uuid
-        head = {
-            "vm": name, "uuid": uuid, "boot": claim.boot, "gpus": claim.gpus,
-            "since": claim.since, "by_hand": claim.by_hand,
-        }  # fmt: skip
-        claim.hook = processes.this(self.host)
-        lines = [head, {"phase": claim.phase, "hook": claim.hook}]
-        lines += [{"step": step.to_json()} for step in inherited]
-        lines += [{"done": number} for number in range(len(inherited))]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        # First the name: without it the gate would never call us to give the claim back.
-        self._link(name, uuid)
-        try:
-            runfiles.write(self.host, claim.path, text)
-        except ClaimError:
-            self.unlink_name(name, uuid)
-            raise
-        claim.steps += inherited
-        claim.done |= set(range(len(inherited)))
-        try:
-            self.tidy()
-        except HookError:
-            return  # the claim is whole, and what an earlier crash left is in nobody's way
-
-    def _link(self, name: str, uuid: str) -> None:
-        if not _linkable(name):
-            runfiles.write(self.host, _UNNAMED, "")
-            return
-        draft = self.host.path(f"{BY_NAME}/.{uuid}.{os.getpid()}")
-        try:
-            # Of a process that was killed and had our number.
-            if os.path.lexists(draft):
-                os.unlink(draft)
-            os.symlink(_link_to(uuid), draft)
-            os.rename(draft, self.host.path(f"{BY_NAME}/={name}"))
-        except OSError as error:
-            raise runfiles.failed("link", f"{BY_NAME}/={name}", error) from error
-
-    def unlink_name(self, name: str, uuid: str) -> None:
-        """Remove the name of a claim that is gone; the caller holds the lock.
-
-        Raises ClaimError.
-        """
-        link = f"{BY_NAME}/={name}"
-        # A VM made anew under the same name may have the link by now.
-        if _linkable(name) and self.host.readlink(link) == _link_to(uuid):
-            runfiles.remove(self.host, link)
-
-    def tidy(self) -> None:
-        """Remove what a crash has left: drafts, and names without a claim.
-
-        The caller holds the lock. Raises ClaimError.
-        """
-        links = {_link_to(uuid) for uuid in self.uuids()}
-        for folder in (RUN, CLAIMS, BY_NAME):
-            for name in self.host.list(folder):
-                if name.startswith("."):
-                    runfiles.remove(self.host, f"{folder}/{name}")
-        for name in self.host.list(BY_NAME):
-            link = f"{BY_NAME}/{name}"
-            if name.startswith("=") and self.host.readlink(link) not in links:
-                runfiles.remove(self.host, link)
-        if not links:
-            runfiles.remove(self.host, _UNNAMED)
-
-
-def _locked(handle: int) -> bool:
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _linkable(name: str) -> bool:
-    return "/" not in name and len(os.fsencode(name)) < 255  # NAME_MAX, with the "="
-
-
-def _link_to(uuid: str) -> str:
-    return f"../claims/{uuid}"
-
-
-def _parse(host: Host, uuid: str, text: bytes) -> Claim:
+def parse(host: Host, uuid: str, text: bytes) -> Claim:
+    """The claim in a file's content. Raises ClaimError, and then nothing of it is believed."""
     lines = text.split(b"\n")
     try:
         # What follows the last newline was cut off by a crash: nothing was done for it.
         entries = [json.loads(line) for line in lines[:-1]]
         head = entries[0]
+        if head.get("format", 1) not in (1, FORMAT):
+            raise ClaimError(
+                f"/{CLAIMS}/{uuid} was written by another version of vfio-console-hook (format"
+                f" {str(head['format'])[:20]}, this version knows 1 and {FORMAT})",
+                hint="install the version that was there when the VM started, or reboot the host",
+            )
         claim = Claim(
             host=host,
             name=_name(head["vm"]),
@@ -325,6 +203,7 @@ def _parse(host: Host, uuid: str, text: bytes) -> Claim:
             gpus=tuple(_name(gpu) for gpu in head["gpus"]),
             since=seconds(head["since"]),
             by_hand=head["by_hand"] is True,
+            **_settings(head.get("settings", {})),
         )
         for entry in entries[1:]:
             _replay(claim, entry)
@@ -336,6 +215,14 @@ def _parse(host: Host, uuid: str, text: bytes) -> Claim:
             hint="read it, undo by hand what it names, then remove it",
         ) from error
     return claim
+
+
+def _settings(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings in a claim. Raises ValueError for what the configuration could not say."""
+    for name, value in values.items():
+        if name not in SETTINGS or SETTINGS[name].read(value) != value:
+            raise ValueError(f"no setting: {name[:20]!r}")
+    return values
 
 
 def _replay(claim: Claim, entry: dict[str, object]) -> None:
@@ -365,12 +252,3 @@ def _name(value: object) -> str:
         raise ValueError("a name is no text")
     os.fsencode(value)  # UnicodeEncodeError is a ValueError
     return value
-
-
-def _cut_torn_line(handle: int) -> None:
-    """Go to the end of the last whole line, and drop what a crash left behind it."""
-    end = os.lseek(handle, 0, os.SEEK_END)
-    if end and os.pread(handle, 1, end - 1) != b"\n":
-        end = os.pread(handle, end, 0).rfind(b"\n") + 1
-        os.ftruncate(handle, end)
-        os.lseek(handle, end, os.SEEK_SET)

@@ -1,4 +1,4 @@
-"""Who may work on a claim: one hook at a time, and nobody below a running VM.
+"""Who may work on a claim: one hook at a time, and nothing below a running VM.
 
 The claim decides, never a guess from processes: between prepare and the start of
 QEMU nothing else shows that a VM is starting.
@@ -9,68 +9,64 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..errors import RefusedError
-from ..machine import gpu, holders, kernel, processes, worker
+from ..machine import gpu, holders, kernel, processes, vfio, worker
 from ..machine.host import Host
-from .claim import Claim, Claims
+from .claim import Claim
+from .directory import Claims
+from .step import Step
 
 EARLIER_HOOK_S = 10.0
 """How long an earlier hook for the same VM or GPU may take to end by itself."""
 
 
-def take_up(host: Host, uuid: str, phase: str, *, forgotten: bool = False) -> Claim | None:
+def acquire(host: Host, uuid: str, phase: str, *, forgotten: bool = False) -> Claim | None:
     """The claim of a VM, for this process alone to go on with; None when it holds nothing.
 
-    phase and forgotten are what is written into it (claim.py, Claim).
+    phase and forgotten are what is written into it (claim.py).
     An earlier hook that still works on it is waited for; what is left of one that
     was killed is killed too. Raises RefusedError when it goes on working, StuckError
-    when the kernel does not let go of it: nothing may be done below its feet.
+    when the kernel does not let go of it: nothing may be done below it.
     """
     claims = Claims(host)
-    claim = claims.find(uuid)
+    claim = _await_hook(claims, uuid)
     if claim is None:
         return None
-    _await_hook(host, claims, uuid)
+    # It writes on until it is killed, so it is killed before anything is read or written.
+    if claim.boot == kernel.boot_id(host) and not at_work(host, claim):
+        worker.stop(host, claim.worker)
     with claims.lock():
         claim = claims.find(uuid)
         if claim is None:
             return None
-        if at_work(host, claim):
-            raise _at_work(claim)
+        refuse_busy(host, claim)
         claim.reach(phase, forgotten=forgotten)
-    if not _is_left(host, claim):
-        return claim
-    worker.stop_session(host, claim.worker[0])
-    return claims.find(uuid)  # it has written on until it was killed
+    return claim
 
 
-def _await_hook(host: Host, claims: Claims, uuid: str) -> None:
-    def gone() -> bool:
-        claim = claims.find(uuid)
-        return claim is None or not at_work(host, claim)
+def create(host: Host, claim: Claim) -> Claim:
+    """Make the claim of a VM that holds nothing yet.
 
-    host.wait(gone, EARLIER_HOOK_S)
-
-
-def await_others(host: Host, address: str, uuid: str) -> None:
-    """Wait a while for hooks that are giving back a GPU which the VM with uuid wants."""
+    It takes over the steps for these GPUs of a VM that is just ending. Raises RefusedError
+    when another VM has one of them, ClaimError when the claim cannot be written.
+    """
     claims = Claims(host)
-    for other in claims.others(uuid, kernel.boot_id(host), (address,)):
-        if address in other.gpus and other.phase == "release":
-            _await_hook(host, claims, other.uuid)
+    await_others(host, claim.uuid, claim.gpus)
+    with claims.lock():
+        others = claims.others(claim.uuid, claim.boot, claim.gpus)
+        refuse_taken(host, claim.gpus, others)
+        # libvirt lets B begin between A's re-attach and A's release. What A took and
+        # B would take too is given back by B's release, not while B has the GPU.
+        moved = [(o, n, s) for o in others for n, s in o.open_steps if s.gpu in claim.gpus]
+        for other, _, _ in moved:
+            refuse_busy(host, other)
+        inherited: list[Step] = [step for _, _, step in reversed(moved)]
+        claims.make(claim, inherited)
+        for other, number, _ in moved:
+            other.forget(number)
+    return claim
 
 
-def refuse_busy(host: Host, other: Claim) -> None:
-    """Raise RefusedError when somebody works on the claim of another VM."""
-    if at_work(host, other) or _is_left(host, other):
-        raise _at_work(other)
-
-
-def _at_work(claim: Claim) -> RefusedError:
-    return RefusedError(
-        f"another hook for {claim.name} is still at work with {', '.join(claim.gpus)}"
-        f" (process {claim.hook[0]})",
-        hint="wait until it has ended",
-    )
+# -- processes
 
 
 def at_work(host: Host, claim: Claim) -> bool:
@@ -80,37 +76,44 @@ def at_work(host: Host, claim: Claim) -> bool:
     return processes.lives(host, claim.hook)
 
 
-def _is_left(host: Host, claim: Claim) -> bool:
-    """Whether the claim's worker still runs without its hook: itself, or what it started."""
-    pid, started = claim.worker
-    if not started or claim.boot != kernel.boot_id(host):
-        return False
-    process = processes.find(host, pid)
-    if process is not None:
-        return process.started == started
-    return any(one.started >= started for one in processes.in_session(host, pid))
+def refuse_busy(host: Host, claim: Claim) -> None:
+    """Raise RefusedError when another process works on a claim."""
+    left = claim.boot == kernel.boot_id(host) and worker.left_of(host, claim.worker)
+    if left or at_work(host, claim):
+        raise RefusedError(
+            f"another hook for {claim.name} is still at work with {', '.join(claim.gpus)}"
+            f" (process {claim.hook[0]})",
+            hint="wait until it has ended",
+        )
+
+
+def await_others(host: Host, uuid: str, addresses: Iterable[str]) -> None:
+    """Wait a while for hooks of other VMs than uuid that are giving back one of these GPUs."""
+    claims = Claims(host)
+    wanted = tuple(addresses)
+    for other in claims.others(uuid, kernel.boot_id(host), wanted):
+        if other.phase == "release" and {*wanted}.intersection(other.gpus):
+            _await_hook(claims, other.uuid)
+
+
+def _await_hook(claims: Claims, uuid: str) -> Claim | None:
+    """The claim of a VM once no other hook works on it, or after a while; None when it is gone."""
+    found: list[Claim | None] = []
+
+    def free() -> bool:
+        found[:] = [claims.find(uuid)]
+        return found[0] is None or not at_work(claims.host, found[0])
+
+    claims.host.wait(free, EARLIER_HOOK_S)
+    return found[0]
+
+
+# -- GPUs
 
 
 def holds(host: Host, claim: Claim, address: str) -> bool:
     """Whether a VM still has a GPU of its claim, or is about to; not so what release has left."""
     return claim.phase != "release" or gpu.is_vfio(host, address) or at_work(host, claim)
-
-
-def refuse_open(host: Host, addresses: tuple[str, ...]) -> None:
-    """Refuse devices that a VM has open of which there is no claim.
-
-    It is no GPU, or was plugged, or was started anyway. libvirt would refuse it too, but only
-    after the steps have been taken, below that VM or for nothing.
-    """
-    for address in addresses:
-        if not gpu.is_vfio(host, address):
-            continue
-        found = holders.find(host, vfio_nodes(host, address))
-        held = [holder for holder in found if not holder.unknown]
-        if held:
-            raise RefusedError(
-                f"{address} is in use by {holders.listed(held)}", hint="end that VM first"
-            )
 
 
 def refuse_taken(host: Host, addresses: Iterable[str], others: list[Claim]) -> None:
@@ -131,8 +134,22 @@ def _taken(address: str, other: Claim) -> RefusedError:
         )
     return RefusedError(
         f"{address} belongs to the VM {other.name}, which has it now",
-        hint=f"shut {other.name} down; if it does not run, `vfio-console-hook recover`",
+        hint=f"shut {other.name} down; if it is not running, `vfio-console-hook recover`",
     )
+
+
+def refuse_open(host: Host, addresses: Iterable[str]) -> None:
+    """Refuse devices that a VM has open for which there is no claim.
+
+    It is no GPU, or was plugged, or was started anyway. libvirt would refuse it too, but only
+    after the steps have been taken, below that VM or for nothing.
+    """
+    for address in addresses:
+        held = [holder for holder in vfio.users(host, address) if not holder.unknown]
+        if held:
+            raise RefusedError(
+                f"{address} is in use by {holders.listed(held)}", hint="end that VM first"
+            )
 
 
 def in_use(host: Host, claim: Claim) -> str:
@@ -144,16 +161,14 @@ def in_use(host: Host, claim: Claim) -> str:
     if at_work(host, claim):
         return f"its hook is at work (process {claim.hook[0]})"
     for address in claim.gpus:
-        if not gpu.is_vfio(host, address):
-            continue
-        held = holders.find(host, vfio_nodes(host, address))
+        held = vfio.users(host, address)
         if held:
             return f"{address} is in use by {holders.listed(held)}"
     return ""
 
 
 def unclaimed(host: Host) -> tuple[str, ...]:
-    """GPUs that are on vfio-pci without us: no claim of this boot names them. Raises HostError."""
+    """GPUs on vfio-pci that no claim of this boot names. Raises HostError."""
     boot = kernel.boot_id(host)
     claimed = {name for one in Claims(host).readable() if one.boot == boot for name in one.gpus}
     return tuple(
@@ -163,11 +178,3 @@ def unclaimed(host: Host) -> tuple[str, ...]:
         and address not in claimed
         and not gpu.is_virtual(host, address)
     )
-
-
-def vfio_nodes(host: Host, address: str) -> list[str]:
-    """What QEMU opens of a device on vfio-pci, such as "dev/vfio/1"."""
-    device = f"sys/bus/pci/devices/{address}"
-    group = host.link_name(f"{device}/iommu_group")
-    nodes = [f"dev/vfio/devices/{name}" for name in host.list(f"{device}/vfio-dev")]
-    return [*nodes, f"dev/vfio/{group}"] if group else nodes

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..claims import ownership
-from ..claims.claim import Claim, Claims
+from ..claims.claim import Claim
+from ..claims.directory import Claims
 from ..errors import HookError
 from ..events import recovery
 from ..machine.host import Host

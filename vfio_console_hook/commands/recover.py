@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from ..claims.claim import Claims
+from ..claims.directory import Claims
 from ..events import recovery
 from ..machine.host import Host
 from .command import Command

@@ -10,12 +10,13 @@ from dataclasses import replace
 from .. import domain
 from ..actions.holders import AwaitClosed
 from ..claims import ownership
-from ..claims.claim import Claims
+from ..claims.directory import Claims
 from ..config import load
 from ..config.settings import Config
 from ..domain import Domain
 from ..errors import HookError
-from ..events import events
+from ..events import prepare
+from ..events.assignment import assignment_of
 from ..machine import gpu, kernel, worker
 from ..machine.holders import listed
 from ..machine.host import Host
@@ -68,9 +69,9 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     with interruptible(lambda: _interrupted(host, own, addresses)):
         _await_others(host, taker)
         after = _foretell(host, taker, settings)
-        deadline = worker.Deadline(settings.timeout_s)
+        deadline = worker.Deadline(host, settings.timeout_s)
         log = Telling(host, name, settings.log_level)
-        events.prepare_within(deadline, host, taker, settings, log)
+        prepare.prepare_within(deadline, host, assignment_of(host, taker), settings, log)
     say(f"took {name}; give it back with `vfio-console-hook give {addresses[0]}`")
     if after:
         say(f"afterwards: {after}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ..errors import HookError, HostError
+from ..errors import CutOffError, HookError, HostError
 from ..machine import worker
 from ..machine.host import Host
 from ..machine.libvirtd import Vm
@@ -25,7 +25,7 @@ def known(host: Host, uri: str, name: str = "") -> tuple[Vm, ...]:
 
     try:
         told = worker.run(look, _ANSWER_S)
-    except worker.CutOffError as error:
+    except CutOffError as error:
         raise HostError(
             f"libvirt at {uri} does not answer within {_ANSWER_S:g} s; a hook of some VM may be"
             " at work",

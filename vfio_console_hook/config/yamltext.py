@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..errors import InstallationError
+
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
     from typing import Any
@@ -45,9 +47,10 @@ def parse(text: str) -> object:
     Only what the parser tells of a text is read, and nothing is constructed, so no text
     can make an object. Raises YamlError.
     """
-    # Takes some 15 ms to load, so only when there is something to read.
-    import yaml
-
+    try:
+        import yaml  # takes some 15 ms, so only when there is something to read
+    except ImportError as error:
+        raise InstallationError.of("PyYAML", error) from error
     loader: Any = None
     try:
         loader = yaml.SafeLoader(text)

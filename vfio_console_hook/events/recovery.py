@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 
 from ..claims import history, ownership
-from ..claims.claim import CLAIMS, Claim, Claims
-from ..config.settings import Config
+from ..claims.claim import CLAIMS, Claim
+from ..claims.directory import Claims
 from ..errors import HookError
 from ..log import Log
 from ..machine import kernel, worker
 from ..machine.host import Host
-from . import events
+from .release import release
 
 # How long libvirt may take to answer. It does not while a hook of any VM is at work.
 _ANSWER_S = 10.0
@@ -105,11 +105,13 @@ def _running(host: Host) -> list[str] | None:
 
 def give_back(host: Host, claim: Claim, log: Log | None = None) -> str:
     """Give back what a claim holds; a line that says so. Raises HookError."""
-    run = worker.Deadline(Config().timeout_s).run
+    run = worker.Deadline(host, claim.timeout_s).run
+    log = log or Log(host, claim.name, claim.log_level)
     began = time.monotonic()
     try:
-        told = log or Log(host, claim.name)
-        events.release(host, claim.uuid, told, run, forgotten=not claim.by_hand)
+        mine = ownership.acquire(host, claim.uuid, "release", forgotten=not claim.by_hand)
+        if mine is not None:
+            release(mine, log, run)
     except HookError as error:
         _remember(host, claim, began, error)
         raise

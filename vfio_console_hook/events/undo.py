@@ -1,54 +1,25 @@
-"""The way back: what release will give back, giving it back, and where that hangs."""
+"""Undoing what is in a claim, and where that hangs."""
 
 from __future__ import annotations
 
 from ..actions.action import Action
-from ..actions.consoles import LeaveFramebuffers, QuietText, ShowConsoles
 from ..actions.firmware import Rebind
-from ..claims import ownership
-from ..claims.claim import Claim, Claims
+from ..claims.claim import Claim
+from ..claims.directory import Claims
 from ..claims.step import Step
 from ..errors import ClaimError, HookError, LostError, StepError, StuckError
 from ..log import Log
-from ..machine import gpu, holders
+from ..machine import gpu, holders, vfio
 from ..machine.host import Host
-from ..stages import services
-from ..stages.handover import Handover
 
 
-def prospect(handover: Handover, steps: tuple[Step, ...]) -> str:
-    """What release can give back on this kernel, and starts again: a clause for people."""
-    names = services.started_again(steps)
-    again = f"; {' and '.join(names)} {'starts' if len(names) == 1 else 'start'} again"
-    return _consoles_back(handover, steps) + (again if names else "")
-
-
-def _consoles_back(handover: Handover, steps: tuple[Step, ...]) -> str:
-    losses = [step.loses for step in steps if step.loses]
-    if losses:
-        return "; ".join(dict.fromkeys(losses))
-    back = [step.undo.device for step in steps if isinstance(step.undo, Rebind)]
-    if back:
-        return f"the firmware console comes back on {' and '.join(back)}"
-    shown = {step.gpu for step in steps if isinstance(step.undo, ShowConsoles)}
-    native = [str(one.driver) for one in handover.gpus if one.native and one.address in shown]
-    if native:
-        return f"the console comes back with {' and '.join(dict.fromkeys(native))}"
-    if any(isinstance(step.do, LeaveFramebuffers) for step in steps):
-        return "the consoles are where they are now, on a framebuffer that stays"
-    if any(isinstance(step.undo, QuietText) for step in steps):
-        return "the text console comes back"
-    if shown:
-        return "the host's console comes back only if a driver takes the GPU again"
-    return "there is nothing to give back: no console of the host is on it"
-
-
-def undo(host: Host, claim: Claim, log: Log) -> None:
+def undo(claim: Claim, log: Log) -> None:
     """Undo every open step and drop the claim, in the process that works on it.
 
     Raises StepError naming what failed; then the claim stays with that. Nothing more is
     undone after a StuckError.
     """
+    host = claim.host
     undone: list[str] = []
     # By GPU, those that could not be taken off vfio-pci: what is theirs waits with them.
     kept: dict[str, str] = {}
@@ -79,7 +50,7 @@ def undo(host: Host, claim: Claim, log: Log) -> None:
     failed = [*kept.values(), *failed]
     if failed:
         raise StepError("; ".join(failed), hint="afterwards run `vfio-console-hook recover`")
-    claim.drop()
+    Claims(host).drop(claim)
 
 
 def _reattach(host: Host, claim: Claim, undone: list[str], log: Log) -> dict[str, str]:
@@ -103,7 +74,7 @@ def _reattach(host: Host, claim: Claim, undone: list[str], log: Log) -> dict[str
     for address in dict.fromkeys(hosts):
         if not gpu.is_vfio(host, address):
             continue
-        held = holders.find(host, ownership.vfio_nodes(host, address))
+        held = vfio.users(host, address)
         if held:
             log.warning(f"{address} stays on vfio-pci: {holders.listed(held)}")
             continue

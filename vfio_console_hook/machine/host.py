@@ -83,6 +83,8 @@ class Host:
 
     def __init__(self, root: str = "/") -> None:
         self.root = os.path.realpath(root)
+        self.environment = dict(_ENVIRONMENT)
+        self._end: float | None = None
 
     def path(self, path: str) -> str:
         """The path as the operating system knows it. Raises HostError for what can be none."""
@@ -416,7 +418,7 @@ class Host:
         try:
             child = subprocess.Popen(  # noqa: S603  (no shell, and callers give full paths)
                 command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True,
-                env=_ENVIRONMENT,
+                env=self.environment,
             )  # fmt: skip
         except OSError as error:
             raise HostError(f"cannot run {shown}: {os.strerror(error.errno or 0)}") from error
@@ -489,9 +491,19 @@ class Host:
         """Seconds from some moment on, for deadlines."""
         return time.monotonic()
 
+    def give_up_after(self, timeout_s: float | None) -> None:
+        """Let no wait end later than that many seconds from now; None: as it was before."""
+        self._end = None if timeout_s is None else self.clock() + timeout_s
+
+    def time_for(self, wanted_s: float, spared_s: float = 0) -> float:
+        """How many seconds a wait may take that wants so many, and leaves so many to others."""
+        if self._end is None:
+            return wanted_s
+        return max(0.0, min(wanted_s, self._end - self.clock() - spared_s))
+
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Whether condition came true within timeout_s; looked at every 50 ms."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + self.time_for(timeout_s)
         while not condition():
             if time.monotonic() >= deadline:
                 return False

@@ -1,4 +1,4 @@
-"""Processes as /proc tells them: who is whose parent, who is stuck in the kernel."""
+"""Processes in /proc: whose child one is, whether it is stuck, and killing the right one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from ..errors import HostError
 from .host import Host
+
+_SIGKILL = 9  # the module signal takes a millisecond to load
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,58 @@ def lives(host: Host, name: tuple[int, int]) -> bool:
 
 
 def in_session(host: Host, session: int) -> tuple[Process, ...]:
-    """The processes of a session (setsid), children that outlived their parents included."""
+    """The processes of a session (setsid), children that outlived their parents included.
+
+    A number may have become that of another session since, unless its leader is still
+    there, if only as a zombie (Linux kernel/pid.c).
+    """
     found = (find(host, pid) for pid in pids(host))
     return tuple(one for one in found if one is not None and one.session == session)
 
 
+# In the environment of all programs that a worker starts: the kernel gives the number of a
+# session anew, so the number alone does not say whose program it is.
+_MARK = "VFIO_CONSOLE_HOOK_WORKER"
+
+
+def mark_programs(host: Host, worker: tuple[int, int]) -> None:
+    """Let all programs that are run from now on bear the mark of this worker."""
+    host.environment[_MARK] = _mark_of(worker)
+
+
+def programs_of(host: Host, worker: tuple[int, int]) -> tuple[Process, ...]:
+    """The programs that a worker has started, and they in turn, and that still run."""
+    mark = f"{_MARK}={_mark_of(worker)}".encode()
+    return tuple(one for one in in_session(host, worker[0]) if mark in _environment(host, one.pid))
+
+
+def _mark_of(worker: tuple[int, int]) -> str:
+    return f"{worker[0]}.{worker[1]}"
+
+
+def _environment(host: Host, pid: int) -> list[bytes]:
+    try:
+        return (host.read_bytes(f"proc/{pid}/environ") or b"").split(b"\0")
+    except HostError:
+        return []
+
+
+def kill(host: Host, process: Process) -> None:
+    """Kill this very process, whichever has its number by now. Raises HostError."""
+    handle = host.open_process(process.pid)
+    if handle is None:
+        return
+    try:
+        # From here on the handle stays that of one process: of the one that is meant?
+        now = find(host, process.pid)
+        if now is not None and now.started == process.started:
+            host.signal_process(handle, _SIGKILL)
+    finally:
+        host.close_process(handle)
+
+
 def stuck_in(host: Host, process: Process) -> str:
-    """Where the kernel holds a process, as people read it: "process 12 in nv_pci_remove"."""
+    """Where the kernel holds a process, for people: "process 12 in nv_pci_remove"."""
     try:
         where = host.read(f"proc/{process.pid}/wchan") or ""
     except HostError:

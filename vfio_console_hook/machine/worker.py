@@ -13,9 +13,10 @@ import select
 import time
 from collections.abc import Callable
 
-from ..errors import BugError, HookError, StuckError
+from ..errors import BugError, CutOffError, HookError, StuckError, error_of
 from . import processes, streams
 from .host import Host
+from .processes import Process
 
 KILL_GRACE_S = 2.0
 """How long killed processes may take to be gone."""
@@ -24,25 +25,41 @@ KILL_GRACE_S = 2.0
 _LOOK_S = 30.0
 
 
-class CutOffError(HookError):
-    """The work did not come to its end; it no longer runs."""
+Supervisor = Callable[[Callable[[], None]], None]
+"""Lets work be done in its own way: Deadline.run in another process, or call."""
+
+
+def call(work: Callable[[], None]) -> None:
+    """The Supervisor that watches over nothing."""
+    work()
 
 
 class Deadline:
     """The time for one event of a VM, counted from now, killing included."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, host: Host, timeout_s: float) -> None:
+        self._host = host
         self._timeout_s = timeout_s
         self._end = time.monotonic() + timeout_s
 
     def run(self, work: Callable[[], None]) -> None:
         """Run work in what is left of the time; raises what worker.run raises."""
-        run(work, max(self._end - time.monotonic() - self._grace_s, 0.0))
+        run(work, self._left_s)
 
     def run_but_spare(self, work: Callable[[], None]) -> None:
         """The same, but leave a quarter of the whole for undoing what it did."""
-        spared_s = self._timeout_s / 4
-        run(work, max(self._end - time.monotonic() - spared_s - self._grace_s, 0.0))
+        timeout_s = max(self._left_s - self._timeout_s / 4, 0.0)
+
+        def within() -> None:
+            # What waits in there gives up before it is killed: it knows for whom it waits.
+            self._host.give_up_after(timeout_s - self._grace_s)
+            work()
+
+        run(within, timeout_s)
+
+    @property
+    def _left_s(self) -> float:
+        return max(self._end - time.monotonic() - self._grace_s, 0.0)
 
     @property
     def _grace_s(self) -> float:
@@ -53,9 +70,9 @@ def run(work: Callable[[], str | None], timeout_s: float) -> str:
     """Run work in a child process for at most timeout_s; the text that it returns.
 
     The child leads a session of its own, so that the programs it started can be
-    found and killed with it. Raises HookError with what the work raised, text and
-    hint; CutOffError when it did not end by itself; StuckError when it, or a
-    program it started, cannot be killed.
+    found and killed with it. Raises what the work raised, of the same class;
+    CutOffError when it did not end by itself; StuckError when it, or a program it
+    started, cannot be killed.
     """
     reader, writer = os.pipe()
     pid = os.fork()
@@ -76,15 +93,18 @@ def run(work: Callable[[], str | None], timeout_s: float) -> str:
     if answer is None:
         _kill(pid)
         raise CutOffError(
-            "not done in time, and given up",
-            hint="raise `timeout_s`, or look into `journalctl -k`",
+            f"timed out after {round(timeout_s, 1):g} s",
+            hint="increase `timeout_s`, or look into `journalctl -k`",
         )
     os.waitpid(pid, 0)
     if not answer:
         raise CutOffError(
             "the worker process died before it was done", hint="look into `journalctl -k`"
         )
-    return _outcome(json.loads(answer))
+    result = json.loads(answer)
+    if "error" in result:
+        raise error_of(result["error"])
+    return str(result["text"])
 
 
 def look(work: Callable[[], str | None]) -> str:
@@ -97,26 +117,14 @@ def _child(work: Callable[[], str | None], writer: int) -> None:
     # (virCommandProcessIO): a child that is stuck must not hold them.
     streams.lead_nowhere(0, 1, 2)
     try:
-        result = {"text": work() or ""}
+        result: dict[str, object] = {"text": work() or ""}
     except HookError as error:
-        kind = "stuck" if isinstance(error, StuckError) else ""
-        result = {"error": error.text, "hint": error.hint, "kind": kind}
+        result = {"error": error.to_json()}
     except Exception as error:
-        bug = BugError.of(error)
-        result = {"error": bug.text, "hint": bug.hint, "trace": bug.trace}
+        result = {"error": BugError.of(error).to_json()}
     content = json.dumps(result).encode()
     while content:
         content = content[os.write(writer, content) :]
-
-
-def _outcome(result: dict[str, str]) -> str:
-    """What the work returned; raises what it raised."""
-    if "trace" in result:
-        raise BugError(result["error"], result["hint"], trace=result["trace"])
-    if "error" in result:
-        kind = StuckError if result["kind"] == "stuck" else HookError
-        raise kind(result["error"], result["hint"])
-    return result["text"]
 
 
 def _read_all(reader: int, deadline: float) -> bytes | None:
@@ -132,32 +140,50 @@ def _read_all(reader: int, deadline: float) -> bytes | None:
         answer += part
 
 
-def _kill(pid: int) -> None:
-    """Kill the child and what it started. Raises StuckError when the kernel keeps one of them."""
+def _kill(child: int) -> None:
+    """Kill a child of ours and what it started. Raises StuckError when the kernel keeps one."""
     host = Host()
-    host.kill(pid)
-    stop_session(host, pid, lambda: bool(os.waitpid(pid, os.WNOHANG)[0]))
+    # Not waited for before the end, the child keeps its number, and its session's.
+    ended = False
+
+    def left() -> tuple[Process, ...]:
+        nonlocal ended
+        ended = ended or _has_ended(child)
+        return processes.in_session(host, child)
+
+    _kill_all(host, left, lambda: ended, f"process {child}")
+    os.waitpid(child, 0)
 
 
-def stop_session(host: Host, session: int, reap: Callable[[], bool] = lambda: True) -> None:
-    """Kill every process of a session and see them gone. Raises StuckError for one that stays.
+def _has_ended(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
-    reap says whether the leader has been waited for, if it is a child of ours.
-    """
+
+def left_of(host: Host, worker: tuple[int, int]) -> tuple[Process, ...]:
+    """What still runs of a worker (pid, start in ticks) whose hook has died: it, its programs."""
+    if not worker[1]:
+        return ()
+    itself = processes.find(host, worker[0])
+    alive = (itself,) if itself is not None and itself.started == worker[1] else ()
+    return (*alive, *processes.programs_of(host, worker))
+
+
+def stop(host: Host, worker: tuple[int, int]) -> None:
+    """Kill what is left of a worker. Raises StuckError for what the kernel does not let go of."""
+    _kill_all(host, lambda: left_of(host, worker), lambda: True, "")
+
+
+def _kill_all(
+    host: Host, left: Callable[[], tuple[Process, ...]], ended: Callable[[], bool], leader: str
+) -> None:
+    """Kill the processes that left() finds until it finds none, and ended() too."""
     deadline = time.monotonic() + KILL_GRACE_S
-    reaped = False
-    while True:
-        reaped = reaped or reap()
-        left = processes.in_session(host, session)
-        if reaped and not left:
-            return
-        for process in left:
-            host.kill(process.pid)
+    while (found := left()) or not ended():
+        for process in found:
+            processes.kill(host, process)
         if time.monotonic() >= deadline:
-            break
+            raise StuckError(
+                f"the kernel is stuck ({processes.stuck_in(host, found[0]) if found else leader})",
+                hint="save your work and reboot the host; the GPU is in an unknown state",
+            )
         time.sleep(0.02)
-    where = processes.stuck_in(host, left[0]) if left else f"process {session}"
-    raise StuckError(
-        f"the kernel is stuck ({where})",
-        hint="save your work and reboot the host; the GPU is in an unknown state",
-    )

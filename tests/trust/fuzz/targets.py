@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import recordings
+from tests import events, recordings
 from tests.fakehost import FakeHost
 from tests.gate import ROOT
 from tests.libvirt_xml import UUID, domain_xml
 from vfio_console_hook import cli, domain, hook
-from vfio_console_hook.claims import claim as journal
+from vfio_console_hook.claims.claim import CLAIMS
+from vfio_console_hook.claims.directory import BY_NAME
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.commands.plan import text as plan_text
 from vfio_console_hook.commands.status import command
@@ -26,7 +27,7 @@ from vfio_console_hook.commands.terminal import Terminal
 from vfio_console_hook.config import load
 from vfio_console_hook.config.settings import Config
 from vfio_console_hook.errors import HookError
-from vfio_console_hook.events import events, undo
+from vfio_console_hook.events import undo
 from vfio_console_hook.log import Log
 from vfio_console_hook.machine import gpu
 from vfio_console_hook.machine.snapshot import unpack
@@ -127,9 +128,9 @@ def _yaml_seeds() -> Iterator[bytes]:
 
 def _record(directory: Path) -> Work:
     host = _machine(directory, "two-gpus-6.12")
-    claims = directory / "two-gpus-6.12" / journal.CLAIMS
+    claims = directory / "two-gpus-6.12" / CLAIMS
     claims.mkdir(parents=True)
-    (directory / "two-gpus-6.12" / journal.BY_NAME).mkdir()
+    (directory / "two-gpus-6.12" / BY_NAME).mkdir()
     boot = (host.read("proc/sys/kernel/random/boot_id") or "").encode()
     log = Log(host, "win11", "error")
 
@@ -159,7 +160,7 @@ def _record_seeds() -> Iterator[bytes]:
             vm = domain.parse(domain_xml(gpu.displays(host)[-1]))
             with contextlib.suppress(HookError):
                 events.prepare(host, vm, Config(), Log(host, "win11", "error"))
-            claim = host.read_bytes(f"{journal.CLAIMS}/{UUID}")
+            claim = host.read_bytes(f"{CLAIMS}/{UUID}")
             boot = host.read("proc/sys/kernel/random/boot_id") or ""
             if claim is not None:
                 yield claim.replace(boot.encode(), b"BOOT")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...claims import ownership
-from ...claims.claim import Claim, Claims
+from ...claims.claim import Claim
+from ...claims.directory import Claims
 from ...errors import ClaimError
 from ...machine import kernel
 from .finding import FAIL, PASS, WARN, Check, Finding, Subject

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ... import domain
-from ...claims.claim import Claims
+from ...claims.directory import Claims
 from ...config import load
 from ...domain import Domain
 from ...errors import ConfigError, HookError, RefusedError
-from ...events import events, undo
+from ...events.assignment import assignment_of
+from ...events.outlook import outlook
+from ...events.prepare import look_ahead
 from ...machine import console, gpu, kernel
 from ...machine.firmware import BOOTFB
 from ...machine.gpu import VGA, Gpu
@@ -153,7 +155,7 @@ def _judge_return(host: Host, one: Domain, bad: str) -> Finding:
         settings = load.configuration(host, one.name, "" if one.uuid == _NOBODY else one.uuid)
         if not settings.enabled:
             return Finding(PASS, title, "`enabled: false`: this hook leaves its GPUs alone")
-        handover, steps = events.look(host, one, settings)
+        handover, steps = look_ahead(host, assignment_of(host, one), settings)
     except ConfigError:
         return Finding(WARN, title, "not looked at, because of mistakes in its configuration")
     except RefusedError as error:
@@ -161,7 +163,7 @@ def _judge_return(host: Host, one: Domain, bad: str) -> Finding:
         return Finding(bad, title, f"{start}: {error.text}", error.hint)
     except HookError as error:
         return Finding(WARN, title, f"cannot tell: {error.text}", error.hint)
-    text = undo.prospect(handover, steps)
+    text = outlook(handover, steps)
     if any(step.loses for step in steps):
         return Finding(WARN, title, text, "have SSH or a serial console at hand when you start it")
     return Finding(PASS, title, text)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from ...actions import advice
 from ...actions.holders import AwaitClosed
 from ...actions.services import StopByCommand, StopUnits
-from ...claims import ownership
 from ...claims.step import Step
 from ...errors import RefusedError
-from ...machine import nodes
+from ...machine import nodes, vfio
 from ...machine.gpu import Gpu
 from ...machine.holders import Holder, Search
 from ...machine.host import Host
@@ -33,7 +32,7 @@ def now(host: Host, gpus: Collection[Gpu], others: Collection[str]) -> list[Hold
     """
     wanted = list(nodes.blocking(host, gpus, others))
     for one in gpus:
-        wanted += ownership.vfio_nodes(host, one.address) if one.vfio else []
+        wanted += vfio.vfio_nodes(host, one.address) if one.vfio else []
     return Search(host, wanted).everywhere()
 
 

@@ -1,6 +1,6 @@
 """What would happen if a VM started now: a value that holds everything there is to tell.
 
-It only looks. The steps are those of events.look(), the very list that prepare applies.
+It only looks. The steps are those of prepare.look_ahead(), the very list that prepare applies.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from ...actions.device import BindNative, Rescan
 from ...actions.firmware import Unbind
 from ...actions.native import ReturnNative
 from ...claims import ownership
-from ...claims.claim import Claim, Claims
+from ...claims.claim import Claim
+from ...claims.directory import Claims
 from ...claims.step import Step
 from ...config.settings import Config
 from ...domain import Domain, Hostdev
 from ...errors import HookError, RefusedError, StuckError
-from ...events import assignable, events
-from ...events import undo as way_back
+from ...events import prepare, refusals
+from ...events.assignment import assignment_of
+from ...events.outlook import outlook
 from ...machine import console, gpu, kernel
 from ...machine.gpu import Gpu
 from ...machine.host import Host
@@ -211,13 +213,13 @@ def make(host: Host, domain: Domain, settings: Config, has: Collection[str] = fr
         claim = Claims(host).find(domain.uuid)
         if claim is not None and claim.boot == kernel.boot_id(host):
             return _taken_already(host, plain, claim, settings, has)
-        handover, steps = events.look(host, domain, settings)
+        handover, steps = prepare.look_ahead(host, assignment_of(host, domain), settings)
     except StuckError:
         raise
     except HookError as error:
         return _judged(host, domain, settings, plain, error)
     note = _unseen(plain, has)
-    whole = replace(plain, steps=steps, note=note, after=way_back.prospect(handover, steps))
+    whole = replace(plain, steps=steps, note=note, after=outlook(handover, steps))
     holders, blocked = occupants.awaited(host, steps, found)
     refusal = blocked or _left_reserved(handover, steps)
     return _judged(host, domain, settings, replace(whole, holders=holders), refusal)
@@ -246,7 +248,7 @@ def _judged(
 ) -> Plan:
     """The plan with its verdict: what prepare refuses, and what libvirt would after it."""
     if refusal is None or settings.on_failure == "start":
-        libvirts = _libvirt_refuses(host, domain, whole)
+        libvirts = _libvirt_refuses(host, domain)
         if libvirts is None and refusal is None:
             return replace(whole, verdict=START)
         if libvirts is None and refusal is not None:
@@ -258,9 +260,9 @@ def _judged(
     return replace(whole, verdict=REFUSE, reason=reason, hint=hint)
 
 
-def _libvirt_refuses(host: Host, domain: Domain, whole: Plan) -> RefusedError | None:
+def _libvirt_refuses(host: Host, domain: Domain) -> RefusedError | None:
     try:
-        assignable.check(host, domain, whole.gpus)
+        refusals.refuse_unassignable(host, assignment_of(host, domain))
     except RefusedError as error:
         return error
     return None
@@ -276,7 +278,7 @@ def _left_reserved(handover: Handover, steps: tuple[Step, ...]) -> HookError | N
     for one in handover.gpus:
         if one.address not in freed and not one.virtual:
             try:
-                events.check_free(one, handover)
+                prepare.check_free(one, handover)
             except HookError as error:
                 return error
     return None
@@ -291,7 +293,7 @@ def _taken_already(
     """The plan for a VM that holds its GPUs: the steps are those that were taken."""
     steps = tuple(claim.steps)
     gpus = tuple(_as_before(one, steps) for one in plain.gpus)
-    after = way_back.prospect(Handover(gpus, frozenset(), frozenset(), settings, False), steps)
+    after = outlook(Handover(gpus, frozenset(), frozenset(), settings, False), steps)
     return replace(
         plain, verdict=START, steps=steps, after=after, note=_note(host, plain, claim, has)
     )

@@ -11,7 +11,8 @@ from typing import Any
 
 from ...actions.firmware import Rebind
 from ...claims import history, ownership
-from ...claims.claim import Claim, Claims
+from ...claims.claim import Claim
+from ...claims.directory import Claims
 from ...claims.step import Step
 from ...errors import ClaimError, HookError, HostError
 from ...machine import console, kernel

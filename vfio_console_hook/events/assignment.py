@@ -1,0 +1,54 @@
+"""Which of the host's PCI devices a VM gets: resolved once, for everything that follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..domain import Domain, Hostdev
+from ..machine import gpu
+from ..machine.host import Host
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The PCI devices of the host that a VM gets, or that a person takes.
+
+    gpus are the addresses of the GPUs among them that can own a console: a virtual
+    function has none. siblings are the addresses of all others.
+    """
+
+    name: str
+    uuid: str
+    hostdevs: tuple[Hostdev, ...]
+    gpus: tuple[str, ...]
+    siblings: tuple[str, ...]
+    by_hand: bool = False
+    bind_vfio: bool = False
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(one.address for one in self.hostdevs)
+
+    @property
+    def unmanaged(self) -> frozenset[str]:
+        """The addresses of what libvirt does not detach by itself (managed='no')."""
+        return frozenset(one.address for one in self.hostdevs if not one.managed)
+
+
+def assignment_of(host: Host, domain: Domain) -> Assignment:
+    """What a domain assigns on this machine. Raises HostError for a device that is not there."""
+    addresses = tuple(one.address for one in domain.hostdevs)
+    gpus = tuple(
+        address
+        for address in addresses
+        if gpu.display_class(host, address) is not None and not gpu.is_virtual(host, address)
+    )
+    return Assignment(
+        name=domain.name,
+        uuid=domain.uuid,
+        hostdevs=domain.hostdevs,
+        gpus=gpus,
+        siblings=tuple(address for address in addresses if address not in gpus),
+        by_hand=domain.by_hand,
+        bind_vfio=domain.bind_vfio,
+    )

@@ -1,0 +1,36 @@
+"""What release will be able to give back: a clause for people."""
+
+from __future__ import annotations
+
+from ..actions.consoles import LeaveFramebuffers, QuietText, ShowConsoles
+from ..actions.firmware import Rebind
+from ..claims.step import Step
+from ..stages import services
+from ..stages.handover import Handover
+
+
+def outlook(handover: Handover, steps: tuple[Step, ...]) -> str:
+    """What release can give back on this kernel, and starts again: a clause for people."""
+    names = services.started_again(steps)
+    again = f"; {' and '.join(names)} {'starts' if len(names) == 1 else 'start'} again"
+    return _consoles_back(handover, steps) + (again if names else "")
+
+
+def _consoles_back(handover: Handover, steps: tuple[Step, ...]) -> str:
+    losses = [step.loses for step in steps if step.loses]
+    if losses:
+        return "; ".join(dict.fromkeys(losses))
+    back = [step.undo.device for step in steps if isinstance(step.undo, Rebind)]
+    if back:
+        return f"the firmware console comes back on {' and '.join(back)}"
+    shown = {step.gpu for step in steps if isinstance(step.undo, ShowConsoles)}
+    native = [str(one.driver) for one in handover.gpus if one.native and one.address in shown]
+    if native:
+        return f"the console comes back with {' and '.join(dict.fromkeys(native))}"
+    if any(isinstance(step.do, LeaveFramebuffers) for step in steps):
+        return "the consoles are where they are now, on a framebuffer that stays"
+    if any(isinstance(step.undo, QuietText) for step in steps):
+        return "the text console comes back"
+    if shown:
+        return "the host's console comes back only if a driver takes the GPU again"
+    return "there is nothing to give back: no console of the host is on it"

@@ -1,0 +1,218 @@
+"""prepare: frees a VM's GPUs from the host's console drivers before libvirt takes them.
+
+Everything is looked at before anything is changed, and each step is in the claim
+before it is done. What fails is undone at once, and then the VM does not start.
+"""
+
+from __future__ import annotations
+
+from ..actions.action import Action
+from ..actions.consoles import MapConsoles
+from ..claims import ownership
+from ..claims.claim import Claim
+from ..claims.directory import Claims
+from ..claims.step import Step
+from ..config.settings import Config
+from ..errors import CutOffError, HookError, LostError, StuckError
+from ..log import Log
+from ..machine import gpu, kernel
+from ..machine.firmware import BOOTFB
+from ..machine.gpu import Gpu
+from ..machine.host import Host
+from ..machine.worker import Deadline, Supervisor, call
+from ..stages import order
+from ..stages.handover import Handover
+from . import outlook, refusals, undo
+from .assignment import Assignment
+from .release import release
+
+_NOT_UNDONE = "; not all could be undone, see `vfio-console-hook status`"
+
+
+def prepare(
+    host: Host, assignment: Assignment, config: Config, log: Log, run: Supervisor = call
+) -> None:
+    """Free the GPUs of an assignment; nothing where it has none, or the VM is not enabled.
+
+    run lets what talks to the kernel work under a deadline; the claim, and the lock
+    that it takes, stay in this process. Raises HookError after everything done so far
+    is undone; not so what run raises itself.
+    """
+    log = log.about("prepare", assignment.uuid, assignment.gpus)
+    # libvirt knows nothing of an earlier run any more, so it has re-attached nothing. That
+    # stays so for whoever goes on with it: where prepare is killed now, libvirt calls release.
+    left = ownership.acquire(host, assignment.uuid, "release", forgotten=True)
+    if left is not None:
+        log.warning("an earlier run was not released; giving back what it took")
+        release(left, log, run)
+    if not config.enabled or not assignment.gpus:
+        return
+    claim = ownership.create(host, _new_claim(host, assignment, config))
+    run(lambda: _free(claim, assignment, config, log))
+
+
+def prepare_within(
+    deadline: Deadline, host: Host, assignment: Assignment, config: Config, log: Log
+) -> None:
+    """Prepare, and undo in the rest of the time what was cut off in the middle.
+
+    Raises HookError after that, and StuckError when the kernel lets nothing be undone.
+    """
+    try:
+        prepare(host, assignment, config, log, deadline.run_but_spare)
+    except CutOffError as error:
+        line = undo.asked_for(host, assignment.uuid)
+        cut_off = error.adding(f", at `{line}`" if line else "")
+        try:
+            claim = ownership.acquire(host, assignment.uuid, "release")
+            if claim is not None:
+                release(claim, log, deadline.run)
+        except StuckError as second:
+            log.error(f"what was done could not be undone: {second}")
+            raise
+        except HookError as second:
+            log.error(f"not all could be undone: {second}")
+            raise cut_off.adding(_NOT_UNDONE) from error
+        raise cut_off from error
+
+
+def _new_claim(host: Host, assignment: Assignment, config: Config) -> Claim:
+    return Claim(
+        host=host,
+        name=assignment.name,
+        uuid=assignment.uuid,
+        boot=kernel.boot_id(host),
+        gpus=assignment.gpus,
+        since=host.now(),
+        by_hand=assignment.by_hand,
+        log_level=config.log_level,
+        timeout_s=config.timeout_s,
+        on_failure=config.on_failure,
+    )
+
+
+# -- looking
+
+
+def look_ahead(
+    host: Host, assignment: Assignment, config: Config
+) -> tuple[Handover, tuple[Step, ...]]:
+    """What leaves with a VM and the steps for it; nothing is changed. Raises HookError."""
+    if not assignment.gpus:
+        return Handover((), assignment.unmanaged, frozenset(), config, False), ()
+    gpus = gpu.find(host, assignment.gpus)
+    others = Claims(host).others(assignment.uuid, kernel.boot_id(host))
+    ownership.refuse_taken(host, assignment.gpus, others)
+    handover = Handover(
+        gpus,
+        assignment.unmanaged,
+        frozenset(
+            address
+            for other in others
+            for address in other.gpus
+            if ownership.holds(host, other, address)
+        ),
+        config.within_timeout(),
+        kernel.removes_consoles(host),
+        assignment.bind_vfio,
+        assignment.siblings,
+    )
+    steps = order.plan(host, handover)
+    if steps:
+        # Where nothing is changed, libvirt may say it.
+        refusals.refuse_unassignable(host, assignment)
+        ownership.refuse_open(host, assignment.addresses)
+    return handover, steps
+
+
+def check_free(one: Gpu, handover: Handover) -> None:
+    """Look at the GPU after the steps. Raises StepError when something is still reserved in it."""
+    if one.native:
+        return  # libvirt detaches the driver next, and its reservations go with it
+    expected = one.firmware and handover.kernel_removes_from(one)
+    for reservation in one.foreign_reservations:
+        simple = any(device.owns_memory for device in one.firmware)
+        if expected and simple and (
+            reservation.name == BOOTFB or reservation.name.startswith("simple")
+        ):  # fmt: skip
+            continue  # vfio-pci takes it along; start looks again
+        raise refusals.still_reserved(one, reservation)
+
+
+# -- doing
+
+
+def _free(claim: Claim, assignment: Assignment, config: Config, log: Log) -> None:
+    """Take the steps for a VM whose claim is made, and look whether its GPUs are free then."""
+    host = claim.host
+    with claim.work():
+        try:
+            handover, steps = look_ahead(host, assignment, config)
+            if claim.steps:
+                from ..stages.firmware import sysfb  # only for what was taken over
+
+                if not steps:  # or look_ahead() has done so
+                    # The other VM may run on without its GPU, which was unplugged, but with the
+                    # GPU's sound function.
+                    ownership.refuse_open(host, assignment.addresses)
+                steps += tuple(sysfb.taken_over(host, handover, claim.steps))
+            _take_all(claim, handover, steps, log)
+        except StuckError:
+            raise  # nothing may be undone below a process that the kernel holds
+        except Exception as error:
+            host.give_up_after(None)
+            try:
+                undo.undo(claim, log)
+            except HookError as second:
+                log.error(f"not all could be undone: {second}")
+                if isinstance(error, HookError):
+                    raise error.adding(_NOT_UNDONE) from error
+            raise
+    log.info(f"ready for the VM; on release {outlook.outlook(handover, tuple(claim.steps))}")
+
+
+def _take_all(claim: Claim, handover: Handover, steps: tuple[Step, ...], log: Log) -> None:
+    host = claim.host
+    # What was taken over may have been changed back since: QEMU switches memory
+    # decoding on, for one. An action that can be undone does nothing where it is
+    # so already; one that cannot, a rescan above all, is not done twice. A sound
+    # function that only the other VM had stays with the host.
+    mine = {*claim.gpus, *handover.siblings}
+    for step in tuple(claim.steps):
+        if step.do and step.undo and (step.do.concerns or step.gpu) in mine:
+            _act(host, step.do, log)
+    done: list[str] = []
+    try:
+        for step in steps:
+            done += _take(claim, step, log)
+    finally:
+        log.done(done)
+    for one in gpu.find(host, claim.gpus):
+        check_free(one, handover)
+
+
+def _take(claim: Claim, step: Step, log: Log) -> list[str]:
+    """Do a step; what has been done by it, in words."""
+    number = claim.begin(step)
+    done = []
+    if step.do is not None:
+        done = _act(claim.host, step.do, log)
+        for text in done:
+            log.debug(f"{text}, for {step.stage}: {step.do.shell()}")
+    elif step.undo is None and not step.loses:
+        done = [step.why]
+    claim.finish(number)
+    return done
+
+
+def _act(host: Host, action: Action, log: Log) -> list[str]:
+    """Do it; what has been done, in words."""
+    try:
+        remark = action.apply(host)
+    except LostError as error:
+        # Another VM takes the GPU that the consoles should go to. start looks after them again.
+        if not isinstance(action, MapConsoles):
+            raise
+        log.warning(str(error))
+        return []
+    return [f"{action.past()}{f'; {remark}' if remark else ''}"]

@@ -1,0 +1,48 @@
+"""What libvirt or QEMU would refuse: found before the console goes for nothing."""
+
+from __future__ import annotations
+
+from ..errors import RefusedError, StepError
+from ..machine import gpu
+from ..machine.gpu import Gpu
+from ..machine.host import Host
+from ..machine.memory import Reservation
+
+TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+if TYPE_CHECKING:
+    from .assignment import Assignment
+
+
+def refuse_unassignable(host: Host, assignment: Assignment) -> None:
+    """Raise RefusedError with what libvirt would not start the VM with.
+
+    Source: libvirt src/util/virhostdev.c, virHostdevPreparePCIDevices for managed='no';
+    src/util/virpci.c, virPCIDeviceAddressGetIOMMUGroupNum for the group.
+    """
+    if assignment.by_hand:
+        return
+    for hostdev in assignment.hostdevs:
+        unmanaged = hostdev.origin == "hostdev" and not hostdev.managed
+        if unmanaged and not gpu.is_vfio(host, hostdev.address):
+            raise RefusedError(
+                f"{hostdev.address} is managed='no' and not on vfio-pci, so libvirt does not"
+                " assign it",
+                hint="write managed='yes' in the <hostdev>, or bind it to vfio-pci yourself",
+            )
+    for address in assignment.gpus:
+        if host.link_name(f"sys/bus/pci/devices/{address}/iommu_group") is None:
+            off = "the IOMMU is off" if not host.list("sys/kernel/iommu_groups") else "no IOMMU"
+            raise RefusedError(
+                f"{off}: {address} is in no IOMMU group, so libvirt cannot assign it",
+                hint="switch VT-d (Intel) or AMD-Vi on in the firmware's setup; Intel also needs"
+                " intel_iommu=on on the kernel's command line",
+            )
+
+
+def still_reserved(one: Gpu, reservation: Reservation) -> StepError:
+    """The error for a GPU of which not all memory is free: QEMU could not map it."""
+    return StepError(
+        f"{reservation.name} still reserves {reservation.range} in BAR {reservation.bar} of"
+        f" {one.address}, so QEMU could not map it",
+        hint=f"look for what uses {reservation.name}, with `vfio-console-hook plan`",
+    )

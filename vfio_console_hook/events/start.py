@@ -1,0 +1,78 @@
+"""start and started: looks again when vfio-pci has the GPUs, and when the VM runs."""
+
+from __future__ import annotations
+
+from ..actions.consoles import LeaveFramebuffers, MapConsoles, ShowConsoles
+from ..actions.firmware import Rebind
+from ..claims.claim import Claim
+from ..errors import HookError, StepError
+from ..log import Log
+from ..machine import console, gpu
+from ..machine.worker import Supervisor, call
+from . import refusals
+
+
+def start(claim: Claim, log: Log, run: Supervisor = call) -> None:
+    """Look again now that vfio-pci has the GPUs: every BAR must be free for QEMU.
+
+    Raises HookError otherwise; nothing is undone here, libvirt calls release.
+    """
+    log = log.about("start", claim.uuid, claim.gpus)
+    run(lambda: _look_again(claim, log))
+
+
+def started(claim: Claim, log: Log, run: Supervisor = call) -> None:
+    """Write down how a running VM and the host's console are. Changes nothing else."""
+    # libvirt's daemon, started anew, asks the same of a VM that goes on running.
+    log = log.about(log.phase or "started", claim.uuid, claim.gpus)
+
+    def work() -> None:
+        with claim.work():
+            log.info(f"the VM runs; the host's consoles: {console.drawing(claim.host)}")
+
+    run(work)
+
+
+def _look_again(claim: Claim, log: Log) -> None:
+    with claim.work():
+        for one in gpu.find(claim.host, claim.gpus):
+            if not one.vfio:
+                driver = f"bound to {one.driver}" if one.driver else "without a driver"
+                raise StepError(
+                    f"{one.address} is {driver}, not on vfio-pci, so the VM cannot have it"
+                )
+            for reservation in one.foreign_reservations:
+                raise refusals.still_reserved(one, reservation)
+        _warn_of_losses(claim, log)
+        meanwhile = _revive_consoles(claim, log)
+        log.info(f"on vfio-pci, and nothing of the host is in QEMU's way{meanwhile}")
+
+
+def _warn_of_losses(claim: Claim, log: Log) -> None:
+    for _, step in claim.open_steps:
+        if isinstance(step.undo, Rebind) and step.undo.gone(claim.host):
+            log.warning(
+                f"the kernel has removed {step.undo.device}: the firmware console will not come"
+                " back before a reboot"
+            )
+
+
+def _revive_consoles(claim: Claim, log: Log) -> str:
+    """Make sure that consoles which were moved are shown; a clause that says where."""
+    # When a framebuffer goes that carried consoles, the kernel may drop all of
+    # them to the dummy console although another framebuffer is alive (fbcon.c,
+    # fbcon_fb_unbind). What is left now belongs to the host.
+    moved = [
+        step.do
+        for _, step in claim.open_steps
+        if isinstance(step.do, (LeaveFramebuffers, MapConsoles))
+    ]
+    if not moved or not console.framebuffers(claim.host):
+        return ""
+    target = next((one.fb for one in moved if isinstance(one, MapConsoles)), "")
+    try:
+        ShowConsoles(0, target).apply(claim.host)
+    except HookError as error:
+        log.warning(str(error))
+        return ""
+    return f"; the host's consoles: {console.drawing(claim.host)}"

@@ -1,0 +1,24 @@
+"""What vfio has of a PCI device, and the files by which QEMU gets it."""
+
+from __future__ import annotations
+
+from .gpu import is_vfio
+from .holders import Holder, find
+from .host import Host
+
+
+def vfio_nodes(host: Host, address: str) -> list[str]:
+    """What QEMU opens of a device on vfio-pci, such as "dev/vfio/1".
+
+    Source: the group file, or with iommufd the device file (Linux
+    Documentation/driver-api/vfio.rst, "Group and Container Example", "VFIO Device cdev").
+    """
+    device = f"sys/bus/pci/devices/{address}"
+    group = host.link_name(f"{device}/iommu_group")
+    nodes = [f"dev/vfio/devices/{name}" for name in host.list(f"{device}/vfio-dev")]
+    return [*nodes, f"dev/vfio/{group}"] if group else nodes
+
+
+def users(host: Host, address: str) -> list[Holder]:
+    """The processes that have a device open through vfio; none when it is not on vfio-pci."""
+    return find(host, vfio_nodes(host, address)) if is_vfio(host, address) else []
