@@ -450,29 +450,46 @@ reload_systemd() {
     "$@" >/dev/null 2>&1 || say "  systemd did not read its units again: run systemctl daemon-reload"
 }
 
-# Makes the daemon look for hooks: it does so when it starts and when it is told to.
+# Sends SIGHUP to process $2 if it is daemon $1. A pid file may be stale or empty, systemd
+# prints 0 for no process, and kill takes 0 for its own process group.
+hang_up() {
+    case $2 in '' | 0* | 1 | *[!0-9]*) return 1 ;; esac
+    # The kernel cuts comm at 15 bytes, which the names of both daemons fit into.
+    comm=
+    { read -r comm <"/proc/$2/comm"; } 2>/dev/null
+    [ "$comm" = "$1" ] && kill -HUP "$2"
+}
+
+# Makes the daemon look for hooks: it does so when it starts and when it is reloaded.
 reload_daemon() {
-    told=
+    running=
     for daemon in virtqemud libvirtd; do
+        pid=
         if [ -d /run/systemd/system ] && systemctl is-active --quiet "$daemon.service" 2>/dev/null; then
+            running=$daemon
             # ExecReload calls kill(1), which a small host may not have.
-            pid=$(systemctl show --property=MainPID --value "$daemon.service")
-            systemctl reload "$daemon.service" 2>/dev/null || kill -HUP "$pid"
-            told=$daemon
-        elif [ -r "/run/$daemon.pid" ]; then
-            pid=''
-            comm=''
-            read -r pid <"/run/$daemon.pid"
-            # The kernel cuts comm at 15 bytes, which both names fit into.
-            [ -z "$pid" ] || { read -r comm <"/proc/$pid/comm"; } 2>/dev/null
-            [ "$comm" != "$daemon" ] || { kill -HUP "$pid" && told=$daemon; }
+            if systemctl reload "$daemon.service" 2>/dev/null ||
+                hang_up "$daemon" "$(systemctl show --property=MainPID --value "$daemon.service")"; then
+                say "  $daemon was reloaded and finds the hook"
+            else
+                say "  $daemon cannot be reloaded: restart it, so that it finds the hook"
+            fi
+        elif [ -r "/run/$daemon.pid" ] && { read -r pid <"/run/$daemon.pid" || [ -n "$pid" ]; } &&
+            hang_up "$daemon" "$pid"; then
+            running=$daemon
+            say "  $daemon was reloaded and finds the hook"
         fi
     done
-    if [ -n "$told" ]; then
-        say "  $told was told to look for the hook"
-    else
-        say "  libvirt is not running: it finds the hook when it starts"
-    fi
+    [ -n "$running" ] || say "  libvirt is not running: it finds the hook when it starts"
+}
+
+# Gives what this run has made the labels that SELinux's policy has for it, and nothing else:
+# others have their own files in the same directories.
+set_labels() {
+    command -v restorecon >/dev/null || return 0
+    # shellcheck disable=SC2086  # one word a path: none of ours has a blank
+    { restorecon $created $placed && restorecon -R "$LIB" "$DOC"; } >/dev/null 2>&1 ||
+        say "  restorecon failed: look at the SELinux labels"
 }
 
 install_hook() {
@@ -539,14 +556,7 @@ install_hook() {
     say "  config   $root$ETC/default.yaml$config_note"
     [ "$gate" = "$MAIN" ] || say "  the hook in $root$MAIN was left as it is"
     [ -z "$root" ] || return 0
-    if command -v restorecon >/dev/null; then
-        set -- "$LIB" "$COMMAND" "$DOC" "$ETC" "$HOOKS"
-        ! has_systemd || set -- "$@" "$UNIT" "${WITH_LIBVIRTD%/*}" "${WITH_VIRTQEMUD%/*}"
-        for name in $shared; do
-            set -- "$@" "$SHARE/$name"
-        done
-        restorecon -R "$@" >/dev/null 2>&1 || say "  restorecon failed: look at the SELinux labels"
-    fi
+    set_labels
     ! has_systemd || reload_systemd
     reload_daemon
     recommend_libvirt

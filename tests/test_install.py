@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -874,6 +876,7 @@ class Chroot:
             text=True,
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **environment},
             stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a signal to its process group stays with it
         )
         return Result(done.returncode, done.stdout, done.stderr)
 
@@ -986,6 +989,126 @@ def test_a_systemd_that_does_not_listen_hinders_nothing(chroot: Chroot, trouble:
     assert told in installed.stdout
     assert removed.stdout == f"{told}vfio-console-hook is removed\n"
     assert not (chroot.top / UNIT).exists()
+
+
+def pretend_daemon(chroot: Chroot, pid: str) -> None:
+    """libvirtd runs as a service that systemd cannot reload, with this as its main PID."""
+    chroot.systemd()
+    (chroot.top / "usr/bin/systemctl").write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in "is-active --quiet libvirtd.service") ;; show*) echo {pid} ;; '
+        "daemon-reload) ;; *) exit 1 ;; esac\n"
+    )
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends by any signal."""
+    with subprocess.Popen(["sleep", "600"]) as started:
+        yield started
+        started.kill()
+
+
+def pretend_comm(chroot: Chroot, pid: int, comm: str) -> None:
+    """/proc as the installer sees it."""
+    (chroot.top / f"proc/{pid}").mkdir(parents=True)
+    (chroot.top / f"proc/{pid}/comm").write_text(f"{comm}\n")
+
+
+NOT_RELOADED = "  libvirtd cannot be reloaded: restart it, so that it finds the hook\n"
+
+
+@pytest.mark.parametrize("pid", ["0", "00", "''", "libvirtd"])
+def test_a_main_pid_that_is_none_is_not_signalled(chroot: Chroot, pid: str) -> None:
+    pretend_daemon(chroot, pid)
+
+    result = chroot()
+
+    # SIGHUP to process 0 would have ended install.sh itself.
+    assert (result.status, result.stderr) == (0, "")
+    assert result.stdout.endswith(NOT_RELOADED)
+
+
+def test_a_main_pid_of_another_program_is_not_signalled(
+    chroot: Chroot, process: subprocess.Popen[bytes]
+) -> None:
+    pretend_daemon(chroot, str(process.pid))
+    pretend_comm(chroot, process.pid, "sleep")
+
+    result = chroot()
+
+    assert result.stdout.endswith(NOT_RELOADED)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.2)
+
+
+def test_a_pid_file_of_a_program_that_has_ended_is_not_believed(
+    chroot: Chroot, process: subprocess.Popen[bytes]
+) -> None:
+    (chroot.top / "run/libvirtd.pid").write_text(str(process.pid))
+    pretend_comm(chroot, process.pid, "sleep")
+
+    result = chroot()
+
+    assert result.stdout.endswith("  libvirt is not running: it finds the hook when it starts\n")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.2)
+
+
+@pytest.mark.parametrize("systemd", [False, True])
+def test_the_daemon_itself_is_signalled(
+    chroot: Chroot, process: subprocess.Popen[bytes], systemd: bool
+) -> None:
+    if systemd:
+        pretend_daemon(chroot, str(process.pid))
+    else:
+        (chroot.top / "run/libvirtd.pid").write_text(str(process.pid))
+    pretend_comm(chroot, process.pid, "libvirtd")
+
+    result = chroot()
+
+    assert result.stdout.endswith("  libvirtd was reloaded and finds the hook\n")
+    assert process.wait(10) == -signal.SIGHUP
+
+
+# Writes down what it would relabel, as restorecon(8) understands -R.
+RESTORECON = """\
+#!/bin/sh
+if [ "$1" = -R ]; then shift; find "$@"; else printf '%s\\n' "$@"; fi >>/relabelled
+"""
+
+
+@pytest.mark.parametrize("upgrade", [False, True], ids=["first", "upgrade"])
+def test_selinux_labels_are_set_on_what_was_installed_and_nothing_else(
+    chroot: Chroot, upgrade: bool
+) -> None:
+    chroot.systemd()
+    restorecon = chroot.top / "usr/sbin/restorecon"
+    restorecon.parent.mkdir()
+    for name in ("etc/libvirt/hooks/network", "etc/libvirt/hooks/qemu.d/10-other"):
+        (chroot.top / name).parent.mkdir(parents=True, exist_ok=True)
+        (chroot.top / name).write_text(FOREIGN)
+    if upgrade:
+        chroot()
+        (chroot.top / ETC / "vms/mine.yaml").write_text("{}\n")
+    # A new directory has a new inode, and so has a file that was put into place.
+    before = inodes(chroot.top)
+    restorecon.write_text(RESTORECON)
+    restorecon.chmod(0o755)
+
+    chroot()
+
+    log = chroot.top / "relabelled"
+    relabelled = sorted(line[1:] for line in log.read_text().splitlines())
+    log.unlink()
+    restorecon.unlink()
+    (chroot.top / "asked").unlink()
+    new = {name for name, inode in inodes(chroot.top).items() if before.get(name) != inode}
+    assert set(relabelled) == new - {"dev/null"}
+
+
+def inodes(top: Path) -> dict[str, int]:
+    return {str(path.relative_to(top)): path.lstat().st_ino for path in top.rglob("*")}
 
 
 def pretend_packages(chroot: Chroot, then: str) -> None:
