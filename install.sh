@@ -12,6 +12,8 @@ export PATH
 unset CDPATH
 
 PYTHON=/usr/bin/python3
+# A link to the directory of the installed version, which is called LIB.NUMBER. A process goes
+# on with the version that it was started from, because modules are also loaded late.
 LIB=/usr/lib/vfio-console-hook
 COMMAND=/usr/bin/vfio-console-hook
 DOC=/usr/share/doc/vfio-console-hook
@@ -21,7 +23,7 @@ SHARE=/usr/share
 RUN=/run/vfio-console-hook
 
 # The three places where the gate may be: libvirt's own, the directory it reads since
-# 6.5, and a file that a hook of somebody else calls. Only programs in HOOKS (and in
+# 6.5, and a file that another hook calls. Only programs in HOOKS (and in
 # /usr/bin and its like) can be executed by a hook under Debian's AppArmor profile.
 MAIN=$HOOKS/qemu
 DROPIN=$HOOKS/qemu.d/50-vfio-console-hook
@@ -44,7 +46,7 @@ fish/vendor_completions.d/vfio-console-hook.fish'
 ZSH=zsh/site-functions/_vfio-console-hook
 ZSH_DEBIAN=zsh/vendor-completions/_vfio-console-hook
 
-# What is in the second line or so of our own files, and in nobody else's.
+# A line of each of our own files, by which they are recognized.
 GATE_MARK='^# vfio-console-hook: the gate'
 COMMAND_MARK='^"""The command vfio-console-hook'
 UNIT_MARK='^# vfio-console-hook: the unit'
@@ -72,8 +74,8 @@ is_there() {
 # --- leaving: everything or nothing -----------------------------------------------
 
 created=  # directories made by this run, one a line, outer ones first
-staged=   # files and directories not yet in place
-placed=   # targets in place, whose predecessors are still there as "staged name.old"
+staged=   # targets whose file, link or directory is prepared beside them, in order
+placed=   # those that are in place, and what was there before is beside them as *.old
 
 # The lines of $1 from last to first.
 backwards() {
@@ -103,11 +105,11 @@ undo() {
         rm -rf "$target"
         ! is_there "$old" || mv "$old" "$target"
     done
-    backwards "$staged" | while IFS= read -r new; do
+    backwards "$staged" | while IFS= read -r target; do
+        new=$(beside "$target")
         rm -rf "$new"
-        # The predecessor of a directory that was moved away, with nothing put in its place.
-        target=${new%/*}/${new##*/.new-}
-        [ ! -d "$new.old" ] || mv "$new.old" "$target"
+        # A directory that was moved away, with nothing put in its place.
+        [ ! -d "$new.old" ] || [ -L "$new.old" ] || mv "$new.old" "$target"
         rm -rf "$new.old"
     done
     backwards "$created" | while IFS= read -r dir; do
@@ -141,7 +143,7 @@ stage() {
     new=$(beside "$1")
     rm -rf "$new" "$new.old"
     staged="$staged
-$new"
+$1"
 }
 
 # Stages a copy of file $1 for target $2, with mode $3. A carriage return at the end of
@@ -152,25 +154,34 @@ stage_file() {
         stop "cannot write $new: ${reason##*: }; nothing was $doing"
 }
 
-# Stages a link for target $1 to the unit, which is one directory up.
+# Stages a link for target $1 that says $2.
 stage_link() {
     stage "$1"
-    reason=$(ln -s "../${UNIT##*/}" "$new" 2>&1) || stop "cannot make the link $new: ${reason##*: }; nothing was $doing"
+    reason=$(ln -s "$2" "$new" 2>&1) || stop "cannot make the link $new: ${reason##*: }; nothing was $doing"
 }
 
-# Puts what was staged for target $1 into place. A file is replaced in one step, so that
-# libvirt never misses the gate; a directory in two.
+# Puts what was staged for target $1 into place. A file or a link is replaced in one step, so
+# that libvirt never misses the gate, nor the gate the program; a directory in two.
 place() {
     new=$(beside "$1")
     old=$new.old
-    if [ -d "$1" ]; then
+    if [ -d "$1" ] && [ ! -L "$1" ]; then
         mv "$1" "$old" 2>/dev/null || stop "cannot replace $1; nothing was $doing"
     elif is_there "$1"; then
         cp -pP "$1" "$old" 2>/dev/null || stop "cannot save $1; nothing was $doing"
     fi
-    reason=$(mv -f "$new" "$1" 2>&1) || stop "cannot replace $1: ${reason##*: }; nothing was $doing"
+    # Without -T it would go into the directory that a link leads to.
+    reason=$(mv -fT "$new" "$1" 2>&1) || stop "cannot replace $1: ${reason##*: }; nothing was $doing"
     placed="$placed
 $1"
+}
+
+place_all() {
+    while IFS= read -r target; do
+        [ -z "$target" ] || place "$target"
+    done <<END
+$staged
+END
 }
 
 # With nothing but the shell and cat: a small host may lack cksum (Debian's busybox) or
@@ -185,6 +196,24 @@ ours() {
 
 is_our_link() {
     [ -L "$1" ] && [ "$(readlink "$1")" = "../${UNIT##*/}" ]
+}
+
+is_our_program() {
+    case $(readlink "$root$LIB") in "${LIB##*/}".[0-9]*) ;; *) false ;; esac
+}
+
+# The processes that run from directory $1: each has it open (hooks/launch.py, hooks/command.py).
+# ls only reads the links; [ -ef ] would follow them, and wait for a dead NFS server.
+running_from() {
+    dir=$(cd "$1" 2>/dev/null && pwd -P) || return 0
+    # shellcheck disable=SC2010  # the links are wanted, not the names
+    LC_ALL=C ls -l /proc/[0-9]*/fd 2>/dev/null |
+        LC_ALL=C grep -e '^/proc/' -e " -> .*${LIB##*/}" | while IFS= read -r line; do
+        case $line in
+            /proc/*) pid=${line#/proc/} ;;
+            *" -> $dir") printf '%s\n' "${pid%/fd:}" ;;
+        esac
+    done
 }
 
 # --- looking ----------------------------------------------------------------------
@@ -226,7 +255,7 @@ reads_dropins() {
     esac
 }
 
-# Sets gate to where ours goes. A hook of somebody else is never touched.
+# Sets gate to where ours goes. Other hooks are never touched.
 choose_gate() {
     check_dir "$root$HOOKS"
     check_dir "$root${DROPIN%/*}"
@@ -322,7 +351,7 @@ install_packages() {
 check_python() {
     if [ -z "$root" ] && { [ ! -x "$PYTHON" ] || ! python_has_libraries; }; then
         say "installing lxml and PyYAML for $PYTHON with the package manager of this host"
-        # What is told is the last line: of the package manager, or else of Python.
+        # The last line is reported: of the package manager, or else of Python.
         output=$(install_packages 'python3 python3-lxml python3-yaml' 'python3 python3-lxml python3-pyyaml' \
             'python3 python3-lxml python3-PyYAML' 'python python-lxml python-yaml' \
             'python3 py3-lxml py3-yaml' 'python3 python3-lxml python3-yaml' 2>&1) &&
@@ -351,7 +380,12 @@ recommend_libvirt() {
 # The package, its bytecode, the launcher and what the installer itself wants to know
 # later: the configuration as shipped, and the directories that were made.
 stage_program() {
-    stage "$root$LIB"
+    number=1
+    while is_there "$root$LIB.$number"; do
+        number=$((number + 1))
+    done
+    program=$LIB.$number
+    stage "$root$program"
     lib=$new
     reason=$({ mkdir "$lib" && cp -R "$here/vfio_console_hook" "$lib/" &&
         cp "$here/config/default.yaml" "$lib/default.yaml" &&
@@ -360,12 +394,19 @@ stage_program() {
     find "$lib" -name __pycache__ -prune -exec rm -rf {} +
     chmod -R u=rwX,go=rX "$lib"
     chmod 644 "$lib/hook"
-    reason=$("$PYTHON" -I -m compileall -q -d "$LIB" "$lib" 2>&1) ||
+    reason=$("$PYTHON" -I -m compileall -q -d "$program" "$lib" 2>&1) ||
         stop "cannot compile the program: $(printf '%s' "$reason" | tail -n 1); nothing was installed"
     reason=$("$PYTHON" -I -B -c 'import sys
 sys.path.insert(0, sys.argv[1])
 import vfio_console_hook.hook, vfio_console_hook.cli' "$lib" 2>&1) ||
         stop "the program does not load here: $(printf '%s' "$reason" | tail -n 1); nothing was installed"
+}
+
+# Removes the other versions, except those that a process still runs from.
+remove_other_programs() {
+    for other in "$root$LIB".[0-9]*; do
+        [ "$other" = "$root$program" ] || [ -n "$(running_from "$other")" ] || rm -rf "$other"
+    done
 }
 
 stage_documents() {
@@ -407,14 +448,7 @@ stage_config() {
 stage_unit() {
     stage_file "$here/hooks/${UNIT##*/}" "$root$UNIT" 644
     for link in "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD"; do
-        is_our_link "$root$link" || stage_link "$root$link"
-    done
-}
-
-place_unit() {
-    place "$root$UNIT"
-    for link in "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD"; do
-        is_our_link "$root$link" || place "$root$link"
+        is_our_link "$root$link" || stage_link "$root$link" "../${UNIT##*/}"
     done
 }
 
@@ -423,12 +457,6 @@ stage_shared() {
         from=$name
         [ "$name" != "$ZSH_DEBIAN" ] || from=$ZSH
         stage_file "$here/config/share/$from" "$root$SHARE/$name" 644
-    done
-}
-
-place_shared() {
-    for name in $shared; do
-        place "$root$SHARE/$name"
     done
 }
 
@@ -450,29 +478,46 @@ reload_systemd() {
     "$@" >/dev/null 2>&1 || say "  systemd did not read its units again: run systemctl daemon-reload"
 }
 
-# Makes the daemon look for hooks: it does so when it starts and when it is told to.
+# Sends SIGHUP to process $2 if it is daemon $1. A pid file may be stale or empty, systemd
+# prints 0 for no process, and kill takes 0 for its own process group.
+hang_up() {
+    case $2 in '' | 0* | 1 | *[!0-9]*) return 1 ;; esac
+    # The kernel cuts comm at 15 bytes, which the names of both daemons fit into.
+    comm=
+    { read -r comm <"/proc/$2/comm"; } 2>/dev/null
+    [ "$comm" = "$1" ] && kill -HUP "$2"
+}
+
+# Makes the daemon look for hooks: it does so when it starts and when it is reloaded.
 reload_daemon() {
-    told=
+    running=
     for daemon in virtqemud libvirtd; do
+        pid=
         if [ -d /run/systemd/system ] && systemctl is-active --quiet "$daemon.service" 2>/dev/null; then
+            running=$daemon
             # ExecReload calls kill(1), which a small host may not have.
-            pid=$(systemctl show --property=MainPID --value "$daemon.service")
-            systemctl reload "$daemon.service" 2>/dev/null || kill -HUP "$pid"
-            told=$daemon
-        elif [ -r "/run/$daemon.pid" ]; then
-            pid=''
-            comm=''
-            read -r pid <"/run/$daemon.pid"
-            # The kernel cuts comm at 15 bytes, which both names fit into.
-            [ -z "$pid" ] || { read -r comm <"/proc/$pid/comm"; } 2>/dev/null
-            [ "$comm" != "$daemon" ] || { kill -HUP "$pid" && told=$daemon; }
+            if systemctl reload "$daemon.service" 2>/dev/null ||
+                hang_up "$daemon" "$(systemctl show --property=MainPID --value "$daemon.service")"; then
+                say "  $daemon was reloaded and finds the hook"
+            else
+                say "  $daemon cannot be reloaded: restart it, so that it finds the hook"
+            fi
+        elif [ -r "/run/$daemon.pid" ] && { read -r pid <"/run/$daemon.pid" || [ -n "$pid" ]; } &&
+            hang_up "$daemon" "$pid"; then
+            running=$daemon
+            say "  $daemon was reloaded and finds the hook"
         fi
     done
-    if [ -n "$told" ]; then
-        say "  $told was told to look for the hook"
-    else
-        say "  libvirt is not running: it finds the hook when it starts"
-    fi
+    [ -n "$running" ] || say "  libvirt is not running: it finds the hook when it starts"
+}
+
+# Gives what this run has made the labels that SELinux's policy has for it, and nothing else:
+# others have their own files in the same directories.
+set_labels() {
+    command -v restorecon >/dev/null || return 0
+    # shellcheck disable=SC2086  # one word a path: none of ours has a blank
+    { restorecon $created $placed && restorecon -R "$program" "$DOC"; } >/dev/null 2>&1 ||
+        say "  restorecon failed: look at the SELinux labels"
 }
 
 install_hook() {
@@ -491,7 +536,8 @@ install_hook() {
     check_file "$root$ETC/default.yaml" ''
     ! has_systemd || check_unit
     choose_shared
-    for dir in "$LIB" "$DOC" "$ETC" "$ETC/vms"; do
+    is_our_program || check_dir "$root$LIB"
+    for dir in "$DOC" "$ETC" "$ETC/vms"; do
         check_dir "$root$dir"
     done
     for dir in "$LIB" "$DOC"; do
@@ -507,21 +553,16 @@ install_hook() {
     stage_file "$here/hooks/command.py" "$root$COMMAND" 755
     ! has_systemd || stage_unit
     stage_shared
-    make_dir "$root${gate%/*}"
+    stage_link "$root$LIB" "${program##*/}"
     stage_file "$here/hooks/qemu" "$root$gate" 755
     write_manifest
 
-    place "$root$DOC"
-    [ -z "$config" ] || place "$config"
-    place "$root$COMMAND"
-    place "$root$LIB"
-    ! has_systemd || place_unit
-    place_shared
-    place "$root$gate"
+    place_all
     trap - HUP INT TERM
     backwards "$placed" | while IFS= read -r target; do
         rm -rf "$(beside "$target").old"
     done
+    remove_other_programs
     # The same event must not come to us twice.
     for other in "$MAIN" "$DROPIN" "$CHAINED"; do
         [ "$other" = "$gate" ] || ! ours "$root$other" "$GATE_MARK" || rm -f "$root$other"
@@ -539,14 +580,7 @@ install_hook() {
     say "  config   $root$ETC/default.yaml$config_note"
     [ "$gate" = "$MAIN" ] || say "  the hook in $root$MAIN was left as it is"
     [ -z "$root" ] || return 0
-    if command -v restorecon >/dev/null; then
-        set -- "$LIB" "$COMMAND" "$DOC" "$ETC" "$HOOKS"
-        ! has_systemd || set -- "$@" "$UNIT" "${WITH_LIBVIRTD%/*}" "${WITH_VIRTQEMUD%/*}"
-        for name in $shared; do
-            set -- "$@" "$SHARE/$name"
-        done
-        restorecon -R "$@" >/dev/null 2>&1 || say "  restorecon failed: look at the SELinux labels"
-    fi
+    set_labels
     ! has_systemd || reload_systemd
     reload_daemon
     recommend_libvirt
@@ -554,17 +588,21 @@ install_hook() {
 
 # --- uninstall --------------------------------------------------------------------
 
+remove() {
+    reason=$(rm -f "$1" 2>&1) || stop "cannot remove $1: ${reason##*: }"
+}
+
 # Removes the unit, and sets found if there was something of it.
 remove_unit() {
     unit=
     for link in "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD"; do
         if is_our_link "$root$link"; then
-            reason=$(rm -f "$root$link" 2>&1) || stop "cannot remove $root$link: ${reason##*: }"
+            remove "$root$link"
             unit=yes
         fi
     done
     if ours "$root$UNIT" "$UNIT_MARK" && [ ! -L "$root$UNIT" ]; then
-        reason=$(rm -f "$root$UNIT" 2>&1) || stop "cannot remove $root$UNIT: ${reason##*: }"
+        remove "$root$UNIT"
         unit=yes
     fi
     [ -n "$unit" ] || return 0
@@ -583,16 +621,23 @@ remove_hook() {
                 "shut the VM down, or see vfio-console-hook status"
         fi
     done
+    for dir in "$root$LIB".[0-9]*; do
+        pid=$(running_from "$dir" | head -n 1)
+        [ -z "$pid" ] || stop "process $pid still runs the program; nothing was removed" "wait until it has ended"
+    done
     # The gate goes first: from then on no event looks for the program.
     found=
     for gate in "$MAIN" "$DROPIN" "$CHAINED"; do
         if ours "$root$gate" "$GATE_MARK" && [ ! -L "$root$gate" ]; then
-            reason=$(rm -f "$root$gate" 2>&1) || stop "cannot remove $root$gate: ${reason##*: }"
+            remove "$root$gate"
             found=yes
         fi
     done
     remove_unit
     if [ ! -f "$root$LIB/made" ]; then
+        # What an installation leaves behind that was killed.
+        ! is_our_program || rm -f "$root$LIB"
+        rm -rf "$root$LIB".[0-9]*
         say "vfio-console-hook ${found:+was only half there and }is not installed${root:+ in $root}"
         return
     fi
@@ -604,7 +649,7 @@ remove_hook() {
     for name in $MANUAL $COMPLETIONS $ZSH $ZSH_DEBIAN; do
         ! ours "$root$SHARE/$name" "$SHARED_MARK" || rm -f "$root$SHARE/$name"
     done
-    reason=$(rm -rf "$root$DOC" "$root$RUN" "$root$RUN.status" "$root$LIB" 2>&1) ||
+    reason=$(rm -rf "$root$DOC" "$root$RUN" "$root$RUN.status" "$root$LIB" "$root$LIB".[0-9]* 2>&1) ||
         stop "cannot remove everything: ${reason#*: }"
     rmdir "$root$ETC/vms" "$root$ETC" 2>/dev/null
     backwards "$made" | while IFS= read -r dir; do

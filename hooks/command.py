@@ -2,7 +2,7 @@
 """The command vfio-console-hook: finds the package that install.sh installed.
 
 Installed as /usr/bin/vfio-console-hook; the package is in ../lib beside it, also
-below a DESTDIR.
+below a DESTDIR. The version that runs is kept open, as in launch.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import sys
 
 sys.dont_write_bytecode = True
 prefix = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-sys.path.insert(0, os.path.join(prefix, "lib/vfio-console-hook"))
+here = os.path.join(prefix, "lib/vfio-console-hook")
+running = os.open(here, os.O_RDONLY)
+sys.path.insert(0, os.path.realpath(here))
 
 from vfio_console_hook.cli import main  # noqa: E402  (the path has to be there first)
 

@@ -2,8 +2,8 @@
 
 Installed as /usr/lib/vfio-console-hook/hook. Python runs isolated (-I), so the
 script's own directory is not on sys.path before it is put there. This file must
-work when everything else is broken: a package that cannot be loaded is told in
-one sentence, because nobody reads a traceback in virsh.
+work when everything else is broken: a package that cannot be loaded is reported
+in one sentence, because virsh is no place for a traceback.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ import sys
 gc.disable()
 # install.sh has compiled the package; a hook that writes into /usr is a surprise.
 sys.dont_write_bytecode = True
-sys.path.insert(0, __file__.rpartition("/")[0] or ".")
 
 try:
+    # The directory is a link, which the next install.sh replaces. Modules that are loaded
+    # late come from the version that runs, and install.sh keeps a version that is open.
+    here = __file__.rpartition("/")[0] or "."
+    running = os.open(here, os.O_RDONLY)
+    sys.path.insert(0, os.path.realpath(here))
     from vfio_console_hook.hook import main
 except Exception as error:  # a module may fail in any way when half of it is there
     sys.stderr.write(

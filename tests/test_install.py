@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +69,11 @@ def tree(top: Path) -> dict[str, str]:
     return found
 
 
+def names(top: Path) -> set[str]:
+    """Every path below top, whatever number the directory of the program has."""
+    return {re.sub(rf"(?<={LIB})\.\d+", ".N", name) for name in tree(top)}
+
+
 @dataclass(frozen=True)
 class Result:
     status: int
@@ -86,6 +95,7 @@ class Clone:
             text=True,
             env={"PATH": "/usr/bin:/bin", "DESTDIR": str(self.dest), **environment},
             stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a signal to its process group stays with it
         )
         return Result(done.returncode, done.stdout, done.stderr)
 
@@ -111,7 +121,7 @@ class Clone:
 
     def install_as_before_the_unit(self) -> None:
         """Installs, and takes out what earlier versions did not have."""
-        self()
+        self.install_as_before_the_link()
         shutil.rmtree(self.dest / "usr/lib/systemd")
         made = self.dest / LIB / "made"
         lines = made.read_text().splitlines()
@@ -128,6 +138,21 @@ class Clone:
             and (not line.startswith("/usr/share/") or line.startswith("/usr/share/doc"))
         ]
         made.write_text("".join(f"{line}\n" for line in old))
+
+    def program(self) -> Path:
+        """The directory of the version that is installed."""
+        return (self.dest / LIB).resolve(strict=True)
+
+    def programs(self) -> list[str]:
+        """The directories of all versions that are there."""
+        return sorted(path.name for path in (self.dest / LIB).parent.glob("vfio-console-hook.*"))
+
+    def install_as_before_the_link(self) -> None:
+        """Installs as earlier versions did, which had one directory instead of a link to it."""
+        self()
+        program = self.program()
+        (self.dest / LIB).unlink()
+        program.rename(self.dest / LIB)
 
     def libvirt(self, version: str, daemon: str = "usr/sbin/libvirtd") -> None:
         """Puts a daemon of this version into the tree."""
@@ -213,7 +238,10 @@ def test_both_daemons_want_the_unit_by_links_that_hold_at_any_root(clone: Clone)
     clone()
 
     links = {name: text for name, text in tree(clone.dest).items() if text.startswith("->")}
-    assert links == dict.fromkeys(UNIT_LINKS, "-> ../vfio-console-hook-recover.service")
+    assert links == {
+        LIB: "-> vfio-console-hook.1",
+        **dict.fromkeys(UNIT_LINKS, "-> ../vfio-console-hook-recover.service"),
+    }
     for name in UNIT_LINKS:
         assert (clone.dest / name).samefile(clone.dest / UNIT)
 
@@ -290,14 +318,14 @@ def test_systemd_has_no_objection_to_the_unit(clone: Clone) -> None:
 def test_every_module_is_compiled_and_carries_its_installed_path(clone: Clone) -> None:
     clone()
 
-    package = clone.dest / LIB / "vfio_console_hook"
+    package = clone.program() / "vfio_console_hook"
     modules = set(package.rglob("*.py"))
     compiled = {
         path.parent.parent / (path.name.split(".")[0] + ".py") for path in package.rglob("*.pyc")
     }
     assert compiled == modules
     code = next((package / "__pycache__").glob("errors.*.pyc")).read_bytes()
-    assert f"/{LIB}/vfio_console_hook/errors.py".encode() in code
+    assert f"/{LIB}.1/vfio_console_hook/errors.py".encode() in code
 
 
 def test_the_installed_launcher_finds_the_installed_package(clone: Clone) -> None:
@@ -313,7 +341,7 @@ def test_the_installed_launcher_finds_the_installed_package(clone: Clone) -> Non
         text=True,
     )
 
-    file = clone.dest / LIB / "vfio_console_hook/hook.py"
+    file = clone.program() / "vfio_console_hook/hook.py"
     assert done.stdout == f"['win11', 'start', 'begin', '-'] {file}\n"
     assert tree(clone.dest) == before
 
@@ -343,14 +371,18 @@ def test_the_program_as_it_is_can_be_installed_and_started(clone: Clone) -> None
 def test_installing_again_changes_nothing(clone: Clone) -> None:
     clone()
     before = tree(clone.dest)
+    program = tree(clone.program())
 
     result = clone()
 
     assert result.status == 0
+    rest = {name: text for name, text in tree(clone.dest).items() if not name.startswith(LIB)}
+    assert rest == {name: text for name, text in before.items() if not name.startswith(LIB)}
     # The bytecode holds the time of its source.
-    changed = {name for name, text in tree(clone.dest).items() if before.get(name) != text}
+    changed = {name for name, text in tree(clone.program()).items() if program.get(name) != text}
     assert {name for name in changed if not name.endswith(".pyc")} == set()
-    assert tree(clone.dest).keys() == before.keys()
+    assert tree(clone.program()).keys() == program.keys()
+    assert len(clone.programs()) == 1
 
 
 def test_an_upgrade_leaves_no_module_of_the_old_version(clone: Clone) -> None:
@@ -362,6 +394,111 @@ def test_an_upgrade_leaves_no_module_of_the_old_version(clone: Clone) -> None:
     clone()
 
     assert not list(clone.dest.rglob("*gone_soon*"))
+
+
+# Waits between its first modules and one that it loads late.
+WAITING = """\
+import sys
+def main(argv=None):
+    print("begun", flush=True)
+    sys.stdin.readline()
+    from vfio_console_hook.late import VERSION
+    print(VERSION, flush=True)
+    return 0
+"""
+
+
+@contextmanager
+def waiting(clone: Clone, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """The program of a version "old" while it waits; the clone is at "new" then."""
+    late = clone.directory / "vfio_console_hook/late/__init__.py"
+    late.parent.mkdir()
+    for name in ("hook", "cli"):
+        (clone.directory / f"vfio_console_hook/{name}.py").write_text(WAITING)
+    late.write_text("VERSION = 'old'\n")
+    clone()
+    late.write_text("VERSION = 'new'\n")
+    command = [str(clone.dest / word) for word in words]
+    with subprocess.Popen(
+        ["/usr/bin/python3", "-I", "-X", "utf8", *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout and process.stdout.readline() == "begun\n"
+        yield process
+
+
+@pytest.mark.parametrize("words", [f"{LIB}/hook", COMMAND], ids=["hook", "command"])
+def test_a_program_that_waits_goes_on_with_its_own_version(clone: Clone, words: str) -> None:
+    with waiting(clone, words) as process:
+        clone()
+        clone()
+
+        assert process.communicate("\n")[0] == "old\n"
+    clone()
+    assert clone.programs() == [clone.program().name]
+    done = subprocess.run(
+        ["/usr/bin/python3", "-I", clone.dest / words],
+        input="\n",
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "begun\nnew\n"
+
+
+def test_uninstall_refuses_while_the_program_runs(clone: Clone) -> None:
+    with waiting(clone, f"{LIB}/hook") as process:
+        clone()
+        before = tree(clone.dest)
+
+        result = clone("--uninstall")
+
+        assert result == Result(
+            1,
+            "",
+            f"install.sh: process {process.pid} still runs the program; nothing was removed\n"
+            "hint: wait until it has ended\n",
+        )
+        assert tree(clone.dest) == before
+        process.communicate("\n")
+    assert clone("--uninstall").status == 0
+    assert tree(clone.dest) == {}
+
+
+@pytest.mark.parametrize("program", ["mv", "ln", "tr", "rm"])
+def test_wherever_an_upgrade_is_killed_the_program_works(
+    clone: Clone, tmp_path: Path, program: str
+) -> None:
+    hook = clone.directory / "vfio_console_hook/hook.py"
+    hook.write_text("def main(argv):\n    print('old')\n    return 0\n")
+    before = tree(clone.dest)
+    clone()
+    installed = names(clone.dest)
+    hook.write_text("def main(argv):\n    print('new')\n    return 0\n")
+    clone.edit("PYTHON=/usr/bin/python3", "PYTHON=/usr/bin/true")  # to compile takes long
+    fail = count_calls(clone, tmp_path, program, "kill -9 0")
+    killed = []
+
+    for number in range(1, 60):
+        fail(number)
+        result = clone()
+        if result.status == 0:
+            break
+        done = subprocess.run(
+            ["/usr/bin/python3", "-I", clone.dest / LIB / "hook"], capture_output=True, text=True
+        )
+        assert (done.stdout, done.stderr) in (("old\n", ""), ("new\n", ""))
+        killed.append(done.stdout)
+
+    assert "old\n" in killed
+    assert result.status == 0
+    assert {name for name in names(clone.dest) if "__pycache__" not in name} == {
+        name for name in installed if "__pycache__" not in name
+    }
+    fail(0)
+    clone("--uninstall")
+    assert tree(clone.dest) == before
 
 
 def test_uninstall_leaves_no_trace(clone: Clone) -> None:
@@ -446,7 +583,7 @@ def test_uninstall_of_nothing_is_no_error(clone: Clone) -> None:
 
 def test_uninstall_removes_a_gate_and_a_unit_whose_program_is_gone(clone: Clone) -> None:
     clone()
-    shutil.rmtree(clone.dest / LIB)
+    shutil.rmtree(clone.program())
 
     result = clone("--uninstall")
 
@@ -454,19 +591,19 @@ def test_uninstall_removes_a_gate_and_a_unit_whose_program_is_gone(clone: Clone)
         f"vfio-console-hook was only half there and is not installed in {clone.dest}\n"
     )
     left = tree(clone.dest)
-    assert {MAIN, UNIT, *UNIT_LINKS} & left.keys() == set()
+    assert {LIB, MAIN, UNIT, *UNIT_LINKS} & left.keys() == set()
 
 
 @pytest.mark.parametrize("gone", [UNIT, *UNIT_LINKS])
 def test_what_is_missing_of_the_unit_is_made_again_and_uninstalled(clone: Clone, gone: str) -> None:
     before = tree(clone.dest)
     clone()
-    whole = tree(clone.dest)
+    whole = names(clone.dest)
     (clone.dest / gone).unlink()
 
     clone()
 
-    assert tree(clone.dest).keys() == whole.keys()
+    assert names(clone.dest) == whole
     (clone.dest / gone).unlink()
     clone("--uninstall")
     assert tree(clone.dest) == before
@@ -491,7 +628,7 @@ def test_an_upgrade_brings_the_unit_to_an_installation_without_it(clone: Clone) 
     clone.put("usr/lib/systemd/system/other.service", "")
     before = tree(clone.dest)
     clone()
-    whole = tree(clone.dest)
+    whole = names(clone.dest)
     clone("--uninstall")
     clone.install_as_before_the_unit()
     (clone.dest / "usr/lib/systemd").mkdir()  # what was there before is not ours to remove
@@ -500,7 +637,7 @@ def test_an_upgrade_brings_the_unit_to_an_installation_without_it(clone: Clone) 
     result = clone()
 
     assert f"  unit     {clone.dest}/{UNIT}\n" in result.stdout
-    assert tree(clone.dest).keys() == whole.keys()
+    assert names(clone.dest) == whole
     clone("--uninstall")
     assert tree(clone.dest) == before
 
@@ -794,45 +931,61 @@ def test_a_target_that_cannot_be_replaced_puts_everything_back(clone: Clone, nam
 FAILING = """\
 #!/bin/sh
 echo >>'{calls}'
-[ "$(wc -l <'{calls}')" != "$(cat '{fail}')" ] || {{ echo 'no room' >&2; exit 1; }}
+[ "$(wc -l <'{calls}')" != "$(cat '{fail}')" ] || {{ {then}; }}
 exec {program} "$@"
 """
 
 
-@pytest.mark.parametrize("program", ["mkdir", "tr", "ln", "mv"])
-@pytest.mark.parametrize("upgrade", [False, True], ids=["first", "upgrade"])
-def test_whatever_step_fails_everything_is_as_it_was(
-    clone: Clone, tmp_path: Path, program: str, upgrade: bool
-) -> None:
+def count_calls(clone: Clone, tmp_path: Path, program: str, then: str) -> Callable[[int], None]:
+    """Puts another program before the one of this name; gives back who sets the call to fail.
+
+    then is what happens instead of the n-th call; calls are counted from the setting on.
+    """
     calls, fail, directory = tmp_path / "calls", tmp_path / "fail", tmp_path / "bin"
     directory.mkdir()
     real = shutil.which(program)
-    (directory / program).write_text(FAILING.format(calls=calls, fail=fail, program=real))
+    text = FAILING.format(calls=calls, fail=fail, program=real, then=then)
+    (directory / program).write_text(text)
     (directory / program).chmod(0o755)
-    if upgrade:
+    clone.edit(
+        "PATH=/usr/sbin:/usr/bin:/sbin:/bin", f"PATH={directory}:/usr/sbin:/usr/bin:/sbin:/bin"
+    )
+
+    def set_call(number: int) -> None:
+        calls.write_text("")
+        fail.write_text(f"{number}\n")
+
+    return set_call
+
+
+@pytest.mark.parametrize("program", ["mkdir", "tr", "ln", "mv"])
+@pytest.mark.parametrize("before_it", ["nothing", "this version", "an earlier version"])
+def test_whatever_step_fails_everything_is_as_it_was(
+    clone: Clone, tmp_path: Path, program: str, before_it: str
+) -> None:
+    if before_it == "this version":
+        clone()
+    elif before_it == "an earlier version":
         clone.install_as_before_the_unit()
         # A link to another copy is replaced by a file, but not for an installation that fails.
         (clone.dest / COMMAND).unlink()
         clone.link(COMMAND, str(clone.directory / "hooks/command.py"))
     before = tree(clone.dest)
     clone.edit("PYTHON=/usr/bin/python3", "PYTHON=/usr/bin/true")  # to compile takes long
-    clone.edit(
-        "PATH=/usr/sbin:/usr/bin:/sbin:/bin", f"PATH={directory}:/usr/sbin:/usr/bin:/sbin:/bin"
-    )
+    fail = count_calls(clone, tmp_path, program, "echo 'no room' >&2; exit 1")
 
     for number in range(1, 60):
-        calls.write_text("")
-        fail.write_text(f"{number}\n")
+        fail(number)
         result = clone()
         if result.status == 0:
             break
         assert result.stderr.endswith("; nothing was installed\n")
         assert tree(clone.dest) == before
 
-    # It was called as often as there are links at least, and each time its failure was told.
+    # It was called once for each link at least, and each time its failure was reported.
     assert result.status == 0
-    assert number > len(UNIT_LINKS)
-    assert len(calls.read_text().splitlines()) == number - 1
+    assert number > (1 if before_it == "this version" else len(UNIT_LINKS))
+    assert len((tmp_path / "calls").read_text().splitlines()) == number - 1
 
 
 def test_a_clone_with_crlf_line_ends_installs_scripts_that_run(clone: Clone) -> None:
@@ -875,6 +1028,7 @@ class Chroot:
             text=True,
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **environment},
             stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a signal to its process group stays with it
         )
         return Result(done.returncode, done.stdout, done.stderr)
 
@@ -987,6 +1141,126 @@ def test_a_systemd_that_does_not_listen_hinders_nothing(chroot: Chroot, trouble:
     assert told in installed.stdout
     assert removed.stdout == f"{told}vfio-console-hook is removed\n"
     assert not (chroot.top / UNIT).exists()
+
+
+def pretend_daemon(chroot: Chroot, pid: str) -> None:
+    """libvirtd runs as a service that systemd cannot reload, with this as its main PID."""
+    chroot.systemd()
+    (chroot.top / "usr/bin/systemctl").write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in "is-active --quiet libvirtd.service") ;; show*) echo {pid} ;; '
+        "daemon-reload) ;; *) exit 1 ;; esac\n"
+    )
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends by any signal."""
+    with subprocess.Popen(["sleep", "600"]) as started:
+        yield started
+        started.kill()
+
+
+def pretend_comm(chroot: Chroot, pid: int, comm: str) -> None:
+    """/proc as the installer sees it."""
+    (chroot.top / f"proc/{pid}").mkdir(parents=True)
+    (chroot.top / f"proc/{pid}/comm").write_text(f"{comm}\n")
+
+
+NOT_RELOADED = "  libvirtd cannot be reloaded: restart it, so that it finds the hook\n"
+
+
+@pytest.mark.parametrize("pid", ["0", "00", "''", "libvirtd"])
+def test_a_main_pid_that_is_none_is_not_signalled(chroot: Chroot, pid: str) -> None:
+    pretend_daemon(chroot, pid)
+
+    result = chroot()
+
+    # SIGHUP to process 0 would have ended install.sh itself.
+    assert (result.status, result.stderr) == (0, "")
+    assert result.stdout.endswith(NOT_RELOADED)
+
+
+def test_a_main_pid_of_another_program_is_not_signalled(
+    chroot: Chroot, process: subprocess.Popen[bytes]
+) -> None:
+    pretend_daemon(chroot, str(process.pid))
+    pretend_comm(chroot, process.pid, "sleep")
+
+    result = chroot()
+
+    assert result.stdout.endswith(NOT_RELOADED)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.2)
+
+
+def test_a_pid_file_of_a_program_that_has_ended_is_not_believed(
+    chroot: Chroot, process: subprocess.Popen[bytes]
+) -> None:
+    (chroot.top / "run/libvirtd.pid").write_text(str(process.pid))
+    pretend_comm(chroot, process.pid, "sleep")
+
+    result = chroot()
+
+    assert result.stdout.endswith("  libvirt is not running: it finds the hook when it starts\n")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.2)
+
+
+@pytest.mark.parametrize("systemd", [False, True])
+def test_the_daemon_itself_is_signalled(
+    chroot: Chroot, process: subprocess.Popen[bytes], systemd: bool
+) -> None:
+    if systemd:
+        pretend_daemon(chroot, str(process.pid))
+    else:
+        (chroot.top / "run/libvirtd.pid").write_text(str(process.pid))
+    pretend_comm(chroot, process.pid, "libvirtd")
+
+    result = chroot()
+
+    assert result.stdout.endswith("  libvirtd was reloaded and finds the hook\n")
+    assert process.wait(10) == -signal.SIGHUP
+
+
+# Writes down what it would relabel, as restorecon(8) understands -R.
+RESTORECON = """\
+#!/bin/sh
+if [ "$1" = -R ]; then shift; find "$@"; else printf '%s\\n' "$@"; fi >>/relabelled
+"""
+
+
+@pytest.mark.parametrize("upgrade", [False, True], ids=["first", "upgrade"])
+def test_selinux_labels_are_set_on_what_was_installed_and_nothing_else(
+    chroot: Chroot, upgrade: bool
+) -> None:
+    chroot.systemd()
+    restorecon = chroot.top / "usr/sbin/restorecon"
+    restorecon.parent.mkdir()
+    for name in ("etc/libvirt/hooks/network", "etc/libvirt/hooks/qemu.d/10-other"):
+        (chroot.top / name).parent.mkdir(parents=True, exist_ok=True)
+        (chroot.top / name).write_text(FOREIGN)
+    if upgrade:
+        chroot()
+        (chroot.top / ETC / "vms/mine.yaml").write_text("{}\n")
+    # A new directory has a new inode, and so has a file that was put into place.
+    before = inodes(chroot.top)
+    restorecon.write_text(RESTORECON)
+    restorecon.chmod(0o755)
+
+    chroot()
+
+    log = chroot.top / "relabelled"
+    relabelled = sorted(line[1:] for line in log.read_text().splitlines())
+    log.unlink()
+    restorecon.unlink()
+    (chroot.top / "asked").unlink()
+    new = {name for name, inode in inodes(chroot.top).items() if before.get(name) != inode}
+    assert set(relabelled) == new - {"dev/null"}
+
+
+def inodes(top: Path) -> dict[str, int]:
+    return {str(path.relative_to(top)): path.lstat().st_ino for path in top.rglob("*")}
 
 
 def pretend_packages(chroot: Chroot, then: str) -> None:
