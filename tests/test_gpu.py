@@ -387,7 +387,7 @@ BAR0 = Bar(0, Range(0xD0000000, 0xD0FFFFFF))
 
 
 @pytest.mark.parametrize(
-    ("lines", "claimed"),
+    ("lines", "reserved"),
     [
         ((WINDOW, "  d0000000-d0ffffff : PCI Bus 0000:01", OWN), []),
         ((WINDOW, OWN, "      d0000000-d0ffffff : vesafb"),
