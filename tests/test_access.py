@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, configure, snapshot
-from tests.gate import ROOT
 from tests.libvirt_xml import EVENTS, UUID, domain_xml
 from vfio_console_hook import cli, hook
 from vfio_console_hook.claims.claim import CLAIMS, Claims
@@ -279,18 +276,3 @@ def test_the_name_of_another_vm_cannot_steer_the_terminal(
         f"vfio-console-hook: {GPU} belongs to the VM a\\u202e\\nb\\x85, which has it now",
         "hint: shut a\\u202e\\nb\\x85 down; if it does not run, `vfio-console-hook recover`",
     ]
-
-
-# -- programs
-
-
-def test_a_program_is_run_in_an_environment_that_nobody_chose() -> None:
-    program = "from vfio_console_hook.machine.host import Host; print(Host().run('/usr/bin/env'))"
-
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "MODPROBE_OPTIONS": "-n", "PATH": "/nowhere"},
-    )  # fmt: skip
-
-    assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(done.stdout.split()) == ["LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 # How long a killed child may take to be gone. One that is stuck in the kernel never is.
 _KILL_GRACE_S = 2.0
+# virsh of libvirt 7.0 shows 800 bytes of a message.
+_LONGEST_COMPLAINT = 1000
 
 # The end of the year 9999, which strftime() can still tell anywhere.
 _LAST_S = 253402214400
@@ -404,7 +406,7 @@ class Host:
     # -- programs and time
 
     def run(self, *command: str, timeout_s: float = 30) -> str:
-        """The output of a program, called by its full path.
+        """The output of a program, called by its full path, as text like that of read().
 
         Raises HostError when it fails or does not end in time, StuckError when it
         cannot even be killed.
@@ -415,8 +417,7 @@ class Host:
         pipe = subprocess.PIPE
         try:
             child = subprocess.Popen(  # noqa: S603  (no shell, and callers give full paths)
-                command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True,
-                env=_ENVIRONMENT,
+                command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=_ENVIRONMENT,
             )  # fmt: skip
         except OSError as error:
             raise HostError(f"cannot run {shown}: {os.strerror(error.errno or 0)}") from error
@@ -433,9 +434,10 @@ class Host:
                 ) from error
             raise HostError(f"{shown} did not end within {timeout_s:g} s") from error
         if child.returncode:
-            reason = complaint.strip() or f"exit status {child.returncode}"
-            raise HostError(f"{shown} failed: {reason}")
-        return output.strip()
+            raise HostError(
+                f"{shown} failed: {_sentence(complaint) or f'exit status {child.returncode}'}"
+            )
+        return output.decode("utf-8", "surrogateescape").strip()
 
     def vms(self, uri: str, name: str = "") -> tuple[Vm, ...]:
         """The VMs that libvirt knows at uri, or that of a name or uuid, asked read-only.
@@ -497,6 +499,12 @@ class Host:
                 return False
             time.sleep(0.05)
         return True
+
+
+def _sentence(complaint: bytes) -> str:
+    """What a program printed on stderr, in any encoding, as one line of text."""
+    text = " ".join(complaint.decode(errors="backslashreplace").split())
+    return text if len(text) <= _LONGEST_COMPLAINT else f"{text[:_LONGEST_COMPLAINT]}..."
 
 
 def _absent(error: OSError) -> bool:

@@ -51,8 +51,12 @@ def ask(uri: str, name: str = "") -> tuple[Vm, ...]:
             found = [_read(libvirt, one) for one in domains if one is not None]
         finally:
             connection.close()
-    except libvirt.libvirtError as error:
-        reason = " ".join((error.get_error_message() or str(error)).split())
+    # libvirt-python decodes strictly (libvirt-utils.c, PyUnicode_FromString).
+    except (libvirt.libvirtError, UnicodeDecodeError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            reason = "its answer is not UTF-8"
+        else:
+            reason = " ".join((error.get_error_message() or str(error)).split())
         raise HostError(
             f"cannot ask libvirt at {uri}: {reason}",
             hint=f"see what `virsh -r -c {uri} list --all` says",
