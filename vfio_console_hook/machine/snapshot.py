@@ -43,7 +43,8 @@ from dataclasses import dataclass
 from stat import S_ISLNK
 
 from ..errors import HostError
-from .host import CONSOLES, FBIOGET_CON2FBMAP, FBIOGET_FSCREENINFO, KDGETMODE, Host, seconds
+from .host import Host, seconds
+from .host.consoles import CONSOLES, FBIOGET_CON2FBMAP, FBIOGET_FSCREENINFO, KDGETMODE
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from ..errors import RefusedError
 from ..machine import console
 from ..machine.console import Framebuffer
 from ..machine.gpu import Gpu, find
-from ..machine.host import CONSOLES, Host
+from ..machine.host import Host
+from ..machine.host.consoles import CONSOLES
 from .handover import Handover
 
 NAME = "fbcon"
