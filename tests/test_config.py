@@ -355,7 +355,7 @@ HOLDERS = (
         ),
         (
             "services: [{name: x, active: rc-service x, stop: /bin/x, start: /bin/x}]",
-            "12: a group with 'rc-service x', which is no full path, for 'active' in 'services',"
+            "12: a group with 'rc-service x', which is not a full path, for 'active' in 'services',"
             f" {SERVICES}",
         ),
         (
@@ -420,7 +420,7 @@ NO_COLON = "a key without `: ` behind it, a colon and a space"
         ("holders:\n  wait: 1", "2:3: unknown key 'wait' in 'holders', did you mean 'wait_s'?"),
         (
             "holders:\n  apu: allow",
-            "2:3: unknown key 'apu' in 'holders', it belongs to the beginning of a line",
+            "2:3: unknown key 'apu' in 'holders', write it at the beginning of a line",
         ),
         (
             "holders:\n  x: 1",
@@ -454,7 +454,7 @@ NO_COLON = "a key without `: ` behind it, a colon and a space"
         ),
         (
             "holders:\n    wait_s: 1\n  grace_s: 2",
-            "3:3: this line is not indented like those that it belongs to",
+            "3:3: this line is not indented like the others of its group",
         ),
         ("bootfb: [native", "1:9: this [ is never closed"),
         ("holders: {wait_s: 1\napu: allow", "1:10: this { is never closed"),
@@ -465,7 +465,7 @@ NO_COLON = "a key without `: ` behind it, a colon and a space"
         ),
         (
             "apu: 'it's'",
-            "1:10: something stands behind the closing quote; inside of '...' write '' for one '",
+            "1:10: text after the closing quote; inside of '...' write '' for one '",
         ),
         ("apu: @x", "1:6: a value cannot begin with @, put it in quotes"),
         ("apu: 1\n---\nb: 2", "2:1: --- begins a second document, only one is read"),

@@ -304,8 +304,8 @@ def test_processes_that_may_not_be_looked_into_are_unknown(machine: MachineFacto
     found = holders.find(host, ["dev/fb0"])
 
     assert [str(one) for one in found] == [
-        "firefox (71) [snap.service], which may not be looked into",
-        "x (72), which may not be looked into",
+        "firefox (71) [snap.service], which cannot be inspected",
+        "x (72), which cannot be inspected",
     ]
 
 
@@ -583,7 +583,7 @@ def test_on_5_x_who_may_not_be_looked_into_refuses_the_vm(machine: MachineFactor
     conceal(host, pid=71, command="firefox", unit="x.service")
 
     assert refusal(host, NOW, GPU).startswith(
-        "0000:01:00.0 may be in use by firefox (71) [x.service], which may not be looked into"
+        "0000:01:00.0 may be in use by firefox (71) [x.service], which cannot be inspected"
     )
 
 
@@ -898,7 +898,7 @@ def test_the_plan_tells_who_has_it_now_and_what_becomes_of_them(
     assert [(str(one.holder), one.becomes) for one in made.holders] == [
         ("Xorg (7) with /dev/dri/card0 open", becomes),
         ("lact (8) [lactd.service] with /dev/dri/renderD128 open", becomes),
-        ("firefox (9), which may not be looked into", ""),
+        ("firefox (9), which cannot be inspected", ""),
     ]
     assert (snapshot(host), host.changes) == (before, [])
 

@@ -1,16 +1,15 @@
-"""What can go wrong, told to people.
+"""The errors that people see.
 
-One class for each person who has to act. They are raised wherever the fact is
-known and caught in two places only: hook.main and cli.main. The text says what
-could not be done, to what, why, and what is the state now: lower case, no full
-stop. The hint is one thing to try.
+There is one class for each way to act on it. They are raised where the fact is known and
+caught in two places only: hook.main and cli.main. The text says what could not be done, to
+what, why, and the state now: lower case, no full stop. The hint is one thing to try.
 """
 
 from __future__ import annotations
 
 import os
 
-# How much of foreign text may stand in a sentence.
+# The most characters of a path or a file's content in a sentence.
 _LONGEST_PATH = 300
 _LONGEST_CONTENT = 60
 
@@ -40,7 +39,7 @@ class RefusedError(HookError):
 
 
 class HostError(HookError):
-    """The kernel refused a read or a write; carries its path and errno."""
+    """A read, a write or a program failed; carries path and errno of a system call."""
 
     def __init__(self, text: str, hint: str = "", *, path: str = "", errno: int = 0) -> None:
         super().__init__(text, hint)
@@ -56,28 +55,28 @@ class HostError(HookError):
 
     @classmethod
     def unclear(cls, path: str, content: str) -> HostError:
-        """The HostError for what is there and is not as the kernel writes it."""
+        """The HostError for a file whose content is not in the kernel's format."""
         return cls(f"cannot understand {_cut(path)}: {content[:_LONGEST_CONTENT]!r}", path=path)
 
 
 class StepError(HookError):
-    """The kernel accepted a step, and what it should have done is not there."""
+    """The kernel accepted a step, but reading back shows that it had no effect."""
 
 
 class ClaimError(HookError):
-    """The claim of claims cannot be read or written."""
+    """A claim cannot be read or written."""
 
 
 class LostError(HookError):
-    """Something cannot be given back before a reboot: told to the person, not a failure."""
+    """Something comes back only with a reboot: reported, but not a failure."""
 
 
 class StuckError(HookError):
-    """A process of ours cannot be killed: nothing may be tried or undone below it."""
+    """A process of ours cannot be killed: nothing is done or undone while it is stuck."""
 
 
 class BugError(HookError):
-    """Something that no one foresaw; carries the traceback for the log."""
+    """A bug: any other exception; carries the traceback for the log."""
 
     def __init__(self, text: str, hint: str = "", *, trace: str = "") -> None:
         super().__init__(text, hint)
@@ -85,7 +84,7 @@ class BugError(HookError):
 
     @classmethod
     def of(cls, error: Exception) -> BugError:
-        """The BugError for an unforeseen exception, while it is being handled."""
+        """The BugError for any other exception, while it is being handled."""
         import traceback  # only for a bug
 
         return cls(

@@ -1,8 +1,8 @@
-"""Whose files these are: root obeys nothing that somebody else could have written.
+"""Which files root can trust: those that only root can change or replace.
 
-A file is also exchanged by whoever may write a directory on the way to it, or owns a link
-there. So the whole way is walked, link by link: NixOS, stow and others lay links of root's
-into /etc, and these are as good as files.
+A file can also be replaced by a user who can write a directory on its path, or owns a
+symbolic link there. So the whole path is resolved, link by link: NixOS, stow and others put
+links that root owns into /etc, and those are accepted.
 """
 
 from __future__ import annotations
@@ -17,36 +17,38 @@ if TYPE_CHECKING:
     import os
 
 WRITABLE = "can be written by others than root"
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH  # the mask of an access control list is in it, too
+# The mask of an access control list shows as the mode of the group (acl(5)).
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 # As many links as the kernel follows in one path (Linux include/linux/namei.h, MAXSYMLINKS).
 _MOST_LINKS = 40
 
 
 @dataclass(frozen=True)
 class Way:
-    """Where a path leads: end is the same place without any link, "" when nothing is there.
+    """A path without links, and whether it can be trusted.
 
-    bad is the first place on the way that somebody else could have made, and why says so,
-    as a clause about it; both are "" when there is none. Then end can be trusted.
+    path is "" when nothing is there. untrusted is the first place on the path that another
+    user could have changed, and why says so, as a clause about it; both are "" when there
+    is none.
     """
 
-    end: str = ""
-    bad: str = ""
+    path: str = ""
+    untrusted: str = ""
     why: str = ""
 
 
 def refused(status: os.stat_result, owner_uid: int = 0) -> str:
-    """Why a file or directory would not be obeyed, by its owner and mode: a clause, or ""."""
+    """Why a file or directory cannot be trusted, by its owner and mode: a clause, or ""."""
     if status.st_uid not in (0, owner_uid):
         return f"belongs to user {status.st_uid} instead of root"
-    # Everybody may "write" a link, which means nothing.
+    # The mode of a link is 0777 and has no meaning (symlink(7)).
     if status.st_mode & _OTHERS_WRITE and not stat.S_ISLNK(status.st_mode):
         return WRITABLE
     return ""
 
 
 def follow(host: Host, path: str) -> Way:
-    """Walk to path and look who could have changed what is on the way. Raises HostError."""
+    """Resolve path, up to the first place that another user could change. Raises HostError."""
     walked = ""
     left = path.split("/")
     links = 0
@@ -77,5 +79,5 @@ def follow(host: Host, path: str) -> Way:
 
 
 def _is_sticky(status: os.stat_result) -> bool:
-    """Whether nobody can replace what belongs to others in there, as in /nix/store (inode(7))."""
+    """Whether users can replace only what they own in there, as in /nix/store (inode(7))."""
     return stat.S_ISDIR(status.st_mode) and bool(status.st_mode & stat.S_ISVTX)
