@@ -87,3 +87,13 @@ def test_an_answer_of_libvirt_that_is_not_utf8_is_an_error_of_the_host(
         libvirtd.ask("test:///default")
 
     assert caught.value.text == "cannot ask libvirt at test:///default: its answer is not UTF-8"
+
+
+def test_what_was_read_can_be_written_back_byte_for_byte(tmp_path: Path) -> None:
+    attribute = tmp_path / "driver_override"
+    attribute.write_bytes(b"B\xfcro")
+    host = Host(str(tmp_path))
+
+    host.write("driver_override", f"{host.read('driver_override')}\n")
+
+    assert attribute.read_bytes() == b"B\xfcro\n"

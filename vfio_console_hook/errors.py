@@ -50,13 +50,16 @@ class HostError(HookError):
     def of(cls, what: str, path: str, error: OSError) -> HostError:
         """The HostError for a failed system call: "cannot WHAT PATH: reason"."""
         number = error.errno or 0
-        shown = _cut(path)
+        shown = cut(path, _LONGEST_PATH)
         return cls(f"cannot {what} {shown}: {os.strerror(number)}", path=path, errno=number)
 
     @classmethod
     def unclear(cls, path: str, content: str) -> HostError:
         """The HostError for a file whose content is not in the kernel's format."""
-        return cls(f"cannot understand {_cut(path)}: {content[:_LONGEST_CONTENT]!r}", path=path)
+        return cls(
+            f"cannot understand {cut(path, _LONGEST_PATH)}: {content[:_LONGEST_CONTENT]!r}",
+            path=path,
+        )
 
 
 class StepError(HookError):
@@ -94,5 +97,6 @@ class BugError(HookError):
         )
 
 
-def _cut(path: str) -> str:
-    return path if len(path) <= _LONGEST_PATH else f"{path[:_LONGEST_PATH]}..."
+def cut(text: str, longest: int) -> str:
+    """The text, cut off after longest characters."""
+    return text if len(text) <= longest else f"{text[:longest]}..."

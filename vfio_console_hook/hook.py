@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 
-from .errors import BugError, HookError, StuckError
+from .errors import BugError, HookError, StuckError, cut
 from .machine import streams, worker
 from .machine.host import Host
 
@@ -99,11 +99,11 @@ def _given(xml: bytes | None) -> bytes:
 
 
 def _tell(error: HookError) -> None:
-    from .log import cut, printable
+    from .log import LONGEST, printable
 
     # Names of VMs and processes may be in it: neither begins a line or steers a terminal.
-    line = f"{IDENT}: {printable(cut(error.text))}"
-    line += f"\nhint: {printable(cut(error.hint))}" if error.hint else ""
+    line = f"{IDENT}: {printable(cut(error.text, LONGEST))}"
+    line += f"\nhint: {printable(cut(error.hint, LONGEST))}" if error.hint else ""
     try:
         sys.stderr.buffer.write(line.encode("utf-8", "backslashreplace") + b"\n")
         sys.stderr.flush()

@@ -18,8 +18,10 @@ fields, and systemd's own handler is in a package that not every host has.
 
 from __future__ import annotations
 
+import copy
 import os
 
+from .errors import cut
 from .machine.host import Host
 
 IDENT = "vfio-console-hook"
@@ -31,7 +33,7 @@ _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # syslog(3)
 _DAEMON = 3  # the facility, of syslog(3)
 
 # A datagram must fit into the socket's buffer, by default 208 KiB (net.core.wmem_max).
-_LONGEST = 8192
+LONGEST = 8192
 _LONGEST_NAME = 1024
 # libvirtd waits for us with the VM locked, so a hung journal must not hold us up.
 _PATIENCE_S = 1.0
@@ -59,8 +61,8 @@ class Log:
 
     def about(self, phase: str, uuid: str, gpus: tuple[str, ...]) -> Log:
         """The log of the same VM for one event."""
-        one = object.__new__(type(self))  # the module copy would have to be loaded first
-        vars(one).update(vars(self), phase=phase, uuid=uuid, gpus=gpus)
+        one = copy.copy(self)
+        one.phase, one.uuid, one.gpus = phase, uuid, gpus
         return one
 
     def debug(self, text: str) -> None:
@@ -103,7 +105,7 @@ class Log:
     def _line(self, text: str) -> str:
         where = " ".join(word for word in (self.phase, *self.gpus) if word)
         name = printable(cut(self.vm, _LONGEST_NAME))
-        return f"{name}: {where + ': ' if where else ''}{printable(cut(text))}"
+        return f"{name}: {where + ': ' if where else ''}{printable(cut(text, LONGEST))}"
 
 
 def printable(text: str) -> str:
@@ -153,11 +155,6 @@ def datagram(fields: tuple[tuple[str, str], ...]) -> bytes:
         else:
             content += name.encode() + b"=" + raw + b"\n"
     return content
-
-
-def cut(text: str, longest: int = _LONGEST) -> str:
-    """The text, cut off after longest characters."""
-    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def _to_syslog(level: str, line: str) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ..errors import HostError
+from ..errors import HostError, cut
 from . import processes
 from .host import Host
 
@@ -76,8 +76,7 @@ def _is_unit(part: str) -> bool:
 
 def printable(text: str, most: int = _MAX_NAME) -> str:
     """A text that any user may have chosen (prctl, PR_SET_NAME), as a part of one line."""
-    shown = "".join(sign if sign.isprintable() else "?" for sign in text)
-    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+    return cut("".join(sign if sign.isprintable() else "?" for sign in text), most)
 
 
 def listed(texts: Iterable[object]) -> str:

@@ -11,6 +11,13 @@ import stat
 
 from ...errors import HostError
 
+TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
 
 class Files:
     """The files below root. Paths have no leading slash ("sys/class/vtconsole")."""
@@ -26,13 +33,12 @@ class Files:
 
     def read_bytes(self, path: str) -> bytes | None:
         """The content of a file, or None when it is not there. Raises HostError."""
-        try:
-            with open(self.path(path), "rb", buffering=0) as file:
+
+        def content(full: str) -> bytes:
+            with open(full, "rb", buffering=0) as file:
                 return file.read()
-        except OSError as error:
-            if is_absent(error):
-                return None
-            raise HostError.of("read", f"/{path}", error) from error
+
+        return self._if_there("read", path, content)
 
     def read(self, path: str) -> str | None:
         """The text of a file without blanks around it, or None when it is not there.
@@ -45,33 +51,18 @@ class Files:
 
     def list(self, path: str) -> tuple[str, ...]:
         """The names in a directory, sorted; none when it is not there. Raises HostError."""
-        try:
-            return tuple(sorted(os.listdir(self.path(path))))
-        except OSError as error:
-            if is_absent(error):
-                return ()
-            raise HostError.of("list", f"/{path}", error) from error
+        return tuple(sorted(self._if_there("list", path, os.listdir) or ()))
 
     def exists(self, path: str) -> bool:
         return os.path.exists(self.path(path))
 
     def stat(self, path: str) -> os.stat_result | None:
         """The status of a file, links followed, or None without it. Raises HostError."""
-        try:
-            return os.stat(self.path(path))
-        except OSError as error:
-            if is_absent(error):
-                return None
-            raise HostError.of("look at", f"/{path}", error) from error
+        return self._if_there("look at", path, os.stat)
 
     def lstat(self, path: str) -> os.stat_result | None:
         """The status of a file or of the link itself, or None without it. Raises HostError."""
-        try:
-            return os.lstat(self.path(path))
-        except OSError as error:
-            if is_absent(error):
-                return None
-            raise HostError.of("look at", f"/{path}", error) from error
+        return self._if_there("look at", path, os.lstat)
 
     def read_file(self, path: str, most: int = -1) -> tuple[os.stat_result, bytes] | None:
         """The status of a file and its first bytes, all by default; None without the file.
@@ -80,44 +71,37 @@ class Files:
         regular file has bytes here: a link is not followed, and a fifo is not waited for.
         Raises HostError.
         """
-        try:
-            status = os.lstat(self.path(path))
+
+        def status_and_content(full: str) -> tuple[os.stat_result, bytes]:
+            status = os.lstat(full)
             if not stat.S_ISREG(status.st_mode):
                 return status, b""
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-            with open(os.open(self.path(path), flags), "rb", buffering=0) as file:
+            with open(os.open(full, flags), "rb", buffering=0) as file:
                 status = os.fstat(file.fileno())
-                content = file.read(most) if stat.S_ISREG(status.st_mode) else b""
-        except OSError as error:
-            if is_absent(error):
-                return None
-            raise HostError.of("read", f"/{path}", error) from error
-        return status, content
+                return status, file.read(most) if stat.S_ISREG(status.st_mode) else b""
+
+        return self._if_there("read", path, status_and_content)
 
     def label(self, path: str) -> str | None:
         """The SELinux label of a file, such as "system_u:object_r:virt_hook_t:s0", or None.
 
         Links are followed. Raises HostError when it may not be read.
         """
-        try:
-            raw = os.getxattr(self.path(path), "security.selinux")
-        except OSError as error:
-            if is_absent(error) or error.errno in (errno.ENODATA, errno.ENOTSUP):
-                return None
-            raise HostError.of("read the label of", f"/{path}", error) from error
-        return raw.rstrip(b"\0").decode("utf-8", "surrogateescape")
+
+        def label(full: str) -> str:
+            raw = os.getxattr(full, "security.selinux")
+            return raw.rstrip(b"\0").decode("utf-8", "surrogateescape")
+
+        # ENODATA: the file has none. ENOTSUP: its file system has no labels.
+        return self._if_there("read the label of", path, label, errno.ENODATA, errno.ENOTSUP)
 
     def readlink(self, path: str) -> str | None:
         """Where a link points, as written in it; None when there is no such link.
 
         Raises HostError when the link may not be read.
         """
-        try:
-            return os.readlink(self.path(path))
-        except OSError as error:
-            if is_absent(error) or error.errno == errno.EINVAL:
-                return None
-            raise HostError.of("read the link", f"/{path}", error) from error
+        return self._if_there("read the link", path, os.readlink, errno.EINVAL)
 
     def link_name(self, path: str) -> str | None:
         """The last part of the path that a link points to (a driver's name), or None."""
@@ -126,21 +110,29 @@ class Files:
 
     def real(self, path: str) -> str | None:
         """The path with all links resolved, or None when it is not there. Raises HostError."""
-        try:
-            full = os.path.realpath(self.path(path))
-        except OSError as error:  # a link that has gone since it was seen (posixpath.py)
-            if is_absent(error):
-                return None
-            raise HostError.of("read the link", f"/{path}", error) from error
-        if not os.path.exists(full):
+        # It fails for a link that is removed meanwhile (posixpath.py).
+        full = self._if_there("read the link", path, os.path.realpath)
+        if full is None or not os.path.exists(full):
             return None
         return os.path.relpath(full, self.root)
+
+    def _if_there(self, what: str, path: str, call: Callable[[str], T], *none_for: int) -> T | None:
+        """What call returns for the full path, or None when nothing is there.
+
+        none_for are further errnos that mean None. Raises HostError: "cannot WHAT PATH".
+        """
+        try:
+            return call(self.path(path))
+        except OSError as error:
+            if is_absent(error) or error.errno in none_for:
+                return None
+            raise HostError.of(what, f"/{path}", error) from error
 
     # -- writing
 
     def write(self, path: str, text: str) -> None:
         """Write text to an attribute that exists, in one system call. Raises HostError."""
-        self.poke(path, 0, text.encode())
+        self.poke(path, 0, text.encode("utf-8", "surrogateescape"))
 
     def peek(self, path: str, offset: int, size: int) -> bytes:
         """size bytes at offset of a file such as PCI `config`. Raises HostError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ...errors import HostError, StuckError
+from ...errors import HostError, StuckError, cut
 
 # LC_ALL: programs print in the language that is understood here. No variable of the caller
 # changes what they do (MODPROBE_OPTIONS, SYSTEMD_*). libvirt leaves a hook little more.
@@ -80,4 +80,4 @@ class Programs:
 def _sentence(complaint: bytes) -> str:
     """What a program printed on stderr, in any encoding, as one line of text."""
     text = " ".join(complaint.decode(errors="backslashreplace").split())
-    return text if len(text) <= _LONGEST_COMPLAINT else f"{text[:_LONGEST_COMPLAINT]}..."
+    return cut(text, _LONGEST_COMPLAINT)
