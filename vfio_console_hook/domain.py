@@ -97,7 +97,7 @@ def hostdev_addresses(xml: bytes) -> tuple[str, ...]:
 
 def tree(xml: bytes) -> _Element:
     """The root element of a domain XML, with at least what is in _READ. Raises DomainError."""
-    # Takes some 20 ms to load, so only when there is XML to read.
+    # Takes 6 ms to load, so only when there is XML to read.
     from lxml import etree
 
     if b"<!DOCTYPE" in xml:

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from .errors import DomainError
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
     from typing import Any
 
     from lxml.etree import _Element
 
-    Kept = Mapping[str, Collection[str]]
+Kept = Mapping[str, Collection[str]]
 
 _PART = 16 * 1024
 # Of processor time; ten megabytes of metadata take a third of that.

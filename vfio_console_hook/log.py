@@ -12,8 +12,8 @@ Without a journal, syslog gets the lines. On a snapshot they go to files below i
 the lines to RECORDED_LOG, and with their fields to RECORDED_JOURNAL. A log that cannot be
 written never stops an event.
 
-logging and its handlers are not used: logging takes 10 ms to load, its SysLogHandler has no
-fields, and systemd's own handler is in a package that not every host has.
+logging is not used: with its handlers it takes 6 ms to load, its SysLogHandler has no fields,
+and systemd's own handler is in a package that not every host has.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def to_journal(path: str, fields: tuple[tuple[str, str], ...]) -> bool:
 
     With a journal that hangs the entry is lost: syslog() would wait for the same journal.
     """
-    # The socket module takes 5 ms to load, and what it adds to this one is not needed.
+    # The module socket takes 1.3 ms more to load, and nothing that it adds is used here.
     import _socket
 
     try:

@@ -1,6 +1,6 @@
 """Mistakes in a configuration file: their place, and what was probably meant.
 
-Loaded only when there is one, because difflib takes milliseconds to load.
+Loaded only when there is one: with difflib it takes 2 ms.
 """
 
 from __future__ import annotations

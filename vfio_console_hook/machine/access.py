@@ -7,14 +7,11 @@ links that root owns into /etc, and those are accepted.
 
 from __future__ import annotations
 
+import os
 import stat
 from dataclasses import dataclass
 
 from .host import Host
-
-TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
-if TYPE_CHECKING:
-    import os
 
 WRITABLE = "can be written by others than root"
 # The mask of an access control list shows as the mode of the group (acl(5)).
@@ -49,6 +46,7 @@ def refused(status: os.stat_result, owner_uid: int = 0) -> str:
 
 def follow(host: Host, path: str) -> Way:
     """Resolve path, up to the first place that another user could change. Raises HostError."""
+    # os.path.realpath() resolves links too, but does not show which places it passed.
     walked = ""
     left = path.split("/")
     links = 0

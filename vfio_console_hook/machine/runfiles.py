@@ -10,14 +10,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 
 from ..errors import ClaimError, HostError
 from .access import WRITABLE, refused
 from .host import Host
-
-TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 RUN = "run/vfio-console-hook"
 _ABOVE = "run"

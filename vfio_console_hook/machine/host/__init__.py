@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 from .consoles import Consoles
 from .processes import Processes
@@ -16,7 +17,6 @@ from .programs import Programs
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from ..libvirtd import Vm

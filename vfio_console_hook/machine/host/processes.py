@@ -5,13 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator, Sequence
 
 from ...errors import HostError
 from .files import Files, is_absent
-
-TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 
 class Processes(Files):
