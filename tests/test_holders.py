@@ -50,7 +50,7 @@ def entry(host: FakeHost, kind: str, name: str, below: str) -> None:
 # -- which nodes count
 
 
-def test_i2c_adapters_count_wherever_they_hang_below_the_gpu(machine: MachineFactory) -> None:
+def test_i2c_adapters_count_anywhere_below_the_gpu(machine: MachineFactory) -> None:
     host = machine("amd-single")
     entry(host, "i2c-dev", "i2c-3", f"{AMD_PATH}/i2c-3/i2c-dev")
     entry(host, "i2c-dev", "i2c-4", f"{AMD_PATH}/drm/card0/card0-DP-1/i2c-4/i2c-dev")
@@ -99,7 +99,7 @@ def test_sound_nodes_count_if_the_audio_function_goes_too(machine: MachineFactor
     )  # fmt: skip
 
 
-def test_prepare_knows_what_else_goes_to_the_vm(machine: MachineFactory) -> None:
+def test_prepare_includes_the_siblings_of_the_gpu(machine: MachineFactory) -> None:
     host = with_sound(machine("amd-single"))
     hold(host, "dev/snd/controlC1", pid=1800, command="wireplumber")
 
@@ -156,7 +156,7 @@ def test_only_its_own_node_counts_while_another_gpu_stays_on_nvidia(
     assert blocking(host, NVIDIA, OTHER_NVIDIA) == ALL_OF_NVIDIA
 
 
-def test_all_nodes_of_nvidia_count_where_it_does_not_tell_which_is_whose(
+def test_all_nodes_of_nvidia_count_where_the_driver_does_not_show_minor_numbers(
     machine: MachineFactory,
 ) -> None:
     host = with_nvidia(machine("bmc-and-two-nvidia"))
@@ -177,7 +177,7 @@ def test_the_node_of_a_firmware_fbdev_driver_must_be_closed(
     assert blocking(machine(name), GPU) == ("dev/fb0",)
 
 
-def test_a_recording_of_a_machine_has_the_same_nodes(
+def test_a_snapshot_of_a_machine_has_the_same_nodes(
     machine: MachineFactory, tmp_path: Path
 ) -> None:
     host = with_nvidia(with_sound(machine("bmc-and-two-nvidia")))
@@ -197,7 +197,7 @@ def test_a_recording_of_a_machine_has_the_same_nodes(
 # -- how they are found
 
 
-def test_the_process_that_holds_fb0_is_named_with_its_unit(machine: MachineFactory) -> None:
+def test_the_holder_of_fb0_is_listed_with_its_unit(machine: MachineFactory) -> None:
     found = holders.find(machine("fb0-held-by-plymouth"), ["dev/fb0"])
 
     assert [str(one) for one in found] == [
@@ -283,7 +283,7 @@ class Careful(FakeHost):
         return super().exists(path)
 
 
-def test_no_file_is_looked_at_but_those_below_dev(machine: MachineFactory) -> None:
+def test_only_files_below_dev_are_touched(machine: MachineFactory) -> None:
     host = Careful(machine("amd-single").root)
     for number, text in enumerate(
         ("/mnt/nfs/film.mkv", "/srv/x/card0", "socket:[5]", "/dev/pts/3", "/dev/null", f"/{CARD}")
@@ -296,7 +296,7 @@ def test_no_file_is_looked_at_but_those_below_dev(machine: MachineFactory) -> No
     assert set(host.asked) == {f"/{CARD}", "/dev/pts/3"}
 
 
-def test_processes_that_may_not_be_looked_into_are_unknown(machine: MachineFactory) -> None:
+def test_processes_that_cannot_be_inspected_are_unknown(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     conceal(host, pid=71, command="firefox", unit="snap.service")
     conceal(host, pid=72)
@@ -338,7 +338,7 @@ def test_a_process_that_is_gone_is_no_error(machine: MachineFactory) -> None:
     assert holders.find(Vanishing(machine("efifb-6.12").root), ["dev/fb0"]) == []
 
 
-def test_we_and_our_supervisor_never_count(machine: MachineFactory) -> None:
+def test_this_process_and_its_supervisor_never_count(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     hold(host, "dev/fb0", pid=70, command="python3")
     conceal(host, pid=71, command="python3")
@@ -347,7 +347,7 @@ def test_we_and_our_supervisor_never_count(machine: MachineFactory) -> None:
     assert holders.find(host, ["dev/fb0"]) == []
 
 
-def test_without_nodes_nobody_is_looked_at(machine: MachineFactory) -> None:
+def test_without_nodes_no_process_is_inspected(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     conceal(host, pid=71)
 
@@ -387,7 +387,7 @@ def test_a_name_that_its_owner_chose_breaks_no_line(machine: MachineFactory) -> 
     assert str(found) == "x??[2Jroot (7) with /dev/fb0 open"
 
 
-# -- how they are found on the real machine, on nodes that nobody minds
+# -- how they are found on the real machine, on harmless nodes
 
 
 @contextmanager
@@ -424,7 +424,7 @@ def test_a_real_process_is_found_as_the_kernel_shows_it(program: str, node: str)
     assert [(one.pid, one.nodes) for one in found] == [(pid, (f"/{node}",))]
 
 
-def test_a_link_to_a_real_node_tells_the_number_of_its_device() -> None:
+def test_a_link_to_a_real_node_leads_to_its_device_number() -> None:
     host = Host()
     with sleeper(OPENS) as pid:
         files = host.open_files(pid)
@@ -452,7 +452,7 @@ def test_a_real_process_is_ended_by_its_handle() -> None:
     assert host.open_process(pid) is None
 
 
-def test_the_process_that_forked_us_counts_as_ourselves_and_who_started_us_does_not() -> None:
+def test_the_process_that_forked_us_is_ours_and_the_one_that_started_us_is_not() -> None:
     program = (
         "import os\n"
         "from vfio_console_hook.machine.host import Host\n"
@@ -468,7 +468,7 @@ def test_the_process_that_forked_us_counts_as_ourselves_and_who_started_us_does_
     assert (done.stdout, done.stderr) == ("True\nTrue\n", "")
 
 
-def test_a_recorded_machine_is_never_mixed_up_with_this_one(tmp_path: Path) -> None:
+def test_a_snapshot_never_touches_this_machine(tmp_path: Path) -> None:
     host = SnapshotHost(str(tmp_path))
     os.makedirs(host.path(f"proc/{os.getpid()}/fd"))
     os.symlink("/dev/null", host.path(f"proc/{os.getpid()}/fd/0"))
