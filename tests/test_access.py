@@ -157,15 +157,15 @@ def test_a_path_is_resolved_to_one_without_links(tmp_path: Path) -> None:
     for one in ("a", "a/b", "a/b/file"):
         (tmp_path / one).chmod(0o700)
 
-    way = access.follow(SnapshotHost(str(tmp_path)), "link/file")
+    way = access.resolve(SnapshotHost(str(tmp_path)), "link/file")
 
-    assert way == access.Way("a/b/file")
+    assert way == access.Resolved("a/b/file")
 
 
 def test_a_path_with_too_many_links_is_not_resolved(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to("circle")
 
-    assert access.follow(SnapshotHost(str(tmp_path)), "circle/file") == access.Way()
+    assert access.resolve(SnapshotHost(str(tmp_path)), "circle/file") == access.Resolved()
 
 
 def test_a_command_that_others_can_write_is_a_mistake_with_its_line(

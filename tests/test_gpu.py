@@ -166,7 +166,7 @@ SEEN = (
 def test_a_gpu_is_read_as_users_reported_it(machine: MachineFactory, name: str, seen: Gpu) -> None:
     host = machine(name)
 
-    assert gpu.find(host, (seen.address,)) == (seen,)
+    assert gpu.gpus_among(host, (seen.address,)) == (seen,)
 
 
 def test_gpus_are_in_the_order_of_the_xml_and_other_devices_are_left_out(
@@ -175,7 +175,7 @@ def test_gpus_are_in_the_order_of_the_xml_and_other_devices_are_left_out(
     host = machine("two-in-one-6.12")
     host.tree.put("sys/bus/pci/devices/0000:01:00.1/class", "0x040300")
 
-    found = gpu.find(host, ("0000:02:00.0", "0000:01:00.1", GPU))
+    found = gpu.gpus_among(host, ("0000:02:00.0", "0000:01:00.1", GPU))
 
     assert [one.address for one in found] == ["0000:02:00.0", GPU]
 
@@ -184,7 +184,7 @@ def test_no_gpu_among_the_devices_means_that_iomem_is_not_read(machine: MachineF
     host = machine("iomem-without-root")
     host.tree.put("sys/bus/pci/devices/0000:01:00.1/class", "0x040300")
 
-    assert gpu.find(host, ("0000:01:00.1",)) == ()
+    assert gpu.gpus_among(host, ("0000:01:00.1",)) == ()
 
 
 def test_iomem_without_addresses_is_an_error_and_does_not_mean_free(
@@ -193,7 +193,7 @@ def test_iomem_without_addresses_is_an_error_and_does_not_mean_free(
     host = machine("iomem-without-root")
 
     with pytest.raises(HostError) as caught:
-        gpu.find(host, (GPU,))
+        gpu.gpus_among(host, (GPU,))
 
     assert str(caught.value) == (
         "cannot tell who has reserved the GPU's memory: /proc/iomem shows no addresses"
@@ -205,7 +205,7 @@ def test_a_device_that_is_not_there_is_named(machine: MachineFactory) -> None:
     host = machine("amd-single")
 
     with pytest.raises(HostError) as caught:
-        gpu.find(host, ("0000:0a:00.0",))
+        gpu.gpus_among(host, ("0000:0a:00.0",))
 
     assert str(caught.value) == (
         "no PCI device 0000:0a:00.0 on this machine (hint: compare with `lspci -D`)"
@@ -231,7 +231,7 @@ def test_a_variant_of_vfio_pci_is_known_by_its_vfio_dev_directory(machine: Machi
     host.tree.link(f"{device}/driver", "sys/bus/pci/drivers/nvgrace_gpu_vfio_pci")
     host.tree.make_directory(f"{device}/vfio-dev/vfio0")
 
-    (found,) = gpu.find(host, (GPU,))
+    (found,) = gpu.gpus_among(host, (GPU,))
 
     assert (found.driver, found.vfio, found.native) == ("nvgrace_gpu_vfio_pci", True, False)
 
@@ -254,7 +254,7 @@ def test_only_the_gpu_that_is_lit_has_the_firmware_device(
 ) -> None:
     host = machine(two_gpus(series, number))
 
-    found = gpu.find(host, (GPU, "0000:02:00.0"))
+    found = gpu.gpus_among(host, (GPU, "0000:02:00.0"))
 
     assert [len(one.firmware) for one in found] == [int(number == 0), int(number == 1)]
     assert [one.framebuffers for one in found] == [("fb0",), ()][:: -1 if number else 1]
@@ -268,7 +268,7 @@ def without_reservation(host: FakeHost) -> FakeHost:
 
 
 def owner(host: FakeHost) -> list[str]:
-    found = gpu.find(host, (GPU, "0000:02:00.0"))
+    found = gpu.gpus_among(host, (GPU, "0000:02:00.0"))
     return [one.address for one in found if one.firmware]
 
 
@@ -311,7 +311,7 @@ def test_a_device_whose_framebuffer_a_native_driver_took_is_dead(machine: Machin
     host = machine("efifb-5.10")
     host.load_module("bochs")
 
-    (found,) = gpu.find(host, (GPU,))
+    (found,) = gpu.gpus_among(host, (GPU,))
 
     assert [(one.name, one.driver, one.dead) for one in found.firmware] == [
         ("efi-framebuffer.0", "efi-framebuffer", True)
@@ -332,7 +332,7 @@ def test_nodes_and_reservation_show_which_driver_draws(
 ) -> None:
     address = "0000:00:05.0" if name == "vesafb-5.10" else GPU
 
-    (found,) = gpu.find(machine(name), (address,))
+    (found,) = gpu.gpus_among(machine(name), (address,))
 
     (device,) = found.firmware
     assert (device.drm, device.owns_memory, device.draws_as) == (drm, owns_memory, draws_as)
@@ -423,7 +423,7 @@ def test_only_reservations_of_vfio_are_not_foreign(machine: MachineFactory) -> N
     text = (host.read("proc/iomem") or "").replace(": efifb", ": vfio-pci")
     host.tree.put("proc/iomem", text)
 
-    (found,) = gpu.find(host, (GPU,))
+    (found,) = gpu.gpus_among(host, (GPU,))
 
     assert ([one.name for one in found.reservations], found.foreign_reservations) == (
         ["vfio-pci"],
@@ -533,11 +533,11 @@ def test_a_framebuffer_below_a_virtio_device_belongs_to_the_pci_device(tmp_path:
 def test_the_current_display_is_described_in_words(
     machine: MachineFactory, name: str, words: str
 ) -> None:
-    assert console.drawing(machine(name)) == words
+    assert console.current_display(machine(name)) == words
 
 
 def test_a_kernel_without_virtual_terminals_has_no_console_driver(tmp_path: Path) -> None:
-    assert console.drawing(SnapshotHost(str(tmp_path))) == "no console driver"
+    assert console.current_display(SnapshotHost(str(tmp_path))) == "no console driver"
 
 
 # -- the kernel
@@ -662,7 +662,7 @@ def test_content_that_no_kernel_writes_is_one_short_error(
     host.tree.put(f"sys/bus/pci/devices/0000:01:00.0/{path}", content)
 
     with pytest.raises(HostError) as caught:
-        gpu.find(host, ("0000:01:00.0",))
+        gpu.gpus_among(host, ("0000:01:00.0",))
 
     start = f"cannot understand /sys/bus/pci/devices/0000:01:00.0/{path}: "
     assert caught.value.text.startswith(start)

@@ -84,7 +84,7 @@ def test_an_answer_of_libvirt_that_is_not_utf8_is_an_error_of_the_host(
     monkeypatch.setattr(owner, call, not_utf8)
 
     with pytest.raises(HostError) as caught:
-        libvirtd.ask("test:///default")
+        libvirtd.vms("test:///default")
 
     assert caught.value.text == "cannot ask libvirt at test:///default: its answer is not UTF-8"
 

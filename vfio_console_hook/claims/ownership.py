@@ -105,7 +105,7 @@ def refuse_open(host: Host, addresses: tuple[str, ...]) -> None:
     for address in addresses:
         if not gpu.is_vfio(host, address):
             continue
-        found = holders.find(host, vfio_nodes(host, address))
+        found = holders.holders_of(host, vfio_nodes(host, address))
         held = [holder for holder in found if not holder.unknown]
         if held:
             raise RefusedError(
@@ -146,7 +146,7 @@ def in_use(host: Host, claim: Claim) -> str:
     for address in claim.gpus:
         if not gpu.is_vfio(host, address):
             continue
-        held = holders.find(host, vfio_nodes(host, address))
+        held = holders.holders_of(host, vfio_nodes(host, address))
         if held:
             return f"{address} is in use by {holders.listed(held)}"
     return ""

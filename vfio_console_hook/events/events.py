@@ -132,7 +132,7 @@ def _apply(host: Host, claim: Claim, handover: Handover, steps: tuple[Step, ...]
             taken += _take(host, claim, step, log)
     finally:
         log.done(taken)
-    for one in gpu.find(host, claim.gpus):
+    for one in gpu.gpus_among(host, claim.gpus):
         check_free(one, handover)
 
 
@@ -140,7 +140,7 @@ def look(host: Host, domain: Domain, config: Config) -> tuple[Handover, tuple[St
     """What leaves with a VM and the steps for it; nothing is changed. Raises HookError."""
     addresses = tuple(hostdev.address for hostdev in domain.hostdevs)
     unmanaged = frozenset(one.address for one in domain.hostdevs if not one.managed)
-    gpus = gpu.find(host, addresses)
+    gpus = gpu.gpus_among(host, addresses)
     if not gpus:
         return Handover((), unmanaged, frozenset(), config, False), ()
     others = Claims(host).others(domain.uuid, kernel.boot_id(host))
@@ -268,7 +268,7 @@ def start(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
 
 def _look_again(host: Host, claim: Claim, log: Log) -> None:
     with claim.work():
-        for one in gpu.find(host, claim.gpus):
+        for one in gpu.gpus_among(host, claim.gpus):
             if not one.vfio:
                 driver = f"bound to {one.driver}" if one.driver else "without a driver"
                 raise StepError(
@@ -309,7 +309,7 @@ def _revive_consoles(host: Host, claim: Claim, log: Log) -> str:
     except HookError as error:
         log.warning(str(error))
         return ""
-    return f"; the host's consoles: {console.drawing(host)}"
+    return f"; the host's consoles: {console.current_display(host)}"
 
 
 def check(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
@@ -322,7 +322,7 @@ def check(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
 
     def work() -> None:
         with claim.work():
-            log.info(f"the VM runs; the host's consoles: {console.drawing(host)}")
+            log.info(f"the VM runs; the host's consoles: {console.current_display(host)}")
 
     run(work)
 
@@ -349,6 +349,6 @@ def release(
     def work() -> None:
         with claim.work():
             way_back.undo(host, claim, log)
-        log.info(f"gave it back; the host's consoles: {console.drawing(host)}")
+        log.info(f"gave it back; the host's consoles: {console.current_display(host)}")
 
     run(work)

@@ -103,7 +103,7 @@ def _reattach(host: Host, claim: Claim, undone: list[str], log: Log) -> dict[str
     for address in dict.fromkeys(hosts):
         if not gpu.is_vfio(host, address):
             continue
-        held = holders.find(host, ownership.vfio_nodes(host, address))
+        held = holders.holders_of(host, ownership.vfio_nodes(host, address))
         if held:
             log.warning(f"{address} stays on vfio-pci: {holders.listed(held)}")
             continue

@@ -21,7 +21,7 @@ _MOST_LINKS = 40
 
 
 @dataclass(frozen=True)
-class Way:
+class Resolved:
     """A path without links, and whether it can be trusted.
 
     path is "" when nothing is there. untrusted is the first place on the path that another
@@ -34,7 +34,7 @@ class Way:
     why: str = ""
 
 
-def refused(status: os.stat_result, owner_uid: int = 0) -> str:
+def why_untrusted(status: os.stat_result, owner_uid: int = 0) -> str:
     """Why a file or directory cannot be trusted, by its owner and mode: a clause, or ""."""
     if status.st_uid not in (0, owner_uid):
         return f"belongs to user {status.st_uid} instead of root"
@@ -44,7 +44,7 @@ def refused(status: os.stat_result, owner_uid: int = 0) -> str:
     return ""
 
 
-def follow(host: Host, path: str) -> Way:
+def resolve(host: Host, path: str) -> Resolved:
     """Resolve path, up to the first place that another user could change. Raises HostError."""
     # os.path.realpath() resolves links too, but does not show which places it passed.
     walked = ""
@@ -60,20 +60,20 @@ def follow(host: Host, path: str) -> Way:
         place = f"{walked}/{part}" if walked else part
         status = host.lstat(place)
         if status is None:
-            return Way()
-        why = refused(status, host.owner_uid)
+            return Resolved()
+        why = why_untrusted(status, host.owner_uid)
         if why and not (why == WRITABLE and left and _is_sticky(status)):
-            return Way("", place, why)
+            return Resolved("", place, why)
         if not stat.S_ISLNK(status.st_mode):
             walked = place
             continue
         links += 1
         if links > _MOST_LINKS:
-            return Way()
+            return Resolved()
         target = host.readlink(place) or ""
         walked = "" if target.startswith("/") else walked
         left = target.split("/") + left
-    return Way(walked)
+    return Resolved(walked)
 
 
 def _is_sticky(status: os.stat_result) -> bool:

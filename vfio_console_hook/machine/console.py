@@ -79,7 +79,7 @@ def pci_ancestor(host: Host, path: str) -> str | None:
     return next((part for part in reversed(parts) if PCI_ADDRESS.fullmatch(part)), None)
 
 
-def drawing(host: Host) -> str:
+def current_display(host: Host) -> str:
     """What draws the host's consoles now, as a phrase such as "VGA+"."""
     bound = [vtconsole.driver for vtconsole in vtconsoles(host) if vtconsole.bound]
     if FBCON in bound:

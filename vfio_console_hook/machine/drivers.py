@@ -86,12 +86,12 @@ _ROWS = (
 _BY_NAME = {row.name: row for row in _ROWS}
 
 
-def of(name: str | None) -> Driver:
+def driver_named(name: str | None) -> Driver:
     """The row of the driver of this name, or one that assumes the worst."""
     return _BY_NAME.get(name or "") or Driver(name or "")
 
 
-def of_module(module: str) -> Driver:
+def driver_of_module(module: str) -> Driver:
     """The row of the driver that a module belongs to, such as nvidia for nvidia_drm."""
     name = module.replace("_", "-")
     return next((row for row in _ROWS if f"{name}-".startswith(f"{row.name}-")), Driver(name))

@@ -95,7 +95,7 @@ def devices(host: Host) -> tuple[str, ...]:
     return tuple(name for name in host.list("sys/bus/platform/devices") if _DEVICE.fullmatch(name))
 
 
-def in_bars(
+def devices_of(
     host: Host,
     address: str,
     bars: tuple[Bar, ...],

@@ -82,7 +82,7 @@ def displays(host: Host) -> tuple[str, ...]:
     )
 
 
-def find(host: Host, addresses: tuple[str, ...]) -> tuple[Gpu, ...]:
+def gpus_among(host: Host, addresses: tuple[str, ...]) -> tuple[Gpu, ...]:
     """The GPUs among PCI devices, in the order given. Raises HostError."""
     displays = tuple(a for a in addresses if display_class(host, a) is not None)
     if not displays:
@@ -97,7 +97,7 @@ def _gpu(host: Host, address: str, reserved: tuple[tuple[memory.Range, str], ...
     reservations = memory.reservations(reserved, address, bars)
     driver = host.link_name(f"{device}/driver")
     vfio = is_vfio(host, address)
-    found = firmware.in_bars(host, address, bars, reservations, driver is not None and not vfio)
+    found = firmware.devices_of(host, address, bars, reservations, driver is not None and not vfio)
     framebuffers = tuple(
         fb.name
         for fb in console.framebuffers(host)

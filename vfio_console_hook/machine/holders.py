@@ -91,12 +91,12 @@ def listed(texts: Iterable[object]) -> str:
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
-def find(host: Host, nodes: Iterable[str]) -> list[Holder]:
+def holders_of(host: Host, nodes: Iterable[str]) -> list[Holder]:
     """The processes that have one of the nodes open, such as "dev/fb0"; by process id.
 
     Processes that cannot be inspected are included; this process is not.
     """
-    return Search(host, nodes).everywhere()
+    return Search(host, nodes).holders()
 
 
 def pauses(host: Host, timeout_s: float) -> Iterator[float]:
@@ -148,7 +148,7 @@ class Search:
     def _add(self, text: str, node: str) -> None:
         self._shown[text] = self._shown[text + _DELETED] = node
 
-    def everywhere(self) -> list[Holder]:
+    def holders(self) -> list[Holder]:
         """All processes that hold one of the nodes, by process id."""
         if not self._shown:
             return []
@@ -156,7 +156,7 @@ class Search:
 
     def among(self, pids: Iterable[int]) -> list[Holder]:
         """Those of these processes that hold one of the nodes."""
-        ourselves = self._host.ourselves()
+        ourselves = self._host.own_pids()
         found = []
         for pid in pids:
             try:

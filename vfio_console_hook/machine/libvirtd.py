@@ -26,7 +26,7 @@ class Vm:
     autostart: bool
 
 
-def ask(uri: str, name: str = "") -> tuple[Vm, ...]:
+def vms(uri: str, name: str = "") -> tuple[Vm, ...]:
     """All VMs of the libvirt at uri, or that of a name or uuid, sorted by name.
 
     It may block for ever: see vms.known(). While a hook runs for one VM, libvirt still

@@ -11,7 +11,7 @@ _MODPROBE = "/sbin/modprobe"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Candidates:
     """The modules that modprobe finds for a device, and those of them that are blacklisted."""
 
     found: tuple[str, ...] = ()
@@ -27,17 +27,17 @@ class Wanted:
         return f"{self.found[0]} is blacklisted" if self.found else "no driver for it is installed"
 
 
-def wanted_by(host: Host, address: str) -> Wanted:
+def modules_for(host: Host, address: str) -> Candidates:
     """The modules for a PCI device. Raises HostError."""
     modalias = host.read(f"sys/bus/pci/devices/{address}/modalias") or ""
     try:
         modules = tuple(host.run(_MODPROBE, "--resolve-alias", modalias).split())
     except HostError:
-        return Wanted()  # modprobe fails for a device without a module
+        return Candidates()  # modprobe fails for a device without a module
     # --resolve-alias prints blacklisted modules too, even with -b.
     settings = host.run(_MODPROBE, "--showconfig").splitlines()
     never = {line.split()[1] for line in settings if line.startswith("blacklist ")}
-    return Wanted(modules, tuple(module for module in modules if module in never))
+    return Candidates(modules, tuple(module for module in modules if module in never))
 
 
 def loaded(host: Host, module: str) -> bool:

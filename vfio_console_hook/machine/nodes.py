@@ -22,7 +22,9 @@ from .gpu import Gpu
 from .host import Host
 
 
-def blocking(host: Host, gpus: Collection[Gpu], siblings: Collection[str] = ()) -> tuple[str, ...]:
+def nodes_to_close(
+    host: Host, gpus: Collection[Gpu], siblings: Collection[str] = ()
+) -> tuple[str, ...]:
     """What must be closed before the GPUs leave, such as "dev/fb0" and "dev/dri/card0".
 
     siblings are the addresses of the other functions that the VM gets: nodes of those in
@@ -37,7 +39,7 @@ def blocking(host: Host, gpus: Collection[Gpu], siblings: Collection[str] = ()) 
     found += [
         f"sys/class/backlight/{name}" for name in _class_devices_of(host, "backlight", leaving)
     ]
-    found += [f"dev/snd/{name}" for name in sounds(host, leaving)]
+    found += [f"dev/snd/{name}" for name in sound_nodes(host, leaving)]
     drivers = {one.driver for one in gpus}
     if "amdgpu" in drivers and host.exists("dev/kfd"):
         # Each process that opens it gets a part of every GPU (Linux kfd_flat_memory.c,
@@ -48,7 +50,7 @@ def blocking(host: Host, gpus: Collection[Gpu], siblings: Collection[str] = ()) 
     return tuple(dict.fromkeys(found))
 
 
-def sounds(host: Host, addresses: Collection[str]) -> Iterator[str]:
+def sound_nodes(host: Host, addresses: Collection[str]) -> Iterator[str]:
     """The names in /dev/snd of the sound cards that are these PCI functions."""
     # sound/cardN, which holds the others, is no node.
     return (

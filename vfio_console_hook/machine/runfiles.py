@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 
 from ..errors import ClaimError, HostError
-from .access import WRITABLE, refused
+from .access import WRITABLE, why_untrusted
 from .host import Host
 
 RUN = "run/vfio-console-hook"
@@ -180,7 +180,7 @@ def _check_directories(host: Host, path: str) -> None:
 def _check(path: str, status: os.stat_result, wanted: str) -> None:
     """Raise ClaimError for what is not of that kind, or that another user could have made."""
     kind = _KINDS.get(stat.S_IFMT(status.st_mode), "device")
-    why = refused(status, os.geteuid())
+    why = why_untrusted(status, os.geteuid())
     if kind != wanted:
         why = f"is a {kind} instead of a {wanted}"
     if not why and wanted == "file" and status.st_nlink > 1:

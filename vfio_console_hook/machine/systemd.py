@@ -70,16 +70,16 @@ def booted(host: Host) -> bool:
     return host.exists("run/systemd/system")
 
 
-def program(host: Host, name: str = "systemctl") -> str:
+def program_path(host: Host, name: str = "systemctl") -> str:
     """The full path of a program of systemd: older distributions have /bin apart."""
     # PATH is not searched: libvirtd runs hooks with a short one.
     there = [folder for folder in ("usr/bin", "bin") if host.exists(f"{folder}/{name}")]
     return f"/{there[0] if there else 'usr/bin'}/{name}"
 
 
-def control(host: Host, verb: str, *words: str) -> str:
+def systemctl(host: Host, verb: str, *words: str) -> str:
     """The output of a systemctl command. Raises HostError when it fails."""
-    systemctl = program(host)
+    systemctl = program_path(host)
     if not host.exists(systemctl[1:]):
         raise HostError(f"systemd runs this machine, and there is no {systemctl}")
     command = (systemctl, verb, *words)
@@ -96,7 +96,7 @@ def units(host: Host, names: Iterable[str]) -> tuple[Unit, ...]:
     names = tuple(names)
     if not names:
         return ()
-    output = control(host, "show", f"--property={','.join(_PROPERTIES)}", "--", *names)
+    output = systemctl(host, "show", f"--property={','.join(_PROPERTIES)}", "--", *names)
     blocks = [_unit(block) for block in output.split("\n\n")]
     if len(blocks) != len(names):
         raise HostError(f"systemctl printed {len(blocks)} units instead of {len(names)}")
@@ -116,7 +116,7 @@ def _unit(block: str) -> Unit:
     )
 
 
-def with_bound(host: Host, unit: Unit) -> tuple[str, ...]:
+def stopped_with(host: Host, unit: Unit) -> tuple[str, ...]:
     """The names of a unit and all running units that stop with it, in the order to start them.
 
     Those that would start it again, such as its socket, come before it: a socket does not
@@ -143,7 +143,7 @@ def going_down(host: Host, names: Iterable[str]) -> tuple[bool, tuple[Unit, ...]
     return shutdown.running, tuple(rest)
 
 
-def near(host: Host, name: str) -> str:
+def similar_unit(host: Host, name: str) -> str:
     """The installed service whose name is most like this one, or ""."""
     import difflib  # only for a name that is probably a mistake
 

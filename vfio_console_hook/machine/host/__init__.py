@@ -42,7 +42,7 @@ class Host(Consoles, Processes, Programs):
     owner_uid = 0
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         """Whether a file that is missing here is missing on the machine too; see snapshot.py."""
         return True
 
@@ -58,7 +58,7 @@ class Host(Consoles, Processes, Programs):
         """
         from .. import libvirtd  # only for commands: libvirt gives the hook what it needs
 
-        return libvirtd.ask(uri, name)
+        return libvirtd.vms(uri, name)
 
     def now(self) -> float:
         """Seconds since the epoch."""

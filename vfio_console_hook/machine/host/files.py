@@ -83,7 +83,7 @@ class Files:
 
         return self._if_there("read", path, status_and_content)
 
-    def label(self, path: str) -> str | None:
+    def selinux_label(self, path: str) -> str | None:
         """The SELinux label of a file, such as "system_u:object_r:virt_hook_t:s0", or None.
 
         Links are followed. Raises HostError when it may not be read.

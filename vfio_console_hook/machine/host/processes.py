@@ -71,7 +71,7 @@ class Processes(Files):
             return None
         return status.st_rdev if stat.S_ISCHR(status.st_mode) else None
 
-    def ourselves(self) -> frozenset[int]:
+    def own_pids(self) -> frozenset[int]:
         """This process, and the one that it was forked from (worker.run)."""
         mine, parent = os.getpid(), os.getppid()
         # A fork shows the command line of its parent; a program that started us does not.
@@ -107,7 +107,7 @@ class Processes(Files):
             if not is_absent(error):
                 raise HostError.of(f"send signal {number} to", "a process", error) from error
 
-    def await_end(self, handles: Sequence[int], timeout_s: float) -> None:
+    def wait_for_end(self, handles: Sequence[int], timeout_s: float) -> None:
         """Wait until one of these processes ends, or until timeout_s are over."""
         import select
 
