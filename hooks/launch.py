@@ -2,8 +2,8 @@
 
 Installed as /usr/lib/vfio-console-hook/hook. Python runs isolated (-I), so the
 script's own directory is not on sys.path before it is put there. This file must
-work when everything else is broken: a package that cannot be loaded is reported
-in one sentence, because virsh is no place for a traceback.
+work when everything else is broken: when the package cannot be loaded it prints one
+sentence, because virsh shows the output.
 """
 
 from __future__ import annotations

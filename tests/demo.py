@@ -110,7 +110,7 @@ def tell(text: str, *, mark: str) -> None:
 def draw(stage: Stage, monitor: str) -> None:
     """The GPU, who claims its memory, where the consoles are, and the monitor on it."""
     host = stage.host
-    one = gpu.find(host, (stage.address,))[0]
+    one = gpu.gpus_among(host, (stage.address,))[0]
     kind = _KINDS.get(one.pci_class, "display device")
     driver = f"driven by {one.driver}" if one.driver else "no driver of its own"
     print(f"   GPU {one.address}  {kind} (class {one.pci_class:04x}), {driver}")
@@ -127,7 +127,7 @@ def draw(stage: Stage, monitor: str) -> None:
     for vtconsole in console.vtconsoles(host):
         mark = "*" if vtconsole.bound else " "
         print(f"   {mark} {vtconsole.name}  {vtconsole.driver}")
-    print(f"   the host's consoles: {console.drawing(host)}")
+    print(f"   the host's consoles: {console.current_display(host)}")
     print(f"   +{'-' * 30}+\n   | {monitor:<28} |  the monitor on this GPU\n   +{'-' * 30}+")
 
 
@@ -211,7 +211,7 @@ def the_main_job(folder: Path) -> list[str]:
         f" kernel are played. The VM {VM} has this GPU as <hostdev managed='yes'>."
     )
     draw(stage, monitor(host))
-    reserved = gpu.find(host, (address,))[0].foreign_reservations
+    reserved = gpu.gpus_among(host, (address,))[0].foreign_reservations
     story.expect(bool(reserved), "nothing is in the GPU's way")
     say(f"QEMU could not map BAR 0 now, because {reserved[0].name} has a part of it.")
 

@@ -23,7 +23,7 @@ def gpus(name: str) -> tuple[Gpu, ...]:
     """All GPUs of one of MACHINES."""
     with TemporaryDirectory() as folder:
         host = unpack(recordings.text(name), folder)
-        return gpu.find(host, gpu.displays(host))
+        return gpu.gpus_among(host, gpu.displays(host))
 
 
 def sized(first: int, size_bytes: int) -> Range:

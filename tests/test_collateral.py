@@ -142,7 +142,7 @@ def test_a_driver_loaded_on_request_keeps_the_console_on_the_gpu_that_stays(
     assert (taken, host.read(f"sys/bus/pci/devices/{GUESTS}/driver_override")) == (None, "(null)")
     for address in (HOSTS, GUESTS):
         assert host.link_name(f"sys/bus/pci/devices/{address}/driver") == "bochs-drm"
-    assert "framebuffer console on fb0 (bochs-drmdrmfb)" in console.drawing(host)
+    assert "framebuffer console on fb0 (bochs-drmdrmfb)" in console.current_display(host)
 
 
 def test_no_driver_is_loaded_for_a_gpu_that_another_vm_is_taking(machine: MachineFactory) -> None:

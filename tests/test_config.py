@@ -1,4 +1,4 @@
-"""What the administrator may write, what it means, and how mistakes are told."""
+"""The configuration: what can be written, what it means, and how mistakes are reported."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_every_key_can_be_set(etc: Etc) -> None:
 
 
 @pytest.mark.parametrize("file", [f"{UUID}.yaml", f"{UUID.upper()}.yaml", "win11.yaml"])
-def test_the_file_of_the_vm_goes_before_the_default_key_by_key(etc: Etc, file: str) -> None:
+def test_the_file_of_the_vm_overrides_the_default_key_by_key(etc: Etc, file: str) -> None:
     etc.put(DEFAULT, "bootfb: native\ntimeout_s: 30\nholders: {wait_s: 1}\n")
     etc.put(f"{FILES}/vms/{file}", "bootfb: rescan\nlog_level: error\nholders:\n")
 
@@ -112,13 +112,13 @@ def test_the_file_of_another_vm_is_not_read(etc: Etc, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["--help", "..", " ", "a\nb", "gr\u00fcn", ".hidden", "$(x)"])
-def test_a_file_may_bear_any_name_that_a_vm_can_have(etc: Etc, name: str) -> None:
+def test_a_file_may_have_any_name_that_a_vm_can_have(etc: Etc, name: str) -> None:
     etc.put(f"{FILES}/vms/{name}.yaml", "enabled: false\n")
 
     assert configuration(etc, name, UUID) == Config(enabled=False)
 
 
-def test_a_file_for_the_name_and_one_for_the_uuid_are_one_too_many(etc: Etc) -> None:
+def test_a_file_for_the_name_and_one_for_the_uuid_are_a_mistake(etc: Etc) -> None:
     etc.put(WIN11, "enabled: false\n")
     etc.put(f"{FILES}/vms/{UUID}.yaml", "enabled: true\n")
 
@@ -137,7 +137,7 @@ def test_a_vm_whose_name_is_its_uuid_has_one_file(etc: Etc) -> None:
 
 
 @pytest.mark.parametrize("path", [FILES, DEFAULT, f"{FILES}/vms", WIN11])
-def test_what_belongs_to_another_user_is_refused_and_not_read(etc: Etc, path: str) -> None:
+def test_a_file_of_another_user_is_refused_and_not_read(etc: Etc, path: str) -> None:
     etc.put(DEFAULT, "")
     etc.put(WIN11, "")
     etc.put(path, "root:secret\n") if path.endswith(".yaml") else None
@@ -148,7 +148,9 @@ def test_what_belongs_to_another_user_is_refused_and_not_read(etc: Etc, path: st
 
 @pytest.mark.parametrize("mode", [0o020, 0o002])
 @pytest.mark.parametrize("path", [FILES, DEFAULT, f"{FILES}/vms", WIN11])
-def test_what_others_can_write_is_refused_and_not_read(etc: Etc, path: str, mode: int) -> None:
+def test_a_file_that_others_can_write_is_refused_and_not_read(
+    etc: Etc, path: str, mode: int
+) -> None:
     etc.put(DEFAULT, "")
     etc.put(WIN11, "")
     etc.put(path, "root:secret\n") if path.endswith(".yaml") else None
@@ -175,27 +177,27 @@ def test_a_link_to_a_safe_file_is_followed(etc: Etc) -> None:
     assert configuration(etc, "win11", UUID) == Config(enabled=False)
 
 
-def test_a_link_to_nothing_is_told(etc: Etc) -> None:
+def test_a_dangling_link_is_a_mistake(etc: Etc) -> None:
     Path(etc.path(WIN11[1:])).symlink_to("nowhere.yaml")
 
     assert mistakes(etc) == f"{WIN11} is a link to nothing"
 
 
 @pytest.mark.parametrize("path", [DEFAULT, WIN11])
-def test_a_directory_where_a_file_should_be_is_told(etc: Etc, path: str) -> None:
+def test_a_directory_in_place_of_a_file_is_a_mistake(etc: Etc, path: str) -> None:
     Path(etc.path(path[1:])).mkdir()
 
     assert mistakes(etc) == f"{path} is not a regular file"
 
 
-def test_a_pipe_where_a_file_should_be_is_not_waited_for(etc: Etc) -> None:
+def test_a_fifo_in_place_of_a_file_does_not_block(etc: Etc) -> None:
     os.mkfifo(etc.path(WIN11[1:]), 0o644)
 
     assert mistakes(etc) == f"{WIN11} is not a regular file"
 
 
 @pytest.mark.parametrize("path", [FILES, f"{FILES}/vms"])
-def test_a_file_where_a_directory_should_be_is_told(etc: Etc, path: str) -> None:
+def test_a_file_in_place_of_a_directory_is_a_mistake(etc: Etc, path: str) -> None:
     Path(etc.path(load.VMS)).rmdir()
     if path == FILES:
         Path(etc.path(load.DIRECTORY)).rmdir()
@@ -260,7 +262,7 @@ def test_a_file_may_come_from_any_editor(etc: Etc, content: bytes) -> None:
     ("written", "enabled"),
     [("true", True), ("yes", True), ("On", True), ("false", False), ("No", False), ("OFF", False)],
 )
-def test_yes_and_no_are_what_yaml_says(etc: Etc, written: str, enabled: bool) -> None:
+def test_yes_and_no_are_booleans(etc: Etc, written: str, enabled: bool) -> None:
     etc.put(DEFAULT, f"enabled: {written}\n")
 
     assert configuration(etc, "win11", UUID) == Config(enabled=enabled)
@@ -312,7 +314,7 @@ HOLDERS = (
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "mistake"),
     [
         ("enabled: 1", "10: bad value 1 for 'enabled', it must be true or false"),
         ("enabled: 'true'", f"10: bad value 'true' for {BOOLEAN}, did you mean true?"),
@@ -355,7 +357,7 @@ HOLDERS = (
         ),
         (
             "services: [{name: x, active: rc-service x, stop: /bin/x, start: /bin/x}]",
-            "12: a group with 'rc-service x', which is no full path, for 'active' in 'services',"
+            "12: a group with 'rc-service x', which is not a full path, for 'active' in 'services',"
             f" {SERVICES}",
         ),
         (
@@ -392,10 +394,10 @@ HOLDERS = (
         ("holders: {wait_s: }", f"18: bad value nothing for {WAIT}"),
     ],
 )
-def test_a_bad_value_is_told_with_what_is_good(etc: Etc, line: str, told: str) -> None:
+def test_a_mistake_in_a_value_lists_the_good_values(etc: Etc, line: str, mistake: str) -> None:
     etc.put(WIN11, f"# a comment\n{line}\n")
 
-    assert mistakes(etc) == f"{WIN11}:2:{told}"
+    assert mistakes(etc) == f"{WIN11}:2:{mistake}"
 
 
 ALL_KEYS = (
@@ -406,7 +408,7 @@ NO_COLON = "a key without `: ` behind it, a colon and a space"
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "mistake"),
     [
         ("stage: [fbcon]", "1:1: unknown key 'stage', did you mean 'stages'?"),
         ("\n\nBootFB: native", "3:1: unknown key 'BootFB', did you mean 'bootfb'?"),
@@ -420,7 +422,7 @@ NO_COLON = "a key without `: ` behind it, a colon and a space"
         ("holders:\n  wait: 1", "2:3: unknown key 'wait' in 'holders', did you mean 'wait_s'?"),
         (
             "holders:\n  apu: allow",
-            "2:3: unknown key 'apu' in 'holders', it belongs to the beginning of a line",
+            "2:3: unknown key 'apu' in 'holders', write it at the beginning of a line",
         ),
         (
             "holders:\n  x: 1",
@@ -454,7 +456,7 @@ NO_COLON = "a key without `: ` behind it, a colon and a space"
         ),
         (
             "holders:\n    wait_s: 1\n  grace_s: 2",
-            "3:3: this line is not indented like those that it belongs to",
+            "3:3: this line is not indented like the others of its group",
         ),
         ("bootfb: [native", "1:9: this [ is never closed"),
         ("holders: {wait_s: 1\napu: allow", "1:10: this { is never closed"),
@@ -465,7 +467,7 @@ NO_COLON = "a key without `: ` behind it, a colon and a space"
         ),
         (
             "apu: 'it's'",
-            "1:10: something stands behind the closing quote; inside of '...' write '' for one '",
+            "1:10: text after the closing quote; inside of '...' write '' for one '",
         ),
         ("apu: @x", "1:6: a value cannot begin with @, put it in quotes"),
         ("apu: 1\n---\nb: 2", "2:1: --- begins a second document, only one is read"),
@@ -485,17 +487,17 @@ NO_COLON = "a key without `: ` behind it, a colon and a space"
     ],
     ids=lambda text: text[:30],
 )
-def test_what_cannot_be_understood_is_told_with_its_line(etc: Etc, content: str, told: str) -> None:
+def test_a_mistake_has_line_and_column(etc: Etc, content: str, mistake: str) -> None:
     etc.put(WIN11, content)
 
-    assert mistakes(etc) == f"{WIN11}:{told}"
+    assert mistakes(etc) == f"{WIN11}:{mistake}"
 
 
 @pytest.mark.parametrize(
     ("content", "place"),
     [(b"a\n# \xff\n", "2:3"), ("bootfb: native\n".encode("utf-16"), "1:1"), (b"\n\n\xe9", "3:1")],
 )
-def test_what_is_not_utf8_is_told(etc: Etc, content: bytes, place: str) -> None:
+def test_text_that_is_not_utf8_is_a_mistake(etc: Etc, content: bytes, place: str) -> None:
     etc.put(DEFAULT, content)
 
     assert mistakes(etc) == f"{DEFAULT}:{place}: not UTF-8"
@@ -504,11 +506,11 @@ def test_what_is_not_utf8_is_told(etc: Etc, content: bytes, place: str) -> None:
 def test_a_long_value_is_cut(etc: Etc) -> None:
     etc.put(DEFAULT, f"bootfb: {'x' * 1000}\n")
 
-    told = f"'{'x' * 56}... for 'bootfb', it must be one of refuse, native, rescan"
-    assert mistakes(etc) == f"{DEFAULT}:1:9: bad value {told}"
+    text = f"'{'x' * 56}... for 'bootfb', it must be one of refuse, native, rescan"
+    assert mistakes(etc) == f"{DEFAULT}:1:9: bad value {text}"
 
 
-def test_all_mistakes_in_all_files_are_told_at_once(etc: Etc) -> None:
+def test_all_mistakes_in_all_files_are_reported_at_once(etc: Etc) -> None:
     etc.put(DEFAULT, "stage: [fbcon]\ntimeout_s: soon\n")
     etc.put(WIN11, "holders:\n  wait: 1\nbootfb: nativ\n")
     etc.put(f"{FILES}/vms/{UUID}.yaml", "a: b: c\n")
@@ -526,12 +528,12 @@ def test_all_mistakes_in_all_files_are_told_at_once(etc: Etc) -> None:
     ]
 
 
-def test_of_very_many_mistakes_the_first_twenty_are_told(etc: Etc) -> None:
+def test_at_most_twenty_mistakes_are_reported(etc: Etc) -> None:
     etc.put(DEFAULT, "zzz: 1\n" * 30)
 
-    told = mistakes(etc).split("; ")
+    texts = mistakes(etc).split("; ")
 
-    assert (len(told), told[19:]) == (
+    assert (len(texts), texts[19:]) == (
         21,
         [f"{DEFAULT}:20:1: key 'zzz' is already set in line 1", "and 10 more mistakes"],
     )
@@ -639,14 +641,14 @@ def test_there_is_an_example_for_each_common_case() -> None:
         ("two-gpus", Config()),
     ],
 )
-def test_an_example_says_what_it_should(etc: Etc, example: str, expected: Config) -> None:
+def test_an_example_sets_what_it_describes(etc: Etc, example: str, expected: Config) -> None:
     etc.put(WIN11, (ROOT / f"config/{example}.yaml").read_bytes())
 
     assert configuration(etc, "win11", UUID) == expected
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "mistake"),
     [
         ('apu: "\\U00110000"', ": not YAML: this number is too large"),
         ('apu: "\\UFFFFFFFF"', ": not YAML: this number is too large"),
@@ -659,11 +661,11 @@ def test_an_example_says_what_it_should(etc: Etc, example: str, expected: Config
         ('"\\0": 1', "1:1: a character that no text may hold"),
     ],
 )
-def test_what_only_yaml_can_write_is_told(content: str, told: str) -> None:
+def test_escaped_characters_that_no_text_may_hold_are_mistakes(content: str, mistake: str) -> None:
     mistakes = load.mistakes_in("file", content.encode())
 
     (only,) = map(str, mistakes)
-    assert only.endswith(told)
+    assert only.endswith(mistake)
 
 
 def test_a_long_list_is_cut() -> None:

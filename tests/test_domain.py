@@ -41,7 +41,7 @@ def args(*values: str) -> str:
 
 
 @pytest.mark.parametrize("capture", CAPTURES, ids=lambda path: path.stem)
-def test_what_libvirt_sent_names_the_vm_and_its_two_devices(capture: Path) -> None:
+def test_the_xml_of_libvirt_has_the_vm_and_its_two_devices(capture: Path) -> None:
     content = capture.read_bytes()
 
     parsed = domain.parse(content)
@@ -97,7 +97,7 @@ def test_numbers_are_read_as_libvirt_reads_them(written: str, address: str) -> N
     ["1f", "08", "-1", "0b1", "0o7", "1 ", "", " ", "+", "+ 1", "--1", "0x", "0xg", "1.0", "1_0"]
     + ["\u0661", "\u00a01", "0x100000000", "4294967296", "9" * 5000, "0x" + "f" * 5000],
 )
-def test_a_number_that_libvirt_rejects_is_told_with_its_line(number: str) -> None:
+def test_the_error_for_a_number_that_libvirt_rejects_has_its_line(number: str) -> None:
     with pytest.raises(DomainError) as caught:
         domain.hostdevs(xml("\n" + hostdev(f"bus='{number}'")))
 
@@ -115,7 +115,9 @@ def test_a_number_that_libvirt_rejects_is_told_with_its_line(number: str) -> Non
         ("domain='1' function='8'", "0001:00:00.8"),
     ],
 )
-def test_an_address_that_libvirt_rejects_is_told_with_its_line(written: str, address: str) -> None:
+def test_the_error_for_an_address_that_libvirt_rejects_has_its_line(
+    written: str, address: str
+) -> None:
     with pytest.raises(DomainError) as caught:
         domain.hostdevs(xml(hostdev(written)))
 
@@ -174,7 +176,7 @@ def test_a_device_written_twice_is_there_once_and_managed_if_any_is(second: str)
     ],
     ids=lambda text: text[:40],
 )
-def test_what_is_no_pci_hostdev_is_left_out(devices: str) -> None:
+def test_elements_that_are_not_pci_hostdevs_are_left_out(devices: str) -> None:
     assert domain.hostdevs(xml(devices)) == ()
 
 
@@ -233,7 +235,7 @@ def test_a_vfio_device_on_qemus_command_line_is_found(words: tuple[str, ...]) ->
         ("10000:e1:00.0", "10000:e1:00.0"),
     ],
 )
-def test_qemus_addresses_come_out_as_the_kernel_writes_them(written: str, address: str) -> None:
+def test_addresses_in_qemus_format_are_converted_to_the_kernels(written: str, address: str) -> None:
     command_line = args("-device", f"vfio-pci,host={written}")
 
     assert domain.hostdev_addresses(xml(command_line=command_line)) == (address,)
@@ -255,7 +257,7 @@ def test_qemus_addresses_come_out_as_the_kernel_writes_them(written: str, addres
     ],
     ids=" ".join,
 )
-def test_what_assigns_no_pci_device_on_qemus_command_line_is_left_out(
+def test_qemu_arguments_that_assign_no_pci_device_are_left_out(
     words: tuple[str, ...],
 ) -> None:
     assert domain.hostdevs(xml(command_line=args(*words))) == ()
@@ -312,12 +314,12 @@ def test_a_name_may_hold_anything(written: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("written", [UUID.upper(), UUID.replace("-", ""), f"\n  {UUID}\n"])
-def test_a_uuid_comes_out_in_one_form(written: str) -> None:
+def test_a_uuid_is_converted_to_one_form(written: str) -> None:
     assert domain.parse(xml(uuid=written)).uuid == UUID
 
 
 @pytest.mark.parametrize("written", ["", "../../etc/passwd", UUID[:-1], UUID + "0", "g" + UUID[1:]])
-def test_what_is_no_uuid_is_an_error(written: str) -> None:
+def test_text_that_is_not_a_uuid_is_an_error(written: str) -> None:
     with pytest.raises(DomainError) as caught:
         domain.parse(xml(uuid=written))
 
@@ -335,7 +337,7 @@ def test_what_is_no_uuid_is_an_error(written: str) -> None:
         (b"<domstatus><domain/></domstatus>", "not a domain XML: the root element is <domstatus>"),
     ],
 )
-def test_what_does_not_describe_a_vm_is_told(content: bytes, text: str) -> None:
+def test_xml_that_does_not_describe_a_vm_is_an_error(content: bytes, text: str) -> None:
     with pytest.raises(DomainError) as caught:
         domain.parse(content)
 
@@ -362,7 +364,7 @@ def test_what_does_not_describe_a_vm_is_told(content: bytes, text: str) -> None:
     ],
     ids=lambda content: repr(content[:30]),
 )
-def test_broken_xml_is_told_in_one_short_line(content: bytes) -> None:
+def test_the_error_for_broken_xml_is_one_short_line(content: bytes) -> None:
     with pytest.raises(DomainError) as caught:
         domain.parse(content)
 
@@ -417,7 +419,7 @@ def big(devices: str = GPU, *, metadata: bytes = b"<a b='c'>d</a>\n") -> bytes:
 
 
 @pytest.mark.parametrize("devices", [GPU, GPU + OTHER, "", GPU + hostdev("bus='1'")])
-def test_a_large_xml_gives_what_a_small_one_gives(devices: str) -> None:
+def test_a_large_xml_is_read_like_a_small_one(devices: str) -> None:
     small = domain.parse(xml(devices, args("-device", "vfio-pci,host=03:00.0")))
 
     large = domain.parse(
@@ -438,7 +440,7 @@ def test_decoys_in_a_large_xml_are_left_out() -> None:
     assert domain.hostdev_addresses(big(metadata=decoy)) == ("0000:01:00.0",)
 
 
-def test_what_stands_before_and_behind_in_a_device_does_not_hide_its_address() -> None:
+def test_the_address_of_a_device_is_found_among_other_elements() -> None:
     inside = "<a/>x" * 20_000
     devices = GPU.replace("<source>", f"{inside}<source>{inside}").replace(
         "</source>", f"{inside}</source>{inside}"
@@ -469,7 +471,7 @@ def test_what_stands_before_and_behind_in_a_device_does_not_hide_its_address() -
     ],
     ids=["root", "cut", "doctype", "utf16", "blanks", "namespaces", "devices"],
 )
-def test_a_bad_large_xml_is_told_in_one_short_line(content: bytes, text: str) -> None:
+def test_the_error_for_a_bad_large_xml_is_one_short_line(content: bytes, text: str) -> None:
     with pytest.raises(DomainError) as caught:
         domain.parse(content)
 
@@ -477,13 +479,13 @@ def test_a_bad_large_xml_is_told_in_one_short_line(content: bytes, text: str) ->
     assert caught.value.text.startswith(text)
 
 
-def test_a_value_with_brackets_is_no_crowd_of_attributes() -> None:
+def test_brackets_in_a_value_do_not_count_as_attributes() -> None:
     metadata = b'<a b=\'>c="d">e="f"\'/>'
 
     assert domain.hostdev_addresses(big(metadata=metadata)) == ("0000:01:00.0",)
 
 
-def test_quotes_that_never_end_are_looked_through_once() -> None:
+def test_unterminated_quotes_are_scanned_once() -> None:
     # Looked through again behind each of them, this took minutes.
     with pytest.raises(DomainError, match="not JSON in the -device argument"):
         domain.parse(xml("", args("-device", "{vfio-pci" + '"\\' * 60_000)))

@@ -32,7 +32,7 @@ from tests.hosts import DISPLAY, MACHINES, VGA, lab, lab_gpu, native, text_mode,
 from tests.recordings import FOLDER
 from vfio_console_hook.commands.snapshot.writer import SEEN
 from vfio_console_hook.errors import HostError
-from vfio_console_hook.machine.host import CONSOLES
+from vfio_console_hook.machine.host.consoles import CONSOLES
 from vfio_console_hook.machine.snapshot import entries
 
 GPU, SECOND = "0000:01:00.0", "0000:02:00.0"

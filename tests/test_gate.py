@@ -42,7 +42,7 @@ USB = "<hostdev mode='subsystem' type='usb' managed='yes'>\n  <address type='pci
 MDEV = "<hostdev mode='subsystem' type='mdev' managed='no' model='vfio-pci'>\n</hostdev>"
 QEMU_ARG = "<qemu:arg value='vfio-pci,host=01:00.0'/>"
 
-# Stands in for the program: writes down how it was called, then does what ending says.
+# In place of the program: writes down how it was called, then does what ending says.
 PROGRAM = """
 import json, os, signal, sys
 xml = sys.stdin.buffer.read()
@@ -206,7 +206,7 @@ def test_prepare_starts_python_for_what_may_be_a_pci_device(gate: Gate, devices:
         (USB, USB),
     ],
 )
-def test_what_libvirt_would_not_format_so_is_for_python_to_read(
+def test_xml_that_libvirt_would_format_in_another_way_starts_python(
     gate: Gate, devices: tuple[str, str], blanks: str
 ) -> None:
     parts = ("<domain type='kvm'>", "<devices>", *devices, "</devices>", "</domain>")
@@ -372,7 +372,7 @@ def test_a_refusal_before_the_xml_was_read_is_passed_on(gate: Gate) -> None:
 
 
 @pytest.mark.parametrize("event", ["prepare begin", "start begin", "release end"])
-def test_a_program_that_dies_is_told_in_one_sentence(gate: Gate, event: str) -> None:
+def test_a_program_that_dies_is_one_error_line(gate: Gate, event: str) -> None:
     gate.install("sys.stdout.close(); os.kill(os.getpid(), signal.SIGKILL)")
     gate.claim("=win11")
 
@@ -386,7 +386,7 @@ def test_a_program_that_dies_is_told_in_one_sentence(gate: Gate, event: str) -> 
 
 
 @pytest.mark.parametrize("event", ["prepare begin", "start begin", "release end"])
-def test_a_missing_python_is_told_in_one_sentence(gate: Gate, event: str) -> None:
+def test_a_missing_python_is_one_error_line(gate: Gate, event: str) -> None:
     gate.install(python="/nowhere/python3")
     gate.claim("=win11")
 
@@ -401,7 +401,7 @@ def test_a_missing_python_is_told_in_one_sentence(gate: Gate, event: str) -> Non
 
 
 @pytest.mark.parametrize("event", ["prepare begin", "start begin", "release end"])
-def test_a_missing_program_is_told_in_one_sentence(gate: Gate, event: str) -> None:
+def test_a_missing_program_is_one_error_line(gate: Gate, event: str) -> None:
     gate.claim("=win11")
     program = gate.directory / "hook"
     program.unlink()
@@ -484,7 +484,7 @@ def test_a_running_guest_survives_when_nothing_can_be_forked(
 
 
 @pytest.mark.parametrize("event", ALWAYS_ZERO)
-def test_a_running_guest_survives_a_gate_that_is_told_to_stop(gate: Gate, event: str) -> None:
+def test_a_running_guest_survives_a_gate_that_gets_a_signal(gate: Gate, event: str) -> None:
     gate.install(
         "pid = os.getppid()\n"
         "while b'/qemu' not in open(f'/proc/{pid}/cmdline', 'rb').read()"
@@ -499,7 +499,7 @@ def test_a_running_guest_survives_a_gate_that_is_told_to_stop(gate: Gate, event:
     assert (result.status, result.stdout) == (0, b"")
 
 
-def test_the_launcher_tells_a_package_that_is_not_there_in_one_sentence(gate: Gate) -> None:
+def test_the_launcher_reports_a_missing_package_in_one_line(gate: Gate) -> None:
     break_half_package(gate)
 
     result = gate("win11", "prepare begin", domain(PCI))
@@ -528,7 +528,7 @@ def test_the_launcher_calls_main_beside_it_and_writes_no_bytecode(gate: Gate) ->
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_session_daemon_that_may_not_look_into_run_is_not_disturbed(
+def test_a_session_daemon_that_cannot_read_run_is_not_disturbed(
     open_directory: Path,
 ) -> None:
     gate = Gate(("/bin/sh",), open_directory)

@@ -1,6 +1,6 @@
 """What the program sees of a machine: GPUs, their memory, consoles and the kernel.
 
-What is expected comes from the hosts as people told of them, not from the code.
+Expected values come from hosts as users reported them, not from the code.
 """
 
 from __future__ import annotations
@@ -163,19 +163,19 @@ SEEN = (
 
 
 @pytest.mark.parametrize(("name", "seen"), SEEN, ids=lambda v: getattr(v, "address", v))
-def test_a_gpu_is_seen_as_it_was_told(machine: MachineFactory, name: str, seen: Gpu) -> None:
+def test_a_gpu_is_read_as_users_reported_it(machine: MachineFactory, name: str, seen: Gpu) -> None:
     host = machine(name)
 
-    assert gpu.find(host, (seen.address,)) == (seen,)
+    assert gpu.gpus_among(host, (seen.address,)) == (seen,)
 
 
-def test_gpus_are_found_in_the_order_of_the_xml_and_other_devices_left_out(
+def test_gpus_are_in_the_order_of_the_xml_and_other_devices_are_left_out(
     machine: MachineFactory,
 ) -> None:
     host = machine("two-in-one-6.12")
     host.tree.put("sys/bus/pci/devices/0000:01:00.1/class", "0x040300")
 
-    found = gpu.find(host, ("0000:02:00.0", "0000:01:00.1", GPU))
+    found = gpu.gpus_among(host, ("0000:02:00.0", "0000:01:00.1", GPU))
 
     assert [one.address for one in found] == ["0000:02:00.0", GPU]
 
@@ -184,14 +184,16 @@ def test_no_gpu_among_the_devices_means_that_iomem_is_not_read(machine: MachineF
     host = machine("iomem-without-root")
     host.tree.put("sys/bus/pci/devices/0000:01:00.1/class", "0x040300")
 
-    assert gpu.find(host, ("0000:01:00.1",)) == ()
+    assert gpu.gpus_among(host, ("0000:01:00.1",)) == ()
 
 
-def test_iomem_read_without_root_is_told_and_not_taken_for_free(machine: MachineFactory) -> None:
+def test_iomem_without_addresses_is_an_error_and_does_not_mean_free(
+    machine: MachineFactory,
+) -> None:
     host = machine("iomem-without-root")
 
     with pytest.raises(HostError) as caught:
-        gpu.find(host, (GPU,))
+        gpu.gpus_among(host, (GPU,))
 
     assert str(caught.value) == (
         "cannot tell who has reserved the GPU's memory: /proc/iomem shows no addresses"
@@ -203,7 +205,7 @@ def test_a_device_that_is_not_there_is_named(machine: MachineFactory) -> None:
     host = machine("amd-single")
 
     with pytest.raises(HostError) as caught:
-        gpu.find(host, ("0000:0a:00.0",))
+        gpu.gpus_among(host, ("0000:0a:00.0",))
 
     assert str(caught.value) == (
         "no PCI device 0000:0a:00.0 on this machine (hint: compare with `lspci -D`)"
@@ -229,7 +231,7 @@ def test_a_variant_of_vfio_pci_is_known_by_its_vfio_dev_directory(machine: Machi
     host.tree.link(f"{device}/driver", "sys/bus/pci/drivers/nvgrace_gpu_vfio_pci")
     host.tree.make_directory(f"{device}/vfio-dev/vfio0")
 
-    (found,) = gpu.find(host, (GPU,))
+    (found,) = gpu.gpus_among(host, (GPU,))
 
     assert (found.driver, found.vfio, found.native) == ("nvgrace_gpu_vfio_pci", True, False)
 
@@ -252,7 +254,7 @@ def test_only_the_gpu_that_is_lit_has_the_firmware_device(
 ) -> None:
     host = machine(two_gpus(series, number))
 
-    found = gpu.find(host, (GPU, "0000:02:00.0"))
+    found = gpu.gpus_among(host, (GPU, "0000:02:00.0"))
 
     assert [len(one.firmware) for one in found] == [int(number == 0), int(number == 1)]
     assert [one.framebuffers for one in found] == [("fb0",), ()][:: -1 if number else 1]
@@ -266,25 +268,27 @@ def without_reservation(host: FakeHost) -> FakeHost:
 
 
 def owner(host: FakeHost) -> list[str]:
-    found = gpu.find(host, (GPU, "0000:02:00.0"))
+    found = gpu.gpus_among(host, (GPU, "0000:02:00.0"))
     return [one.address for one in found if one.firmware]
 
 
-def test_without_a_claim_the_driver_is_asked_where_it_draws(machine: MachineFactory) -> None:
+def test_without_a_reservation_the_driver_is_asked_for_its_memory(machine: MachineFactory) -> None:
     host = without_reservation(machine(two_gpus("6.1", 1)))
     host.tree.remove("sys/kernel/boot_params/data")
 
     assert owner(host) == ["0000:02:00.0"]
 
 
-def test_without_a_claim_and_an_answer_the_boot_loader_is_asked(machine: MachineFactory) -> None:
+def test_without_a_reservation_and_an_answer_of_the_driver_the_boot_parameters_decide(
+    machine: MachineFactory,
+) -> None:
     host = without_reservation(machine(two_gpus("6.1", 1)))
     host.tree.put("ioctl/fb0/memory", "0x0 4096000")
 
     assert owner(host) == ["0000:02:00.0"]
 
 
-def test_a_framebuffer_of_which_nothing_tells_where_it_is_belongs_to_nobody(
+def test_a_framebuffer_at_an_unknown_address_belongs_to_no_gpu(
     machine: MachineFactory,
 ) -> None:
     host = without_reservation(machine(two_gpus("6.1", 1)))
@@ -294,7 +298,7 @@ def test_a_framebuffer_of_which_nothing_tells_where_it_is_belongs_to_nobody(
     assert owner(host) == []
 
 
-def test_the_parent_in_sysfs_decides_before_the_boot_loader(machine: MachineFactory) -> None:
+def test_the_parent_in_sysfs_goes_before_the_boot_parameters(machine: MachineFactory) -> None:
     host = without_reservation(machine(two_gpus("6.12", 1)))
     data = bytearray(host.read_bytes("sys/kernel/boot_params/data") or b"")
     struct.pack_into("<I", data, 0x18, 0xC0000000)
@@ -307,7 +311,7 @@ def test_a_device_whose_framebuffer_a_native_driver_took_is_dead(machine: Machin
     host = machine("efifb-5.10")
     host.load_module("bochs")
 
-    (found,) = gpu.find(host, (GPU,))
+    (found,) = gpu.gpus_among(host, (GPU,))
 
     assert [(one.name, one.driver, one.dead) for one in found.firmware] == [
         ("efi-framebuffer.0", "efi-framebuffer", True)
@@ -323,12 +327,12 @@ def test_a_device_whose_framebuffer_a_native_driver_took_is_dead(machine: Machin
         ("simpledrm-0380-6.12", True, True, "simpledrm"),
     ],
 )
-def test_which_driver_draws_is_told_by_its_nodes_and_its_claim(
+def test_nodes_and_reservation_show_which_driver_draws(
     machine: MachineFactory, name: str, drm: bool, owns_memory: bool, draws_as: str
 ) -> None:
     address = "0000:00:05.0" if name == "vesafb-5.10" else GPU
 
-    (found,) = gpu.find(machine(name), (address,))
+    (found,) = gpu.gpus_among(machine(name), (address,))
 
     (device,) = found.firmware
     assert (device.drm, device.owns_memory, device.draws_as) == (drm, owns_memory, draws_as)
@@ -362,7 +366,7 @@ def screen_info(
     ids=["efi", "64-bit", "skip-quirks-only", "vlfb-units", "no-base", "no-size", "text", "vgac",
          "cut-off", "empty"],
 )  # fmt: skip
-def test_the_boot_loader_tells_where_the_framebuffer_is(
+def test_the_boot_parameters_have_the_address_of_the_framebuffer(
     tmp_path: Path, data: bytes, where: Range | None
 ) -> None:
     host = unpack(f"x sys/kernel/boot_params/data = {data.hex()}", str(tmp_path))
@@ -370,7 +374,7 @@ def test_the_boot_loader_tells_where_the_framebuffer_is(
     assert firmware.screen_memory(host) == where
 
 
-def test_without_boot_params_nothing_is_known_of_the_framebuffer(tmp_path: Path) -> None:
+def test_without_boot_parameters_the_address_of_the_framebuffer_is_unknown(tmp_path: Path) -> None:
     assert firmware.screen_memory(SnapshotHost(str(tmp_path))) is None
 
 
@@ -406,7 +410,7 @@ BAR0 = Bar(0, Range(0xD0000000, 0xD0FFFFFF))
     ids=["window-of-the-same-size", "whole-bar", "nested", "not-indented", "no-own-line",
          "neighbour", "last-page", "vfio"],
 )  # fmt: skip
-def test_what_lies_in_a_bar_is_a_claim_and_what_holds_it_is_not(
+def test_a_line_inside_a_bar_is_a_reservation_and_one_that_holds_the_bar_is_not(
     tmp_path: Path, lines: tuple[str, ...], reserved: list[str]
 ) -> None:
     host = with_iomem(tmp_path, *lines)
@@ -414,12 +418,12 @@ def test_what_lies_in_a_bar_is_a_claim_and_what_holds_it_is_not(
     assert [str(one) for one in memory.reservations(memory.iomem(host), GPU, (BAR0,))] == reserved
 
 
-def test_only_what_vfio_claims_is_not_foreign(machine: MachineFactory) -> None:
+def test_only_reservations_of_vfio_are_not_foreign(machine: MachineFactory) -> None:
     host = machine("efifb-0380-6.12")
     text = (host.read("proc/iomem") or "").replace(": efifb", ": vfio-pci")
     host.tree.put("proc/iomem", text)
 
-    (found,) = gpu.find(host, (GPU,))
+    (found,) = gpu.gpus_among(host, (GPU,))
 
     assert ([one.name for one in found.reservations], found.foreign_reservations) == (
         ["vfio-pci"],
@@ -427,7 +431,7 @@ def test_only_what_vfio_claims_is_not_foreign(machine: MachineFactory) -> None:
     )
 
 
-def test_addresses_above_4_gib_are_read_whole(tmp_path: Path) -> None:
+def test_addresses_above_4_gib_are_not_truncated(tmp_path: Path) -> None:
     host = with_iomem(
         tmp_path,
         "2800000000-2fffffffff : 0000:c3:00.0",
@@ -444,7 +448,7 @@ def test_addresses_above_4_gib_are_read_whole(tmp_path: Path) -> None:
     "lines", [(), ("",), ("not a line",), ("00000000-00000000 : efifb",)],
     ids=["none", "empty", "garbage", "zeros"],
 )  # fmt: skip
-def test_an_iomem_that_tells_nothing_is_an_error(tmp_path: Path, lines: tuple[str, ...]) -> None:
+def test_an_iomem_without_ranges_is_an_error(tmp_path: Path, lines: tuple[str, ...]) -> None:
     host = with_iomem(tmp_path, *lines)
 
     with pytest.raises(HostError) as caught:
@@ -474,7 +478,7 @@ def test_a_resource_line_is_a_bar_if_it_is_memory_with_an_address(
     assert tuple(bar.range for bar in memory.memory_bars(host, GPU)) == ranges
 
 
-def test_the_expansion_rom_and_what_follows_it_are_no_bars(tmp_path: Path) -> None:
+def test_lines_from_the_expansion_rom_on_are_not_bars(tmp_path: Path) -> None:
     lines = ["|0x0 0x0 0x0"] * 5 + ["|0xb4400000 0xb447ffff 0x40200"]
     lines += ["|0xc0000 0xdffff 0x40212"] + ["|0x4010000000 0x4016ffffff 0x140204"] * 6
     host = unpack("\n".join([f"f sys/bus/pci/devices/{GPU}/resource", *lines]), str(tmp_path))
@@ -485,7 +489,7 @@ def test_the_expansion_rom_and_what_follows_it_are_no_bars(tmp_path: Path) -> No
 # -- consoles
 
 
-def test_the_console_drivers_of_a_machine_are_named_by_their_text(machine: MachineFactory) -> None:
+def test_console_drivers_are_read_with_their_names(machine: MachineFactory) -> None:
     assert console.vtconsoles(machine("efifb-6.12")) == (
         Vtconsole("vtcon0", "dummy device", static=True, bound=False),
         Vtconsole("vtcon1", "frame buffer device", static=False, bound=True),
@@ -526,14 +530,14 @@ def test_a_framebuffer_below_a_virtio_device_belongs_to_the_pci_device(tmp_path:
         ("intel-bootfb-no-driver", "dummy device"),
     ],
 )
-def test_where_the_consoles_are_is_told_in_words(
+def test_the_current_display_is_described_in_words(
     machine: MachineFactory, name: str, words: str
 ) -> None:
-    assert console.drawing(machine(name)) == words
+    assert console.current_display(machine(name)) == words
 
 
 def test_a_kernel_without_virtual_terminals_has_no_console_driver(tmp_path: Path) -> None:
-    assert console.drawing(SnapshotHost(str(tmp_path))) == "no console driver"
+    assert console.current_display(SnapshotHost(str(tmp_path))) == "no console driver"
 
 
 # -- the kernel
@@ -569,7 +573,7 @@ def cached(host: FakeHost, text: str) -> FakeHost:
 BOOT = "5c3a7f0e-2c52-4b61-9d7e-0d5d7a1f9b42"
 
 
-def test_the_answer_of_this_boot_is_not_looked_up_again(machine: MachineFactory) -> None:
+def test_a_cached_answer_of_this_boot_is_used(machine: MachineFactory) -> None:
     host = cached(machine("efifb-6.12"), json.dumps({"boot": BOOT, "removes_consoles": False}))
 
     assert kernel.removes_consoles(host) is False
@@ -580,7 +584,7 @@ def test_the_answer_of_this_boot_is_not_looked_up_again(machine: MachineFactory)
     ['{"boot": "other", "removes_consoles": false}', "", "{", "[]", "null", "\udcff",
      f'{{"boot": "{BOOT}"}}', f'{{"boot": "{BOOT}", "removes_consoles": "no"}}'],
 )  # fmt: skip
-def test_an_answer_of_another_boot_or_garbage_is_looked_up_again(
+def test_a_cached_answer_of_another_boot_or_garbage_is_not_used(
     machine: MachineFactory, text: str
 ) -> None:
     host = machine("efifb-6.12")
@@ -595,7 +599,7 @@ def test_an_answer_of_another_boot_or_garbage_is_looked_up_again(
     }  # fmt: skip
 
 
-def test_a_look_before_any_claim_leaves_no_cache(machine: MachineFactory) -> None:
+def test_before_the_first_claim_no_cache_is_written(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
 
     kernel.removes_consoles(host)
@@ -622,7 +626,7 @@ def test_the_kernel_release_is_three_numbers_or_zeros(
     [("[none] integrity confidentiality", False), ("none [integrity] confidentiality", True),
      ("none integrity [confidentiality]", True), (None, False)],
 )  # fmt: skip
-def test_lockdown_is_what_stands_in_brackets(
+def test_the_lockdown_level_is_the_word_in_brackets(
     tmp_path: Path, state: str | None, locked: bool
 ) -> None:
     text = f"f sys/kernel/security/lockdown = {state}" if state else ""
@@ -631,7 +635,7 @@ def test_lockdown_is_what_stands_in_brackets(
     assert kernel.locked_down(host) is locked
 
 
-def test_a_symbol_is_there_or_not_or_cannot_be_told(tmp_path: Path) -> None:
+def test_a_symbol_exists_or_not_or_is_unknown(tmp_path: Path) -> None:
     host = unpack("f proc/kallsyms\n|0 t radeon_pci_remove\t[radeon]", str(tmp_path))
 
     found = [
@@ -651,21 +655,21 @@ def test_a_symbol_is_there_or_not_or_cannot_be_told(tmp_path: Path) -> None:
         ("resource", "0x" + "f" * 17 + " 0x0 0x0"), ("resource", "\0"),
     ],
 )  # fmt: skip
-def test_what_no_kernel_writes_is_one_short_sentence(
+def test_content_that_no_kernel_writes_is_one_short_error(
     machine: MachineFactory, path: str, content: str
 ) -> None:
     host = machine("efifb-6.12")
     host.tree.put(f"sys/bus/pci/devices/0000:01:00.0/{path}", content)
 
     with pytest.raises(HostError) as caught:
-        gpu.find(host, ("0000:01:00.0",))
+        gpu.gpus_among(host, ("0000:01:00.0",))
 
     start = f"cannot understand /sys/bus/pci/devices/0000:01:00.0/{path}: "
     assert caught.value.text.startswith(start)
     assert len(caught.value.text) < len(start) + 200
 
 
-def test_a_link_may_go_away_while_it_is_followed(tmp_path: Path) -> None:
+def test_a_link_may_disappear_while_it_is_resolved(tmp_path: Path) -> None:
     host = SnapshotHost(str(tmp_path))
     (tmp_path / "card0").mkdir()
     link = tmp_path / "link"

@@ -38,7 +38,7 @@ KWIN = "/user.slice/user-1000.slice/user@1000.service/session.slice/plasma-kwin_
 
 
 def blocking(host: FakeHost, *addresses: str, others: tuple[str, ...] = ()) -> tuple[str, ...]:
-    return nodes.blocking(host, gpu.find(host, addresses), others)
+    return nodes.nodes_to_close(host, gpu.gpus_among(host, addresses), others)
 
 
 def entry(host: FakeHost, kind: str, name: str, below: str) -> None:
@@ -50,7 +50,7 @@ def entry(host: FakeHost, kind: str, name: str, below: str) -> None:
 # -- which nodes count
 
 
-def test_i2c_adapters_count_wherever_they_hang_below_the_gpu(machine: MachineFactory) -> None:
+def test_i2c_adapters_count_anywhere_below_the_gpu(machine: MachineFactory) -> None:
     host = machine("amd-single")
     entry(host, "i2c-dev", "i2c-3", f"{AMD_PATH}/i2c-3/i2c-dev")
     entry(host, "i2c-dev", "i2c-4", f"{AMD_PATH}/drm/card0/card0-DP-1/i2c-4/i2c-dev")
@@ -72,7 +72,7 @@ def test_a_backlight_below_the_gpu_counts_with_all_its_files(machine: MachineFac
     file = f"/{AMD_PATH}/drm/card0/card0-eDP-1/amdgpu_bl0/brightness"
     hold(host, file, pid=7, command="upowerd", shown=file)
 
-    assert holders.find(host, blocking(host, AMD)) == [
+    assert holders.holders_of(host, blocking(host, AMD)) == [
         Holder(7, "upowerd", "", ("/sys/class/backlight/amdgpu_bl0",)),
     ]
 
@@ -99,7 +99,7 @@ def test_sound_nodes_count_if_the_audio_function_goes_too(machine: MachineFactor
     )  # fmt: skip
 
 
-def test_prepare_knows_what_else_goes_to_the_vm(machine: MachineFactory) -> None:
+def test_prepare_includes_the_siblings_of_the_gpu(machine: MachineFactory) -> None:
     host = with_sound(machine("amd-single"))
     hold(host, "dev/snd/controlC1", pid=1800, command="wireplumber")
 
@@ -156,7 +156,7 @@ def test_only_its_own_node_counts_while_another_gpu_stays_on_nvidia(
     assert blocking(host, NVIDIA, OTHER_NVIDIA) == ALL_OF_NVIDIA
 
 
-def test_all_nodes_of_nvidia_count_where_it_does_not_tell_which_is_whose(
+def test_all_nodes_of_nvidia_count_where_the_driver_does_not_show_minor_numbers(
     machine: MachineFactory,
 ) -> None:
     host = with_nvidia(machine("bmc-and-two-nvidia"))
@@ -177,7 +177,7 @@ def test_the_node_of_a_firmware_fbdev_driver_must_be_closed(
     assert blocking(machine(name), GPU) == ("dev/fb0",)
 
 
-def test_a_recording_of_a_machine_has_the_same_nodes(
+def test_a_snapshot_of_a_machine_has_the_same_nodes(
     machine: MachineFactory, tmp_path: Path
 ) -> None:
     host = with_nvidia(with_sound(machine("bmc-and-two-nvidia")))
@@ -188,7 +188,7 @@ def test_a_recording_of_a_machine_has_the_same_nodes(
 
     again = unpack(record(host), str(tmp_path / "again"))
 
-    assert nodes.blocking(again, gpu.find(again, (NVIDIA,))) == (
+    assert nodes.nodes_to_close(again, gpu.gpus_among(again, (NVIDIA,))) == (
         "dev/i2c-3", "sys/class/backlight/bl", "dev/nvidia1",
     )  # fmt: skip
     assert again.list("sys/class/sound") == host.list("sys/class/sound")
@@ -197,8 +197,8 @@ def test_a_recording_of_a_machine_has_the_same_nodes(
 # -- how they are found
 
 
-def test_the_process_that_holds_fb0_is_named_with_its_unit(machine: MachineFactory) -> None:
-    found = holders.find(machine("fb0-held-by-plymouth"), ["dev/fb0"])
+def test_the_holder_of_fb0_is_listed_with_its_unit(machine: MachineFactory) -> None:
+    found = holders.holders_of(machine("fb0-held-by-plymouth"), ["dev/fb0"])
 
     assert [str(one) for one in found] == [
         "plymouthd (412) [plymouth-start.service] with /dev/fb0 open"
@@ -212,7 +212,7 @@ def test_holders_are_in_the_order_of_their_process_ids(machine: MachineFactory) 
     hold(host, "dev/dri/renderD128", pid=97, command="lact")
     hold(host, "dev/null", pid=3, command="bash")
 
-    found = holders.find(host, ["dev/fb0", CARD, "dev/dri/renderD128"])
+    found = holders.holders_of(host, ["dev/fb0", CARD, "dev/dri/renderD128"])
 
     assert found == [
         Holder(97, "lact", "", ("/dev/dri/renderD128",)),
@@ -232,7 +232,7 @@ def test_a_node_is_found_by_each_name_that_the_kernel_may_show(
     host = machine("amd-single")
     hold(host, CARD, pid=7, command="x", shown=shown, mapped=mapped)
 
-    assert holders.find(host, [CARD]) == [Holder(7, "x", "", ("/dev/dri/card0",))]
+    assert holders.holders_of(host, [CARD]) == [Holder(7, "x", "", ("/dev/dri/card0",))]
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -248,7 +248,7 @@ def test_other_files_are_not_taken_for_the_node(
     host.tree.put(node, "")
     hold(host, node, pid=7, command="x", shown=shown, mapped=mapped)
 
-    assert holders.find(host, [CARD]) == []
+    assert holders.holders_of(host, [CARD]) == []
 
 
 def test_a_terminal_of_a_container_is_not_taken_for_a_group_of_vfio(
@@ -257,7 +257,7 @@ def test_a_terminal_of_a_container_is_not_taken_for_a_group_of_vfio(
     host = machine("amd-single")
     hold(host, "dev/pts/12", pid=7, command="bash", shown="/12")
 
-    assert holders.find(host, ["dev/vfio/12"]) == []
+    assert holders.holders_of(host, ["dev/vfio/12"]) == []
 
 
 class Careful(FakeHost):
@@ -283,7 +283,7 @@ class Careful(FakeHost):
         return super().exists(path)
 
 
-def test_no_file_is_looked_at_but_those_below_dev(machine: MachineFactory) -> None:
+def test_only_files_below_dev_are_touched(machine: MachineFactory) -> None:
     host = Careful(machine("amd-single").root)
     for number, text in enumerate(
         ("/mnt/nfs/film.mkv", "/srv/x/card0", "socket:[5]", "/dev/pts/3", "/dev/null", f"/{CARD}")
@@ -291,21 +291,21 @@ def test_no_file_is_looked_at_but_those_below_dev(machine: MachineFactory) -> No
         hold(host, "dev/pts/3", pid=7, command="x", shown=text, mapped=number % 2 == 1)
         hold(host, "dev/pts/3", pid=7, command="x", shown=text)
 
-    holders.find(host, [CARD])
+    holders.holders_of(host, [CARD])
 
     assert set(host.asked) == {f"/{CARD}", "/dev/pts/3"}
 
 
-def test_processes_that_may_not_be_looked_into_are_unknown(machine: MachineFactory) -> None:
+def test_processes_that_cannot_be_inspected_are_unknown(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     conceal(host, pid=71, command="firefox", unit="snap.service")
     conceal(host, pid=72)
 
-    found = holders.find(host, ["dev/fb0"])
+    found = holders.holders_of(host, ["dev/fb0"])
 
     assert [str(one) for one in found] == [
-        "firefox (71) [snap.service], which may not be looked into",
-        "x (72), which may not be looked into",
+        "firefox (71) [snap.service], which cannot be inspected",
+        "x (72), which cannot be inspected",
     ]
 
 
@@ -317,7 +317,7 @@ def test_a_directory_of_descriptors_that_cannot_be_read_makes_it_unknown(
     host.tree.remove("proc/71/fd")
     os.symlink("fd", host.path("proc/71/fd"))  # a loop: cannot be opened, even by root
 
-    assert holders.find(host, ["dev/fb0"]) == [Holder(71, "x", "", ())]
+    assert holders.holders_of(host, ["dev/fb0"]) == [Holder(71, "x", "", ())]
 
 
 @pytest.mark.parametrize(("pid", "parent"), [(2, 0), (88, 2)])
@@ -327,7 +327,7 @@ def test_threads_of_the_kernel_are_not_unknown(
     host = machine("efifb-6.12")
     conceal(host, pid=pid, command="kworker/0:1", parent=parent)
 
-    assert holders.find(host, ["dev/fb0"]) == []
+    assert holders.holders_of(host, ["dev/fb0"]) == []
 
 
 def test_a_process_that_is_gone_is_no_error(machine: MachineFactory) -> None:
@@ -335,23 +335,23 @@ def test_a_process_that_is_gone_is_no_error(machine: MachineFactory) -> None:
         def list(self, path: str) -> tuple[str, ...]:
             return (*super().list(path), "71") if path == "proc" else super().list(path)
 
-    assert holders.find(Vanishing(machine("efifb-6.12").root), ["dev/fb0"]) == []
+    assert holders.holders_of(Vanishing(machine("efifb-6.12").root), ["dev/fb0"]) == []
 
 
-def test_we_and_our_supervisor_never_count(machine: MachineFactory) -> None:
+def test_this_process_and_its_supervisor_never_count(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     hold(host, "dev/fb0", pid=70, command="python3")
     conceal(host, pid=71, command="python3")
     host.own = frozenset((70, 71))
 
-    assert holders.find(host, ["dev/fb0"]) == []
+    assert holders.holders_of(host, ["dev/fb0"]) == []
 
 
-def test_without_nodes_nobody_is_looked_at(machine: MachineFactory) -> None:
+def test_without_nodes_no_process_is_inspected(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     conceal(host, pid=71)
 
-    assert holders.find(host, []) == []
+    assert holders.holders_of(host, []) == []
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_the_unit_of_a_holder_is_the_innermost_of_its_cgroup(
     hold(host, "dev/fb0", pid=7, command="x")
     host.tree.put("proc/7/cgroup", cgroup)
 
-    (found,) = holders.find(host, ["dev/fb0"])
+    (found,) = holders.holders_of(host, ["dev/fb0"])
 
     assert found.unit == unit
 
@@ -382,12 +382,12 @@ def test_a_name_that_its_owner_chose_breaks_no_line(machine: MachineFactory) -> 
     host = machine("efifb-6.12")
     hold(host, "dev/fb0", pid=7, command="x\n\x1b[2Jroot")
 
-    (found,) = holders.find(host, ["dev/fb0"])
+    (found,) = holders.holders_of(host, ["dev/fb0"])
 
     assert str(found) == "x??[2Jroot (7) with /dev/fb0 open"
 
 
-# -- how they are found on the real machine, on nodes that nobody minds
+# -- how they are found on the real machine, on harmless nodes
 
 
 @contextmanager
@@ -424,7 +424,7 @@ def test_a_real_process_is_found_as_the_kernel_shows_it(program: str, node: str)
     assert [(one.pid, one.nodes) for one in found] == [(pid, (f"/{node}",))]
 
 
-def test_a_link_to_a_real_node_tells_the_number_of_its_device() -> None:
+def test_a_link_to_a_real_node_leads_to_its_device_number() -> None:
     host = Host()
     with sleeper(OPENS) as pid:
         files = host.open_files(pid)
@@ -440,10 +440,10 @@ def test_a_real_process_is_ended_by_its_handle() -> None:
     with sleeper(OPENS) as pid:
         handle = host.open_process(pid)
         assert handle is not None
-        host.await_end([handle], 0.01)
+        host.wait_for_end([handle], 0.01)
         alive = holders.Search(host, ["dev/full"]).among([pid])
         host.signal_process(handle, signal.SIGTERM)
-        host.await_end([handle], 10)
+        host.wait_for_end([handle], 10)
         gone = holders.Search(host, ["dev/full"]).among([pid])
         host.signal_process(handle, signal.SIGTERM)  # it is a zombie: no error
         host.close_process(handle)
@@ -452,15 +452,15 @@ def test_a_real_process_is_ended_by_its_handle() -> None:
     assert host.open_process(pid) is None
 
 
-def test_the_process_that_forked_us_counts_as_ourselves_and_who_started_us_does_not() -> None:
+def test_the_process_that_forked_us_is_ours_and_the_one_that_started_us_is_not() -> None:
     program = (
         "import os\n"
         "from vfio_console_hook.machine.host import Host\n"
         "if os.fork() == 0:\n"
-        "    print(Host().ourselves() == {os.getpid(), os.getppid()}, flush=True)\n"
+        "    print(Host().own_pids() == {os.getpid(), os.getppid()}, flush=True)\n"
         "    os._exit(0)\n"
         "os.wait()\n"
-        "print(Host().ourselves() == {os.getpid()})\n"
+        "print(Host().own_pids() == {os.getpid()})\n"
     )
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -468,12 +468,12 @@ def test_the_process_that_forked_us_counts_as_ourselves_and_who_started_us_does_
     assert (done.stdout, done.stderr) == ("True\nTrue\n", "")
 
 
-def test_a_recorded_machine_is_never_mixed_up_with_this_one(tmp_path: Path) -> None:
+def test_a_snapshot_never_touches_this_machine(tmp_path: Path) -> None:
     host = SnapshotHost(str(tmp_path))
     os.makedirs(host.path(f"proc/{os.getpid()}/fd"))
     os.symlink("/dev/null", host.path(f"proc/{os.getpid()}/fd/0"))
 
-    assert host.ourselves() == frozenset()
+    assert host.own_pids() == frozenset()
     assert host.device_number(f"proc/{os.getpid()}/fd/0") is None
     with pytest.raises(HostError, match="recorded"):
         host.open_process(os.getpid())
@@ -550,8 +550,8 @@ def test_while_one_still_holds_it_only_those_are_looked_at_again(machine: Machin
 
 def test_somebody_who_opens_it_meanwhile_is_found(machine: MachineFactory) -> None:
     class Taking(FakeHost):
-        def await_end(self, handles: object, timeout_s: float) -> None:
-            super().await_end(handles, timeout_s)  # type: ignore[arg-type]  # given on
+        def wait_for_end(self, handles: object, timeout_s: float) -> None:
+            super().wait_for_end(handles, timeout_s)  # type: ignore[arg-type]  # given on
             if not self.exists("proc/8"):
                 hold(self, "dev/fb0", pid=8, command="late")
 
@@ -583,7 +583,7 @@ def test_on_5_x_who_may_not_be_looked_into_refuses_the_vm(machine: MachineFactor
     conceal(host, pid=71, command="firefox", unit="x.service")
 
     assert refusal(host, NOW, GPU).startswith(
-        "0000:01:00.0 may be in use by firefox (71) [x.service], which may not be looked into"
+        "0000:01:00.0 may be in use by firefox (71) [x.service], which cannot be inspected"
     )
 
 
@@ -898,7 +898,7 @@ def test_the_plan_tells_who_has_it_now_and_what_becomes_of_them(
     assert [(str(one.holder), one.becomes) for one in made.holders] == [
         ("Xorg (7) with /dev/dri/card0 open", becomes),
         ("lact (8) [lactd.service] with /dev/dri/renderD128 open", becomes),
-        ("firefox (9), which may not be looked into", ""),
+        ("firefox (9), which cannot be inspected", ""),
     ]
     assert (snapshot(host), host.changes) == (before, [])
 

@@ -1,4 +1,4 @@
-"""The log: what the journal gets, and that a VM's whole run is told in a few lines."""
+"""The log: the entries of the journal, and how few lines one run of a VM takes."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ def test_a_value_with_newlines_fakes_no_field(
     assert entry(journal.recv(4096)) == [("VM", value), ("UUID", UUID)]
 
 
-def test_a_name_that_is_no_text_is_escaped() -> None:
+def test_a_name_that_cannot_be_encoded_is_escaped() -> None:
     assert datagram((("VM", os.fsdecode(b"a\xffb")),)) == b"VM=a\\udcffb\n"
 
 
 @pytest.mark.parametrize("there", ["nothing", "file", "stream", "deaf"])
-def test_without_a_journal_it_is_said_so(path: str, there: str) -> None:
+def test_without_a_journal_false_is_returned(path: str, there: str) -> None:
     kind = socket.SOCK_STREAM if there == "stream" else socket.SOCK_DGRAM
     with socket.socket(socket.AF_UNIX, kind) as other:
         if there == "file":
@@ -124,7 +124,7 @@ def test_a_journal_that_hangs_is_not_waited_for(path: str, journal: socket.socke
     assert queued < 100_000
 
 
-def test_an_entry_is_never_too_long_for_a_datagram(
+def test_an_entry_always_fits_into_a_datagram(
     path: str, journal: socket.socket, machine: MachineFactory
 ) -> None:
     host = machine("efifb-6.12")
@@ -179,7 +179,7 @@ def test_a_name_fakes_no_line(machine: MachineFactory, name: str, shown: str) ->
     assert dict(fields)["MESSAGE"] == f"{shown}: {shown}"
 
 
-def test_what_is_below_the_level_is_not_written(machine: MachineFactory) -> None:
+def test_lines_below_the_level_are_not_written(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
 
     log = Log(host, "win11", "warning")
@@ -217,7 +217,7 @@ def run(host: FakeHost, address: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_ten_lines_tell_the_whole_run_of_a_vm(machine: MachineFactory, name: str) -> None:
+def test_one_run_of_a_vm_takes_at_most_ten_lines(machine: MachineFactory, name: str) -> None:
     host = machine(name)
     physical = [one for one in gpu.displays(host) if not gpu.is_virtual(host, one)]
 
@@ -228,13 +228,13 @@ def test_ten_lines_tell_the_whole_run_of_a_vm(machine: MachineFactory, name: str
             os.chmod(host.path(folder), 0o755)
         os.chmod(host.path("etc/vfio-console-hook/default.yaml"), 0o644)
         phases = run(host, address)
-        told = [dict(fields) for fields in entries(host)]
+        found = [dict(fields) for fields in entries(host)]
 
-        assert len(told) <= 10
-        for one in told:
+        assert len(found) <= 10
+        for one in found:
             assert one["MESSAGE"].startswith(f"win11: {one['PHASE']} {address}: ")
-        assert {(one["VM"], one["UUID"], one["GPU"]) for one in told} == {("win11", UUID, address)}
-        assert list(dict.fromkeys(one["PHASE"] for one in told)) == phases
+        assert {(one["VM"], one["UUID"], one["GPU"]) for one in found} == {("win11", UUID, address)}
+        assert list(dict.fromkeys(one["PHASE"] for one in found)) == phases
 
 
 def test_a_refusal_is_one_line(machine: MachineFactory) -> None:
@@ -246,7 +246,7 @@ def test_a_refusal_is_one_line(machine: MachineFactory) -> None:
     assert line.startswith(f"error: win11: prepare {GPU}: ")
 
 
-def test_what_cannot_be_read_as_a_domain_is_logged_under_the_name(machine: MachineFactory) -> None:
+def test_an_unreadable_domain_is_logged_under_the_name_of_the_vm(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
 
     assert hook.main(["win11", "prepare", "begin", "-"], b"<domain", host) == 1
@@ -255,7 +255,7 @@ def test_what_cannot_be_read_as_a_domain_is_logged_under_the_name(machine: Machi
     assert line.startswith("error: win11: prepare: the domain XML is not well-formed: ")
 
 
-def test_at_level_debug_each_step_is_told_with_its_shell_line(machine: MachineFactory) -> None:
+def test_at_level_debug_each_step_is_logged_with_its_shell_line(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     Path(host.path("etc/vfio-console-hook")).mkdir(mode=0o755, parents=True)
     host.tree.put("etc/vfio-console-hook/default.yaml", "log_level: debug\n")

@@ -77,11 +77,11 @@ def test_the_drivers_that_people_have_are_all_in_the_table() -> None:
     known = ("amdgpu", "radeon", "i915", "xe", "nouveau", "nvidia", "ast", "mgag200", "bochs-drm",
              "bochs", "cirrus", "cirrus-qemu", "qxl", "virtio-pci", "vmwgfx")  # fmt: skip
 
-    assert [name for name in known if drivers.of(name) == drivers.Driver(name)] == []
+    assert [name for name in known if drivers.driver_named(name) == drivers.Driver(name)] == []
 
 
 def test_of_a_driver_that_nobody_has_looked_at_the_worst_is_expected() -> None:
-    unknown = drivers.of("mtgpu")
+    unknown = drivers.driver_named("mtgpu")
 
     assert (unknown.while_open, unknown.may_hang) == (drivers.BLOCKS, True)
 
@@ -92,7 +92,7 @@ def test_of_a_driver_that_nobody_has_looked_at_the_worst_is_expected() -> None:
      ("amdgpu", "amdgpu"), ("nvidiafb", "nvidiafb"), ("bochs", "bochs")],
 )  # fmt: skip
 def test_a_module_leads_to_the_row_of_its_driver(module: str, name: str) -> None:
-    assert drivers.of_module(module).name == name
+    assert drivers.driver_of_module(module).name == name
 
 
 @pytest.mark.parametrize(

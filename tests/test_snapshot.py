@@ -277,7 +277,7 @@ def test_a_file_is_as_it_was_on_the_machine(tmp_path: Path) -> None:
     assert status is not None
     assert (status.st_mode, status.st_uid, status.st_gid) == (0o100640, 1000, 6)
     assert (status.st_mtime, status.st_ctime, status.st_size) == (17, 18, 2)
-    assert host.label("a/b") == "u:r:t:s0"
+    assert host.selinux_label("a/b") == "u:r:t:s0"
 
 
 def test_a_directory_is_told_beside_what_is_in_it(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_a_directory_is_told_beside_what_is_in_it(tmp_path: Path) -> None:
     found = [status and (status.st_mode, status.st_mtime) for status in told]
 
     assert found == [(0o40777, 18), (0o100600, 17)]
-    assert (host.label("a"), host.label("a/b")) == ("u:r:t:s0", None)
+    assert (host.selinux_label("a"), host.selinux_label("a/b")) == ("u:r:t:s0", None)
 
 
 def test_what_nothing_is_told_of_is_roots_as_it_was_unpacked(tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_time_stands_still_on_a_machine_that_was_recorded_whole(tmp_path: Path) 
     whole = unpack("f recorded/now = 1732312312", str(tmp_path / "a"))
     part = unpack("", str(tmp_path / "b"))
 
-    assert (whole.whole, whole.now(), part.whole) == (True, 1732312312.0, False)
+    assert (whole.complete, whole.now(), part.complete) == (True, 1732312312.0, False)
     assert part.now() > 1732312312
 
 

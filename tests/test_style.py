@@ -56,7 +56,9 @@ ROOMS = (
 # The doors to the machine, and the modules that have a key.
 DOORS = {
     "open": {
-        "machine/host.py",
+        "machine/host/files.py",
+        "machine/host/consoles.py",
+        "machine/host/processes.py",
         "machine/runfiles.py",
         "machine/snapshot.py",
         "machine/worker.py",
@@ -69,14 +71,14 @@ DOORS = {
         "commands/check_config.py",
         "commands/files.py",
     },
-    "process": {"machine/host.py", "machine/worker.py"},
-    "subprocess": {"machine/host.py"},
-    "fcntl": {"machine/host.py", "claims/directory.py"},
-    "socket": {"machine/host.py"},
+    "process": {"machine/host/processes.py", "machine/worker.py"},
+    "subprocess": {"machine/host/programs.py"},
+    "fcntl": {"machine/host/consoles.py", "claims/directory.py"},
+    "socket": set(),
     "_socket": {"log.py"},
-    "ctypes": {"machine/host.py"},
+    "ctypes": set(),
     "libvirt": {"machine/libvirtd.py"},
-    "mmap": {"machine/host.py"},
+    "mmap": set(),
     "shutil": {"machine/snapshot.py"},
     "tempfile": {"cli.py", "machine/snapshot.py"},
 }

@@ -153,7 +153,7 @@ def test_without_libvirt_python_it_is_told_what_to_install(tmp_path: Path) -> No
     (tmp_path / "libvirt.py").write_text("raise ImportError('No module named libvirtmod')\n")
     program = (
         "from vfio_console_hook.machine import libvirtd\n"
-        "try: libvirtd.ask('test:///default')\n"
+        "try: libvirtd.vms('test:///default')\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
 

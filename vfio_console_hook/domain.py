@@ -1,8 +1,7 @@
-"""The domain XML: which PCI devices of the host a VM gets, and who the VM is.
+"""The domain XML: name and uuid of a VM, and the PCI devices of the host that it gets.
 
-Only reads what libvirt, or a person, wrote; whether a device exists or is a GPU
-is not known here. Everything in it is foreign text: no entity is expanded and
-nothing outside the given bytes is read.
+Whether a device exists or is a GPU is not known here. The text is not trusted: no entity is
+expanded, and nothing outside the given bytes is read.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from lxml.etree import _Element
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
-# What is read of it: the tags inside of a tag. "driver" is for recording/domain_outline.py.
+# The tags inside of a tag that are read. "driver" is for snapshot/domain_outline.py.
 _READ: dict[str, tuple[str, ...]] = {
     "domain": ("name", "uuid", "devices", f"{_QEMU}commandline"),
     "devices": ("hostdev",),
@@ -28,12 +27,12 @@ _READ: dict[str, tuple[str, ...]] = {
     "source": ("address",),
     f"{_QEMU}commandline": (f"{_QEMU}arg",),
 }
-# As a tree, less of it takes at most 60 MB.
+# A smaller text takes at most 60 MB as a tree.
 _LARGE = 256 * 1024
 _VFIO_DRIVERS = ("vfio-pci", "vfio-pci-nohotplug")
 
-# What strtoul takes with base 0, and libvirt's virStrToLong_uip leaves of it: no
-# sign but "+", and nothing behind the number (libvirt src/util/virstring.c).
+# What strtoul accepts with base 0, without what libvirt's virStrToLong_uip rejects: "-",
+# and text after the number (libvirt src/util/virstring.c).
 _UNSIGNED = re.compile(r"[ \t\n\r]*\+?(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))")
 # QEMU's form of a host address, in hex but for the function, domain optional
 # (QEMU hw/core/qdev-properties-system.c, set_pci_host_devaddr).
@@ -45,8 +44,8 @@ class Hostdev:
     """A PCI device of the host that a VM gets.
 
     address is a full PCI address in lower case, such as "0000:01:00.0". managed is
-    whether libvirt detaches it from its driver and gives it back. origin is where
-    it is written, "hostdev" or "qemu:commandline"; line is the line there.
+    whether libvirt detaches it from its driver and gives it back. origin is the element
+    that assigns it, "hostdev" or "qemu:commandline"; line is its line.
     """
 
     address: str
@@ -59,8 +58,8 @@ class Hostdev:
 class Domain:
     """A VM; name may hold anything, even newlines; uuid is in lower case with hyphens.
 
-    by_hand: no VM but a person takes the devices; bind_vfio: and no libvirt will
-    bind them to vfio-pci.
+    by_hand: the command `take` takes the devices, not a VM; bind_vfio: it binds them to
+    vfio-pci, as libvirt would.
     """
 
     name: str
@@ -73,8 +72,7 @@ class Domain:
 def parse(xml: bytes) -> Domain:
     """The VM that a domain XML describes.
 
-    Raises DomainError when it is not XML, not a domain, or says nothing that
-    libvirt could have accepted.
+    Raises DomainError when it is not XML, not a domain, or not acceptable to libvirt.
     """
     root = tree(xml)
     name = root.findtext("name")
@@ -100,7 +98,7 @@ def hostdev_addresses(xml: bytes) -> tuple[str, ...]:
 def tree(xml: bytes) -> _Element:
     """The root element of a domain XML, with at least what is in _READ. Raises DomainError."""
     try:
-        from lxml import etree  # takes some 20 ms, so only when there is XML to read
+        from lxml import etree  # takes 6 ms to load, so only when there is XML to read
     except ImportError as error:
         raise InstallationError.of("lxml", error) from error
     if b"<!DOCTYPE" in xml:
@@ -135,8 +133,8 @@ def _check_root(root: _Element) -> None:
 
 
 def _refuse_doctype(xml: bytes) -> None:
-    # The text may also stand in <metadata>, in a comment: only before the root
-    # element, behind blanks, comments and instructions, it is one.
+    # The text may also be in a comment, or in <metadata>. A DOCTYPE is before the root
+    # element, and only blanks, comments and instructions are before it.
     misc = re.compile(rb"\s+|<\?.*?\?>|<!--.*?-->", re.DOTALL)
     position = len(b"\xef\xbb\xbf") if xml.startswith(b"\xef\xbb\xbf") else 0
     while found := misc.match(xml, position):
@@ -153,8 +151,8 @@ def _uuid(root: _Element) -> str:
     text = root.findtext("uuid")
     if text is None:
         raise DomainError("the domain XML has no <uuid>")
-    # libvirt reads it with hyphens anywhere (src/util/viruuid.c, virUUIDParse). It
-    # becomes a file name, so nothing else gets through.
+    # libvirt accepts hyphens anywhere (src/util/viruuid.c, virUUIDParse). It becomes a file
+    # name, so nothing else is accepted.
     digits = text.strip().replace("-", "").lower()
     if not re.fullmatch("[0-9a-f]{32}", digits):
         raise DomainError(f"not a UUID in <uuid> of the domain XML: {text[:50]!r}")
@@ -183,7 +181,7 @@ def _from_devices(devices: _Element) -> Iterator[Hostdev]:
     for element in devices.iterfind("hostdev"):
         if element.get("type") != "pci" or element.get("mode", "subsystem") != "subsystem":
             continue
-        # The <address> right below <hostdev> is the guest's.
+        # The <address> directly below <hostdev> is the guest's.
         address = element.find("source/address")
         if address is None:
             raise DomainError(
@@ -198,7 +196,7 @@ def _source_address(address: _Element) -> str:
         _number(address, name) for name in ("domain", "bus", "slot", "function")
     )
     # libvirt checks no limits when the first three are 0 (src/conf/device_conf.c,
-    # virPCIDeviceAddressParseXML), and none for the domain: VMD has wide ones.
+    # virPCIDeviceAddressParseXML), and none for the domain: those of VMD are large.
     if (domain or bus or slot) and (bus > 0xFF or slot > 0x1F or function > 7):
         raise DomainError(
             f"no PCI device can have the address {_address(domain, bus, slot, function)}"
@@ -216,7 +214,7 @@ def _number(address: _Element, name: str) -> int:
         hexadecimal, octal, decimal = found.groups()
         digits = hexadecimal or octal or decimal
         base = 16 if hexadecimal else 8 if octal else 10
-        # The length first: int() takes no more than some thousand decimal digits.
+        # The length first: int() raises ValueError for more than 4300 decimal digits.
         if len(digits.lstrip("0")) <= 11 and (number := int(digits, base)) <= 0xFFFFFFFF:
             return number
     raise DomainError(
@@ -230,7 +228,7 @@ def _address(domain: int, bus: int, slot: int, function: int) -> str:
 
 
 def _line(element: Any) -> int:
-    # Any, because lxml-stubs does not know the type of it.
+    # Any, because lxml-stubs lacks its type.
     return element.sourceline or 0
 
 
@@ -254,7 +252,7 @@ def _vfio_address(argument: str, line: int) -> str | None:
     options = _json(argument, line) if argument.lstrip().startswith("{") else _options(argument)
     if options.get("driver") not in _VFIO_DRIVERS:
         return None
-    # sysfsdev goes before host (QEMU hw/vfio/pci.c), and may name an mdev.
+    # sysfsdev overrides host (QEMU hw/vfio/pci.c), and may be an mdev.
     path = options.get("sysfsdev")
     if path:
         text = path.rstrip("/").rpartition("/")[2]
@@ -275,7 +273,7 @@ def _vfio_address(argument: str, line: int) -> str | None:
 
 
 def _options(argument: str) -> dict[str, str]:
-    # QEMU doubles a comma inside a value, and the first word may lack its "driver="
+    # A comma inside a value is doubled, and "driver=" is optional in front of the first word
     # (QEMU util/qemu-option.c). XML cannot hold a NUL.
     words = argument.replace(",,", "\0").split(",")
     if "=" not in words[0]:
@@ -287,8 +285,8 @@ def _options(argument: str) -> dict[str, str]:
 def _json(argument: str, line: int) -> dict[str, str]:
     import json  # only for this form
 
-    # QEMU takes strings in single quotes too (QEMU qobject/json-lexer.c). One that never
-    # ends is taken whole: to look for its end behind each quote would take minutes.
+    # QEMU accepts strings in single quotes too (QEMU qobject/json-lexer.c). One that never
+    # ends is matched to the end of the text: backtracking would take minutes.
     strings = re.compile(r""""(?:\\.|[^"\\])*"?|'((?:\\.|[^'\\])*)'?""", re.DOTALL)
     text = strings.sub(_double_quoted, argument)
     try:

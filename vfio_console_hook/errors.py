@@ -1,9 +1,8 @@
-"""What can go wrong, told to people.
+"""The errors that people see.
 
-One class for each person who has to act. They are raised wherever the fact is
-known and caught in two places only: hook.main and cli.main. The text says what
-could not be done, to what, why, and what is the state now: lower case, no full
-stop. The hint is one thing to try.
+There is one class for each way to act on it. They are raised where the fact is known and
+caught in two places only: hook.main and cli.main. The text says what could not be done, to
+what, why, and the state now: lower case, no full stop. The hint is one thing to try.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
     from typing import Any
 
-# How much of foreign text may stand in a sentence.
+# The most characters of a path or a file's content in a sentence.
 _LONGEST_PATH = 300
 _LONGEST_CONTENT = 60
 
@@ -67,7 +66,7 @@ class InstallationError(HookError):
 
 
 class HostError(HookError):
-    """The kernel refused a read or a write; carries its path and errno."""
+    """A read, a write or a program failed; carries path and errno of a system call."""
 
     def __init__(self, text: str, hint: str = "", *, path: str = "", errno: int = 0) -> None:
         super().__init__(text, hint)
@@ -78,29 +77,32 @@ class HostError(HookError):
     def of(cls, what: str, path: str, error: OSError) -> HostError:
         """The HostError for a failed system call: "cannot WHAT PATH: reason"."""
         number = error.errno or 0
-        shown = _cut(path)
+        shown = cut(path, _LONGEST_PATH)
         return cls(f"cannot {what} {shown}: {os.strerror(number)}", path=path, errno=number)
 
     @classmethod
     def unclear(cls, path: str, content: str) -> HostError:
-        """The HostError for what is there and is not as the kernel writes it."""
-        return cls(f"cannot understand {_cut(path)}: {content[:_LONGEST_CONTENT]!r}", path=path)
+        """The HostError for a file whose content is not in the kernel's format."""
+        return cls(
+            f"cannot understand {cut(path, _LONGEST_PATH)}: {content[:_LONGEST_CONTENT]!r}",
+            path=path,
+        )
 
 
 class StepError(HookError):
-    """The kernel accepted a step, and what it should have done is not there."""
+    """The kernel accepted a step, but reading back shows that it had no effect."""
 
 
 class ClaimError(HookError):
-    """The claim of claims cannot be read or written."""
+    """A claim cannot be read or written."""
 
 
 class LostError(HookError):
-    """Something cannot be given back before a reboot: told to the person, not a failure."""
+    """Something comes back only with a reboot: reported, but not a failure."""
 
 
 class StuckError(HookError):
-    """A process of ours cannot be killed: nothing may be tried or undone below it."""
+    """A process of ours cannot be killed: nothing is done or undone while it is stuck."""
 
 
 class CutOffError(HookError):
@@ -108,7 +110,7 @@ class CutOffError(HookError):
 
 
 class BugError(HookError):
-    """Something that no one foresaw; carries the traceback for the log."""
+    """A bug: any other exception; carries the traceback for the log."""
 
     def __init__(self, text: str, hint: str = "", *, trace: str = "") -> None:
         super().__init__(text, hint)
@@ -116,7 +118,7 @@ class BugError(HookError):
 
     @classmethod
     def of(cls, error: Exception) -> BugError:
-        """The BugError for an unforeseen exception, while it is being handled."""
+        """The BugError for any other exception, while it is being handled."""
         import traceback  # only for a bug
 
         return cls(
@@ -134,5 +136,6 @@ def error_of(value: dict[str, Any]) -> HookError:
     return error
 
 
-def _cut(path: str) -> str:
-    return path if len(path) <= _LONGEST_PATH else f"{path[:_LONGEST_PATH]}..."
+def cut(text: str, longest: int) -> str:
+    """The text, cut off after longest characters."""
+    return text if len(text) <= longest else f"{text[:longest]}..."

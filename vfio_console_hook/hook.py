@@ -17,9 +17,9 @@ import time
 from .claims import history, ownership
 from .claims.claim import Claim
 from .claims.directory import Claims
-from .errors import BugError, HookError, StuckError
+from .errors import BugError, HookError, StuckError, cut
 from .events import undo
-from .log import Log, cut, printable
+from .log import LONGEST, Log, printable
 from .machine import streams, worker
 from .machine.host import Host
 
@@ -91,8 +91,8 @@ def main(argv: list[str], xml: bytes | None = None, host: Host | None = None) ->
 
 def _print(error: HookError) -> None:
     # Names of VMs and processes may be in it: neither begins a line or steers a terminal.
-    line = f"{IDENT}: {printable(cut(error.text))}"
-    line += f"\nhint: {printable(cut(error.hint))}" if error.hint else ""
+    line = f"{IDENT}: {printable(cut(error.text, LONGEST))}"
+    line += f"\nhint: {printable(cut(error.hint, LONGEST))}" if error.hint else ""
     try:
         sys.stderr.buffer.write(line.encode("utf-8", "backslashreplace") + b"\n")
         sys.stderr.flush()

@@ -1,29 +1,32 @@
-"""XML of megabytes, read in parts: what nobody asks for is dropped before the rest has come.
+"""XML of megabytes, parsed in parts: elements that are not needed are dropped on the way.
 
-Applications may leave anything in a VM's <metadata>, and libvirt hands all of it on. As a
+Applications may store anything in a VM's <metadata>, and libvirt passes all of it on. As a
 tree it would take thirty times its size, and some texts take libxml2 minutes.
+
+lxml.etree.iterparse() returns only at the events that were asked for: between two of them
+neither could elements be dropped nor the time be checked.
 """
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from .errors import DomainError
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
     from typing import Any
 
     from lxml.etree import _Element
 
-    Kept = Mapping[str, Collection[str]]
+Kept = Mapping[str, Collection[str]]
 
 _PART = 16 * 1024
-# Of processor time; ten megabytes of metadata take a third of it.
+# Of processor time; ten megabytes of metadata take a third of that.
 _PATIENCE_S = 1.0
-# No machine has that many functions, and no command line of QEMU that many words.
+# More than the functions of any machine, and the words of any command line of QEMU.
 _MOST = 20_000
 # libxml2 compares each attribute with each other one of its element, and libvirt's own
 # elements have less than twenty.
@@ -35,8 +38,8 @@ def read(
 ) -> _Element:
     """The root element, with those below it that are kept: the tags inside of a tag.
 
-    options are those of lxml's parser; check is given the root as soon as it is there.
-    Raises lxml's XMLSyntaxError, DomainError, and what check raises.
+    options are those of lxml's parser. check is called with the root before the rest is
+    parsed. Raises lxml's XMLSyntaxError, DomainError, and what check raises.
     """
     from lxml import etree
 
@@ -45,7 +48,7 @@ def read(
     began = time.process_time()
     parser = etree.XMLPullParser(events=("start",), tag=_root_tag(xml, options), **options)
     root: Any = None
-    whole: dict[_Element, int] = {}
+    checked: dict[_Element, int] = {}
     for part in _parts(xml):
         parser.feed(part)
         for _, element in parser.read_events():
@@ -53,7 +56,7 @@ def read(
                 root = element
                 check(root)
         if root is not None:
-            _drop(root, kept, whole)
+            _drop(root, kept, checked)
         if time.process_time() - began > _PATIENCE_S:
             raise DomainError("the domain XML takes too long to read")
     parser.close()
@@ -79,20 +82,20 @@ def _root_tag(xml: bytes, options: dict[str, Any]) -> str:
     raise DomainError("the domain XML has no element")
 
 
-def _drop(element: Any, kept: Kept, whole: dict[_Element, int]) -> None:
-    """Drop what is not kept below an element that has not ended yet, nor has its last child.
+def _drop(element: Any, kept: Kept, checked: dict[_Element, int]) -> None:
+    """Drop what is not kept below an element of which neither end nor last child is complete.
 
-    whole has the number of children that have been looked at, for each such element.
+    checked has the number of children that have been checked, for each such element.
     """
     while len(element):
         tags = kept.get(element.tag, ())
         if not tags:
             del element[:-1]
         else:
-            first = whole.get(element, 0)
+            first = checked.get(element, 0)
             for child in element[first:-1]:
                 _drop_inside(child, tags, kept)
-            whole[element] = len(element) - 1
+            checked[element] = len(element) - 1
             if len(element) > _MOST:
                 raise DomainError(f"the domain XML has more than {_MOST} elements of one kind")
         if element[-1].tag not in tags:

@@ -64,7 +64,7 @@ def rows(directory: Path, rounds: int, counts: Sequence[int]) -> tuple[Row | Gro
 
 
 def _look(host: Host) -> None:
-    if holders.find(host, NODES):
+    if holders.holders_of(host, NODES):
         raise RuntimeError("somebody holds what does not exist")
 
 

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from vfio_console_hook.errors import HostError
-from vfio_console_hook.machine.host import CONSOLES
+from vfio_console_hook.machine.host.consoles import CONSOLES
 from vfio_console_hook.machine.snapshot import pack_console_map, unpack_console_map
 
 from . import vt

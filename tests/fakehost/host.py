@@ -84,7 +84,7 @@ class FakeHost(SnapshotHost):
     own: frozenset[int] = frozenset()
     """The numbers that this program and its supervisor have on the machine."""
 
-    def ourselves(self) -> frozenset[int]:
+    def own_pids(self) -> frozenset[int]:
         return self.own
 
     def open_files(self, pid: int) -> dict[str, str]:
@@ -126,7 +126,7 @@ class FakeHost(SnapshotHost):
         if self._lives(handle) and pid not in self.stuck:
             processes.receive(self.tree, pid, number, self.clock())
 
-    def await_end(self, handles: Sequence[int], timeout_s: float) -> None:
+    def wait_for_end(self, handles: Sequence[int], timeout_s: float) -> None:
         """Linux kernel/fork.c, pidfd_poll: readable as soon as the process has ended."""
         self.pauses.append(timeout_s)
         if not all(self._lives(handle) for handle in handles):

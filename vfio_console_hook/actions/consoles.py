@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ..errors import HostError, LostError, StepError
 from ..machine import console
-from ..machine.host import CONSOLES, KDSETMODE, VT_LOCKSWITCH, VT_UNLOCKSWITCH, Host
+from ..machine.host import Host
+from ..machine.host.consoles import CONSOLES, KDSETMODE, VT_LOCKSWITCH, VT_UNLOCKSWITCH
 from .action import Action
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..errors import HostError, RefusedError
 from ..machine import nodes
-from ..machine.gpu import find
+from ..machine.gpu import gpus_among
 from ..machine.holders import Holder, Search, listed, pauses
 from ..machine.host import Host
 from .action import Action
@@ -45,7 +45,7 @@ class AwaitClosed(Action):
         return "; ".join(filter(None, [ended, _not_known(unknown) if unknown else ""]))
 
     def _search(self, host: Host) -> Search:
-        return Search(host, self.nodes or nodes.blocking(host, find(host, self._gpus)))
+        return Search(host, self.nodes or nodes.nodes_to_close(host, gpus_among(host, self._gpus)))
 
     @property
     def _gpus(self) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ class AwaitClosed(Action):
 
     def _wait(self, host: Host, search: Search) -> list[Holder]:
         """Whoever holds the nodes after wait_s, or as soon as nobody does that counts."""
-        found = search.everywhere()
+        found = search.holders()
         for pause_s in pauses(host, self.wait_s):
             held = [one.pid for one in found if self._counts(one)]
             if not held:
@@ -65,7 +65,7 @@ class AwaitClosed(Action):
             # Looking at all processes takes a while: as long as one of these still
             # holds a node, it does not matter who else does.
             left = [one for one in search.among(held) if self._counts(one)]
-            found = left or search.everywhere()
+            found = left or search.holders()
         return found
 
     def _end(self, host: Host, search: Search, held: list[Holder]) -> tuple[list[Holder], str]:
@@ -74,13 +74,13 @@ class AwaitClosed(Action):
             return held, ""
         from . import termination
 
-        held = [one for one in search.everywhere() if self._counts(one)]
+        held = [one for one in search.holders() if self._counts(one)]
         spared = self._spared(host, held)
         if spared:
             return spared, ""
         ended = termination.end(host, search, held, self.grace_s)
         told = f"ended {listed(one.name for one in ended)}" if ended else ""
-        return [one for one in search.everywhere() if self._counts(one)], told
+        return [one for one in search.holders() if self._counts(one)], told
 
     def _spared(self, host: Host, held: list[Holder]) -> list[Holder]:
         from . import termination
@@ -129,9 +129,9 @@ def _await_end(host: Host, pids: list[int], timeout_s: float) -> None:
             if handle is None:
                 return  # it has ended already
             handles.append(handle)
-        host.await_end(handles, timeout_s)
+        host.wait_for_end(handles, timeout_s)
     except HostError:
-        host.await_end((), timeout_s)
+        host.wait_for_end((), timeout_s)
     finally:
         for handle in handles:
             host.close_process(handle)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..errors import HostError, LostError, StepError
 from ..machine import console, modules
-from ..machine.gpu import find, is_vfio
+from ..machine.gpu import gpus_among, is_vfio
 from ..machine.host import Host
 from .action import Action
 from .consoles import LeaveFramebuffers
@@ -117,7 +117,7 @@ class UnloadModules(Action):
         # Only after a failure: it looks at all processes.
         from ..machine import holders, nodes
 
-        held = holders.find(host, nodes.blocking(host, find(host, self.gpus)))
+        held = holders.holders_of(host, nodes.nodes_to_close(host, gpus_among(host, self.gpus)))
         told = [holders.listed(held)] if held else []
         return "; ".join([modules.usage(host, module), *told])
 

@@ -106,7 +106,7 @@ def _are(names: list[str]) -> str:
 def _complaint(host: Host, verb: str, *words: str) -> str:
     """Run systemctl; the first line of what it complained of, or ""."""
     try:
-        systemd.control(host, verb, *words)
+        systemd.systemctl(host, verb, *words)
     except HostError as error:
         return error.text.split(" failed: ", 1)[-1].splitlines()[0]
     return ""

@@ -90,6 +90,6 @@ def _await(host: Host, search: Search, handles: dict[int, int], timeout_s: float
     for pause_s in pauses(host, timeout_s):
         if not left:
             break
-        host.await_end([handles[pid] for pid in left], pause_s)
+        host.wait_for_end([handles[pid] for pid in left], pause_s)
         left = [one.pid for one in search.among(left)]
     return left

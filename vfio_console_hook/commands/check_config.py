@@ -78,7 +78,7 @@ def _content(host: Host, path: str, full: str) -> bytes:
         return content
     try:
         with open(path, "rb") as file:
-            refused = access.refused(os.fstat(file.fileno()))
+            refused = access.why_untrusted(os.fstat(file.fileno()))
             content = file.read()
     except FileNotFoundError as error:
         raise absent from error

@@ -23,7 +23,7 @@ def say(line: str) -> None:
 
 def say_consoles(host: Host) -> None:
     """Print where the host's consoles are now."""
-    where = worker.look(lambda: console.drawing(host))
+    where = worker.look(lambda: console.current_display(host))
     say(f"the host's consoles: {where}")
 
 

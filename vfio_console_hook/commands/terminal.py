@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TextIO
 
-from ..log import cut, printable
+from ..errors import cut
+from ..log import printable
 
 _WIDTH = 80
 _LONGEST = 2000  # of one complaint

@@ -1,4 +1,4 @@
-"""What the administrator sets: what can be set, in which files, and what is wrong there.
+"""The configuration: its keys, its files, and the mistakes in them.
 
 Nothing here knows what a setting is for. May import machine.
 """

@@ -1,8 +1,8 @@
 """The configuration: default.yaml, and on top of it the file of one VM, key by key.
 
-None is needed. Whatever is wrong is told all at once, with file, line and column, and
-then nothing may be begun: half a configuration is not what the administrator
-wrote. settings.KEYS is the list of what can be set.
+No file is needed. All mistakes are reported at once, with file, line and column, and with
+any mistake nothing is begun: half a configuration is not what the administrator wrote.
+settings.KEYS lists what can be set.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VMS = f"{DIRECTORY}/vms"
 _DEFAULT = f"{DIRECTORY}/default.yaml"
 _MAX_BYTES = 32 * 1024
 # virsh shows them all in one line.
-_MAX_TOLD = 20
+_MAX_MISTAKES = 20
 
 
 def configuration(host: Host, name: str, uuid: str) -> Config:
@@ -42,7 +42,7 @@ def configuration(host: Host, name: str, uuid: str) -> Config:
 
 
 def explanation(host: Host, name: str, uuid: str) -> tuple[tuple[Key, Any, str], ...]:
-    """Each key, the value that configuration() gives it for a VM, and where that comes from.
+    """Each key, its value in configuration() for a VM, and where that is set.
 
     The origin is "/FILE:LINE", or "" for the default. Raises what configuration() raises.
     """
@@ -53,8 +53,8 @@ def explanation(host: Host, name: str, uuid: str) -> tuple[tuple[Key, Any, str],
 def all_mistakes(host: Host) -> dict[str, tuple[Mistake, ...]]:
     """All mistakes in each of the configuration files, by path; none for a file in order.
 
-    A file that nobody would ever read is one, too: it is there for a reason. Raises
-    HostError when a directory cannot be read.
+    A file that is never read, because of its name, is a mistake too. Raises HostError when
+    a directory cannot be read.
     """
     mistakes: list[Mistake] = []
     paths = _present(host, mistakes)
@@ -66,7 +66,7 @@ def all_mistakes(host: Host) -> dict[str, tuple[Mistake, ...]]:
 
 
 def mistakes_in(path: str, content: bytes) -> tuple[Mistake, ...]:
-    """All mistakes in a file that is not in its place yet, whoever it belongs to."""
+    """All mistakes in a file that is not in its place yet; its owner does not matter."""
     mistakes: list[Mistake] = []
     if len(content) > _MAX_BYTES:
         return (_too_long(path, len(content)),)
@@ -78,13 +78,13 @@ def _settings(host: Host, name: str, uuid: str) -> dict[str, tuple[Any, str]]:
     """What the files of a VM set, as value and origin. Raises ConfigError, HostError."""
     mistakes: list[Mistake] = []
     settings: dict[str, tuple[Any, str]] = {}
-    for path in _files(host, name, uuid, mistakes):
+    for path in _files_for(host, name, uuid, mistakes):
         settings.update(_settings_in(host, path, mistakes))
-    told = [str(one) for one in mistakes]
-    if len(told) > _MAX_TOLD:
-        told[_MAX_TOLD:] = [f"and {len(told) - _MAX_TOLD} more mistakes"]
-    if told:
-        raise ConfigError("; ".join(told))
+    texts = [str(one) for one in mistakes]
+    if len(texts) > _MAX_MISTAKES:
+        texts[_MAX_MISTAKES:] = [f"and {len(texts) - _MAX_MISTAKES} more mistakes"]
+    if texts:
+        raise ConfigError("; ".join(texts))
     return settings
 
 
@@ -97,20 +97,20 @@ def _group(values: dict[str, Any], group: str) -> dict[str, Any]:
 
 
 def _present(host: Host, mistakes: list[Mistake]) -> tuple[str, ...]:
-    """The files in directories that can be trusted, the most general one first."""
-    directory = _directory(host, DIRECTORY, mistakes)
+    """The files in trusted directories, the one for all VMs first."""
+    directory = _trusted_directory(host, DIRECTORY, mistakes)
     general = (_DEFAULT,) if "default.yaml" in _names_in(host, directory) else ()
-    vms = _directory(host, VMS, mistakes) if directory else ""
+    vms = _trusted_directory(host, VMS, mistakes) if directory else ""
     names = (one for one in _names_in(host, vms) if one.endswith(".yaml") and one != ".yaml")
     return (*general, *(f"{VMS}/{name}" for name in names))
 
 
-def _files(host: Host, name: str, uuid: str, mistakes: list[Mistake]) -> Iterator[str]:
-    """The files for a VM that are there, the most general one first."""
+def _files_for(host: Host, name: str, uuid: str, mistakes: list[Mistake]) -> Iterator[str]:
+    """The files for a VM that exist, the one for all VMs first."""
     present = _present(host, mistakes)
     if _DEFAULT in present:
         yield _DEFAULT
-    # A name may be ".." or hold anything else, so it is compared and never made a path.
+    # A VM's name may be ".." or hold anything else: it is compared, never part of a path.
     stems = {path: path[len(VMS) + 1 : -5] for path in present if path != _DEFAULT}
     mine = [path for path, s in stems.items() if s == name or s.lower() == uuid.lower()]
     if len(mine) > 1:
@@ -121,26 +121,26 @@ def _files(host: Host, name: str, uuid: str, mistakes: list[Mistake]) -> Iterato
 
 
 def _never_read(host: Host) -> Iterator[Mistake]:
-    """The files that a person meant for us and that have the wrong name or place."""
-    for name in _names_in(host, access.follow(host, DIRECTORY).end):
+    """The files that have a name, or are in a place, from which nothing is read."""
+    for name in _names_in(host, access.resolve(host, DIRECTORY).path):
         if name.endswith((".yaml", ".yml")) and name != "default.yaml":
             yield _mistake(
                 f"/{DIRECTORY}/{name}",
-                f"is never read; what is for one VM belongs into /{VMS}/NAME.yaml",
+                f"is never read; the file for one VM is /{VMS}/NAME.yaml",
             )
-    for name in _names_in(host, access.follow(host, VMS).end):
+    for name in _names_in(host, access.resolve(host, VMS).path):
         if name == ".yaml" or not name.endswith(".yaml"):
-            told = "is never read; its name must be that of a VM, and .yaml"
-            yield _mistake(f"/{VMS}/{name}", told)
+            text = "is never read; its name must be that of a VM, and .yaml"
+            yield _mistake(f"/{VMS}/{name}", text)
 
 
 def _names_in(host: Host, directory: str) -> tuple[str, ...]:
     return host.list(directory) if directory else ()
 
 
-def _directory(host: Host, path: str, mistakes: list[Mistake]) -> str:
-    """Where a directory is that only root can change, without links; "" when there is none."""
-    end = _end(host, path, mistakes)
+def _trusted_directory(host: Host, path: str, mistakes: list[Mistake]) -> str:
+    """The path of a trusted directory without links, or ""."""
+    end = _trusted_path(host, path, mistakes)
     status = host.lstat(end) if end else None
     if status is None:
         return ""
@@ -150,17 +150,17 @@ def _directory(host: Host, path: str, mistakes: list[Mistake]) -> str:
     return end
 
 
-def _end(host: Host, path: str, mistakes: list[Mistake]) -> str:
-    """Where a path leads, without links; "" when nothing is there, or not only root's."""
-    way = access.follow(host, path)
+def _trusted_path(host: Host, path: str, mistakes: list[Mistake]) -> str:
+    """A trusted path without links; "" when nothing is there, or it cannot be trusted."""
+    way = access.resolve(host, path)
     if way.why:
-        mistakes.append(_not_obeyed(way))
-    return way.end
+        mistakes.append(_untrusted(way))
+    return way.path
 
 
-def _not_obeyed(way: access.Way) -> Mistake:
-    mend = f", run `chmod go-w /{way.bad}`" if way.why == access.WRITABLE else ""
-    return _mistake(f"/{way.bad}", way.why + mend)
+def _untrusted(way: access.Resolved) -> Mistake:
+    mend = f", run `chmod go-w /{way.untrusted}`" if way.why == access.WRITABLE else ""
+    return _mistake(f"/{way.untrusted}", way.why + mend)
 
 
 def _too_long(path: str, size: int) -> Mistake:
@@ -177,31 +177,31 @@ def _mistake(path: str, text: str, line: int = 0, column: int = 0) -> Mistake:
 
 
 def _settings_in(host: Host, path: str, mistakes: list[Mistake]) -> dict[str, tuple[Any, str]]:
-    """What a file sets, as value and origin; what is wrong with it or in it goes to mistakes."""
+    """What a file sets, as value and origin; what is wrong with it is added to mistakes."""
     content = _content(host, path, mistakes)
     values = _values(f"/{path}", _decoded(f"/{path}", content, mistakes), mistakes)
     for value, origin in values.values():
         if isinstance(value, tuple):
-            mistakes += _programs_of_others(host, value, origin)
+            mistakes += _untrusted_programs(host, value, origin)
     return values
 
 
 def _content(host: Host, path: str, mistakes: list[Mistake]) -> bytes:
-    """What is in a file; nothing when it cannot be obeyed, which goes to mistakes."""
+    """The content of a file; nothing when it cannot be trusted, which is added to mistakes."""
     before = len(mistakes)
-    end = _end(host, path, mistakes)
+    end = _trusted_path(host, path, mistakes)
     found = host.read_file(end, _MAX_BYTES + 1) if end else None
     if found is None:
         if len(mistakes) == before:
             mistakes.append(_mistake(f"/{path}", "is a link to nothing"))
         return b""
     status, content = found
-    # Of the very file that was read, whatever was there when we came.
-    why = access.refused(status, host.owner_uid)
+    # Checked for the file that was read: it may have been replaced since it was resolved.
+    why = access.why_untrusted(status, host.owner_uid)
     if not stat.S_ISREG(status.st_mode):
         mistakes.append(_mistake(f"/{path}", "is not a regular file"))
     elif why:
-        mistakes.append(_not_obeyed(access.Way("", end, why)))
+        mistakes.append(_untrusted(access.Resolved("", end, why)))
     elif len(content) > _MAX_BYTES:
         mistakes.append(_too_long(f"/{path}", max(status.st_size, len(content))))
     else:
@@ -209,18 +209,18 @@ def _content(host: Host, path: str, mistakes: list[Mistake]) -> bytes:
     return b""
 
 
-def _programs_of_others(host: Host, services: tuple[object, ...], origin: str) -> Iterator[Mistake]:
-    """The programs of commands that others than root could have written: they run as root."""
+def _untrusted_programs(host: Host, services: tuple[object, ...], origin: str) -> Iterator[Mistake]:
+    """The programs of commands, which run as root, that other users could have changed."""
     file, _, line = origin.rpartition(":")
     for one in services:
         if not isinstance(one, Service):
             continue
         commands = (one.active, one.stop, one.start)
         for program in dict.fromkeys(words[0] for words in commands if words):
-            way = access.follow(host, program)
+            way = access.resolve(host, program)
             if way.why:
-                told = f"{program} of {one.name} is not run as root: {_not_obeyed(way)}"
-                yield _mistake(file, told, int(line), 1)
+                text = f"{program} of {one.name} is not run as root: {_untrusted(way)}"
+                yield _mistake(file, text, int(line), 1)
 
 
 def _decoded(path: str, content: bytes, mistakes: list[Mistake]) -> str:
@@ -234,8 +234,8 @@ def _decoded(path: str, content: bytes, mistakes: list[Mistake]) -> str:
 
 
 def _values(path: str, text: str, mistakes: list[Mistake]) -> dict[str, tuple[Any, str]]:
-    """The values in a file and their origins, by the names in KEYS; the rest goes to mistakes."""
-    # Most files are the commented examples: yaml takes too long to load for that.
+    """The values in a file and their origins, by the names in KEYS; the rest are mistakes."""
+    # Most files only have comments, like the examples: yaml need not be loaded for them.
     if not any(line.strip() and line.lstrip()[0] != "#" for line in text.splitlines()):
         return {}
     from .yamltext import YamlError, parse
@@ -251,7 +251,7 @@ def _values(path: str, text: str, mistakes: list[Mistake]) -> dict[str, tuple[An
         mistakes.append(_mistake(path, "not a mapping of keys, such as `bootfb: refuse`", 1, 1))
         return {}
     values: dict[str, tuple[Any, str]] = {}
-    for entry, wrong, place in _checked(content, ""):
+    for entry, wrong, place in _entries(content, ""):
         if wrong:
             mistakes.append(_mistake(path, wrong, *place))
         else:
@@ -259,8 +259,8 @@ def _values(path: str, text: str, mistakes: list[Mistake]) -> dict[str, tuple[An
     return values
 
 
-def _checked(entries: tuple[Entry, ...], group: str) -> Iterator[tuple[Entry, str, Place]]:
-    """Each setting as an entry with its full key and read value, or with what is wrong where."""
+def _entries(entries: tuple[Entry, ...], group: str) -> Iterator[tuple[Entry, str, Place]]:
+    """Each setting as (entry, mistake, its place); the entry has the full key and read value."""
     first: dict[str, int] = {}
     for entry in entries:
         name = f"{group}.{entry.key}" if group else entry.key
@@ -268,7 +268,7 @@ def _checked(entries: tuple[Entry, ...], group: str) -> Iterator[tuple[Entry, st
         if name in first:
             yield entry, f"key '{name}' is already set in line {first[name]}", at
         elif name in GROUPS and isinstance(entry.value, tuple):
-            yield from _checked(entry.value, name)
+            yield from _entries(entry.value, name)
         elif name in GROUPS:
             # With nothing in it, all its keys are commented out.
             if entry.value is not None:
@@ -280,16 +280,16 @@ def _checked(entries: tuple[Entry, ...], group: str) -> Iterator[tuple[Entry, st
 
             yield entry, mistakes.unknown_key(entry.key, group, BY_NAME), at
         else:
-            yield _read(entry, BY_NAME[name])
+            yield _setting(entry, BY_NAME[name])
         first.setdefault(name, entry.line)
 
 
-def _read(entry: Entry, key: Key) -> tuple[Entry, str, Place]:
-    """A setting with its full key and read value, or what is wrong with the value, and where."""
+def _setting(entry: Entry, key: Key) -> tuple[Entry, str, Place]:
+    """A setting with its full key and read value, or the mistake in the value, and its place."""
     value = key.read(entry.value)
     if value is not None:
         return replace(entry, key=key.name, value=value), "", entry.value_at
     from . import mistakes  # only for a mistake
 
-    told, item = mistakes.bad_value(entry.value, key.name, key.wanted, key.read)
-    return entry, told, entry.value_at if item is None else entry.items_at[item]
+    text, item = mistakes.bad_value(entry.value, key.name, key.wanted, key.read)
+    return entry, text, entry.value_at if item is None else entry.items_at[item]

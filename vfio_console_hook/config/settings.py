@@ -1,4 +1,4 @@
-"""What can be set: the one list of it, KEYS, and the Config that comes of it for one VM."""
+"""All settings, in KEYS, and Config: their values for one VM."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Key:
-    """What can be set: one row of KEYS.
+    """One setting.
 
-    name is as in the file, "group.key" inside a group. wanted says what values
-    are good, and read makes the Config's value of what the file holds, or None
-    when that is not one of them. doc is one line for people.
+    name is as in the file, "group.key" inside a group. wanted describes the good values.
+    read turns the value of the file into that of Config, or returns None for a bad one. doc
+    is one line for people.
     """
 
     name: str
@@ -86,9 +86,10 @@ def _names() -> tuple[str, Callable[[object], tuple[str, ...] | None]]:
 
 @dataclass(frozen=True)
 class Service:
-    """What is stopped before and started after: a unit of systemd, or commands of a host without.
+    """What is stopped before a VM and started after it: a unit of systemd, or three commands.
 
-    The commands are words, the program first, with its full path; a unit has none.
+    A command is a tuple of words, the first one the full path of the program; a unit has
+    none.
     """
 
     name: str
@@ -124,8 +125,7 @@ def _service(value: object) -> Service | None:
 
 CONSOLE_STAGES = ("fbcon", "drm_aperture", "fbdev", "vgacon")
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
-# Linux comm and systemd unit names; no blanks and no leading "-", which systemctl
-# would take for an option.
+# The characters of unit names (systemd.unit(5)); no "-" in front, which would be an option.
 _UNIT = re.compile(r"[A-Za-z0-9:_.@\\][A-Za-z0-9:_.@\\-]{0,254}")
 
 KEYS = (
@@ -212,7 +212,7 @@ KEYS = (
 BY_NAME = {key.name: key for key in KEYS}
 """KEYS by their names."""
 GROUPS = {name.partition(".")[0] for name in BY_NAME if "." in name}
-"""What stands before the "." in those."""
+"""The parts of those names before the "."."""
 
 
 def _default(name: str) -> Any:
@@ -221,7 +221,7 @@ def _default(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Holders:
-    """What is done about processes that hold a GPU."""
+    """The group "holders": what is done about processes that hold a GPU."""
 
     wait_s: float = _default("holders.wait_s")
     terminate: tuple[str, ...] = _default("holders.terminate")
@@ -230,7 +230,7 @@ class Holders:
 
 @dataclass(frozen=True)
 class Config:
-    """What the administrator wants for one VM; Config() is the default."""
+    """The settings for one VM; Config() has the defaults."""
 
     enabled: bool = _default("enabled")
     stages: tuple[str, ...] = _default("stages")
@@ -245,9 +245,9 @@ class Config:
     log_level: str = _default("log_level")
 
     def within_timeout(self) -> Config:
-        """The same, but with waits that leave time for the rest of an event.
+        """The same, but with waits limited so that the rest of an event has time.
 
-        Stopping services gets half of timeout_s, and undoing everything a quarter.
+        Half of timeout_s is for stopping services, and a quarter for undoing everything.
         """
         share = 4 if self.services else 3
         holders = replace(

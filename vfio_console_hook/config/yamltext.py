@@ -1,4 +1,8 @@
-"""YAML as plain values that know their places; nothing in a text can make an object."""
+"""YAML as plain values with their lines and columns.
+
+yaml.safe_load() has no lines, lets a key be set twice, follows aliases, and reads 010 as 8
+and 1:30 as 90. So the events of its parser are read here, and no object is constructed.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MAX_DEPTH = 8
-_UNTOLD = re.compile("[\0\ud800-\udfff]")
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 Place = tuple[int, int]
 """A line and a column, both counted from 1; the column in characters."""
@@ -20,10 +24,10 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Entry:
-    """One `key: value` of a YAML mapping; key is "" when it is not a word.
+    """One `key: value` of a YAML mapping; key is "" when it is not a scalar.
 
-    line and column are those of the key. value_at is the place of the value, and
-    items_at that of each item of a list.
+    line and column are those of the key. value_at is the place of the value, and items_at
+    has those of the items of a list.
     """
 
     line: int
@@ -44,11 +48,10 @@ class YamlError(Exception):
 def parse(text: str) -> object:
     """YAML as str, bool, int, float, None, list, and a tuple of Entry for a mapping.
 
-    Only what the parser tells of a text is read, and nothing is constructed, so no text
-    can make an object. Raises YamlError.
+    Raises YamlError.
     """
     try:
-        import yaml  # takes some 15 ms, so only when there is something to read
+        import yaml  # takes 7 ms to load, so only when there is something to read
     except ImportError as error:
         raise InstallationError.of("PyYAML", error) from error
     loader: Any = None
@@ -64,7 +67,7 @@ def parse(text: str) -> object:
             place = _place(loader.get_event().start_mark)
             raise YamlError(place, "--- begins a second document, only one is read")
     except yaml.MarkedYAMLError as error:
-        raise _told(error, text) from error
+        raise _plain(error, text) from error
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         column = error.position - (before.rfind("\n") + 1) + 1
@@ -82,7 +85,7 @@ def _place(mark: Any) -> Place:
 
 
 def _node(loader: Any, event: Any, depth: int) -> tuple[object, Place, tuple[Place, ...]]:
-    """The value that begins with an event, its place, and those of the items of a list."""
+    """The value that begins with an event, its place, and the places of a list's items."""
     import yaml
 
     place = _place(event.start_mark)
@@ -109,15 +112,15 @@ def _node(loader: Any, event: Any, depth: int) -> tuple[object, Place, tuple[Pla
 
 
 def _text(value: str, place: Place) -> str:
-    # "\0" and "\ud800" can be written, but no program and no file can be told them.
-    if _UNTOLD.search(value):
+    # YAML can write "\0" and "\ud800", but they fit into no file name and no argument.
+    if _NOT_TEXT.search(value):
         raise YamlError(place, "a character that no text may hold")
     return value
 
 
 def _scalar(kind: str, text: str) -> object:
-    # Only plain decimal numbers are numbers: YAML 1.1 would read 010 as 8 and 1:30
-    # as 90, and knows .inf and .nan.
+    # Only plain decimal numbers are numbers: YAML 1.1 reads 010 as 8 and 1:30 as 90, and
+    # has .inf and .nan.
     if kind == "null":
         return None
     if kind == "bool":
@@ -129,12 +132,12 @@ def _scalar(kind: str, text: str) -> object:
     return text
 
 
-# -- what is wrong, for those who do not know YAML's own words
+# -- mistakes, without YAML's own terms
 
 _NO_COLON = "a key without `: ` behind it, a colon and a space"
 
-# What yaml says, by its beginning; whether it means the place where that began, which is
-# the context; and what a person can do with.
+# The beginning of yaml's message; whether the mistake is at its context mark, where the
+# construct began; and a sentence that helps.
 _SENTENCES = (
     ("found character '\\t'", False, "a tab, where only spaces may indent"),
     ("found character '%'", False, "a value cannot begin with %, put it in quotes"),
@@ -147,18 +150,18 @@ _SENTENCES = (
     (
         "expected <block end>, but found '<scalar>'",
         False,
-        "something stands behind the closing quote; inside of '...' write '' for one '",
+        "text after the closing quote; inside of '...' write '' for one '",
     ),
     (
         "expected <block end>, but found",
         False,
-        "this line is not indented like those that it belongs to",
+        "this line is not indented like the others of its group",
     ),
 )
 
 
-def _told(error: Any, text: str) -> YamlError:
-    """A mistake that yaml has met, in plain words."""
+def _plain(error: Any, text: str) -> YamlError:
+    """A mistake that yaml has found, in plain words."""
     mark = error.problem_mark or error.context_mark
     problem = error.problem or error.context
     if problem == "mapping values are not allowed here":
@@ -170,7 +173,7 @@ def _told(error: Any, text: str) -> YamlError:
 
 
 def _misplaced(lines: list[str], line: int, column: int) -> YamlError:
-    """Why the colon at a place cannot end a key there."""
+    """The mistake when the colon at a place cannot end a key."""
     if re.search(r":\s", lines[line - 1][: column - 1]):
         problem = "a second `: ` in one line; put the value in quotes if it belongs to it"
         return YamlError((line, column), problem)

@@ -100,7 +100,7 @@ def look_ahead(
     """What leaves with a VM and the steps for it; nothing is changed. Raises HookError."""
     if not assignment.gpus:
         return Handover((), assignment.unmanaged, frozenset(), config, False), ()
-    gpus = gpu.find(host, assignment.gpus)
+    gpus = gpu.gpus_among(host, assignment.gpus)
     others = Claims(host).others(assignment.uuid, kernel.boot_id(host))
     ownership.refuse_taken(host, assignment.gpus, others)
     handover = Handover(
@@ -187,7 +187,7 @@ def _take_all(claim: Claim, handover: Handover, steps: tuple[Step, ...], log: Lo
             done += _take(claim, step, log)
     finally:
         log.done(done)
-    for one in gpu.find(host, claim.gpus):
+    for one in gpu.gpus_among(host, claim.gpus):
         check_free(one, handover)
 
 

@@ -28,14 +28,14 @@ def started(claim: Claim, log: Log, run: Supervisor = call) -> None:
 
     def work() -> None:
         with claim.work():
-            log.info(f"the VM runs; the host's consoles: {console.drawing(claim.host)}")
+            log.info(f"the VM runs; the host's consoles: {console.current_display(claim.host)}")
 
     run(work)
 
 
 def _look_again(claim: Claim, log: Log) -> None:
     with claim.work():
-        for one in gpu.find(claim.host, claim.gpus):
+        for one in gpu.gpus_among(claim.host, claim.gpus):
             if not one.vfio:
                 driver = f"bound to {one.driver}" if one.driver else "without a driver"
                 raise StepError(
@@ -75,4 +75,4 @@ def _revive_consoles(claim: Claim, log: Log) -> str:
     except HookError as error:
         log.warning(str(error))
         return ""
-    return f"; the host's consoles: {console.drawing(claim.host)}"
+    return f"; the host's consoles: {console.current_display(claim.host)}"

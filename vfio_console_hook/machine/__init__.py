@@ -1,4 +1,5 @@
-"""The machine: the one door to it, and what is there, read and never decided about.
+"""The machine: host/ is the one door to it, and each other module reads one part of it.
 
-A host may be this machine or a snapshot of one. May import errors only.
+A host is this machine or a snapshot of one. Nothing here decides what is done. May
+import errors only.
 """

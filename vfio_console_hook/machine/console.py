@@ -16,8 +16,8 @@ _FRAMEBUFFER = re.compile(r"fb(\d+)")
 class Vtconsole:
     """A registered console driver (Linux drivers/tty/vt/vt.c, struct con_driver).
 
-    static: "(S)", the one registered at boot; only through it can another one be
-    bound again by writing 1 to its `bind` (vt_bind). The numbers mean nothing.
+    static: "(S)", the one registered at boot. Writing 1 to the `bind` of another one takes
+    only consoles that the static one has (vt_bind). The number in the name has no meaning.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Vtconsole:
 
 @dataclass(frozen=True)
 class Framebuffer:
-    """fbN: its number, its driver's own name for it, and the PCI device it is part of."""
+    """fbN: its number, the name that its driver gave it, and its PCI device."""
 
     name: str
     index: int
@@ -70,8 +70,8 @@ def framebuffers(host: Host) -> tuple[Framebuffer, ...]:
 def pci_ancestor(host: Host, path: str) -> str | None:
     """The address of the nearest PCI device above a device in sysfs, or None.
 
-    A framebuffer of virtio-gpu hangs below virtioN below the PCI device, a
-    firmware one below its platform device, so the parent alone does not tell.
+    A framebuffer of virtio-gpu is below virtioN below the PCI device, a firmware one below
+    its platform device, so the parent alone is not enough.
     """
     from .firmware import PCI_ADDRESS
 
@@ -79,8 +79,8 @@ def pci_ancestor(host: Host, path: str) -> str | None:
     return next((part for part in reversed(parts) if PCI_ADDRESS.fullmatch(part)), None)
 
 
-def drawing(host: Host) -> str:
-    """Where the host's consoles are now, for people."""
+def current_display(host: Host) -> str:
+    """What draws the host's consoles now, as a phrase such as "VGA+"."""
     bound = [vtconsole.driver for vtconsole in vtconsoles(host) if vtconsole.bound]
     if FBCON in bound:
         fbs = ", ".join(f"{fb.name} ({fb.title})" for fb in framebuffers(host))

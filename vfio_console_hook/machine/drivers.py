@@ -1,9 +1,8 @@
-"""How the display drivers of the host let go of a GPU: one row for each.
+"""What an unbind does in each display driver: one row a driver.
 
-What a driver's remove does decides who may call it, and when. libvirt unbinds a
-managed device with its locks held and without a deadline (virpci.c,
-virPCIDeviceUnbind), so a driver whose remove can block is taken off by prepare,
-in a process that is watched.
+libvirt unbinds a managed device with its locks held and without a timeout (virpci.c,
+virPCIDeviceUnbind). So prepare unbinds a driver whose remove function can block, in a
+process with a deadline.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ from .host import Host
 _VENDOR_ATI, _VENDOR_AMD = "0x1002", "0x1022"
 
 UNPLUGS = "unplugs"
-"""An unbind while a node is open is safe: calls on it fail then (drm_drv.c, drm_dev_unplug)."""
+"""An unbind while a node is open is safe: calls on it then fail (drm_drv.c, drm_dev_unplug)."""
 STAYS = "stays"
-"""After an unbind an open node still reaches the driver, whose card is gone."""
+"""After an unbind a node that is still open reaches the driver, whose card is gone."""
 BLOCKS = "blocks"
 """An unbind waits until the last node is closed, and cannot be killed."""
 
 
 @dataclass(frozen=True)
 class Driver:
-    """One driver, by its name in sysfs; the defaults are for one that nobody has looked at.
+    """One driver, by its name in sysfs; the defaults are for a driver without a row.
 
-    while_open: what an unbind does while a process has a node open. may_hang:
-    whether its remove can block for another reason. unload: whether its modules are
-    unloaded instead of unbinding it. remove: the function without which an unbind
-    leaves the card's state behind, where a kernel may lack it; remove_shown the one
-    without which it does not let go of a card with a DRM node. hangs_apu: whether a
-    hang is known of GPUs that are part of an AMD processor.
+    while_open: what an unbind does while a process has a node open. may_hang: whether its
+    remove function can block for another reason. unload: whether its modules are unloaded
+    instead of unbinding it. remove: a function that some kernels lack, and without which an
+    unbind leaves the card's state behind. remove_shown: a function that some releases lack,
+    and without which an unbind blocks while the card has a DRM node. hangs_apu: whether an
+    unbind is known to hang on GPUs that are part of an AMD processor.
     """
 
     name: str
@@ -45,23 +44,23 @@ class Driver:
 
     @property
     def comes_off_easily(self) -> bool:
-        """Whether it may be bound only to be taken off again."""
+        """Whether it can be bound for a moment and then unbound again."""
         return not (self.unload or self.remove)
 
 
 _ROWS = (
     # amdgpu_pci_remove unplugs, then stops the hardware blocks one by one and waits
-    # for the firmware of each. People saw it hang, on APUs up to a power-off.
+    # for the firmware of each. Users report hangs, on APUs up to a power-off.
     Driver("amdgpu", UNPLUGS, hangs_apu=True),
     # radeon_pci_remove ends in drm_put_dev up to 6.1. 6.12 has no remove: the link
     # goes, but card, interrupt and framebuffer stay behind on freed memory.
     Driver("radeon", STAYS, remove="radeon_pci_remove"),
     # i915_driver_remove and xe_device_remove unplug, then wait for the engines to
-    # be idle and for whoever holds them awake (intel_wakeref_wait_for_idle).
+    # be idle and for all wake references (intel_wakeref_wait_for_idle).
     Driver("i915", UNPLUGS),
     Driver("xe", UNPLUGS),
     # nouveau_drm_remove unplugs, then waits for its channels to be idle
-    # (nouveau_channel_idle) and for the GPU's own processors to halt.
+    # (nouveau_channel_idle) and for the processors in the GPU to halt.
     Driver("nouveau", UNPLUGS),
     # nv_pci_remove (open-gpu-kernel-modules, nv-pci.c) sleeps in a loop until the usage
     # count is 0: "Attempting to remove device with non-zero usage count". Unloading
@@ -81,19 +80,19 @@ _ROWS = (
     Driver("cirrus", UNPLUGS, may_hang=False),
     Driver("cirrus-qemu", UNPLUGS, may_hang=False),
     Driver("virtio-pci", UNPLUGS, may_hang=False),
-    # It only keeps others away, and its remove is empty (drivers/pci/pci-stub.c).
+    # It only reserves the device, and its remove is empty (drivers/pci/pci-stub.c).
     Driver("pci-stub", UNPLUGS, may_hang=False),
 )
 _BY_NAME = {row.name: row for row in _ROWS}
 
 
-def of(name: str | None) -> Driver:
-    """What is known of the driver of this name; the worst of one that nobody has looked at."""
+def driver_named(name: str | None) -> Driver:
+    """The row of the driver of this name, or one that assumes the worst."""
     return _BY_NAME.get(name or "") or Driver(name or "")
 
 
-def of_module(module: str) -> Driver:
-    """What is known of the driver that a module is for: nvidia_drm is one of nvidia's."""
+def driver_of_module(module: str) -> Driver:
+    """The row of the driver that a module belongs to, such as nvidia for nvidia_drm."""
     name = module.replace("_", "-")
     return next((row for row in _ROWS if f"{name}-".startswith(f"{row.name}-")), Driver(name))
 

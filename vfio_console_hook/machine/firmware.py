@@ -1,9 +1,9 @@
-"""Firmware framebuffers: the platform devices that the kernel made of what the firmware lit.
+"""Firmware framebuffers: the platform devices for the display that the firmware set up.
 
 Linux drivers/firmware/sysfb.c registers one of them at boot; kernels before 5.15
 do it in arch/x86/kernel/sysfb.c. efifb and efidrm share the driver name
-"efi-framebuffer", likewise the vesa and simple pairs, so the name does not tell
-which one draws: the nodes below the device and the reservation in /proc/iomem do.
+"efi-framebuffer", and so do the vesa and simple pairs. Which one draws is seen from the
+nodes below the device and from the reservation in /proc/iomem.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _RESERVED_AS = {
     "of": ("ofdrm", "offb"),
     "vga": ("vga16fb",),
 }
-# What draws on legacy VGA memory, which is in no BAR: it belongs to the boot VGA device.
+# Legacy VGA memory is in no BAR: what draws there belongs to the boot VGA device.
 _LEGACY_VGA = "vga"
 RESERVATION_NAMES = frozenset(name for names in _RESERVED_AS.values() for name in names) | {BOOTFB}
 
@@ -43,9 +43,8 @@ RESERVATION_NAMES = frozenset(name for names in _RESERVED_AS.values() for name i
 class FirmwareDevice:
     """A platform device such as efi-framebuffer.0 whose memory lies in a GPU's BAR.
 
-    parent is the PCI address it hangs below in sysfs (Linux 6.9 and later), None
-    in older kernels. driver is None when none is bound. range is None when
-    nothing tells where it draws.
+    parent is the PCI device above it in sysfs (Linux 6.9 and later), None in older
+    kernels. driver is None when none is bound. range is None without a reservation.
     """
 
     name: str
@@ -58,31 +57,31 @@ class FirmwareDevice:
 
     @property
     def kind(self) -> str:
-        """A key of _CLAIMS, such as "efi"."""
+        """A key of _RESERVED_AS, such as "efi"."""
         return _kind(self.name)
 
     @property
     def drm(self) -> bool:
-        """Whether a DRM driver draws on it, not an fbdev one."""
+        """Whether a DRM driver draws on it, instead of an fbdev driver."""
         return bool(self.cards) or (self.reserved_as or "").endswith("drm")
 
     @property
     def owns_memory(self) -> bool:
-        """Whether the device itself holds BOOTFB, so that an unbind frees nothing."""
+        """Whether the device itself reserves its memory (BOOTFB), so an unbind frees nothing."""
         return self.kind == "simple"
 
     @property
     def dead(self) -> bool:
-        """A driver is bound but draws nothing: a native driver took the framebuffer away.
+        """Whether a driver is bound but its framebuffer was removed by a native driver.
 
-        Linux 5.10 unregisters only the framebuffer then, and an unbind of what
-        is left is a double free (kernel BUG in mm/slub.c).
+        Linux 5.10 then unregisters only the framebuffer, and an unbind of the rest is a
+        double free (kernel BUG in mm/slub.c).
         """
         return self.driver is not None and not (self.framebuffers or self.cards or self.reserved_as)
 
     @property
     def draws_as(self) -> str:
-        """What draws on it, in the kernel's word: "efifb", "simpledrm"..."""
+        """The kernel's name of the driver that draws on it: "efifb", "simpledrm"..."""
         return self.reserved_as or (_RESERVED_AS[self.kind][-1 if self.drm else 0])
 
 
@@ -96,7 +95,7 @@ def devices(host: Host) -> tuple[str, ...]:
     return tuple(name for name in host.list("sys/bus/platform/devices") if _DEVICE.fullmatch(name))
 
 
-def in_bars(
+def devices_of(
     host: Host,
     address: str,
     bars: tuple[Bar, ...],
@@ -105,31 +104,22 @@ def in_bars(
 ) -> tuple[FirmwareDevice, ...]:
     """The firmware framebuffers of one GPU, by sysfs parent or else by address.
 
-    native: a native driver is bound to the GPU; what reservations are left then do not
-    show that the firmware driver still draws.
+    native: a native driver is bound to the GPU. Reservations that are left then do not
+    prove that the firmware driver still draws.
     """
-    found = (_inspect(host, name, reservations, native) for name in devices(host))
+    found = (_device(host, name, reservations, native) for name in devices(host))
     return tuple(device for device in found if _belongs(host, device, address, bars))
 
 
-def _inspect(
+def _device(
     host: Host, name: str, reservations: tuple[Reservation, ...], native: bool
 ) -> FirmwareDevice:
     link = f"sys/bus/platform/devices/{name}"
     above = os.path.basename(os.path.dirname(host.real(link) or ""))
     kind = _kind(name)
-    reservation = next(
-        (reservation for reservation in reservations if reservation.name in _RESERVED_AS[kind]),
-        None,
-    )
-    own = next(
-        (
-            reservation
-            for reservation in reservations
-            if reservation.name == BOOTFB and kind == "simple"
-        ),
-        reservation,
-    )
+    reservation = next((one for one in reservations if one.name in _RESERVED_AS[kind]), None)
+    bootfb = (one for one in reservations if one.name == BOOTFB and kind == "simple")
+    own = next(bootfb, reservation)
     framebuffers = host.list(f"{link}/graphics")
     cards = tuple(card for card in host.list(f"{link}/drm") if card.startswith("card"))
     draws = reservation is not None and (bool(framebuffers or cards) or not native)
@@ -171,9 +161,9 @@ _VLFB_UNIT = 65536
 
 
 def screen_memory(host: Host) -> Range | None:
-    """Where the boot loader said the firmware's framebuffer is; None for text modes.
+    """Where the firmware's framebuffer is according to the boot loader; None for text modes.
 
-    Not updated when a BAR moves later, so it is asked last.
+    The kernel does not update it when a BAR moves later, so it is the last resort.
     """
     data = host.read_bytes("sys/kernel/boot_params/data") or b""
     if len(data) < _EXT_LFB_BASE + 4 or data[_VIDEO_TYPE] not in (_TYPE_VLFB, _TYPE_EFI):

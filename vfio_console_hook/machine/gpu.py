@@ -1,4 +1,4 @@
-"""GPUs: what a PCI function of display class is, and what the host still does with it."""
+"""GPUs: the PCI functions of display class, and what the host uses them for."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ VGA = 0x0300
 class Gpu:
     """One PCI function of display class, as it is at this moment.
 
-    pci_class is base class and subclass, such as 0x0300. driver is None when none
-    is bound. framebuffers and cards are those of whatever drives it, firmware
-    drivers included. reservations are the reservations inside its BARs.
+    pci_class is base class and subclass, such as 0x0300. driver is None when none is
+    bound. framebuffers and cards are those of any driver, firmware drivers included.
+    reservations are those inside its BARs.
     """
 
     address: str
@@ -39,12 +39,12 @@ class Gpu:
 
     @property
     def native(self) -> bool:
-        """Whether a driver of the host, not vfio, drives it."""
+        """Whether a driver other than vfio's is bound to it."""
         return self.driver is not None and not self.vfio
 
     @property
     def foreign_reservations(self) -> tuple[Reservation, ...]:
-        """What others than vfio have reserved in its BARs."""
+        """The reservations in its BARs that are not vfio's."""
         return tuple(reservation for reservation in self.reservations if not reservation.vfio)
 
 
@@ -82,22 +82,22 @@ def displays(host: Host) -> tuple[str, ...]:
     )
 
 
-def find(host: Host, addresses: tuple[str, ...]) -> tuple[Gpu, ...]:
+def gpus_among(host: Host, addresses: tuple[str, ...]) -> tuple[Gpu, ...]:
     """The GPUs among PCI devices, in the order given. Raises HostError."""
     displays = tuple(a for a in addresses if display_class(host, a) is not None)
     if not displays:
         return ()
     reserved = memory.iomem(host)
-    return tuple(_inspect(host, address, reserved) for address in displays)
+    return tuple(_gpu(host, address, reserved) for address in displays)
 
 
-def _inspect(host: Host, address: str, reserved: tuple[tuple[memory.Range, str], ...]) -> Gpu:
+def _gpu(host: Host, address: str, reserved: tuple[tuple[memory.Range, str], ...]) -> Gpu:
     device = f"sys/bus/pci/devices/{address}"
     bars = memory.memory_bars(host, address)
     reservations = memory.reservations(reserved, address, bars)
     driver = host.link_name(f"{device}/driver")
     vfio = is_vfio(host, address)
-    found = firmware.in_bars(host, address, bars, reservations, driver is not None and not vfio)
+    found = firmware.devices_of(host, address, bars, reservations, driver is not None and not vfio)
     framebuffers = tuple(
         fb.name
         for fb in console.framebuffers(host)
@@ -129,7 +129,7 @@ def _inspect(host: Host, address: str, reserved: tuple[tuple[memory.Range, str],
 
 
 def slot(address: str) -> str:
-    """The slot that a PCI function is in: its address without the function's number."""
+    """The slot that a PCI function is in: its address without the function number."""
     return address.rpartition(".")[0]
 
 
@@ -139,9 +139,9 @@ def is_virtual(host: Host, address: str) -> bool:
 
 
 def is_vfio(host: Host, address: str) -> bool:
-    """Whether vfio-pci or one of its variants drives the device.
+    """Whether vfio-pci or one of its variants is bound to the device.
 
-    Source: libvirt decides by the vfio-dev directory too
+    Source: libvirt looks for the vfio-dev directory too
     (virPCIDeviceGetCurrentDriverNameAndType); kernels before 6.1 have none.
     """
     device = f"sys/bus/pci/devices/{address}"

@@ -1,7 +1,7 @@
-"""Who holds a GPU: the processes that have one of its nodes open or mapped.
+"""Holders: the processes that have a node of a GPU open or mapped.
 
-Only /proc is looked at, and never a file that a process has open, unless it is
-one below /dev: another could be on a network that does not answer.
+Only /proc is read. A file that a process has open is never touched unless it is below
+/dev: it could be on a network file system that does not answer.
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ..errors import HostError
+from ..errors import HostError, cut
 from . import processes
 from .host import Host
 
 _DELETED = " (deleted)"
 _KTHREADD = 2
-# What every container has under these names (OCI Runtime Specification, "Default
-# Devices"), and most processes have open: not worth a look at their numbers.
+# Every container has these (OCI Runtime Specification, "Default Devices"), and most
+# processes have them open: their device numbers are not compared.
 _DEFAULT_DEVICES = frozenset(
     f"/dev/{name}"
     for name in ("console", "full", "null", "ptmx", "random", "tty", "urandom", "zero")
 )
 # One line of /proc/PID/maps: the area, then mode, offset, device and inode; the name.
 _MAPPING = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) (?:\S+ +){4}(/.*)$", re.MULTILINE)
-# How much of an error text may name processes: virsh of libvirt 7.0 shows 800 bytes.
+# Of the 800 bytes of an error that virsh of libvirt 7.0 shows, this many list processes.
 _MAX_LISTED = 360
 _MAX_NAME = 64
-# How long to wait between two looks: soon at first, then less and less often.
+# The pauses between two searches start short and double.
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.25
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A process and what it holds; no nodes: it may not be looked into, and may hold any.
+    """A process and the nodes that it holds; without nodes it could not be inspected.
 
-    cgroup is its path, such as "/system.slice/gdm.service". started, in clock
-    ticks since boot, tells it from a later process of the same number.
+    cgroup is its path, such as "/system.slice/gdm.service". started, in clock ticks since
+    boot, distinguishes it from a later process of the same number.
     """
 
     pid: int
@@ -52,7 +52,7 @@ class Holder:
 
     @property
     def unit(self) -> str:
-        """The unit of systemd that it is part of, the innermost one, or ""."""
+        """The innermost unit of systemd that it is part of, or ""."""
         parts = self.cgroup.split("/")
         return next((part for part in reversed(parts) if _is_unit(part)), "")
 
@@ -64,7 +64,7 @@ class Holder:
 
     def __str__(self) -> str:
         if self.unknown:
-            return f"{self.name}, which may not be looked into"
+            return f"{self.name}, which cannot be inspected"
         more = len(self.nodes) - 1
         nodes = f"{self.nodes[0]} and {more} more" if more > 1 else " and ".join(self.nodes)
         return f"{self.name} with {nodes} open"
@@ -75,13 +75,12 @@ def _is_unit(part: str) -> bool:
 
 
 def printable(text: str, most: int = _MAX_NAME) -> str:
-    """A text that anybody may have chosen (prctl, PR_SET_NAME), fit for a line of text."""
-    shown = "".join(sign if sign.isprintable() else "?" for sign in text)
-    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+    """A text that any user may have chosen (prctl, PR_SET_NAME), as a part of one line."""
+    return cut("".join(sign if sign.isprintable() else "?" for sign in text), most)
 
 
 def listed(texts: Iterable[object]) -> str:
-    """Some of them, as many as fit into an error text, and how many more there are."""
+    """The first of them, as many as fit into an error text, and how many more there are."""
     found = [str(text) for text in texts]
     shown = found[:1]
     for text in found[1:]:
@@ -92,16 +91,16 @@ def listed(texts: Iterable[object]) -> str:
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
-def find(host: Host, nodes: Iterable[str]) -> list[Holder]:
+def holders_of(host: Host, nodes: Iterable[str]) -> list[Holder]:
     """The processes that have one of the nodes open, such as "dev/fb0"; by process id.
 
-    Those that may not be looked into are among them, and we ourselves are not.
+    Processes that cannot be inspected are included; this process is not.
     """
-    return Search(host, nodes).everywhere()
+    return Search(host, nodes).holders()
 
 
 def pauses(host: Host, timeout_s: float) -> Iterator[float]:
-    """How many seconds to wait before each next look, until timeout_s are over."""
+    """How many seconds to wait before each next search, until timeout_s are over."""
     deadline = host.clock() + timeout_s
     pause_s = _FIRST_PAUSE_S
     while (left_s := deadline - host.clock()) > 0:
@@ -110,12 +109,11 @@ def pauses(host: Host, timeout_s: float) -> Iterator[float]:
 
 
 class Search:
-    """Looks for those who have some nodes open, as often as needed.
+    """Searches all processes for those that have some nodes open, as often as needed.
 
-    A process may call a node by another name than we do. A namespace of its own may
-    show only the end of the path (Linux fs/d_path.c, prepend_path, of a file system
-    that is mounted nowhere any more), and a node may have been made again (mknod),
-    in a container or elsewhere below /dev: those have the same device number.
+    /proc may show a node under another name. Of a file system that is no longer mounted it
+    shows only the end of the path (Linux fs/d_path.c, prepend_path), and a container, or
+    mknod, may have another node for the same device: that has the same device number.
     """
 
     def __init__(self, host: Host, nodes: Iterable[str]) -> None:
@@ -124,33 +122,33 @@ class Search:
         self._numbers: dict[int, str] = {}
         for node in nodes:
             if node.startswith("sys/"):
-                self._want_files(node)
+                self._add_files(node)
             else:
-                self._want_node(node)
+                self._add_node(node)
         words = {text.rpartition("/")[2] for text in self._shown if not text.endswith(_DELETED)}
         self._words = (b" /dev/", *(f"/{word}".encode() for word in sorted(words)))
 
-    def _want_files(self, folder: str) -> None:
-        # The kernel tells the name without links (d_path).
+    def _add_files(self, folder: str) -> None:
+        # /proc shows the path without links (d_path).
         real = self._host.real(folder)
         for name in self._host.list(folder):
-            self._want(f"/{real}/{name}", f"/{folder}")
+            self._add(f"/{real}/{name}", f"/{folder}")
 
-    def _want_node(self, node: str) -> None:
+    def _add_node(self, node: str) -> None:
         parts = node.split("/")
         names = ["/" + "/".join(parts[number:]) for number in range(len(parts))]
         for name in names:
-            # "/12" may be a group of vfio, or any terminal of a container (devpts).
+            # "/12" may be a vfio group, or a terminal of a container (devpts).
             if not name[1:].isdigit():
-                self._want(name, f"/{node}")
+                self._add(name, f"/{node}")
         number = self._host.device_number(node)
         if number is not None:
             self._numbers[number] = f"/{node}"
 
-    def _want(self, text: str, node: str) -> None:
+    def _add(self, text: str, node: str) -> None:
         self._shown[text] = self._shown[text + _DELETED] = node
 
-    def everywhere(self) -> list[Holder]:
+    def holders(self) -> list[Holder]:
         """All processes that hold one of the nodes, by process id."""
         if not self._shown:
             return []
@@ -158,56 +156,56 @@ class Search:
 
     def among(self, pids: Iterable[int]) -> list[Holder]:
         """Those of these processes that hold one of the nodes."""
-        ourselves = self._host.ourselves()
+        ourselves = self._host.own_pids()
         found = []
         for pid in pids:
             try:
-                held = self._held(pid)
+                held = self._nodes_of(pid)
             except HostError:
                 held = None
             if (held is None or held) and pid not in ourselves:
-                found.append(self._describe(pid, held or set()))
+                found.append(self._holder(pid, held or set()))
         return [one for one in found if one]
 
-    def _held(self, pid: int) -> set[str]:
-        """The nodes that a process holds. Raises HostError when it may not be looked into."""
+    def _nodes_of(self, pid: int) -> set[str]:
+        """The nodes that a process holds. Raises HostError when it cannot be inspected."""
         files = self._host.open_files(pid)
         found = {self._shown[text] for text in self._shown.keys() & files.keys()}
         for text in [text for text in files if text[:5] == "/dev/"]:
-            found |= self._numbered(text, f"proc/{pid}/fd/{files[text]}")
+            found |= self._node_by_number(text, f"proc/{pid}/fd/{files[text]}")
         maps = self._host.mappings(pid)
         for word in self._words:
             if word in maps:
-                for text, area in _mapped(maps):
+                for text, area in _mapped_files(maps):
                     if text in self._shown:
                         found.add(self._shown[text])
                     elif text[:5] == "/dev/":
-                        found |= self._numbered(text, f"proc/{pid}/map_files/{area}")
+                        found |= self._node_by_number(text, f"proc/{pid}/map_files/{area}")
                 break
         return found
 
-    def _numbered(self, text: str, link: str) -> set[str]:
-        """The node that a file below /dev of another name is, if it is one; by its number."""
+    def _node_by_number(self, text: str, link: str) -> set[str]:
+        """The node that has the device number of a file below /dev with another name."""
         if text in self._shown or text in _DEFAULT_DEVICES or not self._numbers:
             return set()
         number = self._host.device_number(link)
         return {self._numbers[number]} if number in self._numbers else set()
 
-    def _describe(self, pid: int, held: set[str]) -> Holder | None:
-        """The process; None when it holds nothing, being gone or a thread of the kernel."""
+    def _holder(self, pid: int, held: set[str]) -> Holder | None:
+        """The process; None when nothing is held and it has ended or is a kernel thread."""
         process = processes.find(self._host, pid)
         if not held and (process is None or _KTHREADD in (pid, process.parent)):
             return None
-        command = _read(self._host, f"proc/{pid}/comm") or "a process"
+        command = _text(self._host, f"proc/{pid}/comm") or "a process"
         started = process.started if process else 0
         return Holder(pid, command, _cgroup(self._host, pid), tuple(sorted(held)), started)
 
 
-def _mapped(maps: bytes) -> Iterator[tuple[str, str]]:
+def _mapped_files(maps: bytes) -> Iterator[tuple[str, str]]:
     """(name, area) of each file in a text of /proc/PID/maps; the area as in map_files.
 
-    Source: Linux fs/proc/task_mmu.c, show_map_vma fills addresses up to eight
-    digits, and fs/proc/base.c, map_files_get_link does not.
+    Source: Linux fs/proc/task_mmu.c, show_map_vma pads addresses to eight digits, and
+    fs/proc/base.c, map_files_get_link does not.
     """
     for match in _MAPPING.finditer(maps):
         first, last = int(match[1], 16), int(match[2], 16)
@@ -215,9 +213,9 @@ def _mapped(maps: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _cgroup(host: Host, pid: int) -> str:
-    """The path by which systemd knows a process, or ""."""
+    """The path of the cgroup of a process that systemd uses, or ""."""
     found = ""
-    for line in _read(host, f"proc/{pid}/cgroup").splitlines():
+    for line in _text(host, f"proc/{pid}/cgroup").splitlines():
         # "0::PATH" in the unified hierarchy, "1:name=systemd:PATH" before it (cgroups(7)).
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -226,7 +224,7 @@ def _cgroup(host: Host, pid: int) -> str:
     return found
 
 
-def _read(host: Host, path: str) -> str:
+def _text(host: Host, path: str) -> str:
     try:
         return host.read(path) or ""
     except HostError:

@@ -1,4 +1,4 @@
-"""libvirt asked for its VMs, read-only, through libvirt-python."""
+"""The VMs that libvirt knows, read through libvirt-python."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SYSTEM = "qemu:///system"
 class Vm:
     """A VM of libvirt's.
 
-    xml is what it starts with next time; live is what it runs with now, "" when it
-    does not run. xml is that of the run for a VM that exists only while it runs.
+    xml is the definition for its next start; live is that of the current run, "" when it
+    does not run. A transient VM has only the live one, in both.
     """
 
     name: str
@@ -26,16 +26,16 @@ class Vm:
     autostart: bool
 
 
-def ask(uri: str, name: str = "") -> tuple[Vm, ...]:
+def vms(uri: str, name: str = "") -> tuple[Vm, ...]:
     """All VMs of the libvirt at uri, or that of a name or uuid, sorted by name.
 
-    It may take for ever: see vms.known(). While a hook is at work for one VM, the
-    others can still be asked for by name, but not all of them at once.
+    It may block for ever: see vms.known(). While a hook runs for one VM, libvirt still
+    answers for each other VM by name, but not for all of them at once.
 
     Raises HostError with libvirt's reason, or without libvirt-python.
     """
     try:
-        import libvirt  # not on every host, and only some commands ask
+        import libvirt  # not on every host, and only some commands need it
     except ImportError as error:
         raise HostError(
             f"cannot ask libvirt for its VMs: there is no libvirt-python ({error})",
@@ -47,26 +47,32 @@ def ask(uri: str, name: str = "") -> tuple[Vm, ...]:
     try:
         connection = libvirt.openReadOnly(uri)
         try:
-            domains = [_named(libvirt, connection, name)] if name else connection.listAllDomains()
-            found = [_read(libvirt, one) for one in domains if one is not None]
+            domains = (
+                [_domain_named(libvirt, connection, name)] if name else connection.listAllDomains()
+            )
+            found = [_vm(libvirt, one) for one in domains if one is not None]
         finally:
             connection.close()
-    except libvirt.libvirtError as error:
-        reason = " ".join((error.get_error_message() or str(error)).split())
+    # libvirt-python decodes strictly (libvirt-utils.c, PyUnicode_FromString).
+    except (libvirt.libvirtError, UnicodeDecodeError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            reason = "its answer is not UTF-8"
+        else:
+            reason = " ".join((error.get_error_message() or str(error)).split())
         raise HostError(
             f"cannot ask libvirt at {uri}: {reason}",
-            hint=f"see what `virsh -r -c {uri} list --all` says",
+            hint=f"see what `virsh -r -c {uri} list --all` prints",
         ) from error
     return tuple(sorted((one for one in found if one), key=lambda one: one.name))
 
 
-def _named(libvirt: Any, connection: Any, name: str) -> Any:
-    """The VM of a name, or else of a uuid; None when there is none."""
+def _domain_named(libvirt: Any, connection: Any, name: str) -> Any:
+    """libvirt's object for the VM of a name or else of a uuid; None when there is none."""
     for lookup in (connection.lookupByName, connection.lookupByUUIDString):
         try:
             return lookup(name)
         except libvirt.libvirtError as error:
-            # What is no uuid at all is an invalid argument.
+            # A text that is not a uuid is an invalid argument.
             if error.get_error_code() not in (
                 libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG,
             ):  # fmt: skip
@@ -74,8 +80,8 @@ def _named(libvirt: Any, connection: Any, name: str) -> Any:
     return None
 
 
-def _read(libvirt: Any, domain: Any) -> Vm | None:
-    """What libvirt tells of one VM; None when it is gone by now."""
+def _vm(libvirt: Any, domain: Any) -> Vm | None:
+    """The VM of libvirt's object for it; None when it no longer exists."""
     try:
         return Vm(
             name=domain.name(),

@@ -1,4 +1,4 @@
-"""Who has reserved which physical memory: the BARs of a PCI device and /proc/iomem."""
+"""Physical memory: the BARs of a PCI device, and the reservations in /proc/iomem."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Reservation:
-    """A part of a BAR that a driver or a device has reserved, by its name in /proc/iomem."""
+    """A line of /proc/iomem inside a BAR: memory that a driver or a device has reserved."""
 
     name: str
     range: Range
@@ -48,7 +48,7 @@ class Reservation:
 
     @property
     def vfio(self) -> bool:
-        """Whether vfio itself reserved it, for the VM: "vfio-pci", or "vfio" in Linux 7.3."""
+        """Whether it is vfio's, for the VM: "vfio-pci", or "vfio" in Linux 7.3."""
         return self.name.startswith("vfio")
 
     def __str__(self) -> str:
@@ -87,10 +87,10 @@ _ROM_SHADOW = 0x2
 
 
 def rom_shadowed(host: Host, address: str) -> bool:
-    """Whether the kernel counts the device as primary display, by its ROM.
+    """Whether the kernel treats the device as the primary display because of its ROM.
 
-    Linux 6.1.47 to 6.10 do so when vfio-pci binds (vfio_pci_core.c, aperture.c);
-    it is not what `boot_vga` says (arch/x86/pci/fixup.c, pci_fixup_video).
+    Linux 6.1.47 to 6.10 do so when vfio-pci binds (vfio_pci_core.c, aperture.c).
+    `boot_vga` may differ (arch/x86/pci/fixup.c, pci_fixup_video).
     """
     lines = _resource(host, address) or ()
     return len(lines) > _ROM_LINE and bool(lines[_ROM_LINE][2] & _ROM_SHADOW)
@@ -125,8 +125,8 @@ _IOMEM_LINE = re.compile(r" *([0-9a-f]{1,16})-([0-9a-f]{1,16}) : (.*)")
 def iomem(host: Host) -> tuple[tuple[Range, str], ...]:
     """The reserved ranges of physical memory and their names, parents before children.
 
-    Raises HostError when it cannot be known: /proc/iomem shows zeros to a reader
-    without CAP_SYS_ADMIN (Linux kernel/resource.c, r_show).
+    Raises HostError when /proc/iomem shows only zeros, as to a reader without
+    CAP_SYS_ADMIN (Linux kernel/resource.c, r_show).
     """
     lines = (host.read("proc/iomem") or "").splitlines()
     found = [match.groups() for match in map(_IOMEM_LINE.match, lines) if match]
@@ -141,7 +141,7 @@ def iomem(host: Host) -> tuple[tuple[Range, str], ...]:
 
 
 def _reserves_whole(range_: Range, name: str, bar: Bar) -> bool:
-    # Exactly the BAR, and neither its own line nor a bridge's window.
+    # Exactly the BAR, but not its own line or a bridge's window.
     return range_ == bar.range and not name.startswith("PCI ")
 
 
@@ -150,9 +150,9 @@ def reservations(
 ) -> tuple[Reservation, ...]:
     """Every reservation inside the BARs of a PCI device, in the order of /proc/iomem.
 
-    Ranges count, not indentation: /proc/iomem stops indenting at some depth. A
-    line that holds the whole BAR and stands before the BAR's own line, which is
-    named by the address, is a bridge or a bus, not a reservation.
+    Only ranges are compared: /proc/iomem stops indenting at MAX_IORES_LEVEL. A line that
+    holds the whole BAR and comes before the BAR's own line, whose name is the address, is
+    a bridge or a bus, not a reservation.
     """
     found = []
     for bar in bars:

@@ -1,4 +1,4 @@
-"""Kernel modules: which one a device wants, and whether the administrator lets it load."""
+"""Kernel modules: which ones are for a device, and whether they are blacklisted."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _MODPROBE = "/sbin/modprobe"
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What modprobe has for a device, and what of it may not load; nothing where none is there."""
+class Candidates:
+    """The modules that modprobe finds for a device, and those of them that are blacklisted."""
 
     found: tuple[str, ...] = ()
     blacklisted: tuple[str, ...] = ()
@@ -23,30 +23,30 @@ class Wanted:
 
     @property
     def why_none(self) -> str:
-        """Why nothing is allowed: a clause for people."""
+        """Why none is allowed: a clause for people."""
         return f"{self.found[0]} is blacklisted" if self.found else "no driver for it is installed"
 
 
-def wanted_by(host: Host, address: str) -> Wanted:
+def modules_for(host: Host, address: str) -> Candidates:
     """The modules for a PCI device. Raises HostError."""
     modalias = host.read(f"sys/bus/pci/devices/{address}/modalias") or ""
     try:
         modules = tuple(host.run(_MODPROBE, "--resolve-alias", modalias).split())
     except HostError:
-        return Wanted()  # modprobe fails for a device that no module is for
-    # --resolve-alias names a blacklisted module all the same, whatever -b says.
+        return Candidates()  # modprobe fails for a device without a module
+    # --resolve-alias prints blacklisted modules too, even with -b.
     settings = host.run(_MODPROBE, "--showconfig").splitlines()
     never = {line.split()[1] for line in settings if line.startswith("blacklist ")}
-    return Wanted(modules, tuple(module for module in modules if module in never))
+    return Candidates(modules, tuple(module for module in modules if module in never))
 
 
 def loaded(host: Host, module: str) -> bool:
-    """Whether a module is loaded, and not built into the kernel, which has no initstate then."""
+    """Whether a module is loaded; one that is built into the kernel has no initstate."""
     return host.exists(f"sys/module/{module}/initstate")
 
 
 def unload_order(host: Host, module: str) -> tuple[str, ...]:
-    """A module and all that hang on it, each before what it needs; none if it is not loaded.
+    """A module and all modules that use it, each before what it uses; none if it is not loaded.
 
     Source: /sys/module/X/holders has a link for each module that uses X (Linux
     kernel/module/sysfs.c, add_usage_links).
@@ -58,7 +58,7 @@ def unload_order(host: Host, module: str) -> tuple[str, ...]:
 
 
 def usage(host: Host, module: str) -> str:
-    """How much a module is in use: a clause for people."""
+    """The use count of a module and the modules that use it: a clause for people."""
     users = host.list(f"sys/module/{module}/holders")
     by = f", {' and '.join(users)} {'uses' if len(users) == 1 else 'use'} it" if users else ""
     return f"its use count is {host.read(f'sys/module/{module}/refcnt') or 0}{by}"

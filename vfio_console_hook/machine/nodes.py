@@ -1,14 +1,14 @@
-"""The nodes of a GPU: what in /dev, and which files in /sys, processes may have open.
+"""The nodes of a GPU in /dev, and its files in /sys that processes may have open.
 
-A driver that is taken off its device may wait for the last of them to be closed,
-without end, and no signal ends that wait:
+An unbind may wait until the last of them is closed, without a timeout, and no signal
+ends that wait:
 
     /dev/i2c-N      i2c_del_adapter waits for the adapter's last user (Linux i2c-core-base.c)
     /dev/snd/*      snd_card_free waits until all are closed (sound/core/init.c)
     /dev/nvidia*    nv_pci_remove sleeps until its usage count is 0 (NVIDIA nv-pci.c)
     /dev/fbN        an fbdev driver keeps the memory until the last close (fbmem.c, fb_destroy)
 
-and a file of a GPU that has left is of no use to whoever has it open.
+and a process can do nothing with a node whose GPU is gone.
 """
 
 from __future__ import annotations
@@ -22,64 +22,70 @@ from .gpu import Gpu
 from .host import Host
 
 
-def blocking(host: Host, gpus: Collection[Gpu], siblings: Collection[str] = ()) -> tuple[str, ...]:
+def nodes_to_close(
+    host: Host, gpus: Collection[Gpu], siblings: Collection[str] = ()
+) -> tuple[str, ...]:
     """What must be closed before the GPUs leave, such as "dev/fb0" and "dev/dri/card0".
 
-    siblings are the addresses of what else goes to the VM: nodes of the functions in
-    a GPU's slot count, those of its sound above all. A directory, such as
-    "sys/class/backlight/acpi_video0", stands for the files in it.
+    siblings are the addresses of the other functions that the VM gets: nodes of those in
+    the slot of a GPU count, such as its sound. A directory, such as
+    "sys/class/backlight/acpi_video0", means all files in it.
     """
     leaving = {one.address for one in gpus}
     slots = {gpu.slot(address) for address in leaving}
     leaving |= {address for address in siblings if gpu.slot(address) in slots}
-    found = [node for one in gpus for node in _drawing(one)]
-    found += [f"dev/{name}" for name in _below(host, "i2c-dev", leaving)]
-    found += [f"sys/class/backlight/{name}" for name in _below(host, "backlight", leaving)]
-    found += [f"dev/snd/{name}" for name in sounds(host, leaving)]
+    found = [node for one in gpus for node in _display_nodes(one)]
+    found += [f"dev/{name}" for name in _class_devices_of(host, "i2c-dev", leaving)]
+    found += [
+        f"sys/class/backlight/{name}" for name in _class_devices_of(host, "backlight", leaving)
+    ]
+    found += [f"dev/snd/{name}" for name in sound_nodes(host, leaving)]
     drivers = {one.driver for one in gpus}
     if "amdgpu" in drivers and host.exists("dev/kfd"):
         # Each process that opens it gets a part of every GPU (Linux kfd_flat_memory.c,
         # kfd_init_apertures), so another amdgpu on the host does not matter.
         found.append("dev/kfd")
     if "nvidia" in drivers:
-        found += _nvidia(host, [one for one in gpus if one.driver == "nvidia"])
+        found += _nvidia_nodes(host, [one for one in gpus if one.driver == "nvidia"])
     return tuple(dict.fromkeys(found))
 
 
-def sounds(host: Host, addresses: Collection[str]) -> Iterator[str]:
+def sound_nodes(host: Host, addresses: Collection[str]) -> Iterator[str]:
     """The names in /dev/snd of the sound cards that are these PCI functions."""
     # sound/cardN, which holds the others, is no node.
-    return (name for name in _below(host, "sound", addresses) if not name.startswith("card"))
+    return (
+        name for name in _class_devices_of(host, "sound", addresses) if not name.startswith("card")
+    )
 
 
-def _drawing(one: Gpu) -> Iterator[str]:
-    """Its framebuffers and cards, but for those of firmware DRM drivers, which let go at once."""
-    letting_go = {
+def _display_nodes(one: Gpu) -> Iterator[str]:
+    """Its framebuffers and cards; not those of firmware DRM drivers, which can be unbound."""
+    unplugged = {
         name for device in one.firmware if device.drm for name in device.framebuffers + device.cards
     }
-    yield from (f"dev/{name}" for name in one.framebuffers if name not in letting_go)
-    yield from (f"dev/dri/{name}" for name in one.cards if name not in letting_go)
+    yield from (f"dev/{name}" for name in one.framebuffers if name not in unplugged)
+    yield from (f"dev/dri/{name}" for name in one.cards if name not in unplugged)
 
 
-def _below(host: Host, kind: str, addresses: Collection[str]) -> Iterator[str]:
+def _class_devices_of(host: Host, kind: str, addresses: Collection[str]) -> Iterator[str]:
     """The names in /sys/class/KIND whose nearest PCI device is one of the addresses.
 
-    An i2c adapter may hang below the card, or below one of the card's connectors.
+    An i2c adapter may be below the card, or below one of the card's connectors.
     """
     for name in host.list(f"sys/class/{kind}"):
-        # Their links name the whole way (Linux drivers/base/core.c, device_add_class_symlinks).
+        # Their links hold the whole path (Linux drivers/base/core.c, device_add_class_symlinks).
         parts = (host.readlink(f"sys/class/{kind}/{name}") or "").split("/")
         nearest = next((part for part in reversed(parts) if PCI_ADDRESS.fullmatch(part)), None)
         if nearest in addresses:
             yield name
 
 
-def _nvidia(host: Host, gpus: Collection[Gpu]) -> list[str]:
-    """The nodes of NVIDIA's own driver, which has some for each GPU and some for all of them.
+def _nvidia_nodes(host: Host, gpus: Collection[Gpu]) -> list[str]:
+    """The nodes of NVIDIA's own driver, which has some for each GPU and some for all GPUs.
 
-    Those for all matter when the last GPU leaves: the modules are unloaded then.
+    The latter count when the last GPU leaves, because the modules are unloaded then.
     """
-    minors = [_minor(host, one.address) for one in gpus]
+    minors = [_nvidia_minor(host, one.address) for one in gpus]
     leaving = {one.address for one in gpus}
     stays = any(
         host.link_name(f"sys/bus/pci/devices/{address}/driver") == "nvidia"
@@ -96,8 +102,8 @@ def _nvidia(host: Host, gpus: Collection[Gpu]) -> list[str]:
     return found
 
 
-def _minor(host: Host, address: str) -> str | None:
-    """N of the /dev/nvidiaN for a GPU, or None when the driver does not tell.
+def _nvidia_minor(host: Host, address: str) -> str | None:
+    """N of the /dev/nvidiaN for a GPU, or None when the driver does not show it.
 
     Source: NVIDIA open-gpu-kernel-modules, nv-procfs.c, nv_procfs_read_gpu_info.
     """

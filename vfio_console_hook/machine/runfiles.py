@@ -1,8 +1,8 @@
-"""The hook's own files in /run: made, read and replaced so that nobody can lead it astray.
+"""The hook's own files in /run: made, read and replaced without trusting what is there.
 
-Only root may write in /run, so nobody else should ever be able to put anything there. If
-somebody did all the same, it is told and left alone: a link is never followed, a fifo is
-never waited for, and a file with a second name elsewhere is none of ours.
+Only root can write in /run. A file there that another user could have made is an error and
+stays untouched: links are not followed, fifos are not waited for, and a file with a second
+name (hard link) is refused.
 """
 
 from __future__ import annotations
@@ -10,14 +10,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 
 from ..errors import ClaimError, HostError
-from .access import WRITABLE, refused
+from .access import WRITABLE, why_untrusted
 from .host import Host
-
-TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 RUN = "run/vfio-console-hook"
 _ABOVE = "run"
@@ -28,13 +25,13 @@ _KINDS = {
 
 
 def make_directory(host: Host, path: str, mode: int = 0o700) -> None:
-    """Make a directory of ours, or see that the one there is ours. Raises ClaimError."""
+    """Make a directory of ours, or check that the present one is ours. Raises ClaimError."""
     full = host.path(path)
     try:
         os.mkdir(full, mode)
     except FileExistsError:
         status = os.lstat(full)
-        _refuse(path, status, "directory")
+        _check(path, status, "directory")
         if stat.S_IMODE(status.st_mode) == mode:
             return
     except OSError as error:
@@ -55,15 +52,15 @@ def read(host: Host, path: str) -> bytes | None:
 
 
 def names(host: Host, path: str) -> tuple[str, ...]:
-    """The names in a directory of ours but for drafts. Raises HostError, ClaimError."""
+    """The names in a directory of ours, without drafts. Raises HostError, ClaimError."""
     _check_directories(host, f"{path}/")
     return tuple(name for name in host.list(path) if not name.startswith("."))
 
 
 def contents(host: Host, path: str) -> Iterator[tuple[str, bytes]]:
-    """The files in a directory of ours, as far as they can be read.
+    """The readable files in a directory of ours, as (name, content).
 
-    Raises HostError, ClaimError when the directory itself cannot.
+    Raises HostError, ClaimError when the directory itself cannot be read.
     """
     for name in names(host, path):
         try:
@@ -75,7 +72,7 @@ def contents(host: Host, path: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _read(host: Host, path: str) -> bytes | None:
-    """The content of a file in a directory that has been looked at, or None without it."""
+    """The content of a file in a directory that has been checked, or None without it."""
     try:
         found = host.read_file(path)
     except HostError as error:
@@ -83,7 +80,7 @@ def _read(host: Host, path: str) -> bytes | None:
     if found is None:
         return None
     status, content = found
-    _refuse(path, status, "file")
+    _check(path, status, "file")
     return content
 
 
@@ -91,16 +88,16 @@ def open_file(host: Host, path: str, flags: int) -> int:
     """A descriptor of a file of ours; with O_CREAT it is made. Raises ClaimError."""
     full = host.path(path)
     try:
-        # Opening a device may already do something, so it is looked at before.
+        # Opening a device may already have an effect, so its kind is checked first.
         if os.path.lexists(full):
-            _refuse(path, os.lstat(full), "file")
+            _check(path, os.lstat(full), "file")
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         handle = os.open(full, flags, 0o600)
     except OSError as error:
         raise failed("open", path, error) from error
     try:
         status = os.fstat(handle)
-        _refuse(path, status, "file")
+        _check(path, status, "file")
         if stat.S_IMODE(status.st_mode) != 0o600:
             os.fchmod(handle, 0o600)  # whatever the umask was
     except BaseException:
@@ -110,7 +107,7 @@ def open_file(host: Host, path: str, flags: int) -> int:
 
 
 def write(host: Host, path: str, text: str, mode: int = 0o600) -> None:
-    """Make or replace a file in one go, synced, in a directory that is there.
+    """Make or replace a file atomically, synced, in a directory that exists.
 
     Raises ClaimError.
     """
@@ -137,13 +134,13 @@ def _open_draft(draft: str, mode: int) -> int:
     try:
         return os.open(draft, flags, mode)
     except FileExistsError:
-        # Of a process that was killed and had our number. Whatever it is, it is not opened.
+        # Left by a killed process that had our pid. Whatever it is, it is not opened.
         os.unlink(draft)
         return os.open(draft, flags, mode)
 
 
 def remove(host: Host, path: str) -> None:
-    """Remove a file; somebody else may have done so already. Raises ClaimError."""
+    """Remove a file; it may be gone already. Raises ClaimError."""
     try:
         os.unlink(host.path(path))
     except FileNotFoundError:
@@ -170,20 +167,20 @@ def failed(verb: str, path: str, error: OSError) -> ClaimError:
 
 
 def _check_directories(host: Host, path: str) -> None:
-    """See that all directories on the way to path, below /run, are ours."""
+    """Raise ClaimError when a directory on the path, below /run, is not ours."""
     place = _ABOVE
     for part in path[len(_ABOVE) + 1 :].split("/")[:-1]:
         place = f"{place}/{part}"
         status = host.lstat(place)
         if status is None:
             return
-        _refuse(place, status, "directory")
+        _check(place, status, "directory")
 
 
-def _refuse(path: str, status: os.stat_result, wanted: str) -> None:
-    """Raise ClaimError for what is not of that kind, or could be somebody else's."""
+def _check(path: str, status: os.stat_result, wanted: str) -> None:
+    """Raise ClaimError for what is not of that kind, or that another user could have made."""
     kind = _KINDS.get(stat.S_IFMT(status.st_mode), "device")
-    why = refused(status, os.geteuid())
+    why = why_untrusted(status, os.geteuid())
     if kind != wanted:
         why = f"is a {kind} instead of a {wanted}"
     if not why and wanted == "file" and status.st_nlink > 1:

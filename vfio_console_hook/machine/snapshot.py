@@ -43,7 +43,8 @@ from dataclasses import dataclass
 from stat import S_ISLNK
 
 from ..errors import HostError
-from .host import CONSOLES, FBIOGET_CON2FBMAP, FBIOGET_FSCREENINFO, KDGETMODE, Host, seconds
+from .host import Host, seconds
+from .host.consoles import CONSOLES, FBIOGET_CON2FBMAP, FBIOGET_FSCREENINFO, KDGETMODE
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class SnapshotHost(Host):
         return super().now() if now is None else now
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         return self.exists("recorded")
 
     @property
@@ -116,7 +117,7 @@ class SnapshotHost(Host):
     def device_number(self, path: str) -> int | None:
         return None  # a link in its /proc would lead to a node of this machine
 
-    def ourselves(self) -> frozenset[int]:
+    def own_pids(self) -> frozenset[int]:
         return frozenset()  # we do not run there
 
     def open_process(self, pid: int) -> int | None:
@@ -203,7 +204,7 @@ class SnapshotHost(Host):
         status = self.lstat(path) if found else None
         return (status, found[1]) if found and status else None
 
-    def label(self, path: str) -> str | None:
+    def selinux_label(self, path: str) -> str | None:
         self._as_on_the_machine("read the label of", path)
         return self._told("label", path)
 

@@ -1,4 +1,4 @@
-"""Standard input, output and error: they may be closed, be full, or have nobody who reads."""
+"""Standard input, output and error, which may be closed, full, or a pipe without a reader."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import sys
 def complete() -> None:
     """Open /dev/null for those that are closed.
 
-    The next file to be opened would have their number: what is meant for a person would be
-    written into it, and it could be the claim.
+    The next file to be opened would get their number: messages would be written into it,
+    and it could be the claim.
     """
-    # From 0 on, as each gets the lowest number that is free.
+    # In this order, as each gets the lowest number that is free.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (it stays open)
@@ -28,7 +28,7 @@ def unwritten() -> OSError | None:
 
 
 def lead_nowhere(*numbers: int) -> None:
-    """Let these descriptors be /dev/null from now on, for this process and its children."""
+    """Make these descriptors /dev/null from now on, for this process and its children."""
     null = os.open(os.devnull, os.O_RDWR)
     for number in numbers:
         os.dup2(null, number)
@@ -36,8 +36,9 @@ def lead_nowhere(*numbers: int) -> None:
 
 
 def give_up_stdout() -> None:
-    """Let what is printed go nowhere, and what could not be written so far.
+    """Send to /dev/null what is printed from now on, and what could not be written so far.
 
-    Python would try that again when it ends, and complain (Python manual, "Note on SIGPIPE").
+    Python would write that again when it ends, and print an error (Python manual, "Note on
+    SIGPIPE").
     """
     lead_nowhere(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .gpu import is_vfio
-from .holders import Holder, find
+from .holders import Holder, holders_of
 from .host import Host
 
 
@@ -21,4 +21,4 @@ def vfio_nodes(host: Host, address: str) -> list[str]:
 
 def users(host: Host, address: str) -> list[Holder]:
     """The processes that have a device open through vfio; none when it is not on vfio-pci."""
-    return find(host, vfio_nodes(host, address)) if is_vfio(host, address) else []
+    return holders_of(host, vfio_nodes(host, address)) if is_vfio(host, address) else []

@@ -14,7 +14,7 @@ from ..actions.device import BindNative
 from ..claims.step import Step
 from ..errors import RefusedError
 from ..machine import console, firmware, kernel, memory
-from ..machine.gpu import Gpu, displays, find
+from ..machine.gpu import Gpu, displays, gpus_among
 from ..machine.host import Host
 from .handover import Handover
 
@@ -72,7 +72,7 @@ def _takes_both(host: Host, gpu: Gpu, module: str) -> str:
     """That the GPU, which has no driver, gets one when it is back; a clause, "" if it does not."""
     from ..machine import modules  # for few machines
 
-    if gpu.driver is not None or module not in modules.wanted_by(host, gpu.address).allowed:
+    if gpu.driver is not None or module not in modules.modules_for(host, gpu.address).allowed:
         return ""
     return f", and takes {gpu.address} too when it is back"
 
@@ -111,7 +111,7 @@ def _selects(host: Host, gpu: Gpu) -> bool:
 def _owner(host: Host, device: str, handover: Handover) -> str | None:
     """The GPU that a firmware device draws on, among those that stay."""
     staying = tuple(one for one in displays(host) if one not in handover.addresses)
-    for one in find(host, staying):
+    for one in gpus_among(host, staying):
         if any(firmware_device.name == device for firmware_device in one.firmware):
             return one.address
     return None
@@ -120,7 +120,7 @@ def _owner(host: Host, device: str, handover: Handover) -> str | None:
 def _driver_for(host: Host, owner: str, device: str, gpu: Gpu) -> str:
     from ..machine import modules  # for few machines
 
-    wanted = modules.wanted_by(host, owner)
+    wanted = modules.modules_for(host, owner)
     if not wanted.allowed:
         raise RefusedError(
             f"`host_driver: load` cannot save the console on {owner}, which {device} shows and"
@@ -133,7 +133,7 @@ def _driver_for(host: Host, owner: str, device: str, gpu: Gpu) -> str:
 def _refusal(host: Host, gpu: Gpu, owner: str, device: str) -> RefusedError:
     from ..machine import modules  # for few machines
 
-    wanted = modules.wanted_by(host, owner)
+    wanted = modules.modules_for(host, owner)
     load = ""
     for module in wanted.found[:1]:
         how = "(it is blacklisted)" if module in wanted.blacklisted else "or by `host_driver: load`"

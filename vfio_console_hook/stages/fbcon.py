@@ -15,8 +15,9 @@ from ..claims.step import Step
 from ..errors import RefusedError
 from ..machine import console
 from ..machine.console import Framebuffer
-from ..machine.gpu import Gpu, find
-from ..machine.host import CONSOLES, Host
+from ..machine.gpu import Gpu, gpus_among
+from ..machine.host import Host
+from ..machine.host.consoles import CONSOLES
 from .handover import Handover
 
 NAME = "fbcon"
@@ -75,7 +76,7 @@ def _target(host: Host, staying: list[Framebuffer], handover: Handover) -> Frame
             hint="name a GPU that stays, or set `keep_console: auto`",
         )
     # Before Linux 6.9 a firmware framebuffer does not tell whose it is by its parent.
-    own = find(host, (place,)) if host.exists(f"sys/bus/pci/devices/{place}") else ()
+    own = gpus_among(host, (place,)) if host.exists(f"sys/bus/pci/devices/{place}") else ()
     names = {name for one in own for name in one.framebuffers}
     found = [fb for fb in staying if fb.name in names]
     if not found:

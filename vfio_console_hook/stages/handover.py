@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..config.settings import Config
 from ..machine import console
 from ..machine.console import Framebuffer
-from ..machine.gpu import VGA, Gpu, find
+from ..machine.gpu import VGA, Gpu, gpus_among
 from ..machine.host import Host
 
 
@@ -43,7 +43,7 @@ class Handover:
         if not self.taken or not there:
             return list(there)
         present = tuple(a for a in sorted(self.taken) if host.exists(f"sys/bus/pci/devices/{a}"))
-        gone = {name for one in find(host, present) for name in one.framebuffers}
+        gone = {name for one in gpus_among(host, present) for name in one.framebuffers}
         return [fb for fb in there if fb.name not in gone]
 
     def kernel_removes_from(self, gpu: Gpu) -> bool:

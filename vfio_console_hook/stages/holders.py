@@ -19,7 +19,7 @@ def holders_step(host: Host, gpu: Gpu, handover: Handover, stage: str) -> Iterat
     gpus = tuple(one for one in handover.gpus if not one.virtual)
     if gpu is not gpus[0]:
         return
-    blocking = nodes.blocking(host, gpus, handover.siblings)
+    blocking = nodes.nodes_to_close(host, gpus, handover.siblings)
     if blocking:
         yield Step(
             stage=stage,

@@ -38,7 +38,7 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     # Only for a GPU that a driver of the host drives.
     from ..machine import drivers
 
-    driver = drivers.of(gpu.driver)
+    driver = drivers.driver_named(gpu.driver)
     if driver.unload:
         yield from _off_modules(host, gpu, driver, handover)
     elif driver.may_hang or driver.while_open != drivers.UNPLUGS:

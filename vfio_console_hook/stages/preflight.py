@@ -50,7 +50,7 @@ def _refuse_never(host: Host, gpu: Gpu, handover: Handover) -> None:
         return
     from ..machine import drivers  # only for a GPU that a driver of the host drives
 
-    driver = drivers.of(gpu.driver)
+    driver = drivers.driver_named(gpu.driver)
     away = f"keep {driver.name} off it from boot on, with vfio-pci.ids= or driver_override"
     if driver.remove and kernel.has_symbol(host, driver.remove) is False:
         raise RefusedError(

@@ -93,7 +93,7 @@ def _by_systemd(
         return
     if not unit.running:
         return
-    together = systemd.with_bound(host, unit)
+    together = systemd.stopped_with(host, unit)
     for name in _CALLERS:
         if name in together:
             raise RefusedError(
@@ -120,7 +120,7 @@ def _why_left_alone(host: Host, unit: Unit, shown: str) -> str:
         return f"{shown} runs and is left alone: its unit is {state}, so it would not start again"
     if unit.loaded != "not-found":
         return ""
-    near = systemd.near(host, unit.name)
+    near = systemd.similar_unit(host, unit.name)
     return f"there is no unit {unit.name}" + (f", did you mean {near}?" if near else "")
 
 

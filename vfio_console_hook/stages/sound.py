@@ -37,7 +37,7 @@ def _unbind(host: Host, gpu: Gpu, address: str, driver: str, handover: Handover)
     from ..actions.native import ReturnNative, UnbindNative
     from ..machine import nodes  # only for a GPU with sound
 
-    cards = tuple(f"dev/snd/{name}" for name in nodes.sounds(host, (address,)))
+    cards = tuple(f"dev/snd/{name}" for name in nodes.sound_nodes(host, (address,)))
     # Sound servers let go of a card that disappears. So where nobody may look into
     # them (SELinux), that counts no more than it does for the GPU itself.
     strict = kernel.release(host) < (6, 0)

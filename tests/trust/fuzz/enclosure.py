@@ -80,7 +80,7 @@ class Enclosed(SnapshotHost):
             raise Outside(f"a wait of {timeout_s} s")
         return condition()
 
-    def await_end(self, handles: Sequence[int], timeout_s: float) -> None:
+    def wait_for_end(self, handles: Sequence[int], timeout_s: float) -> None:
         if not 0 <= timeout_s <= 3600:
             raise Outside(f"a wait of {timeout_s} s")
 

@@ -139,7 +139,7 @@ def _sysfb_init(subject: Subject, word: str) -> Finding:
 def _ids(host: Host, word: str, driver: str, value: str) -> Iterator[Finding]:
     wanted = {_id(*one.split(":")[:2]) for one in value.split(",") if ":" in one}
     mine = [one for one in host.list(_PCI) if _id_of(host, one) in wanted]
-    if not mine and host.whole:
+    if not mine and host.complete:
         yield _no_effect(word, "no device of this host has such an id")
     for address in mine:
         if gpu.display_class(host, address) is not None:

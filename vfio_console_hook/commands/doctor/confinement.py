@@ -80,7 +80,7 @@ def label(subject: Subject) -> Iterator[Finding]:
     host, title = subject.host, "SELinux label of the hook"
     enforcing = _enforcing(host)
     for gate in gates(host) if enforcing is not None else ():
-        told = host.label(gate.path)
+        told = host.selinux_label(gate.path)
         if told is None:
             text = f"/{gate.path} has none"
             yield Finding(WARN, title, text, f"restorecon -Rv /{HOOKS}")

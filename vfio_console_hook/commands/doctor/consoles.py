@@ -62,7 +62,7 @@ def _addresses(subject: Subject) -> tuple[str, ...]:
 def bootfb(subject: Subject) -> Iterator[Finding]:
     """Whether the firmware's framebuffer holds memory of a GPU beyond any driver."""
     host = subject.host
-    for one in gpu.find(host, _addresses(subject)):
+    for one in gpu.gpus_among(host, _addresses(subject)):
         title = f"BOOTFB in {one.address}"
         reservation = next(
             (reservation for reservation in one.reservations if reservation.name == BOOTFB), None
@@ -115,7 +115,9 @@ def console_drivers(subject: Subject) -> Iterator[Finding]:
         text = NOT_RECORDED if unrecorded(host, _VTCONSOLES) else "none: no text on any screen"
         yield Finding(WARN if text == NOT_RECORDED else PASS, "console drivers", text)
     elif [one.driver for one in found] != [console.FBCON]:
-        yield Finding(PASS, "console drivers", f"{names}; drawing now: {console.drawing(host)}")
+        yield Finding(
+            PASS, "console drivers", f"{names}; drawing now: {console.current_display(host)}"
+        )
     else:
         text = (
             "fbcon is the only one: when the last framebuffer goes, the kernel crashes at the next"
@@ -128,7 +130,7 @@ def console_drivers(subject: Subject) -> Iterator[Finding]:
 def _level_of_last(host: Host, subject: Subject) -> str:
     """FAIL when every framebuffer goes to a VM."""
     mine = {given.address for given in subject.given() if given.domain}
-    framebuffers = {name for one in gpu.find(host, tuple(mine)) for name in one.framebuffers}
+    framebuffers = {name for one in gpu.gpus_among(host, tuple(mine)) for name in one.framebuffers}
     return FAIL if framebuffers >= {fb.name for fb in console.framebuffers(host)} else WARN
 
 

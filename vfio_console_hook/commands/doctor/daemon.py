@@ -196,7 +196,7 @@ def ask_state(host: Host, name: str) -> tuple[str, ...]:
     """The command that tells when a unit last changed its state, in UTC."""
     # --timestamp=utc is known from systemd 247 on, and not to all that call themselves so.
     show = ("show", "--property=StateChangeTimestamp", f"{name}.service")
-    return ("/usr/bin/env", "TZ=UTC", systemd.program(host), *show)
+    return ("/usr/bin/env", "TZ=UTC", systemd.program_path(host), *show)
 
 
 def _changed_state(host: Host, name: str) -> float | None:

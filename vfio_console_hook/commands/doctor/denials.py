@@ -68,7 +68,7 @@ def _lines(host: Host) -> tuple[str, ...]:
 def ask_journal(host: Host) -> tuple[str, ...]:
     """The command for what the kernel logged since the boot. A pattern in lower case finds any."""
     options = ("--dmesg", "--boot", "--no-pager", "--output=cat", "--grep=denied")
-    return (systemd.program(host, "journalctl"), *options)
+    return (systemd.program_path(host, "journalctl"), *options)
 
 
 def ask_log(host: Host, path: str) -> tuple[str, ...]:

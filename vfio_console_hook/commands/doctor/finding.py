@@ -113,7 +113,7 @@ def gpus_among(host: Host, addresses: tuple[str, ...]) -> tuple[str, ...]:
 
 def unrecorded(host: Host, *paths: str) -> bool:
     """Whether nothing can be told of these: they are not in the text of a recorded machine."""
-    return not host.whole and not any(host.exists(path) for path in paths)
+    return not host.complete and not any(host.exists(path) for path in paths)
 
 
 NOT_RECORDED = "not in this recorded machine"

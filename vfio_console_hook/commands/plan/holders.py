@@ -30,10 +30,10 @@ def now(host: Host, gpus: Collection[Gpu], others: Collection[str]) -> list[Hold
     others are the addresses of what else goes to the VM. A VM that has a GPU already is
     among them, by its vfio node.
     """
-    wanted = list(nodes.blocking(host, gpus, others))
+    wanted = list(nodes.nodes_to_close(host, gpus, others))
     for one in gpus:
         wanted += vfio.vfio_nodes(host, one.address) if one.vfio else []
-    return Search(host, wanted).everywhere()
+    return Search(host, wanted).holders()
 
 
 def awaited(

@@ -200,7 +200,7 @@ def make(host: Host, domain: Domain, settings: Config, has: Collection[str] = fr
     looked at, StuckError.
     """
     devices = _devices(host, domain)
-    plain = Plan(domain.name, domain.uuid, devices, console.drawing(host), NOTHING)
+    plain = Plan(domain.name, domain.uuid, devices, console.current_display(host), NOTHING)
     if not plain.gpus:
         return replace(plain, reason=f"{domain.name} has no GPU of this host")
     others = tuple(one.address for one in devices if one.gpu is None)
@@ -226,7 +226,9 @@ def make(host: Host, domain: Domain, settings: Config, has: Collection[str] = fr
 
 
 def _devices(host: Host, domain: Domain) -> tuple[Device, ...]:
-    gpus = {one.address: one for one in gpu.find(host, tuple(h.address for h in domain.hostdevs))}
+    gpus = {
+        one.address: one for one in gpu.gpus_among(host, tuple(h.address for h in domain.hostdevs))
+    }
     found = []
     for hostdev in domain.hostdevs:
         pci_class = gpu.pci_class_of(host, hostdev.address) or 0

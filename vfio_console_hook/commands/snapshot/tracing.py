@@ -65,8 +65,8 @@ class TracingHost(Host):
         self._now = host.now()
 
     @property
-    def whole(self) -> bool:
-        return self._host.whole
+    def complete(self) -> bool:
+        return self._host.complete
 
     @property
     def privileged(self) -> bool:
@@ -133,8 +133,8 @@ class TracingHost(Host):
         elif status is not None:
             self.seen.stats[path] = status
 
-    def label(self, path: str) -> str | None:
-        label = self._ask(path, lambda: self._host.label(path), None)
+    def selinux_label(self, path: str) -> str | None:
+        label = self._ask(path, lambda: self._host.selinux_label(path), None)
         if label is not None:
             self.seen.labels[path] = label
         return label
@@ -196,8 +196,8 @@ class TracingHost(Host):
         self.seen.numbers[path] = number
         return number
 
-    def ourselves(self) -> frozenset[int]:
-        return self._host.ourselves()
+    def own_pids(self) -> frozenset[int]:
+        return self._host.own_pids()
 
     # -- programs and time
 
@@ -231,8 +231,8 @@ class TracingHost(Host):
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         return self._host.wait(condition, timeout_s)
 
-    def await_end(self, handles: Sequence[int], timeout_s: float) -> None:
-        self._host.await_end(handles, timeout_s)
+    def wait_for_end(self, handles: Sequence[int], timeout_s: float) -> None:
+        self._host.wait_for_end(handles, timeout_s)
 
     # -- what a witness does not do
 

@@ -72,7 +72,7 @@ def whole(host: Host, found: tuple[Vm, ...] | HookError) -> str:
     remarks = _look(looking, found)
     known = {entry.path for entry in common}
     rest = [*_libvirt(found), *answers.entries(host, looking.seen)]
-    if host.whole:
+    if host.complete:
         rest.append(Entry("f", "recorded/now", f"{looking.now():.0f}\n".encode()))
     # What lies behind a link on the machine is written down there as in a folder.
     folders = {path[: slash.start()] for path in known for slash in re.finditer("/", path)}
@@ -304,7 +304,9 @@ def _driver(host: Host, bus: str, driver: str, seen: set[str]) -> list[str]:
 def _modules(host: Host) -> list[str]:
     """The modules of drivers that are unloaded rather than unbound, and what hangs on them."""
     driven = [(one, host.link_name(f"sys/bus/pci/devices/{one}/driver")) for one in displays(host)]
-    wanted = sorted({driver for _, driver in driven if driver and drivers.of(driver).unload})
+    wanted = sorted(
+        {driver for _, driver in driven if driver and drivers.driver_named(driver).unload}
+    )
     lines = []
     for module in (one for driver in wanted for one in modules.unload_order(host, driver)):
         folder = f"sys/module/{module}"

@@ -169,7 +169,7 @@ def look(host: Host) -> Holdings:
         histories=histories(host),
         vtconsoles=console.vtconsoles(host),
         framebuffers=console.framebuffers(host),
-        drawing=console.drawing(host),
+        drawing=console.current_display(host),
     )
 
 

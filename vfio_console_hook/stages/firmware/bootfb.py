@@ -97,7 +97,7 @@ def _native(
         do=await_closed((gpu,), (), handover, strict=False),
         undo=None,
     )
-    if drivers.of_module(module).may_hang:
+    if drivers.driver_of_module(module).may_hang:
         yield Step(
             stage=stage,
             gpu=gpu.address,
@@ -126,14 +126,14 @@ def _native_module(host: Host, gpu: Gpu, device: FirmwareDevice) -> str:
     """The module that modprobe would load for the GPU. Raises RefusedError, HostError."""
     from ...machine import drivers, modules
 
-    wanted = modules.wanted_by(host, gpu.address)
+    wanted = modules.modules_for(host, gpu.address)
     allowed = wanted.allowed
     if not allowed:
         raise RefusedError(
             f"`bootfb: native` needs a driver for {gpu.address}: {wanted.why_none}",
             hint=_ways_out(host, gpu, device, native=False),
         )
-    if not all(drivers.of_module(module).comes_off_easily for module in allowed):
+    if not all(drivers.driver_of_module(module).comes_off_easily for module in allowed):
         raise RefusedError(
             f"`bootfb: native` is not safe on {gpu.address}: {allowed[0]} may hang when it is"
             " taken off again",
