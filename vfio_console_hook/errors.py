@@ -60,6 +60,10 @@ class HostError(HookError):
         return cls(f"cannot understand {_cut(path)}: {content[:_LONGEST_CONTENT]!r}", path=path)
 
 
+class UnrecordedError(HostError):
+    """A snapshot of a machine does not contain what was asked for."""
+
+
 class StepError(HookError):
     """The kernel accepted a step, and what it should have done is not there."""
 
