@@ -50,7 +50,7 @@ def last_denial(host: Host, denials: tuple[Denial, ...], advice: str) -> Iterato
     since = max([boot_time(host) or 0, *(gate.since for gate in gates(host))])
     recent = sorted((one for one in denials if one.time >= since), key=lambda one: one.time)
     if not recent:
-        yield passed(f"hooks were denied nothing since {moment(since)}")
+        yield passed(f"no hook was denied anything since {moment(since)}")
         return
     last = recent[-1]
     count = f"{len(recent)}, the last" if len(recent) > 1 else "one"

@@ -160,15 +160,14 @@ def hook_known(system: System) -> Iterator[Finding]:
     if reason:
         yield passed(reason, of=title)
         return
-    text = (
-        f"{one.name} has been running since {moment(one.started)}, but the hook was installed at"
-        f" {moment(since)}"
-    )
+    text = f"{one.name} has been running since {moment(one.started)}"
+    installed = f"after the hook was installed at {moment(since)}"
     advice = f"systemctl reload {one.name}" if _has_systemd(host) else f"kill -HUP {one.pid}"
     if changed is None:
-        yield warning(f"{text}; whether it was reloaded since is unknown", advice, of=title)
+        text += f"; it is unknown whether it was reloaded {installed}"
+        yield warning(text, advice, of=title)
     else:
-        yield failure(f"{text}, and it was not reloaded since", advice, of=title)
+        yield failure(f"{text} and was not reloaded {installed}", advice, of=title)
 
 
 def _why_known(host: Host, one: Daemon, since: float, changed: float | None) -> str:

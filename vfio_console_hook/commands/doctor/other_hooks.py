@@ -41,7 +41,7 @@ def other_hooks(system: System) -> Iterator[Finding]:
     if not wrong and there:
         foreign = [f"/{one.path}" for one in there if one.runs and not one.ours]
         yield passed(
-            f"installed: {', '.join(foreign)}" if foreign else "no other hook is installed"
+            f"libvirt also runs {', '.join(foreign)}" if foreign else "no other hook is installed"
         )
 
 

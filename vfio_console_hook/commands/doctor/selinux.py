@@ -54,12 +54,12 @@ def label(system: System) -> Iterator[Finding]:
     for gate in gates(host) if enforcing is not None else ():
         found = host.label(gate.path)
         if found is None:
-            yield warning(f"/{gate.path} has none", _RESTORE)
+            yield warning(f"/{gate.path} has no label", _RESTORE)
             continue
         kind = denials.selinux_type(found)
         expected = _expected_types(host, gate.path)
         if kind in expected:
-            yield passed(kind)
+            yield passed(f"the hook has {kind}")
             continue
         text = f"/{gate.path} is {kind}, not {expected[0]}; SELinux may stop libvirt running it"
         yield Finding(FAIL if enforcing else WARN, "", text, _RESTORE)
