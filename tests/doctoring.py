@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost
+from tests.installed import in_utc
 from tests.libvirt_xml import UUID, domain_xml
-from vfio_console_hook.commands.doctor.areas import Check, Finding, Subject
+from vfio_console_hook import __version__
+from vfio_console_hook.commands.doctor.finding import NOT_RECORDED, PASS, Check, Finding
+from vfio_console_hook.commands.doctor.system import System
 from vfio_console_hook.machine.libvirtd import SYSTEM
 
 GPU = "0000:01:00.0"
@@ -35,20 +39,28 @@ def put(path: str, text: str) -> Arrange:
 
 @dataclass(frozen=True)
 class Case:
-    """One check on one machine: after arrange it has a finding like this.
+    """One check on one machine: after arrange it has a finding with these facts.
 
-    text is part of "SUBJECT: TEXT", advice part of what to do.
+    title is the finding's, value something in its text or advice that only this case has.
+    A WARN or FAIL comes with advice unless advised is False.
     """
 
+    name: str
     check: Check
-    machine: str
     arrange: Arrange
     level: str
-    text: str
-    advice: str = ""
+    title: str
+    value: str = ""
+    machine: str = "efifb-6.12"
+    advised: bool = True
 
     def __str__(self) -> str:
-        return f"{self.check.__name__}-{self.level}-{self.text[:40]}"
+        return self.name
+
+
+def unrecorded(name: str, check: Check, arrange: Arrange, title: str, **more: str) -> Case:
+    """A case in which a snapshot does not have what the check reads."""
+    return Case(name, check, arrange, "WARN", title, NOT_RECORDED, advised=False, **more)
 
 
 def put_vm(
@@ -73,7 +85,7 @@ def put_vm(
 
 
 def nothing(host: FakeHost) -> None:
-    """The machine as it was recorded."""
+    """The machine as its snapshot has it."""
 
 
 def win11(host: FakeHost) -> None:
@@ -81,30 +93,41 @@ def win11(host: FakeHost) -> None:
     put_vm(host, "win11", GPU)
 
 
-def recorded_whole(host: FakeHost) -> None:
-    """All is recorded that doctor reads of the machine, and nothing of it is wrong."""
+def recorded_fully(host: FakeHost) -> None:
+    """The snapshot has all that doctor reads, and nothing of it is wrong."""
     host.tree.put("recorded/now", "1732312312")
     host.tree.put("proc/cmdline", "BOOT_IMAGE=/vmlinuz root=/dev/vda1 ro quiet intel_iommu=on")
 
 
-def subject_of(host: FakeHost) -> Subject:
-    """The machine and its VMs; what libvirt knows is asked for as the command does it."""
-    return Subject.of(host, host.vms(SYSTEM)) if host.exists("libvirt") else Subject(host)
+def system_of(host: FakeHost) -> System:
+    """The machine and its VMs, which libvirt is asked for as the command does it."""
+    return System.with_vms(host, host.vms(SYSTEM)) if host.exists("libvirt") else System(host)
 
 
-def found(case: Case, host: FakeHost) -> list[Finding]:
-    """What the case's check finds after its arrangement."""
-    case.arrange(host)
-    return list(case.check(subject_of(host)))
+def findings(case: Case, host: FakeHost) -> list[Finding]:
+    """What the case's check finds after its arrangement; times are in UTC."""
+    with in_utc():
+        case.arrange(host)
+        return list(case.check(system_of(host)))
 
 
-def judge(case: Case, host: FakeHost) -> None:
-    """Fail unless the check finds what the case tells."""
-    findings = found(case, host)
-    told = [f"{one.level} {one.subject}: {one.text} do: {one.advice}" for one in findings]
+def assert_found(case: Case, host: FakeHost) -> None:
+    """Fail unless the check finds what the case says."""
+    found = findings(case, host)
     assert any(
-        one.level == case.level
-        and case.text in f"{one.subject}: {one.text}"
-        and case.advice in one.advice
-        for one in findings
-    ), told
+        (one.level, one.subject) == (case.level, case.title)
+        and case.value in f"{one.text} {one.advice}"
+        and bool(one.advice) == (case.level != PASS and case.advised)
+        for one in found
+    ), found
+
+
+def sentences(cases: Iterable[Case], machine: MachineFactory) -> str:
+    """All that the cases find, each below its name."""
+    lines = []
+    for case in {one.name: one for one in cases}.values():
+        lines.append(f"# {case.name}")
+        for one in findings(case, machine(case.machine)):
+            lines.append(f"{one.level}  {one.subject}: {one.text}")
+            lines += [f"      do: {one.advice}"] if one.advice else []
+    return "\n".join(lines).replace(__version__, "0.0.0") + "\n"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.fakehost import FakeHost
 from tests.gate import ROOT
 from vfio_console_hook import __version__
-from vfio_console_hook.commands.doctor.areas import Finding, Subject
 from vfio_console_hook.machine.snapshot import answer_path
 
 BOOTED = 1_700_000_000
@@ -26,7 +25,7 @@ UNIT = "usr/lib/systemd/system/vfio-console-hook-recover.service"
 
 @contextmanager
 def in_utc() -> Iterator[None]:
-    """Times are told as in Greenwich, wherever the test runs."""
+    """Times are printed in UTC, in whatever zone the test runs."""
     before = os.environ.get("TZ")
     os.environ["TZ"] = "UTC"
     time.tzset()
@@ -65,9 +64,11 @@ def hook(host: FakeHost, gate: str = GATE) -> FakeHost:
     file(host, "usr/bin/python3.11", "")
     host.tree.link("usr/bin/python3", "usr/bin/python3.11")
     file(host, "usr/bin/vfio-console-hook", "")
-    file(host, "usr/lib/vfio-console-hook/hook", "", mode=0o644)
-    package = "usr/lib/vfio-console-hook/vfio_console_hook"
+    file(host, "usr/lib/vfio-console-hook.1/hook", "", mode=0o644)
+    package = "usr/lib/vfio-console-hook.1/vfio_console_hook"
     file(host, f"{package}/__init__.py", f'"""..."""\n\n__version__ = "{__version__}"', mode=0o644)
+    host.tree.link("usr/lib/vfio-console-hook", "usr/lib/vfio-console-hook.1")
+    host.tree.link("stat/usr/lib/vfio-console-hook", "stat/usr/lib/vfio-console-hook.1")
     return host
 
 
@@ -93,24 +94,10 @@ def answer(host: FakeHost, command: tuple[str, ...], text: str) -> None:
 
 
 def failure(host: FakeHost, command: tuple[str, ...], text: str) -> None:
-    """The complaint with which a program fails."""
+    """The message with which a program fails."""
     host.tree.put(f"{answer_path(command)}.failed", f"{' '.join(command)} failed: {text}")
 
 
 def refuse(host: FakeHost, path: str) -> None:
-    """EACCES, as to somebody who is not root."""
+    """EACCES, as for a user who is not root."""
     host.tree.put(f"refused/{path}", "13")
-
-
-def found(
-    check: Callable[[Subject], Iterator[Finding]], host: FakeHost, subject: Subject | None = None
-) -> list[tuple[str, str]]:
-    """(level, text) of each finding."""
-    return [(one.level, one.text) for one in check(subject or Subject(host))]
-
-
-def advice(
-    check: Callable[[Subject], Iterator[Finding]], host: FakeHost, subject: Subject | None = None
-) -> list[str]:
-    """What is to be done about each finding that is not in order."""
-    return [one.advice for one in check(subject or Subject(host)) if one.level != "PASS"]

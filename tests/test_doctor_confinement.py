@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from tests.conftest import MachineFactory
-from tests.fakehost import FakeHost
-from tests.installed import (
-    BOOTED,
-    GATE,
-    INSTALLED,
-    advice,
-    answer,
-    daemon,
-    failure,
-    file,
-    found,
-    gate_text,
-    hook,
-    in_utc,
-    process,
-    refuse,
+from tests import installed
+from tests.conftest import Golden, MachineFactory
+from tests.doctoring import (
+    Arrange,
+    Case,
+    assert_found,
+    both,
+    findings,
+    nothing,
+    put,
+    sentences,
+    unrecorded,
 )
-from vfio_console_hook.commands.doctor import confinement, denials
-from vfio_console_hook.commands.doctor.areas import Subject
+from tests.fakehost import FakeHost
+from tests.installed import BOOTED, GATE, INSTALLED, answer, file, gate_text, process
+from vfio_console_hook.commands.doctor import apparmor, denials, selinux
+from vfio_console_hook.commands.doctor.finding import Check
 
 AUDIT = "var/log/audit/audit.log"
 ENFORCE = "sys/fs/selinux/enforce"
@@ -42,33 +39,77 @@ profile libvirtd /usr/sbin/libvirtd flags=(attach_disconnected) {
 """
 
 
-@pytest.fixture
-def host(machine: MachineFactory) -> Iterator[FakeHost]:
-    host = hook(machine("efifb-6.12"))
+def hook(host: FakeHost) -> None:
+    """The hook on a machine without any security module."""
+    installed.hook(host)
     host.tree.put("sys/kernel/security/lsm", "lockdown,capability,yama")
     host.tree.put("proc/stat", f"btime {BOOTED}")
-    with in_utc():
-        yield host
 
 
-def selinux(host: FakeHost, *, enforcing: bool = True, label: str = "virt_hook_t") -> FakeHost:
-    host.tree.put(ENFORCE, "1" if enforcing else "0")
-    host.tree.put("etc/selinux/config", "SELINUXTYPE=targeted")
-    host.tree.put(f"label/{GATE}", f"system_u:object_r:{label}:s0")
-    return host
+def on_selinux(
+    name: str, check: Check, level: str, title: str, value: str, *arrangements: Arrange,
+    enforcing: bool = True, label: str = "virt_hook_t",
+) -> Case:  # fmt: skip
+    """A case with the hook on a machine with SELinux."""
+    return Case(
+        name, check,
+        both(
+            hook,
+            put(ENFORCE, "1" if enforcing else "0"),
+            put("etc/selinux/config", "SELINUXTYPE=targeted"),
+            put(f"label/{GATE}", f"system_u:object_r:{label}:s0") if label else nothing,
+            *arrangements,
+        ),
+        level, title, value,
+    )  # fmt: skip
 
 
-def apparmor(host: FakeHost, profile: str = "libvirtd (enforce)") -> FakeHost:
-    host.tree.put("sys/module/apparmor/parameters/enabled", "Y")
-    host.tree.put("etc/apparmor.d/usr.sbin.libvirtd", PROFILE)
-    daemon(host)
-    host.tree.put("proc/700/attr/current", profile)
-    return host
+def labelled(name: str, level: str, label: str, value: str, *more: Arrange, **mode: bool) -> Case:
+    """A case with this label on the hook."""
+    title = "SELinux label of the hook"
+    return on_selinux(name, selinux.label, level, title, value, *more, label=label, **mode)
 
 
-def denied(host: FakeHost, *lines: str) -> None:
-    host.tree.put(AUDIT, "")
-    answer(host, denials.ask_log(host, AUDIT), "\n".join(lines))
+def on_apparmor(
+    name: str, check: Check, level: str, title: str, value: str, *arrangements: Arrange,
+    profile: str = "libvirtd (enforce)",
+) -> Case:  # fmt: skip
+    """A case with the hook on a machine with AppArmor, and this profile of the daemon."""
+    return Case(
+        name, check,
+        both(
+            hook,
+            put("sys/module/apparmor/parameters/enabled", "Y"),
+            put("etc/apparmor.d/usr.sbin.libvirtd", PROFILE),
+            installed.daemon,
+            put("proc/700/attr/current", profile),
+            *arrangements,
+        ),
+        level, title, value,
+    )  # fmt: skip
+
+
+def confined(name: str, level: str, value: str, *more: Arrange) -> Case:
+    title = "AppArmor and the hook"
+    return on_apparmor(name, apparmor.confined_hook, level, title, value, *more)
+
+
+def denied(*lines: str) -> Arrange:
+    """The audit log has these lines."""
+
+    def arrange(host: FakeHost) -> None:
+        host.tree.put(AUDIT, "")
+        answer(host, denials.ask_log(host, AUDIT), "\n".join(lines))
+
+    return arrange
+
+
+def by_selinux(name: str, level: str, value: str, *more: Arrange) -> Case:
+    return on_selinux(name, selinux.selinux_denials, level, "SELinux denials", value, *more)
+
+
+def by_apparmor(name: str, level: str, value: str, *more: Arrange) -> Case:
+    return on_apparmor(name, apparmor.apparmor_denials, level, "AppArmor denials", value, *more)
 
 
 def avc(
@@ -94,307 +135,174 @@ def refused(
     )
 
 
-def test_nothing_is_known_of_a_recorded_machine_without_either(machine: MachineFactory) -> None:
-    host = machine("efifb-6.12")
+def journal_fails(reason: str) -> Arrange:
+    def arrange(host: FakeHost) -> None:
+        host.tree.make_directory("run/systemd/system")
+        installed.failure(host, denials.ask_journal(host), reason)
 
-    told = [(one.subject, one.text) for check in confinement.CHECKS for one in check(Subject(host))]
-
-    assert told == [
-        ("SELinux", "not in this recorded machine"), ("AppArmor", "not in this recorded machine")
-    ]  # fmt: skip
+    return arrange
 
 
-def test_a_host_with_neither_is_in_order(host: FakeHost) -> None:
-    told = [(one.level, one.text) for check in confinement.CHECKS for one in check(Subject(host))]
-
-    assert told == [("PASS", "not in use"), ("PASS", "not in use")]
-
-
-# -- SELinux
+def kernel_log(host: FakeHost) -> None:
+    host.tree.put("var/log/kern.log", "")
+    line = f"Nov 14 h kernel: {refused()}"
+    answer(host, denials.ask_log(host, "var/log/kern.log"), line)
 
 
-@pytest.mark.parametrize(
-    ("enforcing", "text"),
-    [
-        (True, "enforcing; virtqemud runs as virtqemud_t"),
-        (False, "permissive: it denies nothing; virtqemud runs as virtqemud_t"),
-    ],
-)
-def test_selinux_and_the_daemons_domain_are_told(
-    host: FakeHost, enforcing: bool, text: str
-) -> None:
-    selinux(host, enforcing=enforcing)
-    daemon(host, "virtqemud")
+def in_two_logs(host: FakeHost) -> None:
+    denied(refused())(host)
+    host.tree.make_directory("run/systemd/system")
+    answer(host, denials.ask_journal(host), refused())
+
+
+def virtqemud(host: FakeHost) -> None:
+    installed.daemon(host, "virtqemud")
     host.tree.put("proc/700/attr/current", "system_u:system_r:virtqemud_t:s0\0")
 
-    assert found(confinement.selinux, host) == [("PASS", text)]
+
+def policy(host: FakeHost) -> None:
+    answer(host, selinux.ask_label(GATE), "system_u:object_r:virt_etc_t:s0")
 
 
-@pytest.mark.parametrize(
-    ("label", "enforcing", "level"),
-    [
-        ("virt_hook_t", True, "PASS"),
-        ("virt_script_exec_t", True, "PASS"),
-        ("user_home_t", True, "FAIL"),
-        ("user_home_t", False, "WARN"),
-    ],
-)
-def test_the_label_of_the_hook_decides(
-    host: FakeHost, label: str, enforcing: bool, level: str
-) -> None:
-    selinux(host, label=label, enforcing=enforcing)
-
-    assert [told for told, _ in found(confinement.label, host)] == [level]
-
-
-def test_a_wrong_label_is_restored(host: FakeHost) -> None:
-    selinux(host, label="etc_t")
-
-    assert found(confinement.label, host) == [(
-        "FAIL", "/etc/libvirt/hooks/qemu is etc_t and should be virt_hook_t: libvirt may not run it"
-    )]  # fmt: skip
-    assert advice(confinement.label, host) == ["restorecon -Rv /etc/libvirt/hooks"]
-
-
-def test_the_policy_of_the_host_decides_on_the_label(host: FakeHost) -> None:
-    selinux(host, label="virt_etc_t")
-    answer(host, confinement.ask_label(GATE), "system_u:object_r:virt_etc_t:s0")
-
-    assert found(confinement.label, host) == [("PASS", "virt_etc_t")]
-
-
-def test_a_kernel_without_a_policy_does_not_use_selinux(host: FakeHost) -> None:
-    host.tree.put(ENFORCE, "0")
-
-    assert found(confinement.selinux, host) == [("PASS", "not in use")]
-    assert found(confinement.label, host) == []
-
-
-def test_a_hook_without_label_is_told(host: FakeHost) -> None:
-    host.tree.put(ENFORCE, "1")
-    host.tree.put("etc/selinux/config", "SELINUXTYPE=targeted")
-
-    assert found(confinement.label, host) == [("WARN", "/etc/libvirt/hooks/qemu has none")]
-
-
-def test_a_hook_that_selinux_did_not_let_run_is_told(host: FakeHost) -> None:
-    selinux(host)
-    denied(host, avc(at=LATER - 60), avc())
-
-    assert found(confinement.selinux_denials, host) == [(
-        "WARN", "2, the last at 2023-11-14 22:38:20: execute of qemu (user_home_t) to"
-        " rpc-virtqemud (virtqemud_t)",
-    )]  # fmt: skip
-    assert "setsebool" not in advice(confinement.selinux_denials, host)[0]
-
-
-@pytest.mark.parametrize(("boolean", "named"), [("0 0", True), ("1 1", False)])
-def test_the_boolean_for_hooks_is_named_where_it_is_off(
-    host: FakeHost, boolean: str, named: bool
-) -> None:
-    selinux(host)
-    host.tree.put("sys/fs/selinux/booleans/virt_hooks_unconfined", boolean)
-    denied(host, avc())
-
-    (told,) = advice(confinement.selinux_denials, host)
-
-    assert ("setsebool -P virt_hooks_unconfined on" in told) == named
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        avc(at=INSTALLED - 1),
-        avc(permissive=1),
-        avc(name="passt"),
-        avc().replace("virtqemud_t", "svirt_t"),
-        "type=AVC msg=audit(garbage): avc:  denied  { execute } for comm=",
-    ],
-    ids=["before", "permissive", "not a hook", "QEMU itself", "garbage"],
-)
-def test_other_denials_are_nobodys_business(host: FakeHost, line: str) -> None:
-    selinux(host)
-    denied(host, line)
-
-    assert [level for level, _ in found(confinement.selinux_denials, host)] == ["PASS"]
-
-
-def test_a_denial_within_the_hook_is_told(host: FakeHost) -> None:
-    selinux(host)
-    denied(host, avc("qemu", "python3.13"))
-
-    assert [level for level, _ in found(confinement.selinux_denials, host)] == ["WARN"]
-
-
-def test_who_may_not_read_the_log_is_told_to_be_root(host: FakeHost) -> None:
-    selinux(host)
-    refuse(host, AUDIT)
-
-    assert [text[:26] for _, text in found(confinement.selinux_denials, host)] == [
-        "cannot look as this user: "
-    ]
-
-
-def test_a_journal_without_a_match_tells_of_no_denial(host: FakeHost) -> None:
-    selinux(host)
-    host.tree.make_directory("run/systemd/system")
-    failure(host, denials.ask_journal(host), "exit status 1")
-
-    assert [level for level, _ in found(confinement.selinux_denials, host)] == ["PASS"]
-
-
-def test_a_journal_that_may_not_be_read_is_told(host: FakeHost) -> None:
-    selinux(host)
-    host.tree.make_directory("run/systemd/system")
-    hint = "Hint: You are currently not seeing messages from other users and the system."
-    failure(host, denials.ask_journal(host), hint)
-
-    assert [text[:26] for _, text in found(confinement.selinux_denials, host)] == [
-        "cannot look as this user: "
-    ]
-
-
-def test_without_a_log_denials_are_not_known(host: FakeHost) -> None:
-    assert found(confinement.selinux_denials, selinux(host)) == [
-        ("WARN", "not known: there is no log of what was denied")
-    ]
-
-
-# -- AppArmor
-
-
-@pytest.mark.parametrize(
-    ("profile", "text"),
-    [
-        ("libvirtd (enforce)", "libvirt's daemon has the profile libvirtd (enforce)"),
-        ("libvirtd (complain)", "libvirt's daemon has the profile libvirtd (complain)"),
-        ("unconfined", "in use; libvirt's daemon is not confined"),
-    ],
-)
-def test_the_profile_of_the_daemon_is_told(host: FakeHost, profile: str, text: str) -> None:
-    assert found(confinement.apparmor, apparmor(host, profile)) == [("PASS", text)]
-
-
-def test_what_apparmor_says_counts_where_modules_are_stacked(host: FakeHost) -> None:
-    apparmor(host, "system_u:system_r:virtd_t:s0")
-    host.tree.put("proc/700/attr/apparmor/current", "libvirtd (enforce)")
-
-    assert "libvirtd (enforce)" in found(confinement.apparmor, host)[0][1]
-
-
-def test_while_no_daemon_runs_the_loaded_profile_tells(host: FakeHost) -> None:
-    apparmor(host)
+def daemon_ended(host: FakeHost) -> None:
     host.tree.remove("proc/700")
     host.tree.put("sys/kernel/security/apparmor/profiles", "man (enforce)\nlibvirtd (enforce)")
 
-    assert "libvirtd (enforce)" in found(confinement.apparmor, host)[0][1]
 
-
-def test_debians_profile_hides_nothing(host: FakeHost) -> None:
-    assert found(confinement.profile, apparmor(host)) == [
-        ("PASS", "its Python is not confined, and sees all processes")
-    ]
-
-
-@pytest.mark.parametrize("profile", ["unconfined", "libvirtd (complain)"])
-def test_a_profile_that_denies_nothing_hides_nothing(host: FakeHost, profile: str) -> None:
-    assert found(confinement.profile, apparmor(host, profile)) == []
-
-
-def test_a_hook_that_leads_elsewhere_cannot_be_executed(host: FakeHost) -> None:
-    apparmor(host)
+def hook_elsewhere(host: FakeHost) -> None:
     host.tree.remove(GATE)
     file(host, "opt/hook", gate_text())
     host.tree.text_link(GATE, "../../../opt/hook")
 
-    assert found(confinement.profile, host) == [(
-        "FAIL", "the hook leads to /opt/hook, which the profile libvirtd does not let it execute"
-    )]  # fmt: skip
 
-
-def test_a_python_that_is_elsewhere_cannot_be_executed(host: FakeHost) -> None:
-    apparmor(host)
+def python_elsewhere(host: FakeHost) -> None:
     host.tree.remove("usr/bin/python3")
     file(host, "usr/local/bin/python3.13", "")
     host.tree.text_link("usr/bin/python3", "../local/bin/python3.13")
 
-    ((level, text),) = found(confinement.profile, host)
 
-    assert (level, "/usr/local/bin/python3.13" in text) == ("FAIL", True)
-
-
-def test_a_profile_of_pythons_own_is_told(host: FakeHost) -> None:
-    apparmor(host)
-    host.tree.put(
-        "sys/kernel/security/apparmor/profiles", "libvirtd (enforce)\n/usr/bin/python3.11 (enforce)"
-    )
-
-    ((level, text),) = found(confinement.profile, host)
-
-    assert (level, "/usr/bin/python3.11" in text) == ("WARN", True)
-
-
-def test_a_python_that_stays_in_the_profile_does_not_see_all(host: FakeHost) -> None:
-    apparmor(host)
+def python_confined(host: FakeHost) -> None:
     text = PROFILE.replace("/usr/bin/* PUx", "/usr/bin/* rix")
     host.tree.put("etc/apparmor.d/usr.sbin.libvirtd", text)
     for pid, profile in ((20, "firefox (enforce)"), (21, "firefox (enforce)"), (22, "unconfined")):
         process(host, pid, "x", at=BOOTED)
         host.tree.put(f"proc/{pid}/attr/current", profile)
 
-    assert found(confinement.profile, host) == [(
-        "WARN", "the hook's Python stays in the profile libvirtd, which hides 2 processes from it:"
-        " those of firefox",
-    )]  # fmt: skip
+
+STACKED = both(
+    put("proc/700/attr/current", "system_u:system_r:virtd_t:s0"),
+    put("proc/700/attr/apparmor/current", "libvirtd (enforce)"),
+)
+OWN_PROFILE = put(
+    "sys/kernel/security/apparmor/profiles", "libvirtd (enforce)\n/usr/bin/python3.11 (enforce)"
+)
+UNPRIVILEGED = "Hint: You are currently not seeing messages from other users and the system."
+BOOLEAN = "sys/fs/selinux/booleans/virt_hooks_unconfined"
+CASES = [
+    unrecorded("SELinux not in the snapshot", selinux.mode, nothing, "SELinux"),
+    unrecorded("AppArmor not in the snapshot", apparmor.mode, nothing, "AppArmor"),
+    Case("no SELinux", selinux.mode, hook, "PASS", "SELinux", "not in use"),
+    Case("no AppArmor", apparmor.mode, hook, "PASS", "AppArmor", "not in use"),
+    Case(
+        "SELinux without a policy", selinux.mode, both(hook, put(ENFORCE, "0")),
+        "PASS", "SELinux", "not in use",
+    ),
+    on_selinux("enforcing", selinux.mode, "PASS", "SELinux", "virtqemud_t", virtqemud),
+    on_selinux(
+        "permissive", selinux.mode, "PASS", "SELinux", "permissive", virtqemud, enforcing=False
+    ),
+    labelled("the label of Fedora", "PASS", "virt_hook_t", "virt_hook_t"),
+    labelled("the label of the SELinux project", "PASS", "virt_script_exec_t", "virt_script"),
+    labelled("a wrong label", "FAIL", "user_home_t", "restorecon -Rv /etc/libvirt/hooks"),
+    labelled("a wrong label, permissive", "WARN", "user_home_t", "restorecon", enforcing=False),
+    labelled("the label of the host's policy", "PASS", "virt_etc_t", "virt_etc_t", policy),
+    labelled("no label", "WARN", "", "restorecon"),
+    by_selinux(
+        "two denials", "WARN", "2, the last at 2023-11-14 22:38:20",
+        denied(avc(at=LATER - 60), avc()),
+    ),
+    by_selinux(
+        "a boolean that is off", "WARN", "setsebool -P virt_hooks_unconfined on",
+        denied(avc()), put(BOOLEAN, "0 0"),
+    ),
+    *(
+        by_selinux(name, "PASS", "", denied(line))
+        for name, line in {
+            "a denial before the hook was installed": avc(at=INSTALLED - 1),
+            "a permissive domain": avc(permissive=1),
+            "a denial of another file": avc(name="passt"),
+            "a denial to QEMU itself": avc().replace("virtqemud_t", "svirt_t"),
+            "a line cut off": "type=AVC msg=audit(garbage): avc:  denied  { execute } for comm=",
+        }.items()
+    ),
+    by_selinux("a denial within the hook", "WARN", "python3.13", denied(avc("qemu", "python3.13"))),
+    by_selinux(
+        "a log that only root can read", "WARN", "as root",
+        lambda host: installed.refuse(host, AUDIT),
+    ),
+    by_selinux("a journal without a match", "PASS", "", journal_fails("exit status 1")),
+    by_selinux("a journal that only root can read", "WARN", "as root", journal_fails(UNPRIVILEGED)),
+    replace(by_selinux("no log", "WARN", "log of denials"), advised=False),
+    on_apparmor("a profile", apparmor.mode, "PASS", "AppArmor", "libvirtd (enforce)"),
+    on_apparmor(
+        "a profile in complain mode", apparmor.mode, "PASS", "AppArmor", "libvirtd (complain)",
+        profile="libvirtd (complain)",
+    ),
+    on_apparmor(
+        "an unconfined daemon", apparmor.mode, "PASS", "AppArmor", "not confined",
+        profile="unconfined",
+    ),
+    on_apparmor(
+        "two modules", apparmor.mode, "PASS", "AppArmor", "libvirtd (enforce)", STACKED
+    ),
+    on_apparmor(
+        "no daemon", apparmor.mode, "PASS", "AppArmor", "libvirtd (enforce)", daemon_ended
+    ),
+    confined("the profile of Debian", "PASS", "not confined"),
+    confined("a hook elsewhere", "FAIL", "/opt/hook", hook_elsewhere),
+    confined("a Python elsewhere", "FAIL", "/usr/local/bin/python3.13", python_elsewhere),
+    confined("a profile for Python", "WARN", "/usr/bin/python3.11", OWN_PROFILE),
+    confined("a Python in the daemon's profile", "WARN", "2 processes", python_confined),
+    confined(
+        "a profile without a file", "WARN", "status",
+        lambda host: host.tree.remove("etc/apparmor.d"),
+    ),
+    by_apparmor("one denial", "WARN", "one at 2023-11-14 22:38:20", denied(refused())),
+    by_apparmor("a denial to the hook", "WARN", "open of", denied(refused("open", "qemu"))),
+    by_apparmor("a denial to the daemon", "PASS", "", denied(refused("open"))),
+    by_apparmor("a denial to a VM", "PASS", "", denied(refused(profile="libvirt-6f1c"))),
+    by_apparmor("an old denial", "PASS", "", denied(refused(at=INSTALLED - 1))),
+    by_apparmor(
+        "a denial in complain mode", "PASS", "", denied(refused().replace("DENIED", "ALLOWED"))
+    ),
+    by_apparmor("the kernel's log", "WARN", "/opt/hook", kernel_log),
+    by_apparmor("one denial in two logs", "WARN", "one at", in_two_logs),
+]  # fmt: skip
 
 
-def test_a_profile_that_cannot_be_found_is_not_known(host: FakeHost) -> None:
-    apparmor(host)
-    host.tree.remove("etc/apparmor.d")
-
-    assert [level for level, _ in found(confinement.profile, host)] == ["WARN"]
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_check_finds_what_is_there(machine: MachineFactory, case: Case) -> None:
+    assert_found(case, machine(case.machine))
 
 
-def test_a_hook_that_apparmor_did_not_let_run_is_told(host: FakeHost) -> None:
-    apparmor(host)
-    denied(host, refused())
-
-    assert found(confinement.apparmor_denials, host) == [
-        ("WARN", "one at 2023-11-14 22:38:20: exec of /opt/hook to rpc-libvirtd")
-    ]
-    (told,) = advice(confinement.apparmor_denials, host)
-    assert "/etc/apparmor.d/local/usr.sbin.libvirtd" in told
+def test_the_sentences_about_confinement(machine: MachineFactory, golden: Golden) -> None:
+    golden("doctor-sentences-confinement", sentences(CASES, machine))
 
 
 @pytest.mark.parametrize(
-    ("line", "level"),
+    "case",
     [
-        (refused("open", "qemu"), "WARN"),
-        (refused("open"), "PASS"),
-        (refused(profile="libvirt-6f1c"), "PASS"),
-        (refused(at=INSTALLED - 1), "PASS"),
-        (refused().replace("DENIED", "ALLOWED"), "PASS"),
+        Case("no policy", selinux.label, both(hook, put(ENFORCE, "0")), "", ""),
+        on_apparmor("unconfined", apparmor.confined_hook, "", "", "", profile="unconfined"),
+        on_apparmor("complain", apparmor.confined_hook, "", "", "", profile="libvirtd (complain)"),
     ],
+    ids=str,
 )
-def test_only_what_was_denied_to_hooks_is_told(host: FakeHost, line: str, level: str) -> None:
-    apparmor(host)
-    denied(host, line)
-
-    assert [told for told, _ in found(confinement.apparmor_denials, host)] == [level]
+def test_what_denies_nothing_has_no_finding(machine: MachineFactory, case: Case) -> None:
+    assert findings(case, machine(case.machine)) == []
 
 
-def test_the_kernels_log_tells_where_there_is_no_journal(host: FakeHost) -> None:
-    apparmor(host)
-    host.tree.put("var/log/kern.log", "")
-    answer(host, denials.ask_log(host, "var/log/kern.log"), f"Nov 14 h kernel: {refused()}")
+def test_a_boolean_that_is_on_is_not_advised(machine: MachineFactory) -> None:
+    case = by_selinux("a boolean that is on", "WARN", "", denied(avc()), put(BOOLEAN, "1 1"))
 
-    assert [level for level, _ in found(confinement.apparmor_denials, host)] == ["WARN"]
-
-
-def test_a_record_that_two_logs_have_counts_once(host: FakeHost) -> None:
-    apparmor(host)
-    denied(host, refused())
-    host.tree.make_directory("run/systemd/system")
-    answer(host, denials.ask_journal(host), refused())
-
-    assert found(confinement.apparmor_denials, host)[0][1].startswith("one at ")
+    assert "setsebool" not in findings(case, machine(case.machine))[0].advice

@@ -1,4 +1,4 @@
-"""The checks of doctor about the machine: IOMMU, kernel, consoles, command line, records."""
+"""The checks of doctor about the machine: IOMMU, kernel, consoles, command line, claims."""
 
 from __future__ import annotations
 
@@ -8,33 +8,36 @@ from pathlib import Path
 import pytest
 
 from tests import events
-from tests.conftest import MachineFactory
+from tests.conftest import Golden, MachineFactory
 from tests.doctoring import (
     GPU,
     OTHER_UUID,
     SECOND,
     Arrange,
     Case,
+    assert_found,
     both,
-    found,
-    judge,
+    findings,
     nothing,
     put,
     put_vm,
-    recorded_whole,
+    recorded_fully,
+    sentences,
+    system_of,
+    unrecorded,
     win11,
 )
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import UUID
 from vfio_console_hook.commands.doctor import claims, command_line, consoles, iommu
-from vfio_console_hook.commands.doctor.areas import Subject
+from vfio_console_hook.commands.doctor.system import System
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.log import Log
 from vfio_console_hook.machine.host import Host
 
 PCI = "sys/bus/pci/devices"
-CLAIMS = "run/vfio-console-hook/claims"
+CLAIM_FILES = "run/vfio-console-hook/claims"
 
 
 def remove(*paths: str) -> Arrange:
@@ -94,122 +97,107 @@ def modules(lists: dict[str, str], *, loaded: bool = False) -> Arrange:
 
 
 RELEASE = "6.12.107+deb13-amd64"
+NO_IOMMU = both(iommu_off(""), remove("sys/class/iommu", "sys/kernel/iommu_groups"))
+GROUP = f"IOMMU group of {GPU}"
+
+
+def grouped(name: str, level: str, value: str, *arrangements: Arrange) -> Case:
+    """A case about the group of win11's GPU."""
+    title = f"{GROUP} (win11)"
+    return Case(name, iommu.iommu_groups, both(win11, *arrangements), level, title, value)
+
+
 IOMMU = [
-    Case(iommu.iommu, "efifb-6.12", nothing, "PASS", "IOMMU: on, with 1 group"),
+    Case("IOMMU on", iommu.iommu, nothing, "PASS", "IOMMU", "1 group"),
     Case(
-        iommu.iommu, "efifb-6.12", put("sys/class/iommu/dmar0/x", ""),
-        "PASS", "IOMMU: on (dmar0), with 1 group of devices",
+        "IOMMU with a name", iommu.iommu, put("sys/class/iommu/dmar0/x", ""),
+        "PASS", "IOMMU", "dmar0",
     ),
     Case(
-        iommu.iommu, "efifb-6.12", iommu_off("GenuineIntel"), "FAIL", "IOMMU: off",
-        "switch VT-d on in the firmware setup, and boot with intel_iommu=on",
+        "Intel, off in the firmware", iommu.iommu, iommu_off("GenuineIntel"),
+        "FAIL", "IOMMU", "VT-d",
     ),
     Case(
-        iommu.iommu, "efifb-6.12", iommu_off("GenuineIntel", "ro quiet", "DMAR"), "FAIL", "off",
-        "boot with intel_iommu=on",
+        "Intel, off on the command line", iommu.iommu,
+        iommu_off("GenuineIntel", "ro quiet", "DMAR"), "FAIL", "IOMMU", "intel_iommu=on",
     ),
     Case(
-        iommu.iommu, "efifb-6.12", iommu_off("GenuineIntel", "ro intel_iommu=on"), "FAIL", "off",
-        "switch VT-d on in the firmware setup (often",
+        "Intel, on on the command line, off in the firmware", iommu.iommu,
+        iommu_off("GenuineIntel", "ro intel_iommu=on"), "FAIL", "IOMMU", "VT-d",
     ),
     Case(
-        iommu.iommu, "efifb-6.12", iommu_off("AuthenticAMD"), "FAIL", "off", "AMD-Vi",
+        "AMD, off in the firmware", iommu.iommu, iommu_off("AuthenticAMD"),
+        "FAIL", "IOMMU", "AMD-Vi",
     ),
     Case(
-        iommu.iommu, "efifb-6.12", iommu_off("AuthenticAMD", "iommu=off", "IVRS"), "FAIL", "off",
-        "take amd_iommu=off or iommu=off out",
+        "AMD, off on the command line", iommu.iommu,
+        iommu_off("AuthenticAMD", "iommu=off", "IVRS"), "FAIL", "IOMMU", "amd_iommu=off",
     ),
-    Case(iommu.iommu, "efifb-6.12", iommu_off("ARM"), "FAIL", "off", "switch the IOMMU on"),
+    Case("another processor", iommu.iommu, iommu_off("ARM"), "FAIL", "IOMMU"),
+    unrecorded("IOMMU not in the snapshot", iommu.iommu, NO_IOMMU, "IOMMU"),
+    Case("no IOMMU", iommu.iommu, both(NO_IOMMU, recorded_fully), "FAIL", "IOMMU"),
+    grouped("alone in its group", "PASS", "group 1"),
+    grouped("sound of the same card stays", "FAIL", "0000:01:00.1 (on snd_hda_intel)", SOUND),
     Case(
-        iommu.iommu, "efifb-6.12",
-        both(iommu_off(""), remove("sys/class/iommu", "sys/kernel/iommu_groups")),
-        "WARN", "IOMMU: not in this recorded machine",
-    ),
-    Case(
-        iommu.iommu, "efifb-6.12",
-        both(
-            iommu_off(""), remove("sys/class/iommu", "sys/kernel/iommu_groups"), recorded_whole
-        ),
-        "FAIL", "IOMMU: off",
+        "sound of the same card without a VM", iommu.iommu_groups, SOUND,
+        "WARN", GROUP, "0000:01:00.1",
     ),
     Case(
-        iommu.iommu_groups, "efifb-6.12", win11,
-        "PASS", f"IOMMU group of {GPU} (win11): group 1, alone",
-    ),
-    Case(
-        iommu.iommu_groups, "efifb-6.12", both(win11, SOUND), "FAIL",
-        "group 1 is not viable: it also has 0000:01:00.1 (on snd_hda_intel)",
-        "give win11 0000:01:00.1 too, of the same card",
-    ),
-    Case(
-        iommu.iommu_groups, "efifb-6.12", SOUND, "WARN",
-        f"IOMMU group of {GPU}: group 1 is not viable",
-    ),
-    Case(
-        iommu.iommu_groups, "efifb-6.12",
+        "sound of the same card goes too", iommu.iommu_groups,
         both(SOUND, lambda host: put_vm(host, "win11", GPU, "0000:01:00.1")),
-        "PASS", "group 1, with 0000:01:00.1 (on snd_hda_intel)",
+        "PASS", f"{GROUP} (win11)", "0000:01:00.1 (on snd_hda_intel)",
     ),
-    Case(
-        iommu.iommu_groups, "efifb-6.12", both(win11, neighbour("0000:01:00.1", "0x040300")),
-        "PASS", "group 1, with 0000:01:00.1",
+    grouped(
+        "neighbour without a driver", "PASS", "0000:01:00.1",
+        neighbour("0000:01:00.1", "0x040300"),
     ),
-    Case(
-        iommu.iommu_groups, "efifb-6.12",
-        both(win11, neighbour("0000:01:00.1", "0x040300", "vfio-pci")),
-        "PASS", "group 1, with 0000:01:00.1 (on vfio-pci)",
+    grouped(
+        "neighbour on vfio-pci", "PASS", "0000:01:00.1 (on vfio-pci)",
+        neighbour("0000:01:00.1", "0x040300", "vfio-pci"),
     ),
-    Case(
-        iommu.iommu_groups, "efifb-6.12",
-        both(win11, neighbour("0000:00:01.0", "0x060400", "pcieport")),
-        "PASS", "group 1, with 0000:00:01.0 (on pcieport)",
+    grouped(
+        "a bridge", "PASS", "0000:00:01.0 (on pcieport)",
+        neighbour("0000:00:01.0", "0x060400", "pcieport"),
     ),
-    Case(
-        iommu.iommu_groups, "efifb-6.12",
-        both(win11, SOUND, neighbour("0000:05:00.0", "0x020000", "e1000e")),
-        "FAIL", "0000:01:00.1 (on snd_hda_intel) and 0000:05:00.0 (on e1000e)", "another slot",
+    grouped(
+        "another card stays", "FAIL", "0000:05:00.0 (on e1000e)",
+        SOUND, neighbour("0000:05:00.0", "0x020000", "e1000e"),
     ),
+    grouped("in no group", "FAIL", "IOMMU", iommu_off("GenuineIntel")),
+    Case("vfio-pci loaded", iommu.vfio_pci, nothing, "PASS", "vfio-pci"),
     Case(
-        iommu.iommu_groups, "efifb-6.12", both(win11, iommu_off("GenuineIntel")),
-        "FAIL", f"IOMMU group of {GPU} (win11): it has none",
-    ),
-    Case(iommu.vfio_pci, "efifb-6.12", nothing, "PASS", "vfio-pci: loaded"),
-    Case(
-        iommu.vfio_pci, "efifb-6.12",
+        "vfio-pci as a module", iommu.vfio_pci,
         modules({f"lib/modules/{RELEASE}/modules.dep": "kernel/drivers/vfio/pci/vfio-pci.ko.xz:"}),
-        "PASS", "installed",
+        "PASS", "vfio-pci",
     ),
     Case(
-        iommu.vfio_pci, "efifb-6.12",
+        "vfio-pci built in", iommu.vfio_pci,
         modules(
             {f"usr/lib/modules/{RELEASE}/modules.builtin": "kernel/drivers/vfio/pci/vfio-pci.ko"}
         ),
-        "PASS", "installed",
+        "PASS", "vfio-pci",
     ),
     Case(
-        iommu.vfio_pci, "efifb-6.12",
+        "a kernel without vfio-pci", iommu.vfio_pci,
         modules({f"lib/modules/{RELEASE}/modules.dep": "kernel/vfio/pci/mlx5-vfio-pci.ko:"}),
-        "FAIL", f"not there for the running kernel {RELEASE}", "CONFIG_VFIO_PCI",
+        "FAIL", "vfio-pci", "CONFIG_VFIO_PCI",
     ),
-    Case(iommu.vfio_pci, "efifb-6.12", modules({}), "WARN", "not in this recorded machine"),
+    unrecorded("modules not in the snapshot", iommu.vfio_pci, modules({}), "vfio-pci"),
     Case(
-        iommu.vfio_pci, "efifb-6.12", both(modules({}), recorded_whole),
-        "FAIL", f"the modules of the running kernel {RELEASE} are gone", "reboot",
+        "modules of the running kernel gone", iommu.vfio_pci, both(modules({}), recorded_fully),
+        "FAIL", "vfio-pci", RELEASE,
     ),
 ]  # fmt: skip
 
 
-def test_on_a_running_host_what_is_missing_is_not_just_unrecorded(tmp_path: Path) -> None:
+def test_on_a_running_host_a_missing_path_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "proc/sys/kernel").mkdir(parents=True)
     (tmp_path / "proc/sys/kernel/osrelease").write_text("6.12.1\n", encoding="utf-8")
-    running = Subject(Host(str(tmp_path)))
+    running = System(Host(str(tmp_path)))
 
     found = [*iommu.iommu(running), *iommu.vfio_pci(running)]
 
-    assert [(one.level, one.text) for one in found] == [
-        ("FAIL", "off, and without it no PCI device can be given to a VM"),
-        ("FAIL", "not loaded, and the modules of the running kernel 6.12.1 are gone"),
-    ]
+    assert [(one.level, one.subject) for one in found] == [("FAIL", "IOMMU"), ("FAIL", "vfio-pci")]
 
 
 # -- the kernel and the consoles
@@ -234,109 +222,110 @@ def configured(text: str) -> Arrange:
     return put("etc/vfio-console-hook/default.yaml", text)
 
 
+LOCKED = put("sys/kernel/security/lockdown", "none [integrity] confidentiality")
+REMOVAL = f"console drivers on {GPU}"
 KERNEL = [
+    Case("a kernel that removes consoles", consoles.console_removal, win11, "PASS", REMOVAL),
     Case(
-        consoles.console_removal, "efifb-6.12", win11,
-        "PASS", f"console drivers on {GPU}: vfio-pci of this kernel removes them for good",
+        "a GPU of class 0380", consoles.console_removal, nothing, "PASS", REMOVAL, "0380",
+        machine="efifb-0380-6.12",
     ),
     Case(
-        consoles.console_removal, "efifb-0380-6.12", nothing, "PASS", "its class is 0380",
+        "a kernel that removes none", consoles.console_removal, nothing, "PASS", REMOVAL,
+        machine="efifb-5.10",
     ),
     Case(
-        consoles.console_removal, "efifb-5.10", nothing, "PASS", "removes none by itself",
+        "a host without a GPU", consoles.console_removal, remove(f"{PCI}/{GPU}"), "WARN", "GPUs",
+        advised=False,
+    ),
+    Case("no BOOTFB", consoles.bootfb, win11, "PASS", f"BOOTFB in {GPU}"),
+    Case(
+        "a BOOTFB that the kernel frees", consoles.bootfb, nothing, "PASS", f"BOOTFB in {GPU}",
+        "in BAR 0", machine="simpledrm-0300-6.12",
     ),
     Case(
-        consoles.console_removal, "efifb-6.12", remove(f"{PCI}/{GPU}"),
-        "WARN", "GPUs: this host has none",
+        "a BOOTFB that stays", consoles.bootfb, win11, "WARN", f"BOOTFB in {GPU}", "in BAR 0",
+        machine="simpledrm-0380-6.12",
+    ),
+    Case("no lockdown", consoles.kernel_lockdown, nothing, "PASS", "kernel lockdown"),
+    Case(
+        "lockdown", consoles.kernel_lockdown, LOCKED, "WARN", "kernel lockdown", "integrity",
     ),
     Case(
-        consoles.kernel_lockdown, "efifb-5.10",
-        put("sys/kernel/security/lockdown", "none [integrity] confidentiality"),
-        "PASS", "integrity, which does no harm",
+        "lockdown on a kernel that removes no console", consoles.kernel_lockdown, LOCKED,
+        "PASS", "kernel lockdown", "integrity", machine="efifb-5.10",
     ),
-    Case(consoles.bootfb, "efifb-6.12", win11, "PASS", f"BOOTFB in {GPU}: none"),
-    Case(
-        consoles.bootfb, "simpledrm-0300-6.12", nothing, "PASS",
-        "in BAR 0, which vfio-pci of this kernel frees",
+    unrecorded(
+        "lockdown not in the snapshot", consoles.kernel_lockdown,
+        remove("sys/kernel/security/lockdown"), "kernel lockdown",
     ),
     Case(
-        consoles.bootfb, "simpledrm-0380-6.12", win11, "WARN",
-        "in BAR 0, which this kernel does not free for vfio-pci", "`bootfb`",
-    ),
-    Case(consoles.kernel_lockdown, "efifb-6.12", nothing, "PASS", "kernel lockdown: none"),
-    Case(
-        consoles.kernel_lockdown, "efifb-6.12",
-        put("sys/kernel/security/lockdown", "none [integrity] confidentiality"),
-        "WARN", "kernel lockdown: integrity: a firmware console", "Secure Boot",
+        "two console drivers", consoles.console_drivers, nothing, "PASS", "console drivers",
+        "framebuffer console on fb0",
     ),
     Case(
-        consoles.kernel_lockdown, "efifb-6.12", remove("sys/kernel/security/lockdown"),
-        "WARN", "not in this recorded machine",
+        "fbcon alone, and its last framebuffer goes", consoles.console_drivers,
+        both(win11, only_fbcon), "FAIL", "console drivers", "fbcon",
     ),
     Case(
-        consoles.console_drivers, "efifb-6.12", nothing,
-        "PASS", "dummy device and frame buffer device; drawing now: framebuffer console on fb0",
+        "fbcon alone, without a VM", consoles.console_drivers, only_fbcon,
+        "WARN", "console drivers", "fbcon",
     ),
     Case(
-        consoles.console_drivers, "efifb-6.12", both(win11, only_fbcon),
-        "FAIL", "fbcon is the only one", "reboot",
-    ),
-    Case(consoles.console_drivers, "efifb-6.12", only_fbcon, "WARN", "fbcon is the only one"),
-    Case(
-        consoles.console_drivers, "two-gpus-lit-second-6.12",
+        "fbcon alone, and a framebuffer stays", consoles.console_drivers,
         both(lambda host: put_vm(host, "win11", SECOND), only_fbcon),
-        "WARN", "fbcon is the only one",
+        "WARN", "console drivers", "fbcon", machine="two-gpus-lit-second-6.12",
+    ),
+    unrecorded(
+        "console drivers not in the snapshot", consoles.console_drivers,
+        remove("sys/class/vtconsole"), "console drivers",
     ),
     Case(
-        consoles.console_drivers, "efifb-6.12", remove("sys/class/vtconsole"),
-        "WARN", "not in this recorded machine",
+        "the console comes back", consoles.console_after, win11, "PASS", "console after win11",
+        "efi-framebuffer.0",
     ),
     Case(
-        consoles.console_after, "efifb-6.12", win11,
-        "PASS", "console after win11: the firmware console comes back on efi-framebuffer.0",
+        "the console would come back", consoles.console_after, nothing, "PASS",
+        f"console on {GPU}", "efi-framebuffer.0",
     ),
     Case(
-        consoles.console_after, "efifb-6.12", nothing,
-        "PASS", f"console on {GPU}: the firmware console comes back on efi-framebuffer.0",
+        "the console is lost", consoles.console_after, win11, "WARN", "console after win11",
+        "SSH", machine="simpledrm-0300-6.12",
     ),
     Case(
-        consoles.console_after, "simpledrm-0300-6.12", win11,
-        "WARN", "console after win11: this host's firmware console will not come back", "SSH",
+        "the VM would not start", consoles.console_after, win11, "FAIL", "console after win11",
+        "`bootfb: native`", machine="simpledrm-0380-6.12",
     ),
     Case(
-        consoles.console_after, "simpledrm-0380-6.12", win11,
-        "FAIL", "the VM would not start: BOOTFB of simple-framebuffer.0 holds memory",
-        "set `bootfb: native`",
+        "no VM could start", consoles.console_after, nothing, "WARN", f"console on {GPU}",
+        "BOOTFB", machine="simpledrm-0380-6.12",
     ),
     Case(
-        consoles.console_after, "simpledrm-0380-6.12", nothing,
-        "WARN", f"console on {GPU}: no VM could start with it: BOOTFB",
+        "a hook that is switched off", consoles.console_after,
+        both(win11, configured("enabled: false")), "PASS", "console after win11",
+        "enabled: false", machine="simpledrm-0380-6.12",
     ),
     Case(
-        consoles.console_after, "simpledrm-0380-6.12", both(win11, configured("enabled: false")),
-        "PASS", "`enabled: false`",
+        "a configuration with mistakes", consoles.console_after,
+        both(win11, configured("bootfb: perhaps")), "WARN", "console after win11", advised=False,
     ),
     Case(
-        consoles.console_after, "efifb-6.12", both(win11, configured("bootfb: perhaps")),
-        "WARN", "mistakes in its configuration",
+        "memory that only root can see", consoles.console_after, nothing, "WARN",
+        f"console on {GPU}", "/proc/iomem", machine="iomem-without-root",
     ),
     Case(
-        consoles.console_after, "iomem-without-root", nothing,
-        "WARN", "cannot tell who has reserved the GPU's memory", "root",
-    ),
-    Case(
-        consoles.console_after, "efifb-6.12", both(two_vms, prepared),
-        "PASS", f"console after linux: win11 has {GPU} now",
+        "a GPU that another VM has now", consoles.console_after, both(two_vms, prepared),
+        "PASS", "console after linux", f"win11 has {GPU}",
     ),
 ]  # fmt: skip
 
 
-def test_what_comes_back_is_told_for_every_vm(machine: MachineFactory) -> None:
+def test_every_vm_has_a_line_about_what_comes_back(machine: MachineFactory) -> None:
     host = machine("two-gpus-6.12")
     put_vm(host, "win11", GPU)
     put_vm(host, "linux", SECOND, uuid=OTHER_UUID)
 
-    titles = [one.subject for one in consoles.console_after(Subject.of(host, host.vms("")))]
+    titles = [one.subject for one in consoles.console_after(system_of(host))]
 
     assert titles == ["console after win11", "console after linux"]
 
@@ -348,93 +337,75 @@ def cmdline(words: str) -> Arrange:
     return put("proc/cmdline", f"BOOT_IMAGE=/vmlinuz ro {words} quiet")
 
 
-def leftover(words: str, level: str, text: str, advice: str = "", on: str = "native-6.1") -> Case:
-    return Case(command_line.command_line, on, cmdline(words), level, text, advice)
+def option(
+    words: str, level: str, value: str = "", *, on: str = "native-6.1", after: Arrange = nothing
+) -> Case:
+    """A case with this on the command line, which is the title of the finding."""
+    name = f"{words} on {on}"
+    arrange = both(after, cmdline(words))
+    return Case(name, command_line.command_line, arrange, level, words, value, machine=on)
 
 
 def unbound(host: FakeHost) -> None:
     host.tree.remove("sys/bus/platform/devices/efi-framebuffer.0/driver")
 
 
-NO_BOOTFB_DRIVER = "intel-bootfb-no-driver"
+def unconcerned(words: str) -> Case:
+    """A case without any old option."""
+    title = "kernel command line"
+    name = f"nothing but {words!r}"
+    return Case(name, command_line.command_line, cmdline(words), "PASS", title)
+
+
 COMMAND_LINE = [
-    leftover("", "PASS", "nothing in it about consoles or GPUs"),
-    leftover("video=1920x1080 splash", "PASS", "nothing in it"),
-    leftover("video=HDMI-A-1:1024x768", "PASS", "nothing in it"),
-    leftover(
-        "video=efifb:off", "WARN", "video=efifb:off: keeps efifb off", "to have the host's console",
+    unconcerned(""),
+    unconcerned("video=1920x1080 splash"),
+    unconcerned("video=HDMI-A-1:1024x768"),
+    option("video=efifb:off", "WARN", "keeps efifb off"),
+    option("video=efifb:off", "WARN", "simple-framebuffer.0", on="simpledrm-0300-6.12"),
+    option("video=efifb:off", "WARN", "keeps efifb off", on="efifb-6.12", after=unbound),
+    option("video=simplefb:off", "WARN", "BOOTFB", on="intel-bootfb-no-driver"),
+    option("video=vesafb:off", "WARN", "no effect"),
+    option("video=vesa:off", "WARN", "no effect"),
+    option("video=efifb:off,vesafb:off", "WARN", "vesafb:off has no effect"),
+    option("video=efifb=off", "WARN", "`:`"),
+    option("efifb:off", "WARN", "`video=`"),
+    option("simplefb=off", "WARN", "no effect"),
+    option("nofb", "WARN", "no effect"),
+    option("nomodeset", "WARN", "firmware console"),
+    option("initcall_blacklist=sysfb_init", "WARN", "keeps every firmware console off"),
+    option("initcall_blacklist=sysfb_init", "WARN", "efi-framebuffer.0", on="efifb-6.12"),
+    option(
+        "initcall_blacklist=acpi_x,sysfb_init", "PASS", f"BOOTFB out of the memory of {GPU}",
+        on="simpledrm-0380-6.12",
+        after=remove("sys/bus/platform/devices/simple-framebuffer.0"),
     ),
-    leftover(
-        "video=efifb:off", "WARN", "no effect: a driver that does not heed it draws on simple-",
-        on="simpledrm-0300-6.12",
-    ),
-    Case(
-        command_line.command_line, "efifb-6.12", both(unbound, cmdline("video=efifb:off")),
-        "WARN", "keeps efifb off",
-    ),
-    leftover("video=simplefb:off", "WARN", "but not BOOTFB, which blocks", on=NO_BOOTFB_DRIVER),
-    leftover("video=vesafb:off", "WARN", "no effect: vesafb does not heed it"),
-    leftover("video=vesa:off", "WARN", "no effect: no driver that heeds it is called vesa"),
-    leftover(
-        "video=efifb:off,vesafb:off", "WARN", "vesafb:off in it has no effect", "does not need it",
-    ),
-    leftover("video=efifb:off,vesafb:off", "WARN", "keeps efifb off"),
-    leftover("video=efifb=off", "WARN", "no effect: a `:` belongs behind"),
-    leftover("efifb:off", "WARN", "efifb:off: has no effect: the kernel reads it only behind"),
-    leftover("simplefb=off", "WARN", "no effect"),
-    leftover("nofb", "WARN", "no such option"),
-    leftover("nomodeset", "WARN", "only a firmware console can come back", "take it out"),
-    leftover("initcall_blacklist=sysfb_init", "WARN", "not need it on this kernel", "take it out"),
-    leftover(
-        "initcall_blacklist=sysfb_init", "WARN", "no effect: the kernel has made efi-framebuffer.0",
-        on="efifb-6.12",
-    ),
-    Case(
-        command_line.command_line, "simpledrm-0380-6.12",
-        both(
-            remove("sys/bus/platform/devices/simple-framebuffer.0"),
-            cmdline("initcall_blacklist=acpi_x,sysfb_init"),
-        ),
-        "PASS", f"keeps BOOTFB out of the memory of {GPU}",
-    ),
-    leftover("vfio-pci.ids=1234:1111", "WARN", "did not take", "softdep"),
-    leftover(
-        "vfio_pci.ids=10de:1ff2", "PASS", "keeps 0000:17:00.0 from the host",
-        on="bmc-and-two-nvidia",
-    ),
-    leftover(
-        "vfio_pci.ids=10de:1ff2", "WARN", "did not take 0000:65:00.0: nvidia has it",
-        on="bmc-and-two-nvidia",
-    ),
-    leftover(
-        "vfio-pci.ids=10DE:2182,10de:1aeb", "WARN", "it is the boot GPU", "console back",
-        on="nvidia-bootfb-bar3",
-    ),
-    leftover("pci-stub.ids=1234:1111", "WARN", "did not take"),
-    Case(
-        command_line.command_line, "native-6.1", both(recorded_whole, cmdline("vfio-pci.ids=1:2")),
-        "WARN", "no device of this host has such an id",
-    ),
-    leftover("vfio_pci.disable_vga=1", "PASS", "does no harm"),
-    leftover("fbcon=map:0", "PASS", "sends the consoles to fb0"),
-    leftover("fbcon=map:99", "WARN", "there is no fb9"),
-    leftover("pcie_acs_override=downstream,multifunction", "WARN", "can reach each other"),
-    Case(
-        command_line.command_line, "native-6.1", remove("proc/cmdline"),
-        "WARN", "not in this recorded machine",
+    option("vfio-pci.ids=1234:1111", "WARN", "softdep"),
+    option("vfio_pci.ids=10de:1ff2", "PASS", "0000:17:00.0", on="bmc-and-two-nvidia"),
+    option("vfio_pci.ids=10de:1ff2", "WARN", "0000:65:00.0", on="bmc-and-two-nvidia"),
+    option("vfio-pci.ids=10DE:2182,10de:1aeb", "WARN", "boot GPU", on="nvidia-bootfb-bar3"),
+    option("pci-stub.ids=1234:1111", "WARN", "pci-stub"),
+    option("vfio-pci.ids=1:2", "WARN", "no effect", after=recorded_fully),
+    option("vfio_pci.disable_vga=1", "PASS"),
+    option("fbcon=map:0", "PASS", "fb0"),
+    option("fbcon=map:99", "WARN", "fb9"),
+    option("pcie_acs_override=downstream,multifunction", "WARN", "IOMMU groups"),
+    unrecorded(
+        "a command line that is not in the snapshot", command_line.command_line,
+        remove("proc/cmdline"), "kernel command line", machine="native-6.1",
     ),
 ]  # fmt: skip
 
 
-def test_each_leftover_is_told_once(machine: MachineFactory) -> None:
-    case = leftover("video=efifb:off nomodeset vfio-pci.ids=ffff:0001", "WARN", "")
+def test_each_old_option_has_one_finding(machine: MachineFactory) -> None:
+    case = option("video=efifb:off nomodeset vfio-pci.ids=ffff:0001", "WARN")
 
-    subjects = [one.subject for one in found(case, machine(case.machine))]
+    subjects = [one.subject for one in findings(case, machine(case.machine))]
 
     assert subjects == ["video=efifb:off", "nomodeset"]
 
 
-# -- records
+# -- claims
 
 
 def of_another_boot(host: FakeHost) -> None:
@@ -453,51 +424,50 @@ def running(host: FakeHost) -> None:
 
 def still_at_work(host: FakeHost) -> None:
     prepared(host)
-    path = f"{CLAIMS}/{UUID}"
+    path = f"{CLAIM_FILES}/{UUID}"
     lines = (host.read(path) or "").splitlines()
     host.tree.put(path, "\n".join([*lines, json.dumps({"phase": "prepare", "hook": [77, 5]})]))
     host.tree.put("proc/77/stat", f"77 (python3) S 1 77 77 0 {'0 ' * 14}5 0")
 
 
-RECORDS = [
-    Case(claims.claims, "efifb-6.12", nothing, "PASS", "no VM holds a GPU"),
-    Case(claims.claims, "efifb-6.12", both(running, prepared), "PASS", "and it runs"),
+def other_vm(host: FakeHost) -> None:
+    put_vm(host, "linux", uuid=OTHER_UUID)
+
+
+CLAIM = "claim of win11"
+CLAIMS = [
+    Case("no claim", claims.claims, nothing, "PASS", "claims"),
+    Case("a VM that runs", claims.claims, both(running, prepared), "PASS", CLAIM, GPU),
+    Case("a VM that is off", claims.claims, both(win11, prepared), "WARN", CLAIM, "recover"),
+    Case("a VM that is gone", claims.claims, both(other_vm, prepared), "WARN", CLAIM, "recover"),
+    Case("an earlier boot", claims.claims, of_another_boot, "WARN", CLAIM, "recover"),
+    Case("taken by hand", claims.claims, by_hand, "PASS", f"claim of {GPU}", f"give {GPU}"),
+    Case("a hook at work", claims.claims, both(win11, still_at_work), "PASS", CLAIM, "process 77"),
     Case(
-        claims.claims, "efifb-6.12", both(win11, prepared), "WARN",
-        f"claim of win11: holds {GPU}, but libvirt says that it is off", "recover",
-    ),
-    Case(
-        claims.claims, "efifb-6.12",
-        both(lambda host: put_vm(host, "linux", uuid=OTHER_UUID), prepared), "WARN",
-        "libvirt does not know it any more", "recover",
-    ),
-    Case(claims.claims, "efifb-6.12", of_another_boot, "WARN", "an earlier boot", "recover"),
-    Case(claims.claims, "efifb-6.12", by_hand, "PASS", "taken by hand"),
-    Case(
-        claims.claims, "efifb-6.12", both(win11, still_at_work), "PASS", "hook is at work",
-    ),
-    Case(
-        claims.claims, "efifb-6.12", put(f"{CLAIMS}/{UUID}", "nonsense\n"), "FAIL",
-        f"claim {UUID}: cannot understand the claim", "undo by hand",
+        "a claim that cannot be read", claims.claims, put(f"{CLAIM_FILES}/{UUID}", "nonsense\n"),
+        "FAIL", f"claim {UUID}",
     ),
 ]  # fmt: skip
 
 
-def test_without_libvirt_a_record_is_a_question(machine: MachineFactory) -> None:
+def test_without_libvirt_a_claim_is_a_warning(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     prepared(host)
 
-    (found,) = claims.claims(Subject(host, unasked="libvirt is off"))
+    (found,) = claims.claims(System(host, libvirt_error="libvirt is off"))
 
-    assert (found.level, found.text) == (
-        "WARN",
-        f"holds {GPU}; libvirt does not say whether it runs",
-    )
+    assert (found.level, found.subject) == ("WARN", CLAIM)
+    assert GPU in found.text
+    assert "recover" in found.advice
 
 
-CASES = [*IOMMU, *KERNEL, *COMMAND_LINE, *RECORDS]
+CASES = [*IOMMU, *KERNEL, *COMMAND_LINE, *CLAIMS]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_check_finds_what_is_there(machine: MachineFactory, case: Case) -> None:
-    judge(case, machine(case.machine))
+    assert_found(case, machine(case.machine))
+
+
+def test_the_sentences_about_the_machine(machine: MachineFactory, golden: Golden) -> None:
+    golden("doctor-sentences-machine", sentences(CASES, machine))

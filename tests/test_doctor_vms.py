@@ -5,25 +5,29 @@ from __future__ import annotations
 import pytest
 
 from tests import events
-from tests.conftest import MachineFactory
+from tests.conftest import Golden, MachineFactory
 from tests.doctoring import (
     GPU,
     OTHER_UUID,
     SECOND,
     Arrange,
     Case,
+    assert_found,
     both,
-    judge,
     nothing,
     put,
     put_vm,
-    recorded_whole,
+    recorded_fully,
+    sentences,
+    system_of,
+    unrecorded,
     win11,
 )
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import UUID, domain_xml
 from vfio_console_hook.commands.doctor import configuration, vms
-from vfio_console_hook.commands.doctor.areas import Subject
+from vfio_console_hook.commands.doctor.finding import Check
+from vfio_console_hook.commands.doctor.system import System
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.log import Log
@@ -74,98 +78,114 @@ def session(path: str, *addresses: str) -> Arrange:
 
 
 SESSION = "home/anna/.config/libvirt/qemu/win11.xml"
+NO_SESSION = "VMs of qemu:///session"
+
+
+def on_two(
+    name: str, check: Check, arrange: Arrange, level: str, title: str, value: str = "", **more: bool
+) -> Case:
+    """A case on a host with two GPUs."""
+    return Case(name, check, arrange, level, title, value, machine=TWO, **more)
+
 
 VMS = [
-    Case(vms.libvirt_answers, TWO, both(win11, vm("linux")), "PASS", "2 VMs, 0 of them running"),
-    Case(vms.libvirt_answers, TWO, vm("win11", GPU, running=True), "PASS", "1 VM, 1 of them"),
-    Case(vms.libvirt_answers, TWO, unreadable, "FAIL", "VM win11: the domain XML has no <uuid>"),
-    Case(vms.vms_with_gpus, TWO, win11, "PASS", f"VM win11: {GPU} (on bochs-drm); off"),
-    Case(
-        vms.vms_with_gpus, "native-6.1", vm("win11", GPU, running=True, autostart=True),
-        "PASS", f"{GPU} (on bochs-drm); running, starts with the host",
+    on_two("two VMs", vms.libvirt_answers, both(win11, vm("linux")), "PASS", "libvirt", "2 VMs"),
+    on_two(
+        "a VM that runs", vms.libvirt_answers, vm("win11", GPU, running=True),
+        "PASS", "libvirt", "1 VM, 1",
     ),
-    Case(vms.vms_with_gpus, TWO, no_vms, "WARN", "no VM has a GPU of this host", "virsh edit"),
-    Case(vms.vms_with_gpus, TWO, vm("linux"), "WARN", "no VM has a GPU of this host"),
-    Case(
-        vms.vms_with_gpus, TWO, vm("win11", GPU, managed=False),
-        "WARN", f"{GPU} in VM win11: managed='no'", "managed='yes'",
+    on_two(
+        "an XML that cannot be read", vms.libvirt_answers, unreadable, "FAIL", "VM win11", "<uuid>",
     ),
-    Case(
-        vms.vms_with_gpus, TWO, on_command_line,
-        "WARN", "<qemu:commandline>: libvirt does not know", "as a <hostdev>",
+    on_two("a VM that is off", vms.vms_with_gpus, win11, "PASS", "VM win11", f"{GPU} (on bochs"),
+    on_two(
+        "a VM that starts with the host", vms.vms_with_gpus,
+        vm("win11", GPU, running=True, autostart=True), "PASS", "VM win11",
+        "running, starts with the host",
     ),
-    Case(
-        vms.missing_devices, TWO, both(recorded_whole, vm("win11", GPU, "0000:0a:00.0")),
-        "FAIL", "VM win11: 0000:0a:00.0 in its XML is no device of this host", "lspci -D",
+    on_two("no VM", vms.vms_with_gpus, no_vms, "WARN", "VMs with a GPU", "virsh edit"),
+    on_two("no VM with a GPU", vms.vms_with_gpus, vm("linux"), "WARN", "VMs with a GPU"),
+    on_two(
+        "managed='no'", vms.vms_with_gpus, vm("win11", GPU, managed=False),
+        "WARN", f"{GPU} in VM win11", "managed='yes'",
     ),
-    Case(
-        vms.hot_plugged_gpus, TWO, vm("win11", plugged=(GPU,), running=True),
-        "WARN", f"{GPU} in VM win11: win11 was given it while it ran", "take ADDRESS",
+    on_two(
+        "a GPU on QEMU's command line", vms.vms_with_gpus, on_command_line,
+        "WARN", f"{GPU} in VM win11", "<qemu:commandline>",
     ),
-    Case(
-        vms.hot_plugged_gpus, TWO, vm("win11", GPU, running=True), "PASS", "hot-plugged GPUs: none",
+    on_two(
+        "a device that is missing", vms.missing_devices,
+        both(recorded_fully, vm("win11", GPU, "0000:0a:00.0")), "FAIL", "VM win11", "0000:0a:00.0",
     ),
-    Case(
-        vms.hot_plugged_gpus, TWO, both(vm("win11", GPU, running=True), on_vfio(GPU)),
-        "WARN", "win11 runs with it, but this hook has no claim", "hook is called",
+    on_two(
+        "a GPU that was plugged in", vms.hot_plugged_gpus,
+        vm("win11", plugged=(GPU,), running=True), "WARN", f"{GPU} in VM win11", "take ADDRESS",
     ),
-    Case(
-        vms.hot_plugged_gpus, TWO,
+    on_two(
+        "no GPU that was plugged in", vms.hot_plugged_gpus, vm("win11", GPU, running=True),
+        "PASS", "hot-plugged GPUs",
+    ),
+    on_two(
+        "a VM that runs without a claim", vms.hot_plugged_gpus,
+        both(vm("win11", GPU, running=True), on_vfio(GPU)), "WARN", f"{GPU} on vfio-pci", "win11",
+    ),
+    on_two(
+        "a VM that runs without the hook", vms.hot_plugged_gpus,
         both(
             vm("win11", GPU, running=True), on_vfio(GPU),
             put(f"{ETC}/vms/win11.yaml", "enabled: false"),
         ),
-        "PASS", "`enabled: false` for that VM",
+        "PASS", f"{GPU} on vfio-pci", "enabled: false",
     ),
-    Case(
-        vms.hot_plugged_gpus, TWO, both(win11, on_vfio(SECOND)),
-        "WARN", f"{SECOND} on vfio-pci: no VM runs with it", "leave it there",
+    on_two(
+        "a GPU that was bound at boot", vms.hot_plugged_gpus, both(win11, on_vfio(SECOND)),
+        "WARN", f"{SECOND} on vfio-pci", "take ADDRESS",
     ),
-    Case(
-        vms.shared_gpus, TWO,
-        both(
-            vm("win11", GPU, autostart=True), vm("linux", GPU, uuid=OTHER_UUID, autostart=True)
-        ),
-        "FAIL", f"{GPU} in win11 and linux: win11 and linux both start with the host",
-        "virsh autostart --disable linux",
+    on_two(
+        "two VMs that start with the host", vms.shared_gpus,
+        both(vm("win11", GPU, autostart=True), vm("linux", GPU, uuid=OTHER_UUID, autostart=True)),
+        "FAIL", f"{GPU} in win11 and linux", "virsh autostart --disable linux",
     ),
-    Case(
-        vms.shared_gpus, TWO, both(vm("win11", GPU, autostart=True), vm("l", GPU, uuid=OTHER_UUID)),
-        "PASS", "only one of them can run at a time",
+    on_two(
+        "two VMs with one GPU", vms.shared_gpus,
+        both(vm("win11", GPU, autostart=True), vm("l", GPU, uuid=OTHER_UUID)),
+        "PASS", f"{GPU} in win11 and l",
     ),
-    Case(
-        vms.session_vms, TWO, session(SESSION, GPU),
-        "WARN", f"/{SESSION}: a VM of qemu:///session with {GPU}", "qemu:///system",
+    on_two(
+        "a user's VM", vms.session_vms, session(SESSION, GPU), "WARN", f"/{SESSION}", GPU,
     ),
-    Case(
-        vms.session_vms, TWO, session("root/.config/libvirt/qemu/win11.xml", GPU),
-        "WARN", "/root/.config/libvirt/qemu/win11.xml",
+    on_two(
+        "a VM of root's session", vms.session_vms,
+        session("root/.config/libvirt/qemu/win11.xml", GPU),
+        "WARN", "/root/.config/libvirt/qemu/win11.xml", GPU,
     ),
-    Case(vms.session_vms, TWO, session(SESSION), "PASS", "none with a PCI device"),
-    Case(
-        vms.session_vms, TWO,
+    on_two("a user's VM without a GPU", vms.session_vms, session(SESSION), "PASS", NO_SESSION),
+    on_two(
+        "a home on a server", vms.session_vms,
         both(session(SESSION, GPU), put("proc/mounts", "nas:/h /home/anna nfs4 rw 0 0")),
-        "PASS", "none with a PCI device",
+        "PASS", NO_SESSION,
     ),
-    Case(vms.session_vms, TWO, nothing, "WARN", "not in this recorded machine"),
+    unrecorded(
+        "homes that are not in the snapshot", vms.session_vms, nothing, NO_SESSION, machine=TWO
+    ),
 ]  # fmt: skip
 
 
-def test_vms_that_share_nothing_are_not_told_of(machine: MachineFactory) -> None:
+def test_vms_that_share_no_gpu_have_no_finding(machine: MachineFactory) -> None:
     host = machine(TWO)
     put_vm(host, "win11", GPU, autostart=True)
     put_vm(host, "linux", SECOND, uuid=OTHER_UUID, autostart=True)
 
-    assert list(vms.shared_gpus(Subject.of(host, host.vms("")))) == []
+    assert list(vms.shared_gpus(system_of(host))) == []
 
 
-def test_a_gpu_with_a_record_is_not_told_of(machine: MachineFactory) -> None:
+def test_a_gpu_with_a_claim_is_not_hot_plugged(machine: MachineFactory) -> None:
     host = machine(TWO)
     put_vm(host, "win11", GPU, running=True)
     claimed(host)
     on_vfio(GPU)(host)
 
-    found = list(vms.hot_plugged_gpus(Subject.of(host, host.vms(""))))
+    found = list(vms.hot_plugged_gpus(system_of(host)))
 
     assert [one.subject for one in found] == ["hot-plugged GPUs"]
 
@@ -174,11 +194,11 @@ def test_a_device_that_was_not_recorded_is_not_missing(machine: MachineFactory) 
     host = machine(TWO)
     put_vm(host, "win11", GPU, "0000:0a:00.0")
 
-    assert list(vms.missing_devices(Subject.of(host, host.vms("")))) == []
+    assert list(vms.missing_devices(system_of(host))) == []
 
 
 def test_libvirt_that_does_not_answer_is_a_warning_with_its_reason(machine: MachineFactory) -> None:
-    silent = Subject(machine(TWO), unasked="it is off", remedy="start it")
+    silent = System(machine(TWO), libvirt_error="it is off", libvirt_hint="start it")
 
     (answer,) = vms.libvirt_answers(silent)
 
@@ -194,65 +214,70 @@ def files(**texts: str) -> Arrange:
     """Files below the directory of the configuration; a VM's name is written vms__NAME."""
 
     def arrange(host: FakeHost) -> None:
+        put_vm(host, "win11", GPU)
         for name, text in texts.items():
             host.tree.put(f"{ETC}/{name.replace('__', '/')}.yaml", text)
 
     return arrange
 
 
+def misplaced(name: str, correct: str) -> Case:
+    """A file that is never read."""
+    check, arrange = configuration.files_for_no_vm, both(win11, put(f"{ETC}/{name}", ""))
+    return on_two(f"a file {name}", check, arrange, "WARN", f"/{ETC}/{name}", f"/{ETC}/{correct}")
+
+
 CONFIGURATION = [
-    Case(
-        configuration.mistakes, TWO, both(win11, lambda host: host.tree.make_directory(ETC)),
-        "PASS", "configuration: none, so the defaults hold",
+    on_two(
+        "no file", configuration.mistakes, lambda host: host.tree.make_directory(ETC),
+        "PASS", "configuration",
     ),
-    Case(configuration.mistakes, TWO, win11, "WARN", "not in this recorded machine"),
-    Case(
-        configuration.mistakes, TWO, both(win11, files(default="apu: allow", vms__win11="")),
-        "PASS", f"/{ETC}: default.yaml, vms/win11.yaml",
+    unrecorded(
+        "a configuration that is not in the snapshot", configuration.mistakes, win11,
+        "configuration", machine=TWO,
     ),
-    Case(
-        configuration.mistakes, TWO, both(win11, files(default="apu: allow\nbootfb: perhaps")),
-        "FAIL", f"configuration of all VMs: /{ETC}/default.yaml:2:", "no VM with a GPU starts",
+    on_two(
+        "files in order", configuration.mistakes, files(default="apu: allow", vms__win11=""),
+        "PASS", "configuration", "default.yaml and vms/win11.yaml",
     ),
-    Case(
-        configuration.mistakes, TWO, both(win11, files(vms__win11="\nbootbf: native")),
-        "FAIL", f"configuration of win11: /{ETC}/vms/win11.yaml:2:", "that VM does not start",
+    on_two(
+        "a mistake for all VMs", configuration.mistakes,
+        files(default="apu: allow\nbootfb: perhaps"),
+        "FAIL", "configuration of all VMs", f"/{ETC}/default.yaml:2:",
     ),
-    Case(
-        configuration.mistakes, TWO, files(vms__win11="bootbf: native"),
-        "FAIL", "configuration of win11",
+    on_two(
+        "a mistake for one VM", configuration.mistakes, files(vms__win11="\nbootbf: native"),
+        "FAIL", "configuration of win11", f"/{ETC}/vms/win11.yaml:2:",
     ),
-    Case(
-        configuration.files_for_no_vm, TWO, both(vm("win11", GPU), files(vms__Win11="")),
-        "WARN", f"/{ETC}/vms/Win11.yaml: is for no VM that libvirt knows",
-        "rename it to win11.yaml",
+    on_two(
+        "a mistake for a VM that libvirt does not know", configuration.mistakes,
+        files(vms__gone="bootbf: native"), "FAIL", "configuration of gone",
     ),
-    Case(
-        configuration.files_for_no_vm, TWO, both(vm("win11", GPU), files(vms__debian="")),
-        "WARN", "debian.yaml: is for no VM", "remove it",
+    on_two(
+        "two files for one VM", configuration.mistakes,
+        files(**{"vms__win11": "", f"vms__{UUID}": ""}),
+        "FAIL", "configuration of win11", f"/{ETC}/vms/{UUID}.yaml",
     ),
-    Case(
-        configuration.files_for_no_vm, TWO, both(win11, put(f"{ETC}/vms/win11.yml", "")),
-        "WARN", "win11.yml: is never read", "rename it to win11.yaml",
+    on_two(
+        "a file with capitals", configuration.files_for_no_vm, files(vms__Win11=""),
+        "WARN", f"/{ETC}/vms/Win11.yaml", f"/{ETC}/vms/win11.yaml",
     ),
-    Case(
-        configuration.files_for_no_vm, TWO, both(win11, put(f"{ETC}/win11.yaml", "")),
-        "WARN", f"/{ETC}/win11.yaml: is never read", "rename it to vms/win11.yaml",
+    on_two(
+        "a file of a VM that is gone", configuration.files_for_no_vm, files(vms__debian=""),
+        "WARN", f"/{ETC}/vms/debian.yaml", "remove it",
     ),
-    Case(
-        configuration.files_for_no_vm, TWO, both(win11, put(f"{ETC}/default.yml", "")),
-        "WARN", "default.yml: is never read", "rename it to default.yaml",
-    ),
+    misplaced("vms/win11.yml", "vms/win11.yaml"),
+    misplaced("win11.yaml", "vms/win11.yaml"),
+    misplaced("default.yml", "default.yaml"),
 ]  # fmt: skip
 
 
-def test_a_mistake_for_all_vms_is_told_once(machine: MachineFactory) -> None:
+def test_a_mistake_for_all_vms_is_reported_once(machine: MachineFactory) -> None:
     host = machine(TWO)
-    put_vm(host, "win11", GPU)
     put_vm(host, "linux", SECOND, uuid=OTHER_UUID)
     files(default="bootfb: perhaps", vms__linux="apu: perhaps")(host)
 
-    found = list(configuration.mistakes(Subject.of(host, host.vms(""))))
+    found = list(configuration.mistakes(system_of(host)))
 
     assert [one.subject for one in found] == ["configuration of all VMs", "configuration of linux"]
     assert "default.yaml" not in found[1].text
@@ -261,17 +286,16 @@ def test_a_mistake_for_all_vms_is_told_once(machine: MachineFactory) -> None:
 @pytest.mark.parametrize("stem", ["win11", UUID, UUID.upper()])
 def test_a_file_of_a_vm_is_found_by_name_or_uuid(machine: MachineFactory, stem: str) -> None:
     host = machine(TWO)
-    put_vm(host, "win11", GPU)
-    host.tree.put(f"{ETC}/vms/{stem}.yaml", "apu: allow")
+    files(**{f"vms__{stem}": "apu: allow"})(host)
 
-    assert list(configuration.files_for_no_vm(Subject.of(host, host.vms("")))) == []
+    assert list(configuration.files_for_no_vm(system_of(host))) == []
 
 
 def test_without_libvirt_no_file_is_called_needless(machine: MachineFactory) -> None:
     host = machine(TWO)
-    files(vms__debian="")(host)
+    host.tree.put(f"{ETC}/vms/debian.yaml", "")
 
-    assert list(configuration.files_for_no_vm(Subject(host, unasked="it is off"))) == []
+    assert list(configuration.files_for_no_vm(System(host, libvirt_error="it is off"))) == []
 
 
 CASES = [*VMS, *CONFIGURATION]
@@ -279,4 +303,8 @@ CASES = [*VMS, *CONFIGURATION]
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_check_finds_what_is_there(machine: MachineFactory, case: Case) -> None:
-    judge(case, machine(case.machine))
+    assert_found(case, machine(case.machine))
+
+
+def test_the_sentences_about_vms(machine: MachineFactory, golden: Golden) -> None:
+    golden("doctor-sentences-vms", sentences(CASES, machine))

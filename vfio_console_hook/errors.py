@@ -89,6 +89,10 @@ class HostError(HookError):
         )
 
 
+class UnrecordedError(HostError):
+    """A snapshot of a machine does not contain what was asked for."""
+
+
 class StepError(HookError):
     """The kernel accepted a step, but reading back shows that it had no effect."""
 

@@ -8,7 +8,7 @@ settings.KEYS lists what can be set.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ..errors import ConfigError
@@ -28,7 +28,7 @@ VMS = f"{DIRECTORY}/vms"
 _DEFAULT = f"{DIRECTORY}/default.yaml"
 _MAX_BYTES = 32 * 1024
 # virsh shows them all in one line.
-_MAX_MISTAKES = 20
+_MAX_LISTED = 20
 
 
 def configuration(host: Host, name: str, uuid: str) -> Config:
@@ -60,7 +60,7 @@ def all_mistakes(host: Host) -> dict[str, tuple[Mistake, ...]]:
     paths = _present(host, mistakes)
     for path in paths:
         _settings_in(host, path, mistakes)
-    mistakes += _never_read(host)
+    mistakes += never_read(host)
     found = dict.fromkeys([f"/{path}" for path in paths] + [one.path for one in mistakes])
     return {path: tuple(one for one in mistakes if one.path == path) for path in found}
 
@@ -74,18 +74,49 @@ def mistakes_in(path: str, content: bytes) -> tuple[Mistake, ...]:
     return tuple(mistakes)
 
 
+def mistakes_for(host: Host, name: str, uuid: str) -> tuple[Mistake, ...]:
+    """All mistakes in the files of a VM; with "" twice, in those of all VMs. Raises HostError."""
+    return tuple(_settings_and_mistakes(host, name, uuid)[1])
+
+
+def listed(mistakes: Iterable[Mistake]) -> str:
+    """The mistakes in one line; the first ones when there are many."""
+    texts = [str(one) for one in mistakes]
+    if len(texts) > _MAX_LISTED:
+        texts[_MAX_LISTED:] = [f"and {len(texts) - _MAX_LISTED} more mistakes"]
+    return "; ".join(texts)
+
+
+def installed_files(host: Host) -> tuple[str, ...]:
+    """The paths of the files that are read, for all VMs first. Raises HostError."""
+    return _present(host, [])
+
+
+def files_without_vm(host: Host, vms: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """The paths of the files for one VM each that none of these VMs reads. Raises HostError.
+
+    vms are names and uuids.
+    """
+    read = {path for name, uuid in vms for path in _files_for(host, name, uuid, [])}
+    return tuple(path for path in _present(host, []) if path != _DEFAULT and path not in read)
+
+
 def _settings(host: Host, name: str, uuid: str) -> dict[str, tuple[Any, str]]:
     """What the files of a VM set, as value and origin. Raises ConfigError, HostError."""
+    settings, mistakes = _settings_and_mistakes(host, name, uuid)
+    if mistakes:
+        raise ConfigError(listed(mistakes))
+    return settings
+
+
+def _settings_and_mistakes(
+    host: Host, name: str, uuid: str
+) -> tuple[dict[str, tuple[Any, str]], list[Mistake]]:
     mistakes: list[Mistake] = []
     settings: dict[str, tuple[Any, str]] = {}
     for path in _files_for(host, name, uuid, mistakes):
         settings.update(_settings_in(host, path, mistakes))
-    texts = [str(one) for one in mistakes]
-    if len(texts) > _MAX_MISTAKES:
-        texts[_MAX_MISTAKES:] = [f"and {len(texts) - _MAX_MISTAKES} more mistakes"]
-    if texts:
-        raise ConfigError("; ".join(texts))
-    return settings
+    return settings, mistakes
 
 
 def _group(values: dict[str, Any], group: str) -> dict[str, Any]:
@@ -120,8 +151,8 @@ def _files_for(host: Host, name: str, uuid: str, mistakes: list[Mistake]) -> Ite
     yield from mine
 
 
-def _never_read(host: Host) -> Iterator[Mistake]:
-    """The files that have a name, or are in a place, from which nothing is read."""
+def never_read(host: Host) -> Iterator[Mistake]:
+    """The files that have the wrong name or place, so that they are never read."""
     for name in _names_in(host, access.resolve(host, DIRECTORY).path):
         if name.endswith((".yaml", ".yml")) and name != "default.yaml":
             yield _mistake(

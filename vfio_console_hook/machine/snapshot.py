@@ -42,7 +42,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from stat import S_ISLNK
 
-from ..errors import HostError
+from ..errors import HostError, UnrecordedError
 from .host import Host, seconds
 from .host.consoles import CONSOLES, FBIOGET_CON2FBMAP, FBIOGET_FSCREENINFO, KDGETMODE
 
@@ -140,7 +140,7 @@ class SnapshotHost(Host):
             raise _error(failure)
         answer = self.read(f"{path}{kind}")
         if answer is None:
-            raise HostError(f"cannot run {command[0]} on a recorded machine")
+            raise UnrecordedError(f"cannot run {command[0]} on a recorded machine")
         return answer
 
     def vms(self, uri: str, name: str = "") -> tuple[Vm, ...]:

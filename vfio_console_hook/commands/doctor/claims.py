@@ -1,4 +1,4 @@
-"""Whether what VMs hold is held rightly."""
+"""Checks of the claims: which VM holds which GPU, and what was left behind."""
 
 from __future__ import annotations
 
@@ -9,46 +9,48 @@ from ...claims.claim import Claim
 from ...claims.directory import Claims
 from ...errors import ClaimError
 from ...machine import kernel
-from .finding import FAIL, PASS, WARN, Check, Finding, Subject
+from .finding import Check, Finding, check, failure, passed, warning
+from .system import System
 
 _RECOVER = "run `vfio-console-hook recover`"
 
 
-def claims(subject: Subject) -> Iterator[Finding]:
-    """Each claim: whose it is, and whether it was left behind."""
-    claims = Claims(subject.host)
+@check("claims")
+def claims(system: System) -> Iterator[Finding]:
+    """Each claim: which VM it belongs to, and whether it was left behind."""
+    claims = Claims(system.host)
     uuids = claims.uuids()
     if not uuids:
-        yield Finding(PASS, "claims", "no VM holds a GPU through this hook, and none was left")
+        yield passed("no VM holds a GPU through this hook, and no claim was left behind")
     for uuid in uuids:
         try:
             claim = claims.find(uuid)
         except ClaimError as error:
-            yield Finding(FAIL, f"claim {uuid}", error.text, error.hint)
+            yield failure(error.text, error.hint, of=f"claim {uuid}")
             continue
         if claim is not None:
-            yield _judge(subject, claim)
+            yield _finding(system, claim)
 
 
-def _judge(subject: Subject, claim: Claim) -> Finding:
+def _finding(system: System, claim: Claim) -> Finding:
     title = f"claim of {claim.name}"
-    holds = f"holds {' and '.join(claim.gpus)}"
-    if claim.boot != kernel.boot_id(subject.host):
-        return Finding(WARN, title, "left behind by an earlier boot", _RECOVER)
+    held = f"holds {' and '.join(claim.gpus)}"
+    if claim.boot != kernel.boot_id(system.host):
+        return warning("left behind by an earlier boot", _RECOVER, of=title)
     if claim.by_hand:
         give = f"`vfio-console-hook give {claim.gpus[0]}`"
-        return Finding(PASS, title, f"{holds}, taken by hand; {give} gives it back")
-    vm = subject.vm(claim.uuid)
+        return passed(f"{held}, taken by hand; {give} gives it back", of=title)
+    vm = system.vm(claim.uuid)
     if vm is not None and vm.live:
-        return Finding(PASS, title, f"{holds}, and it runs")
-    used = ownership.in_use(subject.host, claim)
+        return passed(f"{held}; the VM is running", of=title)
+    used = ownership.in_use(system.host, claim)
     if used:
-        return Finding(PASS, title, f"{holds}; {used}")
-    if subject.unasked:
-        text = f"{holds}; libvirt does not say whether it runs"
-        return Finding(WARN, title, text, f"if it does not: {_RECOVER}")
-    state = "libvirt says that it is off" if vm else "libvirt does not know it any more"
-    return Finding(WARN, title, f"{holds}, but {state}", _RECOVER)
+        return passed(f"{held}; {used}", of=title)
+    if system.libvirt_error:
+        text = f"{held}; libvirt did not report whether the VM is running"
+        return warning(text, f"if it is not running, {_RECOVER}", of=title)
+    state = "is off" if vm else "no longer exists"
+    return warning(f"{held}, but according to libvirt the VM {state}", _RECOVER, of=title)
 
 
 CHECKS: tuple[Check, ...] = (claims,)

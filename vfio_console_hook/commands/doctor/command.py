@@ -1,4 +1,4 @@
-"""doctor: what of this host, the installation and the VMs is in order, and what is not."""
+"""doctor: checks this host, the installation and the VMs, and says how to fix what is wrong."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from ...machine.host import Host
 from .. import vms
 from ..command import Command
 from ..terminal import Terminal
-from .areas import FAIL, PASS, WARN, Check, Finding, Subject, areas, cannot_look, examine_area
+from .areas import AREAS, Area
+from .finding import FAIL, PASS, WARN, Finding, could_not_check
+from .system import System
 
 _COLOURS = {PASS: "green", WARN: "yellow", FAIL: "red"}
 _INDENT = " " * 6
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-q", "--quiet", action="store_true", help="only what is not in order")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only what is wrong")
+    parser.add_argument("--json", action="store_true", help="print it as JSON, for programs")
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
-    subject = _subject(host, arguments.connect)
-    findings = _examine(subject)
+    findings = _all_findings(_system(host, arguments.connect))
     failed, warned = (sum(one.level == level for one in findings) for level in (FAIL, WARN))
     shown = [one for one in findings if one.level != PASS or not arguments.quiet]
     if arguments.json:
@@ -35,56 +36,52 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
         print(json.dumps(content, indent=2))
     else:
         terminal = Terminal.of(sys.stdout)
-        told = text(shown, terminal)
         last = summary(failed, warned)
         if len(shown) > failed + warned > 0:
-            last += "; `vfio-console-hook doctor -q` shows nothing else"
-        print(told + ("\n" if told else "") + terminal.wrapped(last), end="")
+            last += "; `vfio-console-hook doctor -q` prints only these"
+        blank = "\n" if shown else ""
+        print(text(shown, terminal) + blank + terminal.wrapped(last), end="")
     return 1 if failed else 0
 
 
-def _subject(host: Host, uri: str) -> Subject:
-    """The host with its VMs, or with why libvirt does not tell of them."""
+def _system(host: Host, uri: str) -> System:
+    """The host with its VMs, or with the reason why libvirt does not list them."""
     try:
-        return Subject.of(host, vms.known(host, uri))
+        return System.with_vms(host, vms.known(host, uri))
     except HookError as error:
-        return Subject(host, unasked=error.text, remedy=error.hint)
+        return System(host, libvirt_error=error.text, libvirt_hint=error.hint)
 
 
-def _examine(subject: Subject) -> list[Finding]:
+def _all_findings(system: System) -> list[Finding]:
     """What all checks find; each area has a process and a deadline of its own."""
     findings: list[Finding] = []
-    for area, those in areas():
+    for area in AREAS:
         try:
-            findings += _in_child(subject, area, those)
+            findings += _found_in_child(area, system)
         except HookError as error:
-            findings.append(replace(cannot_look(area, error), area=area))
+            findings.append(replace(could_not_check(area.heading, error), area=area.heading))
             if isinstance(error, StuckError):
-                break  # another one might get stuck too
+                break  # another process might get stuck too
     return findings
 
 
-def _in_child(subject: Subject, area: str, those: tuple[Check, ...]) -> list[Finding]:
-    def look() -> str:
-        return json.dumps([vars(one) for one in examine_area(subject, area, those)])
+def _found_in_child(area: Area, system: System) -> list[Finding]:
+    def found() -> str:
+        return json.dumps([vars(one) for one in area.findings(system)])
 
-    return [Finding(**one) for one in json.loads(worker.look(look))]
+    return [Finding(**one) for one in json.loads(worker.look(found))]
 
 
 def text(findings: Sequence[Finding], terminal: Terminal) -> str:
     """A heading for each area, a line for each finding, and below it what to do."""
-    told = ""
-    area = ""
+    blocks: dict[str, str] = {}
     for one in findings:
-        if one.area != area:
-            area = one.area
-            told += "\n" if told else ""
-            told += terminal.paint(f"{area[:1].upper()}{area[1:]}", "bold") + "\n"
-        told += _line(one, terminal)
-    return told
+        heading = terminal.paint(f"{one.area[:1].upper()}{one.area[1:]}", "bold")
+        blocks[one.area] = blocks.get(one.area, f"{heading}\n") + _lines(one, terminal)
+    return "\n".join(blocks.values())
 
 
-def _line(one: Finding, terminal: Terminal) -> str:
+def _lines(one: Finding, terminal: Terminal) -> str:
     # Wrapped before it is painted: the colours take no room on the screen.
     plain = f"{one.level}  {one.subject}: {one.text}"
     lines = terminal.wrapped(plain, _INDENT)
@@ -95,18 +92,18 @@ def _line(one: Finding, terminal: Terminal) -> str:
 
 
 def summary(failed: int, warned: int) -> str:
-    """How many checks failed and warned: the last line."""
+    """The last line: how many checks failed and warned."""
     counts = []
     if failed:
         counts.append(f"{failed} check{'' if failed == 1 else 's'} failed")
     if warned:
         counts.append(f"{warned} warning{'' if warned == 1 else 's'}")
-    return ", ".join(counts) or "everything is in order"
+    return ", ".join(counts) or "no problems found"
 
 
 COMMAND = Command(
     "doctor",
-    "whether this host, the installation and the VMs are in order",
+    "check this host, the installation and the VMs",
     "vfio-console-hook doctor",
     _options,
     _run,

@@ -12,136 +12,132 @@ from collections.abc import Iterator
 from ...machine import console, firmware, gpu, kernel
 from ...machine.gpu import VGA
 from ...machine.host import Host
-from .finding import NOT_RECORDED, PASS, WARN, Check, Finding, Subject, unrecorded
+from .finding import PASS, WARN, Check, Finding, check, need_recorded, passed, warning
+from .system import System, driver_of
 
 _CMDLINE = "proc/cmdline"
 _PCI = "sys/bus/pci/devices"
-_REMOVE = "take it out of the kernel command line (for GRUB in /etc/default/grub) and reboot"
-_TO_HAVE_IT_BACK = f"to have the host's console back: {_REMOVE}"
-# The firmware device of each driver that heeds video=NAME:off.
+_REMOVE = "remove it from the kernel command line (for GRUB in /etc/default/grub) and reboot"
+_NOT_NEEDED = f"this hook does not need it; {_REMOVE}"
+_FOR_THE_CONSOLE = f"to get the host's console back, {_REMOVE}"
+# The firmware device of each driver that obeys video=NAME:off.
 _DEVICES = {"efifb": "efi-framebuffer.0", "simplefb": "simple-framebuffer.0"}
-# What people write for such a driver; vesafb does not heed it ("ignore error return of
-# fb_get_options" in Linux drivers/video/fbdev/vesafb.c), and DRM drivers do not either.
+# What people write for such a driver; vesafb ignores it ("ignore error return of
+# fb_get_options" in Linux drivers/video/fbdev/vesafb.c), and so do DRM drivers.
 _NAMES = re.compile(r"(?:efi|vesa|simple|uefi|uvesa)(?:fb|drm)?")
 
 
-def command_line(subject: Subject) -> Iterator[Finding]:
+@check("kernel command line")
+def command_line(system: System) -> Iterator[Finding]:
     """Every option that an older recipe may have put there."""
-    words = subject.host.read(_CMDLINE)
-    if words is None and unrecorded(subject.host, _CMDLINE):
-        yield Finding(WARN, "kernel command line", NOT_RECORDED)
-        return
-    found = [one for word in (words or "").split() for one in _judge(subject, word)]
+    words = system.host.read(_CMDLINE)
+    if words is None:
+        need_recorded(system.host, _CMDLINE)
+    found = [one for word in (words or "").split() for one in _findings(system, word)]
     yield from found
     if not found:
-        text = "nothing in it about consoles or GPUs"
-        yield Finding(PASS, "kernel command line", text)
+        yield passed("no option on it concerns consoles or GPUs")
 
 
-def _judge(subject: Subject, word: str) -> Iterator[Finding]:
+def _findings(system: System, word: str) -> Iterator[Finding]:
+    """What an option does here; nothing for one that concerns neither consoles nor GPUs."""
     # The kernel takes "-" and "_" in a name for the same (parameq in kernel/params.c).
     key, _, value = word.partition("=")
     key = key.replace("-", "_")
     if key == "video":
-        yield from _video(subject.host, word, value)
+        yield from _video(system.host, word, value)
     elif _NAMES.fullmatch(re.split("[:=]", word)[0]) and word.endswith("off"):
-        yield _no_effect(word, "the kernel reads it only behind `video=`")
+        yield _no_effect(word, "the kernel reads it only after `video=`")
     elif key == "initcall_blacklist" and "sysfb_init" in value.split(","):
-        yield _sysfb_init(subject, word)
+        yield _sysfb_init(system, word)
     elif key in ("vfio_pci.ids", "pci_stub.ids"):
-        yield from _ids(subject.host, word, key.partition(".")[0].replace("_", "-"), value)
+        yield from _ids(system.host, word, key.partition(".")[0].replace("_", "-"), value)
     elif key == "fbcon" and value.startswith("map:"):
-        yield _fbcon_map(subject.host, word, value[len("map:") :])
-    elif key in _PLAIN:
-        level, text = _PLAIN[key]
+        yield _fbcon_map(system.host, word, value[len("map:") :])
+    elif key in _SIMPLE:
+        level, text = _SIMPLE[key]
         yield Finding(level, word, text, _REMOVE if level == WARN else "")
 
 
-_PLAIN = {
+_SIMPLE = {
     "nomodeset": (
         WARN,
-        "keeps the GPUs' own drivers from loading, so after a VM only a firmware console can come"
-        " back; this hook does not need it",
+        "keeps the GPUs' own drivers from loading, so only a firmware console can come back after"
+        " a VM; this hook does not need it",
     ),
     "nofb": (WARN, "has no effect: the kernel has no such option"),
-    "vfio_pci.disable_vga": (PASS, "does no harm: the VM cannot use legacy VGA of its GPU then"),
+    "vfio_pci.disable_vga": (PASS, "is harmless: the VM cannot use legacy VGA of its GPU"),
     "pcie_acs_override": (
         WARN,
-        "makes a patched kernel show devices in IOMMU groups of their own that can reach each"
-        " other; others have no such option",
+        "makes a patched kernel put devices that can reach each other into separate IOMMU groups;"
+        " other kernels have no such option",
     ),
 }
 
 
 def _no_effect(word: str, why: str) -> Finding:
-    advice = f"this hook does not need it: {_REMOVE}"
-    return Finding(WARN, word, f"has no effect: {why}", advice)
+    return warning(f"has no effect: {why}", _NOT_NEEDED, of=word)
 
 
 def _video(host: Host, word: str, value: str) -> Iterator[Finding]:
     """video=NAME:OPTIONS (Linux drivers/video/cmdline.c, __video_get_option_string).
 
-    Everything behind the first ":" is for NAME, and "off" counts at its beginning.
+    Everything after the first ":" is for NAME, and "off" counts at its beginning.
     """
     name, colon, options = value.partition(":")
     if not colon and _NAMES.fullmatch(value.partition("=")[0]) and value.endswith("off"):
-        yield _no_effect(word, "a `:` belongs behind the driver's name, `video=efifb:off`")
+        yield _no_effect(word, "a `:` belongs after the driver's name, as in `video=efifb:off`")
     if not options.startswith("off"):
         return
     for other in options.split(",")[1:]:
         if other.endswith("off"):
-            text = f"{other} in it has no effect: each driver needs a `video=` of its own"
-            yield Finding(WARN, word, text, f"this hook does not need it: {_REMOVE}")
+            text = f"its {other} has no effect: each driver needs a separate `video=`"
+            yield warning(text, _NOT_NEEDED, of=word)
     if name in _DEVICES:
         yield _switched_off(host, word, name)
     elif name == "vesafb":
-        yield _no_effect(word, "vesafb does not heed it")
+        yield _no_effect(word, "vesafb ignores it")
     elif _NAMES.fullmatch(name):
-        yield _no_effect(word, f"no driver that heeds it is called {name}")
+        yield _no_effect(word, f"no driver that obeys it is called {name}")
 
 
 def _switched_off(host: Host, word: str, name: str) -> Finding:
-    drawing = [one for one in firmware.devices(host) if _driven(host, one)]
+    drawing = [one for one in firmware.devices(host) if _is_bound(host, one)]
     if drawing:
-        why = f"a driver that does not heed it draws on {drawing[0]}"
-        return _no_effect(word, why)
+        return _no_effect(word, f"{drawing[0]} has a driver that ignores it")
     text = f"keeps {name} off, so the host has no firmware console; this hook does not need it"
     if name == "simplefb" and _DEVICES[name] in firmware.devices(host):
-        text = "keeps simplefb off, but not BOOTFB, which blocks the GPU's memory all the same"
-    return Finding(WARN, word, text, _TO_HAVE_IT_BACK)
+        text = "keeps simplefb off, but not BOOTFB, which still blocks the GPU's memory"
+    return warning(text, _FOR_THE_CONSOLE, of=word)
 
 
-def _driven(host: Host, device: str) -> bool:
+def _is_bound(host: Host, device: str) -> bool:
     return host.link_name(f"sys/bus/platform/devices/{device}/driver") is not None
 
 
-def _sysfb_init(subject: Subject, word: str) -> Finding:
-    host = subject.host
+def _sysfb_init(system: System, word: str) -> Finding:
+    host = system.host
     made = [one for one in firmware.devices(host) if one.startswith(("efi-", "vesa-", "simple-"))]
     if made:
-        return _no_effect(word, f"the kernel has made {made[0]} all the same")
+        return _no_effect(word, f"the kernel created {made[0]} nevertheless")
     removes = kernel.removes_consoles(host)
-    stubborn = [
-        given.address
-        for given in subject.given()
-        if not (removes and gpu.display_class(host, given.address) == VGA)
-    ]
-    if stubborn:
-        text = (
-            f"keeps BOOTFB out of the memory of {stubborn[0]}, which this kernel could not free;"
-            " the host has no firmware console with it"
-        )
-        return Finding(PASS, word, text)
+    for address in system.gpus():
+        if not (removes and gpu.display_class(host, address) == VGA):
+            text = (
+                f"keeps BOOTFB out of the memory of {address}, which this kernel could not free;"
+                " the host has no firmware console with it"
+            )
+            return passed(text, of=word)
     text = "keeps every firmware console off; this hook does not need it on this kernel"
-    return Finding(WARN, word, text, _TO_HAVE_IT_BACK)
+    return warning(text, _FOR_THE_CONSOLE, of=word)
 
 
 def _ids(host: Host, word: str, driver: str, value: str) -> Iterator[Finding]:
     wanted = {_id(*one.split(":")[:2]) for one in value.split(",") if ":" in one}
-    mine = [one for one in host.list(_PCI) if _id_of(host, one) in wanted]
-    if not mine and host.complete:
-        yield _no_effect(word, "no device of this host has such an id")
-    for address in mine:
+    matched = [one for one in host.list(_PCI) if _id_of(host, one) in wanted]
+    if not matched and host.complete:
+        yield _no_effect(word, "no device of this host has such an ID")
+    for address in matched:
         if gpu.display_class(host, address) is not None:
             yield _reserved(host, word, driver, address)
 
@@ -156,27 +152,30 @@ def _id_of(host: Host, address: str) -> str:
 
 
 def _reserved(host: Host, word: str, driver: str, address: str) -> Finding:
-    bound = host.link_name(f"{_PCI}/{address}/driver")
+    bound = driver_of(host, address)
     if bound != driver and not gpu.is_vfio(host, address):
-        who = f"{bound} has it" if bound else "it has no driver"
-        text = f"did not take {address}: {who}"
-        advice = f"{_REMOVE}; or load {driver} earlier, by a softdep in /etc/modprobe.d"
-        return Finding(WARN, word, text, advice)
-    text = f"keeps {address} from the host since boot; this hook does not need it"
+        state = f"is bound to {bound}" if bound else "has no driver"
+        text = f"{driver} did not bind {address}, which {state}"
+        advice = f"{_REMOVE}; or load {driver} earlier, with a softdep in /etc/modprobe.d"
+        return warning(text, advice, of=word)
+    text = f"has kept {address} from the host since boot; this hook does not need it"
     if host.read(f"{_PCI}/{address}/boot_vga") == "1":
-        return Finding(WARN, word, f"{text}, and it is the boot GPU", _TO_HAVE_IT_BACK)
-    return Finding(PASS, word, text)
+        return warning(f"{text}, and it is the boot GPU", _FOR_THE_CONSOLE, of=word)
+    return passed(text, of=word)
 
 
 def _fbcon_map(host: Host, word: str, digits: str) -> Finding:
-    """fbcon=map:0123, one digit a console, over and over (Linux fbcon.c, fb_console_setup)."""
+    """fbcon=map:0123, one digit a console, repeated (Linux fbcon.c, fb_console_setup)."""
     wanted = sorted({f"fb{digit}" for digit in digits if digit.isdigit()})
     missing = [one for one in wanted if one not in {fb.name for fb in console.framebuffers(host)}]
     if missing:
-        text = f"there is no {missing[0]}, so the consoles that it sends there show nothing"
-        return Finding(WARN, word, text, _REMOVE)
-    text = f"sends the consoles to {' and '.join(wanted)}; this hook moves them only if that leaves"
-    return Finding(PASS, word, text)
+        text = f"there is no {missing[0]}, so the consoles mapped to it show nothing"
+        return warning(text, _REMOVE, of=word)
+    return passed(
+        f"maps the consoles to {' and '.join(wanted)}; this hook moves them only off a framebuffer"
+        " that leaves",
+        of=word,
+    )
 
 
 CHECKS: tuple[Check, ...] = (command_line,)

@@ -1,102 +1,79 @@
-"""Whether what the administrator wrote can be read, and is for a VM that exists."""
+"""Checks of the configuration files: are they correct, and does a VM read them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from ...config import load
-from ...errors import ConfigError
-from ...machine.host import Host
-from .finding import FAIL, NOT_RECORDED, PASS, WARN, Check, Finding, Subject, unrecorded
+from .finding import Check, Finding, check, failure, need_recorded, passed, warning
+from .system import System
 
-_DEFAULT = "default.yaml"
 _SUFFIX = ".yaml"
 
 
-def mistakes(subject: Subject) -> Iterator[Finding]:
+@check("configuration")
+def mistakes(system: System) -> Iterator[Finding]:
     """What is wrong in the files, by file and line, each once."""
-    host = subject.host
-    if unrecorded(host, load.DIRECTORY):
-        yield Finding(WARN, "configuration", NOT_RECORDED)
-        return
-    general = _wrong(host, "", "")
-    right = not general
+    host = system.host
+    need_recorded(host, load.DIRECTORY)
+    general = load.mistakes_for(host, "", "")
     if general:
-        advice = "mend it: until then no VM with a GPU starts"
-        yield Finding(FAIL, "configuration of all VMs", general, advice)
-    vms = [(one.name, one.uuid) for one in subject.vms]
-    for name, uuid in vms + [(stem, stem) for stem in _without_vm(subject)]:
-        # What is wrong for all VMs comes first, and has been told.
-        wrong = _wrong(host, name, uuid).replace(general, "", 1).lstrip("; ")
-        if wrong:
+        advice = "fix this; until then no VM with a GPU starts"
+        yield failure(load.listed(general), advice, of="configuration of all VMs")
+    right = not general
+    unknown = [_stem(path) for path in load.files_without_vm(host, _names(system))]
+    for name, uuid in [*_names(system), *((stem, stem) for stem in unknown)]:
+        own = [one for one in load.mistakes_for(host, name, uuid) if one not in general]
+        if own:
             right = False
-            advice = "mend it: until then that VM does not start with a GPU"
-            yield Finding(FAIL, f"configuration of {name}", wrong, advice)
+            advice = "fix this; until then this VM does not start with a GPU"
+            yield failure(load.listed(own), advice, of=f"configuration of {name}")
     if right:
-        yield Finding(PASS, "configuration", _inventory(host))
+        files = [path[len(load.DIRECTORY) + 1 :] for path in load.installed_files(host)]
+        listed = f"/{load.DIRECTORY} has {' and '.join(files)}"
+        yield passed(listed if files else "no file, so every VM has the defaults")
 
 
-def _wrong(host: Host, name: str, uuid: str) -> str:
-    try:
-        load.configuration(host, name, uuid)
-    except ConfigError as error:
-        return error.text
-    return ""
+def _names(system: System) -> list[tuple[str, str]]:
+    return [(one.name, one.uuid) for one in system.vms]
 
 
-def _stems(host: Host) -> list[str]:
-    """The names and uuids that have a file."""
-    names = (name for name in host.list(load.VMS) if not name.startswith("."))
-    return [name[: -len(_SUFFIX)] for name in names if name.endswith(_SUFFIX)]
+def _stem(path: str) -> str:
+    return path.rpartition("/")[2][: -len(_SUFFIX)]
 
 
-def _without_vm(subject: Subject) -> list[str]:
-    """The names and uuids with a file that no VM has which is known."""
-    names = {vm.name for vm in subject.vms}
-    uuids = {vm.uuid.lower() for vm in subject.vms}
-    return [
-        stem for stem in _stems(subject.host) if stem not in names and stem.lower() not in uuids
-    ]
-
-
-def _inventory(host: Host) -> str:
-    own = [f"vms/{stem}{_SUFFIX}" for stem in _stems(host)]
-    files = ([_DEFAULT] if _DEFAULT in host.list(load.DIRECTORY) else []) + own
-    if not files:
-        return "none, so the defaults hold for every VM"
-    return f"/{load.DIRECTORY}: {', '.join(files)}"
-
-
-def files_for_no_vm(subject: Subject) -> Iterator[Finding]:
-    """Files that nothing is read from: their VM was renamed, or they are misnamed."""
-    host = subject.host
-    for name in host.list(load.DIRECTORY):
-        if name.endswith((_SUFFIX, ".yml")) and name != _DEFAULT:
-            meant = _DEFAULT if name == "default.yml" else f"vms/{name.rpartition('.')[0]}{_SUFFIX}"
-            yield _never_read(f"/{load.DIRECTORY}/{name}", "is never read", meant)
-    for name in host.list(load.VMS):
-        if name.endswith(".yml"):
-            meant = f"{name[:-4]}{_SUFFIX}"
-            yield _never_read(f"/{load.VMS}/{name}", "is never read", meant)
-    if subject.unasked:
+@check("files for no VM")
+def files_for_no_vm(system: System) -> Iterator[Finding]:
+    """Files that are never read: they are misnamed, or their VM was renamed."""
+    for one in load.never_read(system.host):
+        correct = _correct_path(one.path)
+        yield warning(one.text, f"rename it to {correct}" if correct else "remove it", of=one.path)
+    if system.libvirt_error:
         return
-    for stem in _without_vm(subject):
-        text = "is for no VM that libvirt knows"
-        yield _never_read(f"/{load.VMS}/{stem}{_SUFFIX}", text, _near(subject, stem))
+    for path in load.files_without_vm(system.host, _names(system)):
+        name = _similar_name(system, _stem(path))
+        rename = f"rename it to /{load.VMS}/{name}{_SUFFIX}"
+        advice = rename if name else "remove it if its VM is gone"
+        yield warning("libvirt has no VM with this name or UUID", advice, of=f"/{path}")
 
 
-def _never_read(path: str, text: str, meant: str) -> Finding:
-    advice = f"rename it to {meant}" if meant else "remove it, if its VM is gone"
-    return Finding(WARN, path, text, advice)
+def _correct_path(path: str) -> str:
+    """Where a misnamed file was probably meant to be, or ""."""
+    folder, _, name = path.rpartition("/")
+    stem, _, ending = name.rpartition(".")
+    if not stem or ending not in ("yaml", "yml"):
+        return ""
+    for_all = stem == "default" and folder == f"/{load.DIRECTORY}"
+    return f"/{load.DIRECTORY if for_all else load.VMS}/{stem}{_SUFFIX}"
 
 
-def _near(subject: Subject, stem: str) -> str:
-    """The file's name for the VM that is meant; "" when none is near."""
+def _similar_name(system: System, stem: str) -> str:
+    """The name of the VM that was probably meant, or ""."""
     import difflib  # only for a mistake
 
-    names = {vm.name.lower(): vm.name for vm in subject.vms}
+    names = {vm.name.lower(): vm.name for vm in system.vms}
     near = difflib.get_close_matches(stem.lower(), names, n=1)
-    return f"{names[near[0]]}{_SUFFIX}" if near else ""
+    return names[near[0]] if near else ""
 
 
 CHECKS: tuple[Check, ...] = (mistakes, files_for_no_vm)

@@ -1,4 +1,4 @@
-"""What the running kernel does with the consoles on a GPU, and what of it comes back."""
+"""Checks of the consoles on a GPU: what the kernel does with them, and what comes back."""
 
 from __future__ import annotations
 
@@ -18,64 +18,60 @@ from ...machine.gpu import VGA, Gpu
 from ...machine.host import Host
 from .finding import (
     FAIL,
-    NOT_RECORDED,
-    PASS,
     WARN,
     Check,
     Finding,
-    Given,
-    Subject,
-    gpus_among,
-    unrecorded,
+    check,
+    could_not_check,
+    need_recorded,
+    passed,
+    warning,
 )
+from .system import System, gpus_among
 
 _VTCONSOLES = "sys/class/vtconsole"
 _LOCKDOWN = "sys/kernel/security/lockdown"
-# Stands for the VM of a GPU that no VM has.
-_NOBODY = "00000000-0000-0000-0000-000000000000"
+# The uuid of a VM that does not exist, for a GPU that no VM has.
+_NO_VM = "00000000-0000-0000-0000-000000000000"
 
 
-def console_removal(subject: Subject) -> Iterator[Finding]:
-    """What vfio-pci of this kernel removes by itself when it takes each GPU."""
-    host = subject.host
+@check("GPUs")
+def console_removal(system: System) -> Iterator[Finding]:
+    """What vfio-pci of this kernel removes itself when it binds each GPU."""
+    host = system.host
     removes = kernel.removes_consoles(host)
-    addresses = _addresses(subject)
+    addresses = system.gpus()
     if not addresses:
-        yield Finding(WARN, "GPUs", "this host has none")
+        yield warning("this host has none")
     for address in addresses:
         pci_class = gpu.display_class(host, address) or 0
-        title = f"console drivers on {address}"
         if not removes:
-            text = "this kernel removes none by itself; this hook does"
+            text = "this kernel removes none itself; this hook does"
         elif pci_class != VGA:
             text = f"its class is {pci_class:04x}, so this kernel removes none; this hook does"
         else:
-            text = "vfio-pci of this kernel removes them for good; this hook comes before it"
-        yield Finding(PASS, title, text)
+            text = "this hook acts before vfio-pci of this kernel removes them for good"
+        yield passed(text, of=f"console drivers on {address}")
 
 
-def _addresses(subject: Subject) -> tuple[str, ...]:
-    """The GPUs to look at, each once."""
-    return tuple(dict.fromkeys(given.address for given in subject.given()))
-
-
-def bootfb(subject: Subject) -> Iterator[Finding]:
-    """Whether the firmware's framebuffer holds memory of a GPU beyond any driver."""
-    host = subject.host
-    for one in gpu.gpus_among(host, _addresses(subject)):
+@check("BOOTFB")
+def bootfb(system: System) -> Iterator[Finding]:
+    """Whether the firmware's framebuffer reserves memory of a GPU without any driver."""
+    host = system.host
+    for one in gpu.gpus_among(host, system.gpus()):
         title = f"BOOTFB in {one.address}"
-        reservation = next(
-            (reservation for reservation in one.reservations if reservation.name == BOOTFB), None
-        )
-        if reservation is None:
-            yield Finding(PASS, title, "none")
-            continue
-        where = f"{reservation.range} in BAR {reservation.bar}"
-        if _frees_bootfb(host, one):
-            yield Finding(PASS, title, f"{where}, which vfio-pci of this kernel frees")
+        ranges = [
+            f"{reservation.range} in BAR {reservation.bar}"
+            for reservation in one.reservations
+            if reservation.name == BOOTFB
+        ]
+        if not ranges:
+            yield passed("it reserves no memory of this GPU", of=title)
+        elif _frees_bootfb(host, one):
+            yield passed(f"{ranges[0]}, which vfio-pci of this kernel frees", of=title)
         else:
-            text = f"{where}, which this kernel does not free for vfio-pci"
-            yield Finding(WARN, title, text, "`bootfb` in the configuration says what to do then")
+            text = f"{ranges[0]}, which this kernel does not free for vfio-pci"
+            yield warning(text, "see `bootfb` in the configuration", of=title)
 
 
 def _frees_bootfb(host: Host, one: Gpu) -> bool:
@@ -83,102 +79,100 @@ def _frees_bootfb(host: Host, one: Gpu) -> bool:
     return one.native or (seen and one.pci_class == VGA and kernel.removes_consoles(host))
 
 
-def kernel_lockdown(subject: Subject) -> Iterator[Finding]:
-    """Whether the kernel lets us save a firmware console from vfio-pci (stages/sysfb.py)."""
-    host = subject.host
+@check("kernel lockdown")
+def kernel_lockdown(system: System) -> Iterator[Finding]:
+    """Whether the kernel lets us save a firmware console from vfio-pci."""
+    host = system.host
     state = host.read(_LOCKDOWN)
-    if state is None and unrecorded(host, _LOCKDOWN):
-        yield Finding(WARN, "kernel lockdown", NOT_RECORDED)
-        return
+    if state is None:
+        need_recorded(host, _LOCKDOWN)
     if not kernel.locked_down(host):
-        yield Finding(PASS, "kernel lockdown", "none")
+        yield passed("the kernel is not locked down")
         return
     mode = (state or "").partition("[")[2].partition("]")[0]
     if not kernel.removes_consoles(host):
-        text = f"{mode}, which does no harm: vfio-pci of this kernel removes no console"
-        yield Finding(PASS, "kernel lockdown", text)
+        yield passed(f"{mode}, which is harmless: vfio-pci of this kernel removes no console")
+        return
+    yield warning(
+        f"{mode}, so a firmware console that vfio-pci removes cannot be saved",
+        "lockdown comes with Secure Boot; see below what comes back, and keep SSH or a serial"
+        " console at hand",
+    )
+
+
+@check("console drivers")
+def console_drivers(system: System) -> Iterator[Finding]:
+    """Whether another console driver is left when the last framebuffer goes."""
+    host = system.host
+    names = [one.driver for one in console.vtconsoles(host)]
+    if not names:
+        need_recorded(host, _VTCONSOLES)
+        yield passed("there is none, so no screen shows text")
+    elif names != [console.FBCON]:
+        yield passed(f"{' and '.join(names)}; drawing now: {console.current_display(host)}")
     else:
-        text = f"{mode}: a firmware console that vfio-pci removes cannot be saved"
-        advice = (
-            "it comes with Secure Boot; read below what comes back, and have SSH or a serial"
-            " console at hand"
-        )
-        yield Finding(WARN, "kernel lockdown", text, advice)
-
-
-def console_drivers(subject: Subject) -> Iterator[Finding]:
-    """Whether another console driver is left when the last framebuffer goes (stages/native.py)."""
-    host = subject.host
-    found = console.vtconsoles(host)
-    names = " and ".join(one.driver for one in found)
-    if not found:
-        text = NOT_RECORDED if unrecorded(host, _VTCONSOLES) else "none: no text on any screen"
-        yield Finding(WARN if text == NOT_RECORDED else PASS, "console drivers", text)
-    elif [one.driver for one in found] != [console.FBCON]:
         yield Finding(
-            PASS, "console drivers", f"{names}; drawing now: {console.current_display(host)}"
+            FAIL if _all_framebuffers_go(system) else WARN,
+            "",
+            "fbcon is the only one; without any framebuffer, the kernel crashes when it next draws"
+            " text, so this hook refuses to take the last one",
+            "reboot, and start this VM before any other that takes the boot GPU",
         )
-    else:
-        text = (
-            "fbcon is the only one: when the last framebuffer goes, the kernel crashes at the next"
-            " text it draws, so this hook refuses to take that"
-        )
-        advice = "reboot, and start the VM before any other that takes the boot GPU"
-        yield Finding(_level_of_last(host, subject), "console drivers", text, advice)
 
 
-def _level_of_last(host: Host, subject: Subject) -> str:
-    """FAIL when every framebuffer goes to a VM."""
-    mine = {given.address for given in subject.given() if given.domain}
-    framebuffers = {name for one in gpu.gpus_among(host, tuple(mine)) for name in one.framebuffers}
-    return FAIL if framebuffers >= {fb.name for fb in console.framebuffers(host)} else WARN
+def _all_framebuffers_go(system: System) -> bool:
+    """Whether every framebuffer is on a GPU of a VM."""
+    taken = {one.address for one in system.assignments() if one.vm}
+    leaving = {
+        name for one in gpu.gpus_among(system.host, tuple(taken)) for name in one.framebuffers
+    }
+    return leaving >= {fb.name for fb in console.framebuffers(system.host)}
 
 
-def console_after(subject: Subject) -> Iterator[Finding]:
-    """What release can give back on this kernel, for each VM with a GPU."""
-    host = subject.host
-    with_gpus = [one for one in subject.domains if subject.gpus_of(one)]
-    for one in with_gpus or [_taker(given) for given in subject.given()]:
-        yield _judge_return(host, one, bad=FAIL if with_gpus else WARN)
+@check("console after a VM")
+def console_after(system: System) -> Iterator[Finding]:
+    """What release can restore on this kernel, for each VM with a GPU."""
+    with_gpus = [one for one in system.domains if system.gpus_of(one)]
+    for vm in with_gpus or [_imagined_vm(address) for address in system.gpus()]:
+        yield _outlook(system.host, vm)
 
 
-def _taker(given: Given) -> Domain:
-    """A VM that would get this GPU."""
-    hostdev = domain.Hostdev(given.address, True, "hostdev", 0)
-    return Domain(given.address, _NOBODY, (hostdev,))
+def _imagined_vm(address: str) -> Domain:
+    """A VM that would have this GPU."""
+    return Domain(address, _NO_VM, (domain.Hostdev(address, True, "hostdev", 0),))
 
 
-def _judge_return(host: Host, one: Domain, bad: str) -> Finding:
-    title = f"console after {one.name}" if one.uuid != _NOBODY else f"console on {one.name}"
-    held = _held(host, one)
-    if held:
-        return Finding(PASS, title, f"{held}; `vfio-console-hook status` shows what comes back")
+def _outlook(host: Host, vm: Domain) -> Finding:
+    real = vm.uuid != _NO_VM
+    title = f"console after {vm.name}" if real else f"console on {vm.name}"
+    holder = _holder_now(host, vm)
+    if holder:
+        return passed(f"{holder}; see `vfio-console-hook status` for what comes back", of=title)
     try:
-        settings = load.configuration(host, one.name, "" if one.uuid == _NOBODY else one.uuid)
+        settings = load.configuration(host, vm.name, vm.uuid if real else "")
         if not settings.enabled:
-            return Finding(PASS, title, "`enabled: false`: this hook leaves its GPUs alone")
-        handover, steps = look_ahead(host, assignment_of(host, one), settings)
+            return passed("`enabled: false`, so this hook leaves its GPUs alone", of=title)
+        handover, steps = look_ahead(host, assignment_of(host, vm), settings)
     except ConfigError:
-        return Finding(WARN, title, "not looked at, because of mistakes in its configuration")
+        return warning("not checked, because its configuration has mistakes", of=title)
     except RefusedError as error:
-        start = "the VM would not start" if one.uuid != _NOBODY else "no VM could start with it"
-        return Finding(bad, title, f"{start}: {error.text}", error.hint)
+        start = "the VM would not start" if real else "no VM could start with it"
+        return Finding(FAIL if real else WARN, title, f"{start}: {error.text}", error.hint)
     except HookError as error:
-        return Finding(WARN, title, f"cannot tell: {error.text}", error.hint)
+        return could_not_check(title, error)
     text = outlook(handover, steps)
     if any(step.loses for step in steps):
-        return Finding(WARN, title, text, "have SSH or a serial console at hand when you start it")
-    return Finding(PASS, title, text)
+        return warning(text, "keep SSH or a serial console at hand when you start it", of=title)
+    return passed(text, of=title)
 
 
-def _held(host: Host, one: Domain) -> str:
-    """Who has GPUs of this VM now, so that nothing can be foretold: a clause, or ""."""
+def _holder_now(host: Host, vm: Domain) -> str:
+    """Which VM or person has GPUs of this VM now, as a clause; "" if none has."""
     boot = kernel.boot_id(host)
-    mine = set(gpus_among(host, tuple(hostdev.address for hostdev in one.hostdevs)))
+    mine = set(gpus_among(host, tuple(hostdev.address for hostdev in vm.hostdevs)))
     for claim in Claims(host).readable():
-        if claim.boot == boot and mine & set(claim.gpus):
-            who = "a person" if claim.by_hand else claim.name
-            return f"{who} has {' and '.join(sorted(mine & set(claim.gpus)))} now"
+        if claim.boot == boot and (held := " and ".join(sorted(mine & set(claim.gpus)))):
+            return f"{held} was taken by hand" if claim.by_hand else f"{claim.name} has {held} now"
     return ""
 
 

@@ -1,27 +1,30 @@
-"""What a check of doctor looks at, and what it finds."""
+"""One line of doctor, and the frame around a check that yields such lines."""
 
 from __future__ import annotations
 
+import errno
+import functools
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ... import domain
-from ...domain import Domain
-from ...errors import HookError
-from ...machine import gpu
+from ...errors import HookError, HostError, StuckError, UnrecordedError
 from ...machine.host import Host
-from ...machine.libvirtd import Vm
+from .system import System
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
+NOT_RECORDED = "not in this snapshot"
+# Programs report a refusal in the words of strerror(3), journalctl in its own.
+_NOT_ALLOWED = re.compile("Permission denied|insufficient permissions|not seeing messages")
 
 
 @dataclass(frozen=True)
 class Finding:
     """One line of doctor.
 
-    level is PASS, WARN or FAIL. subject is what was looked at ("IOMMU group of
-    0000:01:00.0"), text what was found there, advice what to do about it. area is
-    what it belongs to, for the heading; examine() fills it in.
+    level is PASS, WARN or FAIL. subject is the title ("IOMMU group of 0000:01:00.0"),
+    text what was found, advice what to do about it. check() fills in a title that is
+    missing, Area.findings() the heading.
     """
 
     level: str
@@ -31,89 +34,60 @@ class Finding:
     area: str = ""
 
 
-@dataclass(frozen=True)
-class Given:
-    """A GPU of this host and the VM that gets it; no VM for one that could be given."""
-
-    address: str
-    domain: Domain | None
-
-    @property
-    def whose(self) -> str:
-        """The GPU, and its VM if it has one."""
-        return f"{self.address} ({self.domain.name})" if self.domain else self.address
-
-    @property
-    def bad(self) -> str:
-        """The level of what would keep the VM from starting; only a warning without a VM."""
-        return FAIL if self.domain else WARN
+def passed(text: str, *, of: str = "") -> Finding:
+    """A PASS; of is a title other than that of the check."""
+    return Finding(PASS, of, text)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """The host and its VMs.
-
-    domains are the VMs of vms whose XML can be read, in the same order. unasked is
-    why libvirt could not be asked for them, "" when it answered; remedy what may help.
-    """
-
-    host: Host
-    vms: tuple[Vm, ...] = ()
-    domains: tuple[Domain, ...] = ()
-    unasked: str = ""
-    remedy: str = ""
-
-    @classmethod
-    def of(cls, host: Host, vms: tuple[Vm, ...]) -> Subject:
-        """The host with these VMs, their XML read."""
-        return cls(host, vms, tuple(one for one in map(_parsed, vms) if one))
-
-    def vm(self, uuid: str) -> Vm | None:
-        """The VM with this uuid, as libvirt told of it."""
-        return next((one for one in self.vms if one.uuid.lower() == uuid.lower()), None)
-
-    def gpus_of(self, one: Domain) -> tuple[str, ...]:
-        """The GPUs of this host that a VM gets, without virtual functions."""
-        return gpus_among(self.host, tuple(hostdev.address for hostdev in one.hostdevs))
-
-    def given(self) -> tuple[Given, ...]:
-        """Every GPU of a VM, once for each; all GPUs of the host when no VM has one.
-
-        Raises HostError.
-        """
-        found = tuple(Given(address, one) for one in self.domains for address in self.gpus_of(one))
-        every = (Given(address, None) for address in gpu.displays(self.host))
-        return found or tuple(one for one in every if not gpu.is_virtual(self.host, one.address))
+def warning(text: str, advice: str = "", *, of: str = "") -> Finding:
+    """A WARN; of is a title other than that of the check."""
+    return Finding(WARN, of, text, advice)
 
 
-Check = Callable[[Subject], Iterator[Finding]]
-"""Looks at a Subject and changes nothing. Its name is its title when it cannot look."""
+def failure(text: str, advice: str = "", *, of: str = "") -> Finding:
+    """A FAIL; of is a title other than that of the check."""
+    return Finding(FAIL, of, text, advice)
 
 
-def _parsed(vm: Vm) -> Domain | None:
-    try:
-        return domain.parse(vm.xml.encode())
-    except HookError:
-        return None
+Check = Callable[[System], Iterator[Finding]]
+"""Reads a System, changes nothing, raises nothing, and yields what it found."""
 
 
-def gpus_among(host: Host, addresses: tuple[str, ...]) -> tuple[str, ...]:
-    """The GPUs of this host among PCI addresses, without virtual functions and what is not there.
+def check(title: str) -> Callable[[Check], Check]:
+    """Decorate a check: its findings get this title, and an error becomes one of them."""
 
-    Raises HostError.
-    """
-    return tuple(
-        address
-        for address in addresses
-        if host.exists(f"sys/bus/pci/devices/{address}/class")
-        and gpu.display_class(host, address) is not None
-        and not gpu.is_virtual(host, address)
-    )
+    def decorate(unframed: Check) -> Check:
+        @functools.wraps(unframed)
+        def framed(system: System) -> Iterator[Finding]:
+            try:
+                for one in unframed(system):
+                    yield replace(one, subject=one.subject or title)
+            except HookError as error:
+                yield could_not_check(title, error)
+
+        return framed
+
+    return decorate
+
+
+def could_not_check(title: str, error: HookError) -> Finding:
+    """The finding for an error: what is unknown is neither right nor wrong."""
+    if isinstance(error, UnrecordedError):
+        return Finding(WARN, title, NOT_RECORDED)
+    refused = isinstance(error, HostError) and error.errno in (errno.EACCES, errno.EPERM)
+    if refused or _NOT_ALLOWED.search(error.text):
+        advice = "run `vfio-console-hook doctor` as root"
+        return Finding(WARN, title, f"this user cannot check it: {error.text}", advice)
+    level = FAIL if isinstance(error, StuckError) else WARN
+    return Finding(level, title, f"could not be checked: {error.text}", error.hint)
 
 
 def unrecorded(host: Host, *paths: str) -> bool:
-    """Whether nothing can be told of these: they are not in the text of a recorded machine."""
+    """Whether this is a snapshot without any of these paths, so that nothing is known of them."""
     return not host.complete and not any(host.exists(path) for path in paths)
 
 
-NOT_RECORDED = "not in this recorded machine"
+def need_recorded(host: Host, *paths: str) -> None:
+    """Raise UnrecordedError, which ends the check, when none of these is in the snapshot."""
+    if unrecorded(host, *paths):
+        raise UnrecordedError(f"/{paths[0]} is {NOT_RECORDED}")

@@ -1,4 +1,4 @@
-"""Whether the host can give PCI devices to VMs at all: the IOMMU, its groups, vfio-pci."""
+"""Checks of what PCI passthrough needs: the IOMMU, its groups, and vfio-pci."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from collections.abc import Iterator
 
 from ...machine import gpu
 from ...machine.host import Host
-from .finding import FAIL, NOT_RECORDED, PASS, WARN, Check, Finding, Given, Subject, unrecorded
+from .finding import (
+    FAIL,
+    NOT_RECORDED,
+    WARN,
+    Check,
+    Finding,
+    check,
+    failure,
+    need_recorded,
+    passed,
+    unrecorded,
+    warning,
+)
+from .system import Assignment, System, driver_of
 
 _PCI = "sys/bus/pci/devices"
 _UNITS, _GROUPS = "sys/class/iommu", "sys/kernel/iommu_groups"
@@ -17,24 +30,23 @@ _VFIO_PCI = re.compile(rb"/vfio[-_]pci\.ko")
 _MODULE_TREES = ("lib/modules", "usr/lib/modules", "run/booted-system/kernel-modules/lib/modules")
 
 
-def iommu(subject: Subject) -> Iterator[Finding]:
+@check("IOMMU")
+def iommu(system: System) -> Iterator[Finding]:
     """Whether the kernel drives an IOMMU: it makes groups then (Linux drivers/iommu/iommu.c)."""
-    host = subject.host
+    host = system.host
     units = host.list(_UNITS)
     groups = set(host.list(_GROUPS)) | {_group(host, one) for one in host.list(_PCI)} - {None}
     if groups:
         which = f" ({', '.join(units)})" if units else ""
         word = "group" if len(groups) == 1 else "groups"
-        yield Finding(PASS, "IOMMU", f"on{which}, with {len(groups)} {word} of devices")
-    elif unrecorded(host, _UNITS, _GROUPS):
-        yield Finding(WARN, "IOMMU", NOT_RECORDED)
+        yield passed(f"on{which}, with {len(groups)} {word} of devices")
     else:
-        text = "off, and without it no PCI device can be given to a VM"
-        yield Finding(FAIL, "IOMMU", text, _how_to_switch_on(host))
+        need_recorded(host, _UNITS, _GROUPS)
+        yield failure("off; without it no VM can have a PCI device", _how_to_switch_on(host))
 
 
 def _how_to_switch_on(host: Host) -> str:
-    """By the processor's vendor, and by whether the firmware tells the kernel of one.
+    """What to do, by the processor's vendor and by whether the firmware describes an IOMMU.
 
     Source: Linux drivers/iommu/intel/dmar.c (DMAR), drivers/iommu/amd/init.c (IVRS).
     """
@@ -42,43 +54,45 @@ def _how_to_switch_on(host: Host) -> str:
     processor = host.read("proc/cpuinfo") or ""
     if "GenuineIntel" in processor:
         if "intel_iommu=on" in words and not host.exists("sys/firmware/acpi/tables/DMAR"):
-            return "switch VT-d on in the firmware setup (often below chipset or processor)"
+            return "enable VT-d in the firmware setup, often below chipset or processor"
         if host.exists("sys/firmware/acpi/tables/DMAR"):
-            return "boot with intel_iommu=on on the kernel command line"
+            return "add intel_iommu=on to the kernel command line and reboot"
         return (
-            "switch VT-d on in the firmware setup, and boot with intel_iommu=on on the kernel"
-            " command line"
+            "enable VT-d in the firmware setup, and add intel_iommu=on to the kernel command line"
         )
     if "AuthenticAMD" in processor:
         if host.exists("sys/firmware/acpi/tables/IVRS"):
-            return "take amd_iommu=off or iommu=off out of the kernel command line"
-        return "switch the IOMMU (AMD-Vi) on in the firmware setup, often below NBIO or chipset"
-    return "switch the IOMMU on in the firmware setup"
+            return "remove amd_iommu=off or iommu=off from the kernel command line and reboot"
+        return "enable the IOMMU (AMD-Vi) in the firmware setup, often below NBIO or chipset"
+    return "enable the IOMMU in the firmware setup"
 
 
 def _group(host: Host, address: str) -> str | None:
     return host.link_name(f"{_PCI}/{address}/iommu_group")
 
 
-def iommu_groups(subject: Subject) -> Iterator[Finding]:
+@check("IOMMU groups")
+def iommu_groups(system: System) -> Iterator[Finding]:
     """Whether what is in a GPU's group goes to the VM with it, for each GPU."""
-    for given in subject.given():
-        yield _judge_group(subject.host, given)
+    for one in system.assignments():
+        yield _group_finding(system.host, one)
 
 
-def _judge_group(host: Host, given: Given) -> Finding:
-    title = f"IOMMU group of {given.whose}"
-    group = _group(host, given.address)
+def _group_finding(host: Host, gpu_of_vm: Assignment) -> Finding:
+    title = f"IOMMU group of {gpu_of_vm.title}"
+    # What would keep the VM from starting; without a VM it is only a warning.
+    level = FAIL if gpu_of_vm.vm else WARN
+    group = _group(host, gpu_of_vm.address)
     if group is None:
-        return Finding(given.bad, title, "it has none", "see what is said of the IOMMU")
-    members = [one for one in _members(host, group) if one != given.address]
-    left = [one for one in members if not _may_stay(host, one, given)]
-    if not left:
-        beside = f", with {' and '.join(_told(host, one) for one in members)}" if members else ""
-        return Finding(PASS, title, f"group {group}{beside or ', alone'}")
-    names = " and ".join(_told(host, one) for one in left)
-    text = f"group {group} is not viable: it also has {names}"
-    return Finding(given.bad, title, text, _how_to_part(given, left))
+        return Finding(level, title, "it is in no group", "see the finding about the IOMMU")
+    members = [one for one in _members(host, group) if one != gpu_of_vm.address]
+    blocking = [one for one in members if not _may_stay(host, one, gpu_of_vm)]
+    if blocking:
+        text = f"group {group} is not viable: it also contains {_with_drivers(host, blocking)}"
+        return Finding(level, title, text, _how_to_separate(gpu_of_vm, blocking))
+    if members:
+        return passed(f"it shares group {group} with {_with_drivers(host, members)}", of=title)
+    return passed(f"it is alone in group {group}", of=title)
 
 
 def _members(host: Host, group: str) -> list[str]:
@@ -86,61 +100,62 @@ def _members(host: Host, group: str) -> list[str]:
     return sorted(linked | set(host.list(f"{_GROUPS}/{group}/devices")))
 
 
-def _may_stay(host: Host, address: str, given: Given) -> bool:
-    """Whether a device in the group of a VM's GPU does not keep vfio from opening the group.
+def _may_stay(host: Host, address: str, gpu_of_vm: Assignment) -> bool:
+    """Whether vfio can open the group of a VM's GPU with this device in it.
 
     Source: up to Linux 5.18 vfio_dev_viable() and vfio_dev_driver_allowed()
-    (drivers/vfio/vfio.c) want a bridge, pci-stub, vfio or no driver; later the
+    (drivers/vfio/vfio.c) accept a bridge, pci-stub, vfio or no driver; later the
     drivers with driver_managed_dma, which are the same.
     """
-    if given.domain and address in {one.address for one in given.domain.hostdevs}:
+    vm = gpu_of_vm.vm
+    if vm and address in {one.address for one in vm.hostdevs}:
         return True
     pci_class = host.read(f"{_PCI}/{address}/class")
-    driver = host.link_name(f"{_PCI}/{address}/driver")
     return (
-        pci_class is None  # of a recorded machine, which does not have all devices
+        pci_class is None  # in a snapshot, which does not have all devices
         or pci_class.startswith(_BRIDGE)
-        or driver in (None, "pci-stub", "pcieport")
+        or driver_of(host, address) in (None, "pci-stub", "pcieport")
         or gpu.is_vfio(host, address)
     )
 
 
-def _told(host: Host, address: str) -> str:
-    driver = host.link_name(f"{_PCI}/{address}/driver")
-    return f"{address} (on {driver})" if driver else address
+def _with_drivers(host: Host, addresses: list[str]) -> str:
+    drivers = ((address, driver_of(host, address)) for address in addresses)
+    return " and ".join(f"{one} (on {driver})" if driver else one for one, driver in drivers)
 
 
-def _how_to_part(given: Given, left: list[str]) -> str:
-    vm = given.domain.name if given.domain else "the VM"
-    if all(gpu.slot(one) == gpu.slot(given.address) for one in left):
+def _how_to_separate(gpu_of_vm: Assignment, others: list[str]) -> str:
+    name = gpu_of_vm.vm.name if gpu_of_vm.vm else "the VM"
+    if all(gpu.slot(one) == gpu.slot(gpu_of_vm.address) for one in others):
         return (
-            f"give {vm} {' and '.join(left)} too, of the same card: a <hostdev managed='yes'> for"
-            " each"
+            f"add {' and '.join(others)} of the same card to {name} too, each as"
+            " <hostdev managed='yes'>"
         )
     return (
-        f"give {vm} all of them, or put the card into another slot: which slots are apart is up to"
-        " the mainboard"
+        f"add all of them to {name}, or move the card to another slot; which slots have separate"
+        " groups depends on the mainboard"
     )
 
 
-def vfio_pci(subject: Subject) -> Iterator[Finding]:
-    """Whether the driver that gives a device to QEMU is there for the running kernel."""
-    host = subject.host
+@check("vfio-pci")
+def vfio_pci(system: System) -> Iterator[Finding]:
+    """Whether the running kernel has the driver that gives a device to QEMU."""
+    host = system.host
     release = host.read("proc/sys/kernel/osrelease") or ""
     trees = [f"{tree}/{release}" for tree in _MODULE_TREES]
     if host.exists("sys/bus/pci/drivers/vfio-pci"):
-        yield Finding(PASS, "vfio-pci", "loaded")
+        yield passed("loaded")
     elif any(_holds_vfio_pci(host, tree) for tree in trees):
-        yield Finding(PASS, "vfio-pci", "installed; libvirt loads it when it needs it")
+        yield passed("installed; libvirt loads it on demand")
     elif unrecorded(host, *trees):
-        yield Finding(WARN, "vfio-pci", f"not loaded, and the kernel's modules are {NOT_RECORDED}")
+        yield warning(f"not loaded, and the kernel's modules are {NOT_RECORDED}")
     elif not any(host.exists(tree) for tree in trees):
-        text = f"not loaded, and the modules of the running kernel {release} are gone"
-        yield Finding(FAIL, "vfio-pci", text, "reboot, if the kernel was updated since boot")
+        text = f"not loaded, and the modules of the running kernel {release} are not installed"
+        yield failure(text, "reboot if the kernel was updated since boot")
     else:
-        text = f"not there for the running kernel {release}"
+        text = f"not available for the running kernel {release}"
         advice = "install a kernel with CONFIG_VFIO_PCI, or the package with all its modules"
-        yield Finding(FAIL, "vfio-pci", text, advice)
+        yield failure(text, advice)
 
 
 def _holds_vfio_pci(host: Host, tree: str) -> bool:

@@ -1,4 +1,4 @@
-"""Checks of the hooks of others, which libvirt runs beside ours."""
+"""Checks of the other hooks that libvirt runs beside ours."""
 
 from __future__ import annotations
 
@@ -7,115 +7,102 @@ from collections.abc import Iterator
 
 from ...machine import holders
 from ...machine.host import Host
-from .finding import PASS, WARN, Check, Finding, Subject
-from .gates import DROPINS, MAIN, HookFile, code, entries, look
-from .unknown import titled
+from .finding import Check, Finding, check, passed, warning
+from .hook_files import DROPIN, DROPINS, MAIN, HookFile, code_lines, hook_file, hook_files
+from .system import System
 
-# What editors and package managers leave beside a file. libvirt knows no such names:
+# What editors and package managers leave beside a file. libvirt ignores no such name:
 # whatever is executable runs.
 _LEFTOVER = re.compile(
     r"\..*|.*~|#.*#|.*\.(?:bak|backup|old|orig|save|swp|tmp|disabled|off|rpmnew|rpmsave|rpmorig"
     r"|dpkg-(?:old|new|dist|tmp)|ucf-(?:old|new|dist))"
 )
 
-# A program that asks libvirt waits for the VM that libvirt has locked until the hook ends.
-_ASKS_LIBVIRT = re.compile(rb"\bvirsh\b|^(?:import|from)\s+libvirt\b")
+# A program that calls libvirt waits for the VM that libvirt keeps locked until the hook ends.
+_CALLS_LIBVIRT = re.compile(rb"\bvirsh\b|^(?:import|from)\s+libvirt\b")
 _LONGEST_LINE = 60
 # The folders of a dispatcher script are qemu.d/VM/prepare/begin.
 _DEPTH = 4
 
 
-@titled("other hooks")
-def other_hooks(subject: Subject) -> Iterator[Finding]:
-    """What lies where libvirt looks for hooks, and is not run, or should not be."""
-    there = tuple(entries(subject.host))
+@check("other hooks")
+def other_hooks(system: System) -> Iterator[Finding]:
+    """What lies where libvirt looks for hooks and is not run, or should not be."""
+    there = tuple(hook_files(system.host))
     dispatched = any(one.path == MAIN and one.runs and not one.ours for one in there)
-    whole = any(one.ours and one.runs for one in there)
-    found = False
+    installed = any(one.ours and one.runs for one in there)
+    wrong = False
     for one in there:
-        if one.ours and not (one.runs or whole):
-            continue  # the check of the hook tells
-        for text, advice in _oddity(one, dispatched):
-            found = True
-            yield Finding(WARN, "other hooks", text, advice)
-    for path in _dead_links(subject.host):
-        found = True
-        text = f"/{path} is a link that leads nowhere: libvirt leaves it out"
-        yield Finding(WARN, "other hooks", text, f"rm /{path}")
-    if not found and there:
+        if not installed and (one.ours or (one.dangling and one.path in (MAIN, DROPIN))):
+            continue  # the check of the hook reports it
+        for text, advice in _problems(one, dispatched):
+            wrong = True
+            yield warning(text, advice)
+    if not wrong and there:
         foreign = [f"/{one.path}" for one in there if one.runs and not one.ours]
-        yield Finding(PASS, "other hooks", ", ".join(foreign) or "none")
+        yield passed(
+            f"libvirt also runs {', '.join(foreign)}" if foreign else "no other hook is installed"
+        )
 
 
-def _oddity(one: HookFile, dispatched: bool) -> Iterator[tuple[str, str]]:
-    """What is wrong with an entry, and what to do."""
+def _problems(one: HookFile, dispatched: bool) -> Iterator[tuple[str, str]]:
+    """What is wrong with a file, and what to do."""
     path = f"/{one.path}"
-    if one.is_folder:
+    if one.dangling:
+        yield f"{path} is a dangling link; libvirt ignores it", f"rm {path}"
+    elif one.is_folder:
         if one.path == MAIN:
-            yield f"{path} is a folder: libvirt leaves it out", f"mv {path} {path}.old"
+            yield f"{path} is a directory; libvirt ignores it", f"mv {path} {path}.old"
         elif not dispatched:
-            text = f"{path} is a folder, and libvirt looks into none"
+            text = f"{path} is a directory, and libvirt runs no hook inside a directory"
             yield text, f"move it away; only a dispatcher script in /{MAIN} would run what is in it"
     elif not one.runs:
-        text = f"{path} is not executable: libvirt leaves it out and warns in its log"
-        yield text, f"chmod 755 {path}, or move it out of the folder"
+        text = f"{path} is not executable; libvirt logs a warning and ignores it"
+        yield text, f"chmod 755 {path}, or move it out of the directory"
     elif one.path != MAIN and _LEFTOVER.fullmatch(one.path.rpartition("/")[2]):
-        text = f"{path} looks like a leftover, and libvirt runs it: it is executable"
+        text = f"{path} looks like a backup copy, but it is executable, so libvirt runs it"
         yield text, f"rm {path}, or move it out of /{DROPINS}"
 
 
-def _dead_links(host: Host) -> Iterator[str]:
-    for name in host.list(DROPINS):
-        path = f"{DROPINS}/{name}"
-        if host.readlink(path) is not None and host.stat(path) is None:
-            yield path
-
-
-@titled("virsh in hooks")
-def virsh(subject: Subject) -> Iterator[Finding]:
-    """Hooks of others that ask libvirt, which waits for them meanwhile.
+@check("virsh in hooks")
+def virsh_in_hooks(system: System) -> Iterator[Finding]:
+    """Other hooks that call libvirt, which is waiting for them.
 
     Source: libvirt docs/hooks.rst, "Calling libvirt functions from within a hook script".
     """
-    looked = found = False
-    for one in _foreign(subject.host):
-        looked = True
-        lines = [(number, line) for number, line in code(one.content) if _ASKS_LIBVIRT.search(line)]
-        if not lines:
-            continue
-        found = True
-        number, line = lines[0]
-        more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
-        yield Finding(
-            WARN,
-            "virsh in hooks",
-            f"/{one.path} line {number}{more} calls libvirt, which waits for the hook:"
-            f" `{_shown(line)}`",
-            "take it out: both may wait for ever; libvirt detaches managed devices by itself,"
-            " and vfio-console-hook frees the GPU",
+    scripts = tuple(_foreign_scripts(system.host))
+    calling = [(one, lines) for one in scripts if (lines := _calls_of_libvirt(one))]
+    for one, [(number, line), *others] in calling:
+        more = f" and {len(others)} more" if others else ""
+        yield warning(
+            f"/{one.path} line {number}{more} calls libvirt, which is waiting for the hook:"
+            f" `{holders.printable(line.decode('utf-8', 'replace'), _LONGEST_LINE)}`",
+            "remove the call, since both can wait forever; libvirt detaches managed devices"
+            " itself, and vfio-console-hook frees the GPU",
         )
-    if looked and not found:
-        yield Finding(PASS, "virsh in hooks", "no other hook calls it")
+    if scripts and not calling:
+        yield passed("no other hook calls libvirt")
 
 
-def _foreign(host: Host) -> Iterator[HookFile]:
-    """The scripts of others that are executable, also in the folders of a dispatcher."""
-    for one in entries(host):
-        yield from _scripts(host, one, _DEPTH)
+def _calls_of_libvirt(script: HookFile) -> list[tuple[int, bytes]]:
+    """The lines that call libvirt, with their numbers."""
+    return [(at, line) for at, line in code_lines(script.content) if _CALLS_LIBVIRT.search(line)]
 
 
-def _scripts(host: Host, one: HookFile, depth: int) -> Iterator[HookFile]:
+def _foreign_scripts(host: Host) -> Iterator[HookFile]:
+    """The executable scripts that are not ours, also in the folders of a dispatcher."""
+    for one in hook_files(host):
+        yield from _scripts_in(host, one, _DEPTH)
+
+
+def _scripts_in(host: Host, one: HookFile, depth: int) -> Iterator[HookFile]:
     if one.runs and not one.ours and b"\0" not in one.content:
         yield one
     elif one.is_folder and depth:
         for name in host.list(one.path):
-            below = look(host, f"{one.path}/{name}")
+            below = hook_file(host, f"{one.path}/{name}")
             if below is not None:
-                yield from _scripts(host, below, depth - 1)
+                yield from _scripts_in(host, below, depth - 1)
 
 
-def _shown(line: bytes) -> str:
-    return holders.printable(line.decode("utf-8", "replace"), _LONGEST_LINE)
-
-
-CHECKS: tuple[Check, ...] = (other_hooks, virsh)
+CHECKS: tuple[Check, ...] = (other_hooks, virsh_in_hooks)

@@ -1,4 +1,4 @@
-"""Which VMs have a GPU of this host, and which of them this hook does not serve."""
+"""Checks of the VMs: which have a GPU of this host, and which of them this hook does not serve."""
 
 from __future__ import annotations
 
@@ -12,162 +12,168 @@ from ...domain import Domain, Hostdev
 from ...errors import HookError
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
-from .finding import FAIL, NOT_RECORDED, PASS, WARN, Check, Finding, Subject, gpus_among, unrecorded
+from .finding import Check, Finding, check, failure, need_recorded, passed, unrecorded, warning
+from .system import System, driver_of, gpus_among
 
 _PCI = "sys/bus/pci/devices"
 # Where libvirt keeps the VMs of a user's own connection (qemu:///session).
 _SESSION = ".config/libvirt/qemu"
-# A dead server behind one of these would hold us for ever.
+# A dead server behind one of these would block us forever.
 _REMOTE = ("nfs", "cifs", "smb", "autofs", "fuse", "9p", "ceph", "afs")
-_BY_HAND = "`vfio-console-hook take ADDRESS` before and `give ADDRESS` after do the same by hand"
+_BY_HAND = (
+    "to attach a GPU to a running VM, run `vfio-console-hook take ADDRESS` before, and"
+    " `give ADDRESS` after you detach it"
+)
 
 
-def libvirt_answers(subject: Subject) -> Iterator[Finding]:
-    """Whether libvirt could be asked, and what of its answer cannot be read."""
-    if subject.unasked:
-        text = f"{subject.unasked}; so nothing here is about its VMs"
-        yield Finding(WARN, "libvirt", text, subject.remedy)
+@check("libvirt")
+def libvirt_answers(system: System) -> Iterator[Finding]:
+    """Whether libvirt lists its VMs, and whether their XML can be read."""
+    if system.libvirt_error:
+        text = f"{system.libvirt_error}; its VMs were not checked"
+        yield warning(text, system.libvirt_hint)
         return
-    running = sum(1 for vm in subject.vms if vm.live)
-    count = f"{len(subject.vms)} VM{'' if len(subject.vms) == 1 else 's'}"
-    yield Finding(PASS, "libvirt", f"it answers: {count}, {running} of them running")
-    for vm in subject.vms:
+    running = sum(1 for vm in system.vms if vm.live)
+    count = f"{len(system.vms)} VM{'' if len(system.vms) == 1 else 's'}"
+    yield passed(f"it lists {count}, {running} of them running")
+    for vm in system.vms:
         try:
             domain.parse(vm.xml.encode())
         except HookError as error:
             advice = f"compare with `virsh dumpxml --inactive {quote(vm.name)}`"
-            yield Finding(FAIL, f"VM {vm.name}", error.text, advice)
+            yield failure(error.text, advice, of=f"VM {vm.name}")
 
 
-def vms_with_gpus(subject: Subject) -> Iterator[Finding]:
-    """Each VM that has a GPU, and how it is written in its XML."""
-    with_gpus = [one for one in subject.domains if subject.gpus_of(one)]
-    for one in with_gpus:
-        gpus = subject.gpus_of(one)
-        vm = subject.vm(one.uuid)
+@check("VMs with a GPU")
+def vms_with_gpus(system: System) -> Iterator[Finding]:
+    """Each VM that has a GPU, and how its XML has it."""
+    with_gpus = [(one, gpus) for one in system.domains if (gpus := system.gpus_of(one))]
+    for one, gpus in with_gpus:
+        vm = system.vm(one.uuid)
         state = "running" if vm and vm.live else "off"
         auto = ", starts with the host" if vm and vm.autostart else ""
-        shown = " and ".join(_shown(subject.host, address) for address in gpus)
-        yield Finding(PASS, f"VM {one.name}", f"{shown}; {state}{auto}")
+        drivers = ((address, driver_of(system.host, address)) for address in gpus)
+        shown = [f"{gpu} ({f'on {driver}' if driver else 'no driver'})" for gpu, driver in drivers]
+        yield passed(f"{' and '.join(shown)}; {state}{auto}", of=f"VM {one.name}")
         for hostdev in one.hostdevs:
             if hostdev.address in gpus and not hostdev.managed:
                 yield _unmanaged(one, hostdev)
-    if not with_gpus and not subject.unasked:
-        advice = "add one as a PCI host device in virt-manager, or as <hostdev> by `virsh edit VM`"
-        yield Finding(WARN, "VMs with a GPU", "no VM has a GPU of this host", advice)
-
-
-def _shown(host: Host, address: str) -> str:
-    driver = host.link_name(f"{_PCI}/{address}/driver")
-    return f"{address} (on {driver})" if driver else f"{address} (no driver of its own)"
+    if not with_gpus and not system.libvirt_error:
+        advice = "add one as a PCI host device in virt-manager, or as <hostdev> with `virsh edit`"
+        yield warning("no VM has a GPU of this host", advice)
 
 
 def _unmanaged(one: Domain, hostdev: Hostdev) -> Finding:
     title = f"{hostdev.address} in VM {one.name}"
     if hostdev.origin == "hostdev":
-        text = "managed='no': libvirt neither gives it to vfio-pci nor back"
-        return Finding(WARN, title, text, "write managed='yes' in its <hostdev>")
-    text = f"it stands in <{hostdev.origin}>: libvirt does not know of it"
-    return Finding(WARN, title, text, "give it to the VM as a <hostdev> with managed='yes'")
+        text = "managed='no', so libvirt neither binds it to vfio-pci nor gives it back"
+        return warning(text, "write managed='yes' in its <hostdev>", of=title)
+    text = f"it is in <{hostdev.origin}>, where libvirt does not manage devices"
+    return warning(text, "add it to the VM as <hostdev managed='yes'> instead", of=title)
 
 
-def missing_devices(subject: Subject) -> Iterator[Finding]:
+@check("missing devices")
+def missing_devices(system: System) -> Iterator[Finding]:
     """PCI devices in a VM's XML that this host does not have."""
-    host = subject.host
-    for one in subject.domains:
+    host = system.host
+    for one in system.domains:
         for hostdev in one.hostdevs:
             path = f"{_PCI}/{hostdev.address}"
-            # A recorded machine has only its displays and what belongs to them.
-            if host.exists(path) or unrecorded(host, path):
-                continue
-            text = f"{hostdev.address} in its XML is no device of this host"
-            advice = "see `lspci -D`: adding or moving a card changes addresses"
-            yield Finding(FAIL, f"VM {one.name}", text, advice)
+            # A snapshot has only the displays and what belongs to them.
+            if not host.exists(path) and not unrecorded(host, path):
+                text = f"its XML has {hostdev.address}, but this host has no such device"
+                advice = "see `lspci -D`; adding or moving a card changes addresses"
+                yield failure(text, advice, of=f"VM {one.name}")
 
 
-def hot_plugged_gpus(subject: Subject) -> Iterator[Finding]:
-    """GPUs that came to a VM while it ran: libvirt calls no hook then (qemu_hotplug.c)."""
-    host = subject.host
+@check("hot-plugged GPUs")
+def hot_plugged_gpus(system: System) -> Iterator[Finding]:
+    """GPUs that a VM got while it ran: libvirt calls no hook then (qemu_hotplug.c)."""
+    host = system.host
     plugged: dict[str, Vm] = {}
-    for vm in subject.vms:
-        kept = set(_addresses(vm.xml))
-        extra = tuple(address for address in _addresses(vm.live) if address not in kept)
+    for vm in system.vms:
+        kept = set(_hostdev_addresses(vm.xml))
+        extra = tuple(one for one in _hostdev_addresses(vm.live) if one not in kept)
         plugged.update(dict.fromkeys(gpus_among(host, extra), vm))
     for address, vm in plugged.items():
-        text = f"{vm.name} was given it while it ran, and libvirt calls no hook then"
-        yield Finding(WARN, f"{address} in VM {vm.name}", text, _BY_HAND)
-    for address in () if subject.unasked else ownership.unclaimed(host):
+        text = "attached while the VM was running; libvirt does not call the hook then"
+        yield warning(text, _BY_HAND, of=f"{address} in VM {vm.name}")
+    for address in () if system.libvirt_error else ownership.unclaimed(host):
         if address not in plugged:
-            yield _judge_unclaimed(subject, address)
-    if not plugged and not subject.unasked:
-        yield Finding(PASS, "hot-plugged GPUs", "none")
+            yield _unclaimed(system, address)
+    if not plugged and not system.libvirt_error:
+        yield passed("no VM has one")
 
 
-def _addresses(xml: str) -> tuple[str, ...]:
+def _hostdev_addresses(xml: str) -> tuple[str, ...]:
+    """The PCI devices in an XML; none when it cannot be read."""
     try:
         return domain.hostdev_addresses(xml.encode()) if xml else ()
     except HookError:
         return ()
 
 
-def _judge_unclaimed(subject: Subject, address: str) -> Finding:
+def _unclaimed(system: System, address: str) -> Finding:
     title = f"{address} on vfio-pci"
-    for vm in subject.vms:
-        if address in _addresses(vm.live):
-            if _left_alone(subject.host, vm):
-                return Finding(PASS, title, f"{vm.name} has it, and `enabled: false` for that VM")
-            text = f"{vm.name} runs with it, but this hook has no claim for it"
+    for vm in system.vms:
+        if address in _hostdev_addresses(vm.live):
+            if _is_disabled(system.host, vm):
+                return passed(
+                    f"{vm.name} has it, and `enabled: false` is set for {vm.name}", of=title
+                )
+            text = f"{vm.name} is running with it, but this hook has no claim for it"
             advice = "see above whether the hook is called; the VM may have been started before"
-            return Finding(WARN, title, text, advice)
-    text = "no VM runs with it, and nobody took it by `take`: it was reserved at boot, or by hand"
-    return Finding(WARN, title, text, f"leave it there, or: {_BY_HAND}")
+            return warning(text, advice, of=title)
+    text = "no VM is running with it, and no claim has it; it was bound at boot or by hand"
+    return warning(text, f"nothing if that is intended; {_BY_HAND}", of=title)
 
 
-def _left_alone(host: Host, vm: Vm) -> bool:
+def _is_disabled(host: Host, vm: Vm) -> bool:
     try:
         return not load.configuration(host, vm.name, vm.uuid).enabled
     except HookError:
         return False
 
 
-def shared_gpus(subject: Subject) -> Iterator[Finding]:
+@check("shared GPUs")
+def shared_gpus(system: System) -> Iterator[Finding]:
     """GPUs that more than one VM has: only one of them can run at a time."""
     owners: dict[str, list[Domain]] = {}
-    for one in subject.domains:
-        for address in subject.gpus_of(one):
+    for one in system.domains:
+        for address in system.gpus_of(one):
             owners.setdefault(address, []).append(one)
     for address, those in owners.items():
         if len(those) < 2:
             continue
-        names = " and ".join(one.name for one in those)
-        auto = [one.name for one in those if (vm := subject.vm(one.uuid)) and vm.autostart]
+        title = f"{address} in {' and '.join(one.name for one in those)}"
+        auto = [one.name for one in those if (vm := system.vm(one.uuid)) and vm.autostart]
         if len(auto) > 1:
-            text = f"{' and '.join(auto)} both start with the host, and only one can have it"
-            advice = f"`virsh autostart --disable {quote(auto[-1])}`"
-            yield Finding(FAIL, f"{address} in {names}", text, advice)
+            text = f"{' and '.join(auto)} start with the host, but only one of them can have it"
+            yield failure(text, f"`virsh autostart --disable {quote(auto[-1])}`", of=title)
         else:
-            text = "only one of them can run at a time"
-            yield Finding(PASS, f"{address} in {names}", text)
+            yield passed("only one of them can run at a time", of=title)
 
 
-def session_vms(subject: Subject) -> Iterator[Finding]:
-    """VMs of a user's own libvirt with a PCI device: for them the hook runs without any right."""
-    if unrecorded(subject.host, "root", "home"):
-        yield Finding(WARN, "VMs of qemu:///session", NOT_RECORDED)
-        return
-    found, unread = [], 0
-    for home in _homes(subject.host):
+@check("VMs of qemu:///session")
+def session_vms(system: System) -> Iterator[Finding]:
+    """VMs of a user's own libvirt with a PCI device: the hook does not run as root for them."""
+    host = system.host
+    need_recorded(host, "root", "home")
+    found: dict[str, tuple[str, ...]] = {}
+    unread = 0
+    for home in _homes(host):
         try:
-            found += _with_hostdevs(subject.host, f"{home}/{_SESSION}")
+            found.update(_session_hostdevs(host, f"{home}/{_SESSION}"))
         except HookError:
             unread += 1
-    for path, addresses in found:
-        text = f"a VM of qemu:///session with {' and '.join(addresses)}: its hook is not root"
+    for path, addresses in found.items():
+        devices = " and ".join(addresses)
+        text = f"a VM of qemu:///session with {devices}; its hook does not run as root"
         advice = "define it in qemu:///system (virt-manager: the connection called QEMU/KVM)"
-        yield Finding(WARN, f"/{path}", text, advice)
+        yield warning(text, advice, of=f"/{path}")
     if not found:
-        rest = f"; {unread} of the home directories may not be read" if unread else ""
-        yield Finding(PASS, "VMs of qemu:///session", f"none with a PCI device{rest}")
+        rest = f"; {unread} of the home directories could not be read" if unread else ""
+        yield passed(f"no such VM has a PCI device{rest}")
 
 
 def _homes(host: Host) -> Iterator[str]:
@@ -179,14 +185,15 @@ def _homes(host: Host) -> Iterator[str]:
     return (home for home in homes if f"/{home}" not in remote)
 
 
-def _with_hostdevs(host: Host, folder: str) -> list[tuple[str, tuple[str, ...]]]:
-    """The files of VMs in a directory that have PCI host devices, and which. Raises HostError."""
-    found = []
+def _session_hostdevs(host: Host, folder: str) -> dict[str, tuple[str, ...]]:
+    """The PCI host devices of the VMs in a directory, by file. Raises HostError."""
+    found = {}
     for name in host.list(folder):
         if name.endswith(".xml"):
             text = host.read_bytes(f"{folder}/{name}") or b""
-            addresses = _addresses(text.decode("utf-8", "replace"))
-            found += [(f"{folder}/{name}", addresses)] if addresses else []
+            addresses = _hostdev_addresses(text.decode("utf-8", "replace"))
+            if addresses:
+                found[f"{folder}/{name}"] = addresses
     return found
 
 

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ...errors import HostError
+from ...errors import HostError, UnrecordedError
 from ...machine.host import Host
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
@@ -204,6 +204,8 @@ class TracingHost(Host):
     def run(self, *command: str, timeout_s: float = 30) -> str:
         try:
             output = self._host.run(*command, timeout_s=timeout_s)
+        except UnrecordedError:
+            raise  # a snapshot of a snapshot does not have it either
         except HostError as error:
             self.seen.ran[command] = error
             raise

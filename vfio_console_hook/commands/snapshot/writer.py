@@ -21,7 +21,8 @@ from ...machine.gpu import displays
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
 from ...machine.snapshot import Entry, entries, pack_console_map
-from ..doctor import areas
+from ..doctor.areas import AREAS
+from ..doctor.system import System
 from ..plan import plan
 from ..status import overview
 from . import answers, redact
@@ -144,11 +145,12 @@ def _libvirt(found: tuple[Vm, ...] | HookError) -> Iterator[Entry]:
 def _look(host: TracingHost, found: tuple[Vm, ...] | HookError) -> list[str]:
     """Let them look, whatever they find; remarks about what went wrong."""
     vms = () if isinstance(found, HookError) else found
-    subject = areas.Subject.of(host, vms)
+    system = System.with_vms(host, vms)
     looks: list[Callable[[], object]] = [
-        partial(_plan, host, one) for one in (*subject.domains, *_takers(host))
+        partial(_plan, host, one) for one in (*system.domains, *_takers(host))
     ]
-    looks += [partial(areas.examine, subject), partial(overview.look, host)]
+    looks += [partial(area.findings, system) for area in AREAS]
+    looks.append(partial(overview.look, host))
     remarks = []
     for look in looks:
         try:

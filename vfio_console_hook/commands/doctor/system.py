@@ -1,0 +1,97 @@
+"""What doctor checks: this host, its VMs, and the GPUs that they have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ... import domain
+from ...domain import Domain
+from ...errors import HookError
+from ...machine import gpu
+from ...machine.host import Host
+from ...machine.libvirtd import Vm
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A GPU of this host and a VM that has it; vm is None when no VM has any GPU."""
+
+    address: str
+    vm: Domain | None
+
+    @property
+    def title(self) -> str:
+        """The GPU, and its VM if it has one."""
+        return f"{self.address} ({self.vm.name})" if self.vm else self.address
+
+
+@dataclass(frozen=True)
+class System:
+    """The host and its VMs.
+
+    domains are the VMs of vms whose XML can be read, in the same order. libvirt_error is
+    why libvirt did not list them, "" when it did; libvirt_hint what to do about it.
+    """
+
+    host: Host
+    vms: tuple[Vm, ...] = ()
+    domains: tuple[Domain, ...] = ()
+    libvirt_error: str = ""
+    libvirt_hint: str = ""
+
+    @classmethod
+    def with_vms(cls, host: Host, vms: tuple[Vm, ...]) -> System:
+        """The host with these VMs, their XML parsed."""
+        return cls(host, vms, tuple(parsed for one in vms if (parsed := _domain(one))))
+
+    def vm(self, uuid: str) -> Vm | None:
+        """The VM with this uuid, as libvirt reported it."""
+        return next((one for one in self.vms if one.uuid.lower() == uuid.lower()), None)
+
+    def gpus_of(self, one: Domain) -> tuple[str, ...]:
+        """The GPUs of this host that a VM has, without virtual functions. Raises HostError."""
+        return gpus_among(self.host, tuple(hostdev.address for hostdev in one.hostdevs))
+
+    def assignments(self) -> tuple[Assignment, ...]:
+        """Each GPU of each VM; each GPU of the host without a VM when no VM has one.
+
+        Raises HostError.
+        """
+        assigned = tuple(
+            Assignment(address, one) for one in self.domains for address in self.gpus_of(one)
+        )
+        return assigned or tuple(
+            Assignment(address, None)
+            for address in gpu.displays(self.host)
+            if not gpu.is_virtual(self.host, address)
+        )
+
+    def gpus(self) -> tuple[str, ...]:
+        """The GPUs of assignments(), each once. Raises HostError."""
+        return tuple(dict.fromkeys(one.address for one in self.assignments()))
+
+
+def _domain(vm: Vm) -> Domain | None:
+    try:
+        return domain.parse(vm.xml.encode())
+    except HookError:
+        return None
+
+
+def gpus_among(host: Host, addresses: tuple[str, ...]) -> tuple[str, ...]:
+    """The GPUs of this host among PCI addresses, without virtual functions and absent devices.
+
+    Raises HostError.
+    """
+    return tuple(
+        address
+        for address in addresses
+        if host.exists(f"sys/bus/pci/devices/{address}/class")
+        and gpu.display_class(host, address) is not None
+        and not gpu.is_virtual(host, address)
+    )
+
+
+def driver_of(host: Host, address: str) -> str | None:
+    """The name of the driver that a PCI device is bound to."""
+    return host.link_name(f"sys/bus/pci/devices/{address}/driver")
