@@ -34,7 +34,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
         content = {"findings": [vars(one) for one in shown], "failed": failed, "warnings": warned}
         print(json.dumps(content, indent=2))
     else:
-        terminal = Terminal.of(sys.stdout)
+        terminal = Terminal.for_stream(sys.stdout)
         told = text(shown, terminal)
         last = summary(failed, warned)
         if len(shown) > failed + warned > 0:
@@ -46,7 +46,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
 def _subject(host: Host, uri: str) -> Subject:
     """The host with its VMs, or with why libvirt does not tell of them."""
     try:
-        return Subject.of(host, vms.known(host, uri))
+        return Subject.of(host, vms.known_vms(host, uri))
     except HookError as error:
         return Subject(host, unasked=error.text, remedy=error.hint)
 
