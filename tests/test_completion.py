@@ -137,6 +137,13 @@ def options(parser: argparse.ArgumentParser) -> Iterator[str]:
         yield from action.option_strings
 
 
+@pytest.mark.parametrize("shell_name", ["zsh", "fish"])
+def test_each_command_is_offered_with_its_summary(shell_name: str) -> None:
+    text = (SHARE / FILES[shell_name]).read_text(encoding="utf-8")
+
+    assert [one.name for one in cli.COMMANDS if f"{one.summary}'" not in text] == []
+
+
 def test_all_commands_are_offered(shell: Shell) -> None:
     assert shell.offers("vfio-console-hook ") == set(commands())
 

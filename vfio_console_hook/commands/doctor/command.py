@@ -106,7 +106,7 @@ def summary(failed: int, warned: int) -> str:
 
 COMMAND = Command(
     "doctor",
-    "whether this host, the installation and the VMs are in order",
+    "check this host, the installation and the VMs",
     "vfio-console-hook doctor",
     _options,
     _run,
