@@ -129,13 +129,6 @@ def test_wrong_usage_is_one_sentence_and_status_2(
     assert (status, capsys.readouterr()) == (2, ("", f"vfio-console-hook: {error}\n"))
 
 
-def test_a_vm_or_its_xml_is_needed_for_a_plan(capsys: Capture) -> None:
-    status = ended("plan")
-
-    out, err = capsys.readouterr()
-    assert (status, out, len(err.splitlines())) == (2, "", 2)
-
-
 def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
     status = ended("--version")
 

@@ -56,49 +56,49 @@ class _Files:
         self._targets: dict[str, str | None] = {}
 
     def add_file(self, path: str, content: bytes) -> None:
-        true = self.real_path(path)
-        if true is not None:
-            self.entries[true] = Entry("f", true, content)
+        real = self.real_path(path)
+        if real is not None:
+            self.entries[real] = Entry("f", real, content)
 
     def add_folder(self, path: str, names: Iterable[str]) -> None:
-        true = self.real_path(path)
-        if true is None:
+        real = self.real_path(path)
+        if real is None:
             return
-        self.entries.setdefault(true, Entry("d", true))
+        self.entries.setdefault(real, Entry("d", real))
         for name in names:
-            below = f"{true}/{name}"
-            listed = true not in _UNLISTED and (true != "dev" or _NODES.fullmatch(name))
+            below = f"{real}/{name}"
+            listed = real not in _UNLISTED and (real != "dev" or _NODES.fullmatch(name))
             if listed and self._target(below) is None:
                 self.add_existing(below)
 
     def add_existing(self, path: str) -> None:
         """Add a path of which only the existence is known."""
-        true = self.real_path(path)
-        if true is not None and true not in self.entries:
+        real = self.real_path(path)
+        if real is not None and real not in self.entries:
             # A link that leads nowhere is there as a link only.
-            kind = self._kind(true)
+            kind = self._kind(real)
             if kind:
-                self.entries[true] = Entry(kind, true)
+                self.entries[real] = Entry(kind, real)
 
     def real_path(self, path: str, links: int = 0) -> str | None:
         """The path with its links resolved, which become entries; None if it is left out."""
         if path == "" or links > _MOST_LINKS or _PROCESS.match(path):
             return None
-        true = ""
+        real = ""
         parts = path.split("/")
         for number, part in enumerate(parts):
-            step = f"{true}/{part}".lstrip("/")
+            step = f"{real}/{part}".lstrip("/")
             target = self._target(step)
             if target is None:
-                true = step
+                real = step
                 continue
-            full = os.path.normpath(os.path.join(true, target, *parts[number + 1 :])).lstrip("/")
+            full = os.path.normpath(os.path.join(real, target, *parts[number + 1 :])).lstrip("/")
             return None if full.startswith("..") else self.real_path(full, links + 1)
-        return true
+        return real
 
     def is_folder(self, path: str) -> bool:
-        true = self.real_path(path)
-        return true is not None and self.entries.get(true, Entry("f", "")).kind == "d"
+        real = self.real_path(path)
+        return real is not None and self.entries.get(real, Entry("f", "")).kind == "d"
 
     def _target(self, path: str) -> str | None:
         """The target of a link, relative to its folder; None if it is no link. Adds the link."""
@@ -148,41 +148,40 @@ def _attributes(found: _Files, trace: Trace) -> Iterator[Entry]:
     for kind, path, text in attributes:
         if not _PROCESS.match(path):
             itself = f"/{ITSELF}" if found.is_folder(path) else ""
-            yield _text(f"{kind}/{path}{itself}", text)
+            yield text_file(f"{kind}/{path}{itself}", text)
 
 
 def devices(trace: Trace) -> Iterator[Entry]:
     """The answers of devices to ioctls."""
     for fb, (start, size) in trace.memories.items():
         yield Entry("f", f"dev/{fb}")
-        yield _text(f"ioctl/{fb}/memory", f"{start:#x} {size}")
+        yield text_file(f"ioctl/{fb}/memory", f"{start:#x} {size}")
     if trace.consoles is not None:
-        yield _text("ioctl/con2fbmap", pack_console_map(trace.consoles))
+        yield text_file("ioctl/con2fbmap", pack_console_map(trace.consoles))
     for tty, text in trace.modes.items():
         yield Entry("f", f"dev/{tty}")
-        yield _text(f"ioctl/{tty}/mode", "text" if text else "graphics")
+        yield text_file(f"ioctl/{tty}/mode", "text" if text else "graphics")
 
 
 def _programs(trace: Trace) -> Iterator[Entry]:
-    for command, answer in trace.ran.items():
+    for command, answer in (*trace.ran.items(), *trace.statuses.items()):
+        path = answer_path(command)
         if isinstance(answer, HostError):
-            yield failure(f"{answer_path(command)}.failed", answer)
+            yield failure(f"{path}.failed", answer)
+        elif isinstance(answer, str):
+            yield text_file(path, answer)
         else:
-            yield _text(answer_path(command), answer)
-    for command, status in trace.statuses.items():
-        if isinstance(status, HostError):
-            yield failure(f"{answer_path(command)}.failed", status)
-        else:
-            yield _text(f"{answer_path(command)}.status", "" if status is None else str(status))
+            yield text_file(f"{path}.status", "" if answer is None else str(answer))
 
 
 def failure(path: str, error: HookError) -> Entry:
     """An entry with the error of a question."""
-    return _text(path, f"{error.text}\n{error.hint}".rstrip("\n"))
+    return text_file(path, f"{error.text}\n{error.hint}".rstrip("\n"))
 
 
-def _text(path: str, text: str) -> Entry:
-    return Entry("f", path, f"{text}\n".encode("utf-8", "surrogateescape"))
+def text_file(path: str, text: str) -> Entry:
+    """A file of this text, without its last line end."""
+    return Entry("f", path, f"{text}\n".encode("utf-8", "surrogateescape") if text else b"")
 
 
 # -- processes
@@ -218,7 +217,7 @@ def _processes(trace: Trace, nodes: dict[str, int | None]) -> Iterator[Entry]:
             error = trace.refused.get(f"proc/{pid}/{name}")
             if error is not None:
                 itself = f"/{ITSELF}" if name == "fd" else ""
-                yield _text(f"refused/proc/{pid}/{name}{itself}", str(error.errno))
+                yield text_file(f"refused/proc/{pid}/{name}{itself}", str(error.errno))
 
 
 def _asked_for(path: str, content: bytes) -> bool:
@@ -248,7 +247,7 @@ def _mapped_nodes(pid: int, trace: Trace, nodes: dict[str, int | None]) -> Itera
         if shown:
             lines.append(line[: match.start(3)] + shown)
     if lines:
-        yield _text(f"proc/{pid}/maps", "\n".join(lines))
+        yield text_file(f"proc/{pid}/maps", "\n".join(lines))
 
 
 def _node_name(text: str, number: int | None, nodes: dict[str, int | None]) -> str:

@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from ...errors import HostError
 from ...machine.host import Host
@@ -202,22 +203,26 @@ class TracingHost(Host):
     # -- programs and time
 
     def run(self, *command: str, timeout_s: float = 30) -> str:
-        try:
-            output = self._host.run(*command, timeout_s=timeout_s)
-        except HostError as error:
-            self.trace.ran[command] = error
-            raise
-        self.trace.ran[command] = output
-        return output
+        question = partial(self._host.run, *command, timeout_s=timeout_s)
+        return self._program(self.trace.ran, command, question)
 
     def exit_status(self, *command: str, timeout_s: float) -> int | None:
+        question = partial(self._host.exit_status, *command, timeout_s=timeout_s)
+        return self._program(self.trace.statuses, command, question)
+
+    def _program(
+        self,
+        answers: dict[tuple[str, ...], T | HostError],
+        command: tuple[str, ...],
+        question: Callable[[], T],
+    ) -> T:
         try:
-            status = self._host.exit_status(*command, timeout_s=timeout_s)
+            answer = question()
         except HostError as error:
-            self.trace.statuses[command] = error
+            answers[command] = error
             raise
-        self.trace.statuses[command] = status
-        return status
+        answers[command] = answer
+        return answer
 
     def vms(self, uri: str, name: str = "") -> tuple[Vm, ...]:
         return self._host.vms(uri, name)

@@ -25,6 +25,7 @@ from ..doctor import areas
 from ..plan import plan
 from ..status import overview
 from . import answers, redact
+from .answers import text_file
 from .replacements import Replacements
 from .tracing import TracingHost
 
@@ -68,7 +69,7 @@ def snapshot_text(host: Host, vms: tuple[Vm, ...] | HookError) -> str:
     remarks = _run_commands(commands, vms)
     rest = [*_libvirt(vms), *answers.entries(host, commands.trace)]
     if host.complete:
-        rest.append(_file("recorded/now", f"{commands.now():.0f}"))
+        rest.append(text_file("recorded/now", f"{commands.now():.0f}"))
     known = {entry.path for entry in common}
     # A directory that is a link on the machine may be a real one in the common part.
     known |= {path[: slash.start()] for path in known for slash in re.finditer("/", path)}
@@ -129,7 +130,7 @@ def _libvirt(vms: tuple[Vm, ...] | HookError) -> Iterator[Entry]:
     for number, vm in enumerate(vms, start=1):
         parts = {**vars(vm), "autostart": "1" if vm.autostart else "0"}
         for part, text in parts.items():
-            yield _file(f"libvirt/{number}/{part}", text)
+            yield text_file(f"libvirt/{number}/{part}", text)
 
 
 # -- what plan, status and doctor read
@@ -198,10 +199,6 @@ def _machine(host: TracingHost) -> Iterator[Entry]:
     yield from _other_nodes(host)
 
 
-def _file(path: str, text: str) -> Entry:
-    return Entry("f", path, f"{text}\n".encode("utf-8", "surrogateescape") if text else b"")
-
-
 def _files(host: Host, folder: str, *names: str) -> Iterator[Entry]:
     """Those of the files that are there."""
     for path in (f"{folder}/{name}".lstrip("/") for name in names):
@@ -214,7 +211,7 @@ def _files(host: Host, folder: str, *names: str) -> Iterator[Entry]:
                 raise
             content = b""  # an attribute for writing only
         if content.isascii() and b"\0" not in content:
-            yield _file(path, content.decode().rstrip("\n"))
+            yield text_file(path, content.decode().rstrip("\n"))
         else:
             yield Entry("f", path, content)
 
@@ -239,7 +236,7 @@ def _symbols(host: Host) -> Iterator[Entry]:
     if table is not None:
         lines = table.decode().split("\n")
         kept = (line for line in lines if line.partition("\t")[0].rsplit(" ", 1)[-1] in SYMBOLS)
-        yield _file("proc/kallsyms", "\n".join(kept))
+        yield text_file("proc/kallsyms", "\n".join(kept))
 
 
 def _screen_info(host: Host) -> Iterator[Entry]:
@@ -327,7 +324,7 @@ def _nvidia(host: Host) -> Iterator[Entry]:
     for address in host.list("proc/driver/nvidia/gpus"):
         path = f"proc/driver/nvidia/gpus/{address}/information"
         lines = (host.read(path) or "").splitlines()
-        yield from (_file(path, line) for line in lines if line.startswith("Device Minor:"))
+        yield from (text_file(path, line) for line in lines if line.startswith("Device Minor:"))
 
 
 def _beside_apus(host: Host) -> Iterator[Entry]:
@@ -366,5 +363,5 @@ def _consoles(host: TracingHost) -> Iterator[Entry]:
     tty = host.read("sys/class/tty/tty0/active")
     if tty:
         host.text_mode(tty)
-        yield _file("ioctl/consoles", "unlocked")
+        yield text_file("ioctl/consoles", "unlocked")
     yield from answers.devices(host.trace)
