@@ -48,16 +48,13 @@ def planned_holders(
         return tuple(PlannedHolder(one, "") for one in found), None
     ending = {one.pid: _ending_with(host, one, steps) for one in found}
     refusal = wait.blocked(host, [one for one in found if not ending[one.pid]])
-    within = f" within {wait.wait_s:g} s" if wait.wait_s else " first"
-    stays = (
-        f"must close it{within}"
-        if refusal
-        else f"ended if it is still open after {wait.wait_s:g} s"
-    )
+    outcome = f"ended if it is still open after {wait.wait_s:g} s"
     if refusal is not None:
+        within = f" within {wait.wait_s:g} s" if wait.wait_s else " first"
+        outcome = f"must close it{within}"
         refusal.text += f"; the VM starts if they close it{within}"
     return tuple(
-        PlannedHolder(one, ending[one.pid] or ("" if one.unknown and not wait.strict else stays))
+        PlannedHolder(one, ending[one.pid] or ("" if one.unknown and not wait.strict else outcome))
         for one in found
     ), refusal
 
