@@ -11,9 +11,9 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 
-from ...errors import HookError, HostError
+from ...errors import HostError
 from ...machine.host import Host
-from ...machine.snapshot import ITSELF, Entry, answer_path, pack_console_map
+from ...machine.snapshot import ITSELF, Entry
 from .tracing import Trace
 
 _DELETED = " (deleted)"
@@ -41,7 +41,7 @@ def entries(host: Host, trace: Trace) -> list[Entry]:
     for path in (*trace.existing, *trace.links, *trace.stats, *trace.labels, *trace.refused):
         found.add_existing(path)
     every = {entry.path: entry for entry in found.entries.values()}
-    for entry in (*_attributes(found, trace), *devices(trace), *_programs(trace)):
+    for entry in (*_attributes(found, trace), *texts(trace)):
         every.setdefault(entry.path, entry)
     ordered = [every[path] for path in sorted(every)]
     return [*ordered, *_processes(trace, _nodes(found, trace))]
@@ -151,32 +151,9 @@ def _attributes(found: _Files, trace: Trace) -> Iterator[Entry]:
             yield text_file(f"{kind}/{path}{itself}", text)
 
 
-def devices(trace: Trace) -> Iterator[Entry]:
-    """The answers of devices to ioctls."""
-    for fb, (start, size) in trace.memories.items():
-        yield Entry("f", f"dev/{fb}")
-        yield text_file(f"ioctl/{fb}/memory", f"{start:#x} {size}")
-    if trace.consoles is not None:
-        yield text_file("ioctl/con2fbmap", pack_console_map(trace.consoles))
-    for tty, text in trace.modes.items():
-        yield Entry("f", f"dev/{tty}")
-        yield text_file(f"ioctl/{tty}/mode", "text" if text else "graphics")
-
-
-def _programs(trace: Trace) -> Iterator[Entry]:
-    for command, answer in (*trace.ran.items(), *trace.statuses.items()):
-        path = answer_path(command)
-        if isinstance(answer, HostError):
-            yield failure(f"{path}.failed", answer)
-        elif isinstance(answer, str):
-            yield text_file(path, answer)
-        else:
-            yield text_file(f"{path}.status", "" if answer is None else str(answer))
-
-
-def failure(path: str, error: HookError) -> Entry:
-    """An entry with the error of a question."""
-    return text_file(path, f"{error.text}\n{error.hint}".rstrip("\n"))
+def texts(trace: Trace) -> Iterator[Entry]:
+    """The answers of devices and programs."""
+    return (text_file(path, text) for path, text in trace.texts.items())
 
 
 def text_file(path: str, text: str) -> Entry:

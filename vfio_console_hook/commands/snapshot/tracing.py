@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from ...errors import HostError
+from ...errors import HookError, HostError
 from ...machine.host import Host
+from ...machine.snapshot import answer_path, pack_console_map
 
 TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
@@ -24,13 +25,18 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
+def failure_text(error: HookError) -> str:
+    """An error as a snapshot has it: the sentence, and the hint in a second line."""
+    return f"{error.text}\n{error.hint}".rstrip("\n")
+
+
 @dataclass()
 class Trace:
     """The answers of a host, by path, process or command.
 
     existing are paths of which only the existence was asked. refused has the errors of
-    paths that could not be read, ran the output of programs and statuses their exit
-    statuses, or the error of each.
+    paths that could not be read. texts are the answers of devices and programs, by the
+    path that they have in a snapshot.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -40,14 +46,10 @@ class Trace:
     stats: dict[str, os.stat_result] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     refused: dict[str, HostError] = field(default_factory=dict)
-    memories: dict[str, tuple[int, int]] = field(default_factory=dict)
-    consoles: tuple[int | None, ...] | None = None
-    modes: dict[str, bool] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
     open_files: dict[int, dict[str, str]] = field(default_factory=dict)
     mappings: dict[int, bytes] = field(default_factory=dict)
     numbers: dict[str, int | None] = field(default_factory=dict)
-    ran: dict[tuple[str, ...], str | HostError] = field(default_factory=dict)
-    statuses: dict[tuple[str, ...], int | HostError | None] = field(default_factory=dict)
 
 
 class TracingHost(Host):
@@ -164,19 +166,21 @@ class TracingHost(Host):
     def framebuffer_memory(self, fb: str) -> tuple[int, int] | None:
         memory = self._answer(f"dev/{fb}", lambda: self._host.framebuffer_memory(fb), None)
         if memory is not None:
-            self.trace.memories[fb] = memory
+            self.trace.texts[f"dev/{fb}"] = ""
+            self.trace.texts[f"ioctl/{fb}/memory"] = f"{memory[0]:#x} {memory[1]}"
         return memory
 
     def console_map(self, fb: str) -> tuple[int | None, ...] | None:
         indices = self._answer(f"dev/{fb}", lambda: self._host.console_map(fb), None)
         if indices is not None:
             self.trace.existing.add(f"dev/{fb}")
-            self.trace.consoles = indices
+            self.trace.texts["ioctl/con2fbmap"] = pack_console_map(indices)
         return indices
 
     def text_mode(self, tty: str) -> bool:
         text = self._answer(f"dev/{tty}", lambda: self._host.text_mode(tty), True)
-        self.trace.modes[tty] = text
+        self.trace.texts[f"dev/{tty}"] = ""
+        self.trace.texts[f"ioctl/{tty}/mode"] = "text" if text else "graphics"
         return text
 
     # -- processes
@@ -203,25 +207,24 @@ class TracingHost(Host):
     # -- programs and time
 
     def run(self, *command: str, timeout_s: float = 30) -> str:
-        question = partial(self._host.run, *command, timeout_s=timeout_s)
-        return self._program(self.trace.ran, command, question)
+        output = self._program(command, partial(self._host.run, *command, timeout_s=timeout_s))
+        self.trace.texts[answer_path(command)] = output
+        return output
 
     def exit_status(self, *command: str, timeout_s: float) -> int | None:
         question = partial(self._host.exit_status, *command, timeout_s=timeout_s)
-        return self._program(self.trace.statuses, command, question)
+        status = self._program(command, question)
+        self.trace.texts[f"{answer_path(command)}.status"] = "" if status is None else str(status)
+        return status
 
-    def _program(
-        self,
-        answers: dict[tuple[str, ...], T | HostError],
-        command: tuple[str, ...],
-        question: Callable[[], T],
-    ) -> T:
+    def _program(self, command: tuple[str, ...], question: Callable[[], T]) -> T:
+        failed = f"{answer_path(command)}.failed"
         try:
             answer = question()
         except HostError as error:
-            answers[command] = error
+            self.trace.texts[failed] = failure_text(error)
             raise
-        answers[command] = answer
+        self.trace.texts.pop(failed, None)
         return answer
 
     def vms(self, uri: str, name: str = "") -> tuple[Vm, ...]:

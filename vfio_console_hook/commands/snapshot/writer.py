@@ -27,7 +27,7 @@ from ..status import overview
 from . import answers, redact
 from .answers import text_file
 from .replacements import Replacements
-from .tracing import TracingHost
+from .tracing import TracingHost, failure_text
 
 # Attributes that plan reads, and files that prepare only writes to.
 _DEVICE_FILES = (
@@ -125,7 +125,7 @@ def _replacements(host: Host, found: list[Entry]) -> Replacements:
 def _libvirt(vms: tuple[Vm, ...] | HookError) -> Iterator[Entry]:
     yield Entry("d", "libvirt")
     if isinstance(vms, HookError):
-        yield answers.failure("libvirt/unasked", vms)
+        yield text_file("libvirt/unasked", failure_text(vms))
         return
     for number, vm in enumerate(vms, start=1):
         parts = {**vars(vm), "autostart": "1" if vm.autostart else "0"}
@@ -364,4 +364,4 @@ def _consoles(host: TracingHost) -> Iterator[Entry]:
     if tty:
         host.text_mode(tty)
         yield text_file("ioctl/consoles", "unlocked")
-    yield from answers.devices(host.trace)
+    yield from answers.texts(host.trace)
