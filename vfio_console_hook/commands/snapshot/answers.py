@@ -157,7 +157,7 @@ def texts(trace: Trace) -> Iterator[Entry]:
 
 
 def text_file(path: str, text: str) -> Entry:
-    """A file of this text, without its last line end."""
+    """A file with this text, to which a line end is added; an empty one for no text."""
     return Entry("f", path, f"{text}\n".encode("utf-8", "surrogateescape") if text else b"")
 
 
