@@ -90,7 +90,7 @@ def test_a_refused_plan_prints_the_gpu_and_the_sentence(
 
 
 @pytest.mark.parametrize("addresses", [(), ("0000:01:00.1",)], ids=["none", "sound"])
-def test_plan_says_when_there_is_nothing_to_do(
+def test_plan_ends_with_status_2_when_there_is_nothing_to_do(
     machine: MachineFactory, capsys: Capture, tmp_path: Path, addresses: tuple[str, ...]
 ) -> None:
     host = machine("efifb-6.12")
@@ -98,9 +98,8 @@ def test_plan_says_when_there_is_nothing_to_do(
 
     status = run(host, "plan", "--xml", xml_file(tmp_path, *addresses))
 
-    assert (status, capsys.readouterr()) == (
-        2, ("nothing to do: win11 has no GPU of this host\n", ""),
-    )  # fmt: skip
+    out, err = capsys.readouterr()
+    assert (status, out.startswith("nothing to do: "), err) == (2, True, "")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,7 @@ def test_plan_says_when_there_is_nothing_to_do(
     ],
     ids=["no-file", "broken", "vanished"],
 )
-def test_plan_tells_in_one_sentence_why_it_cannot(
+def test_plan_reports_in_one_sentence_why_it_cannot(
     machine: MachineFactory, capsys: Capture, tmp_path: Path, content: bytes | None, sentence: str
 ) -> None:
     path = tmp_path / "domain.xml"
@@ -179,8 +178,7 @@ def test_plan_of_a_vm_that_has_its_gpu_now_says_so(
     out, err = capsys.readouterr()
     assert (status, err) == (0, "")
     assert " ".join(out.split()).startswith(
-        "VM win11 win11 runs and has 0000:01:00.0 now; this is about its next start, with the"
-        " steps that were taken for this one"
+        "VM win11 win11 is running with 0000:01:00.0; this plan is for its next start"
     )
 
 
@@ -209,8 +207,8 @@ def test_plan_as_json_is_nothing_but_json(
                  "--xml", xml_file(tmp_path, GPU))  # fmt: skip
 
     out, err = capsys.readouterr()
-    told = json.loads(out)
-    assert (status, told["vm"], told["verdict"], len(told["steps"])) == (0, "win11", "start", 4)
+    plan = json.loads(out)
+    assert (status, plan["vm"], plan["verdict"], len(plan["steps"])) == (0, "win11", "start", 4)
     assert err == f"wrote {picture}\n"
 
 
@@ -230,7 +228,7 @@ def test_plan_draws_a_picture_of_before_and_after(
     )  # fmt: skip
 
 
-def test_a_picture_that_cannot_be_written_is_told(
+def test_a_picture_that_cannot_be_written_is_an_error(
     machine: MachineFactory, capsys: Capture, tmp_path: Path
 ) -> None:
     status = run(machine("efifb-6.12"), "plan", "--svg", str(tmp_path),
@@ -249,7 +247,7 @@ def test_plan_wants_a_vm_or_its_xml(capsys: Capture, words: tuple[str, ...]) -> 
     assert (caught.value.code, capsys.readouterr().out) == (2, "")
 
 
-def test_who_reads_only_the_first_line_gets_no_traceback(
+def test_a_reader_of_only_the_first_line_causes_no_traceback(
     machine: MachineFactory, tmp_path: Path
 ) -> None:
     host = machine("efifb-6.12")
@@ -341,15 +339,14 @@ def test_recover_goes_on_after_a_claim_that_cannot_be_read(
 def test_recover_where_nothing_is_held_says_so(machine: MachineFactory, capsys: Capture) -> None:
     status = run(machine("vgacon-5.10"), "recover")
 
-    assert (status, capsys.readouterr()) == (
-        0, ("nothing to give back: no VM holds a GPU\nthe host's consoles: VGA+\n", ""),
-    )  # fmt: skip
+    out, err = capsys.readouterr()
+    assert (status, out.splitlines()[1:], err) == (0, ["the host's consoles: VGA+"], "")
 
 
 # -- record
 
 
-def test_record_writes_the_machine_down(
+def test_record_writes_a_snapshot_and_asks_to_read_it_first(
     machine: MachineFactory, capsys: Capture, tmp_path: Path
 ) -> None:
     file = tmp_path / "machine.tree"
@@ -358,14 +355,10 @@ def test_record_writes_the_machine_down(
 
     text = file.read_text(encoding="utf-8")
     assert text.startswith("# vfio-console-hook machine\n")
-    assert (status, capsys.readouterr()) == (
-        0,
-        (
-            f"wrote {len(text.splitlines())} lines to {file}\n"
-            "look through it before others see it: not every name can be known as one\n",
-            "",
-        ),
-    )
+    out, err = capsys.readouterr()
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0] == f"wrote {len(text.splitlines())} lines to {file}"
+    assert out.splitlines()[1].startswith("read it before you publish it")
 
 
 def test_record_to_where_nothing_can_be_written_is_one_sentence(
@@ -403,7 +396,7 @@ def test_a_gpu_taken_by_hand_and_given_back_leaves_the_host_as_it_was(
     assert (took, gave, err, "efifb" in free) == (0, 0, "", False)
     assert [line for line in out.splitlines() if line[0] != " "] == [
         "taking 0000:01:00.0: 4 steps",
-        "took 0000:01:00.0; give it back with `vfio-console-hook give 0000:01:00.0`",
+        "took 0000:01:00.0; release it with `vfio-console-hook give 0000:01:00.0`",
         "afterwards: the firmware console comes back on efi-framebuffer.0",
         "the host's consoles: dummy device",
         "0000:01:00.0: gave back 0000:01:00.0",
@@ -412,7 +405,7 @@ def test_a_gpu_taken_by_hand_and_given_back_leaves_the_host_as_it_was(
     assert snapshot(host) == before
 
 
-def test_what_libvirt_is_left_to_do_for_vms_is_done_for_people(
+def test_take_frees_a_gpu_although_the_hook_is_not_enabled(
     machine: MachineFactory, capfd: Capture
 ) -> None:
     host = machine("efifb-6.12")
@@ -478,45 +471,45 @@ def test_what_was_taken_by_hand_is_not_handed_to_a_vm_and_not_recovered(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "error"),
     [
         (("take", "0000:00:00.0"), "no PCI device 0000:00:00.0 on this machine"),
         (("give", "0000:01:00.0"), "0000:01:00.0 was not taken by hand"),
     ],
 )
-def test_what_cannot_be_taken_or_given_is_told(
-    machine: MachineFactory, capsys: Capture, arguments: tuple[str, ...], told: str
+def test_what_cannot_be_taken_or_released_is_an_error(
+    machine: MachineFactory, capsys: Capture, arguments: tuple[str, ...], error: str
 ) -> None:
     host = machine("efifb-6.12")
 
     status = act(host, *arguments)
 
-    assert (status, capsys.readouterr().err.splitlines()[0]) == (1, f"vfio-console-hook: {told}")
+    assert (status, capsys.readouterr().err.splitlines()[0]) == (1, f"vfio-console-hook: {error}")
 
 
-def test_a_gpu_taken_twice_is_told(machine: MachineFactory, capsys: Capture) -> None:
+def test_a_gpu_cannot_be_taken_twice(machine: MachineFactory, capsys: Capture) -> None:
     host = machine("efifb-6.12")
     act(host, "take", "0000:01:00.0")
 
     status = act(host, "take", "0000:01:00.0")
 
     assert (status, capsys.readouterr().err.splitlines()[0]) == (
-        1, "vfio-console-hook: 0000:01:00.0 is taken by hand already",
+        1, "vfio-console-hook: 0000:01:00.0 is already taken by hand",
     )  # fmt: skip
 
 
-def test_a_gpu_in_use_is_not_given_back(machine: MachineFactory, capsys: Capture) -> None:
+def test_a_gpu_in_use_is_not_released(machine: MachineFactory, capsys: Capture) -> None:
     host = machine("efifb-6.12")
     act(host, "take", "--vfio", "0000:01:00.0")
     open_device(host, "0000:01:00.0")
 
     status = act(host, "give", "0000:01:00.0")
 
-    told = "0000:01:00.0 cannot be given back: 0000:01:00.0 is in use by qemu-system-x86 (4242)"
-    assert (status, told in capsys.readouterr().err) == (1, True)
+    error = "0000:01:00.0 is in use by qemu-system-x86 (4242)"
+    assert (status, error in capsys.readouterr().err) == (1, True)
 
 
-def test_status_tells_of_gpus_that_no_hook_has_seen(
+def test_status_lists_gpus_on_vfio_pci_without_a_claim(
     machine: MachineFactory, capsys: Capture
 ) -> None:
     host = machine("native-6.1")
@@ -530,7 +523,7 @@ def test_status_tells_of_gpus_that_no_hook_has_seen(
 @pytest.mark.parametrize(
     "words", [["plan", "a\nb\033[2J"], ["a\nb"], ["check-config", "a\nb"], ["take", "a\rb"]]
 )
-def test_nothing_typed_begins_a_line_or_steers_a_terminal(
+def test_no_argument_begins_a_line_or_controls_a_terminal(
     machine: MachineFactory, capsys: Capture, words: list[str]
 ) -> None:
     host = machine("efifb-6.12")
@@ -540,14 +533,14 @@ def test_nothing_typed_begins_a_line_or_steers_a_terminal(
     except SystemExit as end:
         status = int(end.code or 0)
 
-    told = capsys.readouterr().err.splitlines(keepends=True)
+    lines = capsys.readouterr().err.splitlines(keepends=True)
     assert status in (1, 2)
-    assert told
-    assert all(line[:-1].isprintable() and line.endswith("\n") for line in told)
-    assert all(line.startswith(("vfio-console-hook: ", "hint: ")) for line in told)
+    assert lines
+    assert all(line[:-1].isprintable() and line.endswith("\n") for line in lines)
+    assert all(line.startswith(("vfio-console-hook: ", "hint: ")) for line in lines)
 
 
-def test_a_name_that_is_no_text_can_be_printed(tmp_path: Path) -> None:
+def test_a_name_that_is_not_text_can_be_printed(tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/\xff.yaml"
     with open(name, "wb") as file:
         file.write(b"apu: refuse\n")
@@ -558,4 +551,4 @@ def test_a_name_that_is_no_text_can_be_printed(tmp_path: Path) -> None:
     )
 
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.endswith(b"/\\udcff.yaml: in order\n")
+    assert done.stdout.endswith(b"/\\udcff.yaml: no mistakes\n")

@@ -1,4 +1,4 @@
-"""Completion in bash, zsh and fish: what each shell really offers, held to the parser."""
+"""Completion in bash, zsh and fish: what each shell offers, compared with the parser."""
 
 from __future__ import annotations
 
@@ -137,6 +137,13 @@ def options(parser: argparse.ArgumentParser) -> Iterator[str]:
         yield from action.option_strings
 
 
+@pytest.mark.parametrize("shell_name", ["zsh", "fish"])
+def test_each_command_is_offered_with_its_summary(shell_name: str) -> None:
+    text = (SHARE / FILES[shell_name]).read_text(encoding="utf-8")
+
+    assert [one.name for one in cli.COMMANDS if f"{one.summary}'" not in text] == []
+
+
 def test_all_commands_are_offered(shell: Shell) -> None:
     assert shell.offers("vfio-console-hook ") == set(commands())
 
@@ -173,7 +180,7 @@ def test_files_are_offered_where_one_is_wanted(shell: Shell, words: str) -> None
     assert "win11.xml" in shell.offers(f"vfio-console-hook {words} win11.x")
 
 
-def test_without_virsh_nothing_is_offered_and_nothing_is_said(shell: Shell) -> None:
+def test_without_virsh_nothing_is_offered_and_nothing_is_printed(shell: Shell) -> None:
     (shell.top / "bin/virsh").write_text("#!/bin/sh\necho error >&2\nexit 1\n")
 
     assert shell.offers("vfio-console-hook plan ") == set()
@@ -193,12 +200,12 @@ def test_bash_completes_an_address_though_colons_end_its_words(tmp_path: Path) -
         os.chdir(tmp_path)
         os.execve(bash, ["bash", "--norc", "-i"], {"TERM": "dumb"})
     typed = (
-        'source ./completion; vfio-console-hook() { echo "told: $*."; }\n'
+        'source ./completion; vfio-console-hook() { echo "got: $*."; }\n'
         "vfio-console-hook take 0000:01\t\n"
         "exit\n"
     )
     os.write(terminal, typed.encode())
-    told = b""
+    output = b""
     while True:
         try:
             part = os.read(terminal, 4096)
@@ -206,10 +213,10 @@ def test_bash_completes_an_address_though_colons_end_its_words(tmp_path: Path) -
             break  # the shell has ended
         if not part:
             break
-        told += part
+        output += part
     os.waitpid(pid, 0)
 
-    assert "told: take 0000:01:00.0." in told.decode()
+    assert "got: take 0000:01:00.0." in output.decode()
 
 
 def test_every_completion_can_be_read_by_its_shell(shell: Shell) -> None:

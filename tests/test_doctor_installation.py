@@ -226,7 +226,7 @@ HOOK = [
     *(
         with_hook(f"no {path}", installation.program, level, "program", f"/{shown}", gone(path))
         for path, level, shown in (
-            ("usr/lib/vfio-console-hook/hook", "FAIL", "usr/lib/vfio-console-hook.1/hook"),
+            ("usr/lib/vfio-console-hook/hook", "FAIL", "usr/lib/vfio-console-hook/hook"),
             (f"{PACKAGE}/__init__.py", "FAIL", PACKAGE),
             ("usr/bin/vfio-console-hook", "WARN", "usr/bin/vfio-console-hook"),
         )

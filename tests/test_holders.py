@@ -18,7 +18,7 @@ from tests.fakehost import FakeHost, conceal, hold, leave, obey, snapshot
 from tests.fakehost.processes import NEVER
 from vfio_console_hook.actions.holders import AwaitClosed
 from vfio_console_hook.commands.plan import plan
-from vfio_console_hook.commands.snapshot.writer import record
+from vfio_console_hook.commands.snapshot.writer import machine_text
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError
@@ -186,7 +186,7 @@ def test_a_snapshot_of_a_machine_has_the_same_nodes(
     entry(host, "backlight", "bl", host.tree.where(f"sys/bus/pci/devices/{NVIDIA}"))
     (tmp_path / "again").mkdir()
 
-    again = unpack(record(host), str(tmp_path / "again"))
+    again = unpack(machine_text(host), str(tmp_path / "again"))
 
     assert nodes.nodes_to_close(again, gpu.gpus_among(again, (NVIDIA,))) == (
         "dev/i2c-3", "sys/class/backlight/bl", "dev/nvidia1",
@@ -475,7 +475,7 @@ def test_a_snapshot_never_touches_this_machine(tmp_path: Path) -> None:
 
     assert host.own_pids() == frozenset()
     assert host.device_number(f"proc/{os.getpid()}/fd/0") is None
-    with pytest.raises(HostError, match="recorded"):
+    with pytest.raises(HostError, match="of a snapshot"):
         host.open_process(os.getpid())
 
 
@@ -872,9 +872,9 @@ def test_one_hint_names_all_units_that_have_to_be_stopped(machine: MachineFactor
 @pytest.mark.parametrize(
     ("terminate", "verdict", "refused", "becomes"),
     [
-        ((), "refuse", ["Xorg", "lact"], "must let go within 5 s"),
-        (("Xorg",), "refuse", ["lact"], "must let go within 5 s"),
-        (("Xorg", "lactd"), "start", [], "ended if it stays for 5 s"),
+        ((), "refuse", ["Xorg", "lact"], "must close it within 5 s"),
+        (("Xorg",), "refuse", ["lact"], "must close it within 5 s"),
+        (("Xorg", "lactd"), "start", [], "ended if it is still open after 5 s"),
     ],
 )
 def test_the_plan_tells_who_has_it_now_and_what_becomes_of_them(
@@ -891,7 +891,7 @@ def test_the_plan_tells_who_has_it_now_and_what_becomes_of_them(
     before = snapshot(host)
     config = Config(holders=Holders(terminate=terminate))
 
-    made = plan.make(host, vm(AMD), config)
+    made = plan.plan_for(host, vm(AMD), config)
 
     assert made.verdict == verdict
     assert [name for name in ("Xorg", "lact", "firefox") if f"{name} (" in made.reason] == refused

@@ -48,7 +48,7 @@ def read(text: str) -> Samples:
 
 
 def samples(host: FakeHost) -> Samples:
-    return read(metrics.text(overview.look(host)))
+    return read(metrics.text(overview.current(host)))
 
 
 def labels(**pairs: str) -> frozenset[tuple[str, str]]:
@@ -160,8 +160,8 @@ def test_of_two_vms_of_one_name_the_later_event_counts(machine: MachineFactory) 
     assert samples(host)[("phase_seconds", labels(vm="win11", phase="prepare"))] == 2
 
 
-def test_who_may_not_see_the_claims_gets_no_number_of_them(machine: MachineFactory) -> None:
-    class Nobody(FakeHost):
+def test_without_the_right_to_read_claims_they_are_not_counted(machine: MachineFactory) -> None:
+    class WithoutClaims(FakeHost):
         def list(self, path: str) -> tuple[str, ...]:
             if path.endswith("claims"):
                 raise HostError("cannot list: Permission denied")
@@ -170,7 +170,7 @@ def test_who_may_not_see_the_claims_gets_no_number_of_them(machine: MachineFacto
     host = machine("efifb-6.12")
     call(host, "prepare")
 
-    found = samples(Nobody(host.root))
+    found = samples(WithoutClaims(host.root))
 
     assert not [name for name, _ in found if "claims" in name or "steps" in name]
     assert ("console_alive", labels()) in found

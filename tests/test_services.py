@@ -681,7 +681,7 @@ def test_the_plan_says_what_is_stopped_and_how(machine: MachineFactory) -> None:
         x__socket=Unit(active="active"),
     )
     openrc.put(host.tree, "sddm", "started")
-    made = plan.make(host, domain(), wanting("display-manager", "x", SDDM))
+    made = plan.plan_for(host, domain(), wanting("display-manager", "x", SDDM))
 
     text = plan_text.text(made, Terminal())
 
@@ -705,7 +705,7 @@ def test_status_says_how_to_start_them_by_hand(machine: MachineFactory) -> None:
 
     prepare(host, wanting("gdm"))
 
-    assert [one.undo[-1] for one in overview.look(host).holdings] == [
+    assert [one.undo[-1] for one in overview.current(host).claims] == [
         "systemctl reset-failed gdm.service; systemctl start gdm.service"
     ]
 

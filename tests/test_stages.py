@@ -165,7 +165,7 @@ def refusal(host: FakeHost, *gpus: str, config: Config = NOW) -> str:
 def told(host: FakeHost, vm: Domain, config: Config) -> str:
     """The plan as the command prints it, or the sentence that says why there is none."""
     try:
-        made = plan.make(host, vm, config)
+        made = plan.plan_for(host, vm, config)
     except HookError as error:
         return f"{error.text}\nhint: {error.hint}\n"
     return plan_text.text(made, Terminal())

@@ -1,4 +1,4 @@
-"""What text is written for: how wide it may be, and whether in colour."""
+"""Width and colour of the output."""
 
 from __future__ import annotations
 
@@ -47,16 +47,17 @@ XTERM = {"TERM": "xterm"}
 def test_lines_are_as_wide_as_the_terminal_within_reason(
     terminal: Opener, columns: int, width: int
 ) -> None:
-    assert Terminal.of(terminal(columns), XTERM) == Terminal(width, colour=True)
+    assert Terminal.for_stream(terminal(columns), XTERM) == Terminal(width, colour=True)
 
 
 @pytest.mark.parametrize(
-    ("told", "width"), [("72", 72), ("", 90), ("0", 90), ("wide", 90), ("-5", 90), ("\u0663", 90)]
+    ("columns", "width"),
+    [("72", 72), ("", 90), ("0", 90), ("wide", 90), ("-5", 90), ("\u0663", 90)],
 )
 def test_columns_goes_before_what_the_terminal_says_if_it_is_a_number(
-    terminal: Opener, told: str, width: int
+    terminal: Opener, columns: str, width: int
 ) -> None:
-    assert Terminal.of(terminal(90), {**XTERM, "COLUMNS": told}).width == width
+    assert Terminal.for_stream(terminal(90), {**XTERM, "COLUMNS": columns}).width == width
 
 
 @pytest.mark.parametrize(
@@ -72,12 +73,12 @@ def test_columns_goes_before_what_the_terminal_says_if_it_is_a_number(
 def test_colour_is_off_when_it_is_not_wanted_or_not_possible(
     terminal: Opener, environment: dict[str, str], colour: bool
 ) -> None:
-    assert Terminal.of(terminal(80), {**XTERM, **environment}).colour == colour
+    assert Terminal.for_stream(terminal(80), {**XTERM, **environment}).colour == colour
 
 
 def test_a_file_gets_80_columns_and_no_colour(tmp_path: os.PathLike[str]) -> None:
     with open(os.path.join(tmp_path, "file"), "w") as file:
-        assert Terminal.of(file, {**XTERM, "COLUMNS": "200"}) == Terminal(80, colour=False)
+        assert Terminal.for_stream(file, {**XTERM, "COLUMNS": "200"}) == Terminal(80, colour=False)
 
 
 def test_colour_is_around_the_text_and_ends_with_it() -> None:

@@ -1,4 +1,4 @@
-"""What libvirt tells of its VMs; libvirt's own test driver is the libvirt here."""
+"""The VMs of libvirt; libvirt's own test driver is the libvirt here."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def node(directory: Path, *domains: bytes) -> str:
 
 @pytest.fixture
 def deaf(tmp_path: Path) -> Iterator[str]:
-    """The URI of a libvirt that lets everybody in and never answers."""
+    """The URI of a libvirt that accepts connections and never answers."""
     path = tmp_path / "libvirt-sock-ro"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -57,7 +57,7 @@ def deaf(tmp_path: Path) -> Iterator[str]:
 
 
 def test_the_vms_of_libvirts_own_test_driver(machine: MachineFactory) -> None:
-    found = vms.known(machine("efifb-6.12"), "test:///default")
+    found = vms.known_vms(machine("efifb-6.12"), "test:///default")
 
     assert [(one.name, one.uuid, one.autostart) for one in found] == [
         ("test", "6695eb01-f6a4-8304-79aa-97f2502e193f", False)
@@ -70,7 +70,7 @@ def test_a_vm_that_runs_has_its_gpu_in_both_its_xmls(
 ) -> None:
     uri = node(tmp_path, domain_xml(GPU), domain_xml(name="plain", uuid=OTHER))
 
-    plain, win11 = vms.known(machine("efifb-6.12"), uri)
+    plain, win11 = vms.known_vms(machine("efifb-6.12"), uri)
 
     assert [domain.hostdev_addresses(xml.encode()) for xml in (win11.xml, win11.live)] == [
         (GPU,), (GPU,),
@@ -90,42 +90,42 @@ def test_a_vm_is_found_by_name_and_by_uuid(
 ) -> None:
     uri = node(tmp_path, domain_xml(GPU), domain_xml(name="plain", uuid=OTHER))
 
-    assert vms.find(machine("efifb-6.12"), uri, name).uuid == UUID
+    assert vms.vm_named(machine("efifb-6.12"), uri, name).uuid == UUID
 
 
 @pytest.mark.parametrize(
     ("name", "near"),
     [("win10", ", did you mean win11?"), ("Win11", ", did you mean win11?"), ("xyz", "")],
 )
-def test_a_vm_that_is_not_there_is_told_with_those_that_are(
+def test_the_error_for_an_unknown_vm_lists_the_known_ones(
     machine: MachineFactory, tmp_path: Path, name: str, near: str
 ) -> None:
     uri = node(tmp_path, domain_xml(GPU), domain_xml(name="plain", uuid=OTHER))
 
     with pytest.raises(HookError) as caught:
-        vms.find(machine("efifb-6.12"), uri, name)
+        vms.vm_named(machine("efifb-6.12"), uri, name)
 
     assert (caught.value.text, caught.value.hint) == (
         f"libvirt at {uri} has no VM {name}{near}", "it has plain, win11",
     )  # fmt: skip
 
 
-def test_a_libvirt_without_vms_is_told(machine: MachineFactory, tmp_path: Path) -> None:
+def test_a_libvirt_without_vms_is_an_error(machine: MachineFactory, tmp_path: Path) -> None:
     uri = node(tmp_path)
 
     with pytest.raises(HookError) as caught:
-        vms.find(machine("efifb-6.12"), uri, "win11")
+        vms.vm_named(machine("efifb-6.12"), uri, "win11")
 
-    assert caught.value.text == f"libvirt at {uri} has no VM win11, and no other"
+    assert (uri in caught.value.text, caught.value.hint != "") == (True, True)
 
 
-def test_a_libvirt_that_is_not_there_is_told_with_its_own_reason(
+def test_a_libvirt_that_is_not_there_gives_its_own_reason(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     uri = f"qemu+unix:///system?socket={tmp_path}/none"
 
     with pytest.raises(HookError) as caught:
-        vms.known(Host(str(tmp_path)), uri)
+        vms.known_vms(Host(str(tmp_path)), uri)
 
     assert caught.value.text == (
         f"cannot ask libvirt at {uri}: Failed to connect socket to '{tmp_path}/none': No such file"
@@ -134,22 +134,18 @@ def test_a_libvirt_that_is_not_there_is_told_with_its_own_reason(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_libvirt_that_does_not_answer_costs_ten_seconds_and_is_told(
-    deaf: str, tmp_path: Path
-) -> None:
+def test_a_libvirt_that_does_not_answer_costs_ten_seconds(deaf: str, tmp_path: Path) -> None:
     began = time.monotonic()
 
     with pytest.raises(HookError) as caught:
-        vms.known(Host(str(tmp_path)), deaf)
+        vms.known_vms(Host(str(tmp_path)), deaf)
 
-    assert caught.value.text == (
-        f"libvirt at {deaf} does not answer within 10 s; a hook of some VM may be at work"
-    )
+    assert f"{deaf} does not answer within 10 s" in caught.value.text
     assert 9 < time.monotonic() - began < 13
 
 
-def test_without_libvirt_python_it_is_told_what_to_install(tmp_path: Path) -> None:
-    # A module of that name that cannot be loaded stands for one that is not there.
+def test_without_libvirt_python_the_hint_names_the_package(tmp_path: Path) -> None:
+    # A module of that name that cannot be loaded replaces one that is not installed.
     (tmp_path / "libvirt.py").write_text("raise ImportError('No module named libvirtmod')\n")
     program = (
         "from vfio_console_hook.machine import libvirtd\n"

@@ -1,7 +1,7 @@
-"""The command `vfio-console-hook`: what people run to see, and to mend.
+"""The command `vfio-console-hook`: what people run to inspect and to repair.
 
 Exit status: 0 done, 1 refused or failed, 2 wrong usage or nothing to do, 130 ended by
-Ctrl-C. A command may say more about 0 to 2.
+Ctrl-C. A command may define 0 to 2 more exactly.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .machine.host import Host
 
 NAME = "vfio-console-hook"
 
-# As --help lists them: first what only looks.
+# In the order of --help: first those that change nothing.
 COMMANDS = (
     plan.COMMAND,
     status.COMMAND,
@@ -39,22 +39,22 @@ COMMANDS = (
     take.COMMAND,
     give.COMMAND,
 )
-_INTERRUPTED = 130  # as a shell has it: 128 and the number of SIGINT
+_INTERRUPTED = 130  # what a shell reports: 128 and the number of SIGINT
 
 
 def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
-    """Run one command; its exit status. host stands in for this machine in tests."""
+    """Run one command; returns the exit status. host replaces this machine in tests."""
     streams.complete()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name may hold bytes that are no text in any encoding.
+        # A name can hold bytes that no encoding knows.
         sys.stdout.reconfigure(errors="backslashreplace")
     status = _run(argv, host)
     error = streams.unwritten()
     if error is None:
         return status
     streams.give_up_stdout()
-    if not isinstance(error, BrokenPipeError):  # that nobody reads on is no failure to tell
-        _tell(f"{error.strerror}: not all could be written to stdout")
+    if not isinstance(error, BrokenPipeError):  # a reader that has gone is not reported
+        _print_error(f"{error.strerror}: not all could be written to stdout")
     return 1
 
 
@@ -62,64 +62,64 @@ def _run(argv: Sequence[str] | None, host: Host | None) -> int:
     try:
         arguments = parser().parse_args(argv)
         with contextlib.ExitStack() as stack:
-            return int(arguments.act(host or _host(arguments.root, stack), arguments))
+            return int(arguments.act(host or _machine(arguments.root, stack), arguments))
     except HookError as error:
         if isinstance(error, BugError):
             print(error.trace, file=sys.stderr)
-        _tell(error.text, error.hint)
+        _print_error(error.text, error.hint)
     except KeyboardInterrupt as error:
-        # What it means for the command comes with it (commands/progress.py).
-        _tell(f"interrupted{f': {error}' if str(error) else ''}")
+        # The advice comes with it (commands/progress.py).
+        _print_error(f"interrupted{f': {error}' if str(error) else ''}")
         return _INTERRUPTED
     except Exception as error:
         if streams.unwritten() is None:
             print(BugError.of(error).trace, file=sys.stderr)
-            _tell("this is a bug, please report it")
+            _print_error("this is a bug, please report it")
     return 1
 
 
-def _tell(text: str, hint: str = "") -> None:
+def _print_error(text: str, hint: str = "") -> None:
     complain(f"{NAME}: {text}")
     if hint:
         complain(f"hint: {hint}")
 
 
-def _host(root: str | None, stack: contextlib.ExitStack) -> Host:
-    """This machine, or a recorded one: a file that `record` wrote, or a directory."""
+def _machine(root: str | None, stack: contextlib.ExitStack) -> Host:
+    """This machine, or a snapshot: a file that `record` wrote, or a directory."""
     if root is None:
         return Host()
     if os.path.isdir(root):
         return snapshot.SentHost(root)
     directory = stack.enter_context(tempfile.TemporaryDirectory())
-    snapshot.unpack(files.read(root).decode(errors="replace"), directory)
+    snapshot.unpack(files.content(root).decode(errors="replace"), directory)
     return snapshot.SentHost(directory)
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that tells wrong usage as everything else is told: in one sentence."""
+    """A parser that reports wrong usage in one sentence and a hint."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
         )
-        self.color = False  # Python 3.14 and later paint the help by themselves
+        self.color = False  # Python 3.14 and later colour the help by default
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        sys.stdout.flush()  # as main() does: whoever asked for the help may have gone
+        sys.stdout.flush()  # so that main() sees a reader that has gone
         super().exit(status, message)
 
     def error(self, message: str) -> NoReturn:
         hint = f"see `{self.prog} --help`"
         if message.endswith("required: COMMAND"):
-            message = f"say what to do: {', '.join(command.name for command in COMMANDS)}"
+            message = f"name a command: {', '.join(command.name for command in COMMANDS)}"
         stray = message.partition("unrecognized arguments: ")[2].partition("=")[0].split(" ")[0]
         if stray in ("--root", "--connect"):
             hint = f"{stray} comes before the command"
-        _tell(message, hint)
+        _print_error(message, hint)
         raise SystemExit(2)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        # argparse would list all commands, and help more than the nearest one does not.
+        # argparse would list all commands; the nearest one is enough.
         known = action.choices
         if isinstance(action, argparse._SubParsersAction) and known and value not in known:
             near = difflib.get_close_matches(str(value).lower(), known, n=1)
@@ -129,29 +129,34 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line; the manual page and the completions are held to it."""
-    whole = _Parser(
+    """The whole command line; tests compare the manual page and the completions with it."""
+    main_parser = _Parser(
         prog=NAME,
-        description="Free a GPU from the host's console before a VM takes it, and give it back.",
+        description="Inspect and repair what the libvirt hook does with the GPUs of VMs.",
         epilog=_examples(*(command.example for command in COMMANDS[:2]))
-        + f"\n\n{NAME} COMMAND --help says more, and so does `man {NAME}`.",
+        + f"\n\n{NAME} COMMAND --help and `man {NAME}` have details.",
     )
-    whole.add_argument("--version", action="version", version=__version__)
-    whole.add_argument("--root", metavar="MACHINE", help="look at a recorded machine, not this one")
-    whole.add_argument(
-        "--connect", metavar="URI", default=libvirtd.SYSTEM, help="the libvirt to ask (%(default)s)"
+    main_parser.add_argument("--version", action="version", version=__version__)
+    main_parser.add_argument(
+        "--root", metavar="MACHINE", help="inspect a machine that `record` wrote, not this one"
     )
-    commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    main_parser.add_argument(
+        "--connect",
+        metavar="URI",
+        default=libvirtd.SYSTEM,
+        help="the libvirt that knows the VMs (%(default)s)",
+    )
+    commands = main_parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        one = commands.add_parser(
+        subparser = commands.add_parser(
             command.name,
             help=command.summary,
             description=f"{command.summary[0].upper()}{command.summary[1:]}.",
             epilog=_examples(command.example),
         )
-        command.options(one)
-        one.set_defaults(act=command.run)
-    return whole
+        command.options(subparser)
+        subparser.set_defaults(act=command.run)
+    return main_parser
 
 
 def _examples(*lines: str) -> str:

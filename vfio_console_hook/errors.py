@@ -134,7 +134,9 @@ class BugError(HookError):
 
 def error_of(value: dict[str, Any]) -> HookError:
     """The error that to_json() wrote, of the same class."""
-    kinds: list[Any] = [HookError, *HookError.__subclasses__()]
+    kinds: list[Any] = [HookError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
     fields = {key: one for key, one in value.items() if key != "class"}
     error: HookError = next(kind for kind in kinds if kind.__name__ == value["class"])(**fields)
     return error

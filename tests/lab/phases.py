@@ -26,8 +26,8 @@ import sys
 sys.dont_write_bytecode = True
 sys.path.insert(0, "/usr/lib/vfio-console-hook")
 from vfio_console_hook.machine.host import Host
-from vfio_console_hook.commands.snapshot.writer import record
-sys.stdout.write(record(Host()))
+from vfio_console_hook.commands.snapshot.writer import machine_text
+sys.stdout.write(machine_text(Host()))
 """
 _SCRIPT = f"""\
 #!/bin/sh

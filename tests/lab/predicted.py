@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests import events
-from vfio_console_hook.commands.snapshot.writer import SEEN, record
+from vfio_console_hook.commands.snapshot.writer import SEEN, machine_text
 from vfio_console_hook.config import load
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError
@@ -80,20 +80,20 @@ def phases(scenario: Scenario, before: str, directory: Path) -> dict[str, str]:
     found = {}
 
     _prepare(host, devices, log)
-    found["prepared"] = record(host)
+    found["prepared"] = machine_text(host)
     for address in devices:
         libvirt.detach(address)
     events.start(host, UUID, log)
-    found["bound"] = record(host)
+    found["bound"] = machine_text(host)
     blocked = [bar for address in devices for bar in open_device(host, address)]
-    found["during"] = record(host) + "".join(f"# blocked: BAR {bar}\n" for bar in blocked)
+    found["during"] = machine_text(host) + "".join(f"# blocked: BAR {bar}\n" for bar in blocked)
     for address in devices:
         close_device(host, address)
-    found["stopped"] = record(host)
+    found["stopped"] = machine_text(host)
     for address in devices:
         libvirt.reattach(address)
     events.release(host, UUID, log)
-    found["after"] = record(host)
+    found["after"] = machine_text(host)
     return found
 
 
@@ -130,13 +130,13 @@ def refusal(scenario: Scenario, before: str, directory: Path) -> str:
     directory.mkdir()
     host = _machine(scenario, before, directory / "fake", ending=False)
     _hold(scenario, host)
-    untouched = record(host)
+    untouched = machine_text(host)
     try:
         _prepare(host, _devices(host, scenario), Log(host, VM))
     except HookError as error:
         if not re.search(scenario.refused, str(error)):
             return f"the fake refuses for another reason: {error}"
-        return difference(untouched, record(host))
+        return difference(untouched, machine_text(host))
     return "the fake does not refuse"
 
 
@@ -147,7 +147,7 @@ def normal(text: str, directory: Path) -> str:
     know is D0, as on the fake (pci.learn). directory is made for it.
     """
     directory.mkdir()
-    machine = record(unpack(text.partition(SEEN)[0], str(directory)))
+    machine = machine_text(unpack(text.partition(SEEN)[0], str(directory)))
     return re.sub(r"(?m)^(f \S+/power_state = )unknown$", r"\1D0", machine)
 
 

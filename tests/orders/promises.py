@@ -80,11 +80,11 @@ def record(state: State) -> None:
             both = {s.gpu for s in one.open} & {s.gpu for s in other.open}
             if both:
                 raise Violation(f"two VMs hold {both}")
-    told = overview.look(FakeHost(str(state.root)))
-    shown = {one.uuid for one in told.holdings}
+    told = overview.current(FakeHost(str(state.root)))
+    shown = {one.uuid for one in told.claims}
     if shown != set(state.claims) or told.unreadable or told.unseen:
         raise Violation(f"status shows {shown} of {set(state.claims)}, {told.unreadable}")
-    for holding in told.holdings:
+    for holding in told.claims:
         if holding.stale == (state.claims[holding.uuid].boot == f"boot-{state.boots}"):
             raise Violation(f"status takes {holding.vm} for one of another boot")
 

@@ -124,7 +124,7 @@ class Watched(State):
         xml = domain_xml(*guest.devices, managed=guest.managed, name=guest.name, uuid=guest.uuid)
         settings = load.configuration(host, guest.name, guest.uuid)
         try:
-            return plan.make(host, domain.parse(xml), settings)
+            return plan.plan_for(host, domain.parse(xml), settings)
         except HostError as error:
             return error
         finally:

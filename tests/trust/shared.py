@@ -52,9 +52,9 @@ class SharedHost(FakeHost):
             time.sleep(self._slow_s)
         return names
 
-    def _told(self, kind: str, path: str) -> str | None:
+    def _attribute(self, kind: str, path: str) -> str | None:
         # Nobody has recorded what the program writes; asking costs more than the program.
-        return None if path.startswith(RUN) else super()._told(kind, path)
+        return None if path.startswith(RUN) else super()._attribute(kind, path)
 
     def _never_return(self, kind: str, what: str) -> None:
         while self.exists(HANG):

@@ -1,4 +1,4 @@
-"""check-config: what is wrong in configuration files, and what holds for a VM."""
+"""check-config: mistakes in configuration files, and the effective settings of a VM."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "file",
         nargs="*",
         metavar="FILE",
-        help="a file to check, also before it is installed; without, all that are installed",
+        help="a file to check, installed or not; without FILE, all installed files",
     )
     parser.add_argument(
-        "--vm", metavar="VM", help="print what holds for a VM, and which file says so"
+        "--vm", metavar="VM", help="print the effective settings of a VM, and where each is set"
     )
-    parser.add_argument("--json", action="store_true", help="print it as JSON, for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
     if arguments.vm is not None and arguments.file:
-        complain("vfio-console-hook: give files to check or --vm, not both")
-        complain("hint: --vm reads the installed files by itself")
+        complain("vfio-console-hook: FILE and --vm exclude each other")
+        complain("hint: --vm always reads the installed files")
         return 2
     if arguments.vm is not None:
-        return _explain(host, arguments)
-    found = _check(host, arguments.file)
+        return _print_settings(host, arguments)
+    found = _mistakes(host, arguments.file)
     if arguments.json:
         print(json.dumps([_file_as_json(path, wrong) for path, wrong in found.items()], indent=2))
     else:
@@ -55,8 +55,8 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
 # -- files and their mistakes
 
 
-def _check(host: Host, paths: Iterable[str]) -> dict[str, tuple[Mistake, ...]]:
-    """The mistakes in each file; with no paths, in each that is installed. Raises HookError."""
+def _mistakes(host: Host, paths: Iterable[str]) -> dict[str, tuple[Mistake, ...]]:
+    """The mistakes in each file; without paths, in each installed one. Raises HookError."""
     installed = load.all_mistakes(host)
     found = {}
     for path in paths:
@@ -69,8 +69,8 @@ def _check(host: Host, paths: Iterable[str]) -> dict[str, tuple[Mistake, ...]]:
 
 
 def _content(host: Host, path: str, full: str) -> bytes:
-    """The content of a file that is not installed; says if it could not be, as it is."""
-    absent = HookError(f"there is no file {path}", hint="--vm VM prints what holds for a VM")
+    """The content of a file that is not installed; notes why it would be refused if it were."""
+    absent = HookError(f"there is no file {path}", hint="--vm VM prints the settings of a VM")
     if full.startswith(f"/{load.DIRECTORY}/"):
         content = host.read_bytes(full[1:])
         if content is None:
@@ -85,7 +85,7 @@ def _content(host: Host, path: str, full: str) -> bytes:
     except OSError as error:
         raise HookError(f"cannot read {path}: {error.strerror}") from error
     if refused:
-        _note(f"{path} {refused}, which is refused in /{load.DIRECTORY}")
+        _note(f"{path} {refused}, and would be refused in /{load.DIRECTORY}")
     return content
 
 
@@ -95,52 +95,54 @@ def _note(text: str) -> None:
 
 def _file_lines(found: dict[str, tuple[Mistake, ...]]) -> Iterator[str]:
     for path, mistakes in found.items():
-        told = map(str, mistakes) if mistakes else (f"{path}: in order",)
-        yield from map(printable, told)
+        lines = map(str, mistakes) if mistakes else (f"{path}: no mistakes",)
+        yield from map(printable, lines)
     if not found:
-        yield f"there is no file in /{load.DIRECTORY}, so the defaults hold for every VM"
+        yield f"no file in /{load.DIRECTORY}: the defaults apply to every VM"
 
 
 def _file_as_json(path: str, mistakes: tuple[Mistake, ...]) -> dict[str, Any]:
-    told = [
+    lines = [
         {"line": one.line or None, "column": one.column or None, "text": one.text}
         for one in mistakes
     ]
-    return {"file": path, "mistakes": told}
+    return {"file": path, "mistakes": lines}
 
 
-# -- what holds for a VM
+# -- the settings of a VM
 
 
-def _explain(host: Host, arguments: argparse.Namespace) -> int:
-    name, uuid = _both_names(host, arguments)
+def _print_settings(host: Host, arguments: argparse.Namespace) -> int:
+    name, uuid = _name_and_uuid(host, arguments)
     rows = load.explanation(host, name, uuid)
     shortened = _shortened(load.configuration(host, name, uuid))
     if arguments.json:
-        settings = {key.name: _as_json(key, value, said, shortened) for key, value, said in rows}
+        settings = {
+            key.name: _as_json(key, value, origin, shortened) for key, value, origin in rows
+        }
         print(json.dumps({"vm": name, "uuid": uuid or None, "settings": settings}, indent=2))
     else:
-        print(f"# what holds for {printable(name)}{f' ({uuid})' if uuid else ''}")
+        print(f"# settings of {printable(name)}{f' ({uuid})' if uuid else ''}")
         print("\n".join(_as_yaml(rows, shortened)))
     return 0
 
 
-def _both_names(host: Host, arguments: argparse.Namespace) -> tuple[str, str]:
-    """The name and the uuid of a VM; the uuid is "" when libvirt cannot tell."""
+def _name_and_uuid(host: Host, arguments: argparse.Namespace) -> tuple[str, str]:
+    """The name and the uuid of a VM; the uuid is "" when libvirt does not know it."""
     wanted = str(arguments.vm)
     try:
-        known = vms.known(host, arguments.connect, wanted)
+        known = vms.known_vms(host, arguments.connect, wanted)
     except HookError as error:
-        _note(f"{error.text}, so only a file named {wanted}.yaml is looked for")
+        _note(f"{error.text}; only a file named {wanted}.yaml applies")
         return wanted, ""
     if known:
         return known[0].name, known[0].uuid
-    _note(f"libvirt knows no VM {wanted}")
+    _note(f"libvirt has no VM {wanted}")
     return wanted, ""
 
 
 def _shortened(settings: Config) -> dict[str, float]:
-    """The waits that are shorter in truth, because an event has no more than timeout_s."""
+    """The waits that timeout_s, the time of a whole event, makes shorter."""
     real = settings.within_timeout().holders
     asked = settings.holders
     waits = {"wait_s": real.wait_s, "grace_s": real.grace_s}
@@ -149,53 +151,55 @@ def _shortened(settings: Config) -> dict[str, float]:
 
 def _as_json(key: Key, value: Any, origin: str, shortened: dict[str, float]) -> dict[str, Any]:
     file, _, line = origin.rpartition(":")
-    told = {"value": _plain(value), "file": file or None, "line": int(line) if line else None}
-    return {**told, "shortened_to": shortened[key.name]} if key.name in shortened else told
+    setting = {"value": _plain(value), "file": file or None, "line": int(line) if line else None}
+    if key.name in shortened:
+        setting["shortened_to"] = shortened[key.name]
+    return setting
 
 
 def _as_yaml(rows: Iterable[tuple[Key, Any, str]], shortened: dict[str, float]) -> Iterator[str]:
-    """Lines that can be pasted into a file."""
+    """Lines of YAML that can be pasted into a file."""
     opened = ""
     for key, value, origin in rows:
         group, _, last = key.name.rpartition(".")
         if group and group != opened:
             yield f"{group}:"
         opened = group
-        said = origin or "default"
+        comment = origin or "default"
         if key.name in shortened:
-            said += f", but at most {shortened[key.name]:g} within timeout_s"
+            comment += f", but at most {shortened[key.name]:g} within timeout_s"
         indent = "  " if group else ""
-        lines = _dumped(last, value, flow=True)
+        lines = _yaml_lines(last, value, flow=True)
         if len(f"{indent}{lines[0]}") > _WIDTH:
-            lines = _dumped(last, value, flow=False)
-        yield from _commented([f"{indent}{line}" for line in lines], said, indent)
+            lines = _yaml_lines(last, value, flow=False)
+        yield from _commented([f"{indent}{line}" for line in lines], comment, indent)
 
 
-def _dumped(key: str, value: Any, *, flow: bool) -> list[str]:
+def _yaml_lines(key: str, value: Any, *, flow: bool) -> list[str]:
     import yaml  # takes some 15 ms to load
 
     plain = _plain(value)
-    # Only a list of words is better in one line.
+    # Only a list of words is easier to read in one line.
     words = isinstance(plain, list) and not any(isinstance(one, dict) for one in plain)
     style = None if flow and words else False
     text = yaml.safe_dump({key: plain}, sort_keys=False, default_flow_style=style, width=1000)
     return text.splitlines()
 
 
-def _commented(lines: list[str], said: str, indent: str) -> Iterator[str]:
-    """A setting with its comment at the end of the first line; before it, where it is too long."""
-    first = f"{lines[0]:{_COMMENTS - 2}}  # {said}"
+def _commented(lines: list[str], comment: str, indent: str) -> Iterator[str]:
+    """A setting with its comment behind its first line, or above it if that is too long."""
+    first = f"{lines[0]:{_COMMENTS - 2}}  # {comment}"
     if len(first) > _WIDTH:
-        first = f"{lines[0]}  # {said}"
+        first = f"{lines[0]}  # {comment}"
     if len(first) > _WIDTH:
-        yield f"{indent}# {said}"
+        yield f"{indent}# {comment}"
         first = lines[0]
     yield first
     yield from lines[1:]
 
 
 def _plain(value: object) -> object:
-    """A value of the configuration as it is written in YAML."""
+    """A value of the configuration as YAML has it."""
     if isinstance(value, Service):
         if not value.stop:
             return value.name
@@ -209,7 +213,7 @@ def _plain(value: object) -> object:
 
 COMMAND = Command(
     "check-config",
-    "what is wrong in the configuration, or what holds for a VM",
+    "configuration mistakes, or effective configuration of a VM",
     "vfio-console-hook check-config --vm win11",
     _options,
     _run,

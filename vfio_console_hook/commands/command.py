@@ -1,4 +1,4 @@
-"""What a command of `vfio-console-hook` is made of."""
+"""The parts of a command of `vfio-console-hook`."""
 
 from __future__ import annotations
 

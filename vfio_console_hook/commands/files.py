@@ -1,4 +1,4 @@
-"""The files that a person names on the command line."""
+"""Files that are named on the command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from ..errors import HookError
 
 
-def read(path: str) -> bytes:
+def content(path: str) -> bytes:
     """The content of a file, or of the standard input for "-". Raises HookError."""
     if path == "-":
         return sys.stdin.buffer.read()
@@ -19,7 +19,7 @@ def read(path: str) -> bytes:
 
 
 def write(path: str, text: str) -> None:
-    """Write a file anew. Raises HookError."""
+    """Replace the content of a file, or create it. Raises HookError."""
     try:
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)

@@ -1,4 +1,4 @@
-"""give: give back GPUs that were taken by hand."""
+"""give: release GPUs that were taken by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import HookError
 from ..events import recovery
 from ..machine.host import Host
 from .command import Command
-from .progress import Telling, interruptible, say, say_consoles
+from .progress import ProgressLog, interruptible, say, say_consoles
 from .take import add_addresses
 
 
@@ -24,27 +24,27 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     with interruptible(lambda: again):
         for claim in taken:
             if set(claim.gpus) & set(arguments.address):
-                _give(host, claim)
+                _release(host, claim)
     say_consoles(host)
     return 0
 
 
-def _give(host: Host, claim: Claim) -> None:
+def _release(host: Host, claim: Claim) -> None:
     if ownership.at_work(host, claim):
         say(
             f"waiting up to {ownership.EARLIER_HOOK_S:g} s: {claim.name} is still being taken or"
-            f" given back (process {claim.hook[0]})"
+            f" released (process {claim.hook[0]})"
         )
         host.wait(lambda: not ownership.at_work(host, claim), ownership.EARLIER_HOOK_S)
     busy = ownership.in_use(host, claim)
     if busy:
-        raise HookError(f"{claim.name} cannot be given back: {busy}")
-    say(recovery.give_back(host, claim, Telling(host, claim.name)))
+        raise HookError(f"{claim.name} cannot be released: {busy}")
+    say(recovery.give_back(host, claim, ProgressLog(host, claim.name)))
 
 
 COMMAND = Command(
     "give",
-    "give back GPUs that were taken by hand",
+    "release GPUs that were taken by hand",
     "vfio-console-hook give 01:00.0",
     add_addresses,
     _run,

@@ -1,4 +1,4 @@
-"""What a person sees while a command is at work, and what Ctrl-C leaves behind."""
+"""Output while a command runs, and what Ctrl-C leaves behind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..machine.host import Host
 
 
 def say(line: str) -> None:
-    """Print a line at once, for a person who waits; when that person has gone, go on."""
+    """Print a line at once; go on if stdout cannot be written to any more."""
     try:
         print(printable(line), flush=True)
     except OSError:
@@ -29,26 +29,26 @@ def say_consoles(host: Host) -> None:
 
 @contextlib.contextmanager
 def interruptible(advice: Callable[[], str]) -> Iterator[None]:
-    """Let Ctrl-C end the command with a word of advice: how things are, or what to run.
+    """End the command on Ctrl-C with advice: what the state is, or what to run.
 
-    What talks to the kernel is a process of its own, which Ctrl-C does not reach
-    (worker.py); the claim says what it did.
+    The worker process that talks to the kernel does not get the Ctrl-C (worker.py);
+    the claim lists what it did.
     """
     try:
         yield
     except KeyboardInterrupt:
         try:
-            told = advice()
+            text = advice()
         except HookError:
-            told = "see `vfio-console-hook status`"
-        raise KeyboardInterrupt(told) from None
+            text = "see `vfio-console-hook status`"
+        raise KeyboardInterrupt(text) from None
 
 
-class Telling(Log):
-    """A log that also tells the person at the terminal each step, when it has been done.
+class ProgressLog(Log):
+    """A log that also prints each step on the terminal when it has been done.
 
-    Steps come from the worker, whose own stdout leads nowhere. So this holds another
-    descriptor of the terminal: unlike libvirt, a person who waits may be kept waiting.
+    The worker logs the steps, and its stdout is closed. So this keeps a duplicate of the
+    descriptor of stdout.
     """
 
     def __init__(self, host: Host, vm: str, level: str = "info") -> None:
@@ -57,15 +57,15 @@ class Telling(Log):
         self._stream = os.fdopen(os.dup(1), "w")
 
     def debug(self, text: str) -> None:
-        # Each step is told so when it is done, and info tells all of them at the end. Its
-        # stage and shell line, which follow (events), are more than who waits wants.
-        self._tell(text.partition(", for ")[0])
+        # Each step is logged at this level when it is done; info repeats all of them at the
+        # end. The stage and the shell line, which follow (events), are not printed.
+        self._print(text.partition(", for ")[0])
         super().debug(text)
 
     def warning(self, text: str) -> None:
-        self._tell(text)
+        self._print(text)
         super().warning(text)
 
-    def _tell(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         with contextlib.suppress(OSError):
             print(f"  {printable(text)}", file=self._stream, flush=True)

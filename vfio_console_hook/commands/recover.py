@@ -1,4 +1,4 @@
-"""recover: give back what VMs hold that do not run."""
+"""recover: release GPUs that are still claimed by VMs that are not running."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from .progress import interruptible, say, say_consoles
 
 
 def _seconds(text: str) -> float:
-    # Neither nan nor inf, which float() reads as well.
+    # float() would also accept nan and inf.
     if re.fullmatch(r"[0-9]{1,6}([.][0-9]{1,6})?", text) is None:
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, such as 10")
     return float(text)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--force", action="store_true", help="do not ask libvirt whether they run")
+    parser.add_argument(
+        "--force", action="store_true", help="do not ask libvirt whether the VMs run"
+    )
     parser.add_argument(
         "--wait",
         metavar="S",
         type=_seconds,
         default=10.0,
-        help="how many seconds to wait for libvirt and for hooks that are at work (%(default)g)",
+        help="seconds to wait for libvirt and for running hooks (%(default)g)",
     )
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
     if not Claims(host).uuids():
-        say("nothing to give back: no VM holds a GPU")
+        say("nothing to release: no VM holds a GPU")
     with interruptible(lambda: "run `vfio-console-hook recover` again"):
         settled = recovery.recover(host, say, force=arguments.force, wait_s=arguments.wait)
     say_consoles(host)
@@ -41,7 +43,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
 
 COMMAND = Command(
     "recover",
-    "give back what VMs hold that do not run",
+    "release GPUs still claimed by VMs that are not running",
     "vfio-console-hook recover",
     _options,
     _run,

@@ -1,4 +1,4 @@
-"""What text is written for: a terminal of some width, with or without colour, or a file."""
+"""Width and colour of the output: a terminal with or without colour, or a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import cut
 from ..log import printable
 
 _WIDTH = 80
-_LONGEST = 2000  # of one complaint
+_LONGEST = 2000  # characters of one message
 # Longer lines are hard to read, and shorter ones cannot hold an address range.
 _WIDTHS = range(60, 111)
 
@@ -29,14 +29,14 @@ _BLANK = "\0"  # no printable text holds one, and textwrap does not break at it
 
 @dataclass(frozen=True)
 class Terminal:
-    """Where text goes. Nothing may need colour or box characters to be understood."""
+    """Where text is printed. All text must be readable without colour and box characters."""
 
     width: int = _WIDTH
     colour: bool = False
 
     @classmethod
-    def of(cls, stream: TextIO, environment: Mapping[str, str] = os.environ) -> Terminal:
-        """What stream writes to; colour only on a terminal, and never with NO_COLOR set."""
+    def for_stream(cls, stream: TextIO, environment: Mapping[str, str] = os.environ) -> Terminal:
+        """The terminal of a stream; colour only on a terminal, and never with NO_COLOR set."""
         if not stream.isatty():
             return cls()
         plain = bool(environment.get("NO_COLOR")) or environment.get("TERM") == "dumb"
@@ -44,22 +44,19 @@ class Terminal:
         return cls(min(max(columns, _WIDTHS.start), _WIDTHS.stop - 1), not plain)
 
     def paint(self, text: str, colour: str) -> str:
-        """The text in one of the colours; as it is where there is no colour."""
+        """The text in one of the colours; unchanged without colour."""
         return f"\033[{_COLOURS[colour]}m{text}\033[0m" if self.colour else text
 
     def wrapped(self, text: str, indent: str = "") -> str:
         """The text as lines that fit, each ended; those after the first begin with indent.
 
-        Nothing in it can steer the terminal, whoever has chosen its words.
-
-        What stands in `backticks` stays whole, even if its line gets too long: people
-        copy it.
+        Control characters are escaped. Text in `backticks` is never broken, even if its
+        line gets too long: people copy it.
         """
-        shown = printable(text)
-        whole = _COMMAND.sub(lambda found: found[0].replace(" ", _BLANK), shown)
+        unbroken = _COMMAND.sub(lambda found: found[0].replace(" ", _BLANK), printable(text))
         # One column is left free: some terminals wrap a full line by themselves.
         filled = textwrap.fill(
-            whole,
+            unbroken,
             self.width - 1,
             subsequent_indent=indent,
             break_on_hyphens=False,
@@ -69,26 +66,26 @@ class Terminal:
 
 
 def _columns(stream: TextIO, environment: Mapping[str, str]) -> int:
-    """How wide a terminal is: what COLUMNS says, or else what it says itself."""
-    told = environment.get("COLUMNS", "")
-    if told.isascii() and told.isdigit() and int(told):
-        return int(told)
+    """The width of a terminal: COLUMNS, or else what the terminal reports."""
+    columns = environment.get("COLUMNS", "")
+    if columns.isascii() and columns.isdigit() and int(columns):
+        return int(columns)
     try:
-        # 0 is what a serial line says, which does not know.
+        # A serial line does not know its width and reports 0.
         return os.get_terminal_size(stream.fileno()).columns or _WIDTH
     except OSError:
         return _WIDTH
 
 
 def moment(seconds: float) -> str:
-    """A time (seconds since the epoch) as people read it: "2025-11-22 18:28:01"."""
+    """A time (seconds since the epoch) such as "2025-11-22 18:28:01"."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def complain(line: str) -> None:
-    """Print a line on stderr: wrapped for a person, whole for whoever else reads it."""
-    terminal = Terminal.of(sys.stderr)
+    """Print a line on stderr; wrapped if stderr is a terminal."""
     line = printable(cut(line, _LONGEST))
-    told = terminal.wrapped(line, "  ") if sys.stderr.isatty() else f"{line}\n"
-    with contextlib.suppress(OSError):  # there is nobody else who could be told
-        print(told, end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        line = Terminal.for_stream(sys.stderr).wrapped(line, "  ").rstrip("\n")
+    with contextlib.suppress(OSError):  # there is no other place to report it
+        print(line, file=sys.stderr, flush=True)

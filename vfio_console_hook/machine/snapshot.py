@@ -1,37 +1,37 @@
-"""A recorded machine: the files, links and answers of a host, as one text.
+"""A snapshot: the files, links and answers of a machine, as one text.
 
     # a comment
     d sys/class/graphics                            an empty directory
-    l sys/class/graphics/fb0 -> ../../devices/...   a link, as written in it
+    l sys/class/graphics/fb0 -> ../../devices/...   a link and its target
     f sys/class/vtconsole/vtcon0/bind = 1           a file of one line
     f proc/iomem                                    a file of many lines
     |00000000-00000fff : Reserved
     x sys/devices/pci0000:00/0000:00:02.0/config = 34121111...    bytes, in hex
 
-What a device answers to an ioctl lies below `ioctl/`, as text:
+Answers of devices to ioctls are below `ioctl/`, as text:
 
     ioctl/fb0/memory      "0xc0000000 4096000": start and size (FBIOGET_FSCREENINFO)
     ioctl/con2fbmap       "1-63 0": consoles and their framebuffer, "-" for none
     ioctl/tty1/mode       "text" or "graphics" (KDGETMODE)
     ioctl/consoles        "locked" or "unlocked" (VT_LOCKSWITCH)
 
-What else the machine answered, and a file below a directory cannot hold:
+Other answers of the machine, which files below a directory cannot hold:
 
     stat/PATH             "100755 0 0 1732312312 1732312399": mode, uid, gid, mtime and
-                          ctime (the same without it), if not as unpacked
+                          ctime (missing: the mtime), if not as unpacked
     label/PATH            "system_u:object_r:virt_hook_t:s0" (SELinux)
-    refused/PATH          "13": the errno with which everything there fails
-    ran/COMMAND           what a program printed, by answer_path()
-    ran/COMMAND.failed    why it failed, as a sentence; in a second line the hint, if any
-    ran/COMMAND.status    what a command of the administrator exited with; empty: it went on
+    refused/PATH          "13": the errno with which every access fails
+    ran/COMMAND           the output of a program; answer_path() has the name
+    ran/COMMAND.failed    why it failed, as a sentence; the hint, if any, in a second line
+    ran/COMMAND.status    the exit status of a configured command; empty: it did not end
     libvirt/N/            name, uuid, xml, live and autostart of a VM (libvirtd.Vm); N is 1, 2...
-    libvirt/unasked       why libvirt could not be asked, likewise
-    recorded/now          seconds since 1970; what is missing was not there then
+    libvirt/unasked       why libvirt could not be asked, as in .failed
+    recorded/now          seconds since 1970; only in complete snapshots
 
 For a PATH that is a directory, the file is PATH/.itself.
 
-unpack() lays such a text out below a directory and RecordedHost reads it there;
-recording/ makes one of a running machine. Nothing here reacts to a write.
+unpack() writes such a text to a directory and SnapshotHost reads it there;
+commands/snapshot writes one of a running machine. Nothing here reacts to a write.
 """
 
 from __future__ import annotations
@@ -56,27 +56,27 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 ITSELF = ".itself"
-# NAME_MAX is 255, and ".failed" is to fit behind.
+# NAME_MAX is 255, and ".failed" must fit behind the name.
 _LONGEST_NAME = 240
-# Linux has no path of as many parts below /sys and /proc; and who makes or removes the
-# directories of one with a thousand would run out of stack.
+# No path below /sys and /proc is as deep, and Python's functions that make and remove a
+# thousand nested directories run out of stack.
 _DEEPEST = 64
 _LAST_ERRNO = 4096  # Linux include/linux/err.h, MAX_ERRNO
 _NOWHERE = ".nowhere"
 
 
 class SnapshotHost(Host):
-    """A machine unpacked below a directory: ioctls are answered from its files."""
+    """A snapshot unpacked below a directory: ioctls are answered from its files."""
 
     def framebuffer_memory(self, fb: str) -> tuple[int, int] | None:
-        self._as_on_the_machine(f"ask (ioctl {FBIOGET_FSCREENINFO:#x})", f"dev/{fb}")
-        return self._understood(f"ioctl/{fb}/memory", _start_and_size)
+        self._raise_refusal(f"ask (ioctl {FBIOGET_FSCREENINFO:#x})", f"dev/{fb}")
+        return self._parsed_file(f"ioctl/{fb}/memory", _start_and_size)
 
     def console_map(self, fb: str) -> tuple[int | None, ...] | None:
-        self._as_on_the_machine(f"ask (ioctl {FBIOGET_CON2FBMAP:#x})", f"dev/{fb}")
+        self._raise_refusal(f"ask (ioctl {FBIOGET_CON2FBMAP:#x})", f"dev/{fb}")
         if not self.exists(f"dev/{fb}"):
             return None
-        return self._understood("ioctl/con2fbmap", unpack_console_map)
+        return self._parsed_file("ioctl/con2fbmap", unpack_console_map)
 
     def map_console(self, fb: str, console: int, index: int) -> None:
         if not self.exists(f"dev/{fb}"):
@@ -86,7 +86,7 @@ class SnapshotHost(Host):
         self.write("ioctl/con2fbmap", pack_console_map(indices) + "\n")
 
     def text_mode(self, tty: str) -> bool:
-        self._as_on_the_machine(f"ask (ioctl {KDGETMODE:#x})", f"dev/{tty}")
+        self._raise_refusal(f"ask (ioctl {KDGETMODE:#x})", f"dev/{tty}")
         return self.read(f"ioctl/{tty}/mode") != "graphics"
 
     def set_text_mode(self, tty: str, text: bool) -> None:
@@ -97,10 +97,10 @@ class SnapshotHost(Host):
 
     def exit_status(self, *command: str, timeout_s: float) -> int | None:
         status = self._answer(command, ".status")
-        return self._understood(f"{answer_path(command)}.status", int) if status else None
+        return self._parsed_file(f"{answer_path(command)}.status", int) if status else None
 
     def now(self) -> float:
-        now = self._understood("recorded/now", seconds) if self.read("recorded/now") else None
+        now = self._parsed_file("recorded/now", seconds) if self.read("recorded/now") else None
         return super().now() if now is None else now
 
     @property
@@ -109,22 +109,22 @@ class SnapshotHost(Host):
 
     @property
     def privileged(self) -> bool:
-        return True  # who has laid the machine out stands for its root
+        return True  # the user who unpacked the snapshot counts as its root
 
     def kill(self, pid: int) -> None:
-        raise HostError(f"cannot kill process {pid} of a recorded machine")
+        raise HostError(f"cannot kill process {pid} of a snapshot")
 
     def device_number(self, path: str) -> int | None:
         return None  # a link in its /proc would lead to a node of this machine
 
     def own_pids(self) -> frozenset[int]:
-        return frozenset()  # we do not run there
+        return frozenset()  # this process does not run there
 
     def open_process(self, pid: int) -> int | None:
-        raise HostError(f"cannot watch process {pid} of a recorded machine")
+        raise HostError(f"cannot watch process {pid} of a snapshot")
 
     def write(self, path: str, text: str) -> None:
-        # A recorded file keeps the whole text, as an attribute shows it back.
+        # The file keeps the text, because a read of an attribute returns what was written.
         if not self.exists(path):
             raise HostError(f"cannot write '{text.strip()}' to /{path}: No such file or directory")
         with open(self.path(path), "w", encoding="utf-8") as file:
@@ -145,9 +145,9 @@ class SnapshotHost(Host):
 
     def vms(self, uri: str, name: str = "") -> tuple[Vm, ...]:
         if uri.startswith("test:"):
-            return super().vms(uri, name)  # libvirt's own pretence, for tests
+            return super().vms(uri, name)  # libvirt's own test driver
         if not self.exists("libvirt"):
-            raise HostError("what libvirt knows is not in this recorded machine")
+            raise HostError("this snapshot does not contain the VMs of libvirt")
         reason = self.read("libvirt/unasked")
         if reason is not None:
             raise _error(reason)
@@ -160,7 +160,7 @@ class SnapshotHost(Host):
         )
 
     def _vm(self, folder: str) -> Vm:
-        from .libvirtd import Vm  # only for people: the hook is told what it needs
+        from .libvirtd import Vm  # the hook does not need it
 
         name, uuid, xml, live, autostart = (
             self.read(f"{folder}/{part}") or ""
@@ -170,81 +170,83 @@ class SnapshotHost(Host):
 
     # -- files as they were on the machine
 
-    def _told(self, kind: str, path: str) -> str | None:
-        """What kind/PATH says of a path, or None."""
+    def _attribute(self, kind: str, path: str) -> str | None:
+        """The text of kind/PATH for a path, or None."""
         for place in (f"{kind}/{path}", f"{kind}/{path}/{ITSELF}"):
             if os.path.isfile(self.path(place)):
                 return (super().read_bytes(place) or b"").decode(errors="replace").strip()
         return None
 
-    def _understood(self, path: str, read: Callable[[str], T]) -> T | None:
-        """What read makes of a file's text, None when it is not there. Raises HostError."""
+    def _parsed_file(self, path: str, parse: Callable[[str], T]) -> T | None:
+        """The text of a file, parsed; None when it is not there. Raises HostError."""
         text = self.read(path)
-        return None if text is None else _made(f"/{path}", text, read)
+        return None if text is None else _parsed_text(f"/{path}", text, parse)
 
     def stat(self, path: str) -> os.stat_result | None:
-        self._as_on_the_machine("look at", path)
+        self._raise_refusal("look at", path)
         unpacked = super().stat(path)
-        told = self._told("stat", path)
-        if told is None:
+        attributes = self._attribute("stat", path)
+        if attributes is None:
             return unpacked and _of_root(unpacked)
-        mode, uid, gid, modified, changed = _made(f"/stat/{path}", told, _mode_and_times)
+        mode, uid, gid, modified, changed = _parsed_text(
+            f"/stat/{path}", attributes, _mode_and_times
+        )
         size = unpacked.st_size if unpacked else 0
         return os.stat_result((mode, 0, 0, 1, uid, gid, size, modified, modified, changed))
 
     def lstat(self, path: str) -> os.stat_result | None:
-        self._as_on_the_machine("look at", path)
+        self._raise_refusal("look at", path)
         unpacked = super().lstat(path)
         is_link = unpacked is not None and S_ISLNK(unpacked.st_mode)
         return _of_root(unpacked) if unpacked and is_link else self.stat(path)
 
     def read_file(self, path: str, most: int = -1) -> tuple[os.stat_result, bytes] | None:
-        self._as_on_the_machine("read", path)
+        self._raise_refusal("read", path)
         found = super().read_file(path, most)
         status = self.lstat(path) if found else None
         return (status, found[1]) if found and status else None
 
     def selinux_label(self, path: str) -> str | None:
-        self._as_on_the_machine("read the label of", path)
-        return self._told("label", path)
+        self._raise_refusal("read the label of", path)
+        return self._attribute("label", path)
 
     def read_bytes(self, path: str) -> bytes | None:
-        self._as_on_the_machine("read", path)
+        self._raise_refusal("read", path)
         return super().read_bytes(path)
 
     def peek(self, path: str, offset: int, size: int) -> bytes:
-        self._as_on_the_machine("read", path)
+        self._raise_refusal("read", path)
         return super().peek(path, offset, size)
 
     def list(self, path: str) -> tuple[str, ...]:
-        self._as_on_the_machine("list", path)
+        self._raise_refusal("list", path)
         return super().list(path)
 
     def open_files(self, pid: int) -> dict[str, str]:
-        self._as_on_the_machine("list", f"proc/{pid}/fd")
+        self._raise_refusal("list", f"proc/{pid}/fd")
         return super().open_files(pid)
 
     def mappings(self, pid: int) -> bytes:
-        self._as_on_the_machine("read", f"proc/{pid}/maps")
+        self._raise_refusal("read", f"proc/{pid}/maps")
         return super().mappings(pid)
 
-    def _as_on_the_machine(self, what: str, path: str) -> None:
-        """Raise the HostError that the machine gave, where it did."""
-        number = self._told("refused", path)
+    def _raise_refusal(self, what: str, path: str) -> None:
+        """Raise the HostError that this access caused on the machine, if it did."""
+        number = self._attribute("refused", path)
         if number is not None:
-            error = _made(f"/refused/{path}", number, _errno)
+            error = _parsed_text(f"/refused/{path}", number, _errno)
             raise HostError.of(what, f"/{path}", OSError(error, ""))
 
 
 class SentHost(SnapshotHost):
-    """One that somebody sent: no link of it leads to a file of this machine.
+    """A snapshot from another person: none of its links leads to a file of this machine.
 
-    What lies behind such a link is not there.
+    The target of such a link does not exist.
     """
 
     def path(self, path: str) -> str:
         full = super().path(path)
-        return full if _lies_in(self.root, os.path.realpath(full)) else f"{self.root}/{_NOWHERE}"
+        return full if _is_below(self.root, os.path.realpath(full)) else f"{self.root}/{_NOWHERE}"
 
     def readlink(self, path: str) -> str | None:
         above, _, name = path.rpartition("/")
@@ -254,14 +256,14 @@ class SentHost(SnapshotHost):
             return None
 
 
-def _lies_in(root: str, real: str) -> bool:
+def _is_below(root: str, real: str) -> bool:
     return real == root or real.startswith(f"{root}/")
 
 
-def _made(path: str, text: str, read: Callable[[str], T]) -> T:
-    """What read makes of a text. Raises HostError when it cannot."""
+def _parsed_text(path: str, text: str, parse: Callable[[str], T]) -> T:
+    """The text of a file, parsed. Raises HostError when it cannot be."""
     try:
-        return read(text)
+        return parse(text)
     except (ValueError, IndexError, OverflowError) as error:
         raise HostError.unclear(path, text) from error
 
@@ -271,8 +273,8 @@ def _start_and_size(answer: str) -> tuple[int, int]:
     return int(start, 0), int(size, 0)
 
 
-def _mode_and_times(told: str) -> tuple[int, int, int, int, int]:
-    mode, uid, gid, *times = told.split()
+def _mode_and_times(text: str) -> tuple[int, int, int, int, int]:
+    mode, uid, gid, *times = text.split()
     modified, changed = seconds(times[0]), seconds(times[-1])
     return int(mode, 8), int(uid), int(gid), int(modified), int(changed)
 
@@ -280,31 +282,31 @@ def _mode_and_times(told: str) -> tuple[int, int, int, int, int]:
 def _errno(number: str) -> int:
     value = int(number)
     if not 0 < value < _LAST_ERRNO:
-        raise ValueError("no errno")
+        raise ValueError("not an errno")
     return value
 
 
-def _error(told: str) -> HostError:
-    """The error that a sentence, and a hint in the second line, tell of."""
-    text, _, hint = told.partition("\n")
+def _error(lines: str) -> HostError:
+    """The error with this sentence, and the hint in a second line, if any."""
+    text, _, hint = lines.partition("\n")
     return HostError(text, hint)
 
 
 def _of_root(status: os.stat_result) -> os.stat_result:
-    """The same file; who has laid the machine out stands for its root."""
+    """The same status; files of the user who unpacked the snapshot belong to its root."""
     if status.st_uid != os.getuid():
         return status
     return os.stat_result((*status[:4], 0, *status[5:10]))
 
 
 def answer_path(command: Iterable[str]) -> str:
-    """Where what a program printed is on a recorded machine, below ran/."""
-    from urllib.parse import quote  # slow to load, and only for programs
+    """The path of a program's output in a snapshot, below ran/."""
+    from urllib.parse import quote  # slow to load, and needed only for programs
 
-    # " = " would be taken for the end of the path.
+    # " = " would end the path.
     name = quote(" ".join(command), safe=" -.,:=@+").replace(" = ", "%20=%20")
     if len(name) > _LONGEST_NAME:
-        from hashlib import sha256  # only for this
+        from hashlib import sha256  # needed only here
 
         digest = sha256(name.encode()).hexdigest()[:16]
         name = f"{name[: _LONGEST_NAME - 17]}~{digest}"
@@ -337,9 +339,9 @@ def pack_console_map(indices: Iterable[int | None]) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a recorded machine: kind "d" for a directory, "l" for a link, "f" for a file.
+    """One entry of a snapshot: kind "d" for a directory, "l" for a link, "f" for a file.
 
-    content is that of the file, or the text of the link.
+    content is that of the file, or the target of the link.
     """
 
     kind: str
@@ -347,67 +349,66 @@ class Entry:
     content: bytes = b""
 
     def lines(self) -> list[str]:
-        """The entry as it is written. Raises ValueError for a path that cannot be."""
+        """The lines of the entry. Raises ValueError for a path that cannot be written."""
         if self.kind == "d":
-            return [f"d {self._named('')}"]
+            return [f"d {self._checked_path('')}"]
         if self.kind == "l":
             target = self.content.decode()
             if not target.isprintable():
-                raise ValueError(f"a recorded machine cannot hold the link {self.path!r}")
-            return [f"l {self._named(' -> ')} -> {target}"]
-        path = self._named(" = ")
+                raise ValueError(f"a snapshot cannot contain the link {self.path!r}")
+            return [f"l {self._checked_path(' -> ')} -> {target}"]
+        path = self._checked_path(" = ")
         if _UNWRITABLE.search(self.content):
             return [f"x {path} = {self.content.hex()}"]
-        whole = self.content.decode()
-        text = whole[:-1] if whole.endswith("\n") else whole
-        if not whole:
+        if not self.content:
             return [f"f {path}"]
+        text = self.content.decode().removesuffix("\n")
         if "\n" not in text:
             return [f"f {path} = {text}"]
         return [f"f {path}", *(f"|{line}" for line in text.split("\n"))]
 
-    def _named(self, mark: str) -> str:
-        """The path, if nothing in it could be taken for the end of it."""
+    def _checked_path(self, mark: str) -> str:
+        """The path. Raises ValueError if a reader would find its end too early."""
         if not self.path.isprintable() or (mark and mark in f"{self.path} "):
-            raise ValueError(f"a recorded machine cannot hold the path {self.path!r}")
+            raise ValueError(f"a snapshot cannot contain the path {self.path!r}")
         return self.path
 
 
-# What is no text of its own lines: a reader may take a carriage return for a line's end.
+# Bytes that lines of text cannot hold; a reader may take a carriage return for a line's end.
 _UNWRITABLE = re.compile(rb"[^\n\t\x20-\x7e]")
 
 
 def unpack(text: str, directory: str) -> SnapshotHost:
-    """Lay a recorded machine out below directory, which exists. Raises HostError.
+    """Unpack a snapshot below directory, which exists. Raises HostError.
 
-    Its links stay as they are: what is not from ourselves is read through a SentHost.
+    Its links are not changed: a snapshot from another person is read through a SentHost.
     """
     # Every machine has it, and it is empty at boot.
     os.makedirs(os.path.join(directory, "run"), exist_ok=True)
-    for kind, path, value in _parsed(text):
+    for kind, path, value in _items(text):
         try:
-            _lay_out(os.path.realpath(directory), kind, path, value)
+            _unpack_entry(os.path.realpath(directory), kind, path, value)
         except (OSError, ValueError) as error:
-            raise HostError(f"cannot lay out {path!r} of the recorded machine: {error}") from error
+            raise HostError(f"cannot unpack {path!r} of the snapshot: {error}") from error
     return SnapshotHost(directory)
 
 
 def entries(text: str) -> Iterator[Entry]:
-    """The entries of a recorded machine. Raises HostError."""
-    for kind, path, value in _parsed(text):
+    """The entries of a snapshot. Raises HostError."""
+    for kind, path, value in _items(text):
         content = bytes.fromhex(value) if kind == "x" else value.encode()
         yield Entry("f" if kind == "x" else kind, path, content)
 
 
-def _lay_out(root: str, kind: str, path: str, value: str) -> None:
+def _unpack_entry(root: str, kind: str, path: str, value: str) -> None:
     """Make one entry below root. Raises OSError, ValueError."""
     full = os.path.join(root, path)
     above = os.path.dirname(full)
-    # The text may come from anybody: nothing is written through a link.
-    if not _lies_in(root, os.path.realpath(above)):
-        raise ValueError("it lies behind a link")
+    # The text can come from anyone: nothing is written through a link.
+    if not _is_below(root, os.path.realpath(above)):
+        raise ValueError("it is behind a link")
     if kind != "d" and os.path.lexists(full):
-        raise ValueError("it is there twice")
+        raise ValueError("it is listed twice")
     os.makedirs(full if kind == "d" else above, 0o755, exist_ok=True)
     if kind == "l":
         os.symlink(value, full)
@@ -416,7 +417,7 @@ def _lay_out(root: str, kind: str, path: str, value: str) -> None:
             file.write(bytes.fromhex(value) if kind == "x" else value.encode())
 
 
-def _parsed(text: str) -> Iterator[tuple[str, str, str]]:
+def _items(text: str) -> Iterator[tuple[str, str, str]]:
     """(kind, path, value) of each entry; a file's value is its whole content."""
     lines = text.split("\n")
     at = 0
@@ -430,7 +431,7 @@ def _parsed(text: str) -> Iterator[tuple[str, str, str]]:
         parts = path.split("/")
         bad = path.startswith("/") or ".." in parts or len(parts) > _DEEPEST
         if bad or kind not in ("d", "f", "l", "x"):
-            raise HostError(f"line {at} of the recorded machine is not an entry: {line[:60]!r}")
+            raise HostError(f"line {at} of the snapshot is not an entry: {line[:60]!r}")
         if kind == "f":
             value += "\n" if " = " in rest else ""
             while at < len(lines) and lines[at].startswith("|"):

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 
-from vfio_console_hook.commands.snapshot.writer import record
+from vfio_console_hook.commands.snapshot.writer import machine_text
 from vfio_console_hook.machine.host import Host
 
 from . import tracer
@@ -54,7 +54,7 @@ class Machine:
 
     def state(self) -> str:
         """All that the program can see of it."""
-        return record(Host())
+        return machine_text(Host())
 
     def argv(self, event: str) -> list[str]:
         """How libvirt calls the hook."""

@@ -58,8 +58,8 @@ def _machine(directory: Path, name: str) -> Enclosed:
 
 def _plan(host: Enclosed, vm: domain.Domain) -> None:
     terminal = Terminal()
-    plan_text.text(plan.make(host, vm, Config()), terminal)
-    command.told(held.look(host), terminal)
+    plan_text.text(plan.plan_for(host, vm, Config()), terminal)
+    command.status_text(held.current(host), terminal)
 
 
 # -- the XML
@@ -138,8 +138,8 @@ def _record(directory: Path) -> Work:
         (claims / UUID).write_bytes(data.replace(b"BOOT", boot))
         try:
             with kept_inside(str(directory)):
-                found = held.look(host)
-                command.told(found, Terminal())
+                found = held.current(host)
+                command.status_text(found, Terminal())
                 held.to_json(found)
                 undo.asked_for(host, UUID)
                 events.release(host, UUID, log)

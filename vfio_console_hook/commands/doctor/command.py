@@ -35,7 +35,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
         content = {"findings": [vars(one) for one in shown], "failed": failed, "warnings": warned}
         print(json.dumps(content, indent=2))
     else:
-        terminal = Terminal.of(sys.stdout)
+        terminal = Terminal.for_stream(sys.stdout)
         last = summary(failed, warned)
         if len(shown) > failed + warned > 0:
             last += "; `vfio-console-hook doctor -q` prints only these"
@@ -47,7 +47,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
 def _system(host: Host, uri: str) -> System:
     """The host with its VMs, or with the reason why libvirt does not list them."""
     try:
-        return System.with_vms(host, vms.known(host, uri))
+        return System.with_vms(host, vms.known_vms(host, uri))
     except HookError as error:
         return System(host, libvirt_error=error.text, libvirt_hint=error.hint)
 

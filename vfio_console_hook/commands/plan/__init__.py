@@ -1,1 +1,1 @@
-"""plan: what would happen if a VM started now, as a value, in words and as a drawing."""
+"""plan: what would happen if a VM started now, as a value, as text and as a drawing."""

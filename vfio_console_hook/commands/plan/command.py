@@ -21,43 +21,46 @@ _STATUS = {planning.START: 0, planning.REFUSE: 1, planning.NOTHING: 2}
 
 def _options(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("vm", metavar="VM", nargs="?", help="its name or uuid, known to libvirt")
-    which.add_argument("--xml", metavar="FILE", help="its domain XML instead, - for stdin")
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
-    parser.add_argument("--svg", metavar="FILE", help="draw the GPUs' memory before and after")
+    which.add_argument(
+        "vm", metavar="VM", nargs="?", help="the name or uuid of a VM that libvirt knows"
+    )
+    which.add_argument("--xml", metavar="FILE", help="read its domain XML from a file, - for stdin")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--svg", metavar="FILE", help="draw a picture of the GPUs' memory before and after"
+    )
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
-    parsed, has = _vm(host, arguments)
+    parsed, assigned = _vm(host, arguments)
     settings = load.configuration(host, parsed.name, parsed.uuid)
-    terminal = Terminal.of(sys.stdout)
+    terminal = Terminal.for_stream(sys.stdout)
 
-    def look() -> str:
+    def output() -> str:
         from . import drawing, text
 
-        made = planning.make(host, parsed, settings, has)
-        title = f"VM {made.vm}"
+        plan = planning.plan_for(host, parsed, settings, assigned)
+        as_json = json.dumps(plan.to_json(), indent=2) + "\n"
+        picture = drawing.picture(f"VM {plan.vm}", plan.gpus, plan.gpus_after)
         return json.dumps({
-            "status": _STATUS[made.verdict],
-            "text": json.dumps(made.to_json(), indent=2) + "\n"
-            if arguments.json
-            else text.text(made, terminal),
-            "svg": drawing.picture(title, made.gpus, made.gpus_after) if arguments.svg else "",
+            "status": _STATUS[plan.verdict],
+            "text": as_json if arguments.json else text.text(plan, terminal),
+            "svg": picture if arguments.svg else "",
         })  # fmt: skip
 
-    told = json.loads(worker.look(look))
-    print(told["text"], end="", flush=True)
+    answer = json.loads(worker.look(output))
+    print(answer["text"], end="", flush=True)
     if arguments.svg:
-        files.write(arguments.svg, told["svg"])
+        files.write(arguments.svg, answer["svg"])
         print(f"wrote {arguments.svg}", file=sys.stderr if arguments.json else sys.stdout)
-    return int(told["status"])
+    return int(answer["status"])
 
 
 def _vm(host: Host, arguments: argparse.Namespace) -> tuple[Domain, frozenset[str]]:
-    """The VM that is meant, and the addresses of what it has now, as far as that is known."""
+    """The VM, and the addresses of the devices that libvirt has assigned to it now."""
     if arguments.xml is not None:
-        return domain.parse(files.read(arguments.xml)), frozenset()
-    vm = vms.find(host, arguments.connect, arguments.vm)
+        return domain.parse(files.content(arguments.xml)), frozenset()
+    vm = vms.vm_named(host, arguments.connect, arguments.vm)
     live = domain.hostdev_addresses(_encoded(vm.live)) if vm.live else ()
     return domain.parse(_encoded(vm.xml)), frozenset(live)
 

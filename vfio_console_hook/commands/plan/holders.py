@@ -1,4 +1,4 @@
-"""Who has the GPUs of a VM open now, and what would become of them when it starts."""
+"""The processes that have the GPUs of a VM open, and what becomes of them when it starts."""
 
 from __future__ import annotations
 
@@ -17,58 +17,59 @@ from ...machine.host import Host
 
 
 @dataclass(frozen=True)
-class Occupant:
-    """A process that has a GPU open. becomes is a clause on what becomes of it, or ""."""
+class PlannedHolder:
+    """A process that has a GPU open. becomes is a clause about what becomes of it, or ""."""
 
     holder: Holder
     becomes: str
 
 
-def now(host: Host, gpus: Collection[Gpu], others: Collection[str]) -> list[Holder]:
-    """Those who have anything of the GPUs open that matters, by process id.
+def current_holders(host: Host, gpus: Collection[Gpu], siblings: Collection[str]) -> list[Holder]:
+    """The processes that have a node of the GPUs open, by process id.
 
-    others are the addresses of what else goes to the VM. A VM that has a GPU already is
-    among them, by its vfio node.
+    siblings are the addresses of the other devices of the VM. The QEMU process of a VM that
+    has a GPU already is included, with its vfio node.
     """
-    wanted = list(nodes.nodes_to_close(host, gpus, others))
+    wanted = list(nodes.nodes_to_close(host, gpus, siblings))
     for one in gpus:
         wanted += vfio.vfio_nodes(host, one.address) if one.vfio else []
     return Search(host, wanted).holders()
 
 
-def awaited(
+def planned_holders(
     host: Host, steps: tuple[Step, ...], found: list[Holder]
-) -> tuple[tuple[Occupant, ...], RefusedError | None]:
-    """What these steps make of those who have a GPU open, and how the wait for them would end.
+) -> tuple[tuple[PlannedHolder, ...], RefusedError | None]:
+    """What becomes of the processes that have a GPU open, and the refusal if they keep it open.
 
-    None when it would end well, if nobody else opens the GPU.
+    None instead of a refusal when the wait would succeed.
     """
     wait = next((s.do for s in steps if isinstance(s.do, AwaitClosed) and s.do.nodes), None)
     if wait is None:
-        return tuple(Occupant(one, "") for one in found), None
-    leaves = {one.pid: _leaves_with(host, one, steps) for one in found}
-    refusal = wait.blocked(host, [one for one in found if not leaves[one.pid]])
-    within = f" within {wait.wait_s:g} s" if wait.wait_s else " first"
-    stays = f"must let go{within}" if refusal else f"ended if it stays for {wait.wait_s:g} s"
+        return tuple(PlannedHolder(one, "") for one in found), None
+    ending = {one.pid: _ending_with(host, one, steps) for one in found}
+    refusal = wait.blocked(host, [one for one in found if not ending[one.pid]])
+    outcome = f"ended if it is still open after {wait.wait_s:g} s"
     if refusal is not None:
-        refusal.text += f"; it starts if they let go{within}"
+        within = f" within {wait.wait_s:g} s" if wait.wait_s else " first"
+        outcome = f"must close it{within}"
+        refusal.text += f"; the VM starts if they close it{within}"
     return tuple(
-        Occupant(one, leaves[one.pid] or ("" if one.unknown and not wait.strict else stays))
+        PlannedHolder(one, ending[one.pid] or ("" if one.unknown and not wait.strict else outcome))
         for one in found
     ), refusal
 
 
-def _leaves_with(host: Host, one: Holder, steps: tuple[Step, ...]) -> str:
-    """The service that is stopped first and takes a process along, as a clause, or ""."""
+def _ending_with(host: Host, one: Holder, steps: tuple[Step, ...]) -> str:
+    """A clause about the service that is stopped first and ends the process with it, or ""."""
     managers = set(advice.display_managers(host))
     session = one.cgroup.startswith("/user.slice/") or one.command == "systemd-logind"
     for step in steps:
         if isinstance(step.do, StopUnits):
             for unit in step.do.units:
                 if f"/{unit}/" in f"{one.cgroup}/":
-                    return f"goes with {unit}, which is stopped first"
+                    return f"stops with {unit}, which is stopped first"
             if session and managers & set(step.do.units):
-                return f"should end with {step.do.units[-1]}, which is stopped first"
+                return f"should stop with {step.do.units[-1]}, which is stopped first"
         elif isinstance(step.do, StopByCommand):
-            return f"should end with {step.do.name}, which is stopped first"
+            return f"should stop with {step.do.name}, which is stopped first"
     return ""

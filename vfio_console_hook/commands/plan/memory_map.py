@@ -1,4 +1,4 @@
-"""The drawn map of a GPU's address ranges: what lies in each BAR, and what blocks it.
+"""The map of a GPU's address ranges: what is in each BAR, and what blocks it.
 
 QEMU needs each BAR as a whole (Linux drivers/vfio/pci/vfio_pci_core.c requests
 the region of a whole BAR), so one small reservation blocks all of it.
@@ -17,7 +17,7 @@ from ..terminal import Terminal
 
 @dataclass(frozen=True)
 class Kind:
-    """What sort of reservation it is: a character that draws it, words, a terminal colour."""
+    """A kind of reservation: the character that draws it, words, a terminal colour."""
 
     character: str
     words: str
@@ -27,11 +27,11 @@ class Kind:
 
 FREE = Kind(".", "free", "dim")
 CONSOLE = Kind("#", "firmware console", "red", blocks=True)
-UNKNOWN = Kind("?", "not known", "yellow", blocks=True)
+UNKNOWN = Kind("?", "unknown", "yellow", blocks=True)
 DRIVER = Kind("d", "the GPU's own driver", "blue")
 VFIO = Kind("v", "for a VM", "green")
 KINDS = (CONSOLE, UNKNOWN, DRIVER, VFIO, FREE)
-"""All kinds; of reservations that lie in each other the one that comes first here counts."""
+"""All kinds; of nested reservations the kind that comes first here counts."""
 
 
 @dataclass(frozen=True)
@@ -50,43 +50,43 @@ class Part:
 
 @dataclass(frozen=True)
 class BarMap:
-    """A BAR and its parts, in the order of addresses, without gaps."""
+    """A BAR and its parts, ordered by address, without gaps."""
 
     bar: Bar
     parts: tuple[Part, ...]
 
     @property
     def kind(self) -> Kind:
-        """What counts for the whole BAR: its worst part."""
+        """The kind of its worst part."""
         return min((part.kind for part in self.parts), key=KINDS.index)
 
     @property
     def name(self) -> str:
-        """Who blocks it, such as "efifb", or else who holds it; "" where all is free."""
+        """What blocks it, such as "efifb", or else what reserves it; "" if it is free."""
         alike = (part for part in self.parts if part.kind.blocks == self.kind.blocks)
         return _names(tuple(reservation for part in alike for reservation in part.reservations))
 
     @property
     def verdict(self) -> str:
-        """What is with it in a few words, such as "blocked by efifb"."""
+        """Its state in a few words, such as "blocked by efifb"."""
         if self.kind.blocks:
             return f"blocked by {self.name}"
         return f"held by {self.name}, {self.kind.words}" if self.name else self.kind.words
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the parts do not show: reservations that begin before the BAR or end after it."""
+        """Remarks about reservations that begin before the BAR or end after it."""
         found = dict.fromkeys(
             reservation for part in self.parts for reservation in part.reservations
         )
         return tuple(
-            f"{_names((reservation,))} reaches beyond the BAR: it is {reservation.range}"
+            f"{_names((reservation,))} extends beyond the BAR: it is {reservation.range}"
             for reservation in found
             if not self.bar.range.holds(reservation.range)
         )
 
 
-def of(gpu: Gpu) -> tuple[BarMap, ...]:
+def bar_maps(gpu: Gpu) -> tuple[BarMap, ...]:
     """The map of each memory BAR, in BAR order."""
     return tuple(BarMap(bar, _parts(gpu, bar)) for bar in gpu.bars)
 
@@ -95,7 +95,7 @@ def _parts(gpu: Gpu, bar: Bar) -> tuple[Part, ...]:
     reservations = [
         c for c in gpu.reservations if c.bar == bar.number and c.range.overlaps(bar.range)
     ]
-    # The outer one first: /proc/iomem has parents before children, a longer range tells too.
+    # The outer one first: it is longer.
     reservations.sort(key=lambda reservation: size(reservation.range), reverse=True)
     starts = {bar.range.first}
     for reservation in reservations:
@@ -132,7 +132,7 @@ def _names(reservations: tuple[Reservation, ...]) -> str:
 
 
 def _plain(name: str) -> str:
-    # A recording comes from anybody: its names may hold what a terminal acts upon.
+    # A snapshot can come from anyone: its names may contain terminal escapes.
     return ascii(name)[1:-1][:_LONGEST_NAME]
 
 
@@ -145,46 +145,46 @@ def size(range_: Range) -> int:
 
 
 def in_units(size_bytes: int) -> str:
-    """A size for people: "16 MiB" is exact, "3.9 MiB" is rounded."""
+    """A size as text: "16 MiB" is exact, "3.9 MiB" is rounded."""
     power = min((max(size_bytes, 1).bit_length() - 1) // 10, len(_UNITS) - 1)
-    whole, rest = divmod(size_bytes, 1 << 10 * power)
+    count, rest = divmod(size_bytes, 1 << 10 * power)
     if not rest:
-        return f"{whole} {_UNITS[power]}"
+        return f"{count} {_UNITS[power]}"
     rounded = f"{size_bytes / (1 << 10 * power):.1f}"
-    # "32.0 GiB" beside a BAR of 32 GiB would look as if nothing were missing.
+    # "32.0 GiB" in a BAR of 32 GiB would look like the whole BAR.
     if rounded.endswith(".0"):
         rounded = f"{size_bytes / (1 << 10 * power):.2f}"
     return f"{rounded} {_UNITS[power]}"
 
 
-def shares(sizes: tuple[int, ...], whole: int, least: int = 1) -> tuple[int, ...]:
-    """How many of `whole` units each size gets: in their ratio, but none less than `least`.
+def shares(sizes: tuple[int, ...], total: int, least: int = 1) -> tuple[int, ...]:
+    """How many of `total` units each size gets: in their ratio, but none less than `least`.
 
-    They add up to whole: what small ones get too much, the largest get too little.
-    Where there are too many for `least`, it is as much as there is for all.
+    They add up to total: the largest ones get less so that small ones get `least`. If
+    there are too many sizes for that, all get the same.
     """
-    least = min(least, whole // len(sizes))
-    total, reached, ends = sum(sizes), 0, [0]
+    least = min(least, total // len(sizes))
+    size_sum, reached, ends = sum(sizes), 0, [0]
     for one in sizes:
         reached += one
-        ends.append((2 * reached * whole + total) // (2 * total))
+        ends.append((2 * reached * total + size_sum) // (2 * size_sum))
     widths = [max(end - begin, least) for begin, end in zip(ends, ends[1:])]
-    while sum(widths) > whole:
+    while sum(widths) > total:
         widths[widths.index(max(widths))] -= 1
     return tuple(widths)
 
 
 _INDENT = " " * 9
-# A BAR's size is a power of two (PCI Local Bus Specification 3.0, 6.2.5.1), so these
-# make each character one too.
+# A BAR's size is a power of two (PCI Local Bus Specification 3.0, 6.2.5.1), so with
+# these each character stands for one, too.
 _COLUMNS, _COLUMNS_OF_NARROW = 64, 32
 
 
 def text(gpu: Gpu, terminal: Terminal) -> str:
     """The map as indented lines of ASCII: each BAR, drawn to its own scale, and its parts."""
-    maps = of(gpu)
+    maps = bar_maps(gpu)
     if not maps:
-        return "  no memory BAR has an address, so nothing can be in the way\n"
+        return "  no memory BAR has an address, so nothing can block it\n"
     ranges = [range_ for one in maps for range_ in (one.bar.range, *(p.range for p in one.parts))]
     table = _Table(
         max(len(str(range_)) for range_ in ranges),
@@ -196,14 +196,14 @@ def text(gpu: Gpu, terminal: Terminal) -> str:
 
 @dataclass(frozen=True)
 class _Table:
-    """How wide the columns for addresses and sizes are, and where it is written."""
+    """The widths of the columns for addresses and sizes, and the terminal."""
 
     addresses: int
     sizes: int
     terminal: Terminal
 
     def line(self, label: str, range_: Range, words: str, kind: Kind) -> str:
-        """One row; words that do not fit go on below each other."""
+        """One row; words that do not fit are wrapped in their column."""
         amount = in_units(size(range_))
         start = f"  {label:>5}  {range_!s:>{self.addresses}}  {amount:>{self.sizes}}  "
         lines = textwrap.wrap(words, self.terminal.width - 1 - len(start), break_on_hyphens=False)
@@ -216,7 +216,7 @@ def _bar(gpu: Gpu, one: BarMap, table: _Table) -> str:
     verdict = f"free: {_plain(gpu.driver or '')} reserves nothing here" if idle else one.verdict
     lines = table.line(f"BAR {one.bar.number}", one.bar.range, verdict, one.kind)
     if one.kind is not FREE:
-        lines += _drawn(one, table.terminal)
+        lines += _row(one, table.terminal)
     if len(one.parts) > 1:
         lines += "".join(_part(part, table) for part in one.parts)
     for note in one.notes:
@@ -224,7 +224,7 @@ def _bar(gpu: Gpu, one: BarMap, table: _Table) -> str:
     return lines
 
 
-def _drawn(one: BarMap, terminal: Terminal) -> str:
+def _row(one: BarMap, terminal: Terminal) -> str:
     """The BAR as a row of characters; every part has at least one."""
     columns = _COLUMNS if terminal.width > len(_INDENT) + _COLUMNS + 2 else _COLUMNS_OF_NARROW
     if len(one.parts) > columns:
@@ -238,7 +238,7 @@ def _drawn(one: BarMap, terminal: Terminal) -> str:
     lines = f"{_INDENT}|{row}|\n"
     if min(sizes) * columns < size(one.bar.range):
         character = in_units(size(one.bar.range) // columns)
-        lines += f"{_INDENT}a character is {character}: what is smaller looks larger\n"
+        lines += f"{_INDENT}a character is {character}: smaller parts look larger\n"
     return lines
 
 

@@ -1,6 +1,6 @@
-"""What would happen if a VM started now: a value that holds everything there is to tell.
+"""What would happen if a VM started now, as a value.
 
-It only looks. The steps are those of prepare.look_ahead(), the very list that prepare applies.
+It changes nothing. The steps are those of prepare.look_ahead(), the same list that prepare applies.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ from ...machine.gpu import Gpu
 from ...machine.host import Host
 from ...machine.memory import Range
 from ...stages.handover import Handover
-from . import holders as occupants
-from .holders import Occupant
+from .holders import PlannedHolder, current_holders, planned_holders
 
 START, REFUSE, NOTHING = "start", "refuse", "nothing"
 
-# Linux include/linux/pci_ids.h, in the words of pci.ids.
+# Linux include/linux/pci_ids.h, with the names of pci.ids.
 _KINDS = {
     0x0106: "SATA controller", 0x0108: "NVMe controller", 0x0200: "Ethernet controller",
     0x0280: "network controller", 0x0300: "VGA controller", 0x0302: "3D controller",
@@ -45,7 +44,7 @@ _BASES = {0x01: "storage controller", 0x02: "network controller", 0x03: "display
 
 @dataclass(frozen=True)
 class Device:
-    """A PCI device of the host that the XML gives to the VM. gpu is None when it is none."""
+    """A PCI device of the host that the XML assigns to the VM. gpu is None if it is not a GPU."""
 
     hostdev: Hostdev
     pci_class: int
@@ -57,18 +56,18 @@ class Device:
 
     @property
     def kind(self) -> str:
-        """What its class means, such as "VGA controller"."""
+        """The name of its class, such as "VGA controller"."""
         return _KINDS.get(self.pci_class) or _BASES.get(self.pci_class >> 8, "PCI device")
 
     @property
     def origin(self) -> str:
-        """Where the VM gets it, such as "hostdev in line 57 of the XML"."""
+        """Where it is assigned, such as "hostdev in line 57 of the XML"."""
         where = f"line {self.hostdev.line} of the XML" if self.hostdev.line else "the XML"
         return f"{self.hostdev.origin} in {where}"
 
     @property
     def why(self) -> str:
-        """Why it counts as a GPU, or as none."""
+        """Why it counts as a GPU, or not."""
         return f"{self.origin}: PCI class {self.pci_class:04x}, {self.kind}"
 
 
@@ -76,10 +75,10 @@ class Device:
 class Plan:
     """What would happen if the VM started now.
 
-    verdict is START, REFUSE or NOTHING. reason says why not, with one thing to try in
-    hint; with START, that the VM would start in spite of it (on_failure: start). note
-    is what else is to be known of the VM, such as that it has its GPU already: then
-    steps are those that were taken for that. after says what release can give back.
+    verdict is START, REFUSE or NOTHING. reason is why it would not start, and hint one
+    thing to try; with START they are what prepare failed with (on_failure: start). note is
+    a remark about the VM, such as that it has its GPU already: then steps are those that
+    were taken for it. after is what release can restore.
     """
 
     vm: str
@@ -91,7 +90,7 @@ class Plan:
     hint: str = ""
     note: str = ""
     steps: tuple[Step, ...] = ()
-    holders: tuple[Occupant, ...] = ()
+    holders: tuple[PlannedHolder, ...] = ()
     after: str = ""
 
     @property
@@ -100,23 +99,23 @@ class Plan:
 
     @property
     def gpus_after(self) -> tuple[Gpu, ...]:
-        """The GPUs as QEMU finds them: with nothing in their memory, if the VM would start."""
+        """The GPUs that QEMU gets: with nothing in their memory, if the VM would start."""
         freed = self.verdict == START and not self.reason
         return tuple(replace(one, reservations=()) for one in self.gpus) if freed else self.gpus
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values, under keys that stay as they are:
+        """The plan as JSON values, under keys that must not change:
 
             vm, uuid, verdict, reason, hint, note, consoles, after    as above, strings
             gpus      address, class, kind, why, driver or null, vfio, virtual, boot_vga,
                       framebuffers, cards; bars: number, first, last, claims: name, first, last
-            others    what goes along and is no GPU: address, class, kind
+            others    assigned devices that are not GPUs: address, class, kind
             holders   pid, command, unit, nodes, becomes
             steps     stage, gpu, why, do, undo, loses
 
         class is base class and subclass, such as "0300". Memory addresses, both ends
-        inclusive, are strings such as "0xc0000000", which no reader rounds. do and undo
-        are lines for a shell, or null.
+        inclusive, are strings such as "0xc0000000", because readers round large numbers.
+        do and undo are shell lines, or null.
         """
         return {
             "vm": self.vm,
@@ -169,7 +168,7 @@ def _range_json(range_: Range) -> dict[str, str]:
     return {"first": f"{range_.first:#x}", "last": f"{range_.last:#x}"}
 
 
-def _holder_json(one: Occupant) -> dict[str, Any]:
+def _holder_json(one: PlannedHolder) -> dict[str, Any]:
     return {
         "pid": one.holder.pid,
         "command": one.holder.command,
@@ -193,36 +192,38 @@ def _step_json(step: Step) -> dict[str, Any]:
 # -- making one
 
 
-def make(host: Host, domain: Domain, settings: Config, has: Collection[str] = frozenset()) -> Plan:
-    """The plan for a VM. has: the devices that it has now, by libvirt's word.
+def plan_for(
+    host: Host, domain: Domain, settings: Config, assigned: Collection[str] = frozenset()
+) -> Plan:
+    """The plan for a VM. assigned: the devices that libvirt has assigned to it now.
 
-    A refusal is part of it, never raised. Raises HostError when the GPUs cannot even be
-    looked at, StuckError.
+    A refusal is part of the plan and not raised. Raises HostError when the GPUs cannot be
+    inspected, StuckError.
     """
     devices = _devices(host, domain)
-    plain = Plan(domain.name, domain.uuid, devices, console.current_display(host), NOTHING)
-    if not plain.gpus:
-        return replace(plain, reason=f"{domain.name} has no GPU of this host")
-    others = tuple(one.address for one in devices if one.gpu is None)
-    found = occupants.now(host, plain.gpus, others)
-    plain = replace(plain, holders=tuple(Occupant(one, "") for one in found))
-    idle = _why_idle(plain, settings)
+    plan = Plan(domain.name, domain.uuid, devices, console.current_display(host), NOTHING)
+    if not plan.gpus:
+        return replace(plan, reason=f"{domain.name} has no GPU of this host")
+    siblings = tuple(one.address for one in devices if one.gpu is None)
+    found = current_holders(host, plan.gpus, siblings)
+    plan = replace(plan, holders=tuple(PlannedHolder(one, "") for one in found))
+    idle = _why_idle(plan, settings)
     if idle:
-        return replace(plain, reason=idle)
+        return replace(plan, reason=idle)
     try:
         claim = Claims(host).find(domain.uuid)
         if claim is not None and claim.boot == kernel.boot_id(host):
-            return _taken_already(host, plain, claim, settings, has)
+            return _claimed_plan(host, plan, claim, settings, assigned)
         handover, steps = prepare.look_ahead(host, assignment_of(host, domain), settings)
     except StuckError:
         raise
     except HookError as error:
-        return _judged(host, domain, settings, plain, error)
-    note = _unseen(plain, has)
-    whole = replace(plain, steps=steps, note=note, after=outlook(handover, steps))
-    holders, blocked = occupants.awaited(host, steps, found)
+        return _with_verdict(host, domain, settings, plan, error)
+    note = _unclaimed_note(plan, assigned)
+    plan = replace(plan, steps=steps, note=note, after=outlook(handover, steps))
+    holders, blocked = planned_holders(host, steps, found)
     refusal = blocked or _left_reserved(handover, steps)
-    return _judged(host, domain, settings, replace(whole, holders=holders), refusal)
+    return _with_verdict(host, domain, settings, replace(plan, holders=holders), refusal)
 
 
 def _devices(host: Host, domain: Domain) -> tuple[Device, ...]:
@@ -236,33 +237,34 @@ def _devices(host: Host, domain: Domain) -> tuple[Device, ...]:
     return tuple(found)
 
 
-def _why_idle(plain: Plan, settings: Config) -> str:
-    """Why prepare does nothing for the VM, whatever its GPUs are like; "" when it does."""
-    if all(one.virtual for one in plain.gpus):
-        return "a virtual function has no console of the host on it"
+def _why_idle(plan: Plan, settings: Config) -> str:
+    """Why prepare does nothing for the VM, whatever its GPUs; "" when it does something."""
+    if all(one.virtual for one in plan.gpus):
+        return "the host has no console on a virtual function"
     if not settings.enabled:
-        return "`enabled: false` leaves its GPUs to libvirt alone, whatever is still on them"
+        return "`enabled: false` leaves its GPUs to libvirt"
     return ""
 
 
-def _judged(
-    host: Host, domain: Domain, settings: Config, whole: Plan, refusal: HookError | None
+def _with_verdict(
+    host: Host, domain: Domain, settings: Config, plan: Plan, refusal: HookError | None
 ) -> Plan:
-    """The plan with its verdict: what prepare refuses, and what libvirt would after it."""
+    """The plan with its verdict: the refusal of prepare, or else that of libvirt."""
     if refusal is None or settings.on_failure == "start":
-        libvirts = _libvirt_refuses(host, domain)
-        if libvirts is None and refusal is None:
-            return replace(whole, verdict=START)
-        if libvirts is None and refusal is not None:
-            # All is undone then, so nothing is left to give back.
-            told = replace(whole, verdict=START, reason=refusal.text, hint=refusal.hint)
-            return replace(told, after="")
+        libvirts = _libvirt_refusal(host, domain)
+        if libvirts is None:
+            plan = replace(plan, verdict=START)
+            # After a failure everything is undone at once, so nothing is left for release.
+            return _with_reason(replace(plan, after=""), refusal) if refusal else plan
         refusal = libvirts
-    reason, hint = (refusal.text, refusal.hint) if refusal else ("", "")
-    return replace(whole, verdict=REFUSE, reason=reason, hint=hint)
+    return _with_reason(replace(plan, verdict=REFUSE), refusal)
 
 
-def _libvirt_refuses(host: Host, domain: Domain) -> RefusedError | None:
+def _with_reason(plan: Plan, refusal: HookError) -> Plan:
+    return replace(plan, reason=refusal.text, hint=refusal.hint)
+
+
+def _libvirt_refusal(host: Host, domain: Domain) -> RefusedError | None:
     try:
         refusals.refuse_unassignable(host, assignment_of(host, domain))
     except RefusedError as error:
@@ -270,12 +272,12 @@ def _libvirt_refuses(host: Host, domain: Domain) -> RefusedError | None:
     return None
 
 
-# What frees memory that a firmware driver claims.
+# Changes that free memory which a firmware driver has reserved.
 _FREEING = (Unbind, Rescan, BindNative)
 
 
 def _left_reserved(handover: Handover, steps: tuple[Step, ...]) -> HookError | None:
-    """What prepare would find at its end in memory that no step frees: a stage was left out."""
+    """The refusal of prepare for reservations that no step removes: a stage is switched off."""
     freed = {step.gpu for step in steps if isinstance(step.do, _FREEING)}
     for one in handover.gpus:
         if one.address not in freed and not one.virtual:
@@ -289,37 +291,36 @@ def _left_reserved(handover: Handover, steps: tuple[Step, ...]) -> HookError | N
 # -- a VM that has its GPU now
 
 
-def _taken_already(
-    host: Host, plain: Plan, claim: Claim, settings: Config, has: Collection[str]
+def _claimed_plan(
+    host: Host, plan: Plan, claim: Claim, settings: Config, assigned: Collection[str]
 ) -> Plan:
     """The plan for a VM that holds its GPUs: the steps are those that were taken."""
     steps = tuple(claim.steps)
-    gpus = tuple(_as_before(one, steps) for one in plain.gpus)
+    gpus = tuple(_as_before(one, steps) for one in plan.gpus)
     after = outlook(Handover(gpus, frozenset(), frozenset(), settings, False), steps)
-    return replace(
-        plain, verdict=START, steps=steps, after=after, note=_note(host, plain, claim, has)
-    )
+    note = _claim_note(host, plan, claim, assigned)
+    return replace(plan, verdict=START, steps=steps, after=after, note=note)
 
 
-def _note(host: Host, plain: Plan, claim: Claim, has: Collection[str]) -> str:
-    name, gpus = plain.vm, " and ".join(claim.gpus)
+def _claim_note(host: Host, plan: Plan, claim: Claim, assigned: Collection[str]) -> str:
+    name, gpus = plan.vm, " and ".join(claim.gpus)
     if ownership.at_work(host, claim):
-        return f"{name} is just starting or ending: its hook is at work (process {claim.hook[0]})"
-    opened = [node for one in plain.holders for node in one.holder.nodes]
+        return f"{name} is being started or stopped: its hook is running (process {claim.hook[0]})"
+    opened = [node for one in plan.holders for node in one.holder.nodes]
     runs = any(node.startswith("/dev/vfio/") for node in opened)
-    if runs or not set(claim.gpus).isdisjoint(has):
+    if runs or not set(claim.gpus).isdisjoint(assigned):
         return (
-            f"{name} runs and has {gpus} now; this is about its next start, with the steps that"
-            " were taken for this one"
+            f"{name} is running with {gpus}; this plan is for its next start, with the steps"
+            " that were taken for this one"
         )
     return (
-        f"{name} still holds {gpus} from an earlier run: its next start gives that back first, as"
+        f"{name} still holds {gpus} from an earlier run: its next start releases it first, as"
         " `vfio-console-hook recover` does, and then takes these steps again"
     )
 
 
 def _as_before(one: Gpu, steps: tuple[Step, ...]) -> Gpu:
-    """A GPU as it was before these steps, as far as its driver goes."""
+    """A GPU with the driver that it had before these steps."""
     for step in steps:
         undo = step.undo
         if isinstance(undo, ReturnNative) and undo.gpu == one.address and undo.driver:
@@ -327,12 +328,12 @@ def _as_before(one: Gpu, steps: tuple[Step, ...]) -> Gpu:
     return one
 
 
-def _unseen(plain: Plan, has: Collection[str]) -> str:
-    """That the VM has a GPU without a claim of ours: it was plugged in, or we came later."""
-    shared = [one.address for one in plain.gpus if one.vfio and one.address in has]
+def _unclaimed_note(plan: Plan, assigned: Collection[str]) -> str:
+    """A note for a VM that has a GPU without a claim: hotplugged, or before the hook came."""
+    shared = [one.address for one in plan.gpus if one.vfio and one.address in assigned]
     if not shared:
         return ""
     return (
-        f"{plain.vm} runs and has {' and '.join(shared)} now, but not through this hook; this is"
-        " about its next start"
+        f"{plan.vm} is running with {' and '.join(shared)}, but not through this hook; this plan"
+        " is for its next start"
     )

@@ -1,4 +1,4 @@
-"""A plan in words, for a person at a terminal."""
+"""A plan as text for a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MAX_HOLDERS = 12
 
 
 def text(plan: Plan, terminal: Terminal) -> str:
-    """The GPUs and who has them, the steps, and last what would come of it all."""
+    """The GPUs and the processes that have them open, the steps, and the verdict."""
     if not plan.gpus:
         return _verdict(plan, terminal)
     lines = f"VM {printable(plan.vm)}\n"
@@ -32,7 +32,7 @@ def text(plan: Plan, terminal: Terminal) -> str:
 def _device(device: Device, terminal: Terminal) -> str:
     one, which = device.gpu, f"{device.kind} (class {device.pci_class:04x})"
     if one is None:
-        return terminal.wrapped(f"{device.address} goes along: {which}", "  ")
+        return terminal.wrapped(f"{device.address} is assigned too: {which}", "  ")
     driver = f"driven by {one.driver}" if one.driver else "no driver of its own"
     lines = terminal.wrapped(f"GPU {device.address}  {which}, {driver}", "  ")
     marks = [f"assigned by the {device.origin}"]
@@ -43,8 +43,8 @@ def _device(device: Device, terminal: Terminal) -> str:
 
 def _holders(plan: Plan, terminal: Terminal) -> str:
     if not plan.holders:
-        return "who has it open now: nobody\n"
-    lines = "who has it open now:\n"
+        return "processes that have it open now: none\n"
+    lines = "processes that have it open now:\n"
     for one in plan.holders[:_MAX_HOLDERS]:
         becomes = f": {one.becomes}" if one.becomes else ""
         lines += terminal.wrapped(f"  {one.holder}{becomes}", "    ")
@@ -54,30 +54,29 @@ def _holders(plan: Plan, terminal: Terminal) -> str:
 
 def _steps(plan: Plan, terminal: Terminal) -> str:
     if not plan.steps:
-        nothing = "before the VM: nothing has to be done\n"
-        return nothing if plan.verdict == START else ""
+        return "before the VM: nothing to do\n" if plan.verdict == START else ""
     several = len(plan.gpus) > 1
     lines = (_step(n, step, several, terminal) for n, step in enumerate(plan.steps, start=1))
     return "before the VM:\n" + "".join(lines)
 
 
 def _step(number: int, step: Step, several: bool, terminal: Terminal) -> str:
-    whose = f" {step.gpu}" if several else ""
-    lines = terminal.wrapped(f"{number:2}. {step.stage}{whose}: {step.why}", "    ")
+    gpu = f" {step.gpu}" if several else ""
+    lines = terminal.wrapped(f"{number:2}. {step.stage}{gpu}: {step.why}", "    ")
     # A shell line is never wrapped: people copy it.
     return lines + (f"    {step.do.shell()}\n" if step.do else "")
 
 
 def _verdict(plan: Plan, terminal: Terminal) -> str:
-    """Whether it would start, with the reason and the hint against it."""
-    told, colour = "the VM would start", "green"
+    """Whether the VM would start, with the reason and a hint if not."""
+    verdict, colour = "the VM would start", "green"
     if plan.verdict == REFUSE:
-        told, colour = "the VM would be refused", "red"
+        verdict, colour = "the VM would be refused", "red"
     elif plan.verdict == NOTHING:
-        told, colour = "nothing to do", "bold"
+        verdict, colour = "nothing to do", "bold"
     elif plan.reason:
-        told, colour = "the VM would start all the same (on_failure: start)", "yellow"
-    whole = f"{told}{f': {plan.reason}' if plan.reason else ''}"
-    # Painted after it is wrapped, because colours take no columns.
-    lines = terminal.wrapped(whole, "  ").replace(told, terminal.paint(told, colour), 1)
+        verdict, colour = "the VM would start anyway (on_failure: start)", "yellow"
+    text = f"{verdict}{f': {plan.reason}' if plan.reason else ''}"
+    # Coloured after it is wrapped, because colours take no columns.
+    lines = terminal.wrapped(text, "  ").replace(verdict, terminal.paint(verdict, colour), 1)
     return lines + (terminal.wrapped(f"hint: {plan.hint}", "  ") if plan.hint else "")

@@ -1,1 +1,1 @@
-"""Writing a machine down: all that plan, doctor and status read of it, and no names."""
+"""Writes snapshots: everything that plan, doctor and status read, without private data."""

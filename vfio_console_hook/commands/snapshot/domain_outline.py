@@ -1,4 +1,4 @@
-"""A domain XML reduced to what is about PCI devices, each line where it was."""
+"""A domain XML reduced to its PCI devices, with the same line numbers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ UNREADABLE = "<domain><!-- it could not be read --></domain>\n"
 def outline(xml: str, named: Callable[[str], str]) -> str:
     """The name and uuid of a VM, and the PCI devices of the host that it gets.
 
-    named gives the name to show instead of its own. Each of them stands in the line
-    in which it stood, for what is told about lines of the XML.
+    named returns the replacement of its name. All of them keep their lines, because
+    messages quote line numbers of the XML.
     """
     try:
         root = domain.tree(xml.encode("utf-8", "surrogateescape"))
@@ -44,7 +44,7 @@ def outline(xml: str, named: Callable[[str], str]) -> str:
 
 
 def _parts(root: _Element, named: Callable[[str], str]) -> Iterator[tuple[int, str, str]]:
-    """(line, text, element around it) of what stays, in order."""
+    """(line, text, enclosing element) of what is kept, in order."""
     for child in root:
         line = _line(child)
         if child.tag == "name":
@@ -60,7 +60,7 @@ def _parts(root: _Element, named: Callable[[str], str]) -> Iterator[tuple[int, s
 
 
 def _hostdev(element: _Element) -> str:
-    """The element without what is no address: names, files, boot orders."""
+    """The element with its addresses only, without names, files and boot orders."""
     line = _line(element)
     text = _opened(element)
     for child in element:
@@ -100,7 +100,7 @@ def _arguments(command_line: _Element) -> Iterator[tuple[int, str, str]]:
 
 
 def _device(value: str) -> str:
-    """The argument of a -device without what is not its driver and its address."""
+    """The argument of a -device, reduced to its driver and its address."""
     if "{" in value:
         pairs = re.findall(rf"""(["'])({_OPTIONS})\1\s*:\s*(["'])(.*?)\3""", value)
         return json.dumps({key: text for _, key, _, text in pairs})

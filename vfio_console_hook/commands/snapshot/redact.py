@@ -1,7 +1,7 @@
-"""What of a machine others may see: its entries without what is the owner's own.
+"""Removes private data from the entries of a machine.
 
-Each rule below is for what plan and doctor read; MASKS says which for which path. What
-no rule is for keeps its text, but never a name, UUID, MAC or IP address that is known.
+MASKS lists the rule for each path that plan and doctor read. Other files keep their text,
+but known names, UUIDs, MAC and IP addresses are replaced in it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ...machine.snapshot import Entry
 from . import domain_outline
-from .pseudonyms import Pseudonyms
+from .replacements import Replacements
 
 MASKED = "# ..."
-"""Stands for a line that is nobody's business, so that those after it keep their numbers."""
+"""Replaces a private line, so that the lines after it keep their numbers."""
 
 _XML_OF_A_USER = re.compile(r"home/[^/]+/\.config/libvirt/qemu/(?:autostart/)?(.+)\.xml")
 _OF_A_VM = re.compile(
     r"(?:libvirt/\d+/name|etc/vfio-console-hook/(?:vms/)?(.+)\.ya?ml|run/libvirt/qemu/(.+)\.pid"
     rf"|{_XML_OF_A_USER.pattern})"
 )
-# What is no file of the machine, and what everybody has of this program.
-_OUR_OWN = (
+# Entries that are not files of the machine, and files of this program.
+_NOT_PRIVATE = (
     "libvirt/", "stat/", "label/", "refused/", "ran/", "ioctl/", "recorded/",
     "usr/lib/vfio-console-hook/",
 )  # fmt: skip
@@ -30,8 +30,8 @@ _HOME = re.compile(r"home/([^/]+)")
 _IS_UUID = re.compile(r"(?i)[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}")
 
 
-def names_of_vms(entries: Iterable[Entry]) -> Iterator[str]:
-    """What VMs are called, by all that is known of them."""
+def vm_names(entries: Iterable[Entry]) -> Iterator[str]:
+    """The names of VMs in libvirt, in paths and in our own files."""
     for entry in entries:
         match = _OF_A_VM.fullmatch(_plain_path(entry.path))
         if match is not None:
@@ -40,13 +40,13 @@ def names_of_vms(entries: Iterable[Entry]) -> Iterator[str]:
             if name and name != "default" and not _IS_UUID.fullmatch(name):
                 yield name
         if entry.path.startswith("run/vfio-console-hook"):
-            told = re.findall(r'"vm": ("(?:[^"\\]|\\.)*")', _decoded(entry.content))
-            # What is taken by hand is called by its addresses.
-            yield from (name for one in told if (name := _unquoted(one)) and ":" not in name)
+            found = re.findall(r'"vm": ("(?:[^"\\]|\\.)*")', _decoded(entry.content))
+            # A claim that was taken by hand is named by its addresses.
+            yield from (name for one in found if (name := _unquoted(one)) and ":" not in name)
 
 
 def _unquoted(text: str) -> str:
-    """A text that was written as JSON; "" when it was not."""
+    """The value of a JSON string; "" when it is not valid."""
     import json
 
     try:
@@ -55,8 +55,8 @@ def _unquoted(text: str) -> str:
         return ""
 
 
-def names_of_users(entries: Iterable[Entry], passwd: str) -> Iterator[str]:
-    """The people of this machine: who has a home, and who may log in (login.defs, UID_MIN)."""
+def user_names(entries: Iterable[Entry], passwd: str) -> Iterator[str]:
+    """The users of this machine: with a home, or a uid from UID_MIN on (login.defs)."""
     for line in passwd.splitlines():
         name, _, uid, *_ = [*line.split(":"), "", "", ""]
         if uid.isdigit() and 1000 <= int(uid) < 60000:
@@ -67,8 +67,8 @@ def names_of_users(entries: Iterable[Entry], passwd: str) -> Iterator[str]:
             yield match[1]
 
 
-def anonymous(entries: Iterable[Entry], names: Pseudonyms) -> Iterator[Entry]:
-    """The same entries for others to see."""
+def redacted(entries: Iterable[Entry], names: Replacements) -> Iterator[Entry]:
+    """The same entries without private data."""
     for entry in entries:
         path = _path(entry.path, names)
         if entry.kind == "d":
@@ -80,13 +80,13 @@ def anonymous(entries: Iterable[Entry], names: Pseudonyms) -> Iterator[Entry]:
 
 
 def _plain_path(path: str) -> str:
-    """The path that an entry is about: of "stat/PATH" too."""
+    """The path that an entry is about, such as PATH for "stat/PATH"."""
     kind, _, rest = path.partition("/")
     path = rest if kind in ("stat", "label", "refused") else path
     return path[: -len("/.itself")] if path.endswith("/.itself") else path
 
 
-def _path(path: str, names: Pseudonyms) -> str:
+def _path(path: str, names: Replacements) -> str:
     plain = _plain_path(path)
     if plain.startswith(("sys/", "proc/")):
         return names.plain(path)
@@ -101,22 +101,22 @@ def _path(path: str, names: Pseudonyms) -> str:
     return names.text(path)
 
 
-def _target(entry: Entry, names: Pseudonyms) -> str:
+def _target(entry: Entry, names: Replacements) -> str:
     target = _decoded(entry.content)
-    kernels = entry.path.startswith(("sys/", "proc/"))
-    return names.plain(target) if kernels else names.text(target)
+    of_kernel = entry.path.startswith(("sys/", "proc/"))
+    return names.plain(target) if of_kernel else names.text(target)
 
 
-def _content(entry: Entry, names: Pseudonyms) -> str:
+def _content(entry: Entry, names: Replacements) -> str:
     for pattern, mask in MASKS:
         if pattern.fullmatch(entry.path):
             return mask(_decoded(entry.content), names)
     text = _decoded(entry.content)
     if entry.path.startswith(("sys/", "proc/")):
         return names.plain(text)
-    if entry.path.startswith(_OUR_OWN):
+    if entry.path.startswith(_NOT_PRIVATE):
         return names.text(text)
-    # A link may lead to a hook or a configuration anywhere.
+    # Hooks and configuration files can be anywhere, behind a link.
     return _script(text, names) if text.startswith("#!") or "\0" in text else _settings(text, names)
 
 
@@ -131,34 +131,34 @@ def _encoded(text: str) -> bytes:
 # -- the masks
 
 
-def _bytes(most: int) -> Callable[[str, Pseudonyms], str]:
-    """Only the beginning of what is no text."""
+def _bytes(most: int) -> Callable[[str, Replacements], str]:
+    """Only the first bytes of a binary file."""
     return lambda text, names: _decoded(_encoded(text)[:most])
 
 
-def _as_it_is(text: str, names: Pseudonyms) -> str:
+def _unchanged(text: str, names: Replacements) -> str:
     return text
 
 
-def _nothing(text: str, names: Pseudonyms) -> str:
+def _emptied(text: str, names: Replacements) -> str:
     return ""
 
 
-def _masked(text: str, names: Pseudonyms) -> str:
+def _masked(text: str, names: Replacements) -> str:
     return "masked\n" if text else text
 
 
-def _only(pattern: str) -> Callable[[str, Pseudonyms], str]:
-    """Only the lines in which the pattern is found."""
+def _only(pattern: str) -> Callable[[str, Replacements], str]:
+    """Only the lines that contain the pattern."""
     wanted = re.compile(pattern)
 
-    def mask(text: str, names: Pseudonyms) -> str:
+    def mask(text: str, names: Replacements) -> str:
         return names.text("".join(f"{one}\n" for one in text.splitlines() if wanted.search(one)))
 
     return mask
 
 
-def _cgroup(text: str, names: Pseudonyms) -> str:
+def _cgroup(text: str, names: Replacements) -> str:
     """systemd-machined calls a VM machine-qemu\\x2dNUMBER\\x2dNAME.scope."""
     scope = re.compile(r"(machine-qemu\\x2d\d+\\x2d)(.+?)(\.scope)")
 
@@ -169,20 +169,20 @@ def _cgroup(text: str, names: Pseudonyms) -> str:
     return names.text(scope.sub(other, text))
 
 
-def _vm_name(text: str, names: Pseudonyms) -> str:
+def _vm_name(text: str, names: Replacements) -> str:
     return names.vm(text.strip("\n")) + "\n"
 
 
-def _outline(text: str, names: Pseudonyms) -> str:
+def _outline(text: str, names: Replacements) -> str:
     return names.text(domain_outline.outline(text, names.vm)) if text.strip() else ""
 
 
-def _json(text: str, names: Pseudonyms) -> str:
+def _json(text: str, names: Replacements) -> str:
     return names.json(text)
 
 
-def _settings(text: str, names: Pseudonyms) -> str:
-    """YAML, and the like, without what is said in comments; every line keeps its number."""
+def _settings(text: str, names: Replacements) -> str:
+    """YAML and similar files without their comments; every line keeps its number."""
     lines = [
         re.sub(r"#.*", MASKED, line) if line.lstrip().startswith("#") else
         re.sub(r"\s#[^'\"\r]*", f" {MASKED}", line)
@@ -191,7 +191,7 @@ def _settings(text: str, names: Pseudonyms) -> str:
     return names.text("\n".join(lines))
 
 
-# What options are about consoles, GPUs and what keeps them apart; Linux
+# Options about consoles, GPUs and their isolation; Linux
 # Documentation/admin-guide/kernel-parameters.txt.
 _OPTION = re.compile(
     r"(?:video|console|fbcon|vga|quiet|splash|nomodeset|nofb|initcall_blacklist|lockdown|lsm"
@@ -201,22 +201,22 @@ _OPTION = re.compile(
 )
 
 
-def _command_line(text: str, names: Pseudonyms) -> str:
+def _command_line(text: str, names: Replacements) -> str:
     return names.text(" ".join(word for word in text.split() if _OPTION.fullmatch(word))) + "\n"
 
 
-def _mounts(text: str, names: Pseudonyms) -> str:
-    """Only what is mounted where homes and /proc are, and of which kind."""
+def _mounts(text: str, names: Replacements) -> str:
+    """Only the types of the file systems that are mounted at homes and /proc."""
     lines = [line.split() for line in text.splitlines()]
     kept = [one for one in lines if len(one) > 3 and re.match(r"/(?:home|root|proc)\b", one[1])]
     return names.text("".join(f"none {one[1]} {one[2]} rw 0 0\n" for one in kept))
 
 
-# -- scripts of others
+# -- hooks of other programs
 
 _CALLED = "/etc/libvirt/hooks/vfio-console-hook"
 _KEPT_LINE = re.compile(r"\bvirsh\b|^\s*(?:import|from)\s+libvirt\b|" + re.escape(_CALLED))
-# Words of a line about virsh that are no names; of virsh itself those in recipes.
+# Words of shell lines with virsh that are not names, such as its usual commands.
 _VIRSH_WORDS = frozenset(
     "virsh if then else elif fi do done while for in exec sudo echo import from libvirt start"
     " destroy shutdown reboot list dominfo domstate domid domname domuuid dumpxml nodedev-detach"
@@ -226,13 +226,13 @@ _VIRSH_WORDS = frozenset(
 )
 
 _WORDS = re.compile(r"([\w./:@%+,~^*?\\-]+)")
-_NO_NAME = re.compile(
+_NOT_A_NAME = re.compile(
     rf"\W*|\d|vm\d+|VM\d+|pci_[0-9a-f_]+|--?[a-z][a-z-]*|qemu:///(?:system|session)?|{_CALLED}"
 )
 
 
-def _script(text: str, names: Pseudonyms) -> str:
-    """Only what libvirt's hooks must not do, and how a script begins; each line where it was."""
+def _script(text: str, names: Replacements) -> str:
+    """Only calls of libvirt, which hooks must not make, and the first line; lines keep numbers."""
     if "\0" in text:
         return "\0"
     lines = [_script_line(number, line, names) for number, line in enumerate(text.split("\n"))]
@@ -241,7 +241,7 @@ def _script(text: str, names: Pseudonyms) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _script_line(number: int, line: str, names: Pseudonyms) -> str:
+def _script_line(number: int, line: str, names: Replacements) -> str:
     code = line.rstrip("\r")
     end = line[len(code) :]
     if (number == 0 and code.startswith("#!")) or code.startswith("# vfio-console-hook: the gate"):
@@ -256,11 +256,11 @@ def _script_line(number: int, line: str, names: Pseudonyms) -> str:
 
 
 def _word(part: str) -> str:
-    """A word of a shell line, or what stands between two; "x" for what may be a name."""
-    return part if part in _VIRSH_WORDS or _NO_NAME.fullmatch(part) else "x"
+    """A word of a shell line, or what separates two; "x" for a possible name."""
+    return part if part in _VIRSH_WORDS or _NOT_A_NAME.fullmatch(part) else "x"
 
 
-# -- what was denied
+# -- denials
 
 _FILES_OF_HOOKS = re.compile(
     r"qemu|(?:50-)?vfio-console-hook|/?(?:etc/libvirt|usr|bin|sbin|lib|dev|proc|sys|run)(?:/[\w.-]+)*"
@@ -277,8 +277,8 @@ _KEPT_FIELDS = {
 }  # fmt: skip
 
 
-def _denials(text: str, names: Pseudonyms) -> str:
-    """What was denied to hooks or libvirt: to whom, what, and the label; the last of it."""
+def _denials(text: str, names: Replacements) -> str:
+    """The last denials for hooks or libvirt: process, operation and label."""
     about = re.compile(r'audit\(.*comm="(?:qemu|(?:50-)?vfio-con|rpc-|virtqemud|libvirtd)')
     lines = [line for line in text.splitlines() if about.search(line)]
     return names.text("".join(f"{_denial(line)}\n" for line in lines[-100:]))
@@ -300,17 +300,17 @@ def _denial(line: str) -> str:
 
 _GPU_MODULES = r"vfio|nvidia|nouveau|amdgpu|radeon|i915|\bxe\b|snd_hda|simpledrm|bochs|\bast\b"
 
-MASKS: tuple[tuple[re.Pattern[str], Callable[[str, Pseudonyms], str]], ...] = tuple(
+MASKS: tuple[tuple[re.Pattern[str], Callable[[str, Replacements], str]], ...] = tuple(
     (re.compile(pattern), mask)
     for pattern, mask in (
-        # Capabilities may hold a serial number, and boot_params what the boot loader was told.
+        # Capabilities may contain a serial number, and boot_params the kernel command line.
         (r"sys/.*/config", _bytes(64)),
         (r"sys/kernel/boot_params/data", _bytes(64)),
-        (r"sys/.*/(?:vpd|edid|rom)", _nothing),
+        (r"sys/.*/(?:vpd|edid|rom)", _emptied),
         (r"sys/.*/(?:[a-z_]*serial(?:_number)?|[a-z_]*uuid|[a-z_]*asset_tag|unique_id|wwid)",
          _masked),
         (r"sys/(?:class|devices/virtual)/dmi/id/(?!sys_vendor|product_name|bios_).*", _masked),
-        (r"proc/sys/kernel/osrelease|proc/(?:iomem|ioports|fb|kallsyms)", _as_it_is),
+        (r"proc/sys/kernel/osrelease|proc/(?:iomem|ioports|fb|kallsyms)", _unchanged),
         (r"proc/sys/kernel/hostname|etc/hostname|etc/passwd|proc/\d+/(?:cmdline|environ)",
          _masked),
         (r"proc/cmdline", _command_line),

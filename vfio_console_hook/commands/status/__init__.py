@@ -1,1 +1,1 @@
-"""status: what VMs hold and what was last heard of each, in words, as JSON and as metrics."""
+"""status: what VMs hold and their last events, as text, as JSON and as metrics."""

@@ -1,4 +1,4 @@
-"""status: which VM holds what, what was refused, and how to undo it by hand."""
+"""status: what each VM holds, what was refused, and how to undo it by hand."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ from ...machine.host import Host
 from ..command import Command
 from ..terminal import Terminal, moment
 from . import metrics, overview
-from .overview import HeldStep, Holding, Holdings, Refusal
+from .overview import HeldClaim, HeldStep, Overview, Refusal
 
-# A VM needs no longer to start; nobody but libvirt knows of one that hangs there.
+# A VM starts faster than that; only libvirt knows whether one hangs.
 _LONG_START_S = 300
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="as JSON")
+    form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument(
         "--prometheus",
         action="store_true",
-        help="as metrics, for a .prom file in a node exporter's textfile directory",
+        help="print metrics for a .prom file in a node exporter's textfile directory",
     )
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
     form = _form(arguments)
-    print(worker.look(lambda: form(overview.look(host))), end="")
+    print(worker.look(lambda: form(overview.current(host))), end="")
     return 0
 
 
-def _form(arguments: argparse.Namespace) -> Callable[[Holdings], str]:
+def _form(arguments: argparse.Namespace) -> Callable[[Overview], str]:
     if arguments.json:
         return _json
     if arguments.prometheus:
         return metrics.text
-    terminal = Terminal.of(sys.stdout)
-    return lambda found: told(found, terminal)
+    terminal = Terminal.for_stream(sys.stdout)
+    return lambda found: status_text(found, terminal)
 
 
-def _json(found: Holdings) -> str:
+def _json(found: Overview) -> str:
     return json.dumps(overview.to_json(found), indent=2) + "\n"
 
 
-def told(found: Holdings, terminal: Terminal) -> str:
-    """All of it in words: who holds what first, the last event at the end."""
+def status_text(found: Overview, terminal: Terminal) -> str:
+    """All of it as text: the claims first, the last event at the end."""
     text = ""
     if found.unseen:
         text += terminal.wrapped(found.unseen, "  ")
     for one in found.unreadable:
         text += terminal.wrapped(one, "  ")
     refusals = {one.uuid: one for one in found.histories if one.refusal}
-    for holding in found.holdings:
-        text += _holding(holding, found.time, terminal)
-        history = refusals.pop(holding.uuid, None)
+    for claim in found.claims:
+        text += _claim_text(claim, found.time, terminal)
+        history = refusals.pop(claim.uuid, None)
         text += _refusal(history.refusal, "  ", "", terminal) if history else ""
         text += "\n"
     text = text or "no VM holds a GPU\n"
@@ -69,14 +69,14 @@ def told(found: Holdings, terminal: Terminal) -> str:
     return text + _last(found, terminal)
 
 
-def _holding(one: Holding, now: float, terminal: Terminal) -> str:
+def _claim_text(one: HeldClaim, now: float, terminal: Terminal) -> str:
     who = "a person" if one.by_hand else f"VM {printable(one.vm)}"
     text = terminal.wrapped(f"{who} holds {', '.join(one.gpus)}", "  ")
     text = text.replace(who, terminal.paint(who, "bold"), 1)
     text += f"  {one.phase}; held since {moment(one.since)} ({_long(now - one.since)})\n"
     text += "" if one.by_hand else f"  uuid {one.uuid}\n"
     if one.hook:
-        text += f"  its hook is at work (process {one.hook})\n"
+        text += f"  its hook is running (process {one.hook})\n"
     text += _warned(_advice(one, now), terminal)
     return text if one.stale else text + _steps(one, terminal)
 
@@ -87,52 +87,52 @@ def _warned(text: str, terminal: Terminal) -> str:
     return terminal.paint(terminal.wrapped(f"  {text}", "    ").rstrip("\n"), "yellow") + "\n"
 
 
-def _advice(one: Holding, now: float) -> str:
+def _advice(one: HeldClaim, now: float) -> str:
     if one.stale:
         return (
-            "nothing is held any more, the boot has taken it back: run `vfio-console-hook recover`"
+            "nothing is held any more since the reboot: `vfio-console-hook recover` removes the"
+            " claim"
         )
     if one.phase == "given back in part":
-        return "what is left: mend what kept it, then run `vfio-console-hook recover`"
+        return "the rest is still held: fix the cause, then run `vfio-console-hook recover`"
     if one.phase == "starting" and now - one.since > _LONG_START_S:
-        return "if it neither runs nor starts, run `vfio-console-hook recover`"
+        return "if it is neither running nor starting, run `vfio-console-hook recover`"
     return ""
 
 
-def _steps(one: Holding, terminal: Terminal) -> str:
+def _steps(one: HeldClaim, terminal: Terminal) -> str:
     text = "  done for it:\n" if one.steps else "  nothing had to be done for it\n"
     for number, step in enumerate(one.steps, 1):
         text += terminal.wrapped(f"  {number:2}. {_past(step)}", "      ")
     for lost in one.lost:
-        text += _warned(f"not to be undone: {lost}", terminal)
+        text += _warned(f"cannot be undone: {lost}", terminal)
     if one.undo:
-        text += terminal.wrapped(f"  {_way_back(one)}; by hand, once the VM is off:", "  ")
+        text += terminal.wrapped(f"  {_undone_by(one)}; by hand, once the VM is off:", "  ")
         # A shell line is never wrapped: people copy it.
         text += "".join(f"    {line}\n" for line in one.undo)
     return text
 
 
 def _past(step: HeldStep) -> str:
-    # Where it is all that is known of the step the reason is told already, and what has
-    # no way back, such as a wait, matters no more.
+    # Without a reason of its own, or without an undo, such as a wait, the past is enough.
     why = "" if step.past == step.why or not step.undo else f": {step.why}"
     return {
-        "begun": f"begun, perhaps not done: {step.past}{why}",
+        "begun": f"begun, possibly not done: {step.past}{why}",
         "done": f"{step.past}{why}",
-        "undone": f"{step.past}, undone since",
+        "undone": f"{step.past}, since undone",
     }[step.state]
 
 
-def _way_back(one: Holding) -> str:
+def _undone_by(one: HeldClaim) -> str:
     if one.by_hand:
-        return f"`vfio-console-hook give {one.gpus[0]}` gives it back"
-    return "release gives it back when the VM ends"
+        return f"`vfio-console-hook give {one.gpus[0]}` undoes it"
+    return "release undoes it when the VM ends"
 
 
 def _refusal(refusal: Refusal | None, indent: str, whose: str, terminal: Terminal) -> str:
     if refusal is None:
         return ""
-    # Only these keep a VM from starting; anything else is a failure.
+    # Only these prevent a start; anything else is a failure.
     what = "refusal" if refusal.kind in ("prepare", "start") else "failure"
     head = f"{indent}last {what}{whose}: "
     text = terminal.wrapped(
@@ -145,24 +145,24 @@ def _refusal(refusal: Refusal | None, indent: str, whose: str, terminal: Termina
 
 def _unclaimed(address: str, terminal: Terminal) -> str:
     return terminal.wrapped(
-        f"{address} is on vfio-pci, but not through this hook: libvirt calls none for a GPU"
-        " that is plugged into a running VM or that was on vfio-pci before; `take` and `give`"
-        " do the same by hand",
+        f"{address} is on vfio-pci, but not through this hook: libvirt runs no hook when a"
+        " GPU is hotplugged, and a GPU may have been bound by hand or at boot; `take` and `give`"
+        " do the same as the hook by hand",
         "  ",
     )
 
 
-def _consoles(found: Holdings) -> str:
+def _consoles(found: Overview) -> str:
     return found.drawing + ("" if found.console_alive else ", so no monitor shows them")
 
 
-def _last(found: Holdings, terminal: Terminal) -> str:
+def _last(found: Overview, terminal: Terminal) -> str:
     if found.last is None:
         return ""
     history, event = found.last
     how = f"failed: {event.failure}" if event.failure else "done"
     if event.failure and history.refusal and history.refusal.time == event.time:
-        how = "failed, as told above"
+        how = "failed, see above"
     return terminal.wrapped(
         f"last event: {moment(event.time)} ({_long(found.time - event.time)} ago)"
         f" {history.vm} {event.kind}: {how} ({_took(event.took_s)})",

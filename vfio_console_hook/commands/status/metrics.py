@@ -1,4 +1,4 @@
-"""What VMs hold, as metrics in Prometheus' text exposition format 0.0.4.
+"""The claims of VMs as metrics in Prometheus' text exposition format 0.0.4.
 
 For a node exporter's textfile directory, which reads *.prom files. The format:
 prometheus.io/docs/instrumenting/exposition_formats.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .overview import Event, History, Holdings
+from .overview import Event, History, Overview
 
 _PREFIX = "vfio_console_hook_"
 
@@ -24,15 +24,15 @@ class Family:
     samples: dict[Labels, float]
 
 
-def text(found: Holdings) -> str:
-    """All metrics, each line ended. Those of the claims are left out when none can be seen."""
-    claims = () if found.unseen else _of_claims(found)
-    families = (*claims, *_of_events(found), _of_consoles(found))
-    return "".join(_written(family) for family in families)
+def text(found: Overview) -> str:
+    """All metrics, each line ended. Those about claims are left out when none can be read."""
+    claims = () if found.unseen else _claim_families(found)
+    families = (*claims, *_event_families(found), _console_family(found))
+    return "".join(_family_text(family) for family in families)
 
 
-def _of_claims(found: Holdings) -> tuple[Family, ...]:
-    held = [one for one in found.holdings if not one.stale]
+def _claim_families(found: Overview) -> tuple[Family, ...]:
+    held = [one for one in found.claims if not one.stale]
     return (
         Family(
             "claims",
@@ -52,7 +52,7 @@ def _of_claims(found: Holdings) -> tuple[Family, ...]:
         Family(
             "stale_claims",
             "Claims of an earlier boot; vfio-console-hook recover removes them.",
-            {(): sum(one.stale for one in found.holdings)},
+            {(): sum(one.stale for one in found.claims)},
         ),
         Family(
             "unreadable_claims",
@@ -62,9 +62,9 @@ def _of_claims(found: Holdings) -> tuple[Family, ...]:
     )
 
 
-def _of_events(found: Holdings) -> tuple[Family, ...]:
-    # A VM that was made anew under its name has two histories: the later event counts,
-    # because a second sample with the same labels makes the whole file invalid.
+def _event_families(found: Overview) -> tuple[Family, ...]:
+    # A VM that was defined again under its name has two histories. The later event counts,
+    # because two samples with the same labels make the whole file invalid.
     events: dict[Labels, tuple[History, Event]] = {}
     for one in found.histories:
         for event in one.events:
@@ -94,7 +94,7 @@ def _of_events(found: Holdings) -> tuple[Family, ...]:
     )
 
 
-def _of_consoles(found: Holdings) -> Family:
+def _console_family(found: Overview) -> Family:
     return Family(
         "console_alive",
         "1 when a console driver other than the dummy shows the host's consoles.",
@@ -102,7 +102,7 @@ def _of_consoles(found: Holdings) -> Family:
     )
 
 
-def _written(family: Family) -> str:
+def _family_text(family: Family) -> str:
     name = _PREFIX + family.name
     lines = [f"# HELP {name} {family.help}", f"# TYPE {name} gauge"]
     for labels, value in family.samples.items():
@@ -117,5 +117,5 @@ def _number(value: float) -> str:
 
 def _escaped(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    # A name that is no UTF-8 would make the whole file invalid.
+    # A name that is not UTF-8 would make the whole file invalid.
     return escaped.encode("utf-8", "replace").decode()

@@ -1,7 +1,7 @@
-"""What VMs hold at this moment, what was last heard of each, and where the consoles are.
+"""What VMs hold now, the last events of each, and where the host's consoles are.
 
-`status` tells it in words, as JSON and as metrics. Looking changes nothing; who is not
-root is told what stays unseen.
+`status` prints it as text, as JSON and as metrics. Nothing is changed. Without root the
+claims cannot be read; then unseen is the reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...machine import console, kernel
 from ...machine.console import Framebuffer, Vtconsole
 from ...machine.host import Host, seconds
 
-# The words for each phase of a claim: while its hook works, and after that.
+# The name of each phase of a claim: while its hook is running, and after that.
 _PHASES = {
     "prepare": ("preparing", "starting"),
     "start": ("starting", "starting"),
@@ -27,15 +27,15 @@ _PHASES = {
     "release": ("giving back", "given back in part"),
 }
 DUMMY = "dummy device"
-"""The console driver that draws nothing (Linux drivers/video/console/dummycon.c)."""
+"""The console driver that shows nothing (Linux drivers/video/console/dummycon.c)."""
 
 
 @dataclass(frozen=True)
 class HeldStep:
-    """A step that was done for a VM, in words.
+    """A step that was done for a VM, as text.
 
     state is "begun", "done" or "undone". undo is the shell line that undoes it, "" when
-    it needs none or it cannot be undone. lost says what will not come back, "" for nothing.
+    it needs none or cannot be undone. lost is what will not come back, "" for nothing.
     """
 
     stage: str
@@ -48,11 +48,11 @@ class HeldStep:
 
 
 @dataclass(frozen=True)
-class Holding:
-    """What one VM holds, or a person. since is in seconds since 1970; steps oldest first.
+class HeldClaim:
+    """A claim of a VM or a person. since is in seconds since 1970; steps oldest first.
 
-    phase is a word of _PHASES, or "taken by hand", or "of an earlier boot" when it is
-    stale: then nothing is held any more. hook is the pid of a hook at work, else 0.
+    phase is a name of _PHASES, or "taken by hand", or "of an earlier boot" when it is
+    stale: then nothing is held any more. hook is the pid of a running hook, else 0.
     """
 
     vm: str
@@ -67,12 +67,12 @@ class Holding:
 
     @property
     def undo(self) -> tuple[str, ...]:
-        """The shell lines that undo by hand what is left, in the order to run them."""
+        """The shell lines that undo what is left, in the order to run them."""
         return tuple(step.undo for step in reversed(self.steps) if step.undo)
 
     @property
     def lost(self) -> tuple[str, ...]:
-        """What will not come back, once each."""
+        """What will not come back, without repetitions."""
         return tuple(dict.fromkeys(step.lost for step in self.steps if step.lost))
 
     @property
@@ -93,7 +93,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Refusal:
-    """The last thing that failed for a VM, whatever succeeded since then."""
+    """The last failure of a VM, whatever succeeded after it."""
 
     kind: str
     time: float
@@ -103,7 +103,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class History:
-    """What was last heard of a VM in this boot; events oldest first."""
+    """The last events of a VM since the boot, oldest first."""
 
     vm: str
     uuid: str
@@ -112,16 +112,15 @@ class History:
 
 
 @dataclass(frozen=True)
-class Holdings:
-    """All of it, at a time in seconds since 1970.
+class Overview:
+    """Everything that status prints, at a time in seconds since 1970.
 
-    unreadable are claims that cannot be read, in a sentence each. unseen is why no
-    claim can be seen at all, "" when they can. unclaimed are GPUs that are on vfio-pci
-    without us.
+    unreadable has a sentence for each claim that cannot be read. unseen is why no claim
+    can be read at all, "" when they can. unclaimed are GPUs on vfio-pci without a claim.
     """
 
     time: float
-    holdings: tuple[Holding, ...]
+    claims: tuple[HeldClaim, ...]
     unreadable: tuple[str, ...]
     unseen: str
     unclaimed: tuple[str, ...]
@@ -132,20 +131,20 @@ class Holdings:
 
     @property
     def console_alive(self) -> bool:
-        """Whether a console driver that draws something is bound."""
+        """Whether a console driver that shows something is bound."""
         return any(one.bound and one.driver != DUMMY for one in self.vtconsoles)
 
     @property
     def last(self) -> tuple[History, Event] | None:
-        """The last event of all, with the VM it was for."""
+        """The last event of all VMs, with the history of its VM."""
         lasts = [(one, one.events[-1]) for one in self.histories if one.events]
         return max(lasts, key=lambda both: both[1].time, default=None)
 
 
-def look(host: Host) -> Holdings:
-    """What there is now. Raises HostError when the consoles cannot be looked at."""
+def current(host: Host) -> Overview:
+    """The overview of this moment. Raises HostError when the consoles cannot be read."""
     claims = Claims(host)
-    found: list[Holding] = []
+    found: list[HeldClaim] = []
     unreadable: list[str] = []
     unseen = ""
     try:
@@ -155,14 +154,14 @@ def look(host: Host) -> Holdings:
             except HookError as error:
                 unreadable.append(str(error))
                 continue
-            found += [_holding(host, claim)] if claim else []
+            found += [_held_claim(host, claim)] if claim else []
     except ClaimError as error:
         unseen = str(error)
     except HostError as error:
-        unseen = f"{error.text}: who holds a GPU only root may see"
-    return Holdings(
+        unseen = f"{error.text}: only root can read which VM holds a GPU"
+    return Overview(
         time=host.now(),
-        holdings=tuple(found),
+        claims=tuple(found),
         unreadable=tuple(unreadable),
         unseen=unseen,
         unclaimed=() if unseen else ownership.unclaimed(host),
@@ -173,14 +172,14 @@ def look(host: Host) -> Holdings:
     )
 
 
-def _holding(host: Host, claim: Claim) -> Holding:
+def _held_claim(host: Host, claim: Claim) -> HeldClaim:
     stale = claim.boot != kernel.boot_id(host)
     at_work = ownership.at_work(host, claim)
     during, after = _PHASES.get(claim.phase, (claim.phase, claim.phase))
     phase = during if at_work else after
     if claim.by_hand and not at_work and claim.phase == "prepare":
         phase = "taken by hand"
-    return Holding(
+    return HeldClaim(
         vm=claim.name,
         uuid=claim.uuid,
         by_hand=claim.by_hand,
@@ -190,7 +189,7 @@ def _holding(host: Host, claim: Claim) -> Holding:
         stale=stale,
         hook=claim.hook[0] if at_work else 0,
         steps=tuple(
-            _held(host, step, _state(claim, number)) for number, step in enumerate(claim.steps)
+            _held_step(host, step, _state(claim, number)) for number, step in enumerate(claim.steps)
         ),
     )
 
@@ -201,7 +200,7 @@ def _state(claim: Claim, number: int) -> str:
     return "done" if number in claim.done else "begun"
 
 
-def _held(host: Host, step: Step, state: str) -> HeldStep:
+def _held_step(host: Host, step: Step, state: str) -> HeldStep:
     undo, lost = step.undo, ""
     if state == "undone":
         undo = None
@@ -225,22 +224,22 @@ def _held(host: Host, step: Step, state: str) -> HeldStep:
 
 
 def histories(host: Host) -> tuple[History, ...]:
-    """What was last heard of each VM; what cannot be read or understood is left out."""
+    """The last events of each VM; files that cannot be read or parsed are left out."""
     try:
-        words = [history.read(host, name) for name in history.names(host)]
-        return tuple(told for word in words if word and (told := _history(word)))
+        files = [history.read(host, name) for name in history.names(host)]
+        return tuple(one for file in files if file and (one := _history(file)))
     except HookError:
         return ()
 
 
-def _history(word: dict[str, Any]) -> History | None:
-    events, refusal = word.get("events"), word.get("refusal")
+def _history(file: dict[str, Any]) -> History | None:
+    events, refusal = file.get("events"), file.get("refusal")
     if not isinstance(events, dict):
         return None
     found = [event for kind, one in events.items() if (event := _event(kind, one))]
     return History(
-        vm=str(word.get("vm")),
-        uuid=str(word.get("uuid")),
+        vm=str(file.get("vm")),
+        uuid=str(file.get("uuid")),
         events=tuple(found),
         refusal=_refusal(refusal),
     )
@@ -260,32 +259,32 @@ def _refusal(one: Any) -> Refusal | None:
         return None
 
 
-def to_json(all_of_it: Holdings) -> dict[str, Any]:
-    """The same as JSON values. version goes up when a key changes its meaning or goes."""
+def to_json(overview: Overview) -> dict[str, Any]:
+    """The same as JSON values. version is increased when a key is removed or changes."""
     return {
         "version": 1,
-        "time": all_of_it.time,
-        "holds": [_holding_json(one) for one in all_of_it.holdings],
-        "unreadable": list(all_of_it.unreadable),
-        "unseen": all_of_it.unseen,
-        "on_vfio_unclaimed": list(all_of_it.unclaimed),
+        "time": overview.time,
+        "holds": [_claim_json(one) for one in overview.claims],
+        "unreadable": list(overview.unreadable),
+        "unseen": overview.unseen,
+        "on_vfio_unclaimed": list(overview.unclaimed),
         "consoles": {
-            "alive": all_of_it.console_alive,
-            "text": all_of_it.drawing,
+            "alive": overview.console_alive,
+            "text": overview.drawing,
             "drivers": [
                 {"name": one.name, "driver": one.driver, "bound": one.bound}
-                for one in all_of_it.vtconsoles
+                for one in overview.vtconsoles
             ],
             "framebuffers": [
                 {"name": one.name, "title": one.title, "pci": one.pci}
-                for one in all_of_it.framebuffers
+                for one in overview.framebuffers
             ],
         },
-        "vms": [_history_json(one) for one in all_of_it.histories],
+        "vms": [_history_json(one) for one in overview.histories],
     }
 
 
-def _holding_json(one: Holding) -> dict[str, Any]:
+def _claim_json(one: HeldClaim) -> dict[str, Any]:
     return {
         **vars(one),
         "gpus": list(one.gpus),

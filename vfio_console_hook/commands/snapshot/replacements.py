@@ -1,8 +1,7 @@
-"""Names that people gave, and numbers that tell one machine from another, as others.
+"""Replaces private names, and numbers that identify a machine.
 
-The same name always becomes the same other one, so what belongs together stays so.
-What is such a name already is left alone: a machine that was recorded once is not
-changed when it is recorded again.
+The same name always gets the same replacement, so references stay intact. Text that is a
+replacement already is kept: a snapshot of a snapshot is the same.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ _UUID = re.compile(
 _FAKE_UUID = "00000000-0000-4000-8000-{:012x}"
 _MAC = re.compile(r"(?<![0-9a-fA-F:])(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}(?![0-9a-fA-F:])")
 _FAKE_MAC = "52:54:00:00:00:{:02x}"
-# Kernel releases have three numbers; what has four is taken for an address.
+# Kernel releases have three numbers; four are taken for an address.
 _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.])")
 _FAKE_IPV4 = "192.0.2.{}"  # for documentation, RFC 5737
 _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9a-fA-F]{0,4}:){3,7}[0-9a-fA-F]{0,4}(?![\w:.])")
 _FAKE_IPV6 = "2001:db8::{:x}"  # for documentation, RFC 3849
 _MAIL = re.compile(r"[\w.+-]+@(?=[\w-]+\.\w)[\w.-]+")
-# No more than what ends as most do, or files and units would be taken for servers.
+# Only with the usual top-level domains, or files and units would be taken for servers.
 _SERVER = re.compile(
     r"(?<![\w.-])(?:[a-zA-Z0-9-]+\.)+(?:com|org|net|edu|info|lan|local|home|internal|intranet|eu|us"
     r"|uk|de|fr|nl|ch|at|pl|it|es|se)(?![\w-])(?!\.\w)"
 )
 _FAKE_SERVER = "server{}.example"  # RFC 2606
-_EVERYBODYS = ("libvirt.org", "kernel.org", "qemu.org", "github.com", "debian.org")
+_PUBLIC_SERVERS = ("libvirt.org", "kernel.org", "qemu.org", "github.com", "debian.org")
 _VM = re.compile(r"vm\d+")
-# As a word of a text these mean something to the program; as a name, they tell nothing.
+# Words that mean something to the program, and reveal nothing as a name.
 _COMMON = frozenset(
     "linux windows debian fedora arch ubuntu qemu kvm libvirt libvirtd virtqemud virsh vfio pci"
     " gpu vm host local localhost root system user start stop enabled name active true false all"
@@ -42,12 +41,12 @@ _COMMON = frozenset(
 )
 
 
-class Pseudonyms:
-    """Gives each name another one; made from all names that are known to be somebody's."""
+class Replacements:
+    """Replaces each of the private names that it is created with."""
 
     def __init__(self, vms: Iterable[str], users: Iterable[str], hosts: Iterable[str]) -> None:
         self.vms: dict[str, str] = {}
-        # What anybody might call a VM, or it is called already.
+        # Common words and names such as vm1 are kept.
         taken = {name for name in vms if _VM.fullmatch(name) or name.lower() in _COMMON}
         for name in dict.fromkeys(vms):
             self.vms[name] = name if name in taken else self._for_vm(name, taken)
@@ -58,7 +57,7 @@ class Pseudonyms:
         self._numbers: dict[str, dict[str, str]] = {}
 
     def _for_vm(self, name: str, taken: set[str]) -> str:
-        # A file whose name differs from its VM's in case only is a mistake to be seen.
+        # A file whose name differs from its VM's only in case is a mistake that must stay visible.
         same = next((own for own in self.vms if own.lower() == name.lower()), None)
         if same is not None and self.vms[same].upper() not in self.vms.values():
             return self.vms[same].upper()
@@ -69,38 +68,38 @@ class Pseudonyms:
         return f"vm{number}"
 
     def vm(self, name: str) -> str:
-        """The other name of a VM, however it is called; "vm" for one that is not known."""
+        """The replacement for the name of a VM; "vm" for an unknown name."""
         return self.vms.get(name, "vm")
 
     def text(self, text: str) -> str:
-        """A text that people, or programs about people, wrote."""
+        """A text that may contain names, with replacements."""
         if self._word is not None:
             text = self._word.sub(lambda match: self._words[match[0]], text)
         text = _MAIL.sub("user@host", text)
         return self.plain(self._each("server", _SERVER, _FAKE_SERVER, text))
 
     def plain(self, text: str) -> str:
-        """A text of the kernel's own, in which no name can stand: only numbers are replaced."""
+        """A text of the kernel, which contains no names: only numbers are replaced."""
         text = _UUID.sub(self._uuid, text)
         text = self._each("mac", _MAC, _FAKE_MAC, text)
         text = self._each("ipv4", _IPV4, _FAKE_IPV4, text)
         return self._each("ipv6", _IPV6, _FAKE_IPV6, text)
 
     def _uuid(self, match: re.Match[str]) -> str:
-        whole = match[0].replace("-", "").lower()
+        digits = match[0].replace("-", "").lower()
         fake = _FAKE_UUID.format(0).replace("-", "")[:16]
-        if whole.startswith(fake) or not whole.strip("0"):
+        if digits.startswith(fake) or not digits.strip("0"):
             return match[0]
-        told = self._number("uuid", whole, _FAKE_UUID)
-        return told if match[1] else told.replace("-", "")
+        uuid = self._number("uuid", digits, _FAKE_UUID)
+        return uuid if match[1] else uuid.replace("-", "")
 
     def _each(self, kind: str, pattern: re.Pattern[str], fake: str, text: str) -> str:
         already = fake.partition("{")[0]
 
         def other(match: re.Match[str]) -> str:
-            # 127.0.0.1 and 0.0.0.0 are everybody's, and so is "::".
+            # 127.0.0.1, 0.0.0.0 and "::" identify no machine.
             common = match[0].startswith(("127.", "0.", already)) or not match[0].strip(":01")
-            common = common or match[0].endswith(_EVERYBODYS)
+            common = common or match[0].endswith(_PUBLIC_SERVERS)
             return match[0] if common else self._number(kind, match[0].lower(), fake)
 
         return pattern.sub(other, text)
@@ -110,7 +109,7 @@ class Pseudonyms:
         return known.setdefault(value, fake.format(len(known) + 1))
 
     def json(self, text: str) -> str:
-        """JSON, one value a line: names of VMs below "vm", and any text."""
+        """JSON, one value a line, with replacements; names of VMs below "vm" in particular."""
         return "\n".join(_json(line, self._in_json, self.text) for line in text.split("\n"))
 
     def _in_json(self, value: Any, key: str = "") -> Any:
@@ -131,7 +130,7 @@ def _json(line: str, known: Callable[[Any], Any], otherwise: Callable[[str], str
 
 
 def _numbered(names: Iterable[str], kind: str) -> dict[str, str]:
-    """Each name as KIND1, KIND2..., but for those that are called so."""
+    """KIND1, KIND2... for each name, except for names of that form."""
     found: dict[str, str] = {}
     taken = {name for name in names if re.fullmatch(rf"{kind}\d+", name)}
     number = 0
@@ -144,7 +143,7 @@ def _numbered(names: Iterable[str], kind: str) -> dict[str, str]:
 
 
 def _any_of(words: Iterable[str]) -> re.Pattern[str] | None:
-    """What finds each of the words where it stands by itself."""
+    """A pattern that finds each of the words as a whole word; None without words."""
     uncommon = {one for one in words if len(one) > 2 and one.lower() not in _COMMON}
     if not uncommon:
         return None

@@ -1,4 +1,4 @@
-"""Somebody's machine: each file that record reads tells something of whose it is."""
+"""A machine with private data in each file that record reads."""
 
 from __future__ import annotations
 
@@ -107,13 +107,13 @@ _HOOKS, _CONFIG = "etc/libvirt/hooks", "etc/vfio-console-hook"
 _RUN = "run/vfio-console-hook"
 
 
-def move_in(host: FakeHost) -> FakeHost:
-    """Make a machine somebody's."""
+def add_data(host: FakeHost) -> FakeHost:
+    """Put private data into the files of a machine."""
     installed.hook(host)
     installed.daemon(host)
     host.tree.put("recorded/now", str(SINCE + 4000))
     _kernel(host)
-    _people(host)
+    _users(host)
     _libvirt(host)
     _files(host)
     _claims(host)
@@ -148,7 +148,7 @@ def _security(host: FakeHost) -> None:
     put(f"label/{_HOOKS}/qemu", "unconfined_u:object_r:user_home_t:s0")
 
 
-def _people(host: FakeHost) -> None:
+def _users(host: FakeHost) -> None:
     put = host.tree.put
     for name in ("root", "home", "home/fredsmith"):
         installed.folder(host, name)
@@ -199,8 +199,8 @@ def _claims(host: FakeHost) -> None:
     host.tree.put(f"{_RUN}.status/{UUID}", json.dumps(word))
 
 
-def told(host: FakeHost) -> set[str]:
-    """The names of the secrets that stand anywhere in the machine: names, links, contents."""
+def secrets_in_files(host: FakeHost) -> set[str]:
+    """The names of the secrets in the machine: in names, links and contents of files."""
     everything = ""
     for folder, folders, files in os.walk(host.root):
         for name in (*folders, *files):
@@ -210,9 +210,9 @@ def told(host: FakeHost) -> set[str]:
                 everything += f"{full.readlink()}\n"
             elif full.is_file():
                 everything += f"{full.read_text('latin-1')}\n{full.read_bytes().hex()}\n"
-    return told_in(everything)
+    return secrets_in(everything)
 
 
-def told_in(text: str) -> set[str]:
-    """The names of the secrets that stand in a text, in whatever case."""
+def secrets_in(text: str) -> set[str]:
+    """The names of the secrets in a text, in upper or lower case."""
     return {name for name, secret in SECRETS.items() if secret.lower() in text.lower()}
