@@ -11,17 +11,13 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from ...errors import HostError
 from ...machine.host import Host
+from ...machine.libvirtd import Vm
 
-TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
-if TYPE_CHECKING:
-    from typing import TypeVar
-
-    from ...machine.libvirtd import Vm
-
-    T = TypeVar("T")
+T = TypeVar("T")
 
 
 @dataclass()
