@@ -90,7 +90,7 @@ def _node(loader: Any, event: Any, depth: int) -> tuple[object, Place, tuple[Pla
 
     place = _place(event.start_mark)
     if getattr(event, "anchor", None) or getattr(event, "tag", None):
-        raise YamlError(place, "anchors, aliases and tags are not understood here")
+        raise YamlError(place, "anchors, aliases and tags are not supported")
     if isinstance(event, yaml.ScalarEvent):
         tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
         return _scalar(tag.rpartition(":")[2], _text(event.value, place)), place, ()
