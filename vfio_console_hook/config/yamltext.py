@@ -183,5 +183,5 @@ def _misplaced(lines: list[str], line: int, column: int) -> YamlError:
         comment = text.lstrip().startswith(("//", ";"))
         place = before[-1] + 1, len(text) - len(text.lstrip()) + 1
         return YamlError(place, "a comment begins with #" if comment else _NO_COLON)
-    problem = "this line is indented further than the one before, which is no group of keys"
+    problem = "this line is indented further than the one before, which is not a group of keys"
     return YamlError((line, len(lines[line - 1]) - len(lines[line - 1].lstrip()) + 1), problem)
