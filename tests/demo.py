@@ -26,7 +26,7 @@ from tests.fakehost import FakeHost, FakeLibvirt, close_device, open_device, sna
 from tests.gate import ROOT, write_gate
 from tests.libvirt_xml import domain_xml
 from vfio_console_hook import cli
-from vfio_console_hook.log import RECORDED_LOG
+from vfio_console_hook.log import SNAPSHOT_LOG
 from vfio_console_hook.machine import console, gpu
 
 VM = "win11"
@@ -156,7 +156,7 @@ class Story:
             print(f" ! {text}")
 
     def _log(self) -> list[str]:
-        return (self.stage.host.read(RECORDED_LOG) or "").splitlines()
+        return (self.stage.host.read(SNAPSHOT_LOG) or "").splitlines()
 
     def plan(self) -> None:
         """Print the steps that `vfio-console-hook plan` tells, without the GPU before them."""

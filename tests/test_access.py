@@ -19,7 +19,7 @@ from vfio_console_hook.claims.claim import CLAIMS
 from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.claims.history import STATUS
 from vfio_console_hook.errors import ClaimError
-from vfio_console_hook.log import RECORDED_LOG
+from vfio_console_hook.log import SNAPSHOT_LOG
 from vfio_console_hook.machine import access, runfiles
 from vfio_console_hook.machine.host import Host
 from vfio_console_hook.machine.runfiles import RUN
@@ -107,7 +107,7 @@ def test_a_link_in_place_of_the_status_directory_is_not_followed_and_the_vm_star
 
     assert call(host, "prepare") == 0
     assert sorted(os.listdir(tmp_path)) == there
-    assert f"/{STATUS} is a link instead of a directory" in (host.read(RECORDED_LOG) or "")
+    assert f"/{STATUS} is a link instead of a directory" in (host.read(SNAPSHOT_LOG) or "")
 
 
 def test_the_mode_of_a_directory_that_all_users_can_read_is_restored(
@@ -205,7 +205,7 @@ def test_for_a_vm_of_a_user_nothing_is_done_and_one_line_is_logged(
 
     assert (statuses, capfd.readouterr(), host.changes) == ([0] * 6, ("", ""), [])
     assert (snapshot(host), host.list("run")) == (before, ())
-    (line,) = (host.read(RECORDED_LOG) or "").splitlines()
+    (line,) = (host.read(SNAPSHOT_LOG) or "").splitlines()
     assert line == (
         f"warning: win11: prepare {GPU}: a VM of qemu:///session: only as root the hook can free"
         " its GPU from the console, so nothing is done; define the VM in qemu:///system"
@@ -223,7 +223,7 @@ def test_for_a_vm_of_a_user_without_a_gpu_nothing_is_logged(
     host = of_a_user(machine)
 
     assert (call(host, "prepare", xml=xml), capfd.readouterr()) == (0, ("", ""))
-    assert (host.read(RECORDED_LOG), host.list("run")) == (None, ())
+    assert (host.read(SNAPSHOT_LOG), host.list("run")) == (None, ())
 
 
 def test_the_hook_of_a_user_ignores_claims_of_root(machine: MachineFactory, capfd: Capture) -> None:

@@ -28,7 +28,7 @@ from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, RefusedError, StepError
 from vfio_console_hook.events.outlook import outlook
-from vfio_console_hook.log import RECORDED_LOG, Log
+from vfio_console_hook.log import SNAPSHOT_LOG, Log
 from vfio_console_hook.machine import console, kernel
 
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"
@@ -166,7 +166,7 @@ def test_a_console_that_cannot_come_back_is_told_by_plan_and_log(
     whole_run(host, case)
 
     assert "will not come back before a reboot" in told
-    assert "will not come back before a reboot" in (host.read(RECORDED_LOG) or "")
+    assert "will not come back before a reboot" in (host.read(SNAPSHOT_LOG) or "")
     assert Claims(host).uuids() == ()
 
 
@@ -357,7 +357,7 @@ def test_a_gpu_that_a_vm_has_open_without_us_is_not_taken_off_vfio_pci(machine: 
     prepare(host, Subject("native-6.1"))
 
     assert host.link_name("sys/bus/pci/devices/0000:01:00.0/driver") == "vfio-pci"
-    assert "0000:01:00.0 stays on vfio-pci: qemu" in (host.read(RECORDED_LOG) or "")
+    assert "0000:01:00.0 stays on vfio-pci: qemu" in (host.read(SNAPSHOT_LOG) or "")
 
 
 def test_a_gpu_that_a_vm_has_open_without_a_record_is_refused_to_another(
@@ -529,7 +529,7 @@ def test_a_firmware_driver_is_not_bound_again_over_a_moved_bar(machine: Machine)
     release(host)
 
     assert host.link_name("sys/bus/platform/devices/efi-framebuffer.0/driver") is None
-    assert "has moved away" in (host.read(RECORDED_LOG) or "")
+    assert "has moved away" in (host.read(SNAPSHOT_LOG) or "")
     assert Claims(host).uuids() == ()
 
 

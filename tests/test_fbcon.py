@@ -12,7 +12,7 @@ from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import LostError, RefusedError
-from vfio_console_hook.log import RECORDED_LOG, Log
+from vfio_console_hook.log import SNAPSHOT_LOG, Log
 
 BOOT_GPU, SECOND = "0000:03:00.0", "0000:13:00.0"  # of the machine "two-amd"
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
@@ -111,7 +111,7 @@ def test_a_framebuffer_that_another_vm_takes_meanwhile_keeps_no_vm_from_starting
     assert driver is None
     assert Claims(host).find(UUID) is None
     assert "warning: win11: prepare 0000:03:00.0: the consoles cannot be moved to fb1: it has" in (
-        host.read(RECORDED_LOG) or ""
+        host.read(SNAPSHOT_LOG) or ""
     )
 
 

@@ -22,7 +22,7 @@ from vfio_console_hook.commands.snapshot.writer import machine_text
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError
-from vfio_console_hook.log import RECORDED_LOG, Log
+from vfio_console_hook.log import SNAPSHOT_LOG, Log
 from vfio_console_hook.machine import gpu, holders, nodes, processes
 from vfio_console_hook.machine.holders import Holder
 from vfio_console_hook.machine.host import Host
@@ -595,7 +595,7 @@ def test_from_6_0_who_may_not_be_looked_into_is_told_in_the_log(machine: Machine
 
     assert (
         "nobody has /dev/fb0 open; it is not known of firefox (71) [x.service], which may not be"
-        " looked into; " in (host.read(RECORDED_LOG) or "")
+        " looked into; " in (host.read(SNAPSHOT_LOG) or "")
     )
 
 
@@ -790,7 +790,7 @@ def test_the_configuration_says_who_may_be_ended(machine: MachineFactory) -> Non
     events.prepare(host, vm(GPU), config, Log(host, "win11"))
 
     assert signals(host) == [("proc/7", "SIGTERM"), ("proc/7", "SIGKILL")]
-    assert "; ended Xorg (7) [gdm.service]\n" in (host.read(RECORDED_LOG) or "")
+    assert "; ended Xorg (7) [gdm.service]\n" in (host.read(SNAPSHOT_LOG) or "")
 
 
 # -- what the person is told

@@ -19,7 +19,7 @@ from tests.gate import ROOT, write_gate
 from tests.libvirt_xml import EVENTS, UUID, domain_xml
 from vfio_console_hook import hook
 from vfio_console_hook.claims.directory import Claims
-from vfio_console_hook.log import RECORDED_LOG
+from vfio_console_hook.log import SNAPSHOT_LOG
 
 GPU, SOUND = "0000:01:00.0", "0000:01:00.1"
 OTHER = "1f0e0d0c-0b0a-4908-8706-050403020100"
@@ -98,7 +98,7 @@ def test_the_log_tells_what_was_done(machine: MachineFactory) -> None:
 
     call(host, "prepare")
 
-    assert (host.read(RECORDED_LOG) or "").splitlines() == [
+    assert (host.read(SNAPSHOT_LOG) or "").splitlines() == [
         "info: win11: prepare 0000:01:00.0: nobody has /dev/fb0 open; unbound efi-framebuffer.0"
         " from efi-framebuffer; switched memory decoding of 0000:01:00.0 off",
         "info: win11: prepare 0000:01:00.0: ready for the VM; on release the firmware console comes"
@@ -419,7 +419,7 @@ def test_a_bug_is_one_sentence_with_its_traceback_in_the_log(
         "\nhint: this is a bug, please report it with `journalctl -t vfio-console-hook`\n"
     )
     assert len(err.splitlines()) == 2
-    assert "Traceback (most recent call last):" in (host.read(RECORDED_LOG) or "")
+    assert "Traceback (most recent call last):" in (host.read(SNAPSHOT_LOG) or "")
 
 
 # -- configuration
@@ -449,7 +449,7 @@ def test_on_failure_start_lets_the_vm_start_with_everything_as_it_was(
     assert (status, capfd.readouterr(), snapshot(host), Claims(host).uuids()) == (
         0, ("", ""), before, (),
     )  # fmt: skip
-    assert (host.read(RECORDED_LOG) or "").splitlines()[-1] == (
+    assert (host.read(SNAPSHOT_LOG) or "").splitlines()[-1] == (
         "warning: win11: prepare 0000:00:02.0: the VM starts all the same, as configured by"
         " on_failure"
     )
@@ -574,7 +574,7 @@ def test_a_refusal_that_nobody_hears_is_in_the_log(machine: MachineFactory, stde
 
     assert host.read("xml") == "1"
     host.tree.remove("xml")
-    log = host.read(RECORDED_LOG) or ""
+    log = host.read(SNAPSHOT_LOG) or ""
     assert f"error: win11: prepare {GPU}: {GPU} is in use by Xorg" in log
     assert "Traceback" not in log
     assert steady(host) == before

@@ -16,7 +16,7 @@ from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, close_device, open_device
 from tests.libvirt_xml import UUID, domain_xml
 from vfio_console_hook import hook
-from vfio_console_hook.log import RECORDED_JOURNAL, RECORDED_LOG, Log, datagram, to_journal
+from vfio_console_hook.log import SNAPSHOT_JOURNAL, SNAPSHOT_LOG, Log, datagram, to_journal
 from vfio_console_hook.machine import gpu
 
 GPU = "0000:01:00.0"
@@ -43,7 +43,7 @@ def entry(raw: bytes) -> list[tuple[str, str]]:
 
 def entries(host: FakeHost) -> Iterator[list[tuple[str, str]]]:
     """Those that were written on a recorded machine."""
-    raw = host.read_bytes(RECORDED_JOURNAL) or b""
+    raw = host.read_bytes(SNAPSHOT_JOURNAL) or b""
     for one in raw.split(b"\n\n")[:-1]:
         yield entry(one + b"\n")
 
@@ -154,7 +154,7 @@ def test_an_entry_has_the_line_and_its_fields(machine: MachineFactory) -> None:
             ("GPU", "0000:01:00.0"), ("GPU", "0000:02:00.0"),
         ]
     ]  # fmt: skip
-    assert host.read(RECORDED_LOG) == f"warning: {line}"
+    assert host.read(SNAPSHOT_LOG) == f"warning: {line}"
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_name_fakes_no_line(machine: MachineFactory, name: str, shown: str) ->
 
     Log(host, name).info(name)
 
-    assert host.read(RECORDED_LOG) == f"info: {shown}: {shown}"
+    assert host.read(SNAPSHOT_LOG) == f"info: {shown}: {shown}"
     (fields,) = entries(host)
     assert dict(fields)["MESSAGE"] == f"{shown}: {shown}"
 
@@ -186,7 +186,7 @@ def test_lines_below_the_level_are_not_written(machine: MachineFactory) -> None:
     for write in (log.debug, log.info, log.warning, log.error):
         write("x")
 
-    assert (host.read(RECORDED_LOG) or "").splitlines() == [
+    assert (host.read(SNAPSHOT_LOG) or "").splitlines() == [
         "warning: win11: x", "error: win11: x",
     ]  # fmt: skip
 
@@ -242,7 +242,7 @@ def test_a_refusal_is_one_line(machine: MachineFactory) -> None:
 
     assert hook.main(["win11", "prepare", "begin", "-"], domain_xml(GPU), host) == 1
 
-    (line,) = (host.read(RECORDED_LOG) or "").splitlines()
+    (line,) = (host.read(SNAPSHOT_LOG) or "").splitlines()
     assert line.startswith(f"error: win11: prepare {GPU}: ")
 
 
@@ -251,7 +251,7 @@ def test_an_unreadable_domain_is_logged_under_the_name_of_the_vm(machine: Machin
 
     assert hook.main(["win11", "prepare", "begin", "-"], b"<domain", host) == 1
 
-    (line,) = (host.read(RECORDED_LOG) or "").splitlines()
+    (line,) = (host.read(SNAPSHOT_LOG) or "").splitlines()
     assert line.startswith("error: win11: prepare: the domain XML is not well-formed: ")
 
 
@@ -266,4 +266,4 @@ def test_at_level_debug_each_step_is_logged_with_its_shell_line(machine: Machine
     assert (
         f"debug: win11: prepare {GPU}: unbound efi-framebuffer.0 from efi-framebuffer, for fbdev:"
         " echo efi-framebuffer.0 > /sys/bus/platform/drivers/efi-framebuffer/unbind\n"
-    ) in (host.read(RECORDED_LOG) or "")
+    ) in (host.read(SNAPSHOT_LOG) or "")

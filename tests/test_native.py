@@ -19,7 +19,7 @@ from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, LostError, RefusedError, StepError
-from vfio_console_hook.log import RECORDED_LOG, Log
+from vfio_console_hook.log import SNAPSHOT_LOG, Log
 from vfio_console_hook.machine import drivers
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
@@ -63,7 +63,7 @@ def written(host: FakeHost) -> list[tuple[str, str]]:
 
 
 def log(host: FakeHost) -> str:
-    return host.read(RECORDED_LOG) or ""
+    return host.read(SNAPSHOT_LOG) or ""
 
 
 def without_override(host: FakeHost) -> dict[str, str]:
@@ -338,7 +338,7 @@ def test_a_gpu_that_stays_on_vfio_needs_no_modules_and_is_no_error(
     assert (host.changes[begun:], driver(host, GPU)) == ([], "vfio-pci")
     assert host.read(f"{DEVICES}/{GPU}/driver_override") == "vfio-pci"
     assert Claims(host).uuids() == ()
-    log = host.read(RECORDED_LOG) or ""
+    log = host.read(SNAPSHOT_LOG) or ""
     assert f"nvidia did not come back to {GPU}: libvirt has left it on vfio-pci" in log
     assert "virsh nodedev-reattach pci_0000_01_00_0" in log
     assert "nvidia, nvidia_uvm, nvidia_modeset, nvidia_drm again" not in log

@@ -25,7 +25,7 @@ from vfio_console_hook.commands.terminal import Terminal
 from vfio_console_hook.config.settings import Config, Holders, Service
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError, RefusedError
-from vfio_console_hook.log import RECORDED_LOG, Log
+from vfio_console_hook.log import SNAPSHOT_LOG, Log
 from vfio_console_hook.machine.host import Host
 
 GPU, SECOND = "0000:01:00.0", "0000:02:00.0"
@@ -85,7 +85,7 @@ def states(host: FakeHost, *names: str) -> list[str]:
 
 
 def log(host: FakeHost) -> str:
-    return host.read(RECORDED_LOG) or ""
+    return host.read(SNAPSHOT_LOG) or ""
 
 
 # -- what is stopped, and that it comes back

@@ -36,7 +36,7 @@ from vfio_console_hook.config.settings import Config, Holders, Service
 from vfio_console_hook.domain import Domain, Hostdev, parse
 from vfio_console_hook.errors import HookError, RefusedError, StepError
 from vfio_console_hook.events.outlook import outlook
-from vfio_console_hook.log import RECORDED_LOG, Log
+from vfio_console_hook.log import SNAPSHOT_LOG, Log
 from vfio_console_hook.machine.runfiles import RUN
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
@@ -360,7 +360,7 @@ def test_under_lockdown_the_vm_gets_its_memory_all_the_same(machine: MachineFact
     libvirt.reattach(GPU)
     events.release(host, UUID, Log(host, "win11"))
 
-    assert "before a reboot: efi-framebuffer.0 is gone" in (host.read(RECORDED_LOG) or "")
+    assert "before a reboot: efi-framebuffer.0 is gone" in (host.read(SNAPSHOT_LOG) or "")
     assert host.list("run/vfio-console-hook/claims") == ()
 
 
@@ -549,7 +549,7 @@ def test_a_gpu_that_was_pulled_out_does_not_keep_its_claim(
 
     events.release(host, UUID, Log(host, "win11"))
 
-    assert f"{GPU} is no longer on the PCI bus" in (host.read(RECORDED_LOG) or "")
+    assert f"{GPU} is no longer on the PCI bus" in (host.read(SNAPSHOT_LOG) or "")
     assert host.list("run/vfio-console-hook/claims") == ()
 
 
@@ -593,7 +593,7 @@ def test_a_gpu_that_a_native_driver_took_meanwhile_gets_no_firmware_driver(
     events.release(host, UUID, Log(host, "win11"))
 
     assert "efi-framebuffer.0 stays unbound: bochs-drm drives 0000:01:00.0 now" in (
-        host.read(RECORDED_LOG) or ""
+        host.read(SNAPSHOT_LOG) or ""
     )
     assert host.list("run/vfio-console-hook/claims") == ()
 

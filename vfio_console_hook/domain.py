@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from .errors import DomainError, InstallationError
 
-TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
     from typing import Any
 

@@ -9,7 +9,7 @@ Each line has the VM, the phase and the GPUs. systemd's journal gets them as fie
     GPU     a PCI address, once for each
 
 Without a journal, syslog gets the lines. On a snapshot they go to files below its root:
-the lines to RECORDED_LOG, and with their fields to RECORDED_JOURNAL. A log that cannot be
+the lines to SNAPSHOT_LOG, and with their fields to SNAPSHOT_JOURNAL. A log that cannot be
 written never stops an event.
 
 logging is not used: with its handlers it takes 6 ms to load, its SysLogHandler has no fields,
@@ -25,8 +25,8 @@ from .errors import cut
 from .machine.host import Host
 
 IDENT = "vfio-console-hook"
-RECORDED_LOG = f"var/log/{IDENT}.log"
-RECORDED_JOURNAL = f"var/log/{IDENT}.export"
+SNAPSHOT_LOG = f"var/log/{IDENT}.log"
+SNAPSHOT_JOURNAL = f"var/log/{IDENT}.export"
 JOURNAL = "/run/systemd/journal/socket"
 LEVELS = ("debug", "info", "warning", "error")
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # syslog(3)
@@ -167,7 +167,7 @@ def _to_syslog(level: str, line: str) -> None:
 def _to_files(host: Host, line: str, fields: tuple[tuple[str, str], ...]) -> None:
     # Entries that end with an empty line are the journal's export format, so
     # systemd-journal-remote reads the file (systemd, docs/JOURNAL_EXPORT_FORMATS.md).
-    contents = {RECORDED_LOG: line.encode(), RECORDED_JOURNAL: datagram(fields) + b"\n"}
+    contents = {SNAPSHOT_LOG: line.encode(), SNAPSHOT_JOURNAL: datagram(fields) + b"\n"}
     try:
         for path, content in contents.items():
             os.makedirs(os.path.dirname(host.path(path)), exist_ok=True)

@@ -13,7 +13,7 @@ from vfio_console_hook.claims.step import Step
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.config import load
 from vfio_console_hook.errors import HostError
-from vfio_console_hook.log import RECORDED_LOG
+from vfio_console_hook.log import SNAPSHOT_LOG
 
 from . import promises, watch
 from .calls import Called, Death, SeenHost, Work, command, here, in_a_child
@@ -110,7 +110,7 @@ class Watched(State):
         promises.portraits(self, portraits, addresses | back, steps)
         promises.record(self)
         promises.processes(self)
-        log = self.host.read(RECORDED_LOG) or ""
+        log = self.host.read(SNAPSHOT_LOG) or ""
         if "internal error" in log or "Traceback" in log:
             raise Violation(f"a bug was logged: {log}")
 

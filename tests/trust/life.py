@@ -17,7 +17,7 @@ from vfio_console_hook import cli, hook
 from vfio_console_hook.claims.claim import CLAIMS
 from vfio_console_hook.claims.directory import BY_NAME
 from vfio_console_hook.events import recovery
-from vfio_console_hook.log import RECORDED_LOG
+from vfio_console_hook.log import SNAPSHOT_LOG
 
 NAME = "win11"
 PREPARE, START, RELEASE = "prepare", "start", "release"
@@ -130,7 +130,7 @@ class Machine:
         return self.host.fault or ""
 
     def log(self) -> str:
-        return self.host.read(RECORDED_LOG) or ""
+        return self.host.read(SNAPSHOT_LOG) or ""
 
     # -- libvirt and QEMU
 

@@ -20,7 +20,7 @@ from vfio_console_hook.claims.claim import CLAIMS
 from vfio_console_hook.claims.directory import BY_NAME
 from vfio_console_hook.claims.history import STATUS
 from vfio_console_hook.config.load import DIRECTORY, VMS
-from vfio_console_hook.log import RECORDED_JOURNAL, RECORDED_LOG
+from vfio_console_hook.log import SNAPSHOT_JOURNAL, SNAPSHOT_LOG
 
 # What XML 1.0 can hold, and so what libvirt could hand over at most.
 NAMES = (
@@ -81,7 +81,7 @@ def _life(name: str, directory: Path) -> tuple[FakeHost, int, str]:
     known = {path: what for path, what in before.items() if "driver_override" not in path}
     if after != known:
         wrong = wrong or f"the machine changed: {sorted(after.items() ^ known.items())[:3]}"
-    return host, (host.read(RECORDED_LOG) or "").count("\n") + 1, wrong
+    return host, (host.read(SNAPSHOT_LOG) or "").count("\n") + 1, wrong
 
 
 def _files(host: FakeHost, links: set[str], claims: set[str]) -> str:
@@ -96,13 +96,13 @@ def _files(host: FakeHost, links: set[str], claims: set[str]) -> str:
 
 def _logged(host: FakeHost, name: str, logged: int, usual: int) -> str:
     """What is wrong with the log: its lines, and the journal's entries."""
-    text = Path(host.path(RECORDED_LOG)).read_text(encoding="utf-8")
+    text = Path(host.path(SNAPSHOT_LOG)).read_text(encoding="utf-8")
     lines = text.split("\n")[:-1]
     if logged != usual or len(lines) != usual:
         return f"{len(lines)} lines were logged instead of {usual}"
     if not all(line.isprintable() for line in lines):
         return f"a line that is not printable: {lines}"
-    entries = list(_entries(Path(host.path(RECORDED_JOURNAL)).read_bytes()))
+    entries = list(_entries(Path(host.path(SNAPSHOT_JOURNAL)).read_bytes()))
     if len(entries) != usual:
         return f"{len(entries)} entries in the journal instead of {usual}"
     for entry in entries:
@@ -237,7 +237,7 @@ def _held(name: str, directory: Path) -> str:
     xml.write_bytes(domain_xml(GPU))
     told = event(host, "prepare")
     wrong = told.wrong(1, "(77)")
-    log = Path(host.path(RECORDED_LOG)).read_text(encoding="utf-8")
+    log = Path(host.path(SNAPSHOT_LOG)).read_text(encoding="utf-8")
     plan = _printed(host, ["plan", "--xml", str(xml)], directory)
     for text in (log, plan):
         if not all(line.isprintable() for line in text.split("\n")):

@@ -21,7 +21,7 @@ from tests.fakehost import FakeHost, snapshot
 from tests.gate import ENVIRONMENT, ROOT, write_gate
 from tests.libvirt_xml import domain_xml
 from tests.trust.guests import GPU, fresh
-from vfio_console_hook.log import RECORDED_LOG
+from vfio_console_hook.log import SNAPSHOT_LOG
 
 # No single encoding but UTF-8 can write it.
 NAME = "Büro 绿"
@@ -174,7 +174,7 @@ def _all_of(host: FakeHost) -> str:
             link = os.path.islink(full)
             content = os.readlink(full) if link else Path(os.fsdecode(full)).read_bytes()
             told += f"{name!r} {status.st_mode:o} {content!r}\n"
-    return _TIMES.sub("", told) + (host.read(RECORDED_LOG) or "")
+    return _TIMES.sub("", told) + (host.read(SNAPSHOT_LOG) or "")
 
 
 def _difference(usual: str, told: str) -> str:

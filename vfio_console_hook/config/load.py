@@ -16,7 +16,7 @@ from ..machine import access
 from ..machine.host import Host
 from .settings import BY_NAME, GROUPS, KEYS, Config, Holders, Key, Service
 
-TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
     from typing import Any
 

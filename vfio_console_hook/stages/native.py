@@ -25,7 +25,7 @@ from .handover import Handover
 NAME = "native"
 _PCI = "sys/bus/pci/devices"
 
-TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
     from ..actions import native as actions
     from ..machine.drivers import Driver

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape, quoteattr
 
 from ... import domain
 from ...errors import DomainError
 
-TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
 if TYPE_CHECKING:
-    from typing import Any
-
     from lxml.etree import _Element
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"

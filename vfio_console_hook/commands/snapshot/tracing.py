@@ -11,18 +11,14 @@ import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 from ...errors import HookError, HostError, UnrecordedError
 from ...machine.host import Host
+from ...machine.libvirtd import Vm
 from ...machine.snapshot import answer_path, pack_console_map
 
-TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
-if TYPE_CHECKING:
-    from typing import TypeVar
-
-    from ...machine.libvirtd import Vm
-
-    T = TypeVar("T")
+T = TypeVar("T")
 
 
 def failure_text(error: HookError) -> str:

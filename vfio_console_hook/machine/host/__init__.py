@@ -1,4 +1,4 @@
-"""The machine: the one door through which everything is read, written or asked.
+"""The one door to the machine: files, ioctls, processes, programs and time.
 
 A Host is rooted at a directory. "/" is the running machine; any other root is a
 snapshot of one (snapshot.py), so the same code reads a user's bug report. Nothing
@@ -15,7 +15,7 @@ from .consoles import Consoles
 from .processes import Processes
 from .programs import ENVIRONMENT, Programs
 
-TYPE_CHECKING = False  # as typing has it, which takes milliseconds to load
+TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
     from typing import Any
 

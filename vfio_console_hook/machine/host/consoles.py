@@ -1,4 +1,4 @@
-"""What the kernel is asked by ioctl: framebuffers and virtual consoles."""
+"""Framebuffers and virtual consoles of the machine, by ioctl."""
 
 from __future__ import annotations
 
