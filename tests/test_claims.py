@@ -19,7 +19,7 @@ from tests import events
 from tests.conftest import MachineFactory
 from tests.fakehost import Crash, FakeHost, FakeLibvirt, snapshot
 from tests.gate import write_gate
-from vfio_console_hook.actions.kinds import MODULES, of_kind
+from vfio_console_hook.actions.kinds import BY_KIND
 from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.claims.step import fits
 from vfio_console_hook.config.settings import Config, Holders
@@ -119,7 +119,7 @@ def test_a_step_is_written_so_that_a_person_can_undo_it(machine: MachineFactory)
     assert unbind["step"] == {
         "stage": "fbdev",
         "gpu": GPU,
-        "why": "efifb draws the firmware's picture in its memory",
+        "why": "efifb draws the firmware console in its memory",
         "do": {"kind": "unbind", "device": "efi-framebuffer.0", "driver": "efi-framebuffer"},
         "undo": {
             "kind": "rebind", "device": "efi-framebuffer.0", "driver": "efi-framebuffer",
@@ -833,7 +833,7 @@ def test_a_gpu_that_is_just_given_back_is_not_taken_meanwhile(machine: MachineFa
 def test_every_field_of_every_action_is_of_a_type_that_the_record_can_check() -> None:
     examples = ("text", True, 1, 1.5, ("text",), (1, None))
 
-    for kind in map(of_kind, (one for kinds in MODULES.values() for one in kinds)):
+    for kind in BY_KIND.values():
         for name, annotation in getattr(kind, "__annotations__", {}).items():
             fitting = [one for one in examples if fits(annotation, one)]
             assert fitting, f"{kind.kind} has {name}: {annotation}"

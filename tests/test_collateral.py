@@ -25,7 +25,7 @@ UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 VM = Domain("win11", UUID, (Hostdev(GUESTS, True, "hostdev", 0),))
 GONE = (
     "the console of another GPU will not come back before a reboot: vfio-pci of this kernel"
-    f" removes efi-framebuffer.0 when it takes {GUESTS}"
+    f" removes efi-framebuffer.0 when it binds to {GUESTS}"
 )
 
 
@@ -66,7 +66,7 @@ def test_a_vm_that_takes_the_console_of_a_gpu_that_stays_is_refused(
 
     assert (caught.value.text, caught.value.hint) == (
         f"the host's console on {HOSTS} would be gone until a reboot: vfio-pci of this kernel"
-        f" removes efi-framebuffer.0 when it takes {GUESTS}",
+        f" removes efi-framebuffer.0 when it binds to {GUESTS}",
         f"load bochs for {HOSTS} at boot or by `host_driver: load`, or set"
         " `keep_console: never` to give that console up",
     )
@@ -88,13 +88,15 @@ def test_a_vm_that_leaves_the_console_of_the_other_gpu_alone_is_not_refused(
     assert host.link_name("sys/bus/platform/devices/efi-framebuffer.0/driver") == "efi-framebuffer"
 
 
-def test_who_gives_the_console_up_is_told_what_it_costs(machine: MachineFactory) -> None:
+def test_the_plan_reports_the_console_that_keep_console_never_gives_up(
+    machine: MachineFactory,
+) -> None:
     host = machine(lit_first("6.1", shadow=True))
 
     assert losses(host, config("never")) == [GONE]
 
 
-def test_a_console_that_is_to_come_back_to_a_gpu_of_another_vm_is_told_as_lost(
+def test_the_plan_reports_the_loss_of_a_console_whose_gpu_another_vm_has(
     machine: MachineFactory,
 ) -> None:
     host = machine(lit_first("6.1", shadow=True))
@@ -110,7 +112,9 @@ def test_a_console_that_is_to_come_back_to_a_gpu_of_another_vm_is_told_as_lost(
     assert not host.exists("sys/bus/platform/devices/efi-framebuffer.0")
 
 
-def test_the_prediction_is_what_the_kernel_does(machine: MachineFactory) -> None:
+def test_the_kernel_removes_the_console_that_the_plan_reports_as_lost(
+    machine: MachineFactory,
+) -> None:
     host = machine(lit_first("6.1", shadow=True))
 
     events.prepare(host, VM, config("never"), Log(host, "win11"))
@@ -136,8 +140,8 @@ def test_a_driver_loaded_on_request_keeps_the_console_on_the_gpu_that_stays(
     events.release(host, UUID, Log(host, "win11"))
 
     assert lost == [
-        f"the firmware console of {HOSTS} does not come back, bochs shows the console instead, and"
-        f" takes {GUESTS} too when it is back"
+        f"the firmware console of {HOSTS} does not come back; bochs shows the console instead, and"
+        f" later binds to {GUESTS} too"
     ]
     assert (taken, host.read(f"sys/bus/pci/devices/{GUESTS}/driver_override")) == (None, "(null)")
     for address in (HOSTS, GUESTS):
@@ -150,7 +154,7 @@ def test_no_driver_is_loaded_for_a_gpu_that_another_vm_is_taking(machine: Machin
     host.tree.remove("fake/blacklist")
     claims = Claims(host)
     boot = kernel.boot_id(host)
-    with claims.lock():  # its hook waits until nobody has the GPU open
+    with claims.lock():  # its hook waits until no process has the GPU open
         claims.make(Claim(host, "b", OTHER_UUID, boot, (HOSTS,), host.now()), [])
 
     with pytest.raises(RefusedError) as caught:
@@ -179,7 +183,7 @@ def test_a_driver_for_the_host_does_not_take_the_gpu_that_leaves_for_longer_than
     ("module", "why"),
     [(True, "bochs is blacklisted"), (False, "no driver for it is installed")],
 )
-def test_a_driver_that_may_not_load_is_named(
+def test_a_driver_that_cannot_be_loaded_is_in_the_refusal(
     machine: MachineFactory, module: bool, why: str
 ) -> None:
     host = machine(lit_first("6.1", shadow=True, module=module))
@@ -194,21 +198,21 @@ def test_a_driver_that_may_not_load_is_named(
     )
 
 
-def test_of_two_gpus_that_leave_one_takes_the_console_of_the_other_and_plan_tells(
+def test_the_plan_reports_that_one_gpu_removes_the_console_of_the_other_that_leaves_too(
     machine: MachineFactory,
 ) -> None:
     lit, second = lab_gpu(pci_class=DISPLAY), lab_gpu(GUESTS, base=0xD0000000)
     two = Machine("two", (), "6.1", (lit, second), (firmware_on(lit, "efifb", "6.1"),))
     host = machine(two)
     vm = Domain("win11", UUID, tuple(Hostdev(one, True, "hostdev", 0) for one in (HOSTS, GUESTS)))
-    told = [step.loses for step in events.look(host, vm, config())[1] if step.loses]
+    lost = [step.loses for step in events.look(host, vm, config())[1] if step.loses]
     events.prepare(host, vm, config(), Log(host, "win11"))
 
     for address in (HOSTS, GUESTS):
         FakeLibvirt(host).detach(address)
 
     assert host.real("sys/bus/platform/devices/efi-framebuffer.0") is None
-    assert told == [
+    assert lost == [
         "this host's console will not come back before a reboot: vfio-pci of this kernel removes"
         " efi-framebuffer.0 for good"
     ]

@@ -497,7 +497,7 @@ def test_a_firmware_framebuffer_without_a_parent_goes_with_the_gpu_that_it_shows
     assert [fb.pci for fb in console.framebuffers(host)] == [None, "0000:01:00.0"]
     other = Domain("b", OTHER_UUID, (Hostdev("0000:02:00.0", True, "hostdev", 0),))
     claims = Claims(host)
-    with claims.lock():  # its hook waits until nobody has the GPU open
+    with claims.lock():  # its hook waits until no process has the GPU open
         boot = kernel.boot_id(host)
         claims.make(Claim(host, other.name, other.uuid, boot, ("0000:02:00.0",), 1.0), [])
 
@@ -553,10 +553,7 @@ def test_an_unmanaged_gpu_that_is_not_on_vfio_is_refused(machine: Machine) -> No
     with pytest.raises(RefusedError) as caught:
         events.prepare(host, domain, Config(), Log(host, "win11"))
 
-    assert caught.value.text == (
-        "0000:01:00.0 is bound to bochs-drm and is managed='no', so libvirt will not give it"
-        " to vfio-pci"
-    )
+    assert caught.value.text.startswith("0000:01:00.0 is bound to bochs-drm and is managed='no'")
     assert host.changes == []
 
 
@@ -568,9 +565,7 @@ def test_a_claim_that_no_stage_knows_is_named_and_refused(machine: Machine) -> N
     sentence = refused(host, Subject("efifb-5.10"))
 
     assert sentence.startswith("strangefb reserves c0000000-")
-    assert sentence.endswith(
-        "in BAR 0 of 0000:01:00.0, and this program does not know how to take it away"
-    )
+    assert sentence.endswith("in BAR 0 of 0000:01:00.0, and this hook cannot free it")
 
 
 def test_bootfb_is_refused_by_default_and_the_ways_out_are_named(machine: Machine) -> None:

@@ -29,7 +29,7 @@ def moves(host: FakeHost, keep_console: str) -> list[str]:
 @pytest.mark.parametrize(
     ("keep_console", "to"), [("auto", ["fb1"]), (SECOND, ["fb1"]), ("never", [])]
 )
-def test_the_consoles_go_where_the_administrator_wants_them(
+def test_the_consoles_move_where_keep_console_says(
     machine: MachineFactory, keep_console: str, to: list[str]
 ) -> None:
     assert moves(machine("two-amd"), keep_console) == to
@@ -50,7 +50,7 @@ def test_the_consoles_go_where_the_administrator_wants_them(
         ),
     ],
 )
-def test_a_place_that_cannot_have_the_consoles_is_refused(
+def test_a_gpu_in_keep_console_that_cannot_show_the_consoles_is_refused(
     machine: MachineFactory, place: str, text: str, hint: str
 ) -> None:
     with pytest.raises(RefusedError) as caught:
@@ -67,7 +67,7 @@ def test_a_gpu_without_its_framebuffer_cannot_have_the_consoles(machine: Machine
         moves(host, SECOND)
 
 
-def test_consoles_that_nothing_brings_back_are_told_with_the_only_cure(
+def test_consoles_that_cannot_be_moved_back_are_reported_with_what_would_have_helped(
     machine: MachineFactory,
 ) -> None:
     host = machine("two-amd")
@@ -82,9 +82,9 @@ def test_consoles_that_nothing_brings_back_are_told_with_the_only_cure(
         ShowConsoles(0).apply(host)
 
     assert (caught.value.text, caught.value.hint) == (
-        "the consoles cannot be brought to fb0 now: this kernel takes them back only when a"
-        " framebuffer appears",
-        "leave `keep_console: auto`: consoles that are moved before a GPU goes stay",
+        "cannot move the consoles to fb0 now: this kernel moves them back only when a framebuffer"
+        " appears",
+        "set `keep_console: auto`, which moves the consoles before the GPU leaves",
     )
 
 
@@ -98,7 +98,7 @@ class OtherVmTakes(FakeHost):
         super().map_console(fb, console, index)
 
 
-def test_a_framebuffer_that_another_vm_takes_meanwhile_keeps_no_vm_from_starting(
+def test_a_vm_starts_although_another_vm_takes_the_framebuffer_meanwhile(
     machine: MachineFactory,
 ) -> None:
     host = OtherVmTakes(machine("two-amd").root)
@@ -110,12 +110,12 @@ def test_a_framebuffer_that_another_vm_takes_meanwhile_keeps_no_vm_from_starting
 
     assert driver is None
     assert Claims(host).find(UUID) is None
-    assert "warning: win11: prepare 0000:03:00.0: the consoles cannot be moved to fb1: it has" in (
+    assert "warning: win11: prepare 0000:03:00.0: cannot move the consoles to fb1: it has just" in (
         host.read(SNAPSHOT_LOG) or ""
     )
 
 
-def test_consoles_that_another_vm_has_moved_since_stay_where_they_are_seen(
+def test_consoles_that_another_vm_has_moved_meanwhile_stay_there(
     machine: MachineFactory,
 ) -> None:
     class OtherVmMoves(FakeHost):

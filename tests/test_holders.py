@@ -1,4 +1,4 @@
-"""Who holds a GPU: which nodes count, how their holders are found, named, waited for and ended."""
+"""The processes that hold a GPU: which nodes count, how the holders are found and ended."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_a_node_is_found_by_each_name_that_the_kernel_may_show(
     [("dev/dri/card1", "/dev/dri/card1"), ("dev/null", "/dev/null"),
      ("dev/dri/card1", "/dev/my-gpu"), ("tmp/card0", "/tmp/card0"), ("x", "/dev/dri/card00")],
 )  # fmt: skip
-def test_other_files_are_not_taken_for_the_node(
+def test_other_files_are_not_mistaken_for_the_node(
     machine: MachineFactory, node: str, shown: str, mapped: bool
 ) -> None:
     host = machine("amd-single")
@@ -251,7 +251,7 @@ def test_other_files_are_not_taken_for_the_node(
     assert holders.holders_of(host, [CARD]) == []
 
 
-def test_a_terminal_of_a_container_is_not_taken_for_a_group_of_vfio(
+def test_a_terminal_of_a_container_is_not_mistaken_for_a_vfio_group(
     machine: MachineFactory,
 ) -> None:
     host = machine("amd-single")
@@ -378,7 +378,7 @@ def test_the_unit_of_a_holder_is_the_innermost_of_its_cgroup(
     assert found.unit == unit
 
 
-def test_a_name_that_its_owner_chose_breaks_no_line(machine: MachineFactory) -> None:
+def test_control_characters_in_a_process_name_are_replaced(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     hold(host, "dev/fb0", pid=7, command="x\n\x1b[2Jroot")
 
@@ -479,7 +479,7 @@ def test_a_snapshot_never_touches_this_machine(tmp_path: Path) -> None:
         host.open_process(os.getpid())
 
 
-# -- what is done about them
+# -- how they are waited for
 
 NOW = Config(holders=Holders(wait_s=0))
 
@@ -497,9 +497,9 @@ def failure(host: FakeHost, config: Config, *addresses: str) -> str:
 def refusal(host: FakeHost, config: Config, *addresses: str) -> str:
     """The sentence and hint with which prepare refuses; nothing may have changed."""
     before = snapshot(host)
-    told = failure(host, config, *addresses)
+    text = failure(host, config, *addresses)
     assert (snapshot(host), host.changes) == (before, [])
-    return told
+    return text
 
 
 def waiting(wait_s: float, *terminate: str, grace_s: float = 5) -> AwaitClosed:
@@ -510,7 +510,7 @@ def signals(host: FakeHost) -> list[tuple[str, str]]:
     return [(path, text) for kind, path, text in host.changes if kind == "signal"]
 
 
-def test_a_holder_that_ends_in_time_is_waited_for_by_its_end(machine: MachineFactory) -> None:
+def test_the_wait_is_over_as_soon_as_the_holder_ends(machine: MachineFactory) -> None:
     host = machine("amd-single")
     hold(host, CARD, pid=7, command="Xorg")
     leave(host, 7, 3.21)
@@ -531,7 +531,9 @@ def test_the_pauses_between_two_looks_grow_from_20_to_250_ms(machine: MachineFac
     assert host.pauses == pytest.approx([0.02, 0.04, 0.08, 0.16, 0.25, 0.25, 0.2])
 
 
-def test_while_one_still_holds_it_only_those_are_looked_at_again(machine: MachineFactory) -> None:
+def test_while_a_holder_is_left_only_known_holders_are_inspected_again(
+    machine: MachineFactory,
+) -> None:
     class Counting(FakeHost):
         looks = 0
 
@@ -548,7 +550,7 @@ def test_while_one_still_holds_it_only_those_are_looked_at_again(machine: Machin
     assert host.looks == 2
 
 
-def test_somebody_who_opens_it_meanwhile_is_found(machine: MachineFactory) -> None:
+def test_a_process_that_opens_the_gpu_during_the_wait_is_found(machine: MachineFactory) -> None:
     class Taking(FakeHost):
         def wait_for_end(self, handles: object, timeout_s: float) -> None:
             super().wait_for_end(handles, timeout_s)  # type: ignore[arg-type]  # given on
@@ -565,20 +567,22 @@ def test_somebody_who_opens_it_meanwhile_is_found(machine: MachineFactory) -> No
     assert caught.value.text == "0000:09:00.0 is in use by late (8) with /dev/fb0 open"
 
 
-def test_all_gpus_of_a_vm_are_looked_for_at_once(machine: MachineFactory) -> None:
+def test_one_refusal_names_the_holders_of_all_gpus(machine: MachineFactory) -> None:
     host = machine("two-amd")
     hold(host, "dev/dri/card0", pid=7, command="sway")
     hold(host, "dev/dri/renderD129", pid=8, command="ollama")
 
-    told = refusal(host, NOW, "0000:03:00.0", "0000:13:00.0")
+    reason = refusal(host, NOW, "0000:03:00.0", "0000:13:00.0")
 
-    assert told.startswith(
+    assert reason.startswith(
         "0000:03:00.0 and 0000:13:00.0 are in use by sway (7) with /dev/dri/card0 open,"
         " ollama (8) with /dev/dri/renderD129 open (hint: "
     )
 
 
-def test_on_5_x_who_may_not_be_looked_into_refuses_the_vm(machine: MachineFactory) -> None:
+def test_on_5_x_a_process_that_cannot_be_inspected_is_a_reason_to_refuse(
+    machine: MachineFactory,
+) -> None:
     host = machine("efifb-5.10")
     conceal(host, pid=71, command="firefox", unit="x.service")
 
@@ -587,15 +591,16 @@ def test_on_5_x_who_may_not_be_looked_into_refuses_the_vm(machine: MachineFactor
     )
 
 
-def test_from_6_0_who_may_not_be_looked_into_is_told_in_the_log(machine: MachineFactory) -> None:
+def test_from_6_0_a_process_that_cannot_be_inspected_is_only_logged(
+    machine: MachineFactory,
+) -> None:
     host = machine("efifb-6.12")
     conceal(host, pid=71, command="firefox", unit="x.service")
 
     events.prepare(host, vm(GPU), NOW, Log(host, "win11"))
 
-    assert (
-        "nobody has /dev/fb0 open; it is not known of firefox (71) [x.service], which may not be"
-        " looked into; " in (host.read(SNAPSHOT_LOG) or "")
+    assert "waited until /dev/fb0 was closed; could not inspect firefox (71) [x.service]; " in (
+        host.read(SNAPSHOT_LOG) or ""
     )
 
 
@@ -604,17 +609,17 @@ def test_thirty_holders_fit_into_an_error_text(machine: MachineFactory) -> None:
     for pid in range(2000, 2030):
         hold(host, CARD, pid=pid, command="kwin_wayland_wr", cgroup=f"{KWIN[:-8]}-{pid}.service")
 
-    told = refusal(host, NOW, AMD)
+    reason = refusal(host, NOW, AMD)
 
-    assert len(told.encode()) < 800
-    assert "kwin_wayland_wr (2000)" in told
-    assert "more (hint: " in told
+    assert len(reason.encode()) < 800
+    assert "kwin_wayland_wr (2000)" in reason
+    assert "more (hint: " in reason
 
 
 # -- ending them
 
 
-def test_who_may_be_ended_is_ended_and_named_in_the_log(machine: MachineFactory) -> None:
+def test_configured_processes_are_ended_and_logged(machine: MachineFactory) -> None:
     host = machine("amd-single")
     hold(host, CARD, pid=7, command="Xorg", unit="gdm.service")
     hold(host, "dev/fb0", pid=8, command="lact")
@@ -624,7 +629,7 @@ def test_who_may_be_ended_is_ended_and_named_in_the_log(machine: MachineFactory)
 
     assert signals(host) == [("proc/7", "SIGTERM"), ("proc/8", "SIGTERM")]
     assert remark == "ended Xorg (7) [gdm.service], lact (8)"
-    assert wait.past() == "nobody has /dev/dri/card0 or /dev/fb0 open"
+    assert wait.past() == "waited until /dev/dri/card0 and /dev/fb0 were closed"
     assert host.handles == {}
 
 
@@ -640,7 +645,7 @@ def test_who_may_be_ended_is_ended_and_named_in_the_log(machine: MachineFactory)
         ("sshd", "/user.slice/user-0.slice/session-2.scope", "sshd"),
     ],
 )
-def test_whoever_is_named_by_command_or_unit_may_be_ended(
+def test_a_process_is_ended_if_its_command_or_unit_is_configured(
     machine: MachineFactory, command: str, cgroup: str, name: str
 ) -> None:
     host = machine("amd-single")
@@ -667,7 +672,7 @@ def test_whoever_is_named_by_command_or_unit_may_be_ended(
         (7, "x", "/", "", ("", ".service")),
     ],
 )
-def test_nobody_is_ended_when_there_is_one_that_must_not_be(
+def test_no_process_is_ended_if_one_of_the_holders_is_protected_or_not_configured(
     machine: MachineFactory,
     pid: int, command: str, cgroup: str, program: str, names: tuple[str, ...],
 ) -> None:  # fmt: skip
@@ -685,7 +690,7 @@ def test_nobody_is_ended_when_there_is_one_that_must_not_be(
     assert "other (9)" not in caught.value.text
 
 
-def test_who_does_not_go_by_sigterm_is_killed_after_the_grace(machine: MachineFactory) -> None:
+def test_a_process_that_ignores_sigterm_gets_sigkill_after_grace_s(machine: MachineFactory) -> None:
     host = machine("amd-single")
     hold(host, CARD, pid=7, command="deaf")
     hold(host, CARD, pid=8, command="slow")
@@ -703,7 +708,7 @@ def test_who_does_not_go_by_sigterm_is_killed_after_the_grace(machine: MachineFa
     assert host.clock() == pytest.approx(3)
 
 
-def test_who_outlives_sigkill_is_named(machine: MachineFactory) -> None:
+def test_a_process_that_survives_sigkill_is_in_the_refusal(machine: MachineFactory) -> None:
     host = machine("amd-single")
     hold(host, CARD, pid=7, command="stuck")
     hold(host, CARD, pid=8, command="Xorg")
@@ -718,7 +723,7 @@ def test_who_outlives_sigkill_is_named(machine: MachineFactory) -> None:
     assert host.clock() < 5
 
 
-def test_who_lets_go_without_ending_is_not_killed(machine: MachineFactory) -> None:
+def test_a_process_that_closes_the_gpu_after_sigterm_is_not_killed(machine: MachineFactory) -> None:
     class LettingGo(FakeHost):
         def signal_process(self, handle: int, number: int) -> None:
             super().signal_process(handle, number)
@@ -735,7 +740,7 @@ def test_who_lets_go_without_ending_is_not_killed(machine: MachineFactory) -> No
 
 
 @pytest.mark.parametrize("holds", [False, True])
-def test_another_process_that_got_the_number_meanwhile_is_left_alone(
+def test_another_process_that_got_the_same_pid_is_left_alone(
     machine: MachineFactory, holds: bool
 ) -> None:
     class Reusing(FakeHost):
@@ -761,7 +766,7 @@ def test_another_process_that_got_the_number_meanwhile_is_left_alone(
     assert host.exists("proc/7")
 
 
-def test_who_is_started_again_at_once_is_refused_and_not_ended_twice(
+def test_a_process_that_is_restarted_at_once_is_not_ended_a_second_time(
     machine: MachineFactory,
 ) -> None:
     class Restarting(FakeHost):
@@ -781,7 +786,7 @@ def test_who_is_started_again_at_once_is_refused_and_not_ended_twice(
     assert signals(host) == [("proc/7", "SIGTERM")]
 
 
-def test_the_configuration_says_who_may_be_ended(machine: MachineFactory) -> None:
+def test_prepare_ends_the_processes_in_the_configuration(machine: MachineFactory) -> None:
     host = machine("native-6.1")
     hold(host, CARD, pid=7, command="Xorg", unit="gdm.service")
     obey(host, 7, signal.SIGKILL)
@@ -793,13 +798,13 @@ def test_the_configuration_says_who_may_be_ended(machine: MachineFactory) -> Non
     assert "; ended Xorg (7) [gdm.service]\n" in (host.read(SNAPSHOT_LOG) or "")
 
 
-# -- what the person is told
+# -- what people read
 
 
 GDM = "etc/systemd/system/display-manager.service"
-ELSE = "stop what is named, or raise `holders: {wait_s: N}`"
-STOP = "into /etc/vfio-console-hook/vms/NAME.yaml to stop it for the VM NAME"
-DESKTOP = f"write `services: [display-manager]` {STOP}"
+ELSE = "stop these processes, or increase `holders.wait_s`"
+STOP = "to /etc/vfio-console-hook/vms/NAME.yaml to stop it for the VM NAME"
+DESKTOP = f"add `services: [display-manager]` {STOP}"
 
 
 def with_desktop(host: FakeHost, *, running: bool) -> FakeHost:
@@ -820,24 +825,25 @@ def with_desktop(host: FakeHost, *, running: bool) -> FakeHost:
         ("systemd-logind", "/system.slice/systemd-logind.service", "running", DESKTOP),
         (
             "kwin_wayland", KWIN, "stopped",
-            "the session of user 1000 has outlived its display manager: `loginctl terminate-user"
-            " 1000`, or `systemctl --user -M 1000@ stop plasma-kwin_wayland.service`",
+            "the session of user 1000 has outlived its display manager: run `loginctl"
+            " terminate-user 1000`, or"
+            " `systemctl --user -M 1000@ stop plasma-kwin_wayland.service`",
         ),
         (
             "sway", "/user.slice/user-1001.slice/session-4.scope", "",
-            "`loginctl terminate-user 1001`",
+            "run `loginctl terminate-user 1001`",
         ),
         (
             "systemd-logind", "/system.slice/systemd-logind.service", "",
-            "a login session still has the GPU, `loginctl list-sessions` shows it: end it",
+            "end the login session that has the GPU, see `loginctl list-sessions`",
         ),
         (
             "nvidia-persiste", "/system.slice/nvidia-persistenced.service", "",
-            f"write `services: [nvidia-persistenced]` {STOP}",
+            f"add `services: [nvidia-persistenced]` {STOP}",
         ),
         (
             "qemu-system-x86", "/machine.slice/machine-qemu\\x2d1\\x2dx.scope/libvirt/emulator", "",
-            "shut the VM or container down that uses it",
+            "shut down the VM or container that uses it",
         ),
         ("bash", "/", "", ELSE),
         ("(udev-worker)", "/system.slice/systemd-udevd.service/udev", "", ELSE),
@@ -846,7 +852,7 @@ def with_desktop(host: FakeHost, *, running: bool) -> FakeHost:
         ("ollama", "/system.slice/docker-0123456789abcdef.scope", "", ELSE),
     ],
 )  # fmt: skip
-def test_the_hint_is_what_helps_against_this_holder(
+def test_the_hint_fits_the_holder(
     machine: MachineFactory, command: str, cgroup: str, desktop: str, hint: str
 ) -> None:
     host = machine("amd-single")
@@ -865,7 +871,7 @@ def test_one_hint_names_all_units_that_have_to_be_stopped(machine: MachineFactor
          cgroup="/user.slice/user-1000.slice/session-2.scope")  # fmt: skip
 
     assert refusal(host, NOW, AMD).endswith(
-        f"(hint: write `services: [display-manager, lactd, ollama]` {STOP})"
+        f"(hint: add `services: [display-manager, lactd, ollama]` {STOP})"
     )
 
 
@@ -877,7 +883,7 @@ def test_one_hint_names_all_units_that_have_to_be_stopped(machine: MachineFactor
         (("Xorg", "lactd"), "start", [], "ended if it is still open after 5 s"),
     ],
 )
-def test_the_plan_tells_who_has_it_now_and_what_becomes_of_them(
+def test_the_plan_lists_the_holders_and_what_happens_to_them(
     machine: MachineFactory,
     terminate: tuple[str, ...],
     verdict: str,
@@ -903,7 +909,7 @@ def test_the_plan_tells_who_has_it_now_and_what_becomes_of_them(
     assert (snapshot(host), host.changes) == (before, [])
 
 
-def test_a_wait_survives_the_record(machine: MachineFactory) -> None:
+def test_a_wait_is_read_back_from_a_claim_as_it_was(machine: MachineFactory) -> None:
     from vfio_console_hook.claims.step import Step
 
     wait = AwaitClosed(AMD, (CARD,), 5, True, ("Xorg",), 2, ("0000:0a:00.0",))
@@ -912,7 +918,7 @@ def test_a_wait_survives_the_record(machine: MachineFactory) -> None:
     assert Step.from_json(step.to_json()) == step
 
 
-def test_a_wait_that_an_earlier_release_wrote_down_can_be_read() -> None:
+def test_a_wait_in_a_claim_of_an_earlier_release_can_be_read() -> None:
     from vfio_console_hook.claims.step import Step
 
     written = {"kind": "await-closed", "gpu": AMD, "nodes": [CARD], "wait_s": 5, "strict": False}
@@ -924,7 +930,7 @@ def test_a_wait_that_an_earlier_release_wrote_down_can_be_read() -> None:
 @pytest.mark.parametrize(
     "stat", ["", "7", "7 (a) S x 7 7" + " 0" * 30, "7 (a) S 1 1 7" + f" {'9' * 5000}" * 30]
 )
-def test_a_process_that_tells_garbage_is_none(machine: MachineFactory, stat: str) -> None:
+def test_a_process_with_a_garbled_stat_is_ignored(machine: MachineFactory, stat: str) -> None:
     host = machine("efifb-5.10")
     host.tree.put("proc/7/stat", stat)
     host.tree.put("proc/\u00b2/stat", stat)

@@ -99,8 +99,8 @@ def test_the_log_tells_what_was_done(machine: MachineFactory) -> None:
     call(host, "prepare")
 
     assert (host.read(SNAPSHOT_LOG) or "").splitlines() == [
-        "info: win11: prepare 0000:01:00.0: nobody has /dev/fb0 open; unbound efi-framebuffer.0"
-        " from efi-framebuffer; switched memory decoding of 0000:01:00.0 off",
+        "info: win11: prepare 0000:01:00.0: waited until /dev/fb0 was closed; unbound"
+        " efi-framebuffer.0 from efi-framebuffer; switched memory decoding of 0000:01:00.0 off",
         "info: win11: prepare 0000:01:00.0: ready for the VM; on release the firmware console comes"
         " back on efi-framebuffer.0",
     ]

@@ -244,7 +244,7 @@ def told_losses(steps: Iterable[Step]) -> set[str]:
             if step.do is not None and step.do.kind == "bind-native":
                 lost |= set(ADDRESS.findall(f"{step.do.shell()} {step.loses}"))
                 lost |= set(PLATFORM.findall(step.why))
-                lost |= set(re.findall(r", (\S+) shows the console instead", step.loses))
+                lost |= set(re.findall(r"; (\S+) shows the console instead", step.loses))
         if step.do is not None and step.do.kind == "rescan":
             lost |= {step.gpu}
     return lost

@@ -6,33 +6,33 @@ from ..errors import LostError
 from ..machine.host import Host
 
 
-def see_on_bus(host: Host, gpu: str) -> None:
-    """Raise LostError for a GPU that has been pulled out: nothing can be given back to it."""
+def require_on_bus(host: Host, gpu: str) -> None:
+    """Raise LostError if the GPU was pulled out of the PCI bus: then nothing can be undone."""
     if not host.exists(f"sys/bus/pci/devices/{gpu}"):
         raise LostError(f"{gpu} is no longer on the PCI bus")
 
 
 class Action:
-    """One change of the machine. apply() does nothing where it is so already."""
+    """One change of the machine. apply() does nothing where the change is made already."""
 
     kind = ""
 
     @property
     def concerns(self) -> str:
-        """The address of the one GPU that it is all about, "" where there is none."""
+        """The address of the one GPU that the change is about, or ""."""
         return str(getattr(self, "gpu", ""))
 
     def apply(self, host: Host) -> str | None:
-        """Make the change and read it back; what the log should tell besides past(), if anything.
+        """Make the change and read it back. Returns a remark for the log to add to past(), if any.
 
         Raises HostError, StepError or LostError.
         """
         raise NotImplementedError
 
     def shell(self) -> str:
-        """The same as a line that root can type."""
+        """The same change as a line that root can type."""
         raise NotImplementedError
 
     def past(self) -> str:
-        """What has been done, for the log."""
+        """What was done, for the log."""
         raise NotImplementedError

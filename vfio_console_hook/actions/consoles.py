@@ -15,7 +15,7 @@ from .action import Action
 class MapConsoles(Action):
     """Map consoles to framebuffers; indices[n - 1] is the framebuffer of console n.
 
-    fb is the framebuffer to ask through; None leaves a console where it is.
+    None leaves a console where it is. fb is the framebuffer whose node is used for it.
     wait_s: how long the framebuffers may take to appear.
     """
 
@@ -29,20 +29,20 @@ class MapConsoles(Action):
         host.wait(lambda: wanted <= _indices(host), self.wait_s)
         mapped = self._map(host)
         present = _indices(host)
-        if wanted & (present - mapped):  # one has appeared meanwhile
+        if wanted & (present - mapped):  # one appeared after the first mapping
             self._map(host)
         now = host.console_map(self.fb)
         if now is None:
             raise LostError(f"cannot map the consoles through /dev/{self.fb}: it is gone")
         for number, index, want in zip(CONSOLES, now, self.indices):
-            # On another framebuffer it is seen too: the hook of another VM has moved it since.
+            # A console on another framebuffer is visible too: another VM's hook has moved it.
             if want in present and index not in present:
                 raise StepError(f"console {number} is not on fb{want} after mapping it")
         if not wanted <= present:
             raise LostError(f"the consoles stay on {self.fb}: the framebuffer they were on is gone")
 
     def _map(self, host: Host) -> set[int]:
-        """Map what goes to a framebuffer that is there; the numbers of those that are."""
+        """Map the consoles whose framebuffer exists; the numbers of all that exist."""
         present = _indices(host)
         for number, index in zip(CONSOLES, self.indices):
             if index not in present:
@@ -50,11 +50,11 @@ class MapConsoles(Action):
             try:
                 host.map_console(self.fb, number, index)
             except HostError as error:
-                # Another VM may have taken its GPU since it was looked at.
+                # Another VM may have taken its GPU since it was listed.
                 if index in _indices(host) and host.exists(f"dev/{self.fb}"):
                     raise
                 raise LostError(
-                    f"the consoles cannot be moved to fb{index}: it has just gone"
+                    f"cannot move the consoles to fb{index}: it has just disappeared"
                 ) from error
         return present
 
@@ -75,10 +75,10 @@ class MapConsoles(Action):
 
 @dataclass(frozen=True)
 class ShowConsoles(Action):
-    """See to it that fbcon draws the consoles on some framebuffer again.
+    """Make fbcon draw the consoles on some framebuffer again.
 
-    wait_s: how long a framebuffer may take to appear. fb: the one to take, if it is
-    there and the consoles have no place.
+    wait_s: how long a framebuffer may take to appear. fb: the preferred one, for
+    consoles that are on none.
     """
 
     wait_s: float = 5
@@ -91,23 +91,23 @@ class ShowConsoles(Action):
         if host.wait(lambda: _fbcon_bound(host), 1):
             return
         # Writing 1 to fbcon's `bind` only takes consoles from an (S) driver (vt_bind);
-        # mapping one takes them from anyone (fbcon.c, set_con2fb_map), but
-        # not where con2fb_map says already what is asked for. So try both.
+        # mapping one takes them from any driver (fbcon.c, set_con2fb_map), but does
+        # nothing where con2fb_map already has that framebuffer. So try both.
         for vtconsole in console.vtconsoles(host):
             if vtconsole.driver == console.FBCON:
                 host.write(vtconsole.bind_path, "1")
         present = console.framebuffers(host)
-        if not present:  # its GPU has been pulled out meanwhile
+        if not present:  # its GPU has just been pulled out
             raise _no_framebuffer()
         fb = next((one for one in present if one.name == self.fb), present[0])
         if not _fbcon_bound(host) and host.exists(f"dev/{fb.name}"):
             host.map_console(fb.name, 1, fb.index)
         if not _fbcon_bound(host):
-            # No (S) driver, and con2fb_map[] says already what could be asked for.
+            # No (S) driver, and con2fb_map[] already has the only possible framebuffer.
             raise LostError(
-                f"the consoles cannot be brought to {fb.name} now: this kernel takes them back only"
-                " when a framebuffer appears",
-                hint="leave `keep_console: auto`: consoles that are moved before a GPU goes stay",
+                f"cannot move the consoles to {fb.name} now: this kernel moves them back only when"
+                " a framebuffer appears",
+                hint="set `keep_console: auto`, which moves the consoles before the GPU leaves",
             )
 
     def shell(self) -> str:
@@ -117,7 +117,7 @@ class ShowConsoles(Action):
         )
 
     def past(self) -> str:
-        return "saw to it that a framebuffer shows the consoles"
+        return "moved the consoles back to a framebuffer"
 
 
 def _indices(host: Host) -> set[int]:
@@ -127,7 +127,7 @@ def _indices(host: Host) -> set[int]:
 def _no_framebuffer() -> LostError:
     return LostError(
         "the host's console will not come back before a reboot: no framebuffer is left",
-        hint="load the native driver of a GPU of the host",
+        hint="load the native driver of a GPU that stays on the host",
     )
 
 
@@ -137,7 +137,7 @@ def _fbcon_bound(host: Host) -> bool:
 
 @dataclass(frozen=True)
 class LeaveFramebuffers(Action):
-    """Unbind fbcon, so that the next console driver has the consoles: vgacon, if it is there."""
+    """Unbind fbcon, so that the consoles fall to the next driver: to vgacon, if there is one."""
 
     kind = "leave-framebuffers"
 
@@ -146,21 +146,21 @@ class LeaveFramebuffers(Action):
             if vtconsole.driver == console.FBCON:
                 host.write(vtconsole.bind_path, "0")
         if _fbcon_bound(host):
-            raise StepError("the consoles do not leave the framebuffers")
+            raise StepError("fbcon is still bound to the consoles after unbinding it")
 
     def shell(self) -> str:
         return ShowConsoles().shell().replace("echo 1", "echo 0")
 
     def past(self) -> str:
-        return "took the consoles off the framebuffers"
+        return "unbound fbcon from the consoles"
 
 
 @dataclass(frozen=True)
 class QuietText(Action):
-    """Stop the kernel from drawing text on the foreground terminal, and switching away from it.
+    """Stop the kernel from drawing text on the foreground terminal and from switching away from it.
 
-    The only way to keep vgacon off a card that leaves, on kernels whose vfio-pci
-    does not remove it (Linux vt_ioctl.c: KDSETMODE, VT_LOCKSWITCH).
+    quiet false allows both again. On kernels whose vfio-pci does not remove vgacon there is
+    no other way to keep it off a card that leaves (Linux vt_ioctl.c: KDSETMODE, VT_LOCKSWITCH).
     """
 
     tty: str
@@ -171,8 +171,8 @@ class QuietText(Action):
         host.lock_consoles(self.quiet)
         host.set_text_mode(self.tty, not self.quiet)
         if host.text_mode(self.tty) == self.quiet:
-            wish = "stopped" if self.quiet else "allowed"
-            raise StepError(f"text on /dev/{self.tty} could not be {wish}")
+            verb = "stop" if self.quiet else "allow"
+            raise StepError(f"cannot {verb} text on /dev/{self.tty}")
 
     def shell(self) -> str:
         mode = "KD_GRAPHICS" if self.quiet else "KD_TEXT"

@@ -1,4 +1,4 @@
-"""Changes of the GPU as a whole: who drives it, where its memory is."""
+"""Changes of the GPU as a whole: its first driver, and its place on the PCI bus."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .action import Action
 
 @dataclass(frozen=True)
 class BindNative(Action):
-    """Let the GPU's own driver take over from the firmware driver, which the kernel then drops."""
+    """Bind the GPU's own driver; the kernel then removes the firmware driver and its device."""
 
     gpu: str
     modalias: str
@@ -22,7 +22,7 @@ class BindNative(Action):
         if host.link_name(f"sys/bus/pci/devices/{self.gpu}/driver") is None:
             host.write("sys/bus/pci/drivers_probe", self.gpu)
         if host.link_name(f"sys/bus/pci/devices/{self.gpu}/driver") is None:
-            raise StepError(f"no driver took {self.gpu} after modprobe {self.modalias}")
+            raise StepError(f"no driver is bound to {self.gpu} after modprobe {self.modalias}")
 
     def shell(self) -> str:
         return f"modprobe -b {self.modalias} && echo {self.gpu} > /sys/bus/pci/drivers_probe"
@@ -44,7 +44,7 @@ class Rescan(Action):
             host.write(f"{device}/remove", "1")
             if host.exists(device):
                 raise StepError(f"{self.gpu} is still on the PCI bus after it was removed")
-        if not _find(host, device):
+        if not _rescan(host, device):
             raise StepError(f"{self.gpu} did not come back on the PCI bus after a rescan")
 
     def shell(self) -> str:
@@ -56,7 +56,7 @@ class Rescan(Action):
 
 @dataclass(frozen=True)
 class FindAgain(Action):
-    """Find the GPU on the PCI bus if a Rescan did not come to its second half."""
+    """Rescan the PCI bus for the GPU if a Rescan was interrupted after the removal."""
 
     gpu: str
     kind = "find-again"
@@ -65,17 +65,17 @@ class FindAgain(Action):
         device = f"sys/bus/pci/devices/{self.gpu}"
         if host.exists(device):
             return
-        if not _find(host, device):
+        if not _rescan(host, device):
             raise LostError(f"{self.gpu} is no longer on the PCI bus")
 
     def shell(self) -> str:
         return f"[ -e /sys/bus/pci/devices/{self.gpu} ] || echo 1 > /sys/bus/pci/rescan"
 
     def past(self) -> str:
-        return f"saw to it that {self.gpu} is on the PCI bus"
+        return f"made sure that {self.gpu} is on the PCI bus"
 
 
-def _find(host: Host, device: str) -> bool:
-    """Let the kernel look for devices that it does not know; whether it has found this one."""
+def _rescan(host: Host, device: str) -> bool:
+    """Make the kernel search the PCI bus for new devices; whether it has found this one."""
     host.write("sys/bus/pci/rescan", "1")
     return host.wait(lambda: host.exists(f"{device}/resource"), 5)

@@ -1,4 +1,4 @@
-"""Changes of a firmware framebuffer and of what the kernel sees of it."""
+"""Changes of a firmware framebuffer, and of whether the kernel can match it to its GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..errors import LostError, StepError
 from ..machine import memory
 from ..machine.gpu import is_vfio
 from ..machine.host import Host
-from .action import Action, see_on_bus
+from .action import Action, require_on_bus
 
 # Linux include/uapi/linux/pci_regs.h
 PCI_COMMAND = 4
@@ -17,7 +17,7 @@ PCI_COMMAND_MEMORY = 0x2
 
 @dataclass(frozen=True)
 class Unbind(Action):
-    """Take the driver off a platform device."""
+    """Unbind the driver of a platform device."""
 
     device: str
     driver: str
@@ -39,9 +39,10 @@ class Unbind(Action):
 
 @dataclass(frozen=True)
 class Rebind(Action):
-    """Give a firmware framebuffer back to its driver, where that is still right.
+    """Bind the driver of a firmware framebuffer again, where that is still safe.
 
-    first and last are where it drew, both inclusive; -1 when that was not known.
+    first and last are the memory that it drew in, both inclusive; -1 when that was not
+    known. Raises LostError where it is not safe or the device is gone.
     """
 
     device: str
@@ -65,13 +66,13 @@ class Rebind(Action):
             raise StepError(f"{self.device} is not bound to {self.driver} after a bind")
 
     def gone(self, host: Host) -> bool:
-        """Whether the device is no longer there, so that only a reboot brings it back."""
+        """Whether the kernel has removed the device, which then comes back only with a reboot."""
         return host.real(f"sys/bus/platform/devices/{self.device}") is None
 
     def _check_gpu(self, host: Host) -> None:
         # efifb draws where it drew at boot, whatever has happened to the BAR since
-        # (Linux efifb.c, efifb_probe): a wrong address is someone else's memory.
-        see_on_bus(host, self.gpu)
+        # (Linux efifb.c, efifb_probe): at a wrong address it writes to other memory.
+        require_on_bus(host, self.gpu)
         driver = host.link_name(f"sys/bus/pci/devices/{self.gpu}/driver")
         if driver is not None:
             raise LostError(f"{self.device} stays unbound: {driver} drives {self.gpu} now")
@@ -107,9 +108,9 @@ def _command(host: Host, gpu: str) -> int:
 class Decode(Action):
     """Switch memory decoding of a GPU on or off.
 
-    While it is off, the kernel does not see that a firmware framebuffer belongs
-    to the GPU, so vfio-pci does not remove its platform device (Linux
-    drivers/firmware/sysfb.c, sysfb_parent_dev and sysfb_disable, 6.12).
+    While it is off, the kernel cannot match a firmware framebuffer to the GPU, so
+    vfio-pci does not remove its platform device (Linux drivers/firmware/sysfb.c,
+    sysfb_parent_dev and sysfb_disable, 6.12).
     """
 
     gpu: str
@@ -117,7 +118,7 @@ class Decode(Action):
     kind = "decode"
 
     def apply(self, host: Host) -> None:
-        see_on_bus(host, self.gpu)
+        require_on_bus(host, self.gpu)
         if is_vfio(host, self.gpu) or decodes_memory(host, self.gpu) == self.on:
             return  # vfio-pci manages the bit while the VM has the GPU
         command = _command(host, self.gpu)
@@ -128,7 +129,7 @@ class Decode(Action):
         host.poke(config, PCI_COMMAND, wanted.to_bytes(2, "little"))
         if decodes_memory(host, self.gpu) != self.on:
             state = "on" if self.on else "off"
-            raise StepError(f"memory decoding of {self.gpu} cannot be switched {state}")
+            raise StepError(f"cannot switch memory decoding of {self.gpu} {state}")
 
     def shell(self) -> str:
         return f"setpci -s {self.gpu} COMMAND={'2' if self.on else '0'}:2"

@@ -1,4 +1,4 @@
-"""Waiting for those who hold a GPU, and ending those that may be ended."""
+"""Waiting for the processes that hold a GPU, and ending those that may be ended."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from ..machine import nodes
 from ..machine.gpu import gpus_among
 from ..machine.holders import Holder, Search, listed, pauses
 from ..machine.host import Host
+from . import holder_kill
 from .action import Action
 
 
 @dataclass(frozen=True)
 class AwaitClosed(Action):
-    """Wait until no process has the nodes of a VM's GPUs open; name those that still do.
+    """Wait until no process has the nodes of a VM's GPUs open; refuse the VM if one still has.
 
-    nodes are those of the drivers, such as "dev/fb0"; none means those there are
-    when the step is taken. strict: a process that may not be looked into counts too.
-    terminate are commands and units of processes that are ended if they are still
-    there after wait_s, with grace_s between SIGTERM and SIGKILL; nobody is when
-    there is one that may not be. beside are further GPUs of the VM.
+    gpu is the first GPU of the VM, beside are the others. nodes are those of the
+    drivers, such as "dev/fb0"; none means those that exist when the step is taken.
+    strict: a process that cannot be inspected counts as a holder. terminate: commands
+    and units of processes that are ended if they still hold a node after wait_s, with
+    grace_s between SIGTERM and SIGKILL. If one of the holders is not listed there, no
+    process is ended.
     """
 
     gpu: str
@@ -33,62 +35,57 @@ class AwaitClosed(Action):
     kind = "await-closed"
 
     def apply(self, host: Host) -> str:
-        search = self._search(host)
+        search = Search(
+            host, self.nodes or nodes.nodes_to_close(host, gpus_among(host, self._gpus))
+        )
         found = self._wait(host, search)
-        held = [one for one in found if self._counts(one)]
+        held = self._counted(found)
         ended = ""
-        if held:
-            held, ended = self._end(host, search, held)
+        if held and self.terminate:
+            held, ended = self._end(host, search)
         if held:
             raise self._refusal(host, held, ended)
         unknown = [one.name for one in found if one.unknown]
-        return "; ".join(filter(None, [ended, _not_known(unknown) if unknown else ""]))
-
-    def _search(self, host: Host) -> Search:
-        return Search(host, self.nodes or nodes.nodes_to_close(host, gpus_among(host, self._gpus)))
+        remark = f"could not inspect {listed(unknown)}" if unknown else ""
+        return "; ".join(filter(None, [ended, remark]))
 
     @property
     def _gpus(self) -> tuple[str, ...]:
         return (self.gpu, *self.beside)
 
-    def _counts(self, holder: Holder) -> bool:
-        return self.strict or not holder.unknown
+    def _counted(self, found: list[Holder]) -> list[Holder]:
+        """Those of the processes that keep the VM from starting."""
+        return [one for one in found if self.strict or not one.unknown]
 
     def _wait(self, host: Host, search: Search) -> list[Holder]:
-        """Whoever holds the nodes after wait_s, or as soon as nobody does that counts."""
+        """The processes that hold the nodes after wait_s, or as soon as none of them counts."""
         found = search.holders()
         for pause_s in pauses(host, self.wait_s):
-            held = [one.pid for one in found if self._counts(one)]
+            held = [one.pid for one in self._counted(found)]
             if not held:
                 break
-            _await_end(host, held, pause_s)
-            # Looking at all processes takes a while: as long as one of these still
-            # holds a node, it does not matter who else does.
-            left = [one for one in search.among(held) if self._counts(one)]
-            found = left or search.holders()
+            _wait_for_an_end(host, held, pause_s)
+            # Looking at all processes takes a while: as long as one of these still holds
+            # a node, it does not matter which others do.
+            found = self._counted(search.among(held)) or search.holders()
         return found
 
-    def _end(self, host: Host, search: Search, held: list[Holder]) -> tuple[list[Holder], str]:
-        """End them if all may be ended; who holds the nodes afterwards, and who was ended."""
-        if not self.terminate:
-            return held, ""
-        from . import termination
+    def _end(self, host: Host, search: Search) -> tuple[list[Holder], str]:
+        """End the holders if all may be ended; those that are left, and which were ended."""
+        held = self._counted(search.holders())
+        protected = self._protected(host, held)
+        if protected:
+            return protected, ""
+        ended = holder_kill.end(host, search, held, self.grace_s)
+        remark = f"ended {listed(one.name for one in ended)}" if ended else ""
+        return self._counted(search.holders()), remark
 
-        held = [one for one in search.holders() if self._counts(one)]
-        spared = self._spared(host, held)
-        if spared:
-            return spared, ""
-        ended = termination.end(host, search, held, self.grace_s)
-        told = f"ended {listed(one.name for one in ended)}" if ended else ""
-        return [one for one in search.holders() if self._counts(one)], told
-
-    def _spared(self, host: Host, held: list[Holder]) -> list[Holder]:
-        from . import termination
-
-        return [one for one in held if not termination.may_end(host, one, self.terminate)]
+    def _protected(self, host: Host, held: list[Holder]) -> list[Holder]:
+        return [one for one in held if not holder_kill.may_be_ended(host, one, self.terminate)]
 
     def _refusal(self, host: Host, held: list[Holder], ended: str) -> RefusedError:
-        from . import advice
+        # Only for a VM that is refused: it loads the reader of the configuration.
+        from . import holder_hint
 
         be = "is" if len(self._gpus) == 1 else "are"
         if all(one.unknown for one in held):
@@ -96,32 +93,27 @@ class AwaitClosed(Action):
         before = f" ({ended})" if ended else ""
         return RefusedError(
             f"{' and '.join(self._gpus)} {be} in use by {listed(held)}{before}",
-            hint=advice.hint(host, held),
+            hint=holder_hint.hint(host, held),
         )
 
     def blocked(self, host: Host, found: list[Holder]) -> RefusedError | None:
-        """What it would end with if these never let go; None when it would go on."""
-        held = [one for one in found if self._counts(one)]
+        """The refusal if these processes never close the nodes; None if the VM starts then."""
+        held = self._counted(found)
         if self.terminate:
-            held = self._spared(host, held)
+            held = self._protected(host, held)
         return self._refusal(host, held, "") if held else None
 
     def shell(self) -> str:
-        return f"# wait up to {self.wait_s:g} s until nobody has {self._what()} open"
-
-    def _what(self) -> str:
-        return " or ".join(f"/{node}" for node in self.nodes) or "its nodes"
+        paths = " or ".join(f"/{node}" for node in self.nodes) or "its nodes"
+        return f"# wait up to {self.wait_s:g} s until no process has {paths} open"
 
     def past(self) -> str:
-        return f"nobody has {self._what()} open"
+        paths = " and ".join(f"/{node}" for node in self.nodes) or "its nodes"
+        return f"waited until {paths} {'was' if len(self.nodes) == 1 else 'were'} closed"
 
 
-def _not_known(names: list[str]) -> str:
-    return f"it is not known of {listed(names)}, which may not be looked into"
-
-
-def _await_end(host: Host, pids: list[int], timeout_s: float) -> None:
-    """Wait until one of the processes ends, or until timeout_s are over."""
+def _wait_for_an_end(host: Host, pids: list[int], timeout_s: float) -> None:
+    """Wait until one of the processes ends, at most timeout_s."""
     handles: list[int] = []
     try:
         for pid in pids:

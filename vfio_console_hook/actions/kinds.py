@@ -1,31 +1,21 @@
-"""The actions by the names that a claim has for them."""
+"""The actions, by the names under which a claim stores them."""
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from .action import Action
+from .consoles import LeaveFramebuffers, MapConsoles, QuietText, ShowConsoles
+from .device import BindNative, FindAgain, Rescan
+from .firmware import Decode, Rebind, Unbind
+from .holders import AwaitClosed
+from .modules import FreeFramebuffers, LoadModules, Reserve, UnloadModules, Unreserve
+from .native import ReturnNative, UnbindNative
+from .services import StartByCommand, StartUnits, StopByCommand, StopUnits
+from .vfio import BindVfio, UnbindVfio
 
-MODULES = {
-    "consoles": ("leave-framebuffers", "map-consoles", "quiet-text", "show-consoles"),
-    "device": ("bind-native", "find-again", "rescan"),
-    "firmware": ("decode", "rebind", "unbind"),
-    "holders": ("await-closed",),
-    "modules": ("free-framebuffers", "load-modules", "reserve", "unload-modules", "unreserve"),
-    "native": ("return-native", "unbind-native"),
-    "services": ("start-by-command", "start-units", "stop-by-command", "stop-units"),
-    "vfio": ("bind-vfio", "unbind-vfio"),
-}
-"""Which module of this package has the actions of which kinds."""
-
-
-def of_kind(kind: str) -> type[Action]:
-    """The action of that name. Raises KeyError."""
-    for name, kinds in MODULES.items():
-        if kind in kinds:
-            # Loaded when a claim holds one: each class takes half a millisecond to make.
-            module = import_module(f"{__package__}.{name}")
-            found = (one for one in vars(module).values() if getattr(one, "kind", "") == kind)
-            action: type[Action] = next(found)
-            return action
-    raise KeyError(kind)
+_ACTIONS: tuple[type[Action], ...] = (
+    AwaitClosed, BindNative, BindVfio, Decode, FindAgain, FreeFramebuffers, LeaveFramebuffers,
+    LoadModules, MapConsoles, QuietText, Rebind, Rescan, Reserve, ReturnNative, ShowConsoles,
+    StartByCommand, StartUnits, StopByCommand, StopUnits, Unbind, UnbindNative, UnbindVfio,
+    UnloadModules, Unreserve,
+)  # fmt: skip
+BY_KIND = {action.kind: action for action in _ACTIONS}

@@ -1,16 +1,16 @@
-"""Modules unloaded instead of unbinding their driver, and loaded again: NVIDIA's own driver."""
+"""Unloading modules instead of unbinding their driver, and loading them again: for NVIDIA."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..errors import HostError, LostError, StepError
-from ..machine import console, modules
+from ..machine import console, holders, modules, nodes
 from ..machine.gpu import gpus_among, is_vfio
 from ..machine.host import Host
 from .action import Action
 from .consoles import LeaveFramebuffers
-from .native import VFIO, override_of, take_back
+from .native import VFIO, clear_reservation, driver_override
 
 _PCI = "sys/bus/pci"
 _MODPROBE = "/sbin/modprobe"
@@ -18,25 +18,25 @@ _MODPROBE = "/sbin/modprobe"
 
 @dataclass(frozen=True)
 class Reserve(Action):
-    """Let only vfio-pci take the GPU from now on, whatever is loaded meanwhile.
+    """Let only vfio-pci bind to the GPU from now on, whichever modules are loaded.
 
-    A program that asks for the GPU may make modprobe load the driver again
-    (nvidia-modprobe), and the kernel would give it the GPU before libvirt comes.
+    A program that wants the GPU may load the driver again (nvidia-modprobe), and the
+    kernel would bind it before libvirt binds vfio-pci.
     """
 
     gpu: str
     kind = "reserve"
 
     def apply(self, host: Host) -> None:
-        if is_vfio(host, self.gpu) or override_of(host, self.gpu):
+        if is_vfio(host, self.gpu) or driver_override(host, self.gpu):
             return
-        # A driver takes what is reserved for it as soon as it is loaded (Linux dd.c,
-        # driver_attach), and libvirt does not give back what it found bound already.
+        # A driver binds to what is reserved for it as soon as it is loaded (Linux dd.c,
+        # driver_attach), and libvirt does not re-attach what it found bound already.
         if not host.exists(f"{_PCI}/drivers/{VFIO}"):
             host.run(_MODPROBE, "-b", VFIO)
         host.write(f"{_PCI}/devices/{self.gpu}/driver_override", VFIO)
-        if override_of(host, self.gpu) != VFIO:
-            raise StepError(f"driver_override of {self.gpu} does not keep {VFIO}")
+        if driver_override(host, self.gpu) != VFIO:
+            raise StepError(f"driver_override of {self.gpu} is not {VFIO} after writing it")
 
     def shell(self) -> str:
         return f"modprobe {VFIO}; echo {VFIO} > /{_PCI}/devices/{self.gpu}/driver_override"
@@ -47,26 +47,26 @@ class Reserve(Action):
 
 @dataclass(frozen=True)
 class Unreserve(Action):
-    """Let any driver take the GPU again, if vfio-pci has not got it yet."""
+    """Let any driver bind to the GPU again, unless vfio-pci is bound to it."""
 
     gpu: str
     kind = "unreserve"
 
     def apply(self, host: Host) -> None:
-        take_back(host, self.gpu)
+        clear_reservation(host, self.gpu)
 
     def shell(self) -> str:
         return f"echo > /{_PCI}/devices/{self.gpu}/driver_override"
 
     def past(self) -> str:
-        return f"let any driver have {self.gpu} again"
+        return f"allowed any driver to bind to {self.gpu} again"
 
 
 @dataclass(frozen=True)
 class FreeFramebuffers(Action):
     """Unbind fbcon if a console is still on one of these framebuffers.
 
-    Where the consoles have moved to one that stays, there is nothing to do.
+    If the consoles have moved to one that stays, nothing is done.
     """
 
     framebuffers: tuple[str, ...]
@@ -75,7 +75,7 @@ class FreeFramebuffers(Action):
     def apply(self, host: Host) -> None:
         here = [fb for fb in console.framebuffers(host) if fb.name in self.framebuffers]
         mapped = [host.console_map(fb.name) for fb in here]
-        # Without a node nobody can be asked: then they count as being on it.
+        # A framebuffer without a node cannot be asked: it counts as having consoles.
         if any(indices is None or fb.index in indices for fb, indices in zip(here, mapped)):
             LeaveFramebuffers().apply(host)
 
@@ -83,15 +83,14 @@ class FreeFramebuffers(Action):
         return LeaveFramebuffers().shell()
 
     def past(self) -> str:
-        return f"took the consoles off {' and '.join(self.framebuffers)}"
+        return f"moved the consoles off {' and '.join(self.framebuffers)}"
 
 
 @dataclass(frozen=True)
 class UnloadModules(Action):
-    """Unload modules, each once and in this order, which takes their driver off all its GPUs.
+    """Unload modules, each once and in this order, which unbinds their driver from all its GPUs.
 
-    gpus are those that leave. An unload that is refused is believed: nothing is
-    tried a second time.
+    gpus are those that leave. An unload that fails is not tried again.
     """
 
     gpus: tuple[str, ...]
@@ -100,26 +99,24 @@ class UnloadModules(Action):
 
     def apply(self, host: Host) -> None:
         for module in self.modules:
-            # modprobe has taken along what nothing else needs (kmod, rmmod_do_module).
+            # modprobe also unloads what nothing else needs (kmod, rmmod_do_module).
             if not modules.loaded(host, module):
                 continue
             try:
                 host.run(_MODPROBE, "-r", module)
             except HostError as error:
                 raise StepError(
-                    f"{module} cannot be unloaded, {self._why(host, module)}: {error.text}",
-                    hint="stop what uses it; `lsof /dev/nvidia* /dev/dri/*` may tell more",
+                    f"{module} cannot be unloaded, {self._users(host, module)}: {error.text}",
+                    hint="stop what uses it; `lsof /dev/nvidia* /dev/dri/*` may show more",
                 ) from error
             if modules.loaded(host, module):
                 raise StepError(f"{module} is still loaded after `modprobe -r {module}`")
 
-    def _why(self, host: Host, module: str) -> str:
-        # Only after a failure: it looks at all processes.
-        from ..machine import holders, nodes
-
+    def _users(self, host: Host, module: str) -> str:
+        """What uses a module, as a clause; looks at all processes."""
         held = holders.holders_of(host, nodes.nodes_to_close(host, gpus_among(host, self.gpus)))
-        told = [holders.listed(held)] if held else []
-        return "; ".join([modules.usage(host, module), *told])
+        usage = modules.usage(host, module)
+        return f"{usage}; {holders.listed(held)}" if held else usage
 
     def shell(self) -> str:
         return f"modprobe -r {' '.join(self.modules)}"
@@ -130,9 +127,9 @@ class UnloadModules(Action):
 
 @dataclass(frozen=True)
 class LoadModules(Action):
-    """Load modules in this order, with the options that the administrator gave them.
+    """Load modules in this order, with the options from modprobe's configuration.
 
-    gpus are those that they are for, reserved those of them that Reserve was done to.
+    gpus are the GPUs that they drive, reserved those of them that Reserve was done to.
     """
 
     gpus: tuple[str, ...]
@@ -142,7 +139,7 @@ class LoadModules(Action):
 
     def apply(self, host: Host) -> None:
         for gpu in self.reserved:
-            take_back(host, gpu)
+            clear_reservation(host, gpu)
         # nvidia does not load without a GPU to drive (nv.c, nvidia_init_module: ENODEV).
         if all(is_vfio(host, gpu) or not host.exists(f"{_PCI}/devices/{gpu}") for gpu in self.gpus):
             raise LostError(f"{self.modules[0]} is not loaded again: there is no GPU left for it")

@@ -1,7 +1,4 @@
-"""Changes of a GPU's own driver: taking it off, and seeing to it that it comes back.
-
-Not all machines need them, so they are loaded where a stage or a claim names one.
-"""
+"""Unbinding a GPU's own driver, and making sure that it comes back."""
 
 from __future__ import annotations
 
@@ -12,47 +9,54 @@ from ..errors import LostError, StepError
 from ..machine import console
 from ..machine.gpu import is_vfio
 from ..machine.host import Host
-from .action import Action, see_on_bus
+from .action import Action, require_on_bus
 from .holders import AwaitClosed
 
 VFIO = "vfio-pci"
 _PCI = "sys/bus/pci"
 
 
-def driver_of(host: Host, gpu: str) -> str | None:
+def bound_driver(host: Host, gpu: str) -> str | None:
+    """The driver that is bound to the GPU, or None."""
     return host.link_name(f"{_PCI}/devices/{gpu}/driver")
 
 
-def override_of(host: Host, gpu: str) -> str:
-    """The driver that alone may take the GPU, "" when any may (drivers/pci/pci-sysfs.c)."""
+def driver_override(host: Host, gpu: str) -> str:
+    """The only driver that may bind to the GPU, "" when any may (drivers/pci/pci-sysfs.c)."""
     text = host.read(f"{_PCI}/devices/{gpu}/driver_override") or ""
     return "" if text == "(null)" else text
 
 
-def has_node(host: Host, gpu: str, kind: str, prefix: str) -> bool:
-    """Whether the GPU has a node of a kind: "drm" and "card", or "graphics" and "fb"."""
+def has_card(host: Host, gpu: str) -> bool:
+    """Whether the GPU has a DRM card."""
+    return _has_node(host, gpu, "drm", "card")
+
+
+def has_framebuffer(host: Host, gpu: str) -> bool:
+    """Whether the GPU has a framebuffer."""
+    return _has_node(host, gpu, "graphics", "fb")
+
+
+def _has_node(host: Host, gpu: str, kind: str, prefix: str) -> bool:
     return any(
         name.startswith(prefix) and console.pci_ancestor(host, f"sys/class/{kind}/{name}") == gpu
         for name in host.list(f"sys/class/{kind}")
     )
 
 
-def take_back(host: Host, gpu: str) -> None:
-    """Undo Reserve, of modules.py, if it is still so.
-
-    On vfio-pci the GPU is rightly the VM's or the administrator's.
-    """
-    if not is_vfio(host, gpu) and override_of(host, gpu) == VFIO:
+def clear_reservation(host: Host, gpu: str) -> None:
+    """Undo Reserve, of modules.py, unless the GPU is on vfio-pci: then it is in use."""
+    if not is_vfio(host, gpu) and driver_override(host, gpu) == VFIO:
         host.write(f"{_PCI}/devices/{gpu}/driver_override", "\n")
 
 
 @dataclass(frozen=True)
 class UnbindNative(Action):
-    """Take the GPU's own driver off it, once nobody has the GPU open.
+    """Unbind the GPU's own driver, once no process has the GPU open.
 
     gpu may also be the address of another function of the GPU. driver "" means the
-    one that it has then. wait_s, strict and nodes are those of AwaitClosed, which may
-    be some steps ago, or of another VM that has just ended.
+    one that is bound then. wait_s, strict and nodes are as in AwaitClosed, which is done
+    here again because its step was some steps ago, or was another VM's.
     """
 
     gpu: str
@@ -63,12 +67,12 @@ class UnbindNative(Action):
     kind = "unbind-native"
 
     def apply(self, host: Host) -> None:
-        driver = driver_of(host, self.gpu)
+        driver = bound_driver(host, self.gpu)
         if driver is None or is_vfio(host, self.gpu) or self.driver not in ("", driver):
             return
         AwaitClosed(self.gpu, self.nodes, self.wait_s, self.strict).apply(host)
         host.write(f"{_PCI}/drivers/{driver}/unbind", self.gpu)
-        if driver_of(host, self.gpu) is not None:
+        if bound_driver(host, self.gpu) is not None:
             raise StepError(f"{self.gpu} is still bound to {driver} after an unbind")
 
     def shell(self) -> str:
@@ -80,13 +84,14 @@ class UnbindNative(Action):
 
 @dataclass(frozen=True)
 class ReturnNative(Action):
-    """See to it that the GPU's own driver is back, with what it gave before.
+    """Make sure that the GPU's own driver is bound again, with its nodes.
 
     driver "" means any. card and framebuffer: whether there was a DRM card, and a
     framebuffer. reserved: whether Reserve was done. wait_s: how long each may take.
+    Raises LostError with the first thing that is missing.
 
-    libvirt probes before release, and does not look what became of it (virpci.c,
-    virPCIDeviceUnbindFromStub). The first thing that is missing is told as lost.
+    libvirt probes before release and does not check the result (virpci.c,
+    virPCIDeviceUnbindFromStub).
     """
 
     gpu: str
@@ -99,51 +104,48 @@ class ReturnNative(Action):
 
     def apply(self, host: Host) -> None:
         if is_vfio(host, self.gpu):
-            # After an earlier run with managed='no' libvirt leaves it there, and so it does
-            # when it was killed while it started the VM.
+            # libvirt leaves it there after an earlier run with managed='no', and if it was
+            # killed while it started the VM.
             raise LostError(
                 f"{self.driver or 'its driver'} did not come back to {self.gpu}: libvirt has left"
                 " it on vfio-pci",
                 hint=f"run `virsh nodedev-reattach pci_{re.sub('[:.]', '_', self.gpu)}`",
             )
-        see_on_bus(host, self.gpu)
+        require_on_bus(host, self.gpu)
         if self.reserved:
-            take_back(host, self.gpu)
-        self._see_driver(host)
-        now = driver_of(host, self.gpu)
-        looks = "look into `journalctl -k` for what it says about the GPU"
-        if self.card and not host.wait(lambda: self._has(host, "drm", "card"), self.wait_s):
-            raise LostError(f"{now} is back on {self.gpu} but has no DRM node", hint=looks)
-        if self.framebuffer and not host.wait(
-            lambda: self._has(host, "graphics", "fb"), self.wait_s
-        ):
+            clear_reservation(host, self.gpu)
+        now = self._await_driver(host)
+        see_log = "see `journalctl -k` for messages about the GPU"
+        if self.card and not host.wait(lambda: has_card(host, self.gpu), self.wait_s):
+            raise LostError(f"{now} is back on {self.gpu} but has no DRM node", hint=see_log)
+        if self.framebuffer and not host.wait(lambda: has_framebuffer(host, self.gpu), self.wait_s):
             # The helper of DRM drivers waits for a monitor (drm_fb_helper.c, deferred_setup).
             raise LostError(
                 f"{now} is back on {self.gpu} but has no framebuffer",
-                hint="is a monitor connected and on? if so, " + looks,
+                hint=f"is a monitor connected and on? if so, {see_log}",
             )
 
-    def _see_driver(self, host: Host) -> None:
-        override = override_of(host, self.gpu)
-        if driver_of(host, self.gpu) is None and not override:
+    def _await_driver(self, host: Host) -> str | None:
+        """Probe for the driver and wait for it; the name of the one that is bound."""
+        override = driver_override(host, self.gpu)
+        if bound_driver(host, self.gpu) is None and not override:
             host.write(f"{_PCI}/drivers_probe", self.gpu)
         wanted = self.driver or "its driver"
-        if not host.wait(lambda: driver_of(host, self.gpu) is not None, self.wait_s):
-            why = f"its driver_override is {override}" if override else f"within {self.wait_s:g} s"
-            probe = "" if override else " after a probe"
+        if not host.wait(lambda: bound_driver(host, self.gpu) is not None, self.wait_s):
+            why = f" within {self.wait_s:g} s after a probe"
+            if override:
+                why = f": its driver_override is {override}"
             raise LostError(
-                f"{wanted} did not come back to {self.gpu}{': ' if override else ' '}{why}{probe}",
-                hint=f"try `{self.shell()}`, and look into `journalctl -k`",
+                f"{wanted} did not come back to {self.gpu}{why}",
+                hint=f"try `{self.shell()}`, and see `journalctl -k`",
             )
-        now = driver_of(host, self.gpu)
+        now = bound_driver(host, self.gpu)
         if self.driver not in ("", now):
             raise LostError(
-                f"{self.driver} did not come back to {self.gpu}: {now} has taken it",
-                hint=f"keep {now} from it, in /etc/modprobe.d or by driver_override",
+                f"{self.driver} did not come back to {self.gpu}: {now} is bound to it",
+                hint=f"blacklist {now} in /etc/modprobe.d, or set driver_override",
             )
-
-    def _has(self, host: Host, kind: str, prefix: str) -> bool:
-        return has_node(host, self.gpu, kind, prefix)
+        return now
 
     def shell(self) -> str:
         device = f"/{_PCI}/devices/{self.gpu}"
@@ -151,4 +153,4 @@ class ReturnNative(Action):
         return f"{clear}[ -e {device}/driver ] || echo {self.gpu} > /{_PCI}/drivers_probe"
 
     def past(self) -> str:
-        return f"saw to it that {self.driver or 'its driver'} has {self.gpu} again"
+        return f"made sure that {self.driver or 'its driver'} is bound to {self.gpu} again"

@@ -1,11 +1,12 @@
-"""Services stopped and started: units of systemd, and commands on hosts without it.
+"""Stopping and starting services: units of systemd, and commands on hosts without it.
 
-A stop is waited for. A start is only asked for: release runs inside libvirtd, and a
-unit that is ordered after libvirtd would wait for it while it waits for us.
+A stop is waited for. A start is not: release runs inside libvirtd, and a unit that is
+ordered after libvirtd would wait for it while libvirtd waits for the hook.
 """
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from ..errors import HostError, LostError, RefusedError
@@ -13,18 +14,15 @@ from ..machine import systemd
 from ..machine.host import Host
 from .action import Action
 
-# How long a command may take to say whether a service runs, and a start before it is
-# left to itself: release is bounded, because libvirt ends all guests in one thread.
+# How long a command may take to answer whether a service runs, and how long a start is
+# waited for: release must not take long, because libvirt shuts all guests down in one thread.
 _ANSWER_S = 10
 _START_S = 10
 
 
 @dataclass(frozen=True)
 class StopUnits(Action):
-    """Stop units of systemd that go together, and wait until all of them are down.
-
-    wait_s: how long they may take.
-    """
+    """Stop units of systemd that depend on each other, and wait at most wait_s for all of them."""
 
     units: tuple[str, ...]
     wait_s: float
@@ -38,16 +36,16 @@ class StopUnits(Action):
         up: list[str] = []
         if down():
             return
-        # Not waiting is what leaves the deadline to us: TimeoutStopSec= is 90 s by
-        # default. It takes a queued start back as well.
-        complaint = _complaint(host, "stop", "--no-block", "--", *self.units)
-        if complaint and not down():
-            raise RefusedError(f"{' and '.join(up)} cannot be stopped: {complaint}")
+        # --no-block, because systemd's own timeout is too long: TimeoutStopSec= is 90 s by
+        # default. A stop also cancels a queued start.
+        error = _systemctl_error(host, "stop", "--no-block", "--", *self.units)
+        if error and not down():
+            raise RefusedError(f"{' and '.join(up)} cannot be stopped: {error}")
         if not host.wait(down, self.wait_s):
             raise RefusedError(
                 f"{' and '.join(up)} did not stop within {self.wait_s:g} s",
-                hint=f"see `systemctl status {up[0]}`; if it only takes longer, raise `timeout_s`,"
-                " of which it gets half",
+                hint=f"see `systemctl status {up[0]}`; if it needs more time, increase `timeout_s`,"
+                " half of which it gets",
             )
 
     def shell(self) -> str:
@@ -59,7 +57,7 @@ class StopUnits(Action):
 
 @dataclass(frozen=True)
 class StartUnits(Action):
-    """Let systemd start units again, in this order, without waiting for them."""
+    """Ask systemd to start units again, in this order, without waiting for them."""
 
     units: tuple[str, ...]
     kind = "start-units"
@@ -71,16 +69,16 @@ class StartUnits(Action):
             return
         if going_down:
             raise LostError(f"{_are(wanted)} not started again: the system is shutting down")
-        # A unit that was started too often of late would not start (StartLimitBurst=).
-        # Of one that has not failed systemd may have forgotten all, which is an error.
-        _complaint(host, "reset-failed", "--", *wanted)
-        complaint = _complaint(host, "start", "--no-block", "--", *wanted)
+        # A unit that was started too often recently would not start (StartLimitBurst=). The
+        # error is ignored: systemd may have unloaded a unit that has not failed.
+        _systemctl_error(host, "reset-failed", "--", *wanted)
+        error = _systemctl_error(host, "start", "--no-block", "--", *wanted)
         down = [unit.name for unit in systemd.units(host, wanted) if not unit.running]
         if down:
-            # systemd has answered, and asking again will not change its mind: a unit
-            # that is gone or masked by now, or a condition in it that does not hold.
+            # Another try would not help: the unit is gone or masked by now, or one of its
+            # conditions does not hold.
             raise LostError(
-                f"{_are(down)} not running again{': ' if complaint else ''}{complaint}",
+                f"{_are(down)} not running again{': ' if error else ''}{error}",
                 hint=f"see `systemctl status {down[0]}`",
             )
 
@@ -89,22 +87,20 @@ class StartUnits(Action):
         return f"systemctl reset-failed {names}; systemctl start {names}"
 
     def past(self) -> str:
-        return f"let systemd start {' and '.join(self.units)}"
+        return f"asked systemd to start {' and '.join(self.units)}"
 
 
 def _line(words: tuple[str, ...]) -> str:
     """The words of a command as they are typed in a shell."""
-    from shlex import join  # only when one is shown
-
-    return join(words)
+    return shlex.join(words)
 
 
 def _are(names: list[str]) -> str:
     return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'}"
 
 
-def _complaint(host: Host, verb: str, *words: str) -> str:
-    """Run systemctl; the first line of what it complained of, or ""."""
+def _systemctl_error(host: Host, verb: str, *words: str) -> str:
+    """Run systemctl; the first line of its error, or ""."""
     try:
         systemd.systemctl(host, verb, *words)
     except HostError as error:
@@ -114,9 +110,9 @@ def _complaint(host: Host, verb: str, *words: str) -> str:
 
 @dataclass(frozen=True)
 class StopByCommand(Action):
-    """Stop a service by a command, and wait until another one says that it does not run.
+    """Stop a service by a command, and wait until the command active reports that it is down.
 
-    wait_s: how long it may take.
+    wait_s: how long both together may take.
     """
 
     name: str
@@ -126,21 +122,21 @@ class StopByCommand(Action):
     kind = "stop-by-command"
 
     def apply(self, host: Host) -> None:
-        if not runs(host, self.active):
+        if not is_running(host, self.active):
             return
         began = host.now()
         status = host.exit_status(*self.stop, timeout_s=self.wait_s)
         if status:
             raise RefusedError(
                 f"{self.name} cannot be stopped: `{self.shell()}` failed with exit status {status}",
-                hint="run that yourself to see why",
+                hint="run it by hand to see why",
             )
         left_s = max(self.wait_s - (host.now() - began), 0)
-        if not host.wait(lambda: not runs(host, self.active), left_s):
+        if not host.wait(lambda: not is_running(host, self.active), left_s):
             raise RefusedError(
                 f"{self.name} did not stop within {self.wait_s:g} s",
-                hint=f"try `{self.shell()}`; if it only takes longer, raise `timeout_s`, of which"
-                " it gets half",
+                hint=f"try `{self.shell()}`; if it needs more time, increase `timeout_s`, half of"
+                " which it gets",
             )
 
     def shell(self) -> str:
@@ -152,7 +148,7 @@ class StopByCommand(Action):
 
 @dataclass(frozen=True)
 class StartByCommand(Action):
-    """Start a service by a command, unless another one says that it runs."""
+    """Start a service by a command, unless the command active reports that it runs."""
 
     name: str
     active: tuple[str, ...]
@@ -163,18 +159,18 @@ class StartByCommand(Action):
         if systemd.booted(host) and systemd.going_down(host, ())[0]:
             raise LostError(f"{self.name} is not started again: the system is shutting down")
         try:
-            status = 0 if runs(host, self.active) else self._start(host)
+            status = 0 if is_running(host, self.active) else self._start(host)
         except HostError as error:
             raise LostError(f"{self.name} is not started again: {error.text}") from error
         if status:
             raise LostError(
                 f"{self.name} is not started again: `{self.shell()}` failed with exit status"
                 f" {status}",
-                hint="run that yourself to see why",
+                hint="run it by hand to see why",
             )
 
     def _start(self, host: Host) -> int | None:
-        # What still runs then is left to run: it may be the service itself.
+        # A command that takes longer is left running: it may be the service itself.
         return host.exit_status(*self.start, timeout_s=_START_S)
 
     def shell(self) -> str:
@@ -184,9 +180,9 @@ class StartByCommand(Action):
         return f"started {self.name} again"
 
 
-def runs(host: Host, active: tuple[str, ...]) -> bool:
-    """Whether a service runs, by the command that tells. Raises HostError when it cannot."""
+def is_running(host: Host, active: tuple[str, ...]) -> bool:
+    """Whether a service runs, by the exit status of a command. Raises HostError on a timeout."""
     status = host.exit_status(*active, timeout_s=_ANSWER_S)
     if status is None:
-        raise HostError(f"`{_line(active)}` did not say within {_ANSWER_S} s what runs")
+        raise HostError(f"`{_line(active)}` did not answer within {_ANSWER_S} s")
     return status == 0

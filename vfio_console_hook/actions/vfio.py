@@ -1,4 +1,4 @@
-"""Binding to vfio-pci, where no libvirt does it: GPUs that a person takes by hand."""
+"""Binding to vfio-pci without libvirt, for GPUs that are taken by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..errors import StepError
 from ..machine.gpu import is_vfio
 from ..machine.host import Host
-from .action import Action, see_on_bus
+from .action import Action, require_on_bus
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class BindVfio(Action):
     def apply(self, host: Host) -> None:
         if is_vfio(host, self.gpu):
             return
-        see_on_bus(host, self.gpu)
+        require_on_bus(host, self.gpu)
         if not host.exists("sys/bus/pci/drivers/vfio-pci"):
             host.run("/sbin/modprobe", "vfio-pci")
         _rebind(host, self.gpu, "vfio-pci")
         if not is_vfio(host, self.gpu):
             raise StepError(
-                f"{self.gpu} is not on vfio-pci after binding it",
+                f"{self.gpu} is not bound to vfio-pci after a bind",
                 hint="is the IOMMU on? see `journalctl -k`",
             )
 
@@ -39,7 +39,7 @@ class BindVfio(Action):
 
 @dataclass(frozen=True)
 class UnbindVfio(Action):
-    """Take a device off vfio-pci and let the host's own driver have it, if there is one."""
+    """Unbind a device from vfio-pci and probe for the host's own driver."""
 
     gpu: str
     kind = "unbind-vfio"
@@ -49,13 +49,13 @@ class UnbindVfio(Action):
         if is_vfio(host, self.gpu) or host.read(f"{device}/driver_override") == "vfio-pci":
             _rebind(host, self.gpu, "")
         if is_vfio(host, self.gpu):
-            raise StepError(f"{self.gpu} is still on vfio-pci after taking it off")
+            raise StepError(f"{self.gpu} is still bound to vfio-pci after an unbind")
 
     def shell(self) -> str:
         return _shell(self.gpu, "")
 
     def past(self) -> str:
-        return f"took {self.gpu} off vfio-pci"
+        return f"unbound {self.gpu} from vfio-pci"
 
 
 def _rebind(host: Host, address: str, override: str) -> None:

@@ -155,7 +155,7 @@ def _free(claim: Claim, assignment: Assignment, config: Config, log: Log) -> Non
                     # The other VM may run on without its GPU, which was unplugged, but with the
                     # GPU's sound function.
                     ownership.refuse_open(host, assignment.addresses)
-                steps += tuple(sysfb.taken_over(host, handover, claim.steps))
+                steps += tuple(sysfb.missing_decode_steps(host, handover, claim.steps))
             _take_all(claim, handover, steps, log)
         except StuckError:
             raise  # nothing may be undone below a process that the kernel holds

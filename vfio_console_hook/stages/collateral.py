@@ -1,9 +1,9 @@
 """Firmware consoles of GPUs that stay, which vfio-pci removes together with this one's.
 
-The kernel cannot tell whose a firmware device without a parent in sysfs is. Linux
-6.0 to 6.8 remove it with a GPU whose ROM is shadowed, or with any, and later ones
-with any (drivers/firmware/sysfb.c, sysfb_disable). The host then loses the console
-of a GPU that no VM has asked for, until it reboots.
+The kernel cannot tell which GPU a firmware device without a parent in sysfs is on. Linux
+6.0 to 6.8 remove it with a GPU whose ROM is shadowed, or with any, and later ones with
+any (drivers/firmware/sysfb.c, sysfb_disable). The person then loses the console of a GPU
+that no VM has asked for, until a reboot.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..actions.device import BindNative
+from ..actions.modules import Reserve, Unreserve
 from ..claims.step import Step
 from ..errors import RefusedError
-from ..machine import console, firmware, kernel, memory
+from ..machine import console, firmware, kernel, memory, modules
 from ..machine.gpu import Gpu, displays, gpus_among
 from ..machine.host import Host
 from .handover import Handover
@@ -22,67 +23,60 @@ NAME = "collateral"
 
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
-    """Nothing for most GPUs; else a word on what is lost, or a driver for who would lose it.
+    """For each console that vfio-pci removes: the loss, or a driver for the GPU that stays.
 
-    Raises RefusedError where the configuration allows neither.
+    For most GPUs there is none. Raises RefusedError where the configuration allows neither.
     """
     for device, owner in _removed_with(host, gpu, handover):
         if handover.config.keep_console == "never" or owner is None or not _draws(host, device):
             yield Step(
                 stage=NAME,
                 gpu=gpu.address,
-                why=f"vfio-pci of this kernel removes {device} too, which is not on this GPU",
+                why=f"vfio-pci of this kernel also removes {device}, which is not on this GPU",
                 do=None,
                 undo=None,
-                loses=f"the console of another GPU will not come back before a reboot: vfio-pci of"
-                f" this kernel removes {device} when it takes {gpu.address}",
+                loses="the console of another GPU will not come back before a reboot: vfio-pci of"
+                f" this kernel removes {device} when it binds to {gpu.address}",
             )
         # A driver for a GPU that another VM is taking just now would not save its console.
         elif handover.config.host_driver == "load" and owner not in handover.taken:
-            module = _driver_for(host, owner, device, gpu)
-            if gpu.driver is None:
-                yield _keep_off(gpu, module)
-            yield Step(
-                stage=NAME,
-                gpu=gpu.address,
-                why=f"vfio-pci of this kernel removes {device} too, so {owner}, which stays, needs"
-                f" its own driver {module} for the console",
-                do=BindNative(owner, host.read(f"sys/bus/pci/devices/{owner}/modalias") or ""),
-                undo=None,
-                loses=f"the firmware console of {owner} does not come back, {module} shows the"
-                f" console instead{_takes_both(host, gpu, module)}",
-            )
+            yield from _load_driver(host, gpu, owner, device)
         else:
             raise _refusal(host, gpu, owner, device)
 
 
-def _keep_off(gpu: Gpu, module: str) -> Step:
-    from ..actions.modules import Reserve, Unreserve  # for few machines
-
-    return Step(
+def _load_driver(host: Host, gpu: Gpu, owner: str, device: str) -> Iterator[Step]:
+    """The bind of the own driver of the GPU that stays, and what keeps it off the other one."""
+    module = _driver_for(host, owner, device, gpu)
+    also = ""
+    if gpu.driver is None:
+        yield Step(
+            stage=NAME,
+            gpu=gpu.address,
+            why=f"{module} is about to be loaded, may support this GPU and must not bind to it",
+            do=Reserve(gpu.address),
+            undo=Unreserve(gpu.address),
+        )
+        if module in modules.modules_for(host, gpu.address).allowed:
+            also = f", and later binds to {gpu.address} too"
+    yield Step(
         stage=NAME,
         gpu=gpu.address,
-        why=f"{module} is about to be loaded and must not take this GPU, which it may be for too",
-        do=Reserve(gpu.address),
-        undo=Unreserve(gpu.address),
+        why=f"vfio-pci of this kernel also removes {device}, so {owner}, which stays, needs its"
+        f" own driver {module} for the console",
+        do=BindNative(owner, host.read(f"sys/bus/pci/devices/{owner}/modalias") or ""),
+        undo=None,
+        loses=f"the firmware console of {owner} does not come back; {module} shows the console"
+        f" instead{also}",
     )
 
 
-def _takes_both(host: Host, gpu: Gpu, module: str) -> str:
-    """That the GPU, which has no driver, gets one when it is back; a clause, "" if it does not."""
-    from ..machine import modules  # for few machines
-
-    if gpu.driver is not None or module not in modules.modules_for(host, gpu.address).allowed:
-        return ""
-    return f", and takes {gpu.address} too when it is back"
-
-
 def _removed_with(host: Host, gpu: Gpu, handover: Handover) -> Iterator[tuple[str, str | None]]:
-    """Firmware devices that go when vfio-pci takes gpu, and are not its: each with its owner.
+    """The firmware devices of other GPUs that go when vfio-pci binds to gpu: (name, owner).
 
-    They draw, or are to draw again when the VM ends that has the owner.
+    Each draws now, or will draw again when the VM ends that has the owner.
     """
-    if gpu.vfio or not handover.kernel_removes_from(gpu) or not _selects(host, gpu):
+    if gpu.vfio or not handover.kernel_removes_from(gpu) or not _removes_others(host, gpu):
         return
     ours = {device.name for one in handover.gpus for device in one.firmware}
     for name in firmware.devices(host):
@@ -97,19 +91,19 @@ def _draws(host: Host, device: str) -> bool:
     return host.link_name(f"sys/bus/platform/devices/{device}/driver") is not None
 
 
-def _selects(host: Host, gpu: Gpu) -> bool:
-    """Whether the kernel removes a firmware device of which it does not know whose it is."""
+def _removes_others(host: Host, gpu: Gpu) -> bool:
+    """Whether vfio-pci on this GPU removes firmware devices without a parent in sysfs."""
     release = kernel.release(host)
-    # 6.9 and later have put the device below its GPU, and one without a parent may
-    # be anyone's. Linux 6.0.3 to 6.1.46 do not look at all ("video/aperture: Only
-    # remove sysfb on the default vga pci device", 5ae3716cfdcd, in 6.1.47); only
-    # the version tells, which distributions with their own numbers hide.
+    # 6.9 and later have put the device below its GPU, and one without a parent may be on
+    # any. Linux 6.0.3 to 6.1.46 do not look at all ("video/aperture: Only remove sysfb on
+    # the default vga pci device", 5ae3716cfdcd, in 6.1.47); only the version shows it,
+    # which distributions with their own numbers hide.
     takes_any = release >= (6, 9) or ((6, 0, 3) <= release < (6, 1, 47) and release[2] > 0)
     return takes_any or memory.rom_shadowed(host, gpu.address)
 
 
 def _owner(host: Host, device: str, handover: Handover) -> str | None:
-    """The GPU that a firmware device draws on, among those that stay."""
+    """The address of the GPU that a firmware device draws on, among those that stay."""
     staying = tuple(one for one in displays(host) if one not in handover.addresses)
     for one in gpus_among(host, staying):
         if any(firmware_device.name == device for firmware_device in one.firmware):
@@ -118,21 +112,19 @@ def _owner(host: Host, device: str, handover: Handover) -> str | None:
 
 
 def _driver_for(host: Host, owner: str, device: str, gpu: Gpu) -> str:
-    from ..machine import modules  # for few machines
-
+    """The module to load for the GPU that stays. Raises RefusedError when there is none."""
     wanted = modules.modules_for(host, owner)
     if not wanted.allowed:
         raise RefusedError(
             f"`host_driver: load` cannot save the console on {owner}, which {device} shows and"
             f" vfio-pci would remove with {gpu.address}: {wanted.why_none}",
-            hint="allow its driver, or set `keep_console: never` to give that console up",
+            hint="install or allow its driver, or set `keep_console: never` to give that console"
+            " up",
         )
     return wanted.allowed[0]
 
 
 def _refusal(host: Host, gpu: Gpu, owner: str, device: str) -> RefusedError:
-    from ..machine import modules  # for few machines
-
     wanted = modules.modules_for(host, owner)
     load = ""
     for module in wanted.found[:1]:
@@ -140,6 +132,6 @@ def _refusal(host: Host, gpu: Gpu, owner: str, device: str) -> RefusedError:
         load = f"load {module} for {owner} at boot {how}, or "
     return RefusedError(
         f"the host's console on {owner} would be gone until a reboot: vfio-pci of this kernel"
-        f" removes {device} when it takes {gpu.address}",
+        f" removes {device} when it binds to {gpu.address}",
         hint=f"{load}set `keep_console: never` to give that console up",
     )

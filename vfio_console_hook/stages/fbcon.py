@@ -1,9 +1,10 @@
 """The framebuffer console: moves the host's consoles to a framebuffer that stays.
 
 fbcon (Linux drivers/video/fbdev/core/fbcon.c) draws all consoles of the host on
-framebuffers. When the last one goes, the consoles fall to the dummy console, and
-the person sees nothing until release. When another one stays, they are moved
-before anything is unbound: afterwards the kernel drops them all the same.
+framebuffers, in every release. When the last one goes, the consoles fall to the dummy
+console, and the person sees nothing until release. When another one stays, they are
+moved before anything is unbound: otherwise the kernel may give all of them to the dummy
+console although a framebuffer is left (fbcon_fb_unbind).
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ NAME = "fbcon"
 
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
-    """The consoles of this GPU moved, or only their way back."""
+    """The move of the consoles off this GPU, and what moves them back; only that if none stays."""
     vtconsoles = console.vtconsoles(host)
     if not gpu.framebuffers or not any(c.bound and c.driver == console.FBCON for c in vtconsoles):
         return
-    staying = staying_framebuffers(host, handover)
-    mapped = _map(host, staying, handover)
+    targets = possible_targets(host, handover)
+    mapped = _current_map(host, targets, handover)
     own = {fb.index for fb in console.framebuffers(host) if fb.name in gpu.framebuffers}
     if mapped is not None and not own.intersection(mapped):
         return
-    # A native driver's framebuffer may take its time after libvirt's probe.
+    # A native driver's framebuffer may appear some time after libvirt's probe.
     wait_s = 10 if gpu.native else 1
     yield Step(
         stage=NAME,
         gpu=gpu.address,
-        why="the host's consoles are on this GPU; release sees to it that they come back",
+        why="the host's consoles are on this GPU; release moves them back",
         do=None,
         undo=ShowConsoles(wait_s),
     )
-    target = _target(host, staying, handover)
+    target = _target(host, targets, handover)
     if target and mapped is not None:
         yield Step(
             stage=NAME,
@@ -53,32 +54,31 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
         )
 
 
-def staying_framebuffers(host: Host, handover: Handover) -> list[Framebuffer]:
-    """Those that are left to the host, and that consoles can be moved to."""
-    gone = {name for gpu in handover.gpus for name in gpu.framebuffers}
-    return [
-        fb
-        for fb in handover.framebuffers(host)
-        if fb.name not in gone and host.exists(f"dev/{fb.name}")
-    ]
+def possible_targets(host: Host, handover: Handover) -> list[Framebuffer]:
+    """The framebuffers that stay on the host and have the node to move consoles through."""
+    staying = handover.staying_framebuffers(host)
+    return [fb for fb in staying if host.exists(f"dev/{fb.name}")]
 
 
-def _target(host: Host, staying: list[Framebuffer], handover: Handover) -> Framebuffer | None:
-    """Where the consoles are to go. Raises RefusedError when that place has no framebuffer."""
+def _target(host: Host, targets: list[Framebuffer], handover: Handover) -> Framebuffer | None:
+    """The framebuffer to move the consoles to, by `keep_console`; None to leave them.
+
+    Raises RefusedError when the GPU that it names has no framebuffer.
+    """
     place = handover.config.keep_console
     if place == "never":
         return None
     if place == "auto":
-        return staying[0] if staying else None
+        return targets[0] if targets else None
     if place in handover.addresses:
         raise RefusedError(
             f"`keep_console` names {place}, which goes to the VM itself",
             hint="name a GPU that stays, or set `keep_console: auto`",
         )
-    # Before Linux 6.9 a firmware framebuffer does not tell whose it is by its parent.
+    # Before Linux 6.9 the parent of a firmware framebuffer in sysfs does not show its GPU.
     own = gpus_among(host, (place,)) if host.exists(f"sys/bus/pci/devices/{place}") else ()
     names = {name for one in own for name in one.framebuffers}
-    found = [fb for fb in staying if fb.name in names]
+    found = [fb for fb in targets if fb.name in names]
     if not found:
         raise RefusedError(
             f"`keep_console` names {place}, which has no framebuffer for the consoles",
@@ -87,12 +87,12 @@ def _target(host: Host, staying: list[Framebuffer], handover: Handover) -> Frame
     return found[0]
 
 
-def _map(
-    host: Host, staying: list[Framebuffer], handover: Handover
+def _current_map(
+    host: Host, targets: list[Framebuffer], handover: Handover
 ) -> tuple[int | None, ...] | None:
-    """Which framebuffer each console is on; None when it is not asked, or cannot be."""
-    if staying:
-        return host.console_map(staying[0].name)
+    """Which framebuffer each console is on; None if there is only one, or no node to ask."""
+    if targets:
+        return host.console_map(targets[0].name)
     names = [name for gpu in handover.gpus for name in gpu.framebuffers]
-    # A single one has all of them: it need not be opened to know that.
+    # A single one has all of them, and is not opened to find that out.
     return host.console_map(names[0]) if len(names) > 1 else None

@@ -13,13 +13,13 @@ from ..machine.host import Host
 
 @dataclass(frozen=True)
 class Handover:
-    """What leaves the host with one VM, and what the stages decide by.
+    """The GPUs that go to one VM, and what the stages decide by.
 
-    unmanaged are the addresses that libvirt will not detach by itself
-    (managed='no'). taken are GPUs that other VMs hold. kernel_removes is whether
-    vfio-pci of this kernel removes console drivers, for class 0300. bind_vfio is
-    whether nobody else binds the GPUs to vfio-pci. siblings are the addresses of
-    what goes to the VM beside its GPUs.
+    unmanaged are the addresses that libvirt does not detach itself (managed='no').
+    taken are GPUs that other VMs hold. kernel_removes is whether vfio-pci of this
+    kernel removes console drivers, for class 0300. bind_vfio is whether the GPUs have
+    to be bound to vfio-pci here, because libvirt does not do it. siblings are the
+    addresses of the other devices that go to the VM.
     """
 
     gpus: tuple[Gpu, ...]
@@ -34,17 +34,17 @@ class Handover:
     def addresses(self) -> frozenset[str]:
         return frozenset(gpu.address for gpu in self.gpus)
 
-    def framebuffers(self, host: Host) -> list[Framebuffer]:
-        """All but those of GPUs that other VMs hold, whose hooks may run beside this one.
-
-        Before Linux 6.9 a firmware framebuffer does not tell whose it is by its parent.
-        """
-        there = console.framebuffers(host)
-        if not self.taken or not there:
-            return list(there)
+    def staying_framebuffers(self, host: Host) -> list[Framebuffer]:
+        """The framebuffers of neither this VM's GPUs nor those that other VMs hold, by number."""
+        own = {name for gpu in self.gpus for name in gpu.framebuffers}
+        found = [fb for fb in console.framebuffers(host) if fb.name not in own]
+        if not found:
+            return []
+        # The hooks of other VMs may be running now, and before Linux 6.9 the parent of a
+        # firmware framebuffer in sysfs does not show which GPU it is on: ask their GPUs.
         present = tuple(a for a in sorted(self.taken) if host.exists(f"sys/bus/pci/devices/{a}"))
-        gone = {name for one in gpus_among(host, present) for name in one.framebuffers}
-        return [fb for fb in there if fb.name not in gone]
+        theirs = {name for gpu in gpus_among(host, present) for name in gpu.framebuffers}
+        return [fb for fb in found if fb.name not in theirs]
 
     def kernel_removes_from(self, gpu: Gpu) -> bool:
         """Whether vfio-pci will remove this GPU's console drivers (Linux vfio_pci_is_vga)."""

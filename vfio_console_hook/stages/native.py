@@ -1,22 +1,33 @@
-"""The GPU's own driver taken off, and what must come back with it.
+"""Unbinding the GPU's own driver, and making sure that it comes back: amdgpu, i915, nvidia...
 
-libvirt unbinds the driver of a managed device itself, without a deadline and with
-its locks held (virpci.c, virPCIDeviceUnbind). Drivers whose remove can hang are
-taken off here instead, in a process that is watched. The GPU is left without a
-driver: what prepare bound to vfio-pci, libvirt would not give back.
+libvirt unbinds the driver of a managed device itself, in every release without a timeout
+and with its locks held (virpci.c, virPCIDeviceUnbind). Drivers whose remove can hang are
+unbound here instead, in a process with a timeout. The GPU is left without a driver:
+libvirt would not re-attach what prepare had bound to vfio-pci.
 
-While the VM runs, the person loses what the driver shows and computes; with
-nvidia's modules unloaded, that is all that they do. On release libvirt probes, and
-what it does not look at is looked at here, before anything else is given back.
+While the VM runs, the person loses what the driver shows and computes on this GPU.
+libvirt probes before release and does not check the result, so release does, before it
+gives anything else back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..actions.consoles import ShowConsoles
+from ..actions.modules import FreeFramebuffers, LoadModules, Reserve, UnloadModules
+from ..actions.native import (
+    VFIO,
+    ReturnNative,
+    UnbindNative,
+    driver_override,
+    has_card,
+    has_framebuffer,
+)
 from ..claims.step import Step
 from ..errors import RefusedError
-from ..machine import kernel
+from ..machine import drivers, kernel, modules
+from ..machine.drivers import Driver
 from ..machine.gpu import Gpu
 from ..machine.host import Host
 from . import fbcon
@@ -25,80 +36,65 @@ from .handover import Handover
 NAME = "native"
 _PCI = "sys/bus/pci/devices"
 
-TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
-if TYPE_CHECKING:
-    from ..actions import native as actions
-    from ..machine.drivers import Driver
-
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
-    """What takes the driver off, if libvirt had better not, and what sees to its return."""
+    """What unbinds or unloads the driver, unless libvirt can do it, and what brings it back.
+
+    Raises RefusedError when this release of the driver would hang.
+    """
     if not gpu.native:
         return
-    # Only for a GPU that a driver of the host drives.
-    from ..machine import drivers
-
     driver = drivers.driver_named(gpu.driver)
     if driver.unload:
         yield from _off_modules(host, gpu, driver, handover)
-    elif driver.may_hang or driver.while_open != drivers.UNPLUGS:
-        yield Step(
-            stage=NAME,
-            gpu=gpu.address,
-            why=f"{driver.name} may hang while it lets go; here that has a deadline, in libvirt"
-            " it has none"
-            if driver.may_hang
-            else f"{driver.name} must not be open while it lets go; here that is looked at just"
-            " before",
-            do=_unbind(gpu, driver, handover),
-            undo=_return(host, gpu),
+        return
+    here = driver.may_hang or driver.while_open != drivers.UNPLUGS
+    if driver.may_hang:
+        why = f"unbinding {driver.name} can hang; done here because libvirt has no timeout for it"
+    elif here:
+        why = (
+            f"{driver.name} must not be open when it is unbound; done here because libvirt does not"
+            " check that"
         )
     else:
-        who = "the handover to vfio-pci" if handover.bind_vfio else "libvirt"
-        yield Step(
-            stage=NAME,
-            gpu=gpu.address,
-            why=f"{who} takes {driver.name} off it, release sees to it that it comes back",
-            do=None,
-            undo=_return(host, gpu),
-        )
+        unbinds = "the bind to vfio-pci" if handover.bind_vfio else "libvirt"
+        why = f"{unbinds} unbinds {driver.name}; release makes sure that it comes back"
+    yield Step(
+        stage=NAME,
+        gpu=gpu.address,
+        why=why,
+        do=_unbind(gpu, driver, handover) if here else None,
+        undo=_return(host, gpu),
+    )
 
 
-def _unbind(gpu: Gpu, driver: Driver, handover: Handover) -> actions.UnbindNative:
-    from ..actions.native import UnbindNative
-    from ..machine import drivers
-
+def _unbind(gpu: Gpu, driver: Driver, handover: Handover) -> UnbindNative:
     return UnbindNative(
         gpu.address,
         driver.name,
         handover.config.holders.wait_s,
-        driver.while_open != drivers.UNPLUGS,
+        strict=driver.while_open != drivers.UNPLUGS,
     )
 
 
-def _return(host: Host, gpu: Gpu, *, reserved: bool = False) -> actions.ReturnNative:
-    from ..actions.native import ReturnNative, has_node
-
+def _return(host: Host, gpu: Gpu, *, reserved: bool = False) -> ReturnNative:
     return ReturnNative(
         gpu.address,
         gpu.driver or "",
-        has_node(host, gpu.address, "drm", "card"),
-        has_node(host, gpu.address, "graphics", "fb"),
+        has_card(host, gpu.address),
+        has_framebuffer(host, gpu.address),
         reserved,
     )
 
 
 def _off_modules(host: Host, gpu: Gpu, driver: Driver, handover: Handover) -> Iterator[Step]:
-    """A driver that is unloaded rather than unbound, unless it has a GPU that stays.
+    """A driver that is unloaded rather than unbound, unless a GPU that stays has it too.
 
-    Every GPU is reserved before its modules go, and they go with the last of them.
+    Every GPU is reserved before the modules are unloaded, together with the VM's last GPU.
     Raises RefusedError.
     """
-    from ..actions.modules import LoadModules, Reserve
-    from ..machine import modules
-
     going = tuple(one for one in handover.gpus if one.driver == driver.name and not one.virtual)
-    staying = _others_of(host, driver, going)
+    staying = _staying_devices(host, driver, going)
     order = modules.unload_order(host, _module_of(host, gpu, driver))
     reserved = _reservable(host, (gpu,))
     alone = bool(staying) or not order
@@ -107,21 +103,21 @@ def _off_modules(host: Host, gpu: Gpu, driver: Driver, handover: Handover) -> It
     yield Step(
         stage=NAME,
         gpu=gpu.address,
-        why=f"{driver.name} must not get it back before libvirt takes it"
+        why=f"{driver.name} must not bind to it again before libvirt does"
         if reserved
-        else f"{driver.name} must come back to it, its driver_override is the administrator's",
+        else f"{driver.name} has to come back to it; its driver_override is the administrator's",
         do=Reserve(gpu.address) if reserved else None,
         undo=_return(host, gpu, reserved=bool(reserved)),
     )
     if alone:
-        why = f"drives {staying[0]} too, which stays" if staying else "is no module"
+        why = f"also drives {staying[0]}, which stays" if staying else "is not a module"
         yield Step(
             stage=NAME,
             gpu=gpu.address,
-            why=f"{driver.name} {why}, so it is only taken off this GPU; it would hang if anything"
-            " had it open",
+            why=f"{driver.name} {why}, so it is unbound from this GPU only; that would hang while a"
+            " program has it open",
             do=_unbind(gpu, driver, handover),
-            # Another VM may have taken what stays now, and unloaded the modules.
+            # Another VM may take the GPU that stays meanwhile, and unload the modules.
             undo=LoadModules((gpu.address,), reserved, order[::-1]),
         )
     elif gpu is going[0]:
@@ -129,29 +125,24 @@ def _off_modules(host: Host, gpu: Gpu, driver: Driver, handover: Handover) -> It
 
 
 def _refuse_shown(host: Host, gpu: Gpu, driver: Driver) -> None:
-    from ..actions.native import has_node
-
-    if has_node(host, gpu.address, "drm", "card") and (
-        kernel.has_symbol(host, driver.remove_shown) is False
-    ):
+    """Refuse a release of the driver that does not release one GPU with a DRM node."""
+    if has_card(host, gpu.address) and kernel.has_symbol(host, driver.remove_shown) is False:
         raise RefusedError(
-            f"this release of {driver.name} hangs when it is taken off {gpu.address} alone, which"
-            " has a DRM node",
-            hint=f"let no other GPU stay on {driver.name}, or load its DRM module with modeset=0",
+            f"this release of {driver.name} hangs when it is unbound from {gpu.address} alone,"
+            " which has a DRM node",
+            hint=f"leave no other GPU on {driver.name}, or load its DRM module with modeset=0",
         )
 
 
 def _unload(
     host: Host, going: tuple[Gpu, ...], order: tuple[str, ...], handover: Handover
 ) -> Iterator[Step]:
-    from ..actions.consoles import ShowConsoles
-    from ..actions.modules import FreeFramebuffers, LoadModules, UnloadModules
-
+    addresses = tuple(one.address for one in going)
     framebuffers = tuple(name for one in going for name in one.framebuffers)
     if framebuffers and not _consoles_move(host, handover):
         yield Step(
             stage=NAME,
-            gpu=going[0].address,
+            gpu=addresses[0],
             # nvidia-drm with fbdev=1, the default since 570; people found its module in
             # use for as long as fbcon was bound.
             why=f"{order[0]} is in use while a console is on {' or '.join(framebuffers)}",
@@ -160,13 +151,11 @@ def _unload(
         )
     yield Step(
         stage=NAME,
-        gpu=going[0].address,
-        why=f"an unbind of {going[0].driver} waits for ever while anything uses it; unloading it"
+        gpu=addresses[0],
+        why=f"unbinding {going[0].driver} blocks forever while a program uses it; unloading it"
         " fails at once instead",
-        do=UnloadModules(tuple(one.address for one in going), order),
-        undo=LoadModules(
-            tuple(one.address for one in going), _reservable(host, going), order[::-1]
-        ),
+        do=UnloadModules(addresses, order),
+        undo=LoadModules(addresses, _reservable(host, going), order[::-1]),
     )
 
 
@@ -174,16 +163,16 @@ def _consoles_move(host: Host, handover: Handover) -> bool:
     """Whether the stage fbcon has moved the consoles away by then."""
     config = handover.config
     wanted = fbcon.NAME in config.stages and config.keep_console != "never"
-    return wanted and bool(fbcon.staying_framebuffers(host, handover))
+    return wanted and bool(fbcon.possible_targets(host, handover))
 
 
-def _others_of(host: Host, driver: Driver, going: tuple[Gpu, ...]) -> list[str]:
-    """The devices that have the driver and stay on the host."""
-    mine = {one.address for one in going}
+def _staying_devices(host: Host, driver: Driver, going: tuple[Gpu, ...]) -> list[str]:
+    """The addresses of the devices that have the driver and stay on the host."""
+    leaving = {one.address for one in going}
     return [
         address
         for address in host.list(_PCI)
-        if address not in mine and host.link_name(f"{_PCI}/{address}/driver") == driver.name
+        if address not in leaving and host.link_name(f"{_PCI}/{address}/driver") == driver.name
     ]
 
 
@@ -192,11 +181,9 @@ def _module_of(host: Host, gpu: Gpu, driver: Driver) -> str:
 
 
 def _reservable(host: Host, gpus: tuple[Gpu, ...]) -> tuple[str, ...]:
-    """Those whose driver_override is not the administrator's own.
+    """The addresses of those whose driver_override the administrator has not set.
 
-    A vfio-pci on a GPU that another driver has is a left-over, and would keep the
+    A vfio-pci on a GPU that another driver is bound to is a leftover, and would keep that
     driver from coming back; libvirt clears it too.
     """
-    from ..actions.native import VFIO, override_of
-
-    return tuple(one.address for one in gpus if override_of(host, one.address) in ("", VFIO))
+    return tuple(one.address for one in gpus if driver_override(host, one.address) in ("", VFIO))

@@ -21,12 +21,12 @@ from . import (
 )
 from .handover import Handover
 
-# Services hold the GPU, so they go first: who still holds it then is looked for
-# afterwards. Then what must not happen, before anything else is changed. fbcon
-# comes before the framebuffers go, while consoles can still be moved. From there
-# the order is that of Linux commit d17378062079: DRM aperture drivers, fbdev
-# drivers, vgacon. Sound goes before the GPU and comes back after it, because its
-# driver works together with that of the GPU (Linux drm_audio_component).
+# Services first: they hold the GPU, and preflight looks for what still holds it once
+# they are stopped. preflight and collateral refuse, so they come before any other
+# change. fbcon comes while the framebuffers are there and consoles can be moved. From
+# there the order is that of Linux commit d17378062079: DRM aperture drivers, fbdev
+# drivers, vgacon. Sound goes before the GPU and comes back after it, because its driver
+# works together with that of the GPU (Linux drm_audio_component).
 STAGES = (
     services, preflight, collateral, fbcon, drm_aperture, fbdev, vgacon, sound, native, vfio,
 )  # fmt: skip
@@ -35,7 +35,7 @@ STAGES = (
 def plan(host: Host, handover: Handover) -> tuple[Step, ...]:
     """The steps that prepare takes, in order; nothing is changed.
 
-    Raises RefusedError when the VM must not have one of the GPUs, HostError when
+    Raises RefusedError when one of the GPUs must not go to the VM, HostError when
     the machine cannot be read.
     """
     return tuple(_steps(host, handover))
@@ -45,7 +45,7 @@ def _steps(host: Host, handover: Handover) -> Iterator[Step]:
     gpus = tuple(gpu for gpu in handover.gpus if not gpu.virtual)
     for stage in STAGES:
         if stage.NAME not in CONSOLE_STAGES or stage.NAME in handover.config.stages:
-            # The last one loses its driver first, and so gets it back last: otherwise cards
-            # and framebuffers would come back with each other's numbers.
+            # The last GPU loses its driver first, and so gets it back last: a card gets the
+            # lowest free number, so otherwise two of them would swap their numbers.
             for gpu in gpus[::-1] if stage in (native, vfio) else gpus:
                 yield from stage.plan(host, gpu, handover)

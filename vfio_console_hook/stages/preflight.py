@@ -1,37 +1,40 @@
-"""The GPU's own driver, and everything that forbids to hand the GPU over.
+"""Refusing what would hang or break, and waiting until no process uses the GPU.
 
-A native driver is taken off after the other stages, by native.py or by libvirt, and
-the kernel does not come back as long as the driver's remove does not. So this stage
-refuses what is known to hang or to break, and waits until nobody uses the GPU. It
-runs before any change of the machine but stopped services, and changes nothing.
+This stage is for all drivers of all releases, and the person loses nothing by it. The
+native driver is unbound after the other stages, by native.py or by libvirt, and a
+remove that blocks in the kernel cannot be ended. So this stage refuses what is known to
+block. It runs before any change but stopped services, and changes nothing itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..actions.holders import AwaitClosed
 from ..claims.step import Step
 from ..errors import RefusedError
-from ..machine import console, firmware, kernel
+from ..machine import console, drivers, firmware, kernel, nodes
 from ..machine.gpu import Gpu, is_vfio
 from ..machine.host import Host
 from .handover import Handover
-from .holders import holders_step
 
 NAME = "preflight"
+_MAX_LISTED = 6
 
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
-    """A wait for those who use the GPU, and what the kernel takes along with it.
+    """The wait for the processes that use the GPUs, on behalf of the VM's first GPU.
 
-    Raises RefusedError when libvirt could not detach it, or must not.
+    Raises RefusedError when the GPU cannot be handed over, or must not be.
     """
     _refuse_unmanaged(gpu, handover)
-    _refuse_never(host, gpu, handover)
+    _refuse_unsafe_driver(host, gpu, handover)
     _refuse_functions(host, gpu)
     _refuse_unknown_reservations(gpu)
     _refuse_last_driver(host, gpu, handover)
-    yield from holders_step(host, gpu, handover, NAME)
+    gpus = tuple(one for one in handover.gpus if not one.virtual)
+    if gpu is gpus[0]:  # one look at all processes is enough for all GPUs
+        yield from _wait_for_holders(host, gpus, handover)
 
 
 def _refuse_unmanaged(gpu: Gpu, handover: Handover) -> None:
@@ -39,36 +42,34 @@ def _refuse_unmanaged(gpu: Gpu, handover: Handover) -> None:
         return
     what = f"is bound to {gpu.driver}" if gpu.driver else "has no driver"
     raise RefusedError(
-        f"{gpu.address} {what} and is managed='no', so libvirt will not give it to vfio-pci",
+        f"{gpu.address} {what} and is managed='no', so libvirt will not bind it to vfio-pci",
         hint="write managed='yes' in the <hostdev>, or bind it to vfio-pci yourself",
     )
 
 
-def _refuse_never(host: Host, gpu: Gpu, handover: Handover) -> None:
-    """Refuse a driver that must never be taken off this GPU."""
+def _refuse_unsafe_driver(host: Host, gpu: Gpu, handover: Handover) -> None:
+    """Refuse a driver that cannot be unbound from this GPU without harm."""
     if not gpu.native:
         return
-    from ..machine import drivers  # only for a GPU that a driver of the host drives
-
     driver = drivers.driver_named(gpu.driver)
-    away = f"keep {driver.name} off it from boot on, with vfio-pci.ids= or driver_override"
+    at_boot = f"keep {driver.name} off it from boot on, with vfio-pci.ids= or driver_override"
     if driver.remove and kernel.has_symbol(host, driver.remove) is False:
         raise RefusedError(
             f"{gpu.address} is driven by {driver.name}, which cannot be unbound in this kernel",
-            hint=away,
+            hint=at_boot,
         )
     if driver.hangs_apu and handover.config.apu != "allow" and drivers.is_apu(host, gpu.address):
         raise RefusedError(
-            f"{gpu.address} is part of an AMD processor: to take {driver.name} off it may hang"
+            f"{gpu.address} is part of an AMD processor: unbinding {driver.name} from it may hang"
             " the host, or power it off",
-            hint=f"{away}, or set `apu: allow` to take the risk",
+            hint=f"{at_boot}, or set `apu: allow` to take the risk",
         )
 
 
 def _refuse_functions(host: Host, gpu: Gpu) -> None:
-    """Refuse a GPU with virtual functions on vfio-pci: they go with its driver.
+    """Refuse a GPU with virtual functions on vfio-pci, which the unbind of its driver removes.
 
-    Removing one waits until its VM has ended (Linux pci/iov.c, sriov_disable;
+    Removing one blocks until its VM has ended (Linux pci/iov.c, sriov_disable;
     vfio_main.c, vfio_unregister_group_dev).
     """
     device = f"sys/bus/pci/devices/{gpu.address}"
@@ -76,23 +77,23 @@ def _refuse_functions(host: Host, gpu: Gpu) -> None:
         function = host.link_name(f"{device}/{name}") if name.startswith("virtfn") else None
         if function and is_vfio(host, function):
             raise RefusedError(
-                f"{gpu.address} has the virtual function {function} on vfio-pci, and to take"
-                f" {gpu.driver} off it would wait for the VM that uses that",
-                hint=f"end that VM and `echo 0 > /{device}/sriov_numvfs`, or give the VM a"
-                " virtual function instead",
+                f"{gpu.address} has the virtual function {function} on vfio-pci, and unbinding"
+                f" {gpu.driver} would block until the VM that uses {function} has ended",
+                hint=f"shut that VM down and `echo 0 > /{device}/sriov_numvfs`, or assign a"
+                " virtual function to this VM instead",
             )
 
 
 def _refuse_unknown_reservations(gpu: Gpu) -> None:
     if gpu.native:
-        return  # its driver's own reservations go with it; start looks again
+        return  # they are its driver's and go with it; the event start looks again
     for reservation in gpu.foreign_reservations:
         if reservation.name not in firmware.RESERVATION_NAMES:
             raise RefusedError(
                 f"{reservation.name} reserves {reservation.range} in BAR {reservation.bar} of"
-                f" {gpu.address},"
-                " and this program does not know how to take it away",
-                hint="find out what it is in /proc/iomem and remove it before the VM starts",
+                f" {gpu.address}, and this hook cannot free it",
+                hint=f"find out what reserves {reservation.name} in /proc/iomem, and unbind or"
+                " unload it before the VM starts",
             )
 
 
@@ -102,20 +103,63 @@ def _refuse_last_driver(host: Host, gpu: Gpu, handover: Handover) -> None:
     It then keeps the consoles without a framebuffer, and the next text is a NULL
     dereference (Linux fbcon.c, fbcon_cursor; seen on 6.1 and 7.3).
     """
-    going = {name for one in handover.gpus for name in one.framebuffers}
-    if not gpu.framebuffers or any(fb.name not in going for fb in handover.framebuffers(host)):
+    if not gpu.framebuffers or handover.staying_framebuffers(host):
         return
-    # vfio-pci takes vgacon off the boot VGA, and puts the dummy console in its
-    # place only if vgacon is bound then (vgaarb.c, vga_remove_vgacon).
+    # vfio-pci removes vgacon from the boot VGA device, and registers the dummy console
+    # only if vgacon is bound then (vgaarb.c, vga_remove_vgacon).
     text_goes = any(one.boot_vga and handover.kernel_removes_from(one) for one in handover.gpus)
-    drivers = [
+    left = [
         one.driver
         for one in console.vtconsoles(host)
         if one.bound or one.driver != console.VGACON or not text_goes
     ]
-    if drivers == [console.FBCON]:
+    if left == [console.FBCON]:
         raise RefusedError(
             f"{gpu.address} has the host's last framebuffer, and fbcon would be the only console"
             " driver left: the kernel would crash at the next text it draws",
             hint="reboot, and start this VM before any other that takes the boot GPU",
         )
+
+
+def _wait_for_holders(host: Host, gpus: tuple[Gpu, ...], handover: Handover) -> Iterator[Step]:
+    blocking = nodes.nodes_to_close(host, gpus, handover.siblings)
+    if blocking:
+        leave = "the GPUs leave" if gpus[1:] else "the GPU leaves"
+        yield Step(
+            stage=NAME,
+            gpu=gpus[0].address,
+            why=f"{_listed(blocking)} must be closed before {leave}",
+            # Linux 5.x frees the framebuffer while /dev/fbN is still open (fixed in 5.17.9,
+            # "fbdev: efifb: Cleanup fb_info in .fb_destroy rather than .remove"). No symbol
+            # shows the fix, so there a process that cannot be inspected counts.
+            do=await_closed(gpus, blocking, handover, strict=kernel.release(host) < (6, 0)),
+            undo=None,
+        )
+
+
+def await_closed(
+    gpus: tuple[Gpu, ...], blocking: tuple[str, ...], handover: Handover, *, strict: bool
+) -> AwaitClosed:
+    """The wait until these nodes are closed, by the VM's configuration.
+
+    Without nodes it is for those that exist when the wait begins. strict: whether a process
+    that cannot be inspected counts.
+    """
+    policy = handover.config.holders
+    addresses = [one.address for one in gpus]
+    return AwaitClosed(
+        gpu=addresses[0],
+        nodes=blocking,
+        wait_s=policy.wait_s,
+        strict=strict,
+        terminate=policy.terminate,
+        grace_s=policy.grace_s,
+        beside=tuple(addresses[1:]),
+    )
+
+
+def _listed(blocking: tuple[str, ...]) -> str:
+    shown = [f"/{node}" for node in blocking]
+    if len(shown) > _MAX_LISTED:
+        shown = [*shown[:_MAX_LISTED], f"{len(shown) - _MAX_LISTED} more"]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if shown[1:] else shown)

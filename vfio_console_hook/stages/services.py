@@ -1,29 +1,35 @@
 """Services that use the GPU: stopped before it leaves, and started again when it is back.
 
-A display manager has the GPU open as long as it runs, and so have the daemons of
-GPU makers. Which ones do on this host, only the administrator knows; what a service
-does with the GPU is not asked, so all that are listed and run are stopped, once for
-the VM and before anything else.
+A display manager has the GPU open while it runs, and so have the daemons of GPU vendors,
+with every driver and release. Only the administrator knows which ones do on this host;
+it is not checked whether a service uses the GPU. So all that are listed and run are
+stopped, once for the VM and before anything else. The person loses them while the VM
+runs, and with a display manager the session.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..actions.services import (
+    StartByCommand,
+    StartUnits,
+    StopByCommand,
+    StopUnits,
+    is_running,
+)
 from ..claims.step import Step
 from ..config.settings import Service
 from ..errors import RefusedError
+from ..machine import systemd
 from ..machine.gpu import Gpu
 from ..machine.host import Host
+from ..machine.systemd import Unit
 from .handover import Handover
 
 NAME = "services"
 
-TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
-if TYPE_CHECKING:
-    from ..machine.systemd import Unit
-
-# Whoever lists one of these would wait for it while it waits for the hook.
+# Stopping one of these would deadlock: it waits for the hook, which waits for the stop.
 _CALLERS = ("libvirtd.service", "virtqemud.service")
 
 
@@ -31,13 +37,13 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """A step for each service that runs, in the order of the configuration.
 
     Raises RefusedError for a unit where systemd does not run the host, HostError
-    when it cannot be told how the services are.
+    when the state of the services cannot be read.
     """
     services = handover.config.services
     first = next(one for one in handover.gpus if not one.virtual)
     if not services or gpu.address != first.address:
         return
-    # What is left of the deadline is for the holders, the consoles, and the way back.
+    # The rest of the timeout is for the holders, the consoles, and undoing all of it.
     wait_s = handover.config.timeout_s / 2
     units = _units(host, services)
     seen: set[str] = set()
@@ -51,28 +57,23 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
 
 
 def started_again(steps: tuple[Step, ...]) -> tuple[str, ...]:
-    """The names of what these steps of prepare let release start, in its order."""
-    undos = [step.undo for step in reversed(steps) if step.stage == NAME and step.undo]
-    if not undos:
-        return ()
-    from ..actions.services import StartByCommand, StartUnits
-
+    """The names of what release starts again after these steps of prepare, in its order."""
     names: list[str] = []
-    for undo in undos:
-        names += undo.units if isinstance(undo, StartUnits) else ()
-        names += [undo.name] if isinstance(undo, StartByCommand) else ()
+    for step in reversed(steps):
+        if isinstance(step.undo, StartUnits):
+            names += step.undo.units
+        elif isinstance(step.undo, StartByCommand):
+            names.append(step.undo.name)
     return tuple(names)
 
 
 def _units(host: Host, services: tuple[Service, ...]) -> dict[str, Unit]:
-    """How the services that are units of systemd are, by the names in the configuration."""
-    from ..machine import systemd  # only VMs with services need it
-
+    """The units of systemd among the services, by the names in the configuration."""
     names = [service.name for service in services if not service.stop]
     if names and not systemd.booted(host):
         raise RefusedError(
-            f"the service {names[0]} cannot be stopped: systemd does not run this host",
-            hint="give the commands for it, as default.yaml shows under `services`",
+            f"the service {names[0]} cannot be stopped: this host does not run systemd",
+            hint="configure commands for it, see `services` in default.yaml",
         )
     return dict(zip(names, systemd.units(host, names)))
 
@@ -80,14 +81,11 @@ def _units(host: Host, services: tuple[Service, ...]) -> dict[str, Unit]:
 def _by_systemd(
     host: Host, gpu: Gpu, service: Service, unit: Unit, wait_s: float
 ) -> Iterator[Step]:
-    from ..actions.services import StartUnits, StopUnits
-    from ..machine import systemd
-
     shown = unit.name
     if unit.name not in (service.name, f"{service.name}.service"):
         shown += f" ({service.name})"  # an alias, such as display-manager
     if not unit.startable:
-        why = _why_left_alone(host, unit, shown)
+        why = _why_not_stopped(host, unit, shown)
         if why:
             yield Step(stage=NAME, gpu=gpu.address, why=why, do=None, undo=None)
         return
@@ -97,27 +95,26 @@ def _by_systemd(
     for name in _CALLERS:
         if name in together:
             raise RefusedError(
-                f"{shown} cannot be stopped for a VM: {name} would go down, which starts the VM",
-                hint="take it out of `services`",
+                f"{shown} cannot be stopped for a VM: {name}, which starts the VM, would stop too",
+                hint="remove it from `services`",
             )
     others = [name for name in together if name != unit.name]
-    state = "is about to start" if unit.active == "inactive" else "runs"
+    state = "is about to start" if unit.active == "inactive" else "is running"
     bound = f" with {' and '.join(others)}" if others else ""
     yield Step(
         stage=NAME,
         gpu=gpu.address,
-        why=f"{shown} {state}: it is stopped{bound}, and starts again after the VM",
+        why=f"{shown} {state}: stopped{bound} for the VM, and started again after it",
         do=StopUnits(together, wait_s),
         undo=StartUnits(together),
     )
 
 
-def _why_left_alone(host: Host, unit: Unit, shown: str) -> str:
-    from ..machine import systemd
-
+def _why_not_stopped(host: Host, unit: Unit, shown: str) -> str:
+    """Why a unit that systemd would not start again is not stopped; "" if it does not run."""
     if unit.running:
         state = "gone" if unit.loaded == "not-found" else unit.loaded
-        return f"{shown} runs and is left alone: its unit is {state}, so it would not start again"
+        return f"{shown} is not stopped: its unit is {state}, so it could not be started again"
     if unit.loaded != "not-found":
         return ""
     near = systemd.similar_unit(host, unit.name)
@@ -125,13 +122,11 @@ def _why_left_alone(host: Host, unit: Unit, shown: str) -> str:
 
 
 def _by_command(host: Host, gpu: Gpu, service: Service, wait_s: float) -> Iterator[Step]:
-    from ..actions.services import StartByCommand, StopByCommand, runs
-
-    if runs(host, service.active):
+    if is_running(host, service.active):
         yield Step(
             stage=NAME,
             gpu=gpu.address,
-            why=f"{service.name} runs: it is stopped, and starts again after the VM",
+            why=f"{service.name} is running: stopped for the VM, and started again after it",
             do=StopByCommand(service.name, service.active, service.stop, wait_s),
             undo=StartByCommand(service.name, service.active, service.start),
         )

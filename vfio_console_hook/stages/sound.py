@@ -1,18 +1,20 @@
-"""The GPU's sound function taken off its driver, if it goes to the VM too.
+"""Unbinding the driver of the GPU's sound function, if that goes to the VM too.
 
-snd_hda_intel and its likes (Linux sound/pci/hda) wait in their remove until the last
-program has closed the sound card, beyond any signal (sound/core/init.c,
-snd_card_free). libvirt would wait with them, with its locks held and without a
-deadline; virsh then hangs for every VM. So it is done here, in a process that is
-watched. While the VM runs, the person loses the sound of that card's monitors.
+The remove of snd_hda_intel and other drivers (Linux sound/pci/hda), of every release,
+blocks until the last program has closed the sound card, and no signal ends that
+(sound/core/init.c, snd_card_free). libvirt would block as well, with its locks held and
+without a timeout, and virsh would hang for every VM. So the unbind is done here, in a
+process with a timeout. While the VM runs, the person loses the sound of that card's
+monitors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..actions.native import ReturnNative, UnbindNative
 from ..claims.step import Step
-from ..machine import kernel
+from ..machine import kernel, nodes
 from ..machine.gpu import Gpu, is_vfio, slot
 from ..machine.host import Host
 from .handover import Handover
@@ -22,7 +24,7 @@ _AUDIO = "0x0403"  # PCI_CLASS_MULTIMEDIA_HD_AUDIO
 
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
-    """The driver off each sound function in the GPU's slot that leaves with it."""
+    """The unbind of each sound function in the GPU's slot that leaves with it."""
     for address in handover.siblings:
         device = f"sys/bus/pci/devices/{address}"
         driver = host.link_name(f"{device}/driver")
@@ -34,18 +36,15 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
 
 
 def _unbind(host: Host, gpu: Gpu, address: str, driver: str, handover: Handover) -> Step:
-    from ..actions.native import ReturnNative, UnbindNative
-    from ..machine import nodes  # only for a GPU with sound
-
     cards = tuple(f"dev/snd/{name}" for name in nodes.sound_nodes(host, (address,)))
-    # Sound servers let go of a card that disappears. So where nobody may look into
-    # them (SELinux), that counts no more than it does for the GPU itself.
+    # Sound servers close a card that disappears. So one that cannot be inspected (SELinux)
+    # counts no more than it does for the GPU itself.
     strict = kernel.release(host) < (6, 0)
     return Step(
         stage=NAME,
         gpu=gpu.address,
-        why=f"{driver} waits without end while its sound is open; here that has a deadline, in"
-        " libvirt it has none",
+        why=f"unbinding {driver} blocks while a program has its sound card open; done here because"
+        " libvirt has no timeout for it",
         do=UnbindNative(address, driver, handover.config.holders.wait_s, strict, cards),
         undo=ReturnNative(address, driver, False, False),
     )

@@ -1,7 +1,7 @@
-"""The GPU on vfio-pci, where a person asked for it: on a host without libvirt.
+"""Binding the GPU to vfio-pci, for `take --vfio` on a host without libvirt.
 
-libvirt binds a managed device itself, and gives back only what it has bound, so
-this stage does nothing for a VM of libvirt's.
+libvirt binds a managed device itself, and re-attaches only what it has bound, so this
+stage does nothing for a VM of libvirt's. Until `give`, the host cannot use the GPU.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ NAME = "vfio"
 
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
-    """The GPU bound to vfio-pci, as the last step."""
+    """The bind to vfio-pci, the last step of all."""
     if handover.bind_vfio and not gpu.vfio:
         yield Step(
             stage=NAME,
             gpu=gpu.address,
-            why="vfio-pci is to have it, and no libvirt binds it",
+            why="without libvirt it has to be bound to vfio-pci here",
             do=BindVfio(gpu.address),
             undo=UnbindVfio(gpu.address),
         )

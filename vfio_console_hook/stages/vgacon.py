@@ -1,8 +1,9 @@
 """The text console on legacy VGA memory (vgacon), which belongs to the boot VGA device.
 
-It claims no BAR, so it does not block a VM. vfio-pci of Linux 6.0 and later
-removes it from the boot VGA of class 0300 for good; older kernels leave it, and
-then it would go on drawing on a card that is the VM's.
+It reserves no BAR, so it does not block a VM. vfio-pci of Linux 6.0 and later removes
+it from the boot VGA device of class 0300, and the person loses the text console until
+a reboot. Older kernels leave it, and it would keep drawing on a card that is the VM's:
+there the text is stopped while the VM runs.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ NAME = "vgacon"
 
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
-    """The text console off the card, in the way that this kernel needs."""
+    """What keeps the text console off the card, as this kernel needs it. Raises HostError."""
     vtconsoles = console.vtconsoles(host)
     vgacon = next((c for c in vtconsoles if c.driver == console.VGACON), None)
     if vgacon is None or gpu.pci_class != VGA or not gpu.boot_vga or gpu.vfio:
         return
     if not handover.kernel_removes_from(gpu):
         if vgacon.bound:
-            yield from _quiet(host, gpu)
+            yield from _stop_text(host, gpu)
     elif vgacon.bound:
         yield Step(
             stage=NAME,
@@ -41,19 +42,19 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
             " kernel removes vgacon for good",
         )
     elif any(c.bound and c.driver == console.FBCON for c in vtconsoles):
-        # Start brings the consoles back to the framebuffer that stays.
+        # The event start moves the consoles back to a framebuffer that stays.
         yield Step(
             stage=NAME,
             gpu=gpu.address,
-            why="vfio-pci removes vgacon, and registers the dummy console in its place only if"
-            " vgacon has the consoles then: without it, losing the last framebuffer would crash"
-            " the kernel",
+            why="vfio-pci removes vgacon, and registers the dummy console only if vgacon is bound"
+            " at that time; without the dummy console the kernel would crash when the last"
+            " framebuffer goes",
             do=LeaveFramebuffers(),
             undo=ShowConsoles(1),
         )
 
 
-def _quiet(host: Host, gpu: Gpu) -> Iterator[Step]:
+def _stop_text(host: Host, gpu: Gpu) -> Iterator[Step]:
     path = "sys/class/tty/tty0/active"
     tty = host.read(path) or ""
     if tty and not re.fullmatch(r"tty[0-9]{1,2}", tty):
@@ -62,7 +63,7 @@ def _quiet(host: Host, gpu: Gpu) -> Iterator[Step]:
         yield Step(
             stage=NAME,
             gpu=gpu.address,
-            why="the text console would go on writing to it",
+            why="the text console would keep drawing on it",
             do=QuietText(tty, True),
             undo=QuietText(tty, False),
         )

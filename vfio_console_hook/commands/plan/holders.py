@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from ...actions import advice
+from ...actions import holder_hint
 from ...actions.holders import AwaitClosed
 from ...actions.services import StopByCommand, StopUnits
 from ...claims.step import Step
@@ -61,7 +61,7 @@ def planned_holders(
 
 def _ending_with(host: Host, one: Holder, steps: tuple[Step, ...]) -> str:
     """A clause about the service that is stopped first and ends the process with it, or ""."""
-    managers = set(advice.display_managers(host))
+    managers = set(holder_hint.display_managers(host))
     session = one.cgroup.startswith("/user.slice/") or one.command == "systemd-logind"
     for step in steps:
         if isinstance(step.do, StopUnits):

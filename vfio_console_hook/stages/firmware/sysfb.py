@@ -1,8 +1,8 @@
-"""Taking efi-framebuffer.0 and vesa-framebuffer.0, which own no memory themselves.
+"""Freeing what efi-framebuffer.0 and vesa-framebuffer.0 show, which own no memory themselves.
 
-Shared by the stages drm_aperture and fbdev. Unbinding the driver frees the BAR.
-The way back is to bind it again, as long as vfio-pci leaves the platform device
-alone: for class 0300 the kernel unregisters it, unless it cannot see whose it is.
+Unbinding the driver frees the BAR, and binding it again brings the console back, if
+vfio-pci has not removed the platform device meanwhile: for class 0300 the kernel
+unregisters it, unless it cannot match it to the GPU.
 """
 
 from __future__ import annotations
@@ -21,68 +21,69 @@ from ..handover import Handover
 def plan(
     host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover, stage: str
 ) -> Iterator[Step]:
-    """The driver unbound, and the device kept from being removed where that can be done."""
+    """The unbind of the driver, and what keeps the kernel from removing the device if possible."""
     if device.driver is None or device.dead or gpu.native:
         # Linux 5.10 panics when a device that a native driver took over is unbound.
         return
-    keeps = _keeps_device(host, gpu, device, handover)
-    yield Step(
-        stage=stage,
-        gpu=gpu.address,
-        why=f"{device.draws_as} draws the firmware's picture in its memory",
-        do=Unbind(device.name, device.driver),
-        undo=way_back(gpu, device, device.driver),
-        loses="" if keeps and not gpu.vfio else _loss(host, gpu, device),
-    )
-    if keeps and _needs_decode_off(gpu, device, handover):
-        yield _hidden(gpu, device, stage)
+    survives = _survives_vfio(host, gpu, device, handover)
+    loses = "" if survives and not gpu.vfio else _loss(host, gpu, device)
+    yield unbind_step(gpu, device, device.driver, stage, loses)
+    if survives and _needs_decode_off(gpu, device, handover):
+        yield _decode_off_step(gpu, device, stage)
 
 
-def taken_over(host: Host, handover: Handover, steps: Sequence[Step]) -> Iterator[Step]:
-    """What steps that another VM has taken lack, if its prepare did not come to its end.
-
-    A device whose driver is unbound already is kept, too, where it is to be bound again.
-    """
-    hidden = {step.do.gpu for step in steps if isinstance(step.do, Decode)}
-    back = {step.undo.device: step.stage for step in steps if isinstance(step.undo, Rebind)}
-    for gpu in handover.gpus:
-        for device in gpu.firmware:
-            if device.name not in back or device.driver is not None or gpu.address in hidden:
-                continue
-            needs = _needs_decode_off(gpu, device, handover)
-            if needs and _keeps_device(host, gpu, device, handover):
-                yield _hidden(gpu, device, back[device.name])
-
-
-def _hidden(gpu: Gpu, device: FirmwareDevice, stage: str) -> Step:
-    """What keeps the device from being removed."""
+def unbind_step(gpu: Gpu, device: FirmwareDevice, driver: str, stage: str, loses: str) -> Step:
+    """The unbind of a firmware driver, undone if the device still draws in the GPU's memory."""
+    first, last = (device.range.first, device.range.last) if device.range else (-1, -1)
     return Step(
         stage=stage,
         gpu=gpu.address,
-        why=f"vfio-pci, which would remove {device.name} for good, does not see whose it"
-        " is while the GPU's memory decoding is off",
-        do=Decode(gpu.address, False),
-        undo=Decode(gpu.address, True),
+        why=f"{device.draws_as} draws the firmware console in its memory",
+        do=Unbind(device.name, driver),
+        undo=Rebind(device.name, driver, gpu.address, first, last),
+        loses=loses,
     )
 
 
-def way_back(gpu: Gpu, device: FirmwareDevice, driver: str) -> Rebind:
-    """The driver bound again, if the device still draws inside the GPU's memory."""
-    first, last = (device.range.first, device.range.last) if device.range else (-1, -1)
-    return Rebind(device.name, driver, gpu.address, first, last)
+def missing_decode_steps(host: Host, handover: Handover, steps: Sequence[Step]) -> Iterator[Step]:
+    """The decode steps that are missing among steps taken over from another VM.
+
+    They are missing when its prepare was interrupted after the unbind. The stages yield
+    nothing for a device without a driver, but it must survive vfio-pci to be bound again.
+    """
+    done = {step.do.gpu for step in steps if isinstance(step.do, Decode)}
+    rebound = {step.undo.device: step.stage for step in steps if isinstance(step.undo, Rebind)}
+    for gpu in handover.gpus:
+        for device in gpu.firmware:
+            if device.name not in rebound or device.driver is not None or gpu.address in done:
+                continue
+            needed = _needs_decode_off(gpu, device, handover)
+            if needed and _survives_vfio(host, gpu, device, handover):
+                yield _decode_off_step(gpu, device, rebound[device.name])
+
+
+def _decode_off_step(gpu: Gpu, device: FirmwareDevice, stage: str) -> Step:
+    return Step(
+        stage=stage,
+        gpu=gpu.address,
+        why=f"with memory decoding off, vfio-pci does not match {device.name} to this GPU and"
+        " leaves it in place",
+        do=Decode(gpu.address, False),
+        undo=Decode(gpu.address, True),
+    )
 
 
 def _needs_decode_off(gpu: Gpu, device: FirmwareDevice, handover: Handover) -> bool:
     return not gpu.vfio and handover.kernel_removes_from(gpu) and device.parent == gpu.address
 
 
-def _keeps_device(host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover) -> bool:
-    """Whether the platform device is there after vfio-pci has bound, so that it can come back."""
+def _survives_vfio(host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover) -> bool:
+    """Whether the platform device still exists once vfio-pci is bound, given the decode step."""
     if device.parent == gpu.address:
         return not (handover.kernel_removes_from(gpu) and kernel.locked_down(host))
     # Linux 6.1.47 to 6.8 unregister it only with a GPU whose ROM is shadowed, be it this
-    # one or another that leaves with it; 6.0.3 to 6.1.46 do it always, and nothing but the
-    # version would tell, so this hopes for the newer one and release says what became of it.
+    # one or another that leaves with it; 6.0.3 to 6.1.46 always do, and only the version
+    # shows which. So this assumes the newer ones, and release reports what happened.
     return not any(
         handover.kernel_removes_from(one)
         and not one.vfio
@@ -92,12 +93,13 @@ def _keeps_device(host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handov
 
 
 def _loss(host: Host, gpu: Gpu, device: FirmwareDevice) -> str:
+    """What the person loses where the console does not come back, as a clause."""
     if gpu.vfio:
-        return f"the firmware console stays off as long as vfio-pci has {gpu.address}"
+        return f"the firmware console stays off while {gpu.address} is bound to vfio-pci"
     loss = (
         "this host's console will not come back before a reboot: vfio-pci of this kernel"
         f" removes {device.name} for good"
     )
     if device.parent == gpu.address and kernel.locked_down(host):
-        loss += ", and kernel lockdown forbids to prevent it"
+        loss += ", and kernel lockdown makes that unavoidable"
     return loss

@@ -1,7 +1,4 @@
-"""What a person can do about the processes that hold a GPU: one hint, the most useful one.
-
-Only where a VM is refused is this loaded.
-"""
+"""The hint for a VM that is refused because processes hold its GPU: the one most useful thing."""
 
 from __future__ import annotations
 
@@ -15,18 +12,19 @@ from ..machine.holders import Holder
 from ..machine.host import Host
 
 _ALIAS = "etc/systemd/system/display-manager.service"
-# Where a unit that runs has its cgroup: with one hierarchy, and with the older ones.
+# Where a running unit has its cgroup: with one hierarchy, and with the older ones.
 _CGROUPS = ("sys/fs/cgroup", "sys/fs/cgroup/systemd", "sys/fs/cgroup/unified")
 _USER = re.compile(r"/user-(\d+)\.slice/")
-_OUR_WAY_IN = re.compile(r"systemd-.*|libvirtd|virt[a-z]+d|sshd?|dbus.*")
+# Stopping one of these would end libvirt, the administrator's access or the whole session.
+_NEVER_STOP = re.compile(r"systemd-.*|libvirtd|virt[a-z]+d|sshd?|dbus.*")
 _MAX_UNITS = 3
 _MAX_UNIT = 48
 
 
 def hint(host: Host, holders: Sequence[Holder]) -> str:
-    """What lets go of the GPU, seen by who has it."""
+    """What to do so that these processes close the GPU, as one hint."""
     managers = display_managers(host)
-    units = _services(holders, managers)
+    units = _stoppable_services(holders, managers)
     sessions = [one for one in holders if _USER.search(one.cgroup)]
     logind = any(one.command == "systemd-logind" for one in holders)
     running = any(
@@ -36,34 +34,34 @@ def hint(host: Host, holders: Sequence[Holder]) -> str:
         units.insert(0, "display-manager")
     if units:
         listed = ", ".join(units[:_MAX_UNITS])
-        return f"write `services: [{listed}]` into /{VMS}/NAME.yaml to stop it for the VM NAME"
+        return f"add `services: [{listed}]` to /{VMS}/NAME.yaml to stop it for the VM NAME"
     if sessions:
         return _end_session(sessions[0], outlived=bool(managers))
     if logind:
-        return "a login session still has the GPU, `loginctl list-sessions` shows it: end it"
+        return "end the login session that has the GPU, see `loginctl list-sessions`"
     if any("/machine.slice/" in one.cgroup for one in holders):
-        return "shut the VM or container down that uses it"
+        return "shut down the VM or container that uses it"
     if all(one.unknown for one in holders):
-        return "stop them: before Linux 6.0 a framebuffer must not go while somebody has it open"
-    return "stop what is named, or raise `holders: {wait_s: N}`"
+        return "stop them: before Linux 6.0 it is not safe to remove an open framebuffer"
+    return "stop these processes, or increase `holders.wait_s`"
 
 
-def _services(holders: Sequence[Holder], managers: Sequence[str]) -> list[str]:
-    """The units of the system among them, as they are written in `services`."""
+def _stoppable_services(holders: Sequence[Holder], managers: Sequence[str]) -> list[str]:
+    """The system units among the holders, as they are written in `services`."""
     found = []
     for one in holders:
         name, _, kind = one.unit.rpartition(".")
         inside = one.cgroup.startswith(("/user.slice/", "/machine.slice/"))
         if one.unit in managers:
             found.append("display-manager")
-        elif kind == "service" and not inside and not _OUR_WAY_IN.fullmatch(name):
+        elif kind == "service" and not inside and not _NEVER_STOP.fullmatch(name):
             found.append(name if len(name) <= _MAX_UNIT else one.unit[:_MAX_UNIT] + "...")
     found.sort(key=lambda name: name != "display-manager")
     return list(dict.fromkeys(found))
 
 
 def _end_session(one: Holder, *, outlived: bool) -> str:
-    """How to end what a user runs: the user unit, or the session with all that is in it."""
+    """How to end a process in a user's session: its user unit, or the whole session."""
     match = _USER.search(one.cgroup)
     user = match[1] if match else ""
     why = f"the session of user {user} has outlived its display manager: " if outlived else ""
@@ -71,7 +69,7 @@ def _end_session(one: Holder, *, outlived: bool) -> str:
     stop = ""
     if f"/user@{user}.service/" in one.cgroup and unit.endswith(".service"):
         stop = f", or `systemctl --user -M {user}@ stop {unit[:_MAX_UNIT]}`"
-    return f"{why}`loginctl terminate-user {user}`{stop}"
+    return f"{why}run `loginctl terminate-user {user}`{stop}"
 
 
 def display_managers(host: Host) -> tuple[str, ...]:

@@ -1,7 +1,4 @@
-"""Ending the processes that hold a GPU: those that the configuration names, and no others.
-
-Only where somebody has to be ended is this loaded.
-"""
+"""Ending processes that hold a GPU, with SIGTERM and SIGKILL: only those that are configured."""
 
 from __future__ import annotations
 
@@ -18,19 +15,19 @@ from ..machine.host import Host
 _KILL_S = 2.0
 _COMM = 15  # TASK_COMM_LEN without the final NUL (Linux include/linux/sched.h)
 
-# libvirt's daemons and what they start for a VM, such as virtiofsd; and whoever would
-# take the whole desktop, or the host, along.
+# libvirt's daemons with what they start for a VM, such as virtiofsd, and what would take
+# the whole desktop or the host down with it.
 _NEVER = re.compile(r"systemd|systemd-logind|libvirtd|virt[a-z]+d")
 
 
-def may_end(host: Host, holder: Holder, names: Collection[str]) -> bool:
-    """Whether a process may be ended: it is named, by its command or unit, and not spared."""
-    return any(_is_named(holder, name) for name in names) and not _is_spared(host, holder)
+def may_be_ended(host: Host, holder: Holder, names: Collection[str]) -> bool:
+    """Whether names list the process, by its command or unit, and it is not protected."""
+    return any(_matches(holder, name) for name in names) and not _is_protected(host, holder)
 
 
-def _is_named(holder: Holder, name: str) -> bool:
+def _matches(holder: Holder, name: str) -> bool:
     if holder.command.startswith("sshd") and not name.startswith("ssh"):
-        return False  # it may be in the unit of a session, and be the person's only way in
+        return False  # it may be in the unit of a session, and the administrator's only access
     unit = holder.unit
     return name[:_COMM] == holder.command or (unit != "" and name in (unit, _stem(unit)))
 
@@ -39,8 +36,8 @@ def _stem(unit: str) -> str:
     return unit.rpartition(".")[0]
 
 
-def _is_spared(host: Host, holder: Holder) -> bool:
-    """Whether it is never ended: process 1, logind, libvirt, a VM, one that is not known."""
+def _is_protected(host: Host, holder: Holder) -> bool:
+    """Whether it is never ended: process 1, logind, libvirt, a VM, or one that is not known."""
     if holder.unknown or holder.pid == 1 or "/machine.slice/" in f"{holder.cgroup}/":
         return True
     unit = holder.unit
@@ -56,10 +53,10 @@ def _is_spared(host: Host, holder: Holder) -> bool:
 
 
 def end(host: Host, search: Search, holders: Sequence[Holder], grace_s: float) -> list[Holder]:
-    """End these processes, first with SIGTERM, after grace_s with SIGKILL; those it was sent to.
+    """Send SIGTERM to these processes, and SIGKILL after grace_s; returns those that got one.
 
-    A process that has closed the nodes meanwhile is left alone. Whether all are
-    gone afterwards, the caller has to look.
+    A process that has closed the nodes meanwhile is left alone. It is not checked here
+    that all are gone afterwards.
     """
     handles: dict[int, int] = {}
     try:
@@ -68,24 +65,26 @@ def end(host: Host, search: Search, holders: Sequence[Holder], grace_s: float) -
             if handle is None:
                 continue
             handles[one.pid] = handle
-            # From here on it cannot be mistaken for another process; up to here it could.
+            # The handle names one process for good; the pid may have been reused before it.
             process = processes.find(host, one.pid)
             if process is None or process.started != one.started or not search.among([one.pid]):
                 host.close_process(handles.pop(one.pid))
         for handle in handles.values():
             host.signal_process(handle, signal.SIGTERM)
-        left = _await(host, search, handles, grace_s)
+        left = _wait_for_close(host, search, handles, grace_s)
         for pid in left:
             host.signal_process(handles[pid], signal.SIGKILL)
-        _await(host, search, {pid: handles[pid] for pid in left}, _KILL_S)
+        _wait_for_close(host, search, {pid: handles[pid] for pid in left}, _KILL_S)
         return [one for one in holders if one.pid in handles]
     finally:
         for handle in handles.values():
             host.close_process(handle)
 
 
-def _await(host: Host, search: Search, handles: dict[int, int], timeout_s: float) -> list[int]:
-    """Those that still hold the nodes after timeout_s; nobody as soon as they do not."""
+def _wait_for_close(
+    host: Host, search: Search, handles: dict[int, int], timeout_s: float
+) -> list[int]:
+    """Wait until these processes have closed the nodes; the pids of those that still have not."""
     left = [one.pid for one in search.among(handles)]
     for pause_s in pauses(host, timeout_s):
         if not left:
