@@ -116,7 +116,7 @@ def tree(xml: bytes) -> _Element:
         if len(xml) > _LARGE:
             from . import largexml  # metadata of that size are rare
 
-            return largexml.read(xml, _READ, options, _check_root)
+            return largexml.pruned_tree(xml, _READ, options, _check_root)
         root = etree.fromstring(xml, etree.XMLParser(**options))
     except etree.XMLSyntaxError as error:
         reason = " ".join(str(error.msg or "empty document").split())

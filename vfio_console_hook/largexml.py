@@ -33,7 +33,7 @@ _MOST = 20_000
 _MANY_ATTRIBUTES = re.compile(rb"""<[^<>!?"'][^<>"']*(?:(?:"[^"<]*"|'[^'<]*')[^<>"']*){1000}""")
 
 
-def read(
+def pruned_tree(
     xml: bytes, kept: Kept, options: dict[str, Any], check: Callable[[_Element], None]
 ) -> _Element:
     """The root element, with those below it that are kept: the tags inside of a tag.

@@ -47,7 +47,7 @@ def _some_of(*words: str) -> tuple[str, Callable[[object], tuple[str, ...] | Non
     return f"a list of some of {', '.join(words)}, each once", read
 
 
-def _whole(low: int, high: int) -> tuple[str, Callable[[object], int | None]]:
+def _whole_number(low: int, high: int) -> tuple[str, Callable[[object], int | None]]:
     # type() and not isinstance(): true and false are integers to Python.
     return (
         f"a whole number from {low} to {high}",
@@ -197,7 +197,7 @@ KEYS = (
     ),
     Key(
         "timeout_s",
-        *_whole(1, 600),
+        *_whole_number(1, 600),
         60,
         "How many seconds one event may take before it is given up.",
     ),

@@ -48,7 +48,7 @@ def read(host: Host, path: str) -> bytes | None:
         _check_directories(host, path)
     except HostError as error:
         raise ClaimError(error.text) from error
-    return _read(host, path)
+    return _content(host, path)
 
 
 def names(host: Host, path: str) -> tuple[str, ...]:
@@ -64,14 +64,14 @@ def contents(host: Host, path: str) -> Iterator[tuple[str, bytes]]:
     """
     for name in names(host, path):
         try:
-            content = _read(host, f"{path}/{name}")
+            content = _content(host, f"{path}/{name}")
         except ClaimError:
             continue
         if content is not None:
             yield name, content
 
 
-def _read(host: Host, path: str) -> bytes | None:
+def _content(host: Host, path: str) -> bytes | None:
     """The content of a file in a directory that has been checked, or None without it."""
     try:
         found = host.read_file(path)
