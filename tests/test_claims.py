@@ -19,7 +19,8 @@ from tests import events
 from tests.conftest import MachineFactory
 from tests.fakehost import Crash, FakeHost, FakeLibvirt, snapshot
 from tests.gate import write_gate
-from vfio_console_hook.actions.kinds import BY_KIND
+from vfio_console_hook.actions.kinds import MODULES, action_of_kind
+from vfio_console_hook.claims.claim import Claim, parse
 from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.claims.step import fits
 from vfio_console_hook.config.settings import Config, Holders
@@ -833,7 +834,7 @@ def test_a_gpu_that_is_just_given_back_is_not_taken_meanwhile(machine: MachineFa
 def test_every_field_of_every_action_is_of_a_type_that_the_record_can_check() -> None:
     examples = ("text", True, 1, 1.5, ("text",), (1, None))
 
-    for kind in BY_KIND.values():
+    for kind in (action_of_kind(one) for kinds in MODULES.values() for one in kinds):
         for name, annotation in getattr(kind, "__annotations__", {}).items():
             fitting = [one for one in examples if fits(annotation, one)]
             assert fitting, f"{kind.kind} has {name}: {annotation}"
@@ -907,3 +908,94 @@ def test_a_worker_that_is_no_process_is_refused(machine: MachineFactory, worker:
 
     with pytest.raises(ClaimError):
         release(host)
+
+
+def test_a_claim_has_the_defaults_and_limits_of_the_configuration(machine: MachineFactory) -> None:
+    host = prepared(machine)
+    claim = Claims(host).find(UUID)
+    assert claim is not None
+
+    for name in ("log_level", "timeout_s", "on_failure"):
+        assert Claim.__dataclass_fields__[name].default == getattr(Config(), name)
+        assert getattr(claim, name) == getattr(Config(), name)
+    for text in ('{"log_level": "loud"}', '{"timeout_s": 601}', '{"timeout_s": true}',
+                 '{"on_failure": "wait"}', '{"bootfb": "native"}'):  # fmt: skip
+        head = (
+            json.dumps(
+                {"format": 2, "vm": "a", "boot": BOOT, "gpus": [], "since": 0, "by_hand": False}
+            )[:-1]
+            + f', "settings": {text}}}\n'
+        )
+        with pytest.raises(ClaimError):
+            parse(host, UUID, head.encode())
+
+
+def test_a_claim_without_a_number_is_of_the_first_format_and_is_given_back(
+    machine: MachineFactory,
+) -> None:
+    host = machine("efifb-6.12")
+    before = snapshot(host)
+    prepare(host)
+    file = Path(host.path(CLAIM))
+    first, rest = file.read_text().split("\n", 1)
+    head = json.loads(first)
+    assert (head.pop("format"), sorted(head.pop("settings"))) == (
+        2, ["log_level", "on_failure", "timeout_s"],
+    )  # fmt: skip
+    file.write_text(json.dumps(head) + "\n" + rest)
+
+    release(host)
+
+    assert (snapshot(host), Claims(host).uuids()) == (before, ())
+
+
+@pytest.mark.parametrize("number", [3, 0, -1, "2", None, 1e400])
+def test_a_claim_of_another_format_is_left_as_it_is_and_the_sentence_says_what_to_do(
+    machine: MachineFactory, number: object
+) -> None:
+    host = prepared(machine)
+    file = Path(host.path(CLAIM))
+    first, rest = file.read_text().split("\n", 1)
+    file.write_text(json.dumps({**json.loads(first), "format": number}) + "\n" + rest)
+    before, content = snapshot(host), file.read_bytes()
+
+    with pytest.raises(ClaimError) as caught:
+        release(host)
+
+    assert "another version" in caught.value.text
+    assert "install the version" in caught.value.hint
+    assert (snapshot(host), file.read_bytes()) == (before, content)
+
+
+def test_lines_that_two_processes_append_never_mix(machine: MachineFactory) -> None:
+    """Nothing of ours lets two write at once; if they do, each line is still whole."""
+    host = prepared(machine)
+    claim = Claims(host).find(UUID)
+    assert claim is not None
+    before = len(Path(host.path(CLAIM)).read_bytes().splitlines())
+
+    def write() -> None:
+        for _ in range(200):
+            claim.finish(0)
+
+    writer = threading.Thread(target=worker.run, args=(write, 60))
+    writer.start()
+    write()
+    writer.join()
+
+    lines = Path(host.path(CLAIM)).read_bytes().splitlines()
+    assert lines[before:] == [b'{"done": 0}'] * 400
+
+
+def test_what_a_killed_writer_left_on_a_full_disk_is_cut_off_before_anything_is_appended(
+    machine: MachineFactory,
+) -> None:
+    host = machine("efifb-6.12")
+    before = snapshot(host)
+    prepare(host)
+    with open(host.path(CLAIM), "a", encoding="utf-8") as file:
+        file.write('{"step": {"stage": "fb')
+
+    release(host)
+
+    assert (snapshot(host), Claims(host).uuids()) == (before, ())

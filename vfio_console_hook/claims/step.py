@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..actions.action import Action
-from ..actions.kinds import BY_KIND
+from ..actions.kinds import action_of_kind
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _unpack(value: dict[str, Any] | None) -> Action | None:
     if value is None:
         return None
     fields = {key: tuple(one) if isinstance(one, list) else one for key, one in value.items()}
-    kind = BY_KIND[str(fields.pop("kind"))]
+    kind = action_of_kind(str(fields.pop("kind")))
     types = getattr(kind, "__annotations__", {})  # up to Python 3.9 a class without any has none
     for key, one in fields.items():
         if not fits(types.get(key, ""), one) or not (key in _FREE or _stays_inside(one)):
