@@ -552,3 +552,16 @@ def test_a_name_that_is_not_text_can_be_printed(tmp_path: Path) -> None:
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.endswith(b"/\\udcff.yaml: no mistakes\n")
+
+
+@pytest.mark.parametrize("options", [(), ("--vfio",)])
+def test_take_of_a_virtual_function_takes_nothing_and_says_so(
+    machine: MachineFactory, capsys: Capture, options: tuple[str, ...]
+) -> None:
+    host = machine("intel-sriov-vf")
+
+    status = run(host, "take", *options, "0000:00:02.1")
+
+    output = capsys.readouterr()
+    assert (status, output.out, host.changes, Claims(host).uuids()) == (1, "", [], ())
+    assert "0000:00:02.1 is a virtual function" in output.err

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MachineFactory
-from tests.fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, snapshot
+from tests.fakehost import FakeHost, FakeLibvirt, close_device, hold, obey, open_device, snapshot
+from tests.fakehost.processes import NEVER
 from tests.gate import ROOT, write_gate
 from tests.libvirt_xml import EVENTS, UUID, domain_xml
 from vfio_console_hook import hook
@@ -537,11 +538,18 @@ def test_a_configuration_that_breaks_while_the_vm_runs_does_not_block_release(
     )  # fmt: skip
 
 
-def test_whoever_has_the_gpu_open_is_named_in_time(machine: MachineFactory, capfd: Capture) -> None:
+@pytest.mark.parametrize(
+    "holders",
+    ["wait_s: 60", "wait_s: 60, grace_s: 60, terminate: [Xorg]", "wait_s: 0, terminate: [Xorg]"],
+)
+def test_a_process_that_has_the_gpu_open_is_named_before_the_time_is_up(
+    machine: MachineFactory, capfd: Capture, holders: str
+) -> None:
     host = machine("efifb-6.12")
     host.patient = True
     hold(host, "dev/fb0", pid=77, command="Xorg")
-    configure(host, "timeout_s: 4\nholders: {wait_s: 60}\n")
+    obey(host, 77, NEVER)  # not even SIGKILL, being in state D
+    configure(host, f"timeout_s: 4\nholders: {{{holders}}}\n")
 
     status = call(host, "prepare")
 
@@ -621,6 +629,22 @@ def test_start_stops_a_vm_whose_memory_is_claimed_and_changes_nothing(
             "look for what uses efifb, with `vfio-console-hook plan`",
         ),
     )
+
+
+def test_on_failure_start_holds_when_start_finds_memory_that_is_not_free(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-0380-6.12")
+    configure(host, "on_failure: start\n")
+    call(host, "prepare")
+    FakeLibvirt(host).detach(GPU)
+    host.write("sys/bus/platform/drivers/efi-framebuffer/bind", "efi-framebuffer.0")
+
+    status = call(host, "start")
+
+    log = host.read(SNAPSHOT_LOG) or ""
+    assert (status, capfd.readouterr(), Claims(host).uuids()) == (0, ("", ""), (UUID,))
+    assert "efifb still reserves" in log and "as configured by on_failure" in log
 
 
 def test_a_failed_release_keeps_the_claim_and_says_what_to_type(

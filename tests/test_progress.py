@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -216,3 +217,31 @@ def test_give_waits_for_a_running_hook_and_prints_that(
     assert out.startswith("waiting up to 10 s") and "(process 4100)" in out
     assert f"{GPU} cannot be released" in err and "(process 4100)" in err
     assert Claims(host).uuids() == (claim.uuid,)
+
+
+def test_take_waits_for_a_hook_that_is_releasing_the_gpu_and_prints_that(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("efifb-6.12")
+    vm = Domain("win11", UUID, (Hostdev(GPU, True, "hostdev", 0),))
+    events.prepare(host, vm, Config(holders=Holders(wait_s=0)), Log(host, "win11"))
+    (claim,) = Claims(host).readable()
+    stat = "4100 (hook) S 1 9 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 50 0"
+    host.tree.put("proc/4100/stat", stat)
+    with open(host.path(claim.path), "a", encoding="utf-8") as file:
+        file.write('{"phase": "release", "hook": [4100, 50]}\n')
+
+    class Waiting(FakeHost):
+        waits: tuple[float, ...] = ()
+
+        def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+            self.waits += (timeout_s,)
+            return super().wait(condition, timeout_s)
+
+    waiting = Waiting(host.root)
+    status = cli.main(["take", GPU], waiting)
+
+    out, err = capfd.readouterr()
+    assert (status, waiting.waits[:1]) == (1, (10,))
+    assert out.startswith("waiting up to 10 s") and "(process 4100)" in out
+    assert "another hook for win11 is still at work" in err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 
 import pytest
 
@@ -252,3 +253,17 @@ def test_a_gpu_that_was_on_vfio_pci_before_stays_there(machine: MachineFactory) 
     recover(host)
 
     assert host.link_name(f"sys/bus/pci/devices/{GPU}/driver") == "vfio-pci"
+
+
+def test_recover_takes_the_timeout_of_the_vm(machine: MachineFactory) -> None:
+    host = WithLibvirt(machine("efifb-5.10").root)
+    config = Config(holders=Holders(wait_s=0), timeout_s=2)
+    events.prepare(host, VM, config, Log(host, "win11"))
+    hanging = WithLibvirt(host.root, hang="efi-framebuffer/bind")
+    began = time.monotonic()
+
+    done, lines = recover(hanging)
+
+    # The default is 60 s.
+    assert (done, time.monotonic() - began < 20) == (False, True)
+    assert "timed out after 1.8 s" in lines[0]

@@ -60,7 +60,8 @@ class AwaitClosed(Action):
     def _wait(self, host: Host, search: Search) -> list[Holder]:
         """The processes that hold the nodes after wait_s, or as soon as none of them counts."""
         found = search.holders()
-        for pause_s in pauses(host, self.wait_s):
+        ending_s = self.grace_s + holder_kill.KILL_S if self.terminate else 0.0
+        for pause_s in pauses(host, host.time_for(self.wait_s, ending_s)):
             held = [one.pid for one in self._counted(found)]
             if not held:
                 break
@@ -76,7 +77,8 @@ class AwaitClosed(Action):
         protected = self._protected(host, held)
         if protected:
             return protected, ""
-        ended = holder_kill.end(host, search, held, self.grace_s)
+        grace_s = host.time_for(self.grace_s, holder_kill.KILL_S)
+        ended = holder_kill.end(host, search, held, grace_s)
         remark = f"ended {listed(one.name for one in ended)}" if ended else ""
         return self._counted(search.holders()), remark
 

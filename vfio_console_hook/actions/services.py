@@ -41,9 +41,10 @@ class StopUnits(Action):
         error = _systemctl_error(host, "stop", "--no-block", "--", *self.units)
         if error and not down():
             raise RefusedError(f"{' and '.join(up)} cannot be stopped: {error}")
-        if not host.wait(down, self.wait_s):
+        wait_s = host.time_for(self.wait_s)
+        if not host.wait(down, wait_s):
             raise RefusedError(
-                f"{' and '.join(up)} did not stop within {self.wait_s:g} s",
+                f"{' and '.join(up)} did not stop within {round(wait_s, 1):g} s",
                 hint=f"see `systemctl status {up[0]}`; if it needs more time, increase `timeout_s`,"
                 " half of which it gets",
             )
@@ -124,17 +125,17 @@ class StopByCommand(Action):
     def apply(self, host: Host) -> None:
         if not is_running(host, self.active):
             return
-        began = host.now()
-        status = host.exit_status(*self.stop, timeout_s=self.wait_s)
+        wait_s = host.time_for(self.wait_s)
+        end = host.clock() + wait_s
+        status = host.exit_status(*self.stop, timeout_s=wait_s)
         if status:
             raise RefusedError(
                 f"{self.name} cannot be stopped: `{self.shell()}` failed with exit status {status}",
                 hint="run it by hand to see why",
             )
-        left_s = max(self.wait_s - (host.now() - began), 0)
-        if not host.wait(lambda: not is_running(host, self.active), left_s):
+        if not host.wait(lambda: not is_running(host, self.active), max(end - host.clock(), 0)):
             raise RefusedError(
-                f"{self.name} did not stop within {self.wait_s:g} s",
+                f"{self.name} did not stop within {round(wait_s, 1):g} s",
                 hint=f"try `{self.shell()}`; if it needs more time, increase `timeout_s`, half of"
                 " which it gets",
             )

@@ -64,6 +64,12 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     for one in addresses:
         if gpu.display_class(host, one) is None:
             raise HookError(f"{one} is not a GPU", hint="compare with `lspci -D`")
+        if gpu.is_virtual(host, one):
+            raise HookError(
+                f"{one} is a virtual function: no console of the host is on it, so there is"
+                " nothing to take",
+                hint="let libvirt bind it to vfio-pci, or bind it yourself",
+            )
     # `enabled: false` is about VMs that libvirt starts; this was requested by hand.
     settings = replace(load.configuration(host, name, own), enabled=True)
     with interruptible(lambda: _interrupted(host, own, addresses)):
@@ -89,7 +95,7 @@ def _await_hooks(host: Host, taker: Domain) -> None:
                     f"waiting up to {ownership.EARLIER_HOOK_S:g} s: the hook of {other.name} is"
                     f" releasing {one} (process {other.hook[0]})"
                 )
-                ownership.await_others(host, one, taker.uuid)
+                ownership.await_others(host, taker.uuid, (one,))
 
 
 def _announce(host: Host, taker: Domain, settings: Config) -> str:
