@@ -222,11 +222,11 @@ running_from() {
 check_file() {
     [ ! -d "$1" ] || stop "$1 is a directory; nothing was installed"
     [ -z "$2" ] || ! is_there "$1" || ours "$1" "$2" ||
-        stop "$1 belongs to somebody else; nothing was installed"
+        stop "$1 is not ours; nothing was installed"
 }
 
 check_link() {
-    ! is_there "$1" || is_our_link "$1" || stop "$1 belongs to somebody else; nothing was installed"
+    ! is_there "$1" || is_our_link "$1" || stop "$1 is not ours; nothing was installed"
 }
 
 check_dir() {
@@ -273,7 +273,7 @@ choose_gate() {
         else
             version=$(libvirt_version)
             reads_dropins "$version" || stop \
-                "$root$MAIN belongs to somebody else, and libvirt ${version:-(not found)} reads no qemu.d (6.5 does); nothing was installed" \
+                "$root$MAIN is not ours, and libvirt ${version:-(not found)} reads no qemu.d (6.5 does); nothing was installed" \
                 "add this line to it, after its first line, and run install.sh again:
     [ ! -x $CHAINED ] || $CHAINED \"\$@\" || exit 1"
             gate=$DROPIN

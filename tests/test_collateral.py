@@ -17,7 +17,7 @@ from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, RefusedError
 from vfio_console_hook.log import Log
-from vfio_console_hook.machine import console, kernel
+from vfio_console_hook.machine import console
 
 HOSTS, GUESTS = "0000:01:00.0", "0000:02:00.0"
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"
@@ -153,7 +153,7 @@ def test_no_driver_is_loaded_for_a_gpu_that_another_vm_is_taking(machine: Machin
     host = machine(lit_first("6.1", shadow=True))
     host.tree.remove("fake/blacklist")
     claims = Claims(host)
-    boot = kernel.boot_id(host)
+    boot = host.boot_id
     with claims.lock():  # its hook waits until no process has the GPU open
         claims.make(Claim(host, "b", OTHER_UUID, boot, (HOSTS,), host.now()), [])
 

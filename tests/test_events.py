@@ -29,7 +29,7 @@ from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, RefusedError, StepError
 from vfio_console_hook.events.outlook import outlook
 from vfio_console_hook.log import SNAPSHOT_LOG, Log
-from vfio_console_hook.machine import console, kernel
+from vfio_console_hook.machine import console
 
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"
 Machine = Callable[..., FakeHost]
@@ -498,7 +498,7 @@ def test_a_firmware_framebuffer_without_a_parent_goes_with_the_gpu_that_it_shows
     other = Domain("b", OTHER_UUID, (Hostdev("0000:02:00.0", True, "hostdev", 0),))
     claims = Claims(host)
     with claims.lock():  # its hook waits until no process has the GPU open
-        boot = kernel.boot_id(host)
+        boot = host.boot_id
         claims.make(Claim(host, other.name, other.uuid, boot, ("0000:02:00.0",), 1.0), [])
 
     with pytest.raises(RefusedError) as caught:

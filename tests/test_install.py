@@ -687,7 +687,7 @@ def test_a_foreign_hook_on_an_old_libvirt_is_refused_with_the_way_out(
     assert result == Result(
         1,
         "",
-        f"install.sh: {clone.dest}/{MAIN} belongs to somebody else, and libvirt "
+        f"install.sh: {clone.dest}/{MAIN} is not ours, and libvirt "
         f"{version or '(not found)'} reads no qemu.d (6.5 does); nothing was installed\n"
         "hint: add this line to it, after its first line, and run install.sh again:\n"
         f'    [ ! -x /{CHAINED} ] || /{CHAINED} "$@" || exit 1\n',
@@ -792,7 +792,7 @@ def test_a_removed_config_is_not_put_back(clone: Clone) -> None:
         (MAIN, "{} is a directory; nothing was installed\nhint: libvirt ignores it: move it away"),
         (COMMAND, "{} is a directory; nothing was installed"),
         (UNIT, "{} is a directory; nothing was installed"),
-        (UNIT_LINKS[0], "{} belongs to somebody else; nothing was installed"),
+        (UNIT_LINKS[0], "{} is not ours; nothing was installed"),
         (f"usr/{SHARED[0]}", "{} is a directory; nothing was installed"),
         (f"{ETC}/default.yaml", "{} is a directory; nothing was installed"),
     ],
@@ -849,7 +849,7 @@ def test_a_foreign_file_of_our_name_is_not_overwritten(clone: Clone, name: str) 
     result = clone()
 
     assert result == Result(
-        1, "", f"install.sh: {path} belongs to somebody else; nothing was installed\n"
+        1, "", f"install.sh: {path} is not ours; nothing was installed\n"
     )
     assert tree(clone.dest) == before
 
@@ -867,7 +867,7 @@ def test_a_foreign_link_of_our_name_is_not_overwritten(
     assert result == Result(
         1,
         "",
-        f"install.sh: {clone.dest}/{name} belongs to somebody else; nothing was installed\n",
+        f"install.sh: {clone.dest}/{name} is not ours; nothing was installed\n",
     )
     assert tree(clone.dest) == before
 

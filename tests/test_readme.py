@@ -114,3 +114,15 @@ def test_what_a_document_links_to_is_there(document: Path) -> None:
     links = re.findall(r"\]\(([^)]+)\)", text)
 
     assert [link for link in links if not (document.parent / link.partition("#")[0]).exists()] == []
+
+
+def test_every_module_that_contributing_names_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w./]+\.py)`", text))
+
+    missing = [
+        name for name in sorted(named) if not (ROOT / name).exists() and not list(PACKAGE.rglob(name))
+    ]
+
+    assert len(named) > 30
+    assert [name for name in missing if not list((ROOT / "tests").rglob(name))] == []

@@ -117,10 +117,6 @@ class Claims:
         except ClaimError:
             self._unlink(claim.name, claim.uuid)
             raise
-        try:
-            self.tidy()
-        except HookError:
-            return  # the claim is whole, and what an earlier crash left is in no one's way
 
     def drop(self, claim: Claim) -> None:
         """Give a claim up. Raises ClaimError."""
@@ -132,8 +128,10 @@ class Claims:
                 raise runfiles.failed("remove", claim.path, error) from error
             # The claim had its name as long as it was there, or the gate would not see it.
             self._unlink(claim.name, claim.uuid)
-            if self.host.exists(_UNNAMED):
+            try:
                 self.tidy()
+            except HookError:
+                return  # the claim is gone, and what an earlier crash left is in no one's way
 
     def tidy(self) -> None:
         """Remove what a crash has left: drafts, and names without a claim.

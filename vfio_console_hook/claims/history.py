@@ -1,4 +1,4 @@
-"""What was last heard of each VM in this boot: news for everybody to read, no claim.
+"""How the last events of each VM in this boot ended: for everyone to read, and no claim.
 
     /run/vfio-console-hook.status/      0755
         UUID                            one VM, JSON, made and replaced by a rename
@@ -33,24 +33,24 @@ if TYPE_CHECKING:
 STATUS = f"{RUN}.status"
 UNKNOWN = "unknown"
 _MOST = 100
-"""How many VMs are remembered; who makes and removes them by the thousand needs no more."""
+"""How many VMs are kept here: a host may make and remove them by the thousand."""
 _STALE_S = 60
-"""How old a draft is that nobody will rename any more: it takes milliseconds."""
+"""How old a draft is that will not be renamed any more: it takes milliseconds."""
 
 
 def remember(
     host: Host, vm: str, uuid: str, event: str, *, took_s: float, error: HookError | None = None
 ) -> str:
-    """Leave word of an event of a VM that took so many seconds; error is how it failed.
+    """Write down that an event of a VM ended, after how many seconds; error is how it failed.
 
-    uuid "" means that it is not known. Why there could be none is returned, "" when there
-    is: never raised, because it is news.
+    uuid "" means that it is not known. Returns why it could not be written, "" if it was:
+    nothing is raised, because the event does not depend on it.
     """
     # One file for each VM, and libvirt runs one hook at a time for each, so no lock.
     name = uuid or UNKNOWN
     path = f"{STATUS}/{name}"
     now = host.now()
-    told = {"time": now, "took_s": round(took_s, 3), "failure": error.text if error else ""}
+    ended = {"time": now, "took_s": round(took_s, 3), "failure": error.text if error else ""}
     try:
         _make_directory(host)
         known = (read(host, name) if uuid else None) or {}
@@ -58,7 +58,7 @@ def remember(
         if error is not None:
             refusal = {"time": now, "event": event, "text": error.text, "hint": error.hint}
         events = {kind: one for kind, one in _events(known).items() if kind != event}
-        events[event] = told  # the last, as the clock may have been set back
+        events[event] = ended  # the last, as the clock may have been set back
         word = {"vm": vm, "uuid": uuid, "events": events, "refusal": refusal}
         runfiles.write(host, path, json.dumps(word) + "\n", 0o644)
         _drop_drafts(host, path)
@@ -74,7 +74,7 @@ def remember(
 def read(host: Host, name: str) -> dict[str, Any] | None:
     """The word of one VM as it was written, or None when there is none that can be understood.
 
-    Raises ClaimError when it may not be read, or could be somebody else's.
+    Raises ClaimError when it may not be read, or another user could have written it.
     """
     try:
         word = json.loads(runfiles.read(host, f"{STATUS}/{name}") or "null")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..errors import RefusedError
-from ..machine import gpu, holders, kernel, processes, vfio, worker
+from ..machine import gpu, holders, processes, vfio, worker
 from ..machine.host import Host
 from .claim import Claim
 from .directory import Claims
@@ -32,7 +32,7 @@ def acquire(host: Host, uuid: str, phase: str, *, forgotten: bool = False) -> Cl
     if claim is None:
         return None
     # It writes on until it is killed, so it is killed before anything is read or written.
-    if claim.boot == kernel.boot_id(host) and not at_work(host, claim):
+    if claim.boot == host.boot_id and not at_work(host, claim):
         worker.stop(host, claim.worker)
     with claims.lock():
         claim = claims.find(uuid)
@@ -50,19 +50,28 @@ def create(host: Host, claim: Claim) -> Claim:
     when another VM has one of them, ClaimError when the claim cannot be written.
     """
     claims = Claims(host)
-    await_others(host, claim.uuid, claim.gpus)
     with claims.lock():
         others = claims.others(claim.uuid, claim.boot, claim.gpus)
-        refuse_taken(host, claim.gpus, others)
-        # libvirt lets B begin between A's re-attach and A's release. What A took and
-        # B would take too is given back by B's release, not while B has the GPU.
-        moved = [(o, n, s) for o in others for n, s in o.open_steps if s.gpu in claim.gpus]
-        for other, _, _ in moved:
-            refuse_busy(host, other)
-        inherited: list[Step] = [step for _, _, step in reversed(moved)]
-        claims.make(claim, inherited)
-        for other, number, _ in moved:
-            other.forget(number)
+        releasing = [one for one in others if one.phase == "release" and at_work(host, one)]
+        if not releasing:
+            return _create(claims, claim, others)
+    for one in releasing:
+        _await_hook(claims, one.uuid)
+    with claims.lock():
+        return _create(claims, claim, claims.others(claim.uuid, claim.boot, claim.gpus))
+
+
+def _create(claims: Claims, claim: Claim, others: list[Claim]) -> Claim:
+    refuse_taken(claims.host, claim.gpus, others)
+    # libvirt lets B begin between A's re-attach and A's release. What A took and
+    # B would take too is given back by B's release, not while B has the GPU.
+    moved = [(o, n, s) for o in others for n, s in o.open_steps if s.gpu in claim.gpus]
+    for other, _, _ in moved:
+        refuse_busy(claims.host, other)
+    inherited: list[Step] = [step for _, _, step in reversed(moved)]
+    claims.make(claim, inherited)
+    for other, number, _ in moved:
+        other.forget(number)
     return claim
 
 
@@ -71,14 +80,14 @@ def create(host: Host, claim: Claim) -> Claim:
 
 def at_work(host: Host, claim: Claim) -> bool:
     """Whether another hook than this one works on a claim."""
-    if claim.boot != kernel.boot_id(host) or claim.hook == processes.this(host):
+    if claim.boot != host.boot_id or claim.hook == processes.this(host):
         return False
     return processes.lives(host, claim.hook)
 
 
 def refuse_busy(host: Host, claim: Claim) -> None:
     """Raise RefusedError when another process works on a claim."""
-    left = claim.boot == kernel.boot_id(host) and worker.left_of(host, claim.worker)
+    left = claim.boot == host.boot_id and worker.left_of(host, claim.worker)
     if left or at_work(host, claim):
         raise RefusedError(
             f"another hook for {claim.name} is still at work with {', '.join(claim.gpus)}"
@@ -91,7 +100,7 @@ def await_others(host: Host, uuid: str, addresses: Iterable[str]) -> None:
     """Wait a while for hooks of other VMs than uuid that are giving back one of these GPUs."""
     claims = Claims(host)
     wanted = tuple(addresses)
-    for other in claims.others(uuid, kernel.boot_id(host), wanted):
+    for other in claims.others(uuid, host.boot_id, wanted):
         if other.phase == "release" and {*wanted}.intersection(other.gpus):
             _await_hook(claims, other.uuid)
 
@@ -169,7 +178,7 @@ def in_use(host: Host, claim: Claim) -> str:
 
 def unclaimed(host: Host) -> tuple[str, ...]:
     """GPUs on vfio-pci that no claim of this boot names. Raises HostError."""
-    boot = kernel.boot_id(host)
+    boot = host.boot_id
     claimed = {name for one in Claims(host).readable() if one.boot == boot for name in one.gpus}
     return tuple(
         address

@@ -17,7 +17,7 @@ from ..domain import Domain
 from ..errors import HookError
 from ..events import prepare
 from ..events.assignment import assignment_of
-from ..machine import gpu, kernel, worker
+from ..machine import gpu, worker
 from ..machine.holders import listed
 from ..machine.host import Host
 from .command import Command
@@ -88,7 +88,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
 def _await_hooks(host: Host, taker: Domain) -> None:
     """Wait for hooks that are releasing one of the GPUs."""
     addresses = {hostdev.address for hostdev in taker.hostdevs}
-    for other in Claims(host).others(taker.uuid, kernel.boot_id(host)):
+    for other in Claims(host).others(taker.uuid, host.boot_id):
         for one in addresses.intersection(other.gpus):
             if other.phase == "release" and ownership.at_work(host, other):
                 say(

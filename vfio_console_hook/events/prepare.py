@@ -15,7 +15,7 @@ from ..claims.step import Step
 from ..config.settings import Config
 from ..errors import CutOffError, HookError, LostError, StuckError
 from ..log import Log
-from ..machine import gpu, kernel
+from ..machine import console, gpu, kernel
 from ..machine.firmware import BOOTFB
 from ..machine.gpu import Gpu
 from ..machine.host import Host
@@ -39,8 +39,8 @@ def prepare(
     is undone; not so what run raises itself.
     """
     log = log.about("prepare", assignment.uuid, assignment.gpus)
-    # libvirt knows nothing of an earlier run any more, so it has re-attached nothing. That
-    # stays so for whoever goes on with it: where prepare is killed now, libvirt calls release.
+    # libvirt knows nothing of an earlier run any more, so it has re-attached nothing. The
+    # claim keeps that: if prepare is killed now, libvirt calls release, which goes on.
     left = ownership.acquire(host, assignment.uuid, "release", forgotten=True)
     if left is not None:
         log.warning("an earlier run was not released; giving back what it took")
@@ -81,7 +81,7 @@ def _new_claim(host: Host, assignment: Assignment, config: Config) -> Claim:
         host=host,
         name=assignment.name,
         uuid=assignment.uuid,
-        boot=kernel.boot_id(host),
+        boot=host.boot_id,
         gpus=assignment.gpus,
         since=host.now(),
         by_hand=assignment.by_hand,
@@ -101,7 +101,7 @@ def look_ahead(
     if not assignment.gpus:
         return Handover((), assignment.unmanaged, frozenset(), config, False), ()
     gpus = gpu.gpus_among(host, assignment.gpus)
-    others = Claims(host).others(assignment.uuid, kernel.boot_id(host))
+    others = Claims(host).others(assignment.uuid, host.boot_id)
     ownership.refuse_taken(host, assignment.gpus, others)
     handover = Handover(
         gpus,
@@ -116,6 +116,8 @@ def look_ahead(
         kernel.removes_consoles(host),
         assignment.bind_vfio,
         assignment.siblings,
+        console.vtconsoles(host),
+        console.framebuffers(host),
     )
     steps = order.plan(host, handover)
     if steps:

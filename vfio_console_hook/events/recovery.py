@@ -14,7 +14,7 @@ from ..claims.claim import CLAIMS, Claim
 from ..claims.directory import Claims
 from ..errors import HookError
 from ..log import Log
-from ..machine import kernel, worker
+from ..machine import worker
 from ..machine.host import Host
 from .release import release
 
@@ -77,7 +77,7 @@ def _settle(
 
 def _why_not(host: Host, claim: Claim, force: bool) -> tuple[str, bool]:
     """Why a claim must be left alone, "" when it need not; and whether that will stay so."""
-    if claim.boot != kernel.boot_id(host):
+    if claim.boot != host.boot_id:
         return "", True
     if ownership.at_work(host, claim):
         return f"its hook is at work (process {claim.hook[0]})", False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..claims.claim import Claim
 from ..claims.directory import Claims
 from ..log import Log
-from ..machine import console, kernel
+from ..machine import console
 from ..machine.worker import Supervisor, call
 from .undo import undo
 
@@ -18,7 +18,7 @@ def release(claim: Claim, log: Log, run: Supervisor = call) -> None:
     """
     host = claim.host
     log = log.about("release", claim.uuid, claim.gpus)
-    if claim.boot != kernel.boot_id(host):
+    if claim.boot != host.boot_id:
         log.warning("its claim is of an earlier boot, which has taken everything back")
         Claims(host).drop(claim)
         return

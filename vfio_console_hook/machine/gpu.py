@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from ..errors import HostError
 from . import console, firmware, memory
+from .console import Framebuffer
 from .firmware import FirmwareDevice
 from .host import Host
 from .memory import Bar, Reservation
 
 _CLASS = re.compile("0x[0-9a-f]{6}")  # Linux drivers/pci/pci-sysfs.c, class_show
 _DISPLAY = 0x03
+_VFIO, _VFIO_DIRECTORY = "vfio-pci", "vfio-dev"
 VGA = 0x0300
 
 
@@ -84,45 +86,55 @@ def displays(host: Host) -> tuple[str, ...]:
 
 def gpus_among(host: Host, addresses: tuple[str, ...]) -> tuple[Gpu, ...]:
     """The GPUs among PCI devices, in the order given. Raises HostError."""
-    displays = tuple(a for a in addresses if display_class(host, a) is not None)
-    if not displays:
+    classes = {address: display_class(host, address) for address in addresses}
+    if not any(classes.values()):
         return ()
+    # Read once for all of them.
     reserved = memory.iomem(host)
-    return tuple(_gpu(host, address, reserved) for address in displays)
+    framebuffers = console.framebuffers(host)
+    cards = _cards(host)
+    return tuple(
+        _gpu(host, address, pci_class, reserved, framebuffers, cards)
+        for address, pci_class in classes.items()
+        if pci_class is not None
+    )
 
 
-def _gpu(host: Host, address: str, reserved: tuple[tuple[memory.Range, str], ...]) -> Gpu:
+def _cards(host: Host) -> tuple[tuple[str, str | None], ...]:
+    """The DRM nodes, such as "card0" and "renderD128", each with its PCI device."""
+    names = [name for name in host.list("sys/class/drm") if name.startswith(("card", "renderD"))]
+    return tuple(
+        (name, console.pci_ancestor(host, f"sys/class/drm/{name}"))
+        for name in names
+        if "-" not in name  # or it is a connector
+    )
+
+
+def _gpu(
+    host: Host,
+    address: str,
+    pci_class: int,
+    reserved: tuple[tuple[memory.Range, str], ...],
+    framebuffers: tuple[Framebuffer, ...],
+    cards: tuple[tuple[str, str | None], ...],
+) -> Gpu:
     device = f"sys/bus/pci/devices/{address}"
     bars = memory.memory_bars(host, address)
     reservations = memory.reservations(reserved, address, bars)
     driver = host.link_name(f"{device}/driver")
-    vfio = is_vfio(host, address)
+    vfio = driver == _VFIO or host.exists(f"{device}/{_VFIO_DIRECTORY}")
     found = firmware.devices_of(host, address, bars, reservations, driver is not None and not vfio)
-    framebuffers = tuple(
-        fb.name
-        for fb in console.framebuffers(host)
-        if fb.pci == address or any(fb.name in one.framebuffers for one in found)
-    )
-    cards = tuple(
-        card
-        for card in host.list("sys/class/drm")
-        if card.startswith(("card", "renderD"))
-        and "-" not in card
-        and (
-            console.pci_ancestor(host, f"sys/class/drm/{card}") == address
-            or any(card in one.cards for one in found)
-        )
-    )
+    own = {name for one in found for name in (*one.framebuffers, *one.cards)}
     return Gpu(
         address=address,
-        pci_class=display_class(host, address) or 0,
+        pci_class=pci_class,
         bars=bars,
         driver=driver,
         vfio=vfio,
         virtual=is_virtual(host, address),
         boot_vga=host.read(f"{device}/boot_vga") == "1",
-        framebuffers=framebuffers,
-        cards=cards,
+        framebuffers=tuple(fb.name for fb in framebuffers if fb.pci == address or fb.name in own),
+        cards=tuple(name for name, parent in cards if parent == address or name in own),
         firmware=found,
         reservations=reservations,
     )
@@ -145,4 +157,4 @@ def is_vfio(host: Host, address: str) -> bool:
     (virPCIDeviceGetCurrentDriverNameAndType); kernels before 6.1 have none.
     """
     device = f"sys/bus/pci/devices/{address}"
-    return host.exists(f"{device}/vfio-dev") or host.link_name(f"{device}/driver") == "vfio-pci"
+    return host.exists(f"{device}/{_VFIO_DIRECTORY}") or host.link_name(f"{device}/driver") == _VFIO

@@ -13,11 +13,6 @@ from .runfiles import RUN
 _CACHE = f"{RUN}/kernel"
 
 
-def boot_id(host: Host) -> str:
-    """The random identity of this boot (Linux drivers/char/random.c)."""
-    return host.read("proc/sys/kernel/random/boot_id") or ""
-
-
 def removes_consoles(host: Host) -> bool:
     """Whether vfio-pci of this kernel removes console drivers itself, for class 0300.
 
@@ -37,7 +32,7 @@ def removes_consoles(host: Host) -> bool:
 
 
 def release(host: Host) -> tuple[int, int, int]:
-    """The kernel's version, such as (6, 12, 107); zeros for what cannot be told.
+    """The kernel's version, such as (6, 12, 107); zeros for what is not known.
 
     Distributions with numbers of their own have 0 in the last place: Debian's
     6.1.176 calls itself "6.1.0-44-amd64".
@@ -55,7 +50,7 @@ def locked_down(host: Host) -> bool:
 
 
 def has_symbol(host: Host, name: str) -> bool | None:
-    """Whether the kernel or a loaded module has this function; None when it cannot be told."""
+    """Whether the kernel or a loaded module has this function; None when that is not known."""
     symbols = host.read_bytes("proc/kallsyms")
     if not symbols:
         return None
@@ -69,7 +64,7 @@ def _read_cache(host: Host) -> bool | None:
         cached = json.loads(runfiles.read(host, _CACHE) or "null")
     except (ClaimError, ValueError, RecursionError):
         return None
-    if not isinstance(cached, dict) or cached.get("boot") != boot_id(host):
+    if not isinstance(cached, dict) or cached.get("boot") != host.boot_id:
         return None
     answer = cached.get("removes_consoles")
     return answer if isinstance(answer, bool) else None
@@ -79,7 +74,7 @@ def _write_cache(host: Host, answer: bool) -> None:
     if not host.exists(RUN):
         return  # no VM has held anything yet, and a look must leave no trace
     try:
-        content = json.dumps({"boot": boot_id(host), "removes_consoles": answer})
+        content = json.dumps({"boot": host.boot_id, "removes_consoles": answer})
         runfiles.write(host, _CACHE, content)
     except ClaimError:
-        return  # only slower next time; what is wrong with the directory is told by the claim
+        return  # only slower next time; the claim reports what is wrong with the directory

@@ -51,7 +51,7 @@ class Deadline:
         timeout_s = max(self._left_s - self._timeout_s / 4, 0.0)
 
         def within() -> None:
-            # What waits in there gives up before it is killed: it knows for whom it waits.
+            # A wait in there ends before the worker is killed: it knows which process it waits for.
             self._host.give_up_after(timeout_s - self._grace_s)
             work()
 

@@ -20,5 +20,4 @@ NAME = "drm_aperture"
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """The unbinds of the GPU's firmware DRM drivers. Raises RefusedError for BOOTFB."""
-    if host.exists("sys/class/drm"):
-        yield from firmware.plan(host, gpu, handover, NAME, drm=True)
+    yield from firmware.plan(host, gpu, handover, NAME, drm=True)

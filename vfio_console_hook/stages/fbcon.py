@@ -26,12 +26,12 @@ NAME = "fbcon"
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """The move of the consoles off this GPU, and what moves them back; only that if none stays."""
-    vtconsoles = console.vtconsoles(host)
-    if not gpu.framebuffers or not any(c.bound and c.driver == console.FBCON for c in vtconsoles):
+    drawing = any(c.bound and c.driver == console.FBCON for c in handover.vtconsoles)
+    if not gpu.framebuffers or not drawing:
         return
     targets = possible_targets(host, handover)
     mapped = _current_map(host, targets, handover)
-    own = {fb.index for fb in console.framebuffers(host) if fb.name in gpu.framebuffers}
+    own = {fb.index for fb in handover.framebuffers if fb.name in gpu.framebuffers}
     if mapped is not None and not own.intersection(mapped):
         return
     # A native driver's framebuffer may appear some time after libvirt's probe.

@@ -21,5 +21,4 @@ NAME = "fbdev"
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """The unbinds of the GPU's firmware fbdev drivers. Raises RefusedError for BOOTFB."""
-    if host.exists("sys/class/graphics"):
-        yield from firmware.plan(host, gpu, handover, NAME, drm=False)
+    yield from firmware.plan(host, gpu, handover, NAME, drm=False)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config.settings import Config
-from ..machine import console
-from ..machine.console import Framebuffer
+from ..machine.console import Framebuffer, Vtconsole
 from ..machine.gpu import VGA, Gpu, gpus_among
 from ..machine.host import Host
 
@@ -19,7 +18,8 @@ class Handover:
     taken are GPUs that other VMs hold. kernel_removes is whether vfio-pci of this
     kernel removes console drivers, for class 0300. bind_vfio is whether the GPUs have
     to be bound to vfio-pci here, because libvirt does not do it. siblings are the
-    addresses of the other devices that go to the VM.
+    addresses of the other devices that go to the VM. vtconsoles and framebuffers are
+    those of the whole host.
     """
 
     gpus: tuple[Gpu, ...]
@@ -29,6 +29,8 @@ class Handover:
     kernel_removes: bool
     bind_vfio: bool = False
     siblings: tuple[str, ...] = ()
+    vtconsoles: tuple[Vtconsole, ...] = ()
+    framebuffers: tuple[Framebuffer, ...] = ()
 
     @property
     def addresses(self) -> frozenset[str]:
@@ -37,7 +39,7 @@ class Handover:
     def staying_framebuffers(self, host: Host) -> list[Framebuffer]:
         """The framebuffers of neither this VM's GPUs nor those that other VMs hold, by number."""
         own = {name for gpu in self.gpus for name in gpu.framebuffers}
-        found = [fb for fb in console.framebuffers(host) if fb.name not in own]
+        found = [fb for fb in self.framebuffers if fb.name not in own]
         if not found:
             return []
         # The hooks of other VMs may be running now, and before Linux 6.9 the parent of a

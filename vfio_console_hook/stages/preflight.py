@@ -110,7 +110,7 @@ def _refuse_last_driver(host: Host, gpu: Gpu, handover: Handover) -> None:
     text_goes = any(one.boot_vga and handover.kernel_removes_from(one) for one in handover.gpus)
     left = [
         one.driver
-        for one in console.vtconsoles(host)
+        for one in handover.vtconsoles
         if one.bound or one.driver != console.VGACON or not text_goes
     ]
     if left == [console.FBCON]:

@@ -24,7 +24,7 @@ NAME = "vgacon"
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """What keeps the text console off the card, as this kernel needs it. Raises HostError."""
-    vtconsoles = console.vtconsoles(host)
+    vtconsoles = handover.vtconsoles
     vgacon = next((c for c in vtconsoles if c.driver == console.VGACON), None)
     if vgacon is None or gpu.pci_class != VGA or not gpu.boot_vga or gpu.vfio:
         return

@@ -8,7 +8,6 @@ from ...claims import ownership
 from ...claims.claim import Claim
 from ...claims.directory import Claims
 from ...errors import ClaimError
-from ...machine import kernel
 from .finding import Check, Finding, check, failure, passed, warning
 from .system import System
 
@@ -35,7 +34,7 @@ def claims(system: System) -> Iterator[Finding]:
 def _finding(system: System, claim: Claim) -> Finding:
     title = f"claim of {claim.name}"
     held = f"holds {' and '.join(claim.gpus)}"
-    if claim.boot != kernel.boot_id(system.host):
+    if claim.boot != system.host.boot_id:
         return warning("left behind by an earlier boot", _RECOVER, of=title)
     if claim.by_hand:
         give = f"`vfio-console-hook give {claim.gpus[0]}`"

@@ -168,7 +168,7 @@ def _outlook(host: Host, vm: Domain) -> Finding:
 
 def _holder_now(host: Host, vm: Domain) -> str:
     """Which VM or person has GPUs of this VM now, as a clause; "" if none has."""
-    boot = kernel.boot_id(host)
+    boot = host.boot_id
     mine = set(gpus_among(host, tuple(hostdev.address for hostdev in vm.hostdevs)))
     for claim in Claims(host).readable():
         if claim.boot == boot and (held := " and ".join(sorted(mine & set(claim.gpus)))):

@@ -22,7 +22,7 @@ from ...errors import HookError, RefusedError, StuckError
 from ...events import prepare, refusals
 from ...events.assignment import assignment_of
 from ...events.outlook import outlook
-from ...machine import console, gpu, kernel
+from ...machine import console, gpu
 from ...machine.gpu import Gpu
 from ...machine.host import Host
 from ...machine.memory import Range
@@ -212,7 +212,7 @@ def plan_for(
         return replace(plan, reason=idle)
     try:
         claim = Claims(host).find(domain.uuid)
-        if claim is not None and claim.boot == kernel.boot_id(host):
+        if claim is not None and claim.boot == host.boot_id:
             return _claimed_plan(host, plan, claim, settings, assigned)
         handover, steps = prepare.look_ahead(host, assignment_of(host, domain), settings)
     except StuckError:

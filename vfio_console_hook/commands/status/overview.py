@@ -15,7 +15,7 @@ from ...claims.claim import Claim
 from ...claims.directory import Claims
 from ...claims.step import Step
 from ...errors import ClaimError, HookError, HostError
-from ...machine import console, kernel
+from ...machine import console
 from ...machine.console import Framebuffer, Vtconsole
 from ...machine.host import Host, seconds
 
@@ -173,7 +173,7 @@ def current(host: Host) -> Overview:
 
 
 def _held_claim(host: Host, claim: Claim) -> HeldClaim:
-    stale = claim.boot != kernel.boot_id(host)
+    stale = claim.boot != host.boot_id
     at_work = ownership.at_work(host, claim)
     during, after = _PHASES.get(claim.phase, (claim.phase, claim.phase))
     phase = during if at_work else after

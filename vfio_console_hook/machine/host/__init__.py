@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import cached_property
 
 from .consoles import Consoles
 from .processes import Processes
@@ -45,6 +46,11 @@ class Host(Consoles, Processes, Programs):
         super().__init__(root)
         self.environment = dict(ENVIRONMENT)
         self._end: float | None = None
+
+    @cached_property
+    def boot_id(self) -> str:
+        """The random identity of this boot (Linux drivers/char/random.c)."""
+        return self.read("proc/sys/kernel/random/boot_id") or ""
 
     @property
     def complete(self) -> bool:
