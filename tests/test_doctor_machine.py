@@ -410,7 +410,7 @@ def test_each_old_option_has_one_finding(machine: MachineFactory) -> None:
 
 def of_another_boot(host: FakeHost) -> None:
     prepared(host)
-    host.tree.put("proc/sys/kernel/random/boot_id", "another")
+    host.boot_again()
 
 
 def by_hand(host: FakeHost) -> None:

@@ -112,7 +112,7 @@ def test_a_failure_is_0_until_the_next_success(machine: MachineFactory) -> None:
 def test_a_stale_claim_holds_nothing_and_is_counted(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     call(host, "prepare")
-    host.tree.put("proc/sys/kernel/random/boot_id", "another")
+    host.boot_again()
     host.tree.put(f"run/vfio-console-hook/claims/{OTHER_UUID}", "garbage")
 
     found = samples(host)

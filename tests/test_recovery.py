@@ -164,7 +164,7 @@ def test_what_a_crash_left_beside_the_claims_is_swept(machine: MachineFactory) -
 
 def test_what_is_left_of_another_boot_needs_no_word_of_libvirts(machine: MachineFactory) -> None:
     host = prepared(machine, None)
-    host.tree.put("proc/sys/kernel/random/boot_id", "another")
+    host.boot_again()
     before = snapshot(host)
 
     done = recover(host)

@@ -246,7 +246,7 @@ def test_a_claim_of_a_person_is_shown_with_the_command_that_undoes_it(
 def test_a_claim_of_an_earlier_boot_holds_nothing(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     prepare(host)
-    host.tree.put("proc/sys/kernel/random/boot_id", "another")
+    host.boot_again()
 
     text = shown(host)
 

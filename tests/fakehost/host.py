@@ -79,6 +79,11 @@ class FakeHost(SnapshotHost):
     def clock(self) -> float:
         return time.monotonic() if self.patient else self._now
 
+    def boot_again(self, boot_id: str = "another") -> None:
+        """What is left in /run is of an earlier boot now (it is a tmpfs, so by mistake)."""
+        self.tree.put("proc/sys/kernel/random/boot_id", boot_id)
+        vars(self).pop("boot_id", None)  # Host reads it once
+
     # -- processes
 
     own: frozenset[int] = frozenset()

@@ -89,7 +89,7 @@ class State:
             shutil.copytree(old / "run", self.root / "run", symlinks=True, dirs_exist_ok=True)
         self.host = FakeHost(str(self.root))
         self.host.load_module("vfio-pci")
-        self.host.tree.put("proc/sys/kernel/random/boot_id", f"boot-{self.boots}")
+        self.host.boot_again(f"boot-{self.boots}")
         systemd.install(self.host.tree)
         systemd.put(self.host.tree, SERVICE, systemd.Unit(active="active"))
         self.libvirt = FakeLibvirt(self.host)
