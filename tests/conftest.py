@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +38,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--regenerate", action="store_true", help="write the outputs in tests/golden anew"
     )
+    parser.addoption(
+        "--sample", type=int, default=1, metavar="N",
+        help="of each test marked every_machine, run one case in N",
+    )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "every_machine: the same on machine after machine")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what --sample leaves out, and begin with the linters, the longest single tests."""
+    seen: Counter[str] = Counter()
+    left_out = set()
+    for item in items:
+        if item.get_closest_marker("every_machine"):
+            name = item.nodeid.partition("[")[0]
+            # Each test begins elsewhere, so that together they reach more of the machines.
+            if (seen[name] + len(name)) % config.getoption("--sample"):
+                left_out.add(item)
+            seen[name] += 1
+    config.hook.pytest_deselected(items=[*left_out])
+    items[:] = [item for item in items if item not in left_out]
+    items.sort(key=lambda item: item.path.name != "test_style.py")
 
 
 @pytest.fixture
