@@ -18,6 +18,8 @@ from vfio_console_hook.machine.snapshot import unpack
 
 HERE = Path(__file__).parent
 Golden = Callable[[str, str], None]
+# Such a test goes over all recorded machines, or over all of another kind of input.
+MANY, SAMPLE = 100, 8
 
 __all__ = ["Golden", "MachineFactory", "domain_xml"]
 
@@ -39,29 +41,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--regenerate", action="store_true", help="write the outputs in tests/golden anew"
     )
     parser.addoption(
-        "--sample", type=int, default=1, metavar="N",
-        help="of each test marked every_machine, run one case in N",
+        "--sample", action="store_true",
+        help=f"of a test with {MANY} cases or more, run one in {SAMPLE}",
     )  # fmt: skip
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "every_machine: the same on machine after machine")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what --sample leaves out, and begin with the linters, the longest single tests."""
-    seen: Counter[str] = Counter()
-    left_out = set()
-    for item in items:
-        if item.get_closest_marker("every_machine"):
-            name = item.nodeid.partition("[")[0]
-            # Each test begins elsewhere, so that together they reach more of the machines.
-            if (seen[name] + len(name)) % config.getoption("--sample"):
-                left_out.add(item)
-            seen[name] += 1
-    config.hook.pytest_deselected(items=[*left_out])
-    items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: item.path.name != "test_style.py")
+    if not config.getoption("--sample"):
+        return
+    names = [item.nodeid.partition("[")[0] for item in items]
+    cases, before = Counter(names), Counter[str]()
+    chosen, left_out = [], []
+    for name, item in zip(names, items):
+        # Each test begins with another case, so that together they reach more machines.
+        turn = (before[name] + len(name)) % SAMPLE
+        before[name] += 1
+        (left_out if cases[name] >= MANY and turn else chosen).append(item)
+    items[:] = chosen
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.building import DUMMY_AND_FBCON, Machine, render
+from tests.building import DUMMY_AND_FBCON, Machine
 from tests.conftest import MachineFactory
 from tests.fakehost import (
     Crash,
@@ -28,7 +28,7 @@ from tests.fakehost import (
     open_device,
     snapshot,
 )  # fmt: skip
-from tests.hosts import DISPLAY, MACHINES, VGA, lab, lab_gpu, native, text_mode, two_native
+from tests.hosts import DISPLAY, VGA, lab, lab_gpu, native, text_mode, two_native, vesafb
 from tests.recordings import FOLDER
 from vfio_console_hook.commands.snapshot.writer import SEEN
 from vfio_console_hook.errors import HostError
@@ -86,13 +86,6 @@ def failure(act: Callable[[], None]) -> str:
     return errno.errorcode[caught.value.errno]
 
 
-def built(which: str, kernel: str) -> Machine:
-    if which == "vesafb":
-        machine = next(one for one in MACHINES if one.name == "vesafb-5.10")
-        return replace(machine, kernel=kernel)
-    return lab(kernel, which)
-
-
 # -- unbinding and binding firmware drivers
 
 
@@ -102,7 +95,7 @@ def test_efifb_and_vesafb_unbind_and_bind_three_times(
     machine: MachineFactory, driver: str, kernel: str
 ) -> None:
     name = {"efifb": EFI, "vesafb": "vesa-framebuffer"}[driver]
-    host = machine(built("vesafb" if driver == "vesafb" else "efifb", kernel))
+    host = machine(vesafb(kernel) if driver == "vesafb" else lab(kernel, "efifb"))
     before = snapshot(host)
 
     for _ in range(3):
@@ -1084,14 +1077,6 @@ def test_nvidia_unbound_while_its_node_is_open_never_comes_back(machine: Machine
 
 
 # -- the recorded machines
-
-
-@pytest.mark.parametrize("built_machine", MACHINES, ids=lambda machine: machine.name)
-def test_the_made_up_machines_in_git_are_what_hosts_says(built_machine: Machine) -> None:
-    """python -m tests.hosts writes them."""
-    path = FOLDER / f"{built_machine.name}.tree"
-
-    assert path.read_text(encoding="utf-8") == render(built_machine)
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.tree")), ids=lambda path: path.stem)
