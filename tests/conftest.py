@@ -53,7 +53,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     names = [item.nodeid.partition("[")[0] for item in items]
     cases, before = Counter(names), Counter[str]()
-    chosen, left_out = [], []
+    chosen: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
     for name, item in zip(names, items):
         # Each test begins with another case, so that together they reach more machines.
         turn = (before[name] + len(name)) % SAMPLE

@@ -83,14 +83,6 @@ def text_mode(kernel: str) -> Machine:
     )  # fmt: skip
 
 
-def native(kernel: str) -> Machine:
-    """One GPU on its native driver, which has taken over from efifb at boot."""
-    return Machine(
-        f"native-{kernel}", (LAB.format(what=f"bochs-drm on class 0300, Linux {kernel}"),), kernel,
-        (lab_gpu(bound=True),),
-    )  # fmt: skip
-
-
 def two_native(kernel: str, consoles: tuple[str, ...] = DUMMY_AND_FBCON) -> Machine:
     """The host's boot GPU and one more, both on the native driver, consoles on the first."""
     second = replace(lab_gpu("0000:02:00.0", base=0xD0000000, bound=True), boot_vga=False)
@@ -98,20 +90,6 @@ def two_native(kernel: str, consoles: tuple[str, ...] = DUMMY_AND_FBCON) -> Mach
         f"two-gpus-{kernel}",
         (LAB.format(what=f"two VGA cards, both on bochs-drm, Linux {kernel}"),),
         kernel, (lab_gpu(bound=True), second), consoles=consoles,
-    )  # fmt: skip
-
-
-def vesafb(kernel: str) -> Machine:
-    """A BIOS boot with a graphical mode."""
-    gpu = Pci(
-        "0000:00:05.0", VGA, (QEMU, 0x1111),
-        bars=((0, 0xFD000000, 16 * M, PREF), (2, 0xFEBF0000, 4 * K, MEM)),
-        group=5, boot_vga=True, shadow=True, native=natives.BOCHS,
-    )  # fmt: skip
-    firmware = Firmware("vesa-framebuffer.0", "vesafb", 0xFD000000, 16 * M, 16 * M, (1024, 768))
-    return Machine(
-        f"vesafb-{kernel}", (LAB.format(what=f"SeaBIOS with vga=0x317, Linux {kernel}"),), kernel,
-        (gpu,), (firmware,), extra=BLACKLISTED,
     )  # fmt: skip
 
 
