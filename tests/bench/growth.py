@@ -33,14 +33,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Growth:
-    """What one thing costs at several sizes, the smallest first.
-
-    unit is what size counts, and floor what it is compared to.
-    """
+    """What one thing costs at several sizes, the smallest first."""
 
     what: str
-    unit: str
-    floor: str
     points: tuple[Point, ...]
     bar: float = BAR
 
@@ -50,11 +45,6 @@ class Growth:
     def exponent(self) -> float:
         """How cost grows: 1 is linear, 0 not at all."""
         return exponent([one.size for one in self.points], [one.ours_s for one in self.points])
-
-    @property
-    def floor_exponent(self) -> float:
-        """The same of what it is compared to."""
-        return exponent([one.size for one in self.points], [one.floor_s for one in self.points])
 
     @property
     def ours_s(self) -> float:
