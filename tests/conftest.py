@@ -23,7 +23,7 @@ MANY, SAMPLE = 100, 8
 
 __all__ = ["Golden", "MachineFactory", "domain_xml"]
 
-# What somebody's PYTHONUNBUFFERED hides, the installed program shows: it runs with -I.
+# A PYTHONUNBUFFERED would hide what the installed program shows: it runs with -I.
 for _name in [name for name in os.environ if name.startswith("PYTHON")]:
     del os.environ[_name]
 

@@ -18,7 +18,7 @@ BAR = 1.15
 """The greatest exponent that counts as linear: what is measured twice differs by some
 hundredths, and caches get too small."""
 
-# Of the smallest's cost. Less than that is not told apart from what else the machine does.
+# Of the smallest's cost. Less than that is noise.
 _NOTICED = 0.1
 
 
@@ -65,7 +65,7 @@ class Growth:
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """The exponent that cost grows with; see the top of this module.
 
-    Raises ValueError when there are fewer than four sizes, which nothing can be told from.
+    Raises ValueError when there are fewer than four sizes, from which nothing follows.
     """
     if len(sizes) < 4 or len(sizes) != len(costs):
         raise ValueError(f"{len(sizes)} sizes are too few")

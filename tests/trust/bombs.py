@@ -44,7 +44,7 @@ _USUAL_LINES = 10
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its status (128 and a signal's number), what it told, what it took."""
+    """How a process ended: its status (128 and a signal's number), its output, what it took."""
 
     status: int
     out: bytes
@@ -99,16 +99,16 @@ def _await(pid: int) -> tuple[int, os.struct_rusage]:  # type: ignore[name-defin
 def wrong(ended: Ended, statuses: Sequence[int], lines: int) -> str:
     """What is wrong with how a process ended, or ""."""
     text = ended.err.decode("utf-8", "replace")
-    told = text.rstrip("\n").split("\n")
+    shown = text.rstrip("\n").split("\n")
     for word in _NEVER:
         if word in text or word.encode() in ended.out:
-            return f"told a person: {text.strip()[-300:]!r}"
+            return f"printed: {text.strip()[-300:]!r}"
     if ended.status not in statuses:
         return f"exit status {ended.status}: {text[:200]!r}"
     if ended.status and not ended.err and not ended.out:
         return "failed without a word"
-    if len(told) > lines or len(text) > _LONGEST or not all(one.isprintable() for one in told):
-        return f"{len(told)} lines, {len(text)} characters: {text[:200]!r}"
+    if len(shown) > lines or len(text) > _LONGEST or not all(one.isprintable() for one in shown):
+        return f"{len(shown)} lines, {len(text)} characters: {text[:200]!r}"
     if ended.cpu_s > LIMIT_S:
         return f"took {ended.cpu_s:.1f} s"
     if ended.mib > LIMIT_MIB:
@@ -151,9 +151,9 @@ class _Range:
         self.cases += 1
         self.worst_s = max(self.worst_s, ended.cpu_s)
         self.worst_mib = max(self.worst_mib, ended.mib)
-        told = wrong(ended, statuses, lines)
-        if told:
-            self.failures.append(f"{what}: {told}")
+        mistake = wrong(ended, statuses, lines)
+        if mistake:
+            self.failures.append(f"{what}: {mistake}")
         after = snapshot(self.directory)
         if after != self.before:
             changed = sorted(path for path in {*after, *self.before}
@@ -214,8 +214,7 @@ def _xml(place: _Range, quick: bool) -> None:
     file = place.directory / "bomb.xml"
     for name, make in bombs.items():
         content = make()
-        told = f"XML, {name}"
-        place.hook(told, content, _expected(name), b"x", b"prepare", b"begin", b"-")
+        place.hook(f"XML, {name}", content, _expected(name), b"x", b"prepare", b"begin", b"-")
         if not quick:
             file.write_bytes(content)
             place.before = snapshot(place.directory)
@@ -254,9 +253,9 @@ def _records(place: _Range, quick: bool) -> None:
             # What it asks for is done to the machine, and that is right.
             argv = (b"hook", root, b"win11", b"release", b"end", b"-")
             place.cases += 1
-            told = wrong(run(argv, domain_xml(hostile.GPU, event="release")), (0, 1), 2)
-            if told:
-                place.failures.append(f"record, {name}: {told}")
+            mistake = wrong(run(argv, domain_xml(hostile.GPU, event="release")), (0, 1), 2)
+            if mistake:
+                place.failures.append(f"record, {name}: {mistake}")
             place.before = snapshot(place.directory)
         else:
             place.command(f"status, {name}", (0, 1), b"--root", root, b"status")

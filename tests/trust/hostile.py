@@ -222,4 +222,4 @@ TREES = {
         b"l run/vfio-console-hook/claims/" + UUID.encode() + b" -> /etc/passwd\n"
     ),
 }  # fmt: skip
-"""Machines that somebody sent."""
+"""Machines as a bug report could have them."""

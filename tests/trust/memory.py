@@ -1,4 +1,4 @@
-"""Where machines are laid out that are thrown away soon, and files that nobody keeps."""
+"""Where machines are laid out that are thrown away soon, and files that are not kept."""
 
 from __future__ import annotations
 

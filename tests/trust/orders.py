@@ -1,4 +1,4 @@
-"""Whatever happens to VMs, in whatever order: told as stories, by Hypothesis.
+"""Whatever happens to VMs, in whatever order: stories that Hypothesis makes.
 
 tests/orders says what may happen, and what must hold after each call of the program.
 """
@@ -27,7 +27,7 @@ _NEEDED = (
     _RACE, "prepare over an earlier run", "libvirt forgot a claim",
     "worker killed", "hook killed", "given back by release", "given back by recover",
     "host rebooted over claims", "taken by hand", "GPU plugged", "GPU unplugged", "node held",
-    "as it was", "told loss",
+    "as it was", "listed loss",
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ class SharedHost(FakeHost):
         self._asked_at = 0.0
 
     def path(self, path: str) -> str:
-        # Whoever has the lock looks at the machine next.
+        # The process that has the lock looks at the machine next.
         if path == _LOCK:
             self._asked_at = time.monotonic()
         elif getattr(self, "_asked_at", 0.0):
@@ -53,7 +53,7 @@ class SharedHost(FakeHost):
         return names
 
     def _attribute(self, kind: str, path: str) -> str | None:
-        # Nobody has recorded what the program writes; asking costs more than the program.
+        # What the program writes was not recorded; asking costs more than the program.
         return None if path.startswith(RUN) else super()._attribute(kind, path)
 
     def _never_return(self, kind: str, what: str) -> None:

@@ -103,8 +103,8 @@ def _xml_seeds() -> Iterator[bytes]:
 
 def _yaml(directory: Path) -> Work:
     def work(data: bytes) -> None:
-        told = load.mistakes_in("file", data)
-        for one in told:
+        mistakes = load.mistakes_in("file", data)
+        for one in mistakes:
             if len(str(one)) > 1024:
                 raise Outside(f"a mistake of {len(str(one))} characters")
             str(one).encode()
@@ -286,14 +286,14 @@ def _standard(out: io.BytesIO, err: io.BytesIO) -> Iterator[None]:
         sys.stdin, sys.stdout, sys.stderr = before
 
 
-def _readable(told: bytes) -> None:
+def _readable(printed: bytes) -> None:
     """Raises Outside unless it is a few lines for people."""
-    text = told.decode()
+    text = printed.decode()
     if "Traceback" in text or "internal error" in text or "this is a bug" in text:
-        raise Outside(f"told: {text[-1500:]}")
+        raise Outside(f"printed: {text[-1500:]}")
     lines = text.split("\n")
     if len(lines) > 12 or not all(line.isprintable() for line in lines):
-        raise Outside(f"told, in {len(lines)} lines: {text[:300]!r}")
+        raise Outside(f"printed {len(lines)} lines: {text[:300]!r}")
 
 
 def _argv_seeds() -> Iterator[bytes]:
@@ -308,7 +308,7 @@ def _argv_seeds() -> Iterator[bytes]:
         yield line.replace(" ", "\0").encode()
 
 
-# -- a machine that somebody sent
+# -- a machine from a bug report
 
 
 def _tree(directory: Path) -> Work:

@@ -1,9 +1,9 @@
 """A machine on which the program dies, is refused, or sees less than there is.
 
 Nothing of the program is replaced. Its changes of the machine pass through FakeHost
-anyway. Its changes of files (the record, the word of history.py, the log) are told by
+anyway. Its changes of files (the claims, the history, the log) are reported by
 CPython itself: audit events come before a file is opened, made, renamed or removed
-(PEP 578), and sys.setprofile tells of each call of a C function, so of os.write() and
+(PEP 578), and sys.setprofile reports each call of a C function, so of os.write() and
 os.fsync(). What an audit hook or a profile function raises, the call raises in its
 place; and what is called next is called with the change already on disk, which is
 where a process is killed, with a real SIGKILL. strace sees the very same system calls in
@@ -25,7 +25,18 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from tests.fakehost import FakeHost, pci
-from tests.trust.fate import BOTH, CHANGES, FAILS, HOOK, LOOKS, NOTHING, WORKER, Deed, Fate, Ledger
+from tests.trust.fault import (
+    BOTH,
+    CHANGES,
+    FAILS,
+    HOOK,
+    LOOKS,
+    NOTHING,
+    WORKER,
+    Access,
+    Fault,
+    Trace,
+)
 from vfio_console_hook.errors import HostError
 
 T = TypeVar("T")
@@ -36,52 +47,52 @@ _LOOKED_AT = re.compile(r"(?:sys|proc|dev)/")
 _CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
-class Mortal(FakeHost):
-    """FakeHost for a process that nobody needs any more: its fate cannot be taken back.
+class FaultHost(FakeHost):
+    """FakeHost for a process that is thrown away: its fault cannot be taken back.
 
-    Whoever makes one is the hook's own process; what is forked from it is a worker.
+    The process that makes one is the hook's own; what is forked from it is a worker.
     """
 
-    def __init__(self, root: str, fate: Fate, ledger: Ledger) -> None:
+    def __init__(self, root: str, fault: Fault, trace: Trace) -> None:
         super().__init__(root)
-        self._fate = fate
-        self._ledger = ledger
-        ledger.hook = os.getpid()
+        self._fault = fault
+        self._trace = trace
+        trace.hook = os.getpid()
         self._inside = False  # the fake kernel, or a look
         self._number = 0  # of the change that is under way
         self._failing = ""  # what goes on failing
         self._open = ""  # which file of the program's is written
-        self._doomed = False
+        self._to_be_killed = False
         self._below = f"{self.root}/"
         sys.addaudithook(self._audit)
 
     @property
     def _who(self) -> str:
-        return HOOK if os.getpid() == self._ledger.hook else WORKER
+        return HOOK if os.getpid() == self._trace.hook else WORKER
 
     # -- changes
 
     def _about_to(self, kind: str, what: str) -> None:
         """A change is about to be made. Raises OSError when it is refused."""
-        self._number = self._ledger.count(CHANGES, Deed(self._who, kind, what))
-        if not self._fate.refusal:
+        self._number = self._trace.count(CHANGES, Access(self._who, kind, what))
+        if not self._fault.refusal:
             return
         own = kind.startswith("file ")
         same = "file" if own else what.split(" ")[0]
-        if self._number == self._fate.at and self._fate.lasting:
+        if self._number == self._fault.at and self._fault.lasting:
             self._failing = same
-        if self._number == self._fate.at or self._failing == same:
-            raise OSError(self._fate.refusal, os.strerror(self._fate.refusal))
+        if self._number == self._fault.at or self._failing == same:
+            raise OSError(self._fault.refusal, os.strerror(self._fault.refusal))
 
-    def _struck(self) -> bool:
-        return bool(self._fate.kill) and self._number == self._fate.at
+    def _is_hit(self) -> bool:
+        return bool(self._fault.kill) and self._number == self._fault.at
 
-    def _strike(self) -> None:
-        """Kill whom it hits; the change is made."""
-        self._doomed, hook, me = False, self._ledger.hook, os.getpid()
-        if me != hook and self._fate.kill in (HOOK, BOTH):
+    def _kill(self) -> None:
+        """Kill the process that it hits; the change is made."""
+        self._to_be_killed, hook, me = False, self._trace.hook, os.getpid()
+        if me != hook and self._fault.kill in (HOOK, BOTH):
             os.kill(hook, signal.SIGKILL)
-        if me == hook or self._fate.kill != HOOK:
+        if me == hook or self._fault.kill != HOOK:
             os.kill(me, signal.SIGKILL)
         self._number = 0
 
@@ -94,14 +105,14 @@ class Mortal(FakeHost):
 
     @contextmanager
     def _kernel(self) -> Iterator[None]:
-        """The fake kernel works on its own files; then whoever is to die dies."""
+        """The fake kernel works on its own files; then the process is killed, if it is to be."""
         before, self._inside = self._inside, True
         try:
             yield
         finally:
             self._inside = before
-            if self._struck():  # the kernel itself may have refused it as well
-                self._strike()
+            if self._is_hit():  # the kernel itself may have refused it as well
+                self._kill()
 
     def write(self, path: str, text: str) -> None:
         with self._kernel():
@@ -151,8 +162,8 @@ class Mortal(FakeHost):
         if event == "open":
             self._open = path
         self._about_to(f"file {event.rpartition('.')[2]}", path)
-        self._doomed = self._struck()
-        if self._doomed or event == "open":
+        self._to_be_killed = self._is_hit()
+        if self._to_be_killed or event == "open":
             sys.setprofile(self._called)
 
     def _own(self, path: object) -> str:
@@ -165,8 +176,8 @@ class Mortal(FakeHost):
 
     def _called(self, frame: FrameType, event: str, function: Any) -> None:
         """What runs after an audited change, and every call while a file is open."""
-        if self._doomed:
-            self._strike()
+        if self._to_be_killed:
+            self._kill()
         if event != "c_call":
             return
         name = function.__name__
@@ -174,7 +185,7 @@ class Mortal(FakeHost):
             if frame.f_code.co_filename.endswith("worker.py"):
                 return  # its pipe
             self._about_to(f"file {name}", self._open)
-            self._doomed = self._struck()
+            self._to_be_killed = self._is_hit()
         elif name in ("close", "__exit__"):
             sys.setprofile(None)
 
@@ -191,16 +202,16 @@ class Mortal(FakeHost):
         """What a look shows. half makes of it what is to be seen when it is torn."""
         if self._inside or not _LOOKED_AT.match(path):
             return look()
-        number = self._ledger.count(LOOKS, Deed(self._who, kind, path))
+        number = self._trace.count(LOOKS, Access(self._who, kind, path))
         self._inside = True
         try:
-            if number != self._fate.look:
+            if number != self._fault.look:
                 return look()
-            if self._fate.gone:
-                self._pull_out(self._fate.gone)
-            elif self._fate.blind == NOTHING or kind in ("exists", "real"):
+            if self._fault.gone:
+                self._pull_out(self._fault.gone)
+            elif self._fault.blind == NOTHING or kind in ("exists", "real"):
                 return nothing
-            elif self._fate.blind == FAILS:
+            elif self._fault.blind == FAILS:
                 raise HostError.of("read", f"/{path}", OSError(errno.EIO, ""))
             elif half is not None:
                 return half(look())
@@ -216,7 +227,7 @@ class Mortal(FakeHost):
 
     def read_bytes(self, path: str) -> bytes | None:
         def look() -> bytes | None:
-            return super(Mortal, self).read_bytes(path)
+            return super(FaultHost, self).read_bytes(path)
 
         def half(content: bytes | None) -> bytes | None:
             return content and content[: len(content) // 2]
@@ -225,25 +236,25 @@ class Mortal(FakeHost):
 
     def list(self, path: str) -> tuple[str, ...]:
         def look() -> tuple[str, ...]:
-            return super(Mortal, self).list(path)
+            return super(FaultHost, self).list(path)
 
         return self._look("list", path, look, (), lambda all_: all_[: len(all_) // 2])
 
     def readlink(self, path: str) -> str | None:
-        return self._look("readlink", path, lambda: super(Mortal, self).readlink(path), None)
+        return self._look("readlink", path, lambda: super(FaultHost, self).readlink(path), None)
 
     def exists(self, path: str) -> bool:
-        return self._look("exists", path, lambda: super(Mortal, self).exists(path), False)
+        return self._look("exists", path, lambda: super(FaultHost, self).exists(path), False)
 
     def real(self, path: str) -> str | None:
-        return self._look("real", path, lambda: super(Mortal, self).real(path), None)
+        return self._look("real", path, lambda: super(FaultHost, self).real(path), None)
 
     def stat(self, path: str) -> os.stat_result | None:
-        return self._look("stat", path, lambda: super(Mortal, self).stat(path), None)
+        return self._look("stat", path, lambda: super(FaultHost, self).stat(path), None)
 
     def peek(self, path: str, offset: int, size: int) -> bytes:
         def look() -> bytes:
-            return super(Mortal, self).peek(path, offset, size)
+            return super(FaultHost, self).peek(path, offset, size)
 
         # What does not answer on the bus any more reads as ones.
         seen = self._look("peek", path, look, b"", lambda all_: b"\xff" * len(all_))
@@ -253,42 +264,42 @@ class Mortal(FakeHost):
 
     def framebuffer_memory(self, fb: str) -> tuple[int, int] | None:
         def look() -> tuple[int, int] | None:
-            return super(Mortal, self).framebuffer_memory(fb)
+            return super(FaultHost, self).framebuffer_memory(fb)
 
         return self._look("ioctl", f"dev/{fb}", look, None)
 
     def console_map(self, fb: str) -> tuple[int | None, ...] | None:
         def look() -> tuple[int | None, ...] | None:
-            return super(Mortal, self).console_map(fb)
+            return super(FaultHost, self).console_map(fb)
 
         return self._look("ioctl", f"dev/{fb}", look, None)
 
     def open_files(self, pid: int) -> dict[str, str]:
         def look() -> dict[str, str]:
-            return super(Mortal, self).open_files(pid)
+            return super(FaultHost, self).open_files(pid)
 
         return self._look("list", f"proc/{pid}/fd", look, {})
 
     def mappings(self, pid: int) -> bytes:
         def look() -> bytes:
-            return super(Mortal, self).mappings(pid)
+            return super(FaultHost, self).mappings(pid)
 
         return self._look("read", f"proc/{pid}/maps", look, b"")
 
 
-def _opened_for_change(host: Mortal, path: str, arguments: tuple[Any, ...]) -> bool:
+def _opened_for_change(host: FaultHost, path: str, arguments: tuple[Any, ...]) -> bool:
     return bool(arguments[2] & _CHANGING)
 
 
-def _not_there(host: Mortal, path: str, arguments: tuple[Any, ...]) -> bool:
+def _not_there(host: FaultHost, path: str, arguments: tuple[Any, ...]) -> bool:
     return not os.path.lexists(host.path(path))
 
 
-def _always(host: Mortal, path: str, arguments: tuple[Any, ...]) -> bool:
+def _always(host: FaultHost, path: str, arguments: tuple[Any, ...]) -> bool:
     return True
 
 
-_FILE_EVENTS: dict[str, Callable[[Mortal, str, tuple[Any, ...]], bool]] = {
+_FILE_EVENTS: dict[str, Callable[[FaultHost, str, tuple[Any, ...]], bool]] = {
     "open": _opened_for_change,
     "os.mkdir": _not_there,
     "os.chmod": _always,
