@@ -284,8 +284,3 @@ def unregister_overlapping_framebuffers(tree: Tree, first: int, last: int) -> No
             unregister(tree, found.device)
         else:
             drop_framebuffers(tree, found, path)
-
-
-def parent_of(tree: Tree, device: str) -> str:
-    """The name of the directory above the device: "platform" or a PCI address."""
-    return os.path.basename(os.path.dirname(tree.real(f"{BUS}/devices/{device}") or ""))
