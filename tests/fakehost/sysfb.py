@@ -15,7 +15,6 @@ reserves (0 0 for nothing).
 from __future__ import annotations
 
 import errno
-import os
 import re
 from dataclasses import dataclass
 
