@@ -16,8 +16,7 @@ from typing import Generic, Protocol, TypeVar
 from tests.fakehost import KernelFault
 from tests.recordings import beginnings
 from tests.trust.baseline import Baseline, UnsoundError, undisturbed
-from tests.trust.check import Check, Effort, Outcome
-from tests.trust.memory import in_memory
+from tests.trust.check import Check, Effort, Outcome, in_memory
 from tests.trust.subjects import Subject, chosen
 
 

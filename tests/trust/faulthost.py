@@ -44,7 +44,7 @@ T = TypeVar("T")
 # Where the program keeps files of its own.
 _OWN = re.compile(r"(?:run/vfio-console-hook|var)(?:[./]|$)")
 _LOOKED_AT = re.compile(r"(?:sys|proc|dev)/")
-_CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 class FaultHost(FakeHost):
@@ -114,39 +114,11 @@ class FaultHost(FakeHost):
             if self._is_hit():  # the kernel itself may have refused it as well
                 self._kill()
 
-    def write(self, path: str, text: str) -> None:
-        with self._kernel():
-            super().write(path, text)
-
-    def poke(self, path: str, offset: int, content: bytes) -> None:
-        with self._kernel():
-            super().poke(path, offset, content)
-
-    def map_console(self, fb: str, console: int, index: int) -> None:
-        with self._kernel():
-            super().map_console(fb, console, index)
-
-    def set_text_mode(self, tty: str, text: bool) -> None:
-        with self._kernel():
-            super().set_text_mode(tty, text)
-
-    def lock_consoles(self, locked: bool) -> None:
-        with self._kernel():
-            super().lock_consoles(locked)
-
-    def signal_process(self, handle: int, number: int) -> None:
-        with self._kernel():
-            super().signal_process(handle, number)
-
     def run(self, *command: str, timeout_s: float = 30) -> str:
         if command[0] == "/usr/bin/virsh":
             return ""  # no VM runs
         with self._kernel():
             return super().run(*command, timeout_s=timeout_s)
-
-    def exit_status(self, *command: str, timeout_s: float) -> int | None:
-        with self._kernel():
-            return super().exit_status(*command, timeout_s=timeout_s)
 
     # -- changes of the program's own files
 
@@ -225,33 +197,6 @@ class FaultHost(FakeHost):
             pci.write_remove(self.tree, address)
             self.tree.remove(f"fake/removed/{address}")  # no rescan finds it
 
-    def read_bytes(self, path: str) -> bytes | None:
-        def look() -> bytes | None:
-            return super(FaultHost, self).read_bytes(path)
-
-        def half(content: bytes | None) -> bytes | None:
-            return content and content[: len(content) // 2]
-
-        return self._look("read", path, look, None, half)
-
-    def list(self, path: str) -> tuple[str, ...]:
-        def look() -> tuple[str, ...]:
-            return super(FaultHost, self).list(path)
-
-        return self._look("list", path, look, (), lambda all_: all_[: len(all_) // 2])
-
-    def readlink(self, path: str) -> str | None:
-        return self._look("readlink", path, lambda: super(FaultHost, self).readlink(path), None)
-
-    def exists(self, path: str) -> bool:
-        return self._look("exists", path, lambda: super(FaultHost, self).exists(path), False)
-
-    def real(self, path: str) -> str | None:
-        return self._look("real", path, lambda: super(FaultHost, self).real(path), None)
-
-    def stat(self, path: str) -> os.stat_result | None:
-        return self._look("stat", path, lambda: super(FaultHost, self).stat(path), None)
-
     def peek(self, path: str, offset: int, size: int) -> bytes:
         def look() -> bytes:
             return super(FaultHost, self).peek(path, offset, size)
@@ -262,33 +207,54 @@ class FaultHost(FakeHost):
             raise HostError.of("read", f"/{path}", OSError(errno.ENOENT, ""))
         return seen
 
-    def framebuffer_memory(self, fb: str) -> tuple[int, int] | None:
-        def look() -> tuple[int, int] | None:
-            return super(FaultHost, self).framebuffer_memory(fb)
 
-        return self._look("ioctl", f"dev/{fb}", look, None)
+def _changing(name: str) -> Callable[..., Any]:
+    """A method of FakeHost that changes the machine, with the fault in it."""
+    method = getattr(FakeHost, name)
 
-    def console_map(self, fb: str) -> tuple[int | None, ...] | None:
-        def look() -> tuple[int | None, ...] | None:
-            return super(FaultHost, self).console_map(fb)
+    def change(host: FaultHost, *arguments: Any, **named: Any) -> Any:
+        with host._kernel():
+            return method(host, *arguments, **named)
 
-        return self._look("ioctl", f"dev/{fb}", look, None)
+    return change
 
-    def open_files(self, pid: int) -> dict[str, str]:
-        def look() -> dict[str, str]:
-            return super(FaultHost, self).open_files(pid)
 
-        return self._look("list", f"proc/{pid}/fd", look, {})
+def _looking(
+    name: str, kind: str, path: str, nothing: object, half: Callable[[Any], Any] | None
+) -> Callable[..., Any]:
+    """A method of FakeHost that looks at a path, made of its argument, with the fault in it."""
+    method = getattr(FakeHost, name)
 
-    def mappings(self, pid: int) -> bytes:
-        def look() -> bytes:
-            return super(FaultHost, self).mappings(pid)
+    def look(host: FaultHost, what: object) -> Any:
+        return host._look(kind, path.format(what), lambda: method(host, what), nothing, half)
 
-        return self._look("read", f"proc/{pid}/maps", look, b"")
+    return look
+
+
+def _half(whole: Any) -> Any:
+    return whole and whole[: len(whole) // 2]
+
+
+for _name in ("write", "poke", "map_console", "set_text_mode", "lock_consoles", "signal_process",
+              "exit_status"):  # fmt: skip
+    setattr(FaultHost, _name, _changing(_name))
+for _name, *_look in (
+    ("read_bytes", "read", "{}", None, _half),
+    ("list", "list", "{}", (), _half),
+    ("readlink", "readlink", "{}", None, None),
+    ("exists", "exists", "{}", False, None),
+    ("real", "real", "{}", None, None),
+    ("stat", "stat", "{}", None, None),
+    ("framebuffer_memory", "ioctl", "dev/{}", None, None),
+    ("console_map", "ioctl", "dev/{}", None, None),
+    ("open_files", "list", "proc/{}/fd", {}, None),
+    ("mappings", "read", "proc/{}/maps", b"", None),
+):
+    setattr(FaultHost, _name, _looking(_name, *_look))
 
 
 def _opened_for_change(host: FaultHost, path: str, arguments: tuple[Any, ...]) -> bool:
-    return bool(arguments[2] & _CHANGING)
+    return bool(arguments[2] & _WRITING)
 
 
 def _not_there(host: FaultHost, path: str, arguments: tuple[Any, ...]) -> bool:

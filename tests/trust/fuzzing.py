@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.gate import ROOT
-from tests.trust.check import Check, Effort, Outcome
-from tests.trust.memory import in_memory
+from tests.trust.check import Check, Effort, Outcome, in_memory
 
 CORPUS = ROOT / "tests/trust/corpus"
 FOUND = ROOT / "build/fuzz"

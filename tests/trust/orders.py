@@ -15,8 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.orders.machines import Setting
 from tests.orders.story import Story
-from tests.trust.check import Check, Effort, Outcome
-from tests.trust.memory import in_memory
+from tests.trust.check import Check, Effort, Outcome, in_memory
 
 _QUICK_STORIES, _STORIES, _STEPS = 120, 200, 25
 _RACE = "prepare before the other's release"

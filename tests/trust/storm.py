@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.fakehost import FakeHost, close_device, open_device
-from tests.trust.check import Check, Effort, Outcome
+from tests.trust.check import Check, Effort, Outcome, in_memory
 from tests.trust.crowd import GPUS, LIBVIRT_THREADS, TIMEOUT_S, Crowd, Seen, Vm, address
-from tests.trust.memory import in_memory
 from tests.trust.shared import HANG, SLOW
 from vfio_console_hook.claims.claim import CLAIMS
 from vfio_console_hook.claims.directory import BY_NAME, Claims
