@@ -10,8 +10,10 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.fakehost import FakeHost
+from tests.trust.process import in_a_process
 from vfio_console_hook.cli import COMMANDS
 from vfio_console_hook.errors import HookError, HostError
 
@@ -108,15 +110,9 @@ def _quiet_stdout() -> Iterator[None]:
 
 def in_a_child(work: Work, host: SeenHost, kill_before: int) -> int:
     """The exit status of the program in a process that is killed with its worker; -9 then."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            null = os.open(os.devnull, os.O_RDWR)
-            for standard in (0, 1, 2):
-                os.dup2(null, standard)
-            sys.stdout = sys.stderr = io.TextIOWrapper(io.BytesIO(), "utf-8")
-            host.kill_before, host.hook_pid = kill_before, os.getpid()
-            os._exit(work(host))
-        finally:
-            os._exit(70)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def child() -> int:
+        host.kill_before, host.hook_pid = kill_before, os.getpid()
+        return work(host)
+
+    return in_a_process(child, Path(f"{host.root}.stderr")).status

@@ -157,8 +157,8 @@ class Story(RuleBasedStateMachine):
     @rule(data=st.data(), recover=st.booleans())
     def libvirt_dies(self, data: st.DataObject, recover: bool) -> None:
         running = self.some("running")
-        killed_whole = data.draw(st.sets(st.sampled_from(running)) if running else st.just(set()))
-        self.there.restart_libvirt(frozenset(killed_whole), recover=recover)
+        ended = data.draw(st.sets(st.sampled_from(running)) if running else st.just(set()))
+        self.there.restart_libvirt(frozenset(ended), recover=recover)
 
     # -- people
 

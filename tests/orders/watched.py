@@ -137,24 +137,24 @@ class _Runner:
 
     def __init__(self, state: State, kill: Kill | None) -> None:
         self._state = state
-        self._death = kill
+        self._kill = kill
         self.called: Called | None = None
 
     def __call__(self, work: Work) -> Called:
         state = self._state
         before = state.claims
-        killed_whole = self._death is not None and self._death.whole
+        killed_whole = self._kill is not None and self._kill.whole
         host = SeenHost(
             str(state.root),
-            crash_before=self._death.before if self._death and not killed_whole else 0,
+            crash_before=self._kill.before if self._kill and not killed_whole else 0,
         )
         host.running = _virsh(state)
         if killed_whole:
-            assert self._death is not None
-            status, out, err = in_a_child(work, host, self._death.before), "", ""
+            assert self._kill is not None
+            status, out, err = in_a_child(work, host, self._kill.before), "", ""
         else:
             status, out, err = here(work, host)
-        if self._death and len(host.changes) + 1 == self._death.before and status:
+        if self._kill and len(host.changes) + 1 == self._kill.before and status:
             state.tally["hook killed" if killed_whole else "worker killed"] += 1
         self.called = Called(status, out, err, tuple(host.changes), before, state.claims)
         return self.called

@@ -208,15 +208,15 @@ class World(Watched):
             self.libvirt.reattach(address)
         self.tally["GPU unplugged"] += 1
 
-    def restart_libvirt(self, killed_whole: frozenset[str], *, recover: bool) -> None:
-        """libvirtd is killed and started again; killed_whole are VMs whose QEMU ended meanwhile."""
+    def restart_libvirt(self, ended: frozenset[str], *, recover: bool) -> None:
+        """libvirtd is killed and started again; ended are VMs whose QEMU ended meanwhile."""
         self.tally["libvirt restarted"] += 1
         for life in self.lives.values():
             if life.path and life.path[0] in ("prepare", "detach", "start", "open", "release"):
                 self._forget(life)
             elif life.path and life.path[0] == "started":
                 life.path = []
-            if life.runs and life.guest.name in killed_whole:
+            if life.runs and life.guest.name in ended:
                 self._close(life)
                 life.path = list(_STOPPING[1:])
         for life in self.lives.values():
