@@ -72,7 +72,7 @@ def portraits(
             raise Violation(f"{name} stays and was {portrait}, now {after.get(name)}")
 
 
-def record(state: State) -> None:
+def claims(state: State) -> None:
     """No GPU is in two open claims, and status shows each claim."""
     now = [one for one in state.claims.values() if one.boot == f"boot-{state.boots}"]
     for number, one in enumerate(now):

@@ -108,7 +108,7 @@ class Watched(State):
             for step in one.open if step.undo
         }  # fmt: skip
         promises.portraits(self, portraits, addresses | back, steps)
-        promises.record(self)
+        promises.claims(self)
         promises.processes(self)
         log = self.host.read(SNAPSHOT_LOG) or ""
         if "internal error" in log or "Traceback" in log:

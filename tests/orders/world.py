@@ -152,7 +152,7 @@ class World(Watched):
     def _open(self, life: Life) -> None:
         """QEMU is started and maps the BARs of all devices.
 
-        Between the detaching and now, only a record shows that a VM has a device.
+        Between the detaching and now, only a claim shows that a VM has a device.
         """
         life.runs = True
         for address in life.guest.devices:

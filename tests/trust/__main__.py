@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.gate import ROOT
-from tests.trust import access, bombs, crashes, faults, fuzzing, orders, records, storm
+from tests.trust import access, bombs, claims, crashes, faults, fuzzing, orders, storm
 from tests.trust.check import Check, Effort, Outcome
 
 # In the order of the table.
 CHECKS = tuple(
-    one.CHECK for one in (crashes, faults, records, orders, storm, bombs, fuzzing, access)
+    one.CHECK for one in (crashes, faults, claims, orders, storm, bombs, fuzzing, access)
 )
 _SHOWN = 20  # failures of one check
 

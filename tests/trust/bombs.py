@@ -241,13 +241,13 @@ def _yaml(place: _Range, quick: bool) -> None:
         place.put_back(etc, was)
 
 
-def _records(place: _Range, quick: bool) -> None:
+def _claims(place: _Range, quick: bool) -> None:
     path = f"{CLAIMS}/{UUID}"
     claim = _claim(place.directory / "claimed")
     place.before = snapshot(place.directory)
     root = os.fsencode(place.machine)
     every = 19 if quick else 1  # no divisor of how many wrong values there are
-    for number, (name, content) in enumerate(islice(hostile.records(claim), 0, None, every)):
+    for number, (name, content) in enumerate(islice(hostile.claims(claim), 0, None, every)):
         _lay_claim(place.machine, path, content)
         if number % 2:
             # What it asks for is done to the machine, and that is right.
@@ -255,7 +255,7 @@ def _records(place: _Range, quick: bool) -> None:
             place.cases += 1
             mistake = wrong(run(argv, domain_xml(hostile.GPU, event="release")), (0, 1), 2)
             if mistake:
-                place.failures.append(f"record, {name}: {mistake}")
+                place.failures.append(f"claim, {name}: {mistake}")
             place.before = snapshot(place.directory)
         else:
             place.command(f"status, {name}", (0, 1), b"--root", root, b"status")
@@ -335,7 +335,7 @@ def _trees(place: _Range, quick: bool) -> None:
             place.failures.append(f"machine, {name}: wrote /tmp/harm")
 
 
-_KINDS = (_xml, _yaml, _records, _sysfs, _argv, _trees)
+_KINDS = (_xml, _yaml, _claims, _sysfs, _argv, _trees)
 
 
 def _run(effort: Effort) -> Outcome:
@@ -348,7 +348,7 @@ def _run(effort: Effort) -> Outcome:
         counts.append(tried)
         if tried < 25:
             place.failures.append(f"only {tried} cases of {kind.__name__}")
-    figures = "{} XML, {} YAML, {} record, {} sysfs, {} argv, {} machine".format(*counts)
+    figures = "{} XML, {} YAML, {} claim, {} sysfs, {} argv, {} machine".format(*counts)
     figures += f"; at most {place.worst_s:.1f} s and {place.worst_mib:.0f} MiB"
     return Outcome(place.cases, tuple(place.failures), figures)
 

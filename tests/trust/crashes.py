@@ -5,7 +5,7 @@ child, on every recorded machine; at every change in turn (fault.py) the process
 it is killed, or the hook of the worker that made it, or both. Then either recover runs
 with no VM there, or libvirt goes on: with release, or with the next start of the VM, which
 ends with a release. The machine must be as before then, except for what plan had said that
-it would not be, and the record must be empty.
+it would not be, and no claim may be left.
 """
 
 from __future__ import annotations

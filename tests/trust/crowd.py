@@ -160,7 +160,7 @@ class Crowd:
             seen.refusals[vm.name] = f"{operation}: {os.waitstatus_to_exitcode(status)} {text}"
 
     def longest_wait_s(self) -> float:
-        """The longest that a hook has waited for the lock of the record since the last time."""
+        """The longest that a hook has waited for the lock of the claims since the last time."""
         waits = self.root / WAITS
         found = [float(line) for line in waits.read_text().split()] if waits.exists() else [0.0]
         waits.unlink(missing_ok=True)

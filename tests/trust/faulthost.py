@@ -7,7 +7,7 @@ CPython itself: audit events come before a file is opened, made, renamed or remo
 os.fsync(). What an audit hook or a profile function raises, the call raises in its
 place; and what is called next is called with the change already on disk, which is
 where a process is killed, with a real SIGKILL. strace sees the very same system calls in
-a prepare, and beside them only the writes of the log, which are its news and no record.
+a prepare, and beside them only the writes of the log, which are its news and no claim.
 
 What the fake kernel itself does to its own files lies elsewhere and does not count.
 """

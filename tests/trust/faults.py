@@ -5,7 +5,7 @@ once, and in each way also from then on. A look finds nothing, half of what ther
 EIO; or the GPU has been pulled out before it. Whatever is tried, the hook ends with 0, or
 with 1 and a sentence that is no traceback. Then the VM goes on as libvirt would: a VM that
 starts has all of its memory, and after its release, or a recover at the latest, the
-machine is as before (except for what plan had said) and the record is empty.
+machine is as before (except for what plan had said) and no claim is left.
 """
 
 from __future__ import annotations

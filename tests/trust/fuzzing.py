@@ -21,7 +21,7 @@ from tests.trust.check import Check, Effort, Outcome, in_memory
 CORPUS = ROOT / "tests/trust/corpus"
 FOUND = ROOT / "build/fuzz"
 # Inputs for each target: what some ten seconds of one core are enough for.
-RUNS = {"xml": 5000, "yaml": 2000, "record": 500, "sysfs": 400, "argv": 500, "tree": 250}
+RUNS = {"xml": 5000, "yaml": 2000, "claim": 500, "sysfs": 400, "argv": 500, "tree": 250}
 _MARKS = re.compile(r"#(\d+)\s+DONE\s+cov: (\d+) ft: (\d+)")
 
 

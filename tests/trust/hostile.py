@@ -98,7 +98,7 @@ _WRONG: tuple[Any, ...] = (
 _RAW = (b"NaN", b"Infinity", b"1e999", b"9" * 5000, b"[" * 100_000, b"", b"}")
 
 
-def records(claim: bytes) -> Iterator[tuple[str, bytes]]:
+def claims(claim: bytes) -> Iterator[tuple[str, bytes]]:
     """A claim with each of its values replaced by each wrong one; the name says which."""
     lines = claim.splitlines()
     for number, line in enumerate(lines):

@@ -85,7 +85,7 @@ class Machine:
     # -- what is left
 
     def claimed(self) -> list[str]:
-        """What the record still holds: claims, drafts of them, names."""
+        """What is left in /run: claims, drafts of them, names."""
         return [
             f"{folder}/{name}"
             for folder in (CLAIMS, BY_NAME)
@@ -94,7 +94,7 @@ class Machine:
 
     @staticmethod
     def is_claim(path: str) -> bool:
-        """Whether a file of the record is a claim, that keeps a GPU from others."""
+        """Whether a file there is a claim, that keeps a GPU from others."""
         return path.startswith(f"{CLAIMS}/") and not os.path.basename(path).startswith(".")
 
     def seen(self) -> dict[str, str]:

@@ -13,9 +13,9 @@ from vfio_console_hook.machine.runfiles import RUN
 HANG = "fake/hang"
 """What a write that does not come back has in its path or text. It does once this is gone."""
 SLOW = "fake/slow"
-"""How many seconds a look at which records there are takes: then others have time for theirs."""
+"""How many seconds a look at which claims there are takes: then others have time for theirs."""
 WAITS = "fake/waits"
-"""How long each process waited for the lock of the record, in seconds, one a line."""
+"""How long each process waited for the lock of the claims, in seconds, one a line."""
 _LOCK = f"{RUN}/lock"
 
 

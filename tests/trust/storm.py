@@ -57,7 +57,7 @@ def run(effort: Effort) -> Outcome:
 
 
 def play(act: Callable[[Crowd, bool], Part], otherwise: Path, quick: bool) -> Part:
-    """One part, on a machine in memory: a record that is synced waits for no disk there."""
+    """One part, on a machine in memory: a claim that is synced waits for no disk there."""
     with in_memory(otherwise) as directory:
         crowd = Crowd(directory)
         part = act(crowd, quick)
@@ -229,7 +229,7 @@ def _gpus(host: FakeHost) -> list[tuple[str, str | None, int, int]]:
 
 
 def _await_worker(host: FakeHost, vm: Vm, start: Future[Seen]) -> list[str]:
-    """Wait until the worker of a VM hangs, which its record shows: a step begun and not done."""
+    """Wait until the worker of a VM hangs, which its claim shows: a step begun and not done."""
 
     def hangs() -> bool:
         claim = Claims(host).find(vm.uuid)

@@ -1,4 +1,4 @@
-"""The record of a VM torn at every byte, with garbage in it, of another version or boot.
+"""The claim of a VM torn at every byte, with garbage in it, of another version or boot.
 
 A line that a crash tore is one of which nothing had been done: the program is killed
 before each line that prepare writes, part of that line is put there, and what comes next
@@ -59,7 +59,7 @@ GARBAGE = {
 
 @dataclass(frozen=True)
 class Damage:
-    """What is done to a record that is whole, and what is asked then."""
+    """What is done to a claim that is whole, and what is asked then."""
 
     name: str
     change: Callable[[bytes], bytes]
@@ -67,7 +67,7 @@ class Damage:
 
 
 def damages(whole: bytes) -> Iterator[Damage]:
-    """All that makes a record one which cannot be understood; what is asked goes round."""
+    """All that makes a claim one which cannot be understood; what is asked goes round."""
     asked = (RELEASE, RECOVER, PREPARE, STATUS)
     turn = 0
     for place in range(whole.count(b"\n") + 1):
@@ -121,9 +121,9 @@ def ask(machine: Machine, what: str) -> Exit:
 
 
 def left_alone(baseline: Baseline, damage: Damage, machine: Machine, whole: bytes) -> str:
-    """What is wrong when a record that cannot be understood is met; "" when nothing is.
+    """What is wrong when a claim that cannot be understood is met; "" when nothing is.
 
-    machine is prepared, its record was whole. It is as it was afterwards.
+    machine is prepared, its claim was whole. It is as it was afterwards.
     """
     path, before = machine.directory / CLAIM, machine.seen()
     damaged = damage.change(whole)
@@ -133,7 +133,7 @@ def left_alone(baseline: Baseline, damage: Damage, machine: Machine, whole: byte
         if machine.seen() != before:
             return "the machine was changed"
         if not path.exists() or path.read_bytes() != damaged:
-            return "the record is another one now"
+            return "the claim is another one now"
     finally:
         path.write_bytes(whole)
     if damage.asked == STATUS:
@@ -165,7 +165,7 @@ def torn(baseline: Baseline, directory: Path, *, quick: bool) -> Iterator[str]:
             file.write(line[: len(line) * (turn % 7 + 1) // 8])
         ended = ask(machine, (RELEASE, RECOVER)[turn % 2])
         wrong = baseline.held(machine) or baseline.not_as_before(machine)
-        yield f"line {turn} of the record torn: {wrong or ended}" if wrong or ended.status else ""
+        yield f"line {turn} of the claim torn: {wrong or ended}" if wrong or ended.status else ""
 
 
 _seen: set[tuple[str, ...]] = set()
@@ -205,19 +205,19 @@ def _whole(baseline: Baseline, directory: Path) -> bytes:
 
 def _content(host: Host) -> tuple[object, ...]:
     try:
-        record = Claims(host).find(UUID)
+        claim = Claims(host).find(UUID)
     except ClaimError as error:
         return (error.text,)
-    assert record is not None
-    return record.gpus, record.phase, record.worker, record.steps, record.done, record.undone
+    assert claim is not None
+    return claim.gpus, claim.phase, claim.worker, claim.steps, claim.done, claim.undone
 
 
 def of_another_boot(baseline: Baseline, directory: Path, asked: Sequence[str]) -> Iterator[str]:
-    """What is wrong with each thing that is asked after a reboot; the record must go."""
+    """What is wrong with each thing that is asked after a reboot; the claim must go."""
     for what in asked:
         machine = baseline.begin(PREPARE, directory)
         machine.event(PREPARE)
-        # As if the reboot had kept /run: the machine is as at boot, the record is there.
+        # As if the reboot had kept /run: the machine is as at boot, the claim is there.
         fresh = baseline.begin(PREPARE, directory.with_name("fresh"))
         shutil.rmtree(fresh.directory / "run")
         (directory / "run").rename(fresh.directory / "run")
@@ -261,7 +261,7 @@ def _turn(baseline: Baseline) -> int:
 
 
 CHECK = check_everywhere(
-    "records",
+    "claims",
     "a claim that is torn, garbage, of another version or another boot is undone correctly, or"
     " reported with a hint and left alone",
     _try,
