@@ -1,7 +1,4 @@
-"""Writes the text of a machine that nobody could record, from a few facts.
-
-What the machines are is told in hosts.py.
-"""
+"""Writes the text of a machine from a few facts, in the format of a recorded one."""
 
 from __future__ import annotations
 
@@ -23,7 +20,6 @@ DEBIAN = {
     "5.10": "5.10.0-41-amd64",
     "6.1": "6.1.0-49-amd64",
     "6.12": "6.12.107+deb13-amd64",
-    "6.18": "6.18.48-talos",
     "7.3": "7.3.4+deb14-amd64",
 }
 
@@ -81,7 +77,7 @@ class Firmware:
 
 @dataclass(frozen=True)
 class Module:
-    """A loaded module that can be unloaded, as tests/fakehost/modules.py tells of it.
+    """A loaded module that can be unloaded, as tests/fakehost/modules.py has it.
 
     driver is the PCI driver that it registers.
     """
@@ -102,7 +98,7 @@ class Module:
 
 @dataclass(frozen=True)
 class Machine:
-    """about: who told it, and what is invented, one line each."""
+    """about: comments for the top of the text, one line each."""
 
     name: str
     about: tuple[str, ...]
@@ -112,7 +108,6 @@ class Machine:
     consoles: tuple[str, ...] = DUMMY_AND_FBCON
     console_fb: int = 0
     extra: tuple[str, ...] = field(default=())
-    hidden_iomem: bool = False
     modules: tuple[Module, ...] = ()
     symbols: tuple[str, ...] = ()
 
@@ -129,7 +124,7 @@ _TITLES = {
 
 
 def render(machine: Machine) -> str:
-    """The machine as the text that recorded.unpack() reads."""
+    """The machine as the text that snapshot.unpack() reads."""
     lines = [f"# {line}" for line in ("vfio-console-hook machine", *machine.about)]
     release = DEBIAN.get(machine.kernel, machine.kernel)
     lines += [f"f proc/sys/kernel/osrelease = {release}"]
@@ -216,8 +211,7 @@ def _iomem(machine: Machine) -> list[str]:
     for first, last, name in _merged(ranges):
         while above and above[-1] < last:
             above.pop()
-        shown = (0, 0) if machine.hidden_iomem else (first, last)
-        lines.append(f"{'  ' * min(len(above), 5)}{shown[0]:08x}-{shown[1]:08x} : {name}")
+        lines.append(f"{'  ' * min(len(above), 5)}{first:08x}-{last:08x} : {name}")
         above.append(last)
     return lines
 
@@ -267,7 +261,7 @@ def _pci(device: Pci, series: tuple[int, int]) -> list[str]:
         f"pci:v{vendor:08X}d{number:08X}sv00000000sd00000000bc{device.pci_class >> 8:02X}"
         f"sc{device.pci_class & 0xFF:02X}i00"
     )
-    # What nobody has switched on is "unknown", since 6.16 D0 (pci_pm_init).
+    # What was never switched on is "unknown", since 6.16 D0 (pci_pm_init).
     known = "D0" if device.bound or device.vfio or series >= (6, 16) else "unknown"
     power_state = [f"f {path}/power_state = {known}"] if series >= (5, 11) else []
     lines = [f"d {path}", _link(f"sys/bus/pci/devices/{device.address}", path)]

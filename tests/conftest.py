@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -17,10 +18,12 @@ from vfio_console_hook.machine.snapshot import unpack
 
 HERE = Path(__file__).parent
 Golden = Callable[[str, str], None]
+# Such a test goes over all recorded machines, or over all of another kind of input.
+MANY, SAMPLE = 100, 8
 
 __all__ = ["Golden", "MachineFactory", "domain_xml"]
 
-# What somebody's PYTHONUNBUFFERED hides, the installed program shows: it runs with -I.
+# A PYTHONUNBUFFERED would hide what the installed program shows: it runs with -I.
 for _name in [name for name in os.environ if name.startswith("PYTHON")]:
     del os.environ[_name]
 
@@ -37,6 +40,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--regenerate", action="store_true", help="write the outputs in tests/golden anew"
     )
+    parser.addoption(
+        "--sample", action="store_true",
+        help=f"of a test with {MANY} cases or more, run one in {SAMPLE}",
+    )  # fmt: skip
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what --sample leaves out, and begin with the linters, the longest single tests."""
+    items.sort(key=lambda item: item.path.name != "test_style.py")
+    if not config.getoption("--sample"):
+        return
+    names = [item.nodeid.partition("[")[0] for item in items]
+    cases, before = Counter(names), Counter[str]()
+    chosen: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for name, item in zip(names, items):
+        # Each test begins with another case, so that together they reach more machines.
+        turn = (before[name] + len(name)) % SAMPLE
+        before[name] += 1
+        (left_out if cases[name] >= MANY and turn else chosen).append(item)
+    items[:] = chosen
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture

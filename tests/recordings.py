@@ -28,7 +28,7 @@ def text(name: str) -> str:
 
 
 def machine_text(name: str) -> str:
-    """The machine alone, without what plan and doctor were told at that moment."""
+    """The machine alone, without what plan and doctor read beside it."""
     return text(name).partition(SEEN)[0]
 
 

@@ -848,9 +848,7 @@ def test_a_foreign_file_of_our_name_is_not_overwritten(clone: Clone, name: str) 
 
     result = clone()
 
-    assert result == Result(
-        1, "", f"install.sh: {path} is not ours; nothing was installed\n"
-    )
+    assert result == Result(1, "", f"install.sh: {path} is not ours; nothing was installed\n")
     assert tree(clone.dest) == before
 
 

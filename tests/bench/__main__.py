@@ -2,11 +2,9 @@
 
     --quick               fewer rounds and sizes, for every change
     --rounds N            how often each side of the gate runs (default 200, quick 60)
-    --markdown            prints the table as Markdown
-    --svg FILE            writes cost against size as a picture
 
-A row that is over its bar is measured again, up to two times, and its best counts: what
-else the machine does can only add to it. Exits with 1 when that is still over.
+Prints a Markdown table. A row that is over its bar is measured again, up to two times, and its
+best counts: what else the machine does can only add to it. Exits with 1 when that is still over.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Union
 
-from tests.bench import axes, chart, crowds, events, holders
+from tests.bench import axes, crowds, events, holders
 from tests.bench.compare import Row, gate_rows
 from tests.bench.growth import Growth
 
@@ -28,8 +26,9 @@ Measured = Union[Row, Growth]
 Measurement = Callable[[Path], Sequence[Measured]]
 
 TRIES = 3
-HEAD = f"{'what':<52}{'measure':>8}{'ours':>12}{'theirs':>12}{'ratio':>9}{'bar':>8}"
-COLUMNS = ("what", "measure", "ours", "theirs", "ratio", "bar", "")
+HEAD = """\
+| what | measure | ours | theirs | ratio | bar |
+|---|---|---:|---:|---:|---:|"""
 
 
 @dataclass(frozen=True)
@@ -103,46 +102,26 @@ def over(row: Measured) -> bool:
     return row.value > row.bar
 
 
-def cells(row: Measured) -> tuple[str, ...]:
-    """One row of the table, as COLUMNS: times in milliseconds, growth as the power of size."""
+def line(row: Measured) -> str:
+    """A row of the table: times in milliseconds, growth as the power of size."""
     power = "n^" if isinstance(row, Growth) else ""
     times = (f"{seconds * 1000:.2f} ms" for seconds in (row.ours_s, row.theirs_s))
-    verdict = "over" if over(row) else "PASS"
-    return (
-        row.what, row.measure, *times, f"{power}{row.value:.2f}", f"{power}{row.bar:.2f}", verdict
-    )  # fmt: skip
-
-
-def line(row: Measured) -> str:
-    """The same as a line of text."""
-    what, measure, ours, theirs, value, bar, verdict = cells(row)
-    return f"{what:<52}{measure:>8}{ours:>12}{theirs:>12}{value:>9}{bar:>8}  {verdict}"
-
-
-def markdown(rows: Sequence[Measured]) -> str:
-    """The whole table as Markdown."""
-    lines = [COLUMNS, ("---", "---", *["--:"] * 4, "---"), *(cells(row) for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    bars = (f"{power}{figure:.2f}" for figure in (row.value, row.bar))
+    verdict = " (over)" if over(row) else ""
+    return f"| {' | '.join((row.what, row.measure, *times, *bars))}{verdict} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table; 1 when a row is over its bar."""
     options = _parse(arguments)
     rounds = options.rounds or (60 if options.quick else 200)
-    rows: list[Measured] = []
-    if not options.markdown:
-        print(HEAD)
+    print(HEAD)
+    failed = False
     for measure in measurements(rounds, options.quick):
         found = steadied(measure)
-        rows += found
-        if not options.markdown:
-            print("\n".join(map(line, found)), flush=True)
-    if options.markdown:
-        print(markdown(rows))
-    if options.svg:
-        growths = [row for row in rows if isinstance(row, Growth)]
-        options.svg.write_text(chart.picture(growths), encoding="utf-8")
-    return int(any(map(over, rows)))
+        print("\n".join(map(line, found)), flush=True)
+        failed |= any(map(over, found))
+    return int(failed)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -152,8 +131,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--svg", type=Path)
     return parser.parse_args(arguments)
 
 

@@ -96,7 +96,7 @@ def gate(
         return ours, theirs
 
     what = f"five events, no PCI device, {filling.name}"
-    growth = _grown(what, ("KiB of XML", "empty hook"), sizes_kib, sides, rounds)
+    growth = _grown(what, sizes_kib, sides, rounds)
     near = (one for one in growth.points if one.size <= NEAR_KIB)
     return (
         *(Row(f"{what}, {one.size:g} KiB", "cpu", one.ours_s, one.floor_s) for one in near),
@@ -113,7 +113,7 @@ def xml(directory: Path, rounds: int, sizes_kib: Sequence[int], filling: Filling
         return [machine.run(PREPARE, content)], [Run(_PARSE, content)]
 
     what = f"prepare with a GPU, {filling.name}"
-    return _grown(what, ("KiB of XML", "parsing it"), sizes_kib, sides, rounds)
+    return _grown(what, sizes_kib, sides, rounds)
 
 
 def hostdevs(directory: Path, rounds: int, counts: Sequence[int]) -> Growth:
@@ -126,25 +126,23 @@ def hostdevs(directory: Path, rounds: int, counts: Sequence[int]) -> Growth:
         return [machine.run(PREPARE, content)], [Run(_PARSE, content)]
 
     what = "prepare with a GPU among host devices"
-    return _grown(what, ("host devices", "parsing the XML"), counts, sides, rounds)
+    return _grown(what, counts, sides, rounds)
 
 
 @dataclass(frozen=True)
 class Crowding:
     """What a machine may have much of, and a Python that only reads it.
 
-    add puts so much there, and gives back the path that program is told.
+    add puts so much there, and gives back the path that program reads.
     """
 
     what: str
-    unit: str
-    floor: str
     add: Callable[[Machine, int], Path]
     program: str
 
 
-IOMEM = Crowding("long /proc/iomem", "lines", "splitting them", Machine.grow_iomem, _SPLIT)
-CLAIMS = Crowding("claims of other VMs", "claims", "loading them", Machine.add_claims, _LOAD)
+IOMEM = Crowding("long /proc/iomem", Machine.grow_iomem, _SPLIT)
+CLAIMS = Crowding("claims of other VMs", Machine.add_claims, _LOAD)
 
 
 def crowded(directory: Path, rounds: int, counts: Sequence[int], crowding: Crowding) -> Growth:
@@ -157,22 +155,11 @@ def crowded(directory: Path, rounds: int, counts: Sequence[int], crowding: Crowd
         reading = Run((*_PYTHON, crowding.program.format(path=str(path))))
         return [machine.run(PREPARE, content)], [reading]
 
-    units = crowding.unit, crowding.floor
-    return _grown(f"prepare, {crowding.what}", units, counts, sides, rounds)
+    return _grown(f"prepare, {crowding.what}", counts, sides, rounds)
 
 
-def _grown(
-    what: str,
-    units: tuple[str, str],
-    sizes: Sequence[int],
-    sides: Callable[[int], Sides],
-    rounds: int,
-) -> Growth:
-    """What came of the runs that sides makes for each size: ours, and those of the floor.
-
-    units are what size counts, and the name of the floor.
-    """
+def _grown(what: str, sizes: Sequence[int], sides: Callable[[int], Sides], rounds: int) -> Growth:
+    """What came of the runs that sides makes for each size: ours, and those of the floor."""
     costs = interleaved([side for size in sizes for side in sides(size)], rounds)
     pairs = zip(sizes, costs[::2], costs[1::2])
-    points = tuple(Point(size, ours.cpu_s, floor.cpu_s) for size, ours, floor in pairs)
-    return Growth(what, *units, points)
+    return Growth(what, tuple(Point(size, ours.cpu_s, floor.cpu_s) for size, ours, floor in pairs))

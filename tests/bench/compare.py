@@ -86,5 +86,5 @@ def write_scripts(directory: Path) -> tuple[Path, Path]:
 
 
 def five_events(script: Path, xml: bytes) -> list[Run]:
-    """The life of a VM, as far as libvirt calls a hook in it."""
+    """The events of a VM's life for which libvirt calls a hook."""
     return [Run((str(script), NAME, *event, "-"), xml) for event in EVENTS]

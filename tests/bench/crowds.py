@@ -1,6 +1,6 @@
 """Two hundred VMs that start at once, beside the same one by one; and beside one that hangs.
 
-What must hold for the records of so many is in tests/trust (storm.py), which this measures.
+What must hold for the claims of so many is in tests/trust (storm.py), which this measures.
 """
 
 from __future__ import annotations

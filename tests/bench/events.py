@@ -23,7 +23,7 @@ def rows(directory: Path, rounds: int) -> tuple[Row, ...]:
     xml = domain_xml(GPU, name=NAME)
     fresh, claimed = Machine(directory / "fresh"), Machine(directory / "claimed")
     for one in (fresh, claimed):
-        cost(one.run(PREPARE, xml))  # leaves its record, and what is kept for the whole boot
+        cost(one.run(PREPARE, xml))  # leaves its claim, and what is kept for the whole boot
     fresh.drop_claims()
     runs = [fresh.run(PREPARE, xml), *(claimed.run(event, xml) for event in AFTERWARDS)]
     *ours, theirs = interleaved([*([run] for run in runs), [Run(IMPORTS)]], rounds)

@@ -18,7 +18,7 @@ BAR = 1.15
 """The greatest exponent that counts as linear: what is measured twice differs by some
 hundredths, and caches get too small."""
 
-# Of the smallest's cost. Less than that is not told apart from what else the machine does.
+# Of the smallest's cost. Less than that is noise.
 _NOTICED = 0.1
 
 
@@ -33,14 +33,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Growth:
-    """What one thing costs at several sizes, the smallest first.
-
-    unit is what size counts, and floor what it is compared to.
-    """
+    """What one thing costs at several sizes, the smallest first."""
 
     what: str
-    unit: str
-    floor: str
     points: tuple[Point, ...]
     bar: float = BAR
 
@@ -50,11 +45,6 @@ class Growth:
     def exponent(self) -> float:
         """How cost grows: 1 is linear, 0 not at all."""
         return exponent([one.size for one in self.points], [one.ours_s for one in self.points])
-
-    @property
-    def floor_exponent(self) -> float:
-        """The same of what it is compared to."""
-        return exponent([one.size for one in self.points], [one.floor_s for one in self.points])
 
     @property
     def ours_s(self) -> float:
@@ -75,7 +65,7 @@ class Growth:
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """The exponent that cost grows with; see the top of this module.
 
-    Raises ValueError when there are fewer than four sizes, which nothing can be told from.
+    Raises ValueError when there are fewer than four sizes, from which nothing follows.
     """
     if len(sizes) < 4 or len(sizes) != len(costs):
         raise ValueError(f"{len(sizes)} sizes are too few")

@@ -24,7 +24,7 @@ from vfio_console_hook.machine.host import Host
 DESCRIPTORS = 50
 """How many files each process has open."""
 BAR = 1.3
-# Nobody has these, but one must be there, so that it has a number.
+# No process has these open, but one must be there, so that it has a number.
 NODES = ("dev/fb99", "dev/dri/card99", "dev/dri/renderD227", "dev/i2c-99", "dev/kmsg")
 _STANDARD = 3
 
@@ -59,13 +59,13 @@ def rows(directory: Path, rounds: int, counts: Sequence[int]) -> tuple[Row | Gro
     what = f"holders: {counts[-1]} processes, {len(links)} descriptors"
     return (
         Row(what, "cpu", points[-1].ours_s, points[-1].floor_s, BAR),
-        Growth(f"holders, {DESCRIPTORS} files each process", "processes", "reading links", points),
+        Growth(f"holders, {DESCRIPTORS} files each process", points),
     )
 
 
 def _look(host: Host) -> None:
     if holders.holders_of(host, NODES):
-        raise RuntimeError("somebody holds what does not exist")
+        raise RuntimeError("a process holds what does not exist")
 
 
 def _read(links: Sequence[str]) -> None:

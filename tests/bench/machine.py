@@ -41,7 +41,7 @@ class Machine:
         return Run((str(self._gate), NAME, *event, "-"), xml)
 
     def drop_claims(self) -> None:
-        """Make all records and their names go."""
+        """Remove all claims and their names."""
         for folder in (CLAIMS, BY_NAME):
             for file in (self.root / folder).iterdir():
                 file.unlink()
@@ -71,11 +71,11 @@ class Machine:
         return path
 
     def add_claims(self, count: int) -> Path:
-        """Make records of that many VMs which run and hold a GPU each; their directory."""
+        """Make claims of that many VMs which run and hold a GPU each; their directory."""
         boot = (self.root / "proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         for folder in (RUN, CLAIMS, BY_NAME):
             (self.root / folder).mkdir(mode=0o700)
-        for number, (uuid, text) in enumerate(_records(boot, count)):
+        for number, (uuid, text) in enumerate(_claims(boot, count)):
             file = self.root / CLAIMS / uuid
             file.write_text(text, encoding="utf-8")
             file.chmod(0o600)
@@ -83,8 +83,8 @@ class Machine:
         return self.root / CLAIMS
 
 
-def _records(boot: str, count: int) -> Iterator[tuple[str, str]]:
-    """(uuid, text) of the record of each VM: that of a real one, but for what tells it apart."""
+def _claims(boot: str, count: int) -> Iterator[tuple[str, str]]:
+    """(uuid, text) of the claim of each VM: that of a real one with another name, uuid and GPU."""
     recorded = entries(recordings.text(RUNNING))
     (real,) = (one for one in recorded if one.path.startswith(f"{CLAIMS}/"))
     head, _, rest = real.content.decode().partition("\n")

@@ -56,15 +56,15 @@ class Pretending(Host):
 def main(root: str, argv: list[str]) -> int:
     """Run one event on the machine below root; the exit status.
 
-    Afterwards the record is as before, so that the next run finds it so. Only where
+    Afterwards the claims are as before, so that the next run finds them so. Only where
     there is no directory for it yet, it stays: that is how the first prepare leaves one.
     """
     host = Pretending(root, argv[1])
     if not host.exists(CLAIMS):
         return hook.main(argv, host=host)
-    before = _record(host)
+    before = _claims(host)
     status = hook.main(argv, host=host)
-    for path in _record(host).keys() - before.keys():
+    for path in _claims(host).keys() - before.keys():
         os.unlink(host.path(path))
     for path, content in before.items():
         _put(host.path(path), content)
@@ -74,7 +74,7 @@ def main(root: str, argv: list[str]) -> int:
 def prepare(root: str, argv: list[str]) -> int:
     """Run prepare on the machine below root; the exit status.
 
-    Afterwards its record is gone. Those of other VMs are not even looked at, as there may
+    Afterwards its claim is gone. Those of other VMs are not even looked at, as there may
     be many.
     """
     host = Pretending(root, argv[1])
@@ -85,7 +85,7 @@ def prepare(root: str, argv: list[str]) -> int:
     return status
 
 
-def _record(host: Host) -> dict[str, bytes | str]:
+def _claims(host: Host) -> dict[str, bytes | str]:
     """The files and links that are claims, with what is in them."""
     found: dict[str, bytes | str] = {}
     for folder in (CLAIMS, BY_NAME):

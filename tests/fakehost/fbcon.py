@@ -1,6 +1,6 @@
 """The framebuffer console (Linux drivers/video/fbdev/core/fbcon.c).
 
-Its variables con2fb_map[] lie in ioctl/con2fbmap, as FBIOGET_CON2FBMAP tells
+Its variables con2fb_map[] lie in ioctl/con2fbmap, as FBIOGET_CON2FBMAP gives
 them, and info_idx, primary_device and con2fb_map_boot[] in fake/fbcon.
 """
 
@@ -41,7 +41,7 @@ def _variables(tree: Tree) -> Variables:
     first = mapped[0] if mapped else min(fbs, default=-1)
     primary = next((fb for fb in fbs if _is_primary_device(tree, fb)), -1)
     # Where a primary device was found all consoles boot on it (fbcon_select_primary);
-    # else they stay where somebody mapped them, 0 by default.
+    # else they stay where they were mapped, 0 by default.
     boot: Map = [max(primary, 0) if index is None else index for index in con2fb_map(tree)]
     return Variables(first, primary, pack_console_map(boot))
 
@@ -63,7 +63,7 @@ def _set_map(tree: Tree, indices: Map) -> None:
     if registered(tree):
         tree.put(_MAP, pack_console_map(indices))
     else:
-        tree.remove(_MAP)  # nobody is left to be asked
+        tree.remove(_MAP)  # no framebuffer is left to be asked
 
 
 def _is_primary_device(tree: Tree, index: int) -> bool:
@@ -84,7 +84,7 @@ def _is_primary_device(tree: Tree, index: int) -> bool:
 
 
 def _take_over(tree: Tree, index: int) -> None:
-    """do_fbcon_takeover(): all consoles, whoever had them."""
+    """do_fbcon_takeover(): all consoles, whichever driver had them."""
     _set_map(tree, [index] * len(CONSOLES))
     vt.take_over(tree, vt.FBCON)
 
@@ -122,7 +122,7 @@ def fb_unbind(tree: Tree, index: int) -> None:
             if mapped == index:
                 _set_con2fb_map(tree, console, other)
         return
-    # Nobody looks for another framebuffer: all consoles are mapped to none, and
+    # The kernel does not look for another framebuffer: all consoles are mapped to none, and
     # fbcon gives them up.
     _set_map(tree, [None] * len(CONSOLES))
     vt.unbind(tree, vt.FBCON)

@@ -28,7 +28,7 @@ def _remove_node(tree: Tree, device: str, kind: str, name: str, node: str) -> No
     tree.remove_if_empty(f"{device}/{kind}")
     if tree.exists(node):
         tree.remove(node)
-        # devtmpfs unlinks the node below those who have it open.
+        # devtmpfs unlinks the node below processes that have it open.
         for link in holding(tree, node):
             tree.remove(link)
             os.symlink(f"/{node} (deleted)", tree.path(link))
@@ -37,7 +37,7 @@ def _remove_node(tree: Tree, device: str, kind: str, name: str, node: str) -> No
 def register(tree: Tree, device: str, title: str, memory: tuple[int, int]) -> str:
     """register_framebuffer() for a device, a real path in sysfs; returns its name, "fb0".
 
-    memory is start and size as FBIOGET_FSCREENINFO tells them.
+    memory is start and size as FBIOGET_FSCREENINFO gives them.
     """
     fb = _lowest_free(tree, "graphics", "fb", 0)
     _add_node(tree, device, "graphics", fb)
@@ -100,7 +100,7 @@ def remove_cards(tree: Tree, device: str) -> None:
 
 
 def holding(tree: Tree, node: str) -> list[str]:
-    """The links in /proc that show who has a node open, such as "dev/fb0"."""
+    """The links in /proc that show which process has a node open, such as "dev/fb0"."""
     return [
         f"proc/{pid}/fd/{number}"
         for pid in tree.list("proc")
@@ -111,7 +111,7 @@ def holding(tree: Tree, node: str) -> list[str]:
 
 
 def destroy_at_last_close(tree: Tree, node: str, first: int, last: int, name: str) -> None:
-    """put_fb_info(): the driver's fb_destroy frees the memory, when nobody has it open any more.
+    """put_fb_info(): the driver's fb_destroy frees the memory when no process has it open.
 
     Called after unregister().
     """

@@ -68,7 +68,7 @@ class FakeHost(SnapshotHost):
         self._before = len(self._all_changes())
 
     patient = False
-    """Whether waiting takes time. Nobody else acts on a fake machine, so by itself it does not."""
+    """Whether waiting takes time. Nothing else acts on a fake machine, so by itself it does not."""
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         if self.patient:
@@ -110,7 +110,7 @@ class FakeHost(SnapshotHost):
         return processes.device_number(self.tree, path)
 
     def open_process(self, pid: int) -> int | None:
-        """Linux kernel/pid.c, pidfd_open: ESRCH for a number that nobody has."""
+        """Linux kernel/pid.c, pidfd_open: ESRCH for a number that no process has."""
         if not self.exists(f"proc/{pid}"):
             return None
         handle = max(self.handles, default=1000) + 1
@@ -148,7 +148,7 @@ class FakeHost(SnapshotHost):
     def _kernel_lock(self) -> Iterator[None]:
         """One change at a time on the whole machine, whichever process makes it.
 
-        It stands for console_lock, device_lock, pci_lock_rescan_remove and the resource
+        It takes the place of console_lock, device_lock, pci_lock_rescan_remove and the resource
         lock, with which the kernel does the same.
         """
         self.tree.make_directory(os.path.dirname(_LOCK))
@@ -181,7 +181,7 @@ class FakeHost(SnapshotHost):
         return self.tree.read("fake/fault")
 
     def load_module(self, module: str) -> None:
-        """modprobe MODULE by somebody else: it does not count as a change."""
+        """modprobe MODULE by another program: it does not count as a change."""
         pci.load_module(self.tree, module)
 
     def _change(self, kind: str, path: str, text: str, failing: str) -> None:

@@ -1,6 +1,6 @@
-"""Kernel modules that can be unloaded: who needs whom, and what keeps one in use.
+"""Kernel modules that can be unloaded: which needs which, and what keeps one in use.
 
-Linux kernel/module/main.c and sysfs.c, kmod's tools/modprobe.c. fake/modules tells
+Linux kernel/module/main.c and sysfs.c, kmod's tools/modprobe.c. fake/modules has
 what depmod and the modules themselves know, one module a line:
 
     nvidia_drm needs=nvidia_modeset,nvidia shows=nvidia
@@ -8,7 +8,7 @@ what depmod and the modules themselves know, one module a line:
 
 needs: the modules it calls. nodes: the device nodes it answers to. shows: the
 driver to whose devices it adds a card and a framebuffer. alone=no: it does not load
-without a device to drive. A module that is not told of there is never unloaded.
+without a device to drive. A module that is not there is never unloaded.
 """
 
 from __future__ import annotations

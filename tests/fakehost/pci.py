@@ -2,7 +2,7 @@
 
 Linux drivers/pci/, drivers/vfio/pci/, drivers/video/aperture.c, drivers/pci/vgaarb.c.
 
-fake/native/ADDRESS tells which driver of the host matches a device, in words:
+fake/native/ADDRESS is which driver of the host matches a device, in words:
 
     driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2 render=no connectors=Virtual-1
 
@@ -87,8 +87,8 @@ def owner_of(tree: Tree, start: int) -> str | None:
 def learn(tree: Tree) -> None:
     """Write down, before anything changes, whose the firmware's framebuffer is.
 
-    `power_state` of a device that nobody has looked at is "unknown" or D0. Which, and when,
-    changes within a stable series, and nobody acts on it: here it is D0. Linux 6.12.107 says
+    `power_state` of a device that was never used is "unknown" or D0. Which, and when,
+    changes within a stable series, and no program acts on it: here it is D0. Linux 6.12.107 says
     "unknown" before a VM and after it, 6.12.117 before it (6.12.111 took "PCI: Stop setting
     cached power state to 'unknown' on unbind", which is about pci_device_remove), 7.2 never
     (pci_pm_init powers up devices without a power management capability too, from v6.16).
@@ -173,7 +173,7 @@ def check_config_write(tree: Tree) -> None:
 
 
 def config_written(tree: Tree, address: str) -> None:
-    """Somebody has written to config space: is the firmware's picture still there?"""
+    """Config space was written: is the firmware's picture still there?"""
     if decodes_memory(tree, address):
         return
     for found in sysfb.platforms(tree):
@@ -283,7 +283,7 @@ _NVIDIA_PROC = "proc/driver/nvidia/gpus"
 
 
 def _nv_pci_probe(tree: Tree, address: str) -> None:
-    """nv_pci_probe() (open-gpu-kernel-modules, nv-pci.c): the lowest free minor, told in /proc."""
+    """nv_pci_probe() (open-gpu-kernel-modules, nv-pci.c): the lowest free minor, shown in /proc."""
     taken = {tree.read(f"{_NVIDIA_PROC}/{one}/information") for one in tree.list(_NVIDIA_PROC)}
     minor = next(n for n in range(32) if nvidia_information(n) not in taken)
     tree.put(f"{_NVIDIA_PROC}/{address}/information", nvidia_information(minor))
@@ -295,7 +295,7 @@ def nvidia_information(minor: int) -> str:
 
 
 def _nv_pci_remove(tree: Tree, address: str) -> None:
-    """nv_pci_remove(): it sleeps, and cannot be killed, until nobody uses the GPU."""
+    """nv_pci_remove(): it sleeps, and cannot be killed, until no process uses the GPU."""
     text = tree.read(f"{_NVIDIA_PROC}/{address}/information") or ""
     device = f"{BUS}/devices/{address}"
     nodes = [f"dev/nvidia{text.split()[-1]}"] if text else []
@@ -487,21 +487,21 @@ def _take_from_firmware(tree: Tree, address: str) -> None:
 
 def load_module(tree: Tree, module: str) -> None:
     """What modprobe does: its driver is registered and takes all driverless devices."""
-    told = modules.known(tree).get(module)
-    if told is not None:
+    known = modules.known(tree).get(module)
+    if known is not None:
         if modules.loaded(tree, module):
             return
-        for needed in told.needs:
+        for needed in known.needs:
             load_module(tree, needed)
         modules.add(tree, module)
     _register_drivers(tree, module)
-    if told is None:
+    if known is None:
         return
-    for address in _devices_of(tree, told.shows):
+    for address in _devices_of(tree, known.shows):
         found = native(tree, address)
         if found is not None:
             _show_picture(tree, device_path(tree, address), found)
-    if not told.alone and not any(_devices_of(tree, one) for one in _drivers_of(tree, module)):
+    if not known.alone and not any(_devices_of(tree, one) for one in _drivers_of(tree, module)):
         # nvidia_init_module() (nv.c): "No NVIDIA devices probed."
         unload_module(tree, module)
         raise Refused(errno.ENODEV, module)

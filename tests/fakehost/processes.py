@@ -1,4 +1,4 @@
-"""Processes: what /proc tells of them, which files they have open, and how they end.
+"""Processes: what /proc shows of them, which files they have open, and how they end.
 
 What /proc does not show lies below fake/:
 
@@ -61,7 +61,7 @@ def _lead(tree: Tree, link: str, node: str, shown: str) -> None:
 def device_number(tree: Tree, path: str) -> int | None:
     """The number of a node in /dev, or of the one that a link in /proc leads to.
 
-    The file that stands for a node in a recorded machine has a number of its own.
+    The file in the place of a node in a recorded machine has a number of its own.
     """
     node = tree.read(f"fake/opened/{path}") or path
     status = tree.stat(node) if node.startswith("dev/") else None

@@ -138,5 +138,5 @@ def named(tree: Tree, name: str, path: str = IOMEM) -> list[Region]:
 
 
 def _hidden(lines: list[Region]) -> bool:
-    """Read without CAP_SYS_ADMIN: all addresses are zero, and nothing can be told."""
+    """Read without CAP_SYS_ADMIN: all addresses are zero, and nothing can be learned."""
     return bool(lines) and not any(region.last for region in lines)

@@ -1,6 +1,6 @@
 """The driver of a sound function and its cards: Linux sound/hda/, sound/pci/hda/hda_intel.c.
 
-Only what it had when it went is there again when it comes back, for no machine tells
+Only what it had when it went is there again when it comes back, for no machine shows
 which cards a function without driver would have.
 """
 

@@ -15,7 +15,6 @@ reserves (0 0 for nothing).
 from __future__ import annotations
 
 import errno
-import os
 import re
 from dataclasses import dataclass
 
@@ -100,11 +99,11 @@ def _look(tree: Tree, name: str) -> str:
     driver = by_title or by_reservation or (f"{kind}drm" if bound_drm else _FBDEV_OF[kind])
     reservation = next((r for r in reservations if r.name == driver), None)
     bootfb = next(iter(resources.named(tree, _BOOTFB)), None)
-    told = tree.framebuffer_memory(fbs[0]) if fbs else None
+    memory = tree.framebuffer_memory(fbs[0]) if fbs else None
     screen = screen_memory(tree)
     start, size = 0, 0
-    if told is not None and told[0]:
-        start, size = told
+    if memory is not None and memory[0]:
+        start, size = memory
     elif reservation or bootfb:
         region = reservation or bootfb
         assert region is not None
@@ -165,7 +164,7 @@ def _probe(tree: Tree, found: Platform, path: str, driver: str) -> None:
     if found.driver.drm:
         # DRM_MODE_CONNECTOR_Unknown in simpledrm, efidrm and vesadrm
         fbdev.add_card(tree, path, connectors=("Unknown-1",))
-    # FBINFO_HIDE_SMEM_START: DRM does not tell where its memory is.
+    # FBINFO_HIDE_SMEM_START: DRM hides where its memory is.
     start = 0 if found.driver.drm else found.start
     fbdev.register(tree, path, found.driver.title, (start, found.size))
     if not _decodes(tree, found):
@@ -284,8 +283,3 @@ def unregister_overlapping_framebuffers(tree: Tree, first: int, last: int) -> No
             unregister(tree, found.device)
         else:
             drop_framebuffers(tree, found, path)
-
-
-def parent_of(tree: Tree, device: str) -> str:
-    """The name of the directory above the device: "platform" or a PCI address."""
-    return os.path.basename(os.path.dirname(tree.real(f"{BUS}/devices/{device}") or ""))

@@ -3,7 +3,7 @@
 What sysfs does not show lies below fake/:
 
     fake/kernel              the stable release, where osrelease hides it ("6.1.176")
-    fake/sysfb/DEVICE        what the firmware told about a framebuffer (sysfb.py)
+    fake/sysfb/DEVICE        what the firmware says about a framebuffer (sysfb.py)
     fake/native/ADDRESS      the native driver of a PCI device (pci.py)
     fake/blacklist           modules that are not loaded by modalias, one a line
     fake/modules             modules that can be unloaded, and what they need (modules.py)
@@ -36,7 +36,7 @@ class Tree(SnapshotHost):
     """A recorded machine whose files can be made and removed."""
 
     def put(self, path: str, text: str) -> None:
-        # Whoever reads it meanwhile, in another process, sees the old or the new text.
+        # Another process that reads it meanwhile finds the old or the new text.
         full, draft = self.path(path), self.path(f"fake/draft-{threading.get_native_id()}")
         for one in (full, draft):
             os.makedirs(os.path.dirname(one), exist_ok=True)

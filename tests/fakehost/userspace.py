@@ -1,4 +1,4 @@
-"""What others do to the machine: root, libvirtd, QEMU, and whoever holds a node open."""
+"""What others do to the machine: root, libvirtd, QEMU, and processes that hold a node open."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .host import FakeHost
 
 
 def configure(host: FakeHost, settings: str, file: str = "default.yaml") -> None:
-    """Root writes a file of the configuration, in which nobody else can write."""
+    """Root writes a file of the configuration, which only root can write."""
     path = f"{DIRECTORY}/{file}"
     host.tree.put(path, settings)
     os.chmod(host.path(path), 0o644)
@@ -131,7 +131,7 @@ class FakeLibvirt:
     def forget(self, address: str) -> bool:
         """libvirtd is killed before the VM has a status file; whether a device stays bound.
 
-        What it had bound is then nobody's: a later run finds it on vfio-pci, and leaves it
+        What it had bound has no owner then: a later run finds it on vfio-pci, and leaves it
         there at its end.
         """
         bound = address in self._bound_by_us

@@ -1,7 +1,7 @@
 """Console drivers (Linux drivers/tty/vt/vt.c).
 
 All 63 consoles are taken to be on one driver, the one whose `bind` reads 1: that
-is so unless somebody boots with fbcon=vc:.
+is so unless one boots with fbcon=vc:.
 """
 
 from __future__ import annotations

@@ -10,8 +10,10 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.fakehost import FakeHost
+from tests.trust.process import in_a_process
 from vfio_console_hook.cli import COMMANDS
 from vfio_console_hook.errors import HookError, HostError
 
@@ -22,7 +24,7 @@ Work = Callable[[FakeHost], int]
 
 
 @dataclass(frozen=True)
-class Death:
+class Kill:
     """When the program is killed: before its change number before.
 
     whole: the hook with its worker, and not its worker alone.
@@ -33,10 +35,10 @@ class Death:
 
 
 class SeenHost(FakeHost):
-    """The machine as one run of the program finds it: with libvirt's word, and its death."""
+    """The machine as one run of the program finds it: with libvirt's answer, and a kill."""
 
     running: str | None = None
-    doom = 0
+    kill_before = 0
     hook_pid = 0
 
     def run(self, *command: str, timeout_s: float = 30) -> str:
@@ -51,7 +53,7 @@ class SeenHost(FakeHost):
         super().kill(pid)
 
     def _change(self, kind: str, path: str, text: str, failing: str) -> None:
-        if self.doom and len(self.changes) + 1 == self.doom:
+        if self.kill_before and len(self.changes) + 1 == self.kill_before:
             os.kill(self.hook_pid, signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
         super()._change(kind, path, text, failing)
@@ -65,8 +67,8 @@ class Called:
     out: str
     err: str
     changes: tuple[tuple[str, str, str], ...]
-    before: dict[str, watch.Reservation]
-    after: dict[str, watch.Reservation]
+    before: dict[str, watch.Claim]
+    after: dict[str, watch.Claim]
 
 
 def command(host: FakeHost, *argv: str) -> int:
@@ -95,7 +97,7 @@ def here(work: Work, host: FakeHost) -> tuple[int, str, str]:
 
 @contextlib.contextmanager
 def _quiet_stdout() -> Iterator[None]:
-    """Commands tell each step on descriptor 1 itself (commands/progress.py)."""
+    """Commands print each step on descriptor 1 itself (commands/progress.py)."""
     kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     try:
@@ -106,17 +108,11 @@ def _quiet_stdout() -> Iterator[None]:
         os.close(null)
 
 
-def in_a_child(work: Work, host: SeenHost, doom: int) -> int:
+def in_a_child(work: Work, host: SeenHost, kill_before: int) -> int:
     """The exit status of the program in a process that is killed with its worker; -9 then."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            null = os.open(os.devnull, os.O_RDWR)
-            for standard in (0, 1, 2):
-                os.dup2(null, standard)
-            sys.stdout = sys.stderr = io.TextIOWrapper(io.BytesIO(), "utf-8")
-            host.doom, host.hook_pid = doom, os.getpid()
-            os._exit(work(host))
-        finally:
-            os._exit(70)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def child() -> int:
+        host.kill_before, host.hook_pid = kill_before, os.getpid()
+        return work(host)
+
+    return in_a_process(child, Path(f"{host.root}.stderr")).status

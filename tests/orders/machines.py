@@ -1,4 +1,4 @@
-"""The machines that stories are about: recorded ones, and such as nobody has recorded."""
+"""The machines that stories are about: recorded ones, and drawn ones."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _recorded(name: str) -> str:
     text = recordings.machine_text(name)
     if not name.startswith(("lab-", "recorded-")):
         return text
-    # What the lab's devices are, which no record tells where no driver has them.
+    # What the lab's devices are, which no snapshot shows where no driver has them.
     vendors = dict(_VENDOR.findall(text))
     lines = [
         f"f fake/native/{address} = {native}"

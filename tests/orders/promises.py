@@ -63,7 +63,7 @@ def portraits(
     loaded = " ".join(
         step.do.shell() for step in steps if step.do and step.do.kind == "bind-native"
     )
-    lost = watch.told_losses(steps)  # by binding to vfio-pci, where a person asks for that
+    lost = watch.listed_losses(steps)  # by binding to vfio-pci, where a person asks for that
     for name, portrait in before.items():
         owner = state.firmware.get(name, name)
         if owner in addresses or owner in loaded or name in lost:
@@ -72,19 +72,19 @@ def portraits(
             raise Violation(f"{name} stays and was {portrait}, now {after.get(name)}")
 
 
-def record(state: State) -> None:
-    """No GPU is in two open claims, and status tells of each claim."""
+def claims(state: State) -> None:
+    """No GPU is in two open claims, and status shows each claim."""
     now = [one for one in state.claims.values() if one.boot == f"boot-{state.boots}"]
     for number, one in enumerate(now):
         for other in now[number + 1 :]:
             both = {s.gpu for s in one.open} & {s.gpu for s in other.open}
             if both:
                 raise Violation(f"two VMs hold {both}")
-    told = overview.current(FakeHost(str(state.root)))
-    shown = {one.uuid for one in told.claims}
-    if shown != set(state.claims) or told.unreadable or told.unseen:
-        raise Violation(f"status shows {shown} of {set(state.claims)}, {told.unreadable}")
-    for holding in told.claims:
+    status = overview.current(FakeHost(str(state.root)))
+    shown = {one.uuid for one in status.claims}
+    if shown != set(state.claims) or status.unreadable or status.unseen:
+        raise Violation(f"status shows {shown} of {set(state.claims)}, {status.unreadable}")
+    for holding in status.claims:
         if holding.stale == (state.claims[holding.uuid].boot == f"boot-{state.boots}"):
             raise Violation(f"status takes {holding.vm} for one of another boot")
 
@@ -117,7 +117,7 @@ def owners(state: State, life: Life, called: Called) -> None:
                 raise Violation(f"{address} was promised to {other.guest.name} and this one")
 
 
-def foretold(state: State, life: Life, made: plan.Plan | HostError, called: Called) -> None:
+def as_planned(state: State, life: Life, made: plan.Plan | HostError, called: Called) -> None:
     """prepare does what plan said."""
     if isinstance(made, HostError):
         if not called.status or called.changes or made.text not in called.err:
@@ -136,6 +136,6 @@ def foretold(state: State, life: Life, made: plan.Plan | HostError, called: Call
         raise Violation(f"{said}, and prepare did {held and held.steps}")
     if not expected and held is not None:
         raise Violation(f"{said}, and prepare left a claim")
-    # To somebody who can still do something about it, plan says that it would help.
+    # plan adds what would help, as there is still time for it.
     if called.status and made.reason.partition("; it starts")[0] not in called.err:
         raise Violation(f"{said}, and prepare said {called.err}")

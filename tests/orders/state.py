@@ -61,10 +61,10 @@ class Life:
 class State:
     """A machine in folder, which is its own. tally counts what happens.
 
-    owner tells to which VM libvirt has given a device. stranded are the devices that it has
+    owner is the VM to which libvirt has given a device. stranded are the devices that it has
     bound to vfio-pci and then forgotten, owed the GPUs that the program has to take off it
-    itself. away are the devices that have left the host since boot, and lost those of which
-    was told that they will not be as before. shown are the GPUs that had a framebuffer at
+    itself. away are the devices that have left the host since boot, and lost those that
+    plan listed as lost. shown are the GPUs that had a framebuffer at
     boot, driven those that had a driver of their own.
     """
 
@@ -114,7 +114,7 @@ class State:
         configure(self.host, wait + guest.settings, f"vms/{guest.uuid}.yaml")
 
     @property
-    def claims(self) -> dict[str, watch.Reservation]:
+    def claims(self) -> dict[str, watch.Claim]:
         return watch.claims(self.host)
 
     @property
@@ -135,7 +135,7 @@ class State:
     def is_virtual(self, address: str) -> bool:
         return self.host.exists(f"sys/bus/pci/devices/{address}/physfn")
 
-    def _others_with(self, life: Life) -> list[watch.Reservation]:
+    def _others_with(self, life: Life) -> list[watch.Claim]:
         """The claims of others on one of a VM's GPUs, in this boot."""
         return [
             one for uuid, one in self.claims.items()

@@ -1,4 +1,4 @@
-"""Stories of VMs on a machine, told by Hypothesis: each step is one that could come next."""
+"""Stories of VMs on a machine, made by Hypothesis: each step is one that could come next."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from . import machines
-from .calls import Death
+from .calls import Kill
 from .machines import Setting
 from .state import Guest
 from .world import World
@@ -53,7 +53,7 @@ def guests(draw: st.DrawFn, setting: Setting) -> tuple[Guest, ...]:
     return tuple(found)
 
 
-_deaths = st.builds(Death, before=st.integers(1, 6), whole=st.booleans())
+_kills = st.builds(Kill, before=st.integers(1, 6), whole=st.booleans())
 
 
 class Story(RuleBasedStateMachine):
@@ -131,12 +131,12 @@ class Story(RuleBasedStateMachine):
         self._advance(name, steps)
 
     @precondition(lambda self: self.some("hooked") or self.some("off"))
-    @rule(data=st.data(), death=_deaths)
-    def hook_dies(self, data: st.DataObject, death: Death) -> None:
+    @rule(data=st.data(), kill=_kills)
+    def hook_dies(self, data: st.DataObject, kill: Kill) -> None:
         name = data.draw(st.sampled_from(self.some("hooked") or self.some("off")))
         if self.there.lives[name].off:
             self.there.begin(name)
-        self.there.advance(name, death)
+        self.there.advance(name, kill)
 
     @precondition(lambda self: self._overtaking())
     @rule(data=st.data(), steps=st.sampled_from((5, 3, 1)))
@@ -157,8 +157,8 @@ class Story(RuleBasedStateMachine):
     @rule(data=st.data(), recover=st.booleans())
     def libvirt_dies(self, data: st.DataObject, recover: bool) -> None:
         running = self.some("running")
-        died = data.draw(st.sets(st.sampled_from(running)) if running else st.just(set()))
-        self.there.restart_libvirt(frozenset(died), recover=recover)
+        ended = data.draw(st.sets(st.sampled_from(running)) if running else st.just(set()))
+        self.there.restart_libvirt(frozenset(ended), recover=recover)
 
     # -- people
 

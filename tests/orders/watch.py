@@ -1,4 +1,4 @@
-"""What a machine looks like, told without the program's help: by sysfs, /proc and the record."""
+"""What a machine looks like without the program's help: by sysfs, /proc and the claims."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PASSING = re.compile(r"(proc/(\d+|driver)|etc|usr|dev/vfio)(/|$)")
 _EMPTY = re.compile(r"/(platform|ega)-framebuffer\.\d+")
 _PCI = "sys/bus/pci/devices"
 # What the firmware's drivers, and what they leave behind, are called in /proc/iomem.
-FIRMWARE_CLAIMS = ("efifb", "efidrm", "vesafb", "vesadrm", "simplefb", "simpledrm", "BOOTFB")
+FIRMWARE_RESERVATIONS = ("efifb", "efidrm", "vesafb", "vesadrm", "simplefb", "simpledrm", "BOOTFB")
 
 
 # -- one GPU
@@ -37,7 +37,7 @@ class Portrait:
     driver: str | None
     override: str
     nodes: tuple[str, ...]
-    claims: tuple[str, ...]
+    reservations: tuple[str, ...]
     decodes: bool
 
 
@@ -47,21 +47,21 @@ def portraits(host: FakeHost) -> dict[str, Portrait]:
     found = {}
     for address in host.list(_PCI):
         bars = _bars(host, address)
-        claims = [
+        reservations = [
             name
             for first, last, name in regions
             if any(low <= first and last <= high for low, high in bars)
             and name != address
             and not name.startswith(("PCI Bus", "vfio"))
         ]
-        found[address] = _portrait(host, f"{_PCI}/{address}", tuple(claims))
+        found[address] = _portrait(host, f"{_PCI}/{address}", tuple(reservations))
     for name in host.list("sys/bus/platform/devices"):
         if PLATFORM.fullmatch(name):
             found[name] = _portrait(host, f"sys/bus/platform/devices/{name}", ())
     return found
 
 
-def _portrait(host: FakeHost, device: str, claims: tuple[str, ...]) -> Portrait:
+def _portrait(host: FakeHost, device: str, reservations: tuple[str, ...]) -> Portrait:
     override = host.read(f"{device}/driver_override") or ""
     kinds = ("graphics", "drm", "vfio-dev")
     nodes = (re.sub(r"\d+$", "", one) for kind in kinds for one in host.list(f"{device}/{kind}"))
@@ -70,7 +70,7 @@ def _portrait(host: FakeHost, device: str, claims: tuple[str, ...]) -> Portrait:
         host.link_name(f"{device}/driver"),
         "" if override == "(null)" else override,
         tuple(sorted(nodes)),
-        claims,
+        reservations,
         bool(command & 2),
     )
 
@@ -101,9 +101,9 @@ def firmware_owners(host: FakeHost) -> dict[str, str]:
 
 
 def whole(host: FakeHost) -> dict[str, str]:
-    """snapshot(), with nodes named by their devices and without who runs at the moment.
+    """snapshot(), with nodes named by their devices and without the processes of the moment.
 
-    Numbers of framebuffers, cards and console drivers are whoever's comes first.
+    Numbers of framebuffers, cards and console drivers depend on which comes first.
     """
     names = _names(host)
 
@@ -183,8 +183,8 @@ def unexcused(
 ) -> dict[str, tuple[str, str]]:
     """Those differences that none of the excused devices explains.
 
-    When anything is excused, so is where the consoles are: they were on it, or find no
-    way back without it.
+    When anything is excused, so is where the consoles are: they were on it, or cannot be
+    moved back without it.
     """
     return {
         path: (old, new)
@@ -196,18 +196,18 @@ def unexcused(
 def _is_excused(path: str, old: str, new: str, excused: Collection[str]) -> bool:
     if path in ("proc/iomem", "proc/ioports"):
         owners = {line.partition(" : ")[2] for line in f"{old}\n{new}".splitlines() if line}
-        return all(one.startswith((*FIRMWARE_CLAIMS, "vga+", *excused)) for one in owners)
+        return all(one.startswith((*FIRMWARE_RESERVATIONS, "vga+", *excused)) for one in owners)
     if _WHERE_CONSOLES_ARE.match(path):
         return True
     return any(name in f"{path} {old} {new}" for name in excused)
 
 
-# -- the record
+# -- the claims
 
 
 @dataclass(frozen=True)
-class Reservation:
-    """A claim as its file tells it."""
+class Claim:
+    """A claim as it is in its file."""
 
     uuid: str
     boot: str
@@ -217,7 +217,7 @@ class Reservation:
     open: tuple[Step, ...]
 
 
-def claims(host: FakeHost) -> dict[str, Reservation]:
+def claims(host: FakeHost) -> dict[str, Claim]:
     """The claims on disk, by uuid, read line by line."""
     found = {}
     for uuid in host.list(CLAIMS):
@@ -226,13 +226,13 @@ def claims(host: FakeHost) -> dict[str, Reservation]:
         steps = [Step.from_json(one["step"]) for one in lines if "step" in one]
         undone = {one["undone"] for one in lines if "undone" in one}
         left = tuple(step for number, step in enumerate(steps) if number not in undone)
-        found[uuid] = Reservation(
+        found[uuid] = Claim(
             uuid, head["boot"], tuple(head["gpus"]), head["by_hand"], tuple(steps), left
         )
     return found
 
 
-def told_losses(steps: Iterable[Step]) -> set[str]:
+def listed_losses(steps: Iterable[Step]) -> set[str]:
     """The devices that these steps say will not be as before: by name, or by what was done."""
     lost: set[str] = set()
     for step in steps:
@@ -240,7 +240,7 @@ def told_losses(steps: Iterable[Step]) -> set[str]:
             lost |= {"vgacon"}
         if step.loses:
             lost |= set(PLATFORM.findall(step.loses))
-            # A driver that was loaded for it, and for whom else, or its memory that has moved.
+            # A driver that was loaded for it, and for other GPUs, or its memory that has moved.
             if step.do is not None and step.do.kind == "bind-native":
                 lost |= set(ADDRESS.findall(f"{step.do.shell()} {step.loses}"))
                 lost |= set(PLATFORM.findall(step.why))

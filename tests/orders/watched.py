@@ -16,7 +16,7 @@ from vfio_console_hook.errors import HostError
 from vfio_console_hook.log import SNAPSHOT_LOG
 
 from . import promises, watch
-from .calls import Called, Death, SeenHost, Work, command, here, in_a_child
+from .calls import Called, Kill, SeenHost, Work, command, here, in_a_child
 from .promises import Violation
 from .state import Life, State
 
@@ -28,7 +28,7 @@ class Watched(State):
     """A machine on which the program runs; each run raises Violation if it must not be so."""
 
     def _call(
-        self, life: Life, operation: str, sub: str, *, death: Death | None = None,
+        self, life: Life, operation: str, sub: str, *, kill: Kill | None = None,
         steps: tuple[Step, ...] = (),
     ) -> Called:  # fmt: skip
         """One event of a VM."""
@@ -41,13 +41,13 @@ class Watched(State):
             *devices, managed=guest.managed, name=guest.name, uuid=guest.uuid, event=operation
         )
         argv = [guest.name, operation, sub, "-"]
-        with self._watched({*guest.devices, *life.plugged}, {guest.uuid}, steps, death) as run:
+        with self._watched({*guest.devices, *life.plugged}, {guest.uuid}, steps, kill) as run:
             called = run(lambda host: hook.main(argv, xml, host))
         if called.out:
             raise Violation(f"stdout is libvirt's: {called.out!r}")
         if called.err and not _SENTENCE.fullmatch(called.err):
             raise Violation(f"not one sentence: {called.err}")
-        if bool(called.err) != bool(called.status) and not (death and death.whole):
+        if bool(called.err) != bool(called.status) and not (kill and kill.whole):
             raise Violation(f"status {called.status} with {called.err!r}")
         return called
 
@@ -73,22 +73,22 @@ class Watched(State):
             called = run(lambda host: command(host, *argv))
         for uuid, claim in called.after.items():
             if uuid not in called.before:
-                self.lost |= watch.told_losses(claim.steps)
+                self.lost |= watch.listed_losses(claim.steps)
         if bool(called.err) != bool(called.status) and argv[0] != "recover":
             raise Violation(f"{argv}: status {called.status} with {called.err!r}")
         return called
 
-    def _is_idle(self, claim: watch.Reservation) -> bool:
+    def _is_idle(self, claim: watch.Claim) -> bool:
         if claim.by_hand or claim.boot != f"boot-{self.boots}":
             return True
         return all(one.off for one in self.lives.values() if one.guest.uuid == claim.uuid)
 
     @contextlib.contextmanager
     def _watched(
-        self, addresses: set[str], uuids: set[str], steps: tuple[Step, ...], death: Death | None
+        self, addresses: set[str], uuids: set[str], steps: tuple[Step, ...], kill: Kill | None
     ) -> Iterator[_Runner]:
-        """Lets the program run once, and looks at what it did to whom."""
-        runner = _Runner(self, death)
+        """Lets the program run once, and looks at what it did."""
+        runner = _Runner(self, kill)
         portraits = watch.portraits(self.host)
         yield runner
         called = runner.called
@@ -108,13 +108,13 @@ class Watched(State):
             for step in one.open if step.undo
         }  # fmt: skip
         promises.portraits(self, portraits, addresses | back, steps)
-        promises.record(self)
+        promises.claims(self)
         promises.processes(self)
         log = self.host.read(SNAPSHOT_LOG) or ""
         if "internal error" in log or "Traceback" in log:
             raise Violation(f"a bug was logged: {log}")
 
-    def _foretell(self, life: Life) -> plan.Plan | HostError:
+    def _planned(self, life: Life) -> plan.Plan | HostError:
         """What `plan` says just before a prepare; it must not touch anything.
 
         An error when a GPU is not on the bus: a rescan for another VM was cut off in the middle.
@@ -135,27 +135,27 @@ class Watched(State):
 class _Runner:
     """Runs the program once, in this process or in one that is killed."""
 
-    def __init__(self, state: State, death: Death | None) -> None:
+    def __init__(self, state: State, kill: Kill | None) -> None:
         self._state = state
-        self._death = death
+        self._kill = kill
         self.called: Called | None = None
 
     def __call__(self, work: Work) -> Called:
         state = self._state
         before = state.claims
-        died = self._death is not None and self._death.whole
+        killed_whole = self._kill is not None and self._kill.whole
         host = SeenHost(
             str(state.root),
-            crash_before=self._death.before if self._death and not died else 0,
+            crash_before=self._kill.before if self._kill and not killed_whole else 0,
         )
         host.running = _virsh(state)
-        if died:
-            assert self._death is not None
-            status, out, err = in_a_child(work, host, self._death.before), "", ""
+        if killed_whole:
+            assert self._kill is not None
+            status, out, err = in_a_child(work, host, self._kill.before), "", ""
         else:
             status, out, err = here(work, host)
-        if self._death and len(host.changes) + 1 == self._death.before and status:
-            state.tally["hook killed" if died else "worker killed"] += 1
+        if self._kill and len(host.changes) + 1 == self._kill.before and status:
+            state.tally["hook killed" if killed_whole else "worker killed"] += 1
         self.called = Called(status, out, err, tuple(host.changes), before, state.claims)
         return self.called
 

@@ -14,7 +14,7 @@ from tests.fakehost import KernelFault, LibvirtError, close_device, hold, let_go
 from vfio_console_hook.errors import HostError
 
 from . import promises, watch
-from .calls import Death
+from .calls import Kill
 from .promises import Violation
 from .state import Life
 from .watched import Watched
@@ -37,7 +37,7 @@ class World(Watched):
     # -- libvirt
 
     def begin(self, name: str, before: str = "") -> None:
-        """Somebody starts a VM; before is the event that comes first, if any."""
+        """A VM is started; before is the event that comes first, if any."""
         life = self.lives[name]
         life.path = list(_STARTING)
         life.plugged, life.prepared, life.started = set(life.guest.devices), False, False
@@ -49,12 +49,12 @@ class World(Watched):
         self.tally[f"VM {how}"] += 1
         self.lives[name].path = list(_STOPPING)
 
-    def advance(self, name: str, death: Death | None = None) -> None:
+    def advance(self, name: str, kill: Kill | None = None) -> None:
         """libvirt's next step for a VM that is starting or stopping."""
         life = self.lives[name]
         step = life.path.pop(0)
         if step in ("prepare", "start", "release"):
-            self._hooked(life, step, death)
+            self._hooked(life, step, kill)
         elif step in ("started", "stopped"):
             self._quiet(life, step, "begin" if step == "started" else "end")
         else:
@@ -62,25 +62,25 @@ class World(Watched):
             with contextlib.suppress(_KernelDied):
                 own.get(step, self._close)(life)
 
-    def _hooked(self, life: Life, step: str, death: Death | None) -> None:
-        done = getattr(self, f"_{step}")(life, death)
+    def _hooked(self, life: Life, step: str, kill: Kill | None) -> None:
+        done = getattr(self, f"_{step}")(life, kill)
         if not done and step != "release":
             life.path = ["stopped", "reattach", "release"]
 
-    def _prepare(self, life: Life, death: Death | None) -> bool:
+    def _prepare(self, life: Life, kill: Kill | None) -> bool:
         guest = life.guest
-        foretold = self._foretell(life)
+        planned = self._planned(life)
         others = self._others_with(life)
-        steps = () if isinstance(foretold, HostError) else foretold.steps
-        called = self._call(life, "prepare", "begin", death=death, steps=steps)
-        self.lost |= watch.told_losses(steps)
+        steps = () if isinstance(planned, HostError) else planned.steps
+        called = self._call(life, "prepare", "begin", kill=kill, steps=steps)
+        self.lost |= watch.listed_losses(steps)
         held = called.after.get(guest.uuid)
         life.prepared = called.status == 0 and held is not None
         if called.changes:
             self.away.update(guest.devices)
         life.found = {one for one in guest.devices if self._is_vfio(one)}
         if "belongs to the VM" in called.err and not others:
-            raise Violation(f"refused for the sake of nobody: {called.err}")
+            raise Violation(f"refused, but no other VM has it: {called.err}")
         if called.status and others:
             self.tally["second VM refused"] += 1
         if called.status == 0 and held:
@@ -89,20 +89,20 @@ class World(Watched):
                          set(one.gpus) & set(held.gpus) and one.boot == held.boot]  # fmt: skip
             if inherited:
                 self.tally["prepare before the other's release"] += 1
-        if death is None and guest.uuid not in called.before and not others:
-            promises.foretold(self, life, foretold, called)
+        if kill is None and guest.uuid not in called.before and not others:
+            promises.as_planned(self, life, planned, called)
         if guest.uuid in called.before:
             self.tally["prepare over an earlier run"] += 1
         return called.status == 0
 
-    def _start(self, life: Life, death: Death | None) -> bool:
-        called = self._call(life, "start", "begin", death=death)
+    def _start(self, life: Life, kill: Kill | None) -> bool:
+        called = self._call(life, "start", "begin", kill=kill)
         life.started = called.status == 0
         return life.started
 
-    def _release(self, life: Life, death: Death | None) -> bool:
-        called = self._call(life, "release", "end", death=death)
-        if called.status and death is None:
+    def _release(self, life: Life, kill: Kill | None) -> bool:
+        called = self._call(life, "release", "end", kill=kill)
+        if called.status and kill is None:
             raise Violation(f"release of {life.guest.name} failed: {called.err}")
         if called.before.get(life.guest.uuid) and not called.after.get(life.guest.uuid):
             self.tally["given back by release"] += 1
@@ -152,7 +152,7 @@ class World(Watched):
     def _open(self, life: Life) -> None:
         """QEMU is started and maps the BARs of all devices.
 
-        Between the detaching and now, only a record shows that a VM has a device.
+        Between the detaching and now, only a claim shows that a VM has a device.
         """
         life.runs = True
         for address in life.guest.devices:
@@ -208,15 +208,15 @@ class World(Watched):
             self.libvirt.reattach(address)
         self.tally["GPU unplugged"] += 1
 
-    def restart_libvirt(self, died: frozenset[str], *, recover: bool) -> None:
-        """libvirtd is killed and started again; died are VMs whose QEMU ended meanwhile."""
+    def restart_libvirt(self, ended: frozenset[str], *, recover: bool) -> None:
+        """libvirtd is killed and started again; ended are VMs whose QEMU ended meanwhile."""
         self.tally["libvirt restarted"] += 1
         for life in self.lives.values():
             if life.path and life.path[0] in ("prepare", "detach", "start", "open", "release"):
                 self._forget(life)
             elif life.path and life.path[0] == "started":
                 life.path = []
-            if life.runs and life.guest.name in died:
+            if life.runs and life.guest.name in ended:
                 self._close(life)
                 life.path = list(_STOPPING[1:])
         for life in self.lives.values():
@@ -227,7 +227,7 @@ class World(Watched):
             self.recover(force=False)
 
     def _forget(self, life: Life) -> None:
-        """What has no status file, nobody knows of any more: no stopped, no release, ever."""
+        """What has no status file is forgotten: no stopped, no release, ever."""
         claim = self.claims.get(life.guest.uuid)
         if life.path[0] != "prepare" and claim:
             self.tally["libvirt forgot a claim"] += 1
@@ -310,9 +310,9 @@ class World(Watched):
         if [*left] == [_CONSOLE_MAP] and self._is_elsewhere(left[_CONSOLE_MAP][1]):
             self.tally["consoles on another GPU than before"] += 1
         elif left:
-            raise Violation(f"not as it was, and told was only {sorted(self.lost)}: {left}")
+            raise Violation(f"not as it was, and plan listed only {sorted(self.lost)}: {left}")
         else:
-            self.tally["told loss" if found else "as it was"] += 1
+            self.tally["listed loss" if found else "as it was"] += 1
 
     def _is_elsewhere(self, consoles: str) -> bool:
         """Whether the consoles are shown, where several framebuffers have left and come back.
@@ -328,7 +328,7 @@ class World(Watched):
 
     @contextlib.contextmanager
     def _untouched(self, life: Life, *addresses: str) -> Iterator[None]:
-        """libvirt acts on a VM's devices: what stays is left alone, except for what was told."""
+        """libvirt acts on a VM's devices: what stays is left alone, except for what was listed."""
         mine = {*life.guest.devices, *life.plugged, *addresses}
         before = watch.portraits(self.host)
         try:
@@ -346,11 +346,11 @@ class World(Watched):
                 continue
             gone = [one for one, owner in self.firmware.items() if owner == name]
             now = after.get(name)
-            if now is None or not self.lost & {*gone} or now != replace(portrait, claims=()):
-                raise Violation(f"libvirt changed {name}, and plan did not tell: {portrait}")
+            if now is None or not self.lost & {*gone} or now != replace(portrait, reservations=()):
+                raise Violation(f"libvirt changed {name}, and plan did not list that: {portrait}")
 
     def _wild(self, addresses: Iterable[str]) -> None:
-        """libvirt takes a GPU that we have not freed: what the kernel removes is not told."""
+        """libvirt takes a GPU that we have not freed: what the kernel removes was not listed."""
         if any(one in self.setting.gpus and not self.is_virtual(one) for one in addresses):
             self.lost |= {*self.firmware, "vgacon"}
             self.owed -= {*addresses}

@@ -19,9 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.gate import ROOT
+from tests.trust import access, bombs, claims, crashes, faults, fuzzing, orders, storm
 from tests.trust.check import Check, Effort, Outcome
-from tests.trust.checks import CHECKS
 
+# In the order of the table.
+CHECKS = tuple(
+    one.CHECK for one in (crashes, faults, claims, orders, storm, bombs, fuzzing, access)
+)
 _SHOWN = 20  # failures of one check
 
 
@@ -50,8 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tried += [_run_apart(one, options) for one in chosen if one.alone]
     tried.sort(key=lambda one: chosen.index(one.check))
     print(f"\n{table(tried)}", end="", flush=True)
-    if options.markdown:
-        print(f"\n{markdown(tried)}", end="", flush=True)
     return int(any(one.verdict == "FAIL" for one in tried))
 
 
@@ -67,7 +69,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="only what every change is held to")
     parser.add_argument("--minutes", type=float, default=10.0, help="for what could go on for ever")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="checks at a time")
-    parser.add_argument("--markdown", action="store_true", help="the table for tests/README.md")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     for name in options.names:
@@ -105,25 +106,15 @@ def _run_apart(check: Check, options: argparse.Namespace) -> Tried:
 
 
 def table(tried: Sequence[Tried]) -> str:
-    """One line a check, and below it what was wrong."""
-    text = f"{'check':<12}{'cases':>9}{'s':>6}  {'':4}  found\n"
-    for one in tried:
-        outcome = one.outcome
-        text += f"{one.check.name:<12}{outcome.cases:>9}{one.seconds:>6.0f}  {one.verdict}"
-        text += f"  {outcome.figures}".rstrip() + "\n"
-        text += "".join(f"    {line}\n" for line in outcome.failures[:_SHOWN])
-        if len(outcome.failures) > _SHOWN:
-            text += f"    and {len(outcome.failures) - _SHOWN} more\n"
-    return text
-
-
-def markdown(tried: Sequence[Tried]) -> str:
-    """The same for tests/README.md."""
+    """The table of tests/README.md, and below it what was wrong."""
     text = "| promise | tried | times | broken |\n|---|---|---:|---:|\n"
-    for one in tried:
-        outcome = one.outcome
-        text += f"| {one.check.promise} | {outcome.figures} |"
-        text += f" {outcome.cases:,} | {len(outcome.failures)} |\n"
+    for check, outcome in ((one.check, one.outcome) for one in tried):
+        broken = len(outcome.failures)
+        text += f"| {check.promise} | {outcome.figures} | {outcome.cases:,} | {broken} |\n"
+    for check, outcome in ((one.check, one.outcome) for one in tried):
+        text += "".join(f"{check.name}: {line}\n" for line in outcome.failures[:_SHOWN])
+        if len(outcome.failures) > _SHOWN:
+            text += f"{check.name}: and {len(outcome.failures) - _SHOWN} more\n"
     return text
 
 

@@ -1,20 +1,20 @@
-"""Nobody but root gets anything done: planted files, strange names, hostile surroundings."""
+"""Only root gets anything done: planted files, strange names, hostile environments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.trust import configured, planted, strange, surroundings
+from tests.trust import configuration, environment, names, planted
 from tests.trust.check import Check, Effort, Outcome
 
 # What is tried at least; fewer means that something was not tried at all.
 _LEAST = {"planted": 80, "configured": 30, "names": 100, "variables": 60}
 _TRIES: dict[str, Callable[[bool, Path], Iterator[tuple[str, str]]]] = {
     "planted": planted.tried,
-    "configured": configured.tried,
-    "names": strange.tried,
-    "variables": surroundings.tried,
+    "configured": configuration.tried,
+    "names": names.tried,
+    "variables": environment.tried,
 }
 
 

@@ -44,7 +44,7 @@ _USUAL_LINES = 10
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its status (128 and a signal's number), what it told, what it took."""
+    """How a process ended: its status (128 and a signal's number), its output, what it took."""
 
     status: int
     out: bytes
@@ -99,16 +99,16 @@ def _await(pid: int) -> tuple[int, os.struct_rusage]:  # type: ignore[name-defin
 def wrong(ended: Ended, statuses: Sequence[int], lines: int) -> str:
     """What is wrong with how a process ended, or ""."""
     text = ended.err.decode("utf-8", "replace")
-    told = text.rstrip("\n").split("\n")
+    shown = text.rstrip("\n").split("\n")
     for word in _NEVER:
         if word in text or word.encode() in ended.out:
-            return f"told a person: {text.strip()[-300:]!r}"
+            return f"printed: {text.strip()[-300:]!r}"
     if ended.status not in statuses:
         return f"exit status {ended.status}: {text[:200]!r}"
     if ended.status and not ended.err and not ended.out:
         return "failed without a word"
-    if len(told) > lines or len(text) > _LONGEST or not all(one.isprintable() for one in told):
-        return f"{len(told)} lines, {len(text)} characters: {text[:200]!r}"
+    if len(shown) > lines or len(text) > _LONGEST or not all(one.isprintable() for one in shown):
+        return f"{len(shown)} lines, {len(text)} characters: {text[:200]!r}"
     if ended.cpu_s > LIMIT_S:
         return f"took {ended.cpu_s:.1f} s"
     if ended.mib > LIMIT_MIB:
@@ -151,9 +151,9 @@ class _Range:
         self.cases += 1
         self.worst_s = max(self.worst_s, ended.cpu_s)
         self.worst_mib = max(self.worst_mib, ended.mib)
-        told = wrong(ended, statuses, lines)
-        if told:
-            self.failures.append(f"{what}: {told}")
+        mistake = wrong(ended, statuses, lines)
+        if mistake:
+            self.failures.append(f"{what}: {mistake}")
         after = snapshot(self.directory)
         if after != self.before:
             changed = sorted(path for path in {*after, *self.before}
@@ -214,8 +214,7 @@ def _xml(place: _Range, quick: bool) -> None:
     file = place.directory / "bomb.xml"
     for name, make in bombs.items():
         content = make()
-        told = f"XML, {name}"
-        place.hook(told, content, _expected(name), b"x", b"prepare", b"begin", b"-")
+        place.hook(f"XML, {name}", content, _expected(name), b"x", b"prepare", b"begin", b"-")
         if not quick:
             file.write_bytes(content)
             place.before = snapshot(place.directory)
@@ -242,21 +241,21 @@ def _yaml(place: _Range, quick: bool) -> None:
         place.put_back(etc, was)
 
 
-def _records(place: _Range, quick: bool) -> None:
+def _claims(place: _Range, quick: bool) -> None:
     path = f"{CLAIMS}/{UUID}"
     claim = _claim(place.directory / "claimed")
     place.before = snapshot(place.directory)
     root = os.fsencode(place.machine)
     every = 19 if quick else 1  # no divisor of how many wrong values there are
-    for number, (name, content) in enumerate(islice(hostile.records(claim), 0, None, every)):
+    for number, (name, content) in enumerate(islice(hostile.claims(claim), 0, None, every)):
         _lay_claim(place.machine, path, content)
         if number % 2:
             # What it asks for is done to the machine, and that is right.
             argv = (b"hook", root, b"win11", b"release", b"end", b"-")
             place.cases += 1
-            told = wrong(run(argv, domain_xml(hostile.GPU, event="release")), (0, 1), 2)
-            if told:
-                place.failures.append(f"record, {name}: {told}")
+            mistake = wrong(run(argv, domain_xml(hostile.GPU, event="release")), (0, 1), 2)
+            if mistake:
+                place.failures.append(f"claim, {name}: {mistake}")
             place.before = snapshot(place.directory)
         else:
             place.command(f"status, {name}", (0, 1), b"--root", root, b"status")
@@ -336,7 +335,7 @@ def _trees(place: _Range, quick: bool) -> None:
             place.failures.append(f"machine, {name}: wrote /tmp/harm")
 
 
-_KINDS = (_xml, _yaml, _records, _sysfs, _argv, _trees)
+_KINDS = (_xml, _yaml, _claims, _sysfs, _argv, _trees)
 
 
 def _run(effort: Effort) -> Outcome:
@@ -349,7 +348,7 @@ def _run(effort: Effort) -> Outcome:
         counts.append(tried)
         if tried < 25:
             place.failures.append(f"only {tried} cases of {kind.__name__}")
-    figures = "{} XML, {} YAML, {} record, {} sysfs, {} argv, {} machine".format(*counts)
+    figures = "{} XML, {} YAML, {} claim, {} sysfs, {} argv, {} machine".format(*counts)
     figures += f"; at most {place.worst_s:.1f} s and {place.worst_mib:.0f} MiB"
     return Outcome(place.cases, tuple(place.failures), figures)
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+_MEMORY = "/dev/shm"
 
 
 @dataclass(frozen=True)
@@ -40,3 +46,17 @@ class Check:
     promise: str
     run: Callable[[Effort], Outcome]
     alone: bool = False
+
+
+@contextmanager
+def in_memory(otherwise: Path) -> Iterator[Path]:
+    """A new directory in a file system of memory, if there is one, as /run is on every host.
+
+    If there is none, it is below otherwise. It is gone afterwards.
+    """
+    place = _MEMORY if os.access(_MEMORY, os.W_OK) else otherwise
+    directory = Path(tempfile.mkdtemp(prefix="trust-", dir=place))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

@@ -70,7 +70,7 @@ class Vm:
 
 @dataclass
 class Seen:
-    """What came of events: the processor time of all, and what libvirt was told."""
+    """What came of events: the processor time of all, and what libvirt was shown."""
 
     cpu_s: float = 0.0
     events: int = 0
@@ -153,14 +153,14 @@ class Crowd:
             os.close(reader)
             _, status, usage = os.wait4(pid, 0)
             stderr.seek(0)
-            told = stderr.read().decode(errors="replace")
+            text = stderr.read().decode(errors="replace")
         seen.events += 1
         seen.cpu_s += usage.ru_utime + usage.ru_stime
-        if status or told:
-            seen.refusals[vm.name] = f"{operation}: {os.waitstatus_to_exitcode(status)} {told}"
+        if status or text:
+            seen.refusals[vm.name] = f"{operation}: {os.waitstatus_to_exitcode(status)} {text}"
 
     def longest_wait_s(self) -> float:
-        """The longest that a hook has waited for the lock of the record since the last time."""
+        """The longest that a hook has waited for the lock of the claims since the last time."""
         waits = self.root / WAITS
         found = [float(line) for line in waits.read_text().split()] if waits.exists() else [0.0]
         waits.unlink(missing_ok=True)

@@ -15,9 +15,8 @@ from typing import Generic, Protocol, TypeVar
 
 from tests.fakehost import KernelFault
 from tests.recordings import beginnings
-from tests.trust.check import Check, Effort, Outcome
-from tests.trust.course import Course, UnsoundError, follow
-from tests.trust.memory import in_memory
+from tests.trust.baseline import Baseline, UnsoundError, undisturbed
+from tests.trust.check import Check, Effort, Outcome, in_memory
 from tests.trust.subjects import Subject, chosen
 
 
@@ -34,14 +33,14 @@ class Tried:
 
 
 class Case(Protocol):
-    """Something to try. kind tells it from others for those who try only one of each."""
+    """Something to try. Of each kind a quick run tries one."""
 
     @property
     def kind(self) -> tuple[str, ...]: ...
 
 
 C = TypeVar("C", bound=Case)
-Try = Callable[[Course, bool, Path], Tried]
+Try = Callable[[Baseline, bool, Path], Tried]
 
 _known: set[tuple[str, ...]] = set()
 
@@ -59,25 +58,25 @@ def thinned(subject: Subject, cases: Sequence[C]) -> list[C]:
 
 @dataclass(frozen=True)
 class OneByOne(Generic[C]):
-    """Tries all cases of a course, or if quick those thinned().
+    """Tries all cases of a baseline, or if quick those thinned().
 
     attempt gives back what is wrong, "" if nothing is; the directory is the machine's.
     """
 
-    cases: Callable[[Course], Iterable[C]]
-    attempt: Callable[[Course, C, Path], str]
+    cases: Callable[[Baseline], Iterable[C]]
+    attempt: Callable[[Baseline, C, Path], str]
 
-    def __call__(self, course: Course, quick: bool, directory: Path) -> Tried:
-        cases = list(self.cases(course))
-        found = thinned(course.subject, cases) if quick else cases
+    def __call__(self, baseline: Baseline, quick: bool, directory: Path) -> Tried:
+        cases = list(self.cases(baseline))
+        found = thinned(baseline.subject, cases) if quick else cases
         failures = []
         for case in found:
             try:
-                wrong = self.attempt(course, case, directory / "machine")
+                wrong = self.attempt(baseline, case, directory / "machine")
             except (Exception, KernelFault) as error:
                 wrong = f"{type(error).__name__}: {error}"
             if wrong:
-                failures.append(f"{course.subject}: {case}: {wrong}")
+                failures.append(f"{baseline.subject}: {case}: {wrong}")
         return Tried(len(found), tuple(failures))
 
 
@@ -110,13 +109,13 @@ def _on_every_machine(attempt: Try, least_quick: int, least_all: int, effort: Ef
 def _on_one(attempt: Try, effort: Effort, subject: Subject) -> Tried:
     with in_memory(effort.directory) as directory:
         try:
-            course = follow(subject, directory / "course")
-            tried = attempt(course, effort.quick, directory)
+            baseline = undisturbed(subject, directory / "baseline")
+            tried = attempt(baseline, effort.quick, directory)
         except UnsoundError as error:
             tried = Tried(0, (str(error),))
         except Exception as error:
             tried = Tried(0, (f"{subject}: {type(error).__name__}: {error}",))
     if not effort.quick:
-        told = (f"{subject}: {tried.cases} tried", *tried.failures)
-        print(*told, sep="\n  ", file=sys.stderr, flush=True)
+        lines = (f"{subject}: {tried.cases} tried", *tried.failures)
+        print(*lines, sep="\n  ", file=sys.stderr, flush=True)
     return tried

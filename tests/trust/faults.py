@@ -5,7 +5,7 @@ once, and in each way also from then on. A look finds nothing, half of what ther
 EIO; or the GPU has been pulled out before it. Whatever is tried, the hook ends with 0, or
 with 1 and a sentence that is no traceback. Then the VM goes on as libvirt would: a VM that
 starts has all of its memory, and after its release, or a recover at the latest, the
-machine is as before (as far as plan had said) and the record is empty.
+machine is as before (except for what plan had said) and no claim is left.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.trust.course import EVENTS, Course
+from tests.trust.baseline import EVENTS, Baseline
 from tests.trust.every import OneByOne, check_everywhere
-from tests.trust.fate import FAILS, HALF, NOTHING, Fate
+from tests.trust.fault import FAILS, HALF, NOTHING, Fault
 from tests.trust.life import PREPARE, RELEASE, START, Machine
-from tests.trust.process import Said
+from tests.trust.process import Exit
 
 _OF_THE_MACHINE = (errno.EACCES, errno.EBUSY, errno.ENODEV, errno.EIO)
 _OF_FILES = (errno.ENOSPC, errno.EROFS, errno.EIO)
@@ -29,103 +29,103 @@ _SIGHTS = (NOTHING, HALF, FAILS, "gone")
 
 
 @dataclass(frozen=True)
-class Fault:
+class FaultCase:
     """What an event meets with; pattern is that of the change or the look."""
 
     event: str
-    fate: Fate
+    fault: Fault
     pattern: str
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """What tells it from others for those who try only one of each."""
-        lasting = str(self.fate.lasting)
+        """Of each kind a quick run tries one."""
+        lasting = str(self.fault.lasting)
         return self.event, self.pattern, lasting
 
     def __str__(self) -> str:
-        return f"{self.event}, {self.fate} ({self.pattern})"
+        return f"{self.event}, {self.fault} ({self.pattern})"
 
 
-def faults(course: Course) -> Iterator[Fault]:
-    """Those of one course; which errno and which sight goes round."""
-    turn = sum(map(ord, str(course.subject)))
-    for event in EVENTS[: len(course.saved)]:
-        for number, deed in enumerate(course.changes[event], start=1):
-            known = _OF_FILES if deed.own else _OF_THE_MACHINE
+def faults(baseline: Baseline) -> Iterator[FaultCase]:
+    """Those of one baseline; which errno and which sight goes round."""
+    turn = sum(map(ord, str(baseline.subject)))
+    for event in EVENTS[: len(baseline.saved)]:
+        for number, access in enumerate(baseline.changes[event], start=1):
+            known = _OF_FILES if access.own else _OF_THE_MACHINE
             for lasting in (False, True):
                 turn += 1
                 refusal = known[turn % len(known)]
-                if refusal == errno.ENOSPC and deed.kind in _FREEING:
+                if refusal == errno.ENOSPC and access.kind in _FREEING:
                     refusal = errno.EROFS
-                fate = Fate(at=number, refusal=refusal, lasting=lasting)
-                yield Fault(event, fate, deed.pattern)
+                fault = Fault(at=number, refusal=refusal, lasting=lasting)
+                yield FaultCase(event, fault, access.pattern)
         # Refused is what has been seen: no program can know of a holder that it is not shown.
-        sights = (FAILS, "gone") if course.refused else _SIGHTS
-        for number, deed in enumerate(course.looks[event], start=1):
+        sights = (FAILS, "gone") if baseline.refused else _SIGHTS
+        for number, access in enumerate(baseline.looks[event], start=1):
             turn += 1
             sight = sights[turn % len(sights)]
-            gone = course.subject.gpus[-1] if sight == "gone" else ""
-            yield Fault(event, Fate(look=number, blind=sight, gone=gone), deed.pattern)
+            gone = baseline.subject.gpus[-1] if sight == "gone" else ""
+            yield FaultCase(event, Fault(look=number, blind=sight, gone=gone), access.pattern)
 
 
-def attempt(course: Course, fault: Fault, directory: Path) -> str:
-    """What is wrong after a fault; "" when nothing is. directory is the machine's."""
-    machine = course.begin(fault.event, directory)
-    said = machine.event(fault.event, fault.fate)
-    if said.killed or said.wrong():
-        return f"it {said.wrong() or 'was killed'}"
-    if fault.event == PREPARE and said.status and not fault.fate.gone:
-        # Who goes on refusing refuses the way back too.
-        told = "not all could be undone" in said.stderr
-        wrong = "" if told else course.held(machine, tidied=False) or _changed(course, machine)
-        if wrong:
+def attempt(baseline: Baseline, case: FaultCase, directory: Path) -> str:
+    """What is wrong after a case; "" when nothing is. directory is the machine's."""
+    machine = baseline.begin(case.event, directory)
+    ended = machine.event(case.event, case.fault)
+    if ended.killed or ended.wrong():
+        return f"it {ended.wrong() or 'was killed'}"
+    if case.event == PREPARE and ended.status and not case.fault.gone:
+        # A refusal that lasts refuses the undo, too.
+        reported = "not all could be undone" in ended.stderr
+        wrong = baseline.held(machine, tidied=False) or _changed(baseline, machine)
+        if wrong and not reported:
             return f"refused, but {wrong}"
-    return _rest(course, machine, fault, said) or _end(course, machine, fault)
+    return _rest(baseline, machine, case, ended) or _end(baseline, machine, case)
 
 
-def _changed(course: Course, machine: Machine) -> str:
-    """What is not as before, but for services of which it was told that they do not run again."""
-    units = all(path.startswith("systemd/") for path in course.changed(machine.seen()))
+def _changed(baseline: Baseline, machine: Machine) -> str:
+    """What is not as before, but for services that the log says do not run again."""
+    units = all(path.startswith("systemd/") for path in baseline.changed(machine.seen()))
     excused = units and "not running again" in machine.log()
-    return "" if excused else course.not_as_before(machine)
+    return "" if excused else baseline.not_as_before(machine)
 
 
-def _rest(course: Course, machine: Machine, fault: Fault, said: Said) -> str:
-    """Lead the VM's life to its end, without any fault; what is wrong with that."""
-    if fault.event == RELEASE:
-        return "" if said.status else course.held(machine, tidied=False)
-    if said.status == 0 and not course.refused:
-        wrong = _run(machine, fault)
+def _rest(baseline: Baseline, machine: Machine, case: FaultCase, ended: Exit) -> str:
+    """Lead the VM's life to its end, without any case; what is wrong with that."""
+    if case.event == RELEASE:
+        return "" if ended.status else baseline.held(machine, tidied=False)
+    if ended.status == 0 and not baseline.refused:
+        wrong = _run(machine, case)
         if wrong:
             return wrong
     machine.reattach()
     return machine.event(RELEASE).failed("release")
 
 
-def _run(machine: Machine, fault: Fault) -> str:
-    if fault.event == PREPARE:
-        if fault.fate.gone and not machine.complete():
+def _run(machine: Machine, case: FaultCase) -> str:
+    if case.event == PREPARE:
+        if case.fault.gone and not machine.complete():
             return ""  # libvirt does not find it either
         machine.detach()
-        said = machine.event(START)
-        if said.wrong() or said.status:
-            return said.wrong()
-    blocked = "" if fault.fate.gone else machine.run_vm()
-    # Who has seen no GPU has left everything to libvirt.
-    return "" if fault.fate.look else blocked
+        ended = machine.event(START)
+        if ended.wrong() or ended.status:
+            return ended.wrong()
+    blocked = "" if case.fault.gone else machine.run_vm()
+    # A hook that saw no GPU has left everything to libvirt.
+    return "" if case.fault.look else blocked
 
 
-def _end(course: Course, machine: Machine, fault: Fault) -> str:
+def _end(baseline: Baseline, machine: Machine, case: FaultCase) -> str:
     if any(map(machine.is_claim, machine.claimed())):
         wrong = machine.recover().failed("recover")
         if wrong:
             return wrong
-    wrong = course.held(machine, tidied=False)
-    if wrong or fault.fate.gone:
+    wrong = baseline.held(machine, tidied=False)
+    if wrong or case.fault.gone:
         return wrong
-    wrong = _changed(course, machine)
-    # Who has not seen a device takes it for gone, and says so.
-    return "" if wrong and fault.fate.look and "warning:" in machine.log() else wrong
+    wrong = _changed(baseline, machine)
+    # A hook that did not see a device takes it for gone, and says so.
+    return "" if wrong and case.fault.look and "warning:" in machine.log() else wrong
 
 
 CHECK = check_everywhere(

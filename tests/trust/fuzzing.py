@@ -1,8 +1,8 @@
 """Fuzzing of all that the program reads, with coverage where atheris is installed.
 
 tests/trust/fuzz has the targets. What was found once lies in tests/trust/corpus/TARGET, one file
-for each cause, and is tried first; what is found now is left in the temporary directory until
-somebody copies it there.
+for each cause, and is tried first; what is found now is left in build/fuzz, to be
+copied there.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.gate import ROOT
-from tests.trust.check import Check, Effort, Outcome
-from tests.trust.memory import in_memory
+from tests.trust.check import Check, Effort, Outcome, in_memory
 
 CORPUS = ROOT / "tests/trust/corpus"
 FOUND = ROOT / "build/fuzz"
 # Inputs for each target: what some ten seconds of one core are enough for.
-RUNS = {"xml": 5000, "yaml": 2000, "record": 500, "sysfs": 400, "argv": 500, "tree": 250}
+RUNS = {"xml": 5000, "yaml": 2000, "claim": 500, "sysfs": 400, "argv": 500, "tree": 250}
 _MARKS = re.compile(r"#(\d+)\s+DONE\s+cov: (\d+) ft: (\d+)")
 
 
@@ -47,14 +46,14 @@ def fuzz(name: str, directory: Path, *words: str) -> Tried:
         argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace"
     )
     shutil.rmtree(within, ignore_errors=True)
-    told = [line for line in done.stdout.splitlines() if line.startswith("finding: ")]
+    found = [line for line in done.stdout.splitlines() if line.startswith("finding: ")]
     marks = _MARKS.search(done.stdout)
     blind = re.search(r"^tried: (\d+)$", done.stdout, re.MULTILINE)
     inputs = int(marks[1]) if marks else int(blind[1]) if blind else 0
     if done.returncode or not inputs:
-        told.append(f"ended with {done.returncode}: {done.stdout.strip()[-400:]!r}")
+        found.append(f"ended with {done.returncode}: {done.stdout.strip()[-400:]!r}")
     _keep(findings)
-    return Tried(name, inputs, int(marks[2]) if marks else 0, tuple(told))
+    return Tried(name, inputs, int(marks[2]) if marks else 0, tuple(found))
 
 
 def _keep(findings: Path) -> None:
@@ -90,7 +89,7 @@ def _judged(effort: Effort, directory: Path) -> Outcome:
         limit = ["--runs", str(runs)] if effort.quick else ["--runs=0", f"--seconds={seconds}"]
         one = fuzz(name, directory, *limit)
         tried.append(one)
-        failures += [f"{name}: {told}" for told in one.findings]
+        failures += [f"{name}: {found}" for found in one.findings]
         if one.inputs < (runs if effort.quick else 1):
             failures.append(f"{name}: only {one.inputs} inputs were tried")
     seeing = bool(importlib.util.find_spec("atheris"))

@@ -98,7 +98,7 @@ _WRONG: tuple[Any, ...] = (
 _RAW = (b"NaN", b"Infinity", b"1e999", b"9" * 5000, b"[" * 100_000, b"", b"}")
 
 
-def records(claim: bytes) -> Iterator[tuple[str, bytes]]:
+def claims(claim: bytes) -> Iterator[tuple[str, bytes]]:
     """A claim with each of its values replaced by each wrong one; the name says which."""
     lines = claim.splitlines()
     for number, line in enumerate(lines):
@@ -222,4 +222,4 @@ TREES = {
         b"l run/vfio-console-hook/claims/" + UUID.encode() + b" -> /etc/passwd\n"
     ),
 }  # fmt: skip
-"""Machines that somebody sent."""
+"""Machines as a bug report could have them."""

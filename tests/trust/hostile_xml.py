@@ -41,7 +41,7 @@ def bombs() -> dict[str, Make]:
 
 
 def _references() -> dict[str, Make]:
-    """Texts that stand for others, and what leads elsewhere."""
+    """Entities, and what leads elsewhere."""
     bomb = _domain(before=_entities(12, 10), name=b"&e11;")
     return {
         "billion laughs": lambda: bomb,
@@ -196,7 +196,7 @@ def _documents() -> dict[str, Make]:
         ),
         "device that is not there": lambda: domain_xml("0000:99:00.0"),
         "text behind the end": lambda: whole + b"<domain/>",
-        "entity that nobody knows": lambda: _domain(name=b"&nbsp;"),
+        "unknown entity": lambda: _domain(name=b"&nbsp;"),
     }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 Run as `python3 -I launch.py hook DIRECTORY NAME OPERATION SUBOPERATION EXTRA` with the XML on
 stdin, or as `python3 -I launch.py command WORDS...`. Does what hooks/launch.py and
-hooks/command.py do, and tells its memory on descriptor 3.
+hooks/command.py do, and reports its memory on descriptor 3.
 """
 
 import gc
@@ -10,7 +10,7 @@ import os
 import resource
 import sys
 
-_TOLD = 3  # the descriptor for the most memory that was taken, in KiB
+_REPORT = 3  # the descriptor for the most memory that was taken, in KiB
 
 gc.disable()
 sys.dont_write_bytecode = True
@@ -31,7 +31,7 @@ def main() -> int:
 def _peak_kib() -> int:
     """The most memory that this process or one of its children had.
 
-    ru_maxrss of this one would be that of whoever started it, if that was larger (Linux
+    ru_maxrss of this one would be that of its parent, if that was larger (Linux
     fs/exec.c, begin_new_exec keeps it in signal->maxrss).
     """
     with open("/proc/self/status") as file:
@@ -46,5 +46,5 @@ if __name__ == "__main__":
         status = end.code if isinstance(end.code, int) else 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os.write(_TOLD, str(_peak_kib()).encode())
+    os.write(_REPORT, str(_peak_kib()).encode())
     os._exit(status)

@@ -9,9 +9,9 @@ from pathlib import Path
 from tests.fakehost import FakeHost, FakeLibvirt, close_device, open_device, snapshot
 from tests.fakehost.pci import BUS
 from tests.libvirt_xml import domain_xml
-from tests.trust.fate import Fate, Ledger
-from tests.trust.mortal import Mortal
-from tests.trust.process import Said, in_a_process
+from tests.trust.fault import Fault, Trace
+from tests.trust.faulthost import FaultHost
+from tests.trust.process import Exit, in_a_process
 from tests.trust.subjects import Subject
 from vfio_console_hook import cli, hook
 from vfio_console_hook.claims.claim import CLAIMS
@@ -47,45 +47,45 @@ class Machine:
     def event(
         self,
         operation: str,
-        fate: Fate = Fate(),  # noqa: B008  (it is frozen)
-        ledger: Ledger | None = None,
-    ) -> Said:
+        fault: Fault = Fault(),  # noqa: B008  (it is frozen)
+        trace: Trace | None = None,
+    ) -> Exit:
         """One event, by the program itself; only if the gate would call it (hooks/qemu)."""
         names = (self.directory / BY_NAME / one for one in (f"={NAME}", "+unnamed"))
         if operation != PREPARE and not any(map(os.path.lexists, names)):
-            return Said(0, "")
+            return Exit(0, "")
         argv = [NAME, operation, "end" if operation == RELEASE else "begin", "-"]
         xml = domain_xml(*self.subject.gpus, event=operation, name=NAME)
 
         def work() -> int:
-            return hook.main(argv, xml, Mortal(str(self.directory), fate, ledger or Ledger()))
+            return hook.main(argv, xml, FaultHost(str(self.directory), fault, trace or Trace()))
 
         return in_a_process(work, self.output)
 
-    def recover(self) -> Said:
+    def recover(self) -> Exit:
         """vfio-console-hook recover, while no VM runs."""
 
         def work() -> int:
-            told: list[str] = []
-            host = Mortal(str(self.directory), Fate(), Ledger())
-            settled = recovery.recover(host, told.append, force=False, wait_s=0)
-            os.write(2, "\n".join(told).encode())
+            lines: list[str] = []
+            host = FaultHost(str(self.directory), Fault(), Trace())
+            settled = recovery.recover(host, lines.append, force=False, wait_s=0)
+            os.write(2, "\n".join(lines).encode())
             return 0 if settled else 1
 
         return in_a_process(work, self.output)
 
-    def command(self, *words: str) -> Said:
+    def command(self, *words: str) -> Exit:
         """vfio-console-hook with these words; what it prints on stdout is in stderr, too."""
 
         def work() -> int:
-            return cli.main(list(words), Mortal(str(self.directory), Fate(), Ledger()))
+            return cli.main(list(words), FaultHost(str(self.directory), Fault(), Trace()))
 
         return in_a_process(work, self.output)
 
     # -- what is left
 
     def claimed(self) -> list[str]:
-        """What the record still holds: claims, drafts of them, names."""
+        """What is left in /run: claims, drafts of them, names."""
         return [
             f"{folder}/{name}"
             for folder in (CLAIMS, BY_NAME)
@@ -94,7 +94,7 @@ class Machine:
 
     @staticmethod
     def is_claim(path: str) -> bool:
-        """Whether a file of the record is a claim, that keeps a GPU from others."""
+        """Whether a file there is a claim, that keeps a GPU from others."""
         return path.startswith(f"{CLAIMS}/") and not os.path.basename(path).startswith(".")
 
     def seen(self) -> dict[str, str]:
@@ -102,7 +102,7 @@ class Machine:
 
         Without what vfio-pci and libvirt leave behind with any program: bus mastering
         switched off (Linux vfio_pci_core.c, vfio_pci_core_disable), and a driver_override
-        that names nobody (libvirt virPCIDeviceUnbindFromStub). And without the device on
+        without a name (libvirt virPCIDeviceUnbindFromStub). And without the device on
         which nothing ever draws, which some kernels remove with any GPU (stages/others.py).
         """
         host = self.host

@@ -1,4 +1,4 @@
-"""Whatever happens to VMs, in whatever order: told as stories, by Hypothesis.
+"""Whatever happens to VMs, in whatever order: stories that Hypothesis makes.
 
 tests/orders says what may happen, and what must hold after each call of the program.
 """
@@ -15,8 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.orders.machines import Setting
 from tests.orders.story import Story
-from tests.trust.check import Check, Effort, Outcome
-from tests.trust.memory import in_memory
+from tests.trust.check import Check, Effort, Outcome, in_memory
 
 _QUICK_STORIES, _STORIES, _STEPS = 120, 200, 25
 _RACE = "prepare before the other's release"
@@ -27,7 +26,7 @@ _NEEDED = (
     _RACE, "prepare over an earlier run", "libvirt forgot a claim",
     "worker killed", "hook killed", "given back by release", "given back by recover",
     "host rebooted over claims", "taken by hand", "GPU plugged", "GPU unplugged", "node held",
-    "as it was", "told loss",
+    "as it was", "listed loss",
 )  # fmt: skip
 
 

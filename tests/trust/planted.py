@@ -1,4 +1,4 @@
-"""What somebody could have put where the hook's files are, and what must come of it.
+"""What another user could have put where the hook's files are, and what must come of it.
 
 Each case is one thing in one place, before one event. A follower would find there what it
 looks for: the real file or directory is moved elsewhere, and what is planted leads to it.
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tests.fakehost import FakeHost, snapshot
 from tests.libvirt_xml import UUID
-from tests.trust.guests import NOBODY, event, fresh
-from tests.trust.process import Said
+from tests.trust.process import Exit
+from tests.trust.vm import OTHER_UID, event, fresh
 from vfio_console_hook.claims.claim import CLAIMS
 from vfio_console_hook.claims.directory import BY_NAME
 from vfio_console_hook.claims.history import STATUS
@@ -47,8 +47,8 @@ def _hard_link(place: Path, elsewhere: Path) -> None:
     os.link(place, elsewhere)
 
 
-def _of_somebody_else(place: Path, elsewhere: Path) -> None:
-    os.chown(place, NOBODY, NOBODY)
+def _of_another_user(place: Path, elsewhere: Path) -> None:
+    os.chown(place, OTHER_UID, OTHER_UID)
 
 
 def _written_by(bits: int) -> Callable[[Path, Path], None]:
@@ -63,7 +63,7 @@ PLANTS: dict[str, Callable[[Path, Path], None]] = {
     "a link to nothing": _link_to_nothing,
     "a fifo": _fifo,
     "a hard link": _hard_link,
-    "somebody else's": _of_somebody_else,
+    "another user's": _of_another_user,
     "writable by a group": _written_by(0o020),
     "writable by all": _written_by(0o002),
 }
@@ -74,8 +74,8 @@ def tried(quick: bool, directory: Path) -> Iterator[tuple[str, str]]:
     machines = ("efifb-6.12",) if quick else ("efifb-6.12", "native-6.1", "vgacon-5.10")
     for machine in machines:
         for name, plant in PLANTS.items():
-            if plant is _of_somebody_else and os.geteuid():
-                continue  # nobody but root can give a file away
+            if plant is _of_another_user and os.geteuid():
+                continue  # only root can give a file away
             for path in (*DIRECTORIES, *FILES):
                 if plant is _hard_link and path in DIRECTORIES:
                     continue
@@ -100,9 +100,9 @@ def _one(
         return "" if path.endswith("/kernel") else f"there is no /{path} to plant anything for"
     plant(place, elsewhere)
     then, known = snapshot(host), looks(place, elsewhere)
-    told = event(host, operation)
-    wrong = _judge(told, path, operation, changed=snapshot(host) != then)
-    if looks(place, elsewhere) != known and not (told.status == 0 and path not in DIRECTORIES):
+    ended = event(host, operation)
+    wrong = _wrong_ending(ended, path, operation, changed=snapshot(host) != then)
+    if looks(place, elsewhere) != known and not (ended.status == 0 and path not in DIRECTORIES):
         wrong = wrong or "what was planted, or what it leads to, was changed"
     if looks(elsewhere) != _below(elsewhere, known):
         wrong = wrong or "what is elsewhere was changed"
@@ -112,16 +112,16 @@ def _one(
     return wrong
 
 
-def _judge(told: Said, path: str, operation: str, *, changed: bool) -> str:
+def _wrong_ending(ended: Exit, path: str, operation: str, *, changed: bool) -> str:
     if path in _NEWS:
-        return told.wrong(0)
+        return ended.wrong(0)
     if changed:
         return "the machine was changed"
-    return told.wrong(1, f"/{path} ", operation)
+    return ended.wrong(1, f"/{path} ", operation)
 
 
 def _mended(host: FakeHost, place: Path, elsewhere: Path, before: dict[str, str]) -> str:
-    """Once somebody has put it right again, release gives everything back."""
+    """Once it is put right again, release gives everything back."""
     if place.is_symlink() or stat.S_ISFIFO(place.lstat().st_mode):
         place.unlink()
         elsewhere.rename(place)
@@ -129,9 +129,9 @@ def _mended(host: FakeHost, place: Path, elsewhere: Path, before: dict[str, str]
         os.chown(place, os.geteuid(), os.getegid())
         place.chmod(0o700 if place.is_dir() else 0o600)
         _clean(elsewhere)
-    told = event(host, "release")
-    if told.wrong(0):
-        return f"put right again: {told.wrong(0)}"
+    ended = event(host, "release")
+    if ended.wrong(0):
+        return f"put right again: {ended.wrong(0)}"
     return "" if snapshot(host) == before else "put right again, the machine is not as before"
 
 
@@ -183,8 +183,8 @@ def _drafts(machine: str, directory: Path) -> Iterator[tuple[str, str]]:
         event(host, "prepare")
         event(host, "release")
 
-        told = event(host, "prepare", first=partial(_plant_drafts, host, kind, elsewhere))
-        wrong = told.wrong(0)
+        ended = event(host, "prepare", first=partial(_plant_drafts, host, kind, elsewhere))
+        wrong = ended.wrong(0)
         if elsewhere.read_text() != "untouched":
             wrong = "what the draft leads to was written"
         yield f"{machine}: a {kind} where the draft goes", wrong

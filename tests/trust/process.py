@@ -15,7 +15,7 @@ _PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
-class Said:
+class Exit:
     """How a process ended (minus the signal that killed it), and what it left on stderr.
 
     hung: it was killed because it did not end.
@@ -36,8 +36,8 @@ class Said:
     def wrong(self, status: int | None = None, why: str = "", operation: str = "") -> str:
         """Why libvirt must not get this; "" for 0 and nothing, and for 1 and a sentence.
 
-        status: only that one is right, and why must be in the sentence. Otherwise whoever
-        was killed is right, too.
+        status: only that one is right, and why must be in the sentence. Otherwise a process
+        that was killed is right, too.
         """
         if self.hung:
             return "it hangs"
@@ -61,7 +61,7 @@ class Said:
         return f"a bug: {self.stderr!r}" if "internal error" in self.stderr else ""
 
 
-def in_a_process(work: Callable[[], int], stderr: Path, stdout: Path | None = None) -> Said:
+def in_a_process(work: Callable[[], int], stderr: Path, stdout: Path | None = None) -> Exit:
     """Do work in a fork, and wait until that and all that it forked has ended.
 
     What it prints goes to stdout, or if there is none, to stderr as well.
@@ -86,14 +86,14 @@ def in_a_process(work: Callable[[], int], stderr: Path, stdout: Path | None = No
             os._exit(status)
     os.close(writer)
     try:
-        # Nobody has the other end open any more, or it takes too long.
+        # No process has the other end open any more, or it takes too long.
         hung = not select.select([reader], [], [], _PATIENCE_S)[0]
     finally:
         os.close(reader)
     if hung:
         os.kill(pid, signal.SIGKILL)
     ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return Said(ended, stderr.read_text(encoding="utf-8", errors="surrogateescape"), hung)
+    return Exit(ended, stderr.read_text(encoding="utf-8", errors="surrogateescape"), hung)
 
 
 def _open_as(number: int, path: Path) -> None:

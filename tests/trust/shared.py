@@ -13,9 +13,9 @@ from vfio_console_hook.machine.runfiles import RUN
 HANG = "fake/hang"
 """What a write that does not come back has in its path or text. It does once this is gone."""
 SLOW = "fake/slow"
-"""How many seconds a look at which records there are takes: then others have time for theirs."""
+"""How many seconds a look at which claims there are takes: then others have time for theirs."""
 WAITS = "fake/waits"
-"""How long each process waited for the lock of the record, in seconds, one a line."""
+"""How long each process waited for the lock of the claims, in seconds, one a line."""
 _LOCK = f"{RUN}/lock"
 
 
@@ -31,7 +31,7 @@ class SharedHost(FakeHost):
         self._asked_at = 0.0
 
     def path(self, path: str) -> str:
-        # Whoever has the lock looks at the machine next.
+        # The process that has the lock looks at the machine next.
         if path == _LOCK:
             self._asked_at = time.monotonic()
         elif getattr(self, "_asked_at", 0.0):
@@ -53,7 +53,7 @@ class SharedHost(FakeHost):
         return names
 
     def _attribute(self, kind: str, path: str) -> str | None:
-        # Nobody has recorded what the program writes; asking costs more than the program.
+        # What the program writes was not recorded; asking costs more than the program.
         return None if path.startswith(RUN) else super()._attribute(kind, path)
 
     def _never_return(self, kind: str, what: str) -> None:

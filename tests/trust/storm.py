@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.fakehost import FakeHost, close_device, open_device
-from tests.trust.check import Check, Effort, Outcome
+from tests.trust.check import Check, Effort, Outcome, in_memory
 from tests.trust.crowd import GPUS, LIBVIRT_THREADS, TIMEOUT_S, Crowd, Seen, Vm, address
-from tests.trust.memory import in_memory
 from tests.trust.shared import HANG, SLOW
 from vfio_console_hook.claims.claim import CLAIMS
 from vfio_console_hook.claims.directory import BY_NAME, Claims
@@ -31,10 +30,10 @@ _CLAIMS = 1000
 
 @dataclass(frozen=True)
 class Part:
-    """What came of a part: all events, what to tell, and what was wrong.
+    """What came of a part: all events, a clause for the table, and what was wrong.
 
     ours_s beside theirs_s is what it took beside what it may be compared with. Here that is
-    told only: what else a machine does is in it, so the bars are in tests/bench.
+    only shown: what else a machine does is in it, so the bars are in tests/bench.
     """
 
     seen: Seen
@@ -58,7 +57,7 @@ def run(effort: Effort) -> Outcome:
 
 
 def play(act: Callable[[Crowd, bool], Part], otherwise: Path, quick: bool) -> Part:
-    """One part, on a machine in memory: a record that is synced waits for no disk there."""
+    """One part, on a machine in memory: a claim that is synced waits for no disk there."""
     with in_memory(otherwise) as directory:
         crowd = Crowd(directory)
         part = act(crowd, quick)
@@ -76,7 +75,7 @@ def start_and_stop(crowd: Crowd, quick: bool) -> Part:
         alone.add(crowd.all(crowd.alone, VMS, 1))
         crowd.longest_wait_s()
         started = crowd.all(crowd.start, VMS, threads)
-        wrong += _lost_records(crowd.host)
+        wrong += _lost_claims(crowd.host)
         wrong += _refused(started) or _blocked(crowd.host)
         together.add(started)
         together.add(crowd.all(crowd.stop, VMS, threads))
@@ -95,7 +94,7 @@ def start_and_stop(crowd: Crowd, quick: bool) -> Part:
 
 
 def _want_the_same(crowd: Crowd, quick: bool) -> Part:
-    """As many VMs as there are GPUs want one and the same: one gets it, the others are told."""
+    """As many VMs as there are GPUs want one and the same: one gets it, the others are refused."""
     vms = [Vm.of(number, address(3)) for number in range(1, GPUS + 1)]
     seen = Seen()
     crowd.host.tree.put(SLOW, "0.1")
@@ -103,10 +102,10 @@ def _want_the_same(crowd: Crowd, quick: bool) -> Part:
         list(pool.map(lambda vm: crowd.event(vm, "prepare", "begin", seen), vms))
     won = [vm for vm in vms if vm.name not in seen.refusals]
     wrong = [] if len(won) == 1 else [f"{len(won)} VMs have got the same GPU"]
-    for told in seen.refusals.values():
-        lines = told.splitlines()
+    for text in seen.refusals.values():
+        lines = text.splitlines()
         if f" 1 vfio-console-hook: {address(3)} belongs to the VM " not in lines[0] or lines[2:]:
-            wrong.append(f"no sentence about the GPU: {told!r}")
+            wrong.append(f"no sentence about the GPU: {text!r}")
     for vm in won:
         held = [one.name for one in Claims(crowd.host).readable()]
         wrong += [] if held == [vm.name] else [f"{vm.name} has the GPU, and {held} hold it"]
@@ -115,7 +114,7 @@ def _want_the_same(crowd: Crowd, quick: bool) -> Part:
 
 
 def one_hangs(crowd: Crowd, quick: bool) -> Part:
-    """The kernel does not come back to one VM's worker: nobody else notices."""
+    """The kernel does not come back to one VM's worker: the others do not notice."""
     hung, others = WITH_GPU[-1], VMS[: GPUS - 1] if not quick else VMS[:8]
     others += VMS[-40:]
 
@@ -147,7 +146,7 @@ def one_hangs(crowd: Crowd, quick: bool) -> Part:
 
 
 def _many_claims(crowd: Crowd, quick: bool) -> Part:
-    """The records of a thousand other VMs are there: nobody waits for the lock too long."""
+    """A thousand other VMs have claims: no hook waits for the lock too long."""
     host = crowd.host
     seen = Seen()
     crowd.event(WITH_GPU[0], "prepare", "begin", seen)
@@ -177,17 +176,17 @@ def _many_claims(crowd: Crowd, quick: bool) -> Part:
 
 
 def _refused(seen: Seen) -> list[str]:
-    return [f"{name}: {told!r}" for name, told in seen.refusals.items()]
+    return [f"{name}: {text!r}" for name, text in seen.refusals.items()]
 
 
-def _lost_records(host: FakeHost) -> list[str]:
-    """All VMs have started: what is wrong with their records."""
+def _lost_claims(host: FakeHost) -> list[str]:
+    """All VMs have started: what is wrong with their claims."""
     claims = {one.name: one for one in Claims(host).readable()}
     wrong = []
     if set(claims) != {vm.name for vm in WITH_GPU}:
-        wrong.append(f"the records are those of {sorted(claims)}")
+        wrong.append(f"the claims are those of {sorted(claims)}")
     if set(host.list(CLAIMS)) != {vm.uuid for vm in WITH_GPU}:
-        wrong.append(f"the files of records are {host.list(CLAIMS)}")
+        wrong.append(f"the files of claims are {host.list(CLAIMS)}")
     if set(host.list(BY_NAME)) != {f"={vm.name}" for vm in WITH_GPU}:
         wrong.append(f"the links by name are {host.list(BY_NAME)}")
     for vm in WITH_GPU:
@@ -196,10 +195,10 @@ def _lost_records(host: FakeHost) -> list[str]:
             continue
         whole = one.steps and one.done == set(range(len(one.steps))) and not one.undone
         if not whole or (one.gpus, one.phase) != ((vm.gpu,), "started"):
-            wrong.append(f"the record of {vm.name} is not whole: {one}")
-    told = {one.vm for one in overview.histories(host)}
-    if told != {vm.name for vm in WITH_GPU}:
-        wrong.append(f"there is news of {sorted(told)}")
+            wrong.append(f"the claim of {vm.name} is not whole: {one}")
+    known = {one.vm for one in overview.histories(host)}
+    if known != {vm.name for vm in WITH_GPU}:
+        wrong.append(f"there is news of {sorted(known)}")
     return wrong
 
 
@@ -216,9 +215,9 @@ def _left_behind(host: FakeHost) -> list[str]:
 
 
 def _gpus(host: FakeHost) -> list[tuple[str, str | None, int, int]]:
-    """Who drives each GPU, and what it has: its framebuffers and its claims in memory.
+    """The driver of each GPU, and what it has: its framebuffers and its claims in memory.
 
-    Which number a framebuffer or card gets depends on who was first.
+    Which number a framebuffer or card gets depends on which came first.
     """
     iomem = host.read("proc/iomem") or ""
     found = []
@@ -230,7 +229,7 @@ def _gpus(host: FakeHost) -> list[tuple[str, str | None, int, int]]:
 
 
 def _await_worker(host: FakeHost, vm: Vm, start: Future[Seen]) -> list[str]:
-    """Wait until the worker of a VM hangs, which its record shows: a step begun and not done."""
+    """Wait until the worker of a VM hangs, which its claim shows: a step begun and not done."""
 
     def hangs() -> bool:
         claim = Claims(host).find(vm.uuid)
@@ -249,7 +248,7 @@ def _lock_kept(host: FakeHost) -> list[str]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return ["the lock of the record is kept while a worker hangs"]
+        return ["the lock of the claims is kept while a worker hangs"]
     finally:
         os.close(handle)
     return []

@@ -21,7 +21,7 @@ from vfio_console_hook.errors import HookError
 from vfio_console_hook.machine import gpu
 from vfio_console_hook.machine.snapshot import unpack
 
-# What decides what prepare does. Nobody else acts on a fake machine, so nobody is waited for.
+# What decides what prepare does. Nothing else acts on a fake machine, so it need not wait.
 _AT_ONCE = "holders: {wait_s: 0}\n"
 _POLICIES = ("", *(
     f"{_AT_ONCE}{key}\n"
@@ -42,8 +42,8 @@ class Subject:
     arrange: Callable[[FakeHost], None] | None = None
 
     def __str__(self) -> str:
-        said = " ".join(self.settings.replace("\n", " ").split())
-        return f"{self.machine} {'+'.join(self.gpus)}{f' ({said})' if said else ''}"
+        settings = " ".join(self.settings.replace("\n", " ").split())
+        return f"{self.machine} {'+'.join(self.gpus)}{f' ({settings})' if settings else ''}"
 
     def domain(self, uuid: str = UUID, name: str = "win11") -> Domain:
         """The VM."""

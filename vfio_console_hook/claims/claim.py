@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from ..errors import ClaimError, StuckError
@@ -170,7 +170,9 @@ class Claim:
             try:
                 runfiles.write_all(handle, json.dumps(entry) + "\n")
             except OSError as error:
-                os.ftruncate(handle, end)  # a full disk takes a part of a line
+                # A full disk takes a part of a line. What refuses that, too, takes no other line.
+                with suppress(OSError):
+                    os.ftruncate(handle, end)
                 raise runfiles.failed("write", self.path, error) from error
         finally:
             os.close(handle)

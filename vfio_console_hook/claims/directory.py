@@ -47,7 +47,7 @@ class Claims:
         What a person took by hand is not found: its name may be that of a VM, too.
         """
         if _linkable(name):
-            uuid = self.host.link_name(f"{BY_NAME}/={name}")
+            uuid = runfiles.link_name(self.host, f"{BY_NAME}/={name}")
             claim = self.find(uuid) if uuid else None
         else:
             claim = next((one for one in self.readable() if one.name == name), None)

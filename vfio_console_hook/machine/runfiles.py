@@ -44,11 +44,21 @@ def make_directory(host: Host, path: str, mode: int = 0o700) -> None:
 
 def read(host: Host, path: str) -> bytes | None:
     """The content of a file of ours, or None when it is not there. Raises ClaimError."""
+    _check_way(host, path)
+    return _content(host, path)
+
+
+def link_name(host: Host, path: str) -> str | None:
+    """The last name in a link of ours, or None when it is not there. Raises ClaimError."""
+    _check_way(host, path)
+    return host.link_name(path)
+
+
+def _check_way(host: Host, path: str) -> None:
     try:
         _check_directories(host, path)
     except HostError as error:
         raise ClaimError(error.text) from error
-    return _content(host, path)
 
 
 def names(host: Host, path: str) -> tuple[str, ...]:

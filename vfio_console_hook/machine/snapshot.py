@@ -385,9 +385,11 @@ def unpack(text: str, directory: str) -> SnapshotHost:
     """
     # Every machine has it, and it is empty at boot.
     os.makedirs(os.path.join(directory, "run"), exist_ok=True)
+    root = os.path.realpath(directory)
+    inside: set[str] = set()
     for kind, path, value in _items(text):
         try:
-            _unpack_entry(os.path.realpath(directory), kind, path, value)
+            _unpack_entry(root, inside, kind, path, value)
         except (OSError, ValueError) as error:
             raise HostError(f"cannot unpack {path!r} of the snapshot: {error}") from error
     return SnapshotHost(directory)
@@ -400,16 +402,21 @@ def entries(text: str) -> Iterator[Entry]:
         yield Entry("f" if kind == "x" else kind, path, content)
 
 
-def _unpack_entry(root: str, kind: str, path: str, value: str) -> None:
-    """Make one entry below root. Raises OSError, ValueError."""
+def _unpack_entry(root: str, inside: set[str], kind: str, path: str, value: str) -> None:
+    """Make one entry below root. Raises OSError, ValueError.
+
+    inside are the directories known to be below root; no later entry can replace one by a link.
+    """
     full = os.path.join(root, path)
     above = os.path.dirname(full)
     # The text can come from anyone: nothing is written through a link.
-    if not _is_below(root, os.path.realpath(above)):
+    if above not in inside and not _is_below(root, os.path.realpath(above)):
         raise ValueError("it is behind a link")
     if kind != "d" and os.path.lexists(full):
         raise ValueError("it is listed twice")
-    os.makedirs(full if kind == "d" else above, 0o755, exist_ok=True)
+    if kind == "d" or above not in inside:
+        os.makedirs(full if kind == "d" else above, 0o755, exist_ok=True)
+    inside.add(above)
     if kind == "l":
         os.symlink(value, full)
     elif kind != "d":

@@ -22,7 +22,7 @@ _OPENING = ("open", "os.listdir", "os.scandir", "os.mkdir", "os.symlink", "os.re
 
 
 class Outside(BaseException):
-    """The program went where it has nothing to do. No Exception, so that nobody catches it."""
+    """The program went where it has nothing to do. No Exception, so that no handler catches it."""
 
 
 class Enclosed(SnapshotHost):
@@ -86,7 +86,7 @@ class Enclosed(SnapshotHost):
 
 
 class EnclosedSent(Enclosed, SentHost):
-    """The same for a machine that somebody sent."""
+    """The same for a machine from a bug report."""
 
 
 _inside: list[str] = []
@@ -109,10 +109,10 @@ def kept_inside(directory: str) -> Iterator[None]:
 def _watch(event: str, arguments: tuple[object, ...]) -> None:
     if not _inside or event not in _OPENING:
         return
-    told = arguments[1] if event == "os.symlink" else arguments[0]
-    if not isinstance(told, (str, bytes)):
+    argument = arguments[1] if event == "os.symlink" else arguments[0]
+    if not isinstance(argument, (str, bytes)):
         return  # a descriptor that was opened before
-    path = os.fsdecode(told)
+    path = os.fsdecode(argument)
     if not os.path.isabs(path):
         return  # below a directory that was opened before
     if event == "os.symlink":

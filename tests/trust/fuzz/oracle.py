@@ -12,13 +12,13 @@ from vfio_console_hook.errors import BugError, HookError
 from .enclosure import Outside
 
 LIMIT_S = 2.0
-# virsh shows one line of it, and nobody reads more.
+# virsh shows one line of it, and no person reads more.
 _LONGEST = 4096
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that must not be. where tells findings of one cause from others."""
+    """Something that must not be. where is the same for findings of one cause."""
 
     where: str
     text: str
@@ -32,9 +32,9 @@ def judge(work: Callable[[bytes], None], data: bytes) -> Finding | None:
     except BugError as error:
         return Finding(error.text.partition(":")[2], error.trace)
     except HookError as error:
-        for told in (error.text, error.hint):
-            if len(told) > _LONGEST:
-                return Finding("a long sentence", f"{len(told)} characters: {told[:200]}")
+        for sentence in (error.text, error.hint):
+            if len(sentence) > _LONGEST:
+                return Finding("a long sentence", f"{len(sentence)} characters: {sentence[:200]}")
         if not error.text:
             return Finding("no sentence", type(error).__name__)
     except (Outside, Exception) as error:

@@ -103,8 +103,8 @@ def _xml_seeds() -> Iterator[bytes]:
 
 def _yaml(directory: Path) -> Work:
     def work(data: bytes) -> None:
-        told = load.mistakes_in("file", data)
-        for one in told:
+        mistakes = load.mistakes_in("file", data)
+        for one in mistakes:
             if len(str(one)) > 1024:
                 raise Outside(f"a mistake of {len(str(one))} characters")
             str(one).encode()
@@ -123,10 +123,10 @@ def _yaml_seeds() -> Iterator[bytes]:
     yield b"services:\n- name: x\n  active: /bin/a\n  stop: /bin/b c\n  start: /bin/d\n"
 
 
-# -- the record
+# -- the claim
 
 
-def _record(directory: Path) -> Work:
+def _claim(directory: Path) -> Work:
     host = _machine(directory, "two-gpus-6.12")
     claims = directory / "two-gpus-6.12" / CLAIMS
     claims.mkdir(parents=True)
@@ -150,7 +150,7 @@ def _record(directory: Path) -> Work:
     return work
 
 
-def _record_seeds() -> Iterator[bytes]:
+def _claim_seeds() -> Iterator[bytes]:
     """What prepare leaves behind on machines that take different steps."""
     for name in ("lab-efifb-6.12", "two-gpus-6.12", "vgacon-5.10", "nvidia-single-desktop",
                  "nvidia-bootfb-bar3"):  # fmt: skip
@@ -164,13 +164,13 @@ def _record_seeds() -> Iterator[bytes]:
             boot = host.read("proc/sys/kernel/random/boot_id") or ""
             if claim is not None:
                 yield claim.replace(boot.encode(), b"BOOT")
-    yield _RECORD
+    yield _CLAIM
 
 
 _STEP = (
     '{"step": {"stage": "x", "gpu": "0000:01:00.0", "why": "y", "do": %s, "undo": %s, "loses": ""}}'
 )
-_RECORD = "\n".join(
+_CLAIM = "\n".join(
     [
         '{"vm": "win11", "uuid": "u", "boot": "BOOT", "gpus": ["0000:01:00.0"], "since": 1.5,'
         ' "by_hand": false}',
@@ -286,14 +286,14 @@ def _standard(out: io.BytesIO, err: io.BytesIO) -> Iterator[None]:
         sys.stdin, sys.stdout, sys.stderr = before
 
 
-def _readable(told: bytes) -> None:
+def _readable(printed: bytes) -> None:
     """Raises Outside unless it is a few lines for people."""
-    text = told.decode()
+    text = printed.decode()
     if "Traceback" in text or "internal error" in text or "this is a bug" in text:
-        raise Outside(f"told: {text[-1500:]}")
+        raise Outside(f"printed: {text[-1500:]}")
     lines = text.split("\n")
     if len(lines) > 12 or not all(line.isprintable() for line in lines):
-        raise Outside(f"told, in {len(lines)} lines: {text[:300]!r}")
+        raise Outside(f"printed {len(lines)} lines: {text[:300]!r}")
 
 
 def _argv_seeds() -> Iterator[bytes]:
@@ -308,7 +308,7 @@ def _argv_seeds() -> Iterator[bytes]:
         yield line.replace(" ", "\0").encode()
 
 
-# -- a machine that somebody sent
+# -- a machine from a bug report
 
 
 def _tree(directory: Path) -> Work:
@@ -346,7 +346,7 @@ TARGETS: dict[str, Target] = {
     for one in (
         Target("xml", _xml, _xml_seeds, tokens.XML),
         Target("yaml", _yaml, _yaml_seeds, tokens.YAML),
-        Target("record", _record, _record_seeds, tokens.RECORD),
+        Target("claim", _claim, _claim_seeds, tokens.CLAIM),
         Target("sysfs", _sysfs, _sysfs_seeds, tokens.SYSFS),
         Target("argv", _argv, _argv_seeds, tokens.ARGV, 512),
         Target("tree", _tree, _tree_seeds, tokens.TREE),

@@ -20,7 +20,7 @@ YAML = (
     "\\xef\\xbb\\xbf", "[", "{", "]", "}", "#", "\\x0d\\x0a", "'", "%",
 )  # fmt: skip
 
-RECORD = (
+CLAIM = (
     "BOOT", "{\\x22", "\\x22step\\x22", "\\x22done\\x22", "\\x22undone\\x22",
     "\\x22phase\\x22", "\\x22hook\\x22", "\\x22worker\\x22", "\\x22kind\\x22", "null",
     "true", "NaN", "Infinity", "-1", "1e999", "[[[[", "..", "../", "/etc", "\\x0a",

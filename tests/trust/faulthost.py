@@ -1,13 +1,13 @@
 """A machine on which the program dies, is refused, or sees less than there is.
 
 Nothing of the program is replaced. Its changes of the machine pass through FakeHost
-anyway. Its changes of files (the record, the word of history.py, the log) are told by
+anyway. Its changes of files (the claims, the history, the log) are reported by
 CPython itself: audit events come before a file is opened, made, renamed or removed
-(PEP 578), and sys.setprofile tells of each call of a C function, so of os.write() and
+(PEP 578), and sys.setprofile reports each call of a C function, so of os.write() and
 os.fsync(). What an audit hook or a profile function raises, the call raises in its
 place; and what is called next is called with the change already on disk, which is
 where a process is killed, with a real SIGKILL. strace sees the very same system calls in
-a prepare, and beside them only the writes of the log, which are its news and no record.
+a prepare, and beside them only the writes of the log, which are its news and no claim.
 
 What the fake kernel itself does to its own files lies elsewhere and does not count.
 """
@@ -25,7 +25,18 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from tests.fakehost import FakeHost, pci
-from tests.trust.fate import BOTH, CHANGES, FAILS, HOOK, LOOKS, NOTHING, WORKER, Deed, Fate, Ledger
+from tests.trust.fault import (
+    BOTH,
+    CHANGES,
+    FAILS,
+    HOOK,
+    LOOKS,
+    NOTHING,
+    WORKER,
+    Access,
+    Fault,
+    Trace,
+)
 from vfio_console_hook.errors import HostError
 
 T = TypeVar("T")
@@ -33,55 +44,55 @@ T = TypeVar("T")
 # Where the program keeps files of its own.
 _OWN = re.compile(r"(?:run/vfio-console-hook|var)(?:[./]|$)")
 _LOOKED_AT = re.compile(r"(?:sys|proc|dev)/")
-_CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
-class Mortal(FakeHost):
-    """FakeHost for a process that nobody needs any more: its fate cannot be taken back.
+class FaultHost(FakeHost):
+    """FakeHost for a process that is thrown away: its fault cannot be taken back.
 
-    Whoever makes one is the hook's own process; what is forked from it is a worker.
+    The process that makes one is the hook's own; what is forked from it is a worker.
     """
 
-    def __init__(self, root: str, fate: Fate, ledger: Ledger) -> None:
+    def __init__(self, root: str, fault: Fault, trace: Trace) -> None:
         super().__init__(root)
-        self._fate = fate
-        self._ledger = ledger
-        ledger.hook = os.getpid()
+        self._fault = fault
+        self._trace = trace
+        trace.hook = os.getpid()
         self._inside = False  # the fake kernel, or a look
         self._number = 0  # of the change that is under way
         self._failing = ""  # what goes on failing
         self._open = ""  # which file of the program's is written
-        self._doomed = False
+        self._to_be_killed = False
         self._below = f"{self.root}/"
         sys.addaudithook(self._audit)
 
     @property
     def _who(self) -> str:
-        return HOOK if os.getpid() == self._ledger.hook else WORKER
+        return HOOK if os.getpid() == self._trace.hook else WORKER
 
     # -- changes
 
     def _about_to(self, kind: str, what: str) -> None:
         """A change is about to be made. Raises OSError when it is refused."""
-        self._number = self._ledger.count(CHANGES, Deed(self._who, kind, what))
-        if not self._fate.refusal:
+        self._number = self._trace.count(CHANGES, Access(self._who, kind, what))
+        if not self._fault.refusal:
             return
         own = kind.startswith("file ")
         same = "file" if own else what.split(" ")[0]
-        if self._number == self._fate.at and self._fate.lasting:
+        if self._number == self._fault.at and self._fault.lasting:
             self._failing = same
-        if self._number == self._fate.at or self._failing == same:
-            raise OSError(self._fate.refusal, os.strerror(self._fate.refusal))
+        if self._number == self._fault.at or self._failing == same:
+            raise OSError(self._fault.refusal, os.strerror(self._fault.refusal))
 
-    def _struck(self) -> bool:
-        return bool(self._fate.kill) and self._number == self._fate.at
+    def _is_hit(self) -> bool:
+        return bool(self._fault.kill) and self._number == self._fault.at
 
-    def _strike(self) -> None:
-        """Kill whom it hits; the change is made."""
-        self._doomed, hook, me = False, self._ledger.hook, os.getpid()
-        if me != hook and self._fate.kill in (HOOK, BOTH):
+    def _kill(self) -> None:
+        """Kill the process that it hits; the change is made."""
+        self._to_be_killed, hook, me = False, self._trace.hook, os.getpid()
+        if me != hook and self._fault.kill in (HOOK, BOTH):
             os.kill(hook, signal.SIGKILL)
-        if me == hook or self._fate.kill != HOOK:
+        if me == hook or self._fault.kill != HOOK:
             os.kill(me, signal.SIGKILL)
         self._number = 0
 
@@ -94,48 +105,20 @@ class Mortal(FakeHost):
 
     @contextmanager
     def _kernel(self) -> Iterator[None]:
-        """The fake kernel works on its own files; then whoever is to die dies."""
+        """The fake kernel works on its own files; then the process is killed, if it is to be."""
         before, self._inside = self._inside, True
         try:
             yield
         finally:
             self._inside = before
-            if self._struck():  # the kernel itself may have refused it as well
-                self._strike()
-
-    def write(self, path: str, text: str) -> None:
-        with self._kernel():
-            super().write(path, text)
-
-    def poke(self, path: str, offset: int, content: bytes) -> None:
-        with self._kernel():
-            super().poke(path, offset, content)
-
-    def map_console(self, fb: str, console: int, index: int) -> None:
-        with self._kernel():
-            super().map_console(fb, console, index)
-
-    def set_text_mode(self, tty: str, text: bool) -> None:
-        with self._kernel():
-            super().set_text_mode(tty, text)
-
-    def lock_consoles(self, locked: bool) -> None:
-        with self._kernel():
-            super().lock_consoles(locked)
-
-    def signal_process(self, handle: int, number: int) -> None:
-        with self._kernel():
-            super().signal_process(handle, number)
+            if self._is_hit():  # the kernel itself may have refused it as well
+                self._kill()
 
     def run(self, *command: str, timeout_s: float = 30) -> str:
         if command[0] == "/usr/bin/virsh":
             return ""  # no VM runs
         with self._kernel():
             return super().run(*command, timeout_s=timeout_s)
-
-    def exit_status(self, *command: str, timeout_s: float) -> int | None:
-        with self._kernel():
-            return super().exit_status(*command, timeout_s=timeout_s)
 
     # -- changes of the program's own files
 
@@ -151,8 +134,8 @@ class Mortal(FakeHost):
         if event == "open":
             self._open = path
         self._about_to(f"file {event.rpartition('.')[2]}", path)
-        self._doomed = self._struck()
-        if self._doomed or event == "open":
+        self._to_be_killed = self._is_hit()
+        if self._to_be_killed or event == "open":
             sys.setprofile(self._called)
 
     def _own(self, path: object) -> str:
@@ -165,8 +148,8 @@ class Mortal(FakeHost):
 
     def _called(self, frame: FrameType, event: str, function: Any) -> None:
         """What runs after an audited change, and every call while a file is open."""
-        if self._doomed:
-            self._strike()
+        if self._to_be_killed:
+            self._kill()
         if event != "c_call":
             return
         name = function.__name__
@@ -174,7 +157,7 @@ class Mortal(FakeHost):
             if frame.f_code.co_filename.endswith("worker.py"):
                 return  # its pipe
             self._about_to(f"file {name}", self._open)
-            self._doomed = self._struck()
+            self._to_be_killed = self._is_hit()
         elif name in ("close", "__exit__"):
             sys.setprofile(None)
 
@@ -191,16 +174,16 @@ class Mortal(FakeHost):
         """What a look shows. half makes of it what is to be seen when it is torn."""
         if self._inside or not _LOOKED_AT.match(path):
             return look()
-        number = self._ledger.count(LOOKS, Deed(self._who, kind, path))
+        number = self._trace.count(LOOKS, Access(self._who, kind, path))
         self._inside = True
         try:
-            if number != self._fate.look:
+            if number != self._fault.look:
                 return look()
-            if self._fate.gone:
-                self._pull_out(self._fate.gone)
-            elif self._fate.blind == NOTHING or kind in ("exists", "real"):
+            if self._fault.gone:
+                self._pull_out(self._fault.gone)
+            elif self._fault.blind == NOTHING or kind in ("exists", "real"):
                 return nothing
-            elif self._fate.blind == FAILS:
+            elif self._fault.blind == FAILS:
                 raise HostError.of("read", f"/{path}", OSError(errno.EIO, ""))
             elif half is not None:
                 return half(look())
@@ -214,36 +197,9 @@ class Mortal(FakeHost):
             pci.write_remove(self.tree, address)
             self.tree.remove(f"fake/removed/{address}")  # no rescan finds it
 
-    def read_bytes(self, path: str) -> bytes | None:
-        def look() -> bytes | None:
-            return super(Mortal, self).read_bytes(path)
-
-        def half(content: bytes | None) -> bytes | None:
-            return content and content[: len(content) // 2]
-
-        return self._look("read", path, look, None, half)
-
-    def list(self, path: str) -> tuple[str, ...]:
-        def look() -> tuple[str, ...]:
-            return super(Mortal, self).list(path)
-
-        return self._look("list", path, look, (), lambda all_: all_[: len(all_) // 2])
-
-    def readlink(self, path: str) -> str | None:
-        return self._look("readlink", path, lambda: super(Mortal, self).readlink(path), None)
-
-    def exists(self, path: str) -> bool:
-        return self._look("exists", path, lambda: super(Mortal, self).exists(path), False)
-
-    def real(self, path: str) -> str | None:
-        return self._look("real", path, lambda: super(Mortal, self).real(path), None)
-
-    def stat(self, path: str) -> os.stat_result | None:
-        return self._look("stat", path, lambda: super(Mortal, self).stat(path), None)
-
     def peek(self, path: str, offset: int, size: int) -> bytes:
         def look() -> bytes:
-            return super(Mortal, self).peek(path, offset, size)
+            return super(FaultHost, self).peek(path, offset, size)
 
         # What does not answer on the bus any more reads as ones.
         seen = self._look("peek", path, look, b"", lambda all_: b"\xff" * len(all_))
@@ -251,44 +207,65 @@ class Mortal(FakeHost):
             raise HostError.of("read", f"/{path}", OSError(errno.ENOENT, ""))
         return seen
 
-    def framebuffer_memory(self, fb: str) -> tuple[int, int] | None:
-        def look() -> tuple[int, int] | None:
-            return super(Mortal, self).framebuffer_memory(fb)
 
-        return self._look("ioctl", f"dev/{fb}", look, None)
+def _changing(name: str) -> Callable[..., Any]:
+    """A method of FakeHost that changes the machine, with the fault in it."""
+    method = getattr(FakeHost, name)
 
-    def console_map(self, fb: str) -> tuple[int | None, ...] | None:
-        def look() -> tuple[int | None, ...] | None:
-            return super(Mortal, self).console_map(fb)
+    def change(host: FaultHost, *arguments: Any, **named: Any) -> Any:
+        with host._kernel():
+            return method(host, *arguments, **named)
 
-        return self._look("ioctl", f"dev/{fb}", look, None)
-
-    def open_files(self, pid: int) -> dict[str, str]:
-        def look() -> dict[str, str]:
-            return super(Mortal, self).open_files(pid)
-
-        return self._look("list", f"proc/{pid}/fd", look, {})
-
-    def mappings(self, pid: int) -> bytes:
-        def look() -> bytes:
-            return super(Mortal, self).mappings(pid)
-
-        return self._look("read", f"proc/{pid}/maps", look, b"")
+    return change
 
 
-def _opened_for_change(host: Mortal, path: str, arguments: tuple[Any, ...]) -> bool:
-    return bool(arguments[2] & _CHANGING)
+def _looking(
+    name: str, kind: str, path: str, nothing: object, half: Callable[[Any], Any] | None
+) -> Callable[..., Any]:
+    """A method of FakeHost that looks at a path, made of its argument, with the fault in it."""
+    method = getattr(FakeHost, name)
+
+    def look(host: FaultHost, what: object) -> Any:
+        return host._look(kind, path.format(what), lambda: method(host, what), nothing, half)
+
+    return look
 
 
-def _not_there(host: Mortal, path: str, arguments: tuple[Any, ...]) -> bool:
+def _half(whole: Any) -> Any:
+    return whole and whole[: len(whole) // 2]
+
+
+for _name in ("write", "poke", "map_console", "set_text_mode", "lock_consoles", "signal_process",
+              "exit_status"):  # fmt: skip
+    setattr(FaultHost, _name, _changing(_name))
+for _name, *_look in (
+    ("read_bytes", "read", "{}", None, _half),
+    ("list", "list", "{}", (), _half),
+    ("readlink", "readlink", "{}", None, None),
+    ("exists", "exists", "{}", False, None),
+    ("real", "real", "{}", None, None),
+    ("stat", "stat", "{}", None, None),
+    ("framebuffer_memory", "ioctl", "dev/{}", None, None),
+    ("console_map", "ioctl", "dev/{}", None, None),
+    ("open_files", "list", "proc/{}/fd", {}, None),
+    ("mappings", "read", "proc/{}/maps", b"", None),
+):
+    setattr(FaultHost, _name, _looking(_name, *_look))
+
+
+def _opened_for_change(host: FaultHost, path: str, arguments: tuple[Any, ...]) -> bool:
+    return bool(arguments[2] & _WRITING)
+
+
+def _not_there(host: FaultHost, path: str, arguments: tuple[Any, ...]) -> bool:
     return not os.path.lexists(host.path(path))
 
 
-def _always(host: Mortal, path: str, arguments: tuple[Any, ...]) -> bool:
+def _always(host: FaultHost, path: str, arguments: tuple[Any, ...]) -> bool:
     return True
 
 
-_FILE_EVENTS: dict[str, Callable[[Mortal, str, tuple[Any, ...]], bool]] = {
+_FILE_EVENTS: dict[str, Callable[[FaultHost, str, tuple[Any, ...]], bool]] = {
     "open": _opened_for_change,
     "os.mkdir": _not_there,
     "os.chmod": _always,

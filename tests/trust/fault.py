@@ -1,4 +1,4 @@
-"""What happens to the program, and what it had done before: told to all its processes."""
+"""A fault that is injected into the program, and a trace of what all its processes did."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import re
 from dataclasses import dataclass
 
 WORKER, HOOK, BOTH = "worker", "hook", "both"
-CHANGES, LOOKS = 0, 8  # places in a Ledger
+CHANGES, LOOKS = 0, 8  # places in a Trace
 NOTHING, HALF, FAILS = "nothing", "half", "fails"
 
 
 @dataclass(frozen=True)
-class Fate:
+class Fault:
     """What happens to the program, and when; by itself, nothing.
 
-    at: the number of the change, from 1. kill: who of WORKER, HOOK, BOTH is killed
+    at: the number of the change, from 1. kill: which of WORKER, HOOK, BOTH is killed
     once the change is made. refusal: the errno with which it fails instead; with
     lasting, so do all later ones of its kind, for files or for the same path of the
     machine. look: the number of the look at the machine that is answered as blind says,
@@ -44,8 +44,8 @@ class Fate:
 
 
 @dataclass(frozen=True)
-class Deed:
-    """A change, or a look: who does it (the hook's own process or its worker), and what."""
+class Access:
+    """A change, or a look: which process does it (the hook's own or its worker), and what."""
 
     who: str
     kind: str
@@ -58,14 +58,14 @@ class Deed:
 
     @property
     def pattern(self) -> str:
-        """The same for all machines and VMs, as far as it is the same."""
+        """The same for all machines and VMs: without addresses and numbers."""
         what = re.sub(r"[0-9a-f]{8}-[-0-9a-f]{27}", "UUID", self.what)
         what = re.sub(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", "PCI", what)
         what = re.sub(r"0x[0-9a-f]+|\d+", "N", what)
         return f"{self.who} {self.kind} {re.sub(r'(N )+', 'N ', what)}"
 
 
-class Ledger:
+class Trace:
     """What has happened so far, in all processes of one event."""
 
     def __init__(self, notes: str = "") -> None:
@@ -78,12 +78,12 @@ class Ledger:
     def _set(self, place: int, value: int) -> None:
         self._shared[place : place + 8] = value.to_bytes(8, "little")
 
-    def count(self, place: int, deed: Deed) -> int:
+    def count(self, place: int, access: Access) -> int:
         """The number of one more of CHANGES or LOOKS, from 1."""
         self._set(place, self._get(place) + 1)
         if self._notes:
             with open(f"{self._notes}{place}", "a", encoding="utf-8") as file:
-                file.write(f"{deed.who}\t{deed.kind}\t{deed.what!r}\n")
+                file.write(f"{access.who}\t{access.kind}\t{access.what!r}\n")
         return self._get(place)
 
     @property

@@ -9,13 +9,13 @@ from pathlib import Path
 from tests import recordings
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import domain_xml
-from tests.trust.process import Said, in_a_process
+from tests.trust.process import Exit, in_a_process
 from vfio_console_hook import hook
 
 GPU = "0000:01:00.0"
 NAME = "win11"
-NOBODY = 12345
-"""The user and group of somebody who is not root."""
+OTHER_UID = 12345
+"""The user and group of another user than root."""
 
 
 def fresh(machine: str, directory: Path) -> FakeHost:
@@ -33,7 +33,7 @@ def event(
     name: str = NAME,
     xml: bytes | None = None,
     first: Callable[[], object] = int,
-) -> Said:
+) -> Exit:
     """Let libvirt call the hook for a VM with one GPU; first is done in the same process."""
     given = xml if xml is not None else domain_xml(GPU, name=name, event=operation)
     sub = "end" if operation in ("release", "stopped") else "begin"

@@ -7,8 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.orders.watch import FIRMWARE_CLAIMS, whole
-from tests.trust.fate import CHANGES, LOOKS, Deed, Ledger
+from tests.orders.watch import FIRMWARE_RESERVATIONS, whole
+from tests.trust.fault import CHANGES, LOOKS, Access, Trace
 from tests.trust.life import PREPARE, RELEASE, START, Machine
 from tests.trust.subjects import Subject
 
@@ -22,19 +22,19 @@ class UnsoundError(Exception):
 
 
 @dataclass(frozen=True)
-class Course:
+class Baseline:
     """What each event did, and how the machine was before all and after all.
 
     saved is the machine just before each event. A VM that is refused has only prepare.
-    losses are what plan said that would not come back. renumbers: even undisturbed, cards
+    losses are what plan listed as lost. renumbers: even undisturbed, cards
     and framebuffers come back with each other's numbers, which are by arrival: where the
     firmware lit one GPU and a native driver has another, libvirt brings back the latter first.
     """
 
     subject: Subject
     saved: dict[str, Path]
-    changes: dict[str, tuple[Deed, ...]]
-    looks: dict[str, tuple[Deed, ...]]
+    changes: dict[str, tuple[Access, ...]]
+    looks: dict[str, tuple[Access, ...]]
     before: dict[str, str]
     after: dict[str, str]
     losses: tuple[str, ...]
@@ -70,7 +70,7 @@ class Course:
         """Whether only firmware claims are missing: a console that is lost goes before the rest."""
         before, now = {*self.before[_IOMEM].splitlines()}, {*iomem.splitlines()}
         gone = {line.rpartition(" : ")[2] for line in before - now}
-        return now <= before and gone <= {*FIRMWARE_CLAIMS}
+        return now <= before and gone <= {*FIRMWARE_RESERVATIONS}
 
     @property
     def _idle_vgacon(self) -> bool:
@@ -108,7 +108,7 @@ def _consoles(seen: dict[str, str]) -> set[str]:
     return {path.split("/")[-1] for path in seen if path.startswith(_VTCONSOLES)}
 
 
-def follow(subject: Subject, directory: Path) -> Course:
+def undisturbed(subject: Subject, directory: Path) -> Baseline:
     """Lead the VM's life once. Raises UnsoundError. directory is made for what is kept."""
     directory.mkdir()
     now = directory / "now"
@@ -118,27 +118,27 @@ def follow(subject: Subject, directory: Path) -> Course:
     by_device = whole(machine.host)
     lost = () if isinstance(steps, str) else tuple(one.loses for one in steps if one.loses)
     saved: dict[str, Path] = {}
-    changes: dict[str, tuple[Deed, ...]] = {}
-    looks: dict[str, tuple[Deed, ...]] = {}
+    changes: dict[str, tuple[Access, ...]] = {}
+    looks: dict[str, tuple[Access, ...]] = {}
     for event in EVENTS:
         saved[event] = directory / event
         shutil.copytree(now, saved[event], symlinks=True)
         notes = directory / f"notes-{event}"
-        said = machine.event(event, ledger=Ledger(str(notes)))
-        if said.wrong() or said.killed:
-            raise UnsoundError(f"{subject}: undisturbed, {event} {said.wrong()}")
+        ended = machine.event(event, trace=Trace(str(notes)))
+        if ended.wrong() or ended.killed:
+            raise UnsoundError(f"{subject}: undisturbed, {event} {ended.wrong()}")
         changes[event], looks[event] = (_read(f"{notes}{part}") for part in (CHANGES, LOOKS))
-        if said.status:
+        if ended.status:
             break
         _then(machine, event)
     after = machine.seen()
     renumbers = after != before and whole(machine.host) == by_device
-    course = Course(subject, saved, changes, looks, before, after, lost, renumbers)
-    wrong = said.stderr if event != PREPARE else "" if changes[PREPARE] else "nothing is done"
-    wrong = wrong or course.held(machine) or course.not_as_before(machine)
+    baseline = Baseline(subject, saved, changes, looks, before, after, lost, renumbers)
+    wrong = ended.stderr if event != PREPARE else "" if changes[PREPARE] else "nothing is done"
+    wrong = wrong or baseline.held(machine) or baseline.not_as_before(machine)
     if wrong:
         raise UnsoundError(f"{subject}: undisturbed, {event}: {wrong}")
-    return course
+    return baseline
 
 
 def _then(machine: Machine, event: str) -> None:
@@ -152,8 +152,8 @@ def _then(machine: Machine, event: str) -> None:
         machine.reattach()
 
 
-def _read(path: str) -> tuple[Deed, ...]:
+def _read(path: str) -> tuple[Access, ...]:
     if not Path(path).exists():
         return ()
     rows = (line.split("\t") for line in Path(path).read_text(encoding="utf-8").splitlines())
-    return tuple(Deed(who, kind, ast.literal_eval(what)) for who, kind, what in rows)
+    return tuple(Access(who, kind, ast.literal_eval(what)) for who, kind, what in rows)

@@ -1,4 +1,4 @@
-"""Names that somebody could give a VM, and everywhere that they could lead."""
+"""Names that a VM could have, and everywhere that they could lead."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lxml import etree
 
 from tests.fakehost import FakeHost, FakeLibvirt, hold, snapshot
 from tests.libvirt_xml import UUID, domain_xml
-from tests.trust.guests import GPU, NAME, event, fresh
 from tests.trust.process import in_a_process
+from tests.trust.vm import GPU, NAME, event, fresh
 from vfio_console_hook import cli
 from vfio_console_hook.claims.claim import CLAIMS
 from vfio_console_hook.claims.directory import BY_NAME
@@ -32,7 +32,7 @@ NAMES = (
     'x"} 1', "null", "\u0130I\u0131i", "win11.yaml", "x.lock", ".win11",
 )  # fmt: skip
 # Those of which all commands have to speak for every change; the others take as long.
-_TOLD = ("$(touch pwned)", '"; touch pwned; "', "a\nb", "\u202egnp.exe", 'x"} 1', "-rf", "\x9b2J")
+_SHORT = ("$(touch pwned)", '"; touch pwned; "', "a\nb", "\u202egnp.exe", 'x"} 1', "-rf", "\x9b2J")
 # And what no XML can: the names of processes, and the words that libvirt calls us with.
 BARE = ("a\r\nb", "\x1b[2J", "\x1b]0;x\x07", "a\x08b", "\udcff\udcfe", "\x7f", "\x01")
 # What is in our texts for people in `...` is there to be copied into a shell.
@@ -52,15 +52,15 @@ def tried(quick: bool, directory: Path) -> Iterator[tuple[str, str]]:
             f"a VM called {name!a}",
             (wrong or _logged(host, name, logged, usual) or _around(host, directory)),
         )
-        if not quick or name in _TOLD:
-            yield f"said of a VM called {name!a}", _said(name, directory)
+        if not quick or name in _SHORT:
+            yield f"the output about a VM called {name!a}", _said(name, directory)
         yield f"the configuration for a VM called {name!a}", _configured(name, directory)
     for name in (*NAMES, *BARE):
         if "\0" not in name and name not in (".", ".."):
             yield f"a process called {name!a}", _held(name, directory)
     for name in BARE:
-        told = event(fresh("efifb-6.12", directory), "prepare", name, domain_xml(GPU))
-        yield f"an event for {name!a}", told.wrong(0)
+        ended = event(fresh("efifb-6.12", directory), "prepare", name, domain_xml(GPU))
+        yield f"an event for {name!a}", ended.wrong(0)
     yield "somewhere else", _around(fresh("efifb-6.12", directory), directory)
     os.chdir(before)
 
@@ -174,17 +174,17 @@ def _known_to_libvirt(host: FakeHost, name: str) -> None:
 def _printed(host: FakeHost, words: list[str], directory: Path) -> str:
     """What a command prints, on both outputs; it says nothing of Python."""
     out, err = directory / "out", directory / "err"
-    told = in_a_process(lambda: cli.main(words, FakeHost(host.root)), err, out)
+    ended = in_a_process(lambda: cli.main(words, FakeHost(host.root)), err, out)
     text = out.read_text(encoding="utf-8", errors="surrogateescape")
-    if told.status not in (0, 1, 2) or "Traceback" in told.stderr:
-        return f"\0{told}"
-    return text + ("" if "--json" in words or "--prometheus" in words else told.stderr)
+    if ended.status not in (0, 1, 2) or "Traceback" in ended.stderr:
+        return f"\0{ended}"
+    return text + ("" if "--json" in words or "--prometheus" in words else ended.stderr)
 
 
 def _shell(name: str, text: str) -> str:
     """What is wrong with the commands that doctor proposes: the name is one word in them."""
     if not name.isprintable() or "`" in name:
-        return ""  # told in a way that nobody could copy, or not to be told from the quotes
+        return ""  # printed in a form that cannot be copied, or not distinct from the quotes
     lines = [line for line in _COPIED.findall(text) if line.startswith("virsh dumpxml ")]
     for line in lines:
         try:
@@ -235,8 +235,8 @@ def _held(name: str, directory: Path) -> str:
     comm.write_bytes(os.fsencode(name)[:15] + b"\n")
     xml = directory / "vm.xml"
     xml.write_bytes(domain_xml(GPU))
-    told = event(host, "prepare")
-    wrong = told.wrong(1, "(77)")
+    ended = event(host, "prepare")
+    wrong = ended.wrong(1, "(77)")
     log = Path(host.path(SNAPSHOT_LOG)).read_text(encoding="utf-8")
     plan = _printed(host, ["plan", "--xml", str(xml)], directory)
     for text in (log, plan):

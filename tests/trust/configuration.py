@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.trust.guests import NOBODY, event, fresh
+from tests.trust.vm import OTHER_UID, event, fresh
 from vfio_console_hook.config.load import DIRECTORY, VMS
 
 PLACE = f"{VMS}/win11.yaml"
@@ -44,7 +44,7 @@ _NIX = "nix/store/abc-etc/etc/vfio-console-hook/vms/win11.yaml"
 
 
 def ways() -> Iterator[Way]:
-    """All that are tried; who is not root cannot give files away."""
+    """All that are tried; without root, files cannot be given away."""
     plain = partial(_file, path=PLACE)
     yield Way("a plain file", plain)
     yield from _spoilt(plain, (DIRECTORY, VMS, PLACE), (0o020, 0o002, 0o1002), "")
@@ -53,7 +53,7 @@ def ways() -> Iterator[Way]:
         yield Way(f"a link, {name}", made)
         yield from _spoilt(made, (end, os.path.dirname(end)), (0o020, 0o002), f", {name}")
         if not os.geteuid():
-            yield Way(f"a link of somebody else's, {name}", _given(made, path), _BELONGS)
+            yield Way(f"a link of another user's, {name}", _given(made, path), _BELONGS)
     yield Way("as on NixOS", _nixos)
     yield Way("as on NixOS, not sticky", _opened(_nixos, "nix/store", 0o775), _WRITABLE)
     yield Way("a fifo", partial(_replaced, path=PLACE, make=os.mkfifo), "not a regular file")
@@ -69,7 +69,7 @@ def _spoilt(made: Maker, paths: tuple[str, ...], bits: tuple[int, ...], how: str
         for one in bits:
             yield Way(f"/{path} of mode {one:o}{how}", _opened(made, path, one), _WRITABLE)
         if not os.geteuid():
-            yield Way(f"/{path} of somebody else{how}", _given(made, path), _BELONGS)
+            yield Way(f"/{path} of another user{how}", _given(made, path), _BELONGS)
 
 
 def _file(root: Path, path: str, text: str = OFF) -> None:
@@ -98,7 +98,7 @@ def _nixos(root: Path) -> None:
 def _given(made: Maker, path: str) -> Maker:
     def make(root: Path) -> None:
         made(root)
-        os.lchown(root / path, NOBODY, NOBODY)
+        os.lchown(root / path, OTHER_UID, OTHER_UID)
 
     return make
 
@@ -147,8 +147,8 @@ def tried(quick: bool, directory: Path) -> Iterator[tuple[str, str]]:
         _file(root, "etc/hostname", "x\n")
         way.make(root)
         before = _shown(root)
-        told = event(host, "prepare")
-        wrong = told.wrong(1, way.why, "prepare") if way.why else told.wrong(0)
+        ended = event(host, "prepare")
+        wrong = ended.wrong(1, way.why, "prepare") if way.why else ended.wrong(0)
         # Obeyed or refused, the GPU is left to libvirt alone.
         if not wrong and _shown(root) != before:
             wrong = "it was not obeyed: the GPU was taken"

@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.fakehost import FakeHost, snapshot
 from tests.gate import ENVIRONMENT, ROOT, write_gate
 from tests.libvirt_xml import domain_xml
-from tests.trust.guests import GPU, fresh
+from tests.trust.vm import GPU, fresh
 from vfio_console_hook.log import SNAPSHOT_LOG
 
 # No single encoding but UTF-8 can write it.
@@ -97,13 +97,13 @@ def tried(quick: bool, directory: Path) -> Iterator[tuple[str, str]]:
             environment = {**ENVIRONMENT, **changed}
             if not environment["LC_ALL"]:
                 del environment["LC_ALL"]
-            told = _effects(shell, environment, directory)
-            wrong = "" if told == usual else _difference(usual, told)
+            effects = _effects(shell, environment, directory)
+            wrong = "" if effects == usual else _difference(usual, effects)
             yield f"{shell[0]}: {name}", wrong or _sprung(evil, directory)
 
 
 def _traps(evil: Path) -> Path:
-    """Programs and modules that leave a file when somebody runs them."""
+    """Programs and modules that leave a file when they are run."""
     sprung = evil / "sprung"
     for folder in ("bin", "site", "made"):
         (evil / folder).mkdir(parents=True)
@@ -129,7 +129,7 @@ def _effects(shell: tuple[str, ...], environment: dict[str, str], directory: Pat
     """All that a prepare, the start of another VM and a release did, as one text."""
     host = fresh("efifb-6.12", directory)
     gate = _gate(host, directory)
-    told = ""
+    effects = ""
     for operation, name in (("prepare", NAME), ("start", "other"), ("release", NAME)):
         sub = "end" if operation == "release" else "begin"
         words = [*shell, str(gate), name, operation, sub, "-"]
@@ -141,9 +141,9 @@ def _effects(shell: tuple[str, ...], environment: dict[str, str], directory: Pat
             env={os.fsencode(key): os.fsencode(value) for key, value in environment.items()},
             cwd=directory, timeout=60,
         )  # fmt: skip
-        told += f"{operation}: {done.returncode} {done.stdout!r} {done.stderr!r}\n"
-        told += _all_of(host)
-    return told
+        effects += f"{operation}: {done.returncode} {done.stdout!r} {done.stderr!r}\n"
+        effects += _all_of(host)
+    return effects
 
 
 def _gate(host: FakeHost, directory: Path) -> Path:
@@ -165,20 +165,20 @@ def _gate(host: FakeHost, directory: Path) -> Path:
 
 def _all_of(host: FakeHost) -> str:
     """The machine, what the hook keeps, and what it logged, without times and numbers."""
-    told = json.dumps(snapshot(host), sort_keys=True)
+    text = json.dumps(snapshot(host), sort_keys=True)
     for folder, _, files in sorted(os.walk(os.fsencode(host.path("run")))):
-        told += f"{os.path.relpath(folder, os.fsencode(host.root))!r} {os.stat(folder).st_mode:o}\n"
+        text += f"{os.path.relpath(folder, os.fsencode(host.root))!r} {os.stat(folder).st_mode:o}\n"
         for name in sorted(files):
             full = os.path.join(folder, name)
             status = os.lstat(full)
             link = os.path.islink(full)
             content = os.readlink(full) if link else Path(os.fsdecode(full)).read_bytes()
-            told += f"{name!r} {status.st_mode:o} {content!r}\n"
-    return _TIMES.sub("", told) + (host.read(SNAPSHOT_LOG) or "")
+            text += f"{name!r} {status.st_mode:o} {content!r}\n"
+    return _TIMES.sub("", text) + (host.read(SNAPSHOT_LOG) or "")
 
 
-def _difference(usual: str, told: str) -> str:
-    for one, other in zip(usual.splitlines(), told.splitlines()):
+def _difference(usual: str, effects: str) -> str:
+    for one, other in zip(usual.splitlines(), effects.splitlines()):
         if one != other:
             return f"{other[:200]} instead of {one[:200]}"
     return "more or less was done"

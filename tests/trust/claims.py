@@ -1,9 +1,9 @@
-"""The record of a VM torn at every byte, with garbage in it, of another version or boot.
+"""The claim of a VM torn at every byte, with garbage in it, of another version or boot.
 
 A line that a crash tore is one of which nothing had been done: the program is killed
 before each line that prepare writes, part of that line is put there, and what comes next
-must make the machine as before. Anything else that cannot be understood is told in one
-sentence with a way out; the machine and the record are left alone, whatever is asked.
+must make the machine as before. Anything else that cannot be understood is reported in one
+sentence with a hint; the machine and the claim are left alone, whatever is asked.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.libvirt_xml import UUID
-from tests.trust.course import Course
+from tests.trust.baseline import Baseline
 from tests.trust.every import Tried, check_everywhere
-from tests.trust.fate import BOTH, Fate
+from tests.trust.fault import BOTH, Fault
 from tests.trust.life import PREPARE, RELEASE, Machine
-from tests.trust.process import Said
+from tests.trust.process import Exit
 from vfio_console_hook.claims.claim import CLAIMS
 from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.errors import ClaimError
@@ -59,7 +59,7 @@ GARBAGE = {
 
 @dataclass(frozen=True)
 class Damage:
-    """What is done to a record that is whole, and what is asked then."""
+    """What is done to a claim that is whole, and what is asked then."""
 
     name: str
     change: Callable[[bytes], bytes]
@@ -67,7 +67,7 @@ class Damage:
 
 
 def damages(whole: bytes) -> Iterator[Damage]:
-    """All that makes a record one which cannot be understood; what is asked goes round."""
+    """All that makes a claim one which cannot be understood; what is asked goes round."""
     asked = (RELEASE, RECOVER, PREPARE, STATUS)
     turn = 0
     for place in range(whole.count(b"\n") + 1):
@@ -113,45 +113,45 @@ class _Without:
         return json.dumps(values).encode() + b"\n" + rest
 
 
-def ask(machine: Machine, what: str) -> Said:
+def ask(machine: Machine, what: str) -> Exit:
     """Let the program do what is asked."""
     if what == RECOVER:
         return machine.recover()
     return machine.command(what) if what == STATUS else machine.event(what)
 
 
-def left_alone(course: Course, damage: Damage, machine: Machine, whole: bytes) -> str:
-    """What is wrong when a record that cannot be understood is met; "" when nothing is.
+def left_alone(baseline: Baseline, damage: Damage, machine: Machine, whole: bytes) -> str:
+    """What is wrong when a claim that cannot be understood is met; "" when nothing is.
 
-    machine is prepared, its record was whole. It is as it was afterwards.
+    machine is prepared, its claim was whole. It is as it was afterwards.
     """
     path, before = machine.directory / CLAIM, machine.seen()
     damaged = damage.change(whole)
     path.write_bytes(damaged)
-    said = ask(machine, damage.asked)
+    ended = ask(machine, damage.asked)
     try:
         if machine.seen() != before:
             return "the machine was changed"
         if not path.exists() or path.read_bytes() != damaged:
-            return "the record is another one now"
+            return "the claim is another one now"
     finally:
         path.write_bytes(whole)
     if damage.asked == STATUS:
-        told = said.status in (0, 1) and "cannot understand" in said.stderr
+        reported = ended.status in (0, 1) and "cannot understand" in ended.stderr
     else:
-        told = said.status == 1 and CLAIM in said.stderr and "hint:" in said.stderr
-    bug = "Traceback" in said.stderr or "internal error" in said.stderr
-    return "" if told and not bug else f"it says {said}"
+        reported = ended.status == 1 and CLAIM in ended.stderr and "hint:" in ended.stderr
+    bug = "Traceback" in ended.stderr or "internal error" in ended.stderr
+    return "" if reported and not bug else f"it says {ended}"
 
 
-def torn(course: Course, directory: Path, *, quick: bool) -> Iterator[str]:
+def torn(baseline: Baseline, directory: Path, *, quick: bool) -> Iterator[str]:
     """What is wrong after each tear, one for each byte of each line that prepare appends."""
-    whole = _whole(course, directory)
-    yield from _at_any_byte(Machine(course.subject, directory, directory), whole, quick)
+    whole = _whole(baseline, directory)
+    yield from _at_any_byte(Machine(baseline.subject, directory, directory), whole, quick)
     lines = [
         number
-        for number, deed in enumerate(course.changes[PREPARE], start=1)
-        if deed.kind == "file write" and deed.what == CLAIM
+        for number, access in enumerate(baseline.changes[PREPARE], start=1)
+        if access.kind == "file write" and access.what == CLAIM
     ]
     for turn, number in enumerate(lines):
         line = whole.split(b"\n")[turn - len(lines) - 1]
@@ -159,20 +159,20 @@ def torn(course: Course, directory: Path, *, quick: bool) -> Iterator[str]:
             continue
         _seen.add(_kind(line))
         # Opened, but not written yet.
-        machine = course.begin(PREPARE, directory)
-        machine.event(PREPARE, Fate(at=number - 1, kill=BOTH))
+        machine = baseline.begin(PREPARE, directory)
+        machine.event(PREPARE, Fault(at=number - 1, kill=BOTH))
         with open(directory / CLAIM, "ab") as file:
             file.write(line[: len(line) * (turn % 7 + 1) // 8])
-        said = ask(machine, (RELEASE, RECOVER)[turn % 2])
-        wrong = course.held(machine) or course.not_as_before(machine)
-        yield f"line {turn} of the record torn: {wrong or said}" if wrong or said.status else ""
+        ended = ask(machine, (RELEASE, RECOVER)[turn % 2])
+        wrong = baseline.held(machine) or baseline.not_as_before(machine)
+        yield f"line {turn} of the claim torn: {wrong or ended}" if wrong or ended.status else ""
 
 
 _seen: set[tuple[str, ...]] = set()
 
 
 def _kind(line: bytes) -> tuple[str, ...]:
-    """What a line tells of: an entry and, of a step, its actions."""
+    """The kind of a line: its entry and, of a step, its actions."""
     ((key, value),) = list(json.loads(line).items())[:1]
     actions = (value["do"], value["undo"]) if key == "step" else ()
     return key, *(str(one and one["kind"]) for one in actions)
@@ -197,71 +197,71 @@ def _at_any_byte(machine: Machine, whole: bytes, quick: bool) -> Iterator[str]:
     path.write_bytes(whole)
 
 
-def _whole(course: Course, directory: Path) -> bytes:
-    machine = course.begin(PREPARE, directory)
+def _whole(baseline: Baseline, directory: Path) -> bytes:
+    machine = baseline.begin(PREPARE, directory)
     machine.event(PREPARE)
     return (directory / CLAIM).read_bytes()
 
 
 def _content(host: Host) -> tuple[object, ...]:
     try:
-        record = Claims(host).find(UUID)
+        claim = Claims(host).find(UUID)
     except ClaimError as error:
         return (error.text,)
-    assert record is not None
-    return record.gpus, record.phase, record.worker, record.steps, record.done, record.undone
+    assert claim is not None
+    return claim.gpus, claim.phase, claim.worker, claim.steps, claim.done, claim.undone
 
 
-def of_another_boot(course: Course, directory: Path, asked: Sequence[str]) -> Iterator[str]:
-    """What is wrong with each thing that is asked after a reboot; the record must go."""
+def of_another_boot(baseline: Baseline, directory: Path, asked: Sequence[str]) -> Iterator[str]:
+    """What is wrong with each thing that is asked after a reboot; the claim must go."""
     for what in asked:
-        machine = course.begin(PREPARE, directory)
+        machine = baseline.begin(PREPARE, directory)
         machine.event(PREPARE)
-        # As if the reboot had kept /run: the machine is as at boot, the record is there.
-        fresh = course.begin(PREPARE, directory.with_name("fresh"))
+        # As if the reboot had kept /run: the machine is as at boot, the claim is there.
+        fresh = baseline.begin(PREPARE, directory.with_name("fresh"))
         shutil.rmtree(fresh.directory / "run")
         (directory / "run").rename(fresh.directory / "run")
         (fresh.directory / "proc/sys/kernel/random/boot_id").write_text("another\n")
         before = fresh.seen()
-        said = ask(fresh, what)
-        if what == PREPARE and not said.status:
-            said = fresh.event(RELEASE)
-        changed = fresh.seen() != before and not course.losses
-        wrong = "the machine was changed" if changed else course.held(fresh)
-        yield f"{what} after a reboot: {wrong or said}" if wrong or said.status else ""
+        ended = ask(fresh, what)
+        if what == PREPARE and not ended.status:
+            ended = fresh.event(RELEASE)
+        changed = fresh.seen() != before and not baseline.losses
+        wrong = "the machine was changed" if changed else baseline.held(fresh)
+        yield f"{what} after a reboot: {wrong or ended}" if wrong or ended.status else ""
 
 
-def _try(course: Course, quick: bool, directory: Path) -> Tried:
-    if course.refused:
+def _try(baseline: Baseline, quick: bool, directory: Path) -> Tried:
+    if baseline.refused:
         return Tried(0, idle=True)
     place = directory / "machine"
     asked = (RELEASE, RECOVER, PREPARE)
-    first = _turn(course) % len(asked)
+    first = _turn(baseline) % len(asked)
     results = [
-        *torn(course, place, quick=quick),
-        *of_another_boot(course, place, asked[first : first + 1] if quick else asked),
+        *torn(baseline, place, quick=quick),
+        *of_another_boot(baseline, place, asked[first : first + 1] if quick else asked),
     ]
-    whole = _whole(course, place)
-    machine = Machine(course.subject, place, directory / "stderr")
+    whole = _whole(baseline, place)
+    machine = Machine(baseline.subject, place, directory / "stderr")
     found = list(damages(whole))
     if quick:
-        found = found[_turn(course) :: _STRIDE]
+        found = found[_turn(baseline) :: _STRIDE]
     for damage in found:
-        wrong = left_alone(course, damage, machine, whole)
+        wrong = left_alone(baseline, damage, machine, whole)
         results.append(wrong and f"{damage.name}, then {damage.asked}: {wrong}")
-    failures = tuple(f"{course.subject}: {wrong}" for wrong in results if wrong)
+    failures = tuple(f"{baseline.subject}: {wrong}" for wrong in results if wrong)
     return Tried(len(results), failures)
 
 
 _STRIDE = 61  # of what a quick run leaves out; each machine begins elsewhere
 
 
-def _turn(course: Course) -> int:
-    return sum(map(ord, str(course.subject))) % _STRIDE
+def _turn(baseline: Baseline) -> int:
+    return sum(map(ord, str(baseline.subject))) % _STRIDE
 
 
 CHECK = check_everywhere(
-    "records",
+    "claims",
     "a claim that is torn, garbage, of another version or another boot is undone correctly, or"
     " reported with a hint and left alone",
     _try,
