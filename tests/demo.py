@@ -27,7 +27,7 @@ from tests.gate import ROOT, write_gate
 from tests.libvirt_xml import domain_xml
 from vfio_console_hook import cli
 from vfio_console_hook.log import SNAPSHOT_LOG
-from vfio_console_hook.machine import console, gpu
+from vfio_console_hook.machine import console, gpu, pci
 
 VM = "win11"
 WIDTH = 80
@@ -82,7 +82,7 @@ def set_up(folder: Path, name: str) -> Stage:
         program=str(program),
         run_dir=host.path("run/vfio-console-hook"),
     )
-    displays = [a for a in host.list("sys/bus/pci/devices") if gpu.display_class(host, a)]
+    displays = [a for a in host.list("sys/bus/pci/devices") if pci.display_class(host, a)]
     return Stage(host, gate, displays[0])
 
 

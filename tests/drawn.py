@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from tests import recordings
 from tests.building import M
-from vfio_console_hook.machine import gpu
+from vfio_console_hook.machine import gpu, pci
 from vfio_console_hook.machine.gpu import Gpu
 from vfio_console_hook.machine.memory import Bar, Range, Reservation
 from vfio_console_hook.machine.snapshot import unpack
@@ -23,7 +23,7 @@ def gpus(name: str) -> tuple[Gpu, ...]:
     """All GPUs of one of MACHINES."""
     with TemporaryDirectory() as folder:
         host = unpack(recordings.text(name), folder)
-        return gpu.gpus_among(host, gpu.displays(host))
+        return gpu.gpus_among(host, pci.displays(host))
 
 
 def sized(first: int, size_bytes: int) -> Range:

@@ -19,7 +19,7 @@ from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost
 from tests.hosts import DISPLAY, firmware_on, lab_gpu
 from vfio_console_hook.errors import HostError
-from vfio_console_hook.machine import console, firmware, gpu, kernel, memory
+from vfio_console_hook.machine import console, firmware, gpu, kernel, memory, pci
 from vfio_console_hook.machine.console import Framebuffer, Vtconsole
 from vfio_console_hook.machine.firmware import FirmwareDevice
 from vfio_console_hook.machine.gpu import Gpu
@@ -222,7 +222,7 @@ def test_the_display_classes_are_those_of_base_class_3(
 ) -> None:
     host = unpack(f"f sys/bus/pci/devices/{GPU}/class = {text}", str(tmp_path))
 
-    assert gpu.display_class(host, GPU) == seen
+    assert pci.display_class(host, GPU) == seen
 
 
 def test_a_variant_of_vfio_pci_is_known_by_its_vfio_dev_directory(machine: MachineFactory) -> None:

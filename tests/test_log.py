@@ -17,7 +17,7 @@ from tests.fakehost import FakeHost, FakeLibvirt, close_device, open_device
 from tests.libvirt_xml import UUID, domain_xml
 from vfio_console_hook import hook
 from vfio_console_hook.log import SNAPSHOT_JOURNAL, SNAPSHOT_LOG, Log, datagram, to_journal
-from vfio_console_hook.machine import gpu
+from vfio_console_hook.machine import pci
 
 GPU = "0000:01:00.0"
 MACHINES = [one for one in recordings.names() if not one.endswith(("-during", "-after"))]
@@ -219,7 +219,7 @@ def run(host: FakeHost, address: str) -> list[str]:
 @pytest.mark.parametrize("name", MACHINES)
 def test_one_run_of_a_vm_takes_at_most_ten_lines(machine: MachineFactory, name: str) -> None:
     host = machine(name)
-    physical = [one for one in gpu.displays(host) if not gpu.is_virtual(host, one)]
+    physical = [one for one in pci.displays(host) if not pci.is_virtual(host, one)]
 
     for address in physical:
         host = machine(name)

@@ -17,7 +17,7 @@ from tests.libvirt_xml import domain_xml
 from tests.measured import MEASURED
 from vfio_console_hook import __version__, cli, domain
 from vfio_console_hook.commands.snapshot import writer
-from vfio_console_hook.machine.gpu import displays
+from vfio_console_hook.machine.pci import displays
 from vfio_console_hook.machine.snapshot import answer_path, unpack
 
 # test_snapshot.py has every machine. Here is a third of those before a VM had a GPU, and some

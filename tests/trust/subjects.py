@@ -18,7 +18,7 @@ from vfio_console_hook.config import load as config
 from vfio_console_hook.config.settings import Config
 from vfio_console_hook.domain import Domain
 from vfio_console_hook.errors import HookError
-from vfio_console_hook.machine import gpu
+from vfio_console_hook.machine import pci
 from vfio_console_hook.machine.snapshot import unpack
 
 # What decides what prepare does. Nothing else acts on a fake machine, so it need not wait.
@@ -70,7 +70,7 @@ class Subject:
         host = FakeHost(str(directory))
         host.load_module("vfio-pci")
         if self.machine.startswith("lab-"):
-            for address in gpu.displays(host):
+            for address in pci.displays(host):
                 host.tree.put(f"fake/native/{address}", BOCHS)
         for pid in filter(str.isdigit, host.list("proc")):
             if not host.exists(f"proc/{pid}/stat"):
@@ -135,8 +135,8 @@ def _gpus(host: FakeHost) -> tuple[str, ...]:
     """Those that a VM can get for itself. virtio-gpu is the lab's own, and its host's."""
     return tuple(
         one
-        for one in gpu.displays(host)
-        if not gpu.is_virtual(host, one)
+        for one in pci.displays(host)
+        if not pci.is_virtual(host, one)
         and host.link_name(f"sys/bus/pci/devices/{one}/driver") != "virtio-pci"
     )
 

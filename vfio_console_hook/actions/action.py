@@ -22,6 +22,11 @@ class Action:
         """The address of the one GPU that the change is about, or ""."""
         return str(getattr(self, "gpu", ""))
 
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The names of the services that it starts."""
+        return ()
+
     def apply(self, host: Host) -> str | None:
         """Make the change and read it back. Returns a remark for the log to add to past(), if any.
 

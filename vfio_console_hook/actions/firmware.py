@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ..errors import LostError, StepError
 from ..machine import memory
-from ..machine.gpu import is_vfio
 from ..machine.host import Host
+from ..machine.pci import is_vfio
 from .action import Action, require_on_bus
 
 # Linux include/uapi/linux/pci_regs.h

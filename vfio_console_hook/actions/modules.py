@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from ..errors import HostError, LostError, StepError
 from ..machine import console, holders, modules, nodes
-from ..machine.gpu import gpus_among, is_vfio
+from ..machine.gpu import gpus_among
 from ..machine.host import Host
+from ..machine.pci import is_vfio
 from .action import Action
 from .consoles import LeaveFramebuffers
 from .native import VFIO, clear_reservation, driver_override

@@ -63,6 +63,10 @@ class StartUnits(Action):
     units: tuple[str, ...]
     kind = "start-units"
 
+    @property
+    def services(self) -> tuple[str, ...]:
+        return self.units
+
     def apply(self, host: Host) -> None:
         going_down, units = systemd.going_down(host, self.units)
         wanted = [unit.name for unit in units if not unit.up]
@@ -155,6 +159,10 @@ class StartByCommand(Action):
     active: tuple[str, ...]
     start: tuple[str, ...]
     kind = "start-by-command"
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        return (self.name,)
 
     def apply(self, host: Host) -> None:
         if systemd.booted(host) and systemd.going_down(host, ())[0]:

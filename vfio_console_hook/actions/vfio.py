@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import StepError
-from ..machine.gpu import is_vfio
 from ..machine.host import Host
+from ..machine.pci import is_vfio
 from .action import Action, require_on_bus
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..errors import RefusedError
-from ..machine import gpu, holders, processes, vfio, worker
+from ..machine import pci, processes, worker
 from ..machine.host import Host
 from .claim import Claim
 from .directory import Claims
@@ -122,7 +122,7 @@ def _await_hook(claims: Claims, uuid: str) -> Claim | None:
 
 def holds(host: Host, claim: Claim, address: str) -> bool:
     """Whether a VM still has a GPU of its claim, or is about to; not so what release has left."""
-    return claim.phase != "release" or gpu.is_vfio(host, address) or at_work(host, claim)
+    return claim.phase != "release" or pci.is_vfio(host, address) or at_work(host, claim)
 
 
 def refuse_taken(host: Host, addresses: Iterable[str], others: list[Claim]) -> None:
@@ -130,7 +130,7 @@ def refuse_taken(host: Host, addresses: Iterable[str], others: list[Claim]) -> N
     for other in others:
         for address in addresses:
             if address in other.gpus and (
-                other.by_hand or other.phase == "prepare" or gpu.is_vfio(host, address)
+                other.by_hand or other.phase == "prepare" or pci.is_vfio(host, address)
             ):
                 raise _taken(address, other)
 
@@ -144,46 +144,4 @@ def _taken(address: str, other: Claim) -> RefusedError:
     return RefusedError(
         f"{address} belongs to the VM {other.name}, which has it now",
         hint=f"shut {other.name} down; if it is not running, `vfio-console-hook recover`",
-    )
-
-
-def refuse_open(host: Host, addresses: Iterable[str]) -> None:
-    """Refuse devices that a VM has open for which there is no claim.
-
-    It is no GPU, or was plugged, or was started anyway. libvirt would refuse it too, but only
-    after the steps have been taken, below that VM or for nothing.
-    """
-    for address in addresses:
-        held = [holder for holder in vfio.users(host, address) if not holder.unknown]
-        if held:
-            raise RefusedError(
-                f"{address} is in use by {holders.listed(held)}", hint="end that VM first"
-            )
-
-
-def in_use(host: Host, claim: Claim) -> str:
-    """Why a claim must be left alone: a clause for people, "" when the GPUs are free.
-
-    A GPU on vfio-pci counts as in use as long as its vfio group or device file is
-    open; between prepare and QEMU nothing shows that a VM is starting but its phase.
-    """
-    if at_work(host, claim):
-        return f"its hook is at work (process {claim.hook[0]})"
-    for address in claim.gpus:
-        held = vfio.users(host, address)
-        if held:
-            return f"{address} is in use by {holders.listed(held)}"
-    return ""
-
-
-def unclaimed(host: Host) -> tuple[str, ...]:
-    """GPUs on vfio-pci that no claim of this boot names. Raises HostError."""
-    boot = host.boot_id
-    claimed = {name for one in Claims(host).readable() if one.boot == boot for name in one.gpus}
-    return tuple(
-        address
-        for address in gpu.displays(host)
-        if gpu.is_vfio(host, address)
-        and address not in claimed
-        and not gpu.is_virtual(host, address)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..claims import ownership
+from ..claims import in_use, ownership
 from ..claims.claim import Claim
 from ..claims.directory import Claims
 from ..errors import HookError
@@ -36,7 +36,7 @@ def _release(host: Host, claim: Claim) -> None:
             f" released (process {claim.hook[0]})"
         )
         host.wait(lambda: not ownership.at_work(host, claim), ownership.EARLIER_HOOK_S)
-    busy = ownership.in_use(host, claim)
+    busy = in_use.why_in_use(host, claim)
     if busy:
         raise HookError(f"{claim.name} cannot be released: {busy}")
     say(recovery.give_back(host, claim, ProgressLog(host, claim.name)))

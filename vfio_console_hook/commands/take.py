@@ -17,7 +17,7 @@ from ..domain import Domain
 from ..errors import HookError
 from ..events import prepare
 from ..events.assignment import assignment_of
-from ..machine import gpu, worker
+from ..machine import pci, worker
 from ..machine.holders import listed
 from ..machine.host import Host
 from .command import Command
@@ -62,9 +62,9 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     hostdevs = tuple(domain.Hostdev(one, True, "take", 0) for one in addresses)
     taker = Domain(name, own, hostdevs, by_hand=True, bind_vfio=arguments.vfio)
     for one in addresses:
-        if gpu.display_class(host, one) is None:
+        if pci.display_class(host, one) is None:
             raise HookError(f"{one} is not a GPU", hint="compare with `lspci -D`")
-        if gpu.is_virtual(host, one):
+        if pci.is_virtual(host, one):
             raise HookError(
                 f"{one} is a virtual function: no console of the host is on it, so there is"
                 " nothing to take",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..domain import Domain, Hostdev
-from ..machine import gpu
+from ..machine import pci
 from ..machine.host import Host
 
 
@@ -41,7 +41,7 @@ def assignment_of(host: Host, domain: Domain) -> Assignment:
     gpus = tuple(
         address
         for address in addresses
-        if gpu.display_class(host, address) is not None and not gpu.is_virtual(host, address)
+        if pci.display_class(host, address) is not None and not pci.is_virtual(host, address)
     )
     return Assignment(
         name=domain.name,

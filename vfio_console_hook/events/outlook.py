@@ -5,13 +5,13 @@ from __future__ import annotations
 from ..actions.consoles import LeaveFramebuffers, QuietText, ShowConsoles
 from ..actions.firmware import Rebind
 from ..claims.step import Step
-from ..stages import services
 from ..stages.handover import Handover
 
 
 def outlook(handover: Handover, steps: tuple[Step, ...]) -> str:
     """What release can give back on this kernel, and starts again: a clause for people."""
-    names = services.started_again(steps)
+    undos = [step.undo for step in reversed(steps) if step.undo]
+    names = [name for undo in undos for name in undo.services]
     again = f"; {' and '.join(names)} {'starts' if len(names) == 1 else 'start'} again"
     return _consoles_back(handover, steps) + (again if names else "")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..actions.action import Action
 from ..actions.consoles import MapConsoles
-from ..claims import ownership
+from ..claims import in_use, ownership
 from ..claims.claim import Claim
 from ..claims.directory import Claims
 from ..claims.step import Step
@@ -123,7 +123,7 @@ def look_ahead(
     if steps:
         # Where nothing is changed, libvirt may say it.
         refusals.refuse_unassignable(host, assignment)
-        ownership.refuse_open(host, assignment.addresses)
+        in_use.refuse_open(host, assignment.addresses)
     return handover, steps
 
 
@@ -156,7 +156,7 @@ def _free(claim: Claim, assignment: Assignment, config: Config, log: Log) -> Non
                 if not steps:  # or look_ahead() has done so
                     # The other VM may run on without its GPU, which was unplugged, but with the
                     # GPU's sound function.
-                    ownership.refuse_open(host, assignment.addresses)
+                    in_use.refuse_open(host, assignment.addresses)
                 steps += tuple(sysfb.missing_decode_steps(host, handover, claim.steps))
             _take_all(claim, handover, steps, log)
         except StuckError:

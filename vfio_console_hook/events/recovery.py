@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ..claims import history, ownership
+from ..claims import history, in_use, ownership
 from ..claims.claim import CLAIMS, Claim
 from ..claims.directory import Claims
 from ..errors import HookError
@@ -81,7 +81,7 @@ def _why_not(host: Host, claim: Claim, force: bool) -> tuple[str, bool]:
         return "", True
     if ownership.at_work(host, claim):
         return f"its hook is at work (process {claim.hook[0]})", False
-    used = ownership.in_use(host, claim)
+    used = in_use.why_in_use(host, claim)
     if used:
         return used, True
     if claim.by_hand:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import RefusedError, StepError
-from ..machine import gpu
+from ..machine import pci
 from ..machine.gpu import Gpu
 from ..machine.host import Host
 from ..machine.memory import Reservation
@@ -23,7 +23,7 @@ def refuse_unassignable(host: Host, assignment: Assignment) -> None:
         return
     for hostdev in assignment.hostdevs:
         unmanaged = hostdev.origin == "hostdev" and not hostdev.managed
-        if unmanaged and not gpu.is_vfio(host, hostdev.address):
+        if unmanaged and not pci.is_vfio(host, hostdev.address):
             raise RefusedError(
                 f"{hostdev.address} is managed='no' and not on vfio-pci, so libvirt does not"
                 " assign it",

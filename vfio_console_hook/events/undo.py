@@ -9,7 +9,7 @@ from ..claims.directory import Claims
 from ..claims.step import Step
 from ..errors import ClaimError, HookError, LostError, StepError, StuckError
 from ..log import Log
-from ..machine import gpu, holders, vfio
+from ..machine import pci
 from ..machine.host import Host
 
 
@@ -60,9 +60,10 @@ def _reattach(host: Host, claim: Claim, undone: list[str], log: Log) -> dict[str
     starts again (qemu_process.c, qemuProcessReconnectAll). What is on vfio-pci when its
     steps are undone gets back neither its driver nor its firmware console.
     """
-    # Only for what a killed libvirtd leaves behind.
+    # Only for what a killed libvirtd leaves behind: these take 2 ms to load.
     from ..actions.native import ReturnNative
     from ..actions.vfio import UnbindVfio
+    from ..machine import holders, vfio
 
     # What was on vfio-pci before prepare has no driver to return, and a loss if it had a console.
     hosts = [
@@ -72,7 +73,7 @@ def _reattach(host: Host, claim: Claim, undone: list[str], log: Log) -> dict[str
     ]
     kept = {}
     for address in dict.fromkeys(hosts):
-        if not gpu.is_vfio(host, address):
+        if not pci.is_vfio(host, address):
             continue
         held = vfio.users(host, address)
         if held:

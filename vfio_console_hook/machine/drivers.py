@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .gpu import slot
 from .host import Host
+from .pci import slot
 
 _VENDOR_ATI, _VENDOR_AMD = "0x1002", "0x1022"
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from ..errors import HostError
-from . import console, firmware, memory
+from . import console, firmware, memory, pci
 from .console import Framebuffer
 from .firmware import FirmwareDevice
 from .host import Host
 from .memory import Bar, Reservation
-
-_CLASS = re.compile("0x[0-9a-f]{6}")  # Linux drivers/pci/pci-sysfs.c, class_show
-_DISPLAY = 0x03
-_VFIO, _VFIO_DIRECTORY = "vfio-pci", "vfio-dev"
-VGA = 0x0300
 
 
 @dataclass(frozen=True)
@@ -50,43 +43,9 @@ class Gpu:
         return tuple(reservation for reservation in self.reservations if not reservation.vfio)
 
 
-def display_class(host: Host, address: str) -> int | None:
-    """The class of a PCI device as 0xBBSS if it is a display controller, else None.
-
-    Raises HostError when there is no such device.
-    """
-    pci_class = pci_class_of(host, address)
-    if pci_class is None:
-        raise memory.no_device(address)
-    return pci_class if pci_class >> 8 == _DISPLAY else None
-
-
-def pci_class_of(host: Host, address: str) -> int | None:
-    """The class of a PCI device as 0xBBSS, or None when there is no such device.
-
-    Raises HostError when it cannot be understood.
-    """
-    path = f"sys/bus/pci/devices/{address}/class"
-    text = host.read(path)
-    if text is None:
-        return None
-    if not _CLASS.fullmatch(text):
-        raise HostError.unclear(f"/{path}", text)
-    return int(text, 16) >> 8
-
-
-def displays(host: Host) -> tuple[str, ...]:
-    """The addresses of all PCI functions of display class. Raises HostError."""
-    return tuple(
-        address
-        for address in host.list("sys/bus/pci/devices")
-        if display_class(host, address) is not None
-    )
-
-
 def gpus_among(host: Host, addresses: tuple[str, ...]) -> tuple[Gpu, ...]:
     """The GPUs among PCI devices, in the order given. Raises HostError."""
-    classes = {address: display_class(host, address) for address in addresses}
+    classes = {address: pci.display_class(host, address) for address in addresses}
     if not any(classes.values()):
         return ()
     # Read once for all of them.
@@ -122,7 +81,7 @@ def _gpu(
     bars = memory.memory_bars(host, address)
     reservations = memory.reservations(reserved, address, bars)
     driver = host.link_name(f"{device}/driver")
-    vfio = driver == _VFIO or host.exists(f"{device}/{_VFIO_DIRECTORY}")
+    vfio = driver == pci.VFIO or host.exists(f"{device}/{pci.VFIO_DIRECTORY}")
     found = firmware.devices_of(host, address, bars, reservations, driver is not None and not vfio)
     own = {name for one in found for name in (*one.framebuffers, *one.cards)}
     return Gpu(
@@ -131,30 +90,10 @@ def _gpu(
         bars=bars,
         driver=driver,
         vfio=vfio,
-        virtual=is_virtual(host, address),
+        virtual=pci.is_virtual(host, address),
         boot_vga=host.read(f"{device}/boot_vga") == "1",
         framebuffers=tuple(fb.name for fb in framebuffers if fb.pci == address or fb.name in own),
         cards=tuple(name for name, parent in cards if parent == address or name in own),
         firmware=found,
         reservations=reservations,
     )
-
-
-def slot(address: str) -> str:
-    """The slot that a PCI function is in: its address without the function number."""
-    return address.rpartition(".")[0]
-
-
-def is_virtual(host: Host, address: str) -> bool:
-    """Whether the device is a virtual function (SR-IOV), which has no display."""
-    return host.exists(f"sys/bus/pci/devices/{address}/physfn")
-
-
-def is_vfio(host: Host, address: str) -> bool:
-    """Whether vfio-pci or one of its variants is bound to the device.
-
-    Source: libvirt looks for the vfio-dev directory too
-    (virPCIDeviceGetCurrentDriverNameAndType); kernels before 6.1 have none.
-    """
-    device = f"sys/bus/pci/devices/{address}"
-    return host.exists(f"{device}/{_VFIO_DIRECTORY}") or host.link_name(f"{device}/driver") == _VFIO

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ..errors import HostError
+from . import pci
 from .host import Host
 
 # Linux include/linux/ioport.h
@@ -55,11 +56,6 @@ class Reservation:
         return f"{self.name} at {self.range} (BAR {self.bar})"
 
 
-def no_device(address: str) -> HostError:
-    """The error for a PCI device that is not there."""
-    return HostError(f"no PCI device {address} on this machine", hint="compare with `lspci -D`")
-
-
 def memory_bars(host: Host, address: str) -> tuple[Bar, ...]:
     """The memory BARs of a PCI device, in BAR order; unused ones and I/O ports are left out.
 
@@ -72,7 +68,7 @@ def memory_bars(host: Host, address: str) -> tuple[Bar, ...]:
     """
     lines = _resource(host, address)
     if lines is None:
-        raise no_device(address)
+        raise pci.no_device(address)
     bars = []
     for number, (first, last, flags) in enumerate(lines[:6]):
         if flags & _IORESOURCE_MEM and not flags & _IORESOURCE_UNSET and last > first:

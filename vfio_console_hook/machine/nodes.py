@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 
-from . import gpu
+from . import pci
 from .firmware import PCI_ADDRESS
 from .gpu import Gpu
 from .host import Host
@@ -32,8 +32,8 @@ def nodes_to_close(
     "sys/class/backlight/acpi_video0", means all files in it.
     """
     leaving = {one.address for one in gpus}
-    slots = {gpu.slot(address) for address in leaving}
-    leaving |= {address for address in siblings if gpu.slot(address) in slots}
+    slots = {pci.slot(address) for address in leaving}
+    leaving |= {address for address in siblings if pci.slot(address) in slots}
     found = [node for one in gpus for node in _display_nodes(one)]
     found += [f"dev/{name}" for name in _class_devices_of(host, "i2c-dev", leaving)]
     found += [
@@ -89,7 +89,7 @@ def _nvidia_nodes(host: Host, gpus: Collection[Gpu]) -> list[str]:
     leaving = {one.address for one in gpus}
     stays = any(
         host.link_name(f"sys/bus/pci/devices/{address}/driver") == "nvidia"
-        for address in gpu.displays(host)
+        for address in pci.displays(host)
         if address not in leaving
     )
     if stays and None not in minors:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .gpu import is_vfio
 from .holders import Holder, holders_of
 from .host import Host
+from .pci import is_vfio
 
 
 def vfio_nodes(host: Host, address: str) -> list[str]:

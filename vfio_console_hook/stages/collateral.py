@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..actions.device import BindNative
-from ..actions.modules import Reserve, Unreserve
 from ..claims.step import Step
 from ..errors import RefusedError
-from ..machine import console, firmware, kernel, memory, modules
-from ..machine.gpu import Gpu, displays, gpus_among
+from ..machine import console, firmware, kernel, memory
+from ..machine.gpu import Gpu, gpus_among
 from ..machine.host import Host
+from ..machine.pci import displays
 from .handover import Handover
 
 NAME = "collateral"
@@ -47,6 +46,11 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
 
 def _load_driver(host: Host, gpu: Gpu, owner: str, device: str) -> Iterator[Step]:
     """The bind of the own driver of the GPU that stays, and what keeps it off the other one."""
+    # These take 5 ms to load, and hardly any host needs them.
+    from ..actions.device import BindNative
+    from ..actions.modules import Reserve, Unreserve
+    from ..machine import modules
+
     module = _driver_for(host, owner, device, gpu)
     also = ""
     if gpu.driver is None:
@@ -113,6 +117,8 @@ def _owner(host: Host, device: str, handover: Handover) -> str | None:
 
 def _driver_for(host: Host, owner: str, device: str, gpu: Gpu) -> str:
     """The module to load for the GPU that stays. Raises RefusedError when there is none."""
+    from ..machine import modules  # takes 1 ms to load, and hardly any host needs it
+
     wanted = modules.modules_for(host, owner)
     if not wanted.allowed:
         raise RefusedError(
@@ -125,6 +131,8 @@ def _driver_for(host: Host, owner: str, device: str, gpu: Gpu) -> str:
 
 
 def _refusal(host: Host, gpu: Gpu, owner: str, device: str) -> RefusedError:
+    from ..machine import modules  # as above
+
     wanted = modules.modules_for(host, owner)
     load = ""
     for module in wanted.found[:1]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from ..config.settings import Config
 from ..machine.console import Framebuffer, Vtconsole
-from ..machine.gpu import VGA, Gpu, gpus_among
+from ..machine.gpu import Gpu, gpus_among
 from ..machine.host import Host
+from ..machine.pci import VGA
 
 
 @dataclass(frozen=True)

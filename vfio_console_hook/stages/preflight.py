@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from ..actions.holders import AwaitClosed
 from ..claims.step import Step
 from ..errors import RefusedError
-from ..machine import console, drivers, firmware, kernel, nodes
-from ..machine.gpu import Gpu, is_vfio
+from ..machine import console, firmware, kernel, nodes
+from ..machine.gpu import Gpu
 from ..machine.host import Host
+from ..machine.pci import is_vfio
 from .handover import Handover
 
 NAME = "preflight"
@@ -51,6 +52,8 @@ def _refuse_unsafe_driver(host: Host, gpu: Gpu, handover: Handover) -> None:
     """Refuse a driver that cannot be unbound from this GPU without harm."""
     if not gpu.native:
         return
+    from ..machine import drivers  # takes 1 ms to load
+
     driver = drivers.driver_named(gpu.driver)
     at_boot = f"keep {driver.name} off it from boot on, with vfio-pci.ids= or driver_override"
     if driver.remove and kernel.has_symbol(host, driver.remove) is False:

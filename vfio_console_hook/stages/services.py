@@ -56,17 +56,6 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
             yield from _by_systemd(host, gpu, service, unit, wait_s)
 
 
-def started_again(steps: tuple[Step, ...]) -> tuple[str, ...]:
-    """The names of what release starts again after these steps of prepare, in its order."""
-    names: list[str] = []
-    for step in reversed(steps):
-        if isinstance(step.undo, StartUnits):
-            names += step.undo.units
-        elif isinstance(step.undo, StartByCommand):
-            names.append(step.undo.name)
-    return tuple(names)
-
-
 def _units(host: Host, services: tuple[Service, ...]) -> dict[str, Unit]:
     """The units of systemd among the services, by the names in the configuration."""
     names = [service.name for service in services if not service.stop]

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from ..actions.native import ReturnNative, UnbindNative
 from ..claims.step import Step
 from ..machine import kernel, nodes
-from ..machine.gpu import Gpu, is_vfio, slot
+from ..machine.gpu import Gpu
 from ..machine.host import Host
+from ..machine.pci import is_vfio, slot
 from .handover import Handover
 
 NAME = "sound"

@@ -15,8 +15,9 @@ from ..actions.consoles import LeaveFramebuffers, QuietText, ShowConsoles
 from ..claims.step import Step
 from ..errors import HostError
 from ..machine import console
-from ..machine.gpu import VGA, Gpu
+from ..machine.gpu import Gpu
 from ..machine.host import Host
+from ..machine.pci import VGA
 from .handover import Handover
 
 NAME = "vgacon"

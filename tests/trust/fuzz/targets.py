@@ -29,7 +29,7 @@ from vfio_console_hook.config.settings import Config
 from vfio_console_hook.errors import HookError
 from vfio_console_hook.events import undo
 from vfio_console_hook.log import Log
-from vfio_console_hook.machine import gpu
+from vfio_console_hook.machine import pci
 from vfio_console_hook.machine.snapshot import unpack
 
 from . import tokens
@@ -157,7 +157,7 @@ def _claim_seeds() -> Iterator[bytes]:
         with tempfile.TemporaryDirectory() as directory:
             recordings.lay_out(name, Path(directory))
             host = FakeHost(directory)
-            vm = domain.parse(domain_xml(gpu.displays(host)[-1]))
+            vm = domain.parse(domain_xml(pci.displays(host)[-1]))
             with contextlib.suppress(HookError):
                 events.prepare(host, vm, Config(), Log(host, "win11", "error"))
             claim = host.read_bytes(f"{CLAIMS}/{UUID}")
@@ -202,7 +202,7 @@ _CLAIM = "\n".join(
 def _sysfs(directory: Path) -> Work:
     host = _machine(directory, "lab-efifb-6.12")
     root = directory / "lab-efifb-6.12"
-    vm = domain.parse(domain_xml(*gpu.displays(host)))
+    vm = domain.parse(domain_xml(*pci.displays(host)))
     _plan(host, vm)
     files = sorted(
         str(path.relative_to(root))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...claims import ownership
+from ...claims import in_use
 from ...claims.claim import Claim
 from ...claims.directory import Claims
 from ...errors import ClaimError
@@ -42,7 +42,7 @@ def _finding(system: System, claim: Claim) -> Finding:
     vm = system.vm(claim.uuid)
     if vm is not None and vm.live:
         return passed(f"{held}; the VM is running", of=title)
-    used = ownership.in_use(system.host, claim)
+    used = in_use.why_in_use(system.host, claim)
     if used:
         return passed(f"{held}; {used}", of=title)
     if system.libvirt_error:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ...machine import console, firmware, gpu, kernel
-from ...machine.gpu import VGA
+from ...machine import console, firmware, kernel, pci
 from ...machine.host import Host
+from ...machine.pci import VGA
 from .finding import PASS, WARN, Check, Finding, check, need_recorded, passed, warning
 from .system import System, driver_of
 
@@ -122,7 +122,7 @@ def _sysfb_init(system: System, word: str) -> Finding:
         return _no_effect(word, f"the kernel created {made[0]} nevertheless")
     removes = kernel.removes_consoles(host)
     for address in system.gpus():
-        if not (removes and gpu.display_class(host, address) == VGA):
+        if not (removes and pci.display_class(host, address) == VGA):
             text = (
                 f"keeps BOOTFB out of the memory of {address}, which this kernel could not free;"
                 " the host has no firmware console with it"
@@ -138,7 +138,7 @@ def _ids(host: Host, word: str, driver: str, value: str) -> Iterator[Finding]:
     if not matched and host.complete:
         yield _no_effect(word, "no device of this host has such an ID")
     for address in matched:
-        if gpu.display_class(host, address) is not None:
+        if pci.display_class(host, address) is not None:
             yield _reserved(host, word, driver, address)
 
 
@@ -153,7 +153,7 @@ def _id_of(host: Host, address: str) -> str:
 
 def _reserved(host: Host, word: str, driver: str, address: str) -> Finding:
     bound = driver_of(host, address)
-    if bound != driver and not gpu.is_vfio(host, address):
+    if bound != driver and not pci.is_vfio(host, address):
         state = f"is bound to {bound}" if bound else "has no driver"
         text = f"{driver} did not bind {address}, which {state}"
         advice = f"{_REMOVE}; or load {driver} earlier, with a softdep in /etc/modprobe.d"

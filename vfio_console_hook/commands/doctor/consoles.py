@@ -12,10 +12,11 @@ from ...errors import ConfigError, HookError, RefusedError
 from ...events.assignment import assignment_of
 from ...events.outlook import outlook
 from ...events.prepare import look_ahead
-from ...machine import console, gpu, kernel
+from ...machine import console, gpu, kernel, pci
 from ...machine.firmware import BOOTFB
-from ...machine.gpu import VGA, Gpu
+from ...machine.gpu import Gpu
 from ...machine.host import Host
+from ...machine.pci import VGA
 from .finding import (
     FAIL,
     WARN,
@@ -44,7 +45,7 @@ def console_removal(system: System) -> Iterator[Finding]:
     if not addresses:
         yield warning("this host has none")
     for address in addresses:
-        pci_class = gpu.display_class(host, address) or 0
+        pci_class = pci.display_class(host, address) or 0
         if not removes:
             text = "this kernel removes none itself; this hook does"
         elif pci_class != VGA:

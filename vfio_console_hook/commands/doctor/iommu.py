@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ...machine import gpu
+from ...machine import pci
 from ...machine.host import Host
 from .finding import (
     FAIL,
@@ -115,7 +115,7 @@ def _may_stay(host: Host, address: str, gpu_of_vm: Assignment) -> bool:
         pci_class is None  # in a snapshot, which does not have all devices
         or pci_class.startswith(_BRIDGE)
         or driver_of(host, address) in (None, "pci-stub", "pcieport")
-        or gpu.is_vfio(host, address)
+        or pci.is_vfio(host, address)
     )
 
 
@@ -126,7 +126,7 @@ def _with_drivers(host: Host, addresses: list[str]) -> str:
 
 def _how_to_separate(gpu_of_vm: Assignment, others: list[str]) -> str:
     name = gpu_of_vm.vm.name if gpu_of_vm.vm else "the VM"
-    if all(gpu.slot(one) == gpu.slot(gpu_of_vm.address) for one in others):
+    if all(pci.slot(one) == pci.slot(gpu_of_vm.address) for one in others):
         return (
             f"add {' and '.join(others)} of the same card to {name} too, each as"
             " <hostdev managed='yes'>"

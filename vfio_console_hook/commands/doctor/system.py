@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ... import domain
 from ...domain import Domain
 from ...errors import HookError
-from ...machine import gpu
+from ...machine import pci
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
 
@@ -62,8 +62,8 @@ class System:
         )
         return assigned or tuple(
             Assignment(address, None)
-            for address in gpu.displays(self.host)
-            if not gpu.is_virtual(self.host, address)
+            for address in pci.displays(self.host)
+            if not pci.is_virtual(self.host, address)
         )
 
     def gpus(self) -> tuple[str, ...]:
@@ -87,8 +87,8 @@ def gpus_among(host: Host, addresses: tuple[str, ...]) -> tuple[str, ...]:
         address
         for address in addresses
         if host.exists(f"sys/bus/pci/devices/{address}/class")
-        and gpu.display_class(host, address) is not None
-        and not gpu.is_virtual(host, address)
+        and pci.display_class(host, address) is not None
+        and not pci.is_virtual(host, address)
     )
 
 

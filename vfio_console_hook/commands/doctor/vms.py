@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from shlex import quote
 
 from ... import domain
-from ...claims import ownership
+from ...claims import in_use
 from ...config import load
 from ...domain import Domain, Hostdev
 from ...errors import HookError
@@ -98,7 +98,7 @@ def hot_plugged_gpus(system: System) -> Iterator[Finding]:
     for address, vm in plugged.items():
         text = "attached while the VM was running; libvirt does not call the hook then"
         yield warning(text, _BY_HAND, of=f"{address} in VM {vm.name}")
-    for address in () if system.libvirt_error else ownership.unclaimed(host):
+    for address in () if system.libvirt_error else in_use.unclaimed(host):
         if address not in plugged:
             yield _unclaimed(system, address)
     if not plugged and not system.libvirt_error:

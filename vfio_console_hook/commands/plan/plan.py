@@ -22,7 +22,7 @@ from ...errors import HookError, RefusedError, StuckError
 from ...events import prepare, refusals
 from ...events.assignment import assignment_of
 from ...events.outlook import outlook
-from ...machine import console, gpu
+from ...machine import console, gpu, pci
 from ...machine.gpu import Gpu
 from ...machine.host import Host
 from ...machine.memory import Range
@@ -232,7 +232,7 @@ def _devices(host: Host, domain: Domain) -> tuple[Device, ...]:
     }
     found = []
     for hostdev in domain.hostdevs:
-        pci_class = gpu.pci_class_of(host, hostdev.address) or 0
+        pci_class = pci.pci_class_of(host, hostdev.address) or 0
         found.append(Device(hostdev, pci_class, gpus.get(hostdev.address)))
     return tuple(found)
 

@@ -17,9 +17,9 @@ from ...domain import Domain, Hostdev
 from ...errors import HookError, HostError
 from ...log import printable
 from ...machine import drivers, modules
-from ...machine.gpu import displays
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
+from ...machine.pci import displays
 from ...machine.snapshot import Entry
 from ..doctor.areas import AREAS
 from ..doctor.system import System

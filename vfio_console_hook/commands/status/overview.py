@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...actions.firmware import Rebind
-from ...claims import history, ownership
+from ...claims import history, in_use, ownership
 from ...claims.claim import Claim
 from ...claims.directory import Claims
 from ...claims.step import Step
@@ -164,7 +164,7 @@ def current(host: Host) -> Overview:
         claims=tuple(found),
         unreadable=tuple(unreadable),
         unseen=unseen,
-        unclaimed=() if unseen else ownership.unclaimed(host),
+        unclaimed=() if unseen else in_use.unclaimed(host),
         histories=histories(host),
         vtconsoles=console.vtconsoles(host),
         framebuffers=console.framebuffers(host),

@@ -1,0 +1,104 @@
+"""What AwaitClosed does: waits until the nodes of GPUs are closed, and ends who may be ended."""
+
+from __future__ import annotations
+
+from ..errors import HostError, RefusedError
+from ..machine import nodes
+from ..machine.gpu import gpus_among
+from ..machine.holders import Holder, Search, listed, pauses
+from ..machine.host import Host
+from . import holder_kill
+from .holders import AwaitClosed
+
+
+def close(host: Host, wait: AwaitClosed) -> str:
+    """Wait until no process that counts has the nodes open; a remark for the log, or "".
+
+    Raises RefusedError when one still has.
+    """
+    search = Search(host, wait.nodes or nodes.nodes_to_close(host, gpus_among(host, wait.gpus)))
+    found = _holders_left(host, wait, search)
+    held = _counted(wait, found)
+    ended = ""
+    if held and wait.terminate:
+        held, ended = _end(host, wait, search)
+    if held:
+        raise _refusal(host, wait, held, ended)
+    unknown = [one.name for one in found if one.unknown]
+    remark = f"could not inspect {listed(unknown)}" if unknown else ""
+    return "; ".join(filter(None, [ended, remark]))
+
+
+def refusal_for(host: Host, wait: AwaitClosed, found: list[Holder]) -> RefusedError | None:
+    """The refusal if these processes never close the nodes; None if the VM starts then."""
+    held = _counted(wait, found)
+    if wait.terminate:
+        held = _protected(host, wait, held)
+    return _refusal(host, wait, held, "") if held else None
+
+
+def _counted(wait: AwaitClosed, found: list[Holder]) -> list[Holder]:
+    """Those of the processes that keep the VM from starting."""
+    return [one for one in found if wait.strict or not one.unknown]
+
+
+def _holders_left(host: Host, wait: AwaitClosed, search: Search) -> list[Holder]:
+    """The processes that hold the nodes after wait_s, or as soon as none of them counts."""
+    found = search.holders()
+    ending_s = wait.grace_s + holder_kill.KILL_S if wait.terminate else 0.0
+    for pause_s in pauses(host, host.time_for(wait.wait_s, ending_s)):
+        held = [one.pid for one in _counted(wait, found)]
+        if not held:
+            break
+        _wait_for_an_end(host, held, pause_s)
+        # Looking at all processes takes a while: as long as one of these still holds
+        # a node, it does not matter which others do.
+        found = _counted(wait, search.among(held)) or search.holders()
+    return found
+
+
+def _end(host: Host, wait: AwaitClosed, search: Search) -> tuple[list[Holder], str]:
+    """End the holders if all may be ended; those that are left, and which were ended."""
+    held = _counted(wait, search.holders())
+    protected = _protected(host, wait, held)
+    if protected:
+        return protected, ""
+    grace_s = host.time_for(wait.grace_s, holder_kill.KILL_S)
+    ended = holder_kill.end(host, search, held, grace_s)
+    remark = f"ended {listed(one.name for one in ended)}" if ended else ""
+    return _counted(wait, search.holders()), remark
+
+
+def _protected(host: Host, wait: AwaitClosed, held: list[Holder]) -> list[Holder]:
+    return [one for one in held if not holder_kill.may_be_ended(host, one, wait.terminate)]
+
+
+def _refusal(host: Host, wait: AwaitClosed, held: list[Holder], ended: str) -> RefusedError:
+    # Only for a VM that is refused: it loads the reader of the configuration.
+    from . import holder_hint
+
+    be = "is" if len(wait.gpus) == 1 else "are"
+    if all(one.unknown for one in held):
+        be = "may be"
+    before = f" ({ended})" if ended else ""
+    return RefusedError(
+        f"{' and '.join(wait.gpus)} {be} in use by {listed(held)}{before}",
+        hint=holder_hint.hint(host, held),
+    )
+
+
+def _wait_for_an_end(host: Host, pids: list[int], timeout_s: float) -> None:
+    """Wait until one of the processes ends, at most timeout_s."""
+    handles: list[int] = []
+    try:
+        for pid in pids:
+            handle = host.open_process(pid)
+            if handle is None:
+                return  # it has ended already
+            handles.append(handle)
+        host.wait_for_end(handles, timeout_s)
+    except HostError:
+        host.wait_for_end((), timeout_s)
+    finally:
+        for handle in handles:
+            host.close_process(handle)

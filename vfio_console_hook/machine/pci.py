@@ -1,0 +1,72 @@
+"""PCI functions: their class and slot, and whether vfio has them."""
+
+from __future__ import annotations
+
+import re
+
+from ..errors import HostError
+from .host import Host
+
+_CLASS = re.compile("0x[0-9a-f]{6}")  # Linux drivers/pci/pci-sysfs.c, class_show
+_DISPLAY = 0x03
+VGA = 0x0300
+VFIO, VFIO_DIRECTORY = "vfio-pci", "vfio-dev"
+
+
+def no_device(address: str) -> HostError:
+    """The error for a PCI device that is not there."""
+    return HostError(f"no PCI device {address} on this machine", hint="compare with `lspci -D`")
+
+
+def display_class(host: Host, address: str) -> int | None:
+    """The class of a PCI device as 0xBBSS if it is a display controller, else None.
+
+    Raises HostError when there is no such device.
+    """
+    pci_class = pci_class_of(host, address)
+    if pci_class is None:
+        raise no_device(address)
+    return pci_class if pci_class >> 8 == _DISPLAY else None
+
+
+def pci_class_of(host: Host, address: str) -> int | None:
+    """The class of a PCI device as 0xBBSS, or None when there is no such device.
+
+    Raises HostError when it cannot be understood.
+    """
+    path = f"sys/bus/pci/devices/{address}/class"
+    text = host.read(path)
+    if text is None:
+        return None
+    if not _CLASS.fullmatch(text):
+        raise HostError.unclear(f"/{path}", text)
+    return int(text, 16) >> 8
+
+
+def displays(host: Host) -> tuple[str, ...]:
+    """The addresses of all PCI functions of display class. Raises HostError."""
+    return tuple(
+        address
+        for address in host.list("sys/bus/pci/devices")
+        if display_class(host, address) is not None
+    )
+
+
+def slot(address: str) -> str:
+    """The slot that a PCI function is in: its address without the function number."""
+    return address.rpartition(".")[0]
+
+
+def is_virtual(host: Host, address: str) -> bool:
+    """Whether the device is a virtual function (SR-IOV), which has no display."""
+    return host.exists(f"sys/bus/pci/devices/{address}/physfn")
+
+
+def is_vfio(host: Host, address: str) -> bool:
+    """Whether vfio-pci or one of its variants is bound to the device.
+
+    Source: libvirt looks for the vfio-dev directory too
+    (virPCIDeviceGetCurrentDriverNameAndType); kernels before 6.1 have none.
+    """
+    device = f"sys/bus/pci/devices/{address}"
+    return host.exists(f"{device}/{VFIO_DIRECTORY}") or host.link_name(f"{device}/driver") == VFIO
