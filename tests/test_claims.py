@@ -743,7 +743,7 @@ def test_what_the_kernel_hangs_in_is_what_was_begun_last(
     kept = claim.read_bytes().splitlines(keepends=True)
     claim.write_bytes(b"".join(kept[: len(kept) - cut]))
 
-    assert undo.asked_for(host, UUID) == line
+    assert undo.last_change(host, UUID) == line
 
 
 def test_a_hook_that_only_looks_hangs_in_nothing_that_was_asked_for(
@@ -754,7 +754,7 @@ def test_a_hook_that_only_looks_hangs_in_nothing_that_was_asked_for(
 
     events.start(host, UUID, Log(host, "win11"))
 
-    assert undo.asked_for(host, UUID) == ""
+    assert undo.last_change(host, UUID) == ""
 
 
 def test_what_a_killed_hook_left_running_is_killed_before_anything_is_undone(

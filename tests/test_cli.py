@@ -277,7 +277,7 @@ def test_recover_asks_libvirt_and_without_its_word_leaves_the_claim(
     assert (status, capsys.readouterr()) == (
         1,
         (
-            "win11: left alone, libvirt does not say whether it runs (--force if you know that"
+            "win11: skipped: libvirt does not answer (--force if you know that"
             " it is off)\nthe host's consoles: VGA+\n",
             "",
         ),
@@ -293,7 +293,7 @@ def test_recover_with_force_gives_back(machine: MachineFactory, capsys: Capture)
     status = run(host, "recover", "--force")
 
     assert (status, capsys.readouterr()) == (
-        0, ("win11: gave back 0000:01:00.0\nthe host's consoles: VGA+\n", ""),
+        0, ("win11: released 0000:01:00.0\nthe host's consoles: VGA+\n", ""),
     )  # fmt: skip
     assert (snapshot(host), Claims(host).uuids()) == (before, ())
 
@@ -312,7 +312,7 @@ def test_recover_never_touches_a_gpu_that_qemu_has_open(
     assert (status, capsys.readouterr()) == (
         0,
         (
-            "win11: left alone, 0000:01:00.0 is in use by qemu-system-x86 (4242) with /dev/vfio/1"
+            "win11: skipped: 0000:01:00.0 is in use by qemu-system-x86 (4242) with /dev/vfio/1"
             " open\nthe host's consoles: VGA+\n",
             "",
         ),
@@ -331,7 +331,7 @@ def test_recover_goes_on_after_a_claim_that_cannot_be_read(
 
     unread, *rest = capsys.readouterr().out.splitlines()
     assert (status, rest) == (
-        1, ["win11: gave back 0000:01:00.0", "the host's consoles: VGA+"],
+        1, ["win11: released 0000:01:00.0", "the host's consoles: VGA+"],
     )  # fmt: skip
     assert unread.startswith("00000000-0000-4000-8000-000000000000: cannot understand the claim ")
 
@@ -399,7 +399,7 @@ def test_a_gpu_taken_by_hand_and_given_back_leaves_the_host_as_it_was(
         "took 0000:01:00.0; release it with `vfio-console-hook give 0000:01:00.0`",
         "afterwards: the firmware console comes back on efi-framebuffer.0",
         "the host's consoles: dummy device",
-        "0000:01:00.0: gave back 0000:01:00.0",
+        "0000:01:00.0: released 0000:01:00.0",
         "the host's consoles: framebuffer console on fb0 (EFI VGA)",
     ]
     assert snapshot(host) == before
@@ -465,7 +465,7 @@ def test_what_was_taken_by_hand_is_not_handed_to_a_vm_and_not_recovered(
     )
     assert (status, capsys.readouterr().out.splitlines()[0]) == (
         0,
-        "0000:01:00.0: left alone, it was taken by hand (`vfio-console-hook give 0000:01:00.0`)",
+        "0000:01:00.0: skipped: it was taken by hand (`vfio-console-hook give 0000:01:00.0`)",
     )
     assert len(Claims(host).uuids()) == 1
 

@@ -74,18 +74,18 @@ def test_a_vm_that_libvirt_says_is_off_gives_back(machine: MachineFactory) -> No
 
     done = recover(host)
 
-    assert done == (True, [f"win11: gave back {GPU}"])
+    assert done == (True, [f"win11: released {GPU}"])
     assert host.link_name("sys/bus/platform/devices/efi-framebuffer.0/driver") == "efi-framebuffer"
 
 
 @pytest.mark.parametrize(
     ("running", "settled", "why"),
     [
-        (UUID, True, "libvirt says that it runs"),
+        (UUID, True, "running according to libvirt"),
         (
             None,
             False,
-            "libvirt does not say whether it runs (--force if you know that it is off)",
+            "libvirt does not answer (--force if you know that it is off)",
         ),
     ],
 )
@@ -97,7 +97,7 @@ def test_without_libvirts_word_nothing_is_given_back(
 
     done = recover(host)
 
-    assert done == (settled, [f"win11: left alone, {why}"])
+    assert done == (settled, [f"win11: skipped: {why}"])
     assert (snapshot(host), Claims(host).uuids()) == (before, (UUID,))
 
 
@@ -112,7 +112,7 @@ def test_a_gpu_that_somebody_has_open_is_left_alone_whatever_libvirt_says(
 
     assert done == (
         True,
-        [f"win11: left alone, {GPU} is in use by qemu-system-x86 (4242) with /dev/vfio/1 open"],
+        [f"win11: skipped: {GPU} is in use by qemu-system-x86 (4242) with /dev/vfio/1 open"],
     )
 
 
@@ -131,8 +131,8 @@ def test_a_hook_that_outlived_the_daemon_is_waited_for(machine: MachineFactory) 
     assert done == (
         True,
         [
-            "win11: waiting up to 10 s: its hook is at work (process 4100)",
-            f"win11: gave back {GPU}",
+            "win11: waiting up to 10 s: its hook is running (process 4100)",
+            f"win11: released {GPU}",
         ],
     )
 
@@ -146,7 +146,7 @@ def test_a_hook_that_goes_on_working_is_left_alone_and_that_is_no_success(
 
     done = recover(host, force=True)
 
-    assert done == (False, ["win11: left alone, its hook is at work (process 4100)"])
+    assert done == (False, ["win11: skipped: its hook is running (process 4100)"])
     assert Claims(host).uuids() == (UUID,)
 
 
@@ -169,7 +169,7 @@ def test_what_is_left_of_another_boot_needs_no_word_of_libvirts(machine: Machine
 
     done = recover(host)
 
-    assert done == (True, [f"win11: gave back {GPU}"])
+    assert done == (True, [f"win11: released {GPU}"])
     assert (snapshot(host), Claims(host).uuids()) == (before, ())
 
 
@@ -193,7 +193,7 @@ def test_what_a_killed_libvirtd_has_left_on_vfio_pci_is_the_hosts_again(
 
     done = recover(host)
 
-    assert done == (True, [f"win11: gave back {gpu}"])
+    assert done == (True, [f"win11: released {gpu}"])
     assert host.link_name(f"sys/bus/pci/devices/{gpu}/driver") == driver
     assert snapshot(host) == before
 
@@ -218,7 +218,7 @@ def test_a_gpu_that_does_not_come_off_vfio_pci_keeps_only_what_is_its_own(
     assert host.link_name(f"sys/bus/pci/devices/{stuck}/driver") == "vfio-pci"
     assert host.link_name(f"sys/bus/pci/devices/{other}/driver") == "nvidia"
 
-    assert recover(WithLibvirt(host.root)) == (True, [f"win11: gave back {stuck}, {other}"])
+    assert recover(WithLibvirt(host.root)) == (True, [f"win11: released {stuck}, {other}"])
     assert host.link_name(f"sys/bus/pci/devices/{stuck}/driver") == "nvidia"
 
 
@@ -241,7 +241,7 @@ def test_consoles_wait_for_the_framebuffer_that_did_not_come_back(
     host.refused = "nothing"
 
     assert moved == "1-63 1"
-    assert recover(host) == (True, [f"win11: gave back {GPU}"])
+    assert recover(host) == (True, [f"win11: released {GPU}"])
     assert snapshot(host) == before
 
 

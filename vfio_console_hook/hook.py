@@ -164,7 +164,7 @@ def _start_all_the_same(event: _Event, error: HookError, on_failure: str) -> Non
 
 
 def _with_line(event: _Event, error: StuckError) -> HookError:
-    line = undo.asked_for(event.host, event.uuid)
+    line = undo.last_change(event.host, event.uuid)
     return error.adding(f" since `{line}`" if line else "")
 
 

@@ -196,7 +196,7 @@ class Killed(Trial):
         self.let_go()
         answer = starting.wait(180)
         self.machine.run(f"touch {RUNS}")
-        self.result.notes.append(f"{name}: {recovering.wait(60).stdout.count('left alone')} times")
+        self.result.notes.append(f"{name}: {recovering.wait(60).stdout.count('skipped')} times")
         if self.demand(answer.ok, f"{name}: virsh start: {answer.stdout}"):
             time.sleep(5)
             self.check_running(name)

@@ -88,7 +88,7 @@ def tried(quick: bool, directory: Path) -> Iterator[tuple[str, str]]:
     shells = [shell for shell in SHELLS if shutil.which(shell[0])]
     for shell in shells:
         usual = _effects(shell, ENVIRONMENT, directory)
-        if "claims" not in usual or "gave it back" not in usual:
+        if "claims" not in usual or "released;" not in usual:
             yield f"{shell[0]}: nothing set", f"the hook did nothing: {usual[-300:]}"
         for name, changed in found.items():
             # What begins with BASH_ is for bash alone, and the others are for all.

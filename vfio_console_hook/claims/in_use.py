@@ -33,7 +33,7 @@ def why_in_use(host: Host, claim: Claim) -> str:
     open; between prepare and QEMU nothing shows that a VM is starting but its phase.
     """
     if at_work(host, claim):
-        return f"its hook is at work (process {claim.hook[0]})"
+        return f"its hook is running (process {claim.hook[0]})"
     for address in claim.gpus:
         held = vfio.users(host, address)
         if held:

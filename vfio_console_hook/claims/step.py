@@ -1,7 +1,7 @@
 """Steps: what is done to the machine, and how it is undone.
 
 A Step is a value: a stage yields it without touching anything, `plan` prints it,
-the claims writes it down, and only its actions change the machine.
+a claim stores it, and only its actions change the machine.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that a stage wants done, and its way back.
+    """One thing that a stage wants done, and its undo.
 
-    why is a clause for people. do is None where only the way back needs an
-    action. undo is None where nothing is to be undone; loses then says what the
-    person will not have any more, if anything.
+    why is a clause for people. do is None where only the undo is an action. undo is
+    None where there is nothing to undo; loses then says what the person will not get
+    back, if anything.
     """
 
     stage: str
@@ -82,7 +82,7 @@ _LONGEST_S = 600
 
 
 def fits(annotation: str, value: object) -> bool:
-    """Whether a value of the claim is what the field of an action, as annotated, may hold."""
+    """Whether a value in a claim fits the annotation of an action's field."""
     if annotation == "str":
         return isinstance(value, str)
     if annotation == "bool":
@@ -101,7 +101,7 @@ def fits(annotation: str, value: object) -> bool:
 
 
 def _stays_inside(value: object) -> bool:
-    """Whether no text in it leads out of the directory that an action looks for it in."""
+    """Whether no text in the value leads out of the directory that an action joins it to."""
     texts = value if isinstance(value, tuple) else (value,)
     return not any(
         isinstance(one, str) and ("\0" in one or ".." in one.split("/")) for one in texts

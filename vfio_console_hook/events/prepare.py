@@ -61,7 +61,7 @@ def prepare_within(
     try:
         prepare(host, assignment, config, log, deadline.run_but_spare)
     except CutOffError as error:
-        line = undo.asked_for(host, assignment.uuid)
+        line = undo.last_change(host, assignment.uuid)
         cut_off = error.adding(f", at `{line}`" if line else "")
         try:
             claim = ownership.acquire(host, assignment.uuid, "release")

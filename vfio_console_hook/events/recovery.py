@@ -1,4 +1,4 @@
-"""Giving back what VMs hold that do not run: after libvirtd or a hook was killed.
+"""Releasing GPUs still claimed by VMs that are not running: libvirtd or a hook was killed.
 
 Only libvirt's word counts for a VM, never a guess from processes: between prepare
 and the start of QEMU nothing else shows that one is starting.
@@ -23,25 +23,25 @@ _ANSWER_S = 10.0
 _PAUSE_S = 0.5
 
 
-def recover(host: Host, tell: Callable[[str], None], *, force: bool, wait_s: float) -> bool:
-    """Give back what can be; whether all of it was given back or is rightly held.
+def recover(host: Host, report: Callable[[str], None], *, force: bool, wait_s: float) -> bool:
+    """Release what can be; whether all of it was released, or is rightly held.
 
     A hook that is still at work, and a libvirt that does not answer, are waited for
-    up to wait_s. force: libvirt is not asked. What becomes of each VM goes to tell.
+    up to wait_s. force: libvirt is not asked. report gets a line for each VM.
     """
     deadline = time.monotonic() + wait_s
     settled = True
     for uuid in Claims(host).uuids():
         try:
-            settled &= _settle(host, uuid, tell, force, deadline)
+            settled &= _settle(host, uuid, report, force, deadline)
         except HookError as error:
-            tell(f"{uuid}: {error}")
+            report(f"{uuid}: {error}")
             settled = False
-    _tidy(host, tell)
+    _tidy(host, report)
     return settled
 
 
-def _tidy(host: Host, tell: Callable[[str], None]) -> None:
+def _tidy(host: Host, report: Callable[[str], None]) -> None:
     claims = Claims(host)
     if not host.exists(CLAIMS):
         return
@@ -49,38 +49,38 @@ def _tidy(host: Host, tell: Callable[[str], None]) -> None:
         with claims.lock():
             claims.tidy()
     except HookError as error:
-        tell(str(error))
+        report(str(error))
 
 
 def _settle(
-    host: Host, uuid: str, tell: Callable[[str], None], force: bool, deadline: float
+    host: Host, uuid: str, report: Callable[[str], None], force: bool, deadline: float
 ) -> bool:
     waiting = False
     while True:
         claim = Claims(host).find(uuid)
         if claim is None:
-            tell(f"{uuid}: gave it back itself meanwhile")
+            report(f"{uuid}: released in the meantime")
             return True
         why, final = _why_not(host, claim, force)
         if not why:
-            tell(give_back(host, claim))
+            report(give_back(host, claim))
             return True
         if final or time.monotonic() >= deadline:
-            tell(f"{claim.name}: left alone, {why}")
+            report(f"{claim.name}: skipped: {why}")
             return final
         if not waiting:
             left_s = max(deadline - time.monotonic(), 0)
-            tell(f"{claim.name}: waiting up to {left_s:.0f} s: {why}")
+            report(f"{claim.name}: waiting up to {left_s:.0f} s: {why}")
         waiting = True
         time.sleep(_PAUSE_S)
 
 
 def _why_not(host: Host, claim: Claim, force: bool) -> tuple[str, bool]:
-    """Why a claim must be left alone, "" when it need not; and whether that will stay so."""
+    """Why a claim must not be released, "" if it may; and whether that will stay so."""
     if claim.boot != host.boot_id:
         return "", True
     if ownership.at_work(host, claim):
-        return f"its hook is at work (process {claim.hook[0]})", False
+        return f"its hook is running (process {claim.hook[0]})", False
     used = in_use.why_in_use(host, claim)
     if used:
         return used, True
@@ -90,12 +90,12 @@ def _why_not(host: Host, claim: Claim, force: bool) -> tuple[str, bool]:
         return "", True
     running = _running(host)
     if running is None:
-        return "libvirt does not say whether it runs (--force if you know that it is off)", False
-    return ("libvirt says that it runs" if claim.uuid in running else ""), True
+        return "libvirt does not answer (--force if you know that it is off)", False
+    return ("running according to libvirt" if claim.uuid in running else ""), True
 
 
 def _running(host: Host) -> list[str] | None:
-    """The uuids of all VMs that run, by libvirt's word; None when it does not answer."""
+    """The uuids of all VMs that are running according to libvirt; None if it does not answer."""
     virsh = ("/usr/bin/virsh", "-c", "qemu:///system", "-r")
     try:
         return host.run(*virsh, "list", "--uuid", timeout_s=_ANSWER_S).split()
@@ -104,7 +104,7 @@ def _running(host: Host) -> list[str] | None:
 
 
 def give_back(host: Host, claim: Claim, log: Log | None = None) -> str:
-    """Give back what a claim holds; a line that says so. Raises HookError."""
+    """Release what a claim holds, and return a line that says so. Raises HookError."""
     run = worker.Deadline(host, claim.timeout_s).run
     log = log or Log(host, claim.name, claim.log_level)
     began = time.monotonic()
@@ -116,7 +116,7 @@ def give_back(host: Host, claim: Claim, log: Log | None = None) -> str:
         _remember(host, claim, began, error)
         raise
     _remember(host, claim, began)
-    return f"{claim.name}: gave back {', '.join(claim.gpus)}"
+    return f"{claim.name}: released {', '.join(claim.gpus)}"
 
 
 def _remember(host: Host, claim: Claim, began: float, error: HookError | None = None) -> None:

@@ -26,6 +26,6 @@ def release(claim: Claim, log: Log, run: Supervisor = call) -> None:
     def work() -> None:
         with claim.work():
             undo(claim, log)
-        log.info(f"gave it back; the host's consoles: {console.current_display(host)}")
+        log.info(f"released; the host's consoles: {console.current_display(host)}")
 
     run(work)

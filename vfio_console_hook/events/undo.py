@@ -21,7 +21,7 @@ def undo(claim: Claim, log: Log) -> None:
     """
     host = claim.host
     undone: list[str] = []
-    # By GPU, those that could not be taken off vfio-pci: what is theirs waits with them.
+    # The GPUs that could not be taken off vfio-pci, and why; their steps stay as well.
     kept: dict[str, str] = {}
     failed: list[str] = []
     try:
@@ -79,7 +79,7 @@ def _reattach(host: Host, claim: Claim, undone: list[str], log: Log) -> dict[str
         if held:
             log.warning(f"{address} stays on vfio-pci: {holders.listed(held)}")
             continue
-        failure = _give_back(host, UnbindVfio(address), "release", undone, log)
+        failure = _take_undo(host, UnbindVfio(address), "release", undone, log)
         if failure:
             kept[address] = failure
     return kept
@@ -91,14 +91,14 @@ def _undo_step(host: Host, step: Step, undone: list[str], log: Log) -> str:
     Raises LostError when it cannot be undone any more.
     """
     if step.undo is not None:
-        return _give_back(host, step.undo, step.stage, undone, log)
+        return _take_undo(host, step.undo, step.stage, undone, log)
     if step.loses:
         log.warning(step.loses)
     return ""
 
 
-def _give_back(host: Host, action: Action, stage: str, undone: list[str], log: Log) -> str:
-    """Do what gives something back, for a stage; the rest as _undo_step."""
+def _take_undo(host: Host, action: Action, stage: str, undone: list[str], log: Log) -> str:
+    """Take the undo of a step of a stage; otherwise as _undo_step."""
     shell = action.shell()
     try:
         action.apply(host)
@@ -112,17 +112,17 @@ def _give_back(host: Host, action: Action, stage: str, undone: list[str], log: L
     return ""
 
 
-def asked_for(host: Host, uuid: str) -> str:
-    """The shell line of what was asked of the kernel last for a VM; "" when nothing is known."""
+def last_change(host: Host, uuid: str) -> str:
+    """The shell line of the last change that a VM's hook began; "" when none is known."""
     try:
         claim = Claims(host).find(uuid)
     except HookError:
         return ""
-    # Only these ask for something: start and started look.
+    # start and started change nothing.
     if claim is None or claim.phase not in ("prepare", "release"):
         return ""
     for number, step in claim.open_steps:
-        # What was begun and is not done is what it hangs in, whatever came after it.
+        # A change that was begun and is not done is the one that hangs.
         action = step.undo if number in claim.done else step.do
         if action is not None:
             return action.shell()

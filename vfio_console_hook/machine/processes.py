@@ -52,7 +52,7 @@ def pid_of(text: str) -> int | None:
 
 
 def this(host: Host) -> tuple[int, int]:
-    """This process as (pid, start in ticks since boot); 0 ticks on a recorded machine."""
+    """This process as (pid, start in ticks since boot); 0 ticks in a snapshot."""
     process = find(host, os.getpid())
     return os.getpid(), process.started if process else 0
 

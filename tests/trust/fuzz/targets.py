@@ -141,7 +141,7 @@ def _claim(directory: Path) -> Work:
                 found = held.current(host)
                 command.status_text(found, Terminal())
                 held.to_json(found)
-                undo.asked_for(host, UUID)
+                undo.last_change(host, UUID)
                 events.release(host, UUID, log)
         finally:
             for path in claims.iterdir():
