@@ -137,5 +137,5 @@ def as_planned(state: State, life: Life, made: plan.Plan | HostError, called: Ca
     if not expected and held is not None:
         raise Violation(f"{said}, and prepare left a claim")
     # plan adds what would help, as there is still time for it.
-    if called.status and made.reason.partition("; it starts")[0] not in called.err:
+    if called.status and made.reason.partition("; the VM starts")[0] not in called.err:
         raise Violation(f"{said}, and prepare said {called.err}")
