@@ -2,7 +2,7 @@
 
 No file is needed. All mistakes are reported at once, with file, line and column, and with
 any mistake nothing is begun: half a configuration is not what the administrator wrote.
-settings.KEYS lists what can be set.
+settings.Config has what can be set.
 """
 
 from __future__ import annotations

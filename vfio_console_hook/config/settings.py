@@ -1,30 +1,14 @@
-"""All settings, in KEYS, and Config: their values for one VM."""
+"""Config: the settings for one VM; KEYS: what is known of each setting."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
     from typing import Any
-
-
-@dataclass(frozen=True)
-class Key:
-    """One setting.
-
-    name is as in the file, "group.key" inside a group. wanted describes the good values.
-    read turns the value of the file into that of Config, or returns None for a bad one. doc
-    is one line for people.
-    """
-
-    name: str
-    wanted: str
-    read: Callable[[object], Any]
-    default: Any
-    doc: str
 
 
 def _boolean() -> tuple[str, Callable[[object], bool | None]]:
@@ -59,7 +43,9 @@ def _number(low: int, high: int) -> tuple[str, Callable[[object], float | None]]
     return (
         f"a number from {low} to {high}",
         lambda value: (
-            float(value) if type(value) in (int, float) and low <= value <= high else None
+            float(value)
+            if type(value) in (int, float) and low <= value <= high
+            else None
         ),
     )
 
@@ -77,7 +63,9 @@ def _console_place() -> tuple[str, Callable[[object], str | None]]:
 
 def _names() -> tuple[str, Callable[[object], tuple[str, ...] | None]]:
     def read(value: object) -> tuple[str, ...] | None:
-        if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
+        if not isinstance(value, list) or not all(
+            isinstance(one, str) and one for one in value
+        ):
             return None
         return tuple(value)
 
@@ -112,13 +100,17 @@ def _services() -> tuple[str, Callable[[object], tuple[Service, ...] | None]]:
 def _service(value: object) -> Service | None:
     if isinstance(value, str) and _UNIT.fullmatch(value):
         return Service(value)
-    if not isinstance(value, tuple) or any(not isinstance(one.value, str) for one in value):
+    if not isinstance(value, tuple) or any(
+        not isinstance(one.value, str) for one in value
+    ):
         return None
     texts = {entry.key: entry.value for entry in value}
     if len(texts) != len(value) or set(texts) != {"name", "active", "stop", "start"}:
         return None
     commands = {key: tuple(texts[key].split()) for key in ("active", "stop", "start")}
-    if not texts["name"] or any(not words or words[0][0] != "/" for words in commands.values()):
+    if not texts["name"] or any(
+        not words or words[0][0] != "/" for words in commands.values()
+    ):
         return None
     return Service(texts["name"], **commands)
 
@@ -128,121 +120,91 @@ _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 # The characters of unit names (systemd.unit(5)); no "-" in front, which would be an option.
 _UNIT = re.compile(r"[A-Za-z0-9:_.@\\][A-Za-z0-9:_.@\\-]{0,254}")
 
-KEYS = (
-    Key(
-        "enabled",
-        *_boolean(),
-        True,
-        "Whether anything is done for the VM; false leaves its GPUs to libvirt alone.",
-    ),
-    Key(
-        "stages",
-        *_some_of(*CONSOLE_STAGES),
-        CONSOLE_STAGES,
-        "The console drivers that are taken off a GPU; they always run in this order.",
-    ),
-    Key(
-        "bootfb",
-        *_one_of("refuse", "native", "rescan"),
-        "refuse",
-        "What to do when the kernel does not free the memory of simple-framebuffer.0 (BOOTFB).",
-    ),
-    Key(
-        "keep_console",
-        *_console_place(),
-        "auto",
-        "Whether the host's consoles move to the framebuffer of another GPU that stays.",
-    ),
-    Key(
-        "host_driver",
-        *_one_of("leave", "load"),
-        "leave",
-        "Whether to load the driver of a host GPU whose firmware console vfio-pci would remove.",
-    ),
-    Key(
-        "apu",
-        *_one_of("refuse", "allow"),
-        "refuse",
-        "Whether a GPU that is part of an AMD processor may be taken off its driver.",
-    ),
-    Key(
-        "services",
-        *_services(),
-        (),
-        "What is stopped, if it runs, before the GPU is taken, and started again afterwards.",
-    ),
-    Key(
-        "holders.wait_s",
-        *_number(0, 600),
-        5.0,
-        "How many seconds to wait for processes that have the GPU open.",
-    ),
-    Key(
-        "holders.terminate",
-        *_names(),
-        (),
-        "Processes, by name or unit, that are ended if they have the GPU open after that.",
-    ),
-    Key(
-        "holders.grace_s",
-        *_number(0, 60),
-        5.0,
-        "How many seconds a process gets between SIGTERM and SIGKILL.",
-    ),
-    Key(
-        "on_failure",
-        *_one_of("abort", "start"),
-        "abort",
-        "What happens to the VM when its GPUs cannot be freed.",
-    ),
-    Key(
-        "timeout_s",
-        *_whole_number(1, 600),
-        60,
-        "How many seconds one event may take before it is given up.",
-    ),
-    Key(
-        "log_level",
-        *_one_of("debug", "info", "warning", "error"),
-        "info",
-        "The least important lines that are written to the log.",
-    ),
-)
 
-BY_NAME = {key.name: key for key in KEYS}
-"""KEYS by their names."""
-GROUPS = {name.partition(".")[0] for name in BY_NAME if "." in name}
-"""The parts of those names before the "."."""
-
-
-def _default(name: str) -> Any:
-    return BY_NAME[name].default
+def _setting(
+    kind: tuple[str, Callable[[object], Any]], default: object, doc: str
+) -> Any:
+    """A field of Config: the good values and their reader, the default, one line for people."""
+    wanted, read = kind
+    return field(default=default, metadata={"wanted": wanted, "read": read, "doc": doc})
 
 
 @dataclass(frozen=True)
 class Holders:
     """The group "holders": what is done about processes that hold a GPU."""
 
-    wait_s: float = _default("holders.wait_s")
-    terminate: tuple[str, ...] = _default("holders.terminate")
-    grace_s: float = _default("holders.grace_s")
+    wait_s: float = _setting(
+        _number(0, 600),
+        5.0,
+        "How many seconds to wait for processes that have the GPU open.",
+    )
+    terminate: tuple[str, ...] = _setting(
+        _names(),
+        (),
+        "Processes, by name or unit, that are ended if they have the GPU open after that.",
+    )
+    grace_s: float = _setting(
+        _number(0, 60),
+        5.0,
+        "How many seconds a process gets between SIGTERM and SIGKILL.",
+    )
 
 
 @dataclass(frozen=True)
 class Config:
     """The settings for one VM; Config() has the defaults."""
 
-    enabled: bool = _default("enabled")
-    stages: tuple[str, ...] = _default("stages")
-    bootfb: str = _default("bootfb")
-    keep_console: str = _default("keep_console")
-    host_driver: str = _default("host_driver")
-    apu: str = _default("apu")
-    services: tuple[Service, ...] = _default("services")
+    enabled: bool = _setting(
+        _boolean(),
+        True,
+        "Whether anything is done for the VM; false leaves its GPUs to libvirt alone.",
+    )
+    stages: tuple[str, ...] = _setting(
+        _some_of(*CONSOLE_STAGES),
+        CONSOLE_STAGES,
+        "The console drivers that are taken off a GPU; they always run in this order.",
+    )
+    bootfb: str = _setting(
+        _one_of("refuse", "native", "rescan"),
+        "refuse",
+        "What to do when the kernel does not free the memory of simple-framebuffer.0 (BOOTFB).",
+    )
+    keep_console: str = _setting(
+        _console_place(),
+        "auto",
+        "Whether the host's consoles move to the framebuffer of another GPU that stays.",
+    )
+    host_driver: str = _setting(
+        _one_of("leave", "load"),
+        "leave",
+        "Whether to load the driver of a host GPU whose firmware console vfio-pci would remove.",
+    )
+    apu: str = _setting(
+        _one_of("refuse", "allow"),
+        "refuse",
+        "Whether a GPU that is part of an AMD processor may be taken off its driver.",
+    )
+    services: tuple[Service, ...] = _setting(
+        _services(),
+        (),
+        "What is stopped, if it runs, before the GPU is taken, and started again afterwards.",
+    )
     holders: Holders = Holders()
-    on_failure: str = _default("on_failure")
-    timeout_s: int = _default("timeout_s")
-    log_level: str = _default("log_level")
+    on_failure: str = _setting(
+        _one_of("abort", "start"),
+        "abort",
+        "What happens to the VM when its GPUs cannot be freed.",
+    )
+    timeout_s: int = _setting(
+        _whole_number(1, 600),
+        60,
+        "How many seconds one event may take before it is given up.",
+    )
+    log_level: str = _setting(
+        _one_of("debug", "info", "warning", "error"),
+        "info",
+        "The least important lines that are written to the log.",
+    )
 
     def within_timeout(self) -> Config:
         """The same, but with waits limited so that the rest of an event has time.
@@ -256,3 +218,34 @@ class Config:
             grace_s=min(self.holders.grace_s, self.timeout_s / 10),
         )
         return replace(self, holders=holders)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One setting.
+
+    name is as in the file, "group.key" inside a group. wanted describes the good values.
+    read turns the value of the file into that of Config, or returns None for a bad one. doc
+    is one line for people.
+    """
+
+    name: str
+    wanted: str
+    read: Callable[[object], Any]
+    default: Any
+    doc: str
+
+
+def _keys(settings: Any, group: str = "") -> Iterator[Key]:
+    for one in fields(settings):
+        if is_dataclass(one.default):
+            yield from _keys(one.default, f"{one.name}.")
+        else:
+            yield Key(group + one.name, default=one.default, **one.metadata)
+
+
+KEYS = tuple(_keys(Config))
+BY_NAME = {key.name: key for key in KEYS}
+"""KEYS by their names."""
+GROUPS = {name.partition(".")[0] for name in BY_NAME if "." in name}
+"""The parts of those names before the "."."""
