@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 # The tags inside of a tag that are read. "driver" is for snapshot/domain_outline.py.
-_READ: dict[str, tuple[str, ...]] = {
+READ: dict[str, tuple[str, ...]] = {
     "domain": ("name", "uuid", "devices", f"{_QEMU}commandline"),
     "devices": ("hostdev",),
     "hostdev": ("source", "address", "driver"),
@@ -96,7 +96,7 @@ def hostdev_addresses(xml: bytes) -> tuple[str, ...]:
 
 
 def tree(xml: bytes) -> _Element:
-    """The root element of a domain XML, with at least what is in _READ. Raises DomainError."""
+    """The root element of a domain XML, with at least what is in READ. Raises DomainError."""
     try:
         from lxml import etree  # takes 6 ms to load, so only when there is XML to read
     except ImportError as error:
@@ -116,7 +116,7 @@ def tree(xml: bytes) -> _Element:
         if len(xml) > _LARGE:
             from . import largexml  # metadata of that size are rare
 
-            return largexml.pruned_tree(xml, _READ, options, _check_root)
+            return largexml.pruned_tree(xml, READ, options, _check_root)
         root = etree.fromstring(xml, etree.XMLParser(**options))
     except etree.XMLSyntaxError as error:
         reason = " ".join(str(error.msg or "empty document").split())
@@ -185,10 +185,10 @@ def _from_devices(devices: _Element) -> Iterator[Hostdev]:
         address = element.find("source/address")
         if address is None:
             raise DomainError(
-                f"no <source> address in the <hostdev> in line {_line(element)} of the domain XML"
+                f"no <source> address in the <hostdev> in line {line_of(element)} of the domain XML"
             )
         managed = element.get("managed") == "yes"
-        yield Hostdev(_source_address(address), managed, "hostdev", _line(element))
+        yield Hostdev(_source_address(address), managed, "hostdev", line_of(element))
 
 
 def _source_address(address: _Element) -> str:
@@ -200,7 +200,7 @@ def _source_address(address: _Element) -> str:
     if (domain or bus or slot) and (bus > 0xFF or slot > 0x1F or function > 7):
         raise DomainError(
             f"no PCI device can have the address {_address(domain, bus, slot, function)}"
-            f" in line {_line(address)} of the domain XML"
+            f" in line {line_of(address)} of the domain XML"
         )
     return _address(domain, bus, slot, function)
 
@@ -219,7 +219,7 @@ def _number(address: _Element, name: str) -> int:
             return number
     raise DomainError(
         f"not a number that libvirt accepts: {name}='{text[:50]}'"
-        f" in line {_line(address)} of the domain XML"
+        f" in line {line_of(address)} of the domain XML"
     )
 
 
@@ -227,7 +227,8 @@ def _address(domain: int, bus: int, slot: int, function: int) -> str:
     return f"{domain:04x}:{bus:02x}:{slot:02x}.{function}"
 
 
-def _line(element: Any) -> int:
+def line_of(element: Any) -> int:
+    """The line of an element, 0 if it is not known."""
     # Any, because lxml-stubs lacks its type.
     return element.sourceline or 0
 
@@ -242,9 +243,9 @@ def _from_command_line(command_line: _Element) -> Iterator[Hostdev]:
             option, argument = word, ""
         else:
             argument = word.partition("=")[2] if word.startswith(("-device=", "--device=")) else ""
-        address = _vfio_address(argument, _line(element)) if "vfio-pci" in argument else None
+        address = _vfio_address(argument, line_of(element)) if "vfio-pci" in argument else None
         if address is not None:
-            yield Hostdev(address, False, "qemu:commandline", _line(element))
+            yield Hostdev(address, False, "qemu:commandline", line_of(element))
 
 
 def _vfio_address(argument: str, line: int) -> str | None:

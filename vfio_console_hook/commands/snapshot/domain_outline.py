@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
 from ... import domain
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from lxml.etree import _Element
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+_ROOT = "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
 _OPTIONS = "driver|host|sysfsdev"
-_KEPT = ("source", "address", "driver")
 UNREADABLE = "<domain><!-- it could not be read --></domain>\n"
 
 
@@ -30,75 +30,47 @@ def outline(xml: str, named: Callable[[str], str]) -> str:
         root = domain.tree(xml.encode("utf-8", "surrogateescape"))
     except DomainError:
         return UNREADABLE
-    text = "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
-    closed = ""
-    for line, part, inside in _parts(root, named):
-        text += f"</{closed}>" if closed not in ("", inside) else ""
-        text += "\n" * max(line - 1 - text.count("\n"), 0)
-        text += f"<{inside}>" if inside not in ("", closed) else ""
-        closed = inside
-        text += part
-    return f"{text}{f'</{closed}>' if closed else ''}</domain>\n"
+    text = _ROOT
+    for line, part in _parts(root, named):
+        text += "\n" * max(line - 1 - text.count("\n"), 0) + part
+    return f"{text}\n"
 
 
-def _parts(root: _Element, named: Callable[[str], str]) -> Iterator[tuple[int, str, str]]:
-    """(line, text, enclosing element) of what is kept, in order."""
-    for child in root:
-        line = _line(child)
-        if child.tag == "name":
-            yield line, f"<name>{escape(named(child.text or ''))}</name>", ""
-        elif child.tag == "uuid":
-            yield line, f"<uuid>{escape((child.text or '').strip())}</uuid>", ""
-        elif child.tag == "devices":
-            for one in child.iterfind("hostdev"):
-                if one.get("type") == "pci":
-                    yield _line(one), _hostdev(one), "devices"
-        elif child.tag == f"{_QEMU}commandline":
-            yield from _arguments(child)
-
-
-def _hostdev(element: _Element) -> str:
-    """The element with its addresses only, without names, files and boot orders."""
-    line = _line(element)
-    text = _opened(element)
+def _parts(element: _Element, named: Callable[[str], str]) -> Iterator[tuple[int, str]]:
+    """(line, text) of what is kept inside of an element, and of its end."""
     for child in element:
-        if child.tag in _KEPT:
-            text += "\n" * max(_line(child) - line - text.count("\n"), 0)
-            text += _opened(child)
-            for below in child.iterfind("address"):
-                text += "\n" * max(_line(below) - line - text.count("\n"), 0)
-                text += f"{_opened(below)}</{below.tag}>"
-            text += f"</{child.tag}>"
-    return f"{text}</{element.tag}>"
-
-
-def _opened(element: _Element) -> str:
-    pairs = ((str(key), str(value)) for key, value in element.attrib.items())
-    attributes = "".join(f" {key}={quoteattr(value)}" for key, value in pairs)
-    return f"<{element.tag}{attributes}>"
-
-
-def _line(element: Any) -> int:
-    # Any, because lxml-stubs does not know the type of it.
-    return element.sourceline or 0
-
-
-def _arguments(command_line: _Element) -> Iterator[tuple[int, str, str]]:
-    """The arguments that assign a PCI device, with the -device before them."""
-    elements = list(command_line.iterfind(f"{_QEMU}arg"))
-    for number, element in enumerate(elements):
-        value = element.get("value", "")
-        before = elements[number - 1] if number else None
-        if "vfio-pci" not in value:
+        tag = str(child.tag)
+        # Of a hostdev, no names, files and boot orders.
+        if tag not in domain.READ.get(str(element.tag), ()) or (
+            tag == "hostdev" and child.get("type") != "pci"
+        ):
             continue
-        if before is not None and before.get("value") in ("-device", "--device"):
-            yield _line(before), "<qemu:arg value='-device'/>", "qemu:commandline"
-        line, shown = _line(element), quoteattr(_device(value))
-        yield line, f"<qemu:arg value={shown}/>", "qemu:commandline"
+        yield domain.line_of(child), _opened(child, named)
+        yield from _parts(child, named)
+    yield 0, f"</{_prefixed(element)}>"
 
 
-def _device(value: str) -> str:
-    """The argument of a -device, reduced to its driver and its address."""
+def _opened(element: _Element, named: Callable[[str], str]) -> str:
+    """The start of an element, and its text if it is a name or uuid."""
+    attributes = {str(key): str(value) for key, value in element.attrib.items()}
+    if "value" in attributes:
+        attributes["value"] = _argument(attributes["value"])
+    pairs = "".join(f" {key}={quoteattr(value)}" for key, value in attributes.items())
+    text = (element.text or "").strip() if element.tag == "uuid" else ""
+    text = named(element.text or "") if element.tag == "name" else text
+    return f"<{_prefixed(element)}{pairs}>{escape(text)}"
+
+
+def _prefixed(element: _Element) -> str:
+    return str(element.tag).replace(_QEMU, "qemu:")
+
+
+def _argument(value: str) -> str:
+    """An argument of QEMU: of that of a -device with vfio-pci, its driver and its address."""
+    if value in ("-device", "--device"):
+        return value
+    if "vfio-pci" not in value:
+        return ""
     if "{" in value:
         pairs = re.findall(rf"""(["'])({_OPTIONS})\1\s*:\s*(["'])(.*?)\3""", value)
         return json.dumps({key: text for _, key, _, text in pairs})
