@@ -7,6 +7,7 @@ for the snapshot. Serial numbers, names and addresses of people are left out.
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -40,8 +41,9 @@ _PLAIN_FILES = (
     "proc/sys/kernel/random/boot_id", "sys/kernel/security/lockdown",
     "sys/class/tty/tty0/active",
 )  # fmt: skip
-_VIRTIO = re.compile(r"virtio\d+")
-_FIRMWARE_DEVICE = re.compile(r"(?:.*-framebuffer|vga16fb|of-display)\.\d+")
+_DEVICE_LINKS = ("driver", "subsystem", "iommu_group", "physfn", "virtfn*")
+_CHILDREN = ("graphics", "drm", "vfio-dev")
+_FIRMWARE_DEVICE = re.compile(r".*/(?:[^/]*-framebuffer|vga16fb|of-display)\.\d+")
 # _text is in every table: it shows that the table can be read.
 SYMBOLS = (
     "_text",
@@ -185,27 +187,47 @@ def machine_text(host: Host) -> str:
 
 
 def _machine(host: TracingHost) -> Iterator[Entry]:
-    yield from _files(host, "", *_PLAIN_FILES)
+    yield from _files(host, *_PLAIN_FILES)
     yield from _symbols(host)
-    yield from _screen_info(host)
-    drivers_seen: set[str] = set()
-    for bus in ("pci", "platform"):
-        for name in host.list(f"sys/bus/{bus}/devices"):
-            yield from _device(host, bus, name, drivers_seen)
-    yield from _doors(host, "sys/bus/pci", "drivers_probe", "rescan")
-    yield from _driver(host, "pci", "vfio-pci", drivers_seen)
+    # struct screen_info; the rest contains the command line.
+    yield from _first_bytes(host, "sys/kernel/boot_params/data")
+    folders = {"sys/bus/pci/drivers/vfio-pci": ""}
+    for bus, wanted in (("pci", _is_display_or_sound), ("platform", _is_firmware_device)):
+        for path in _matching(host, f"sys/bus/{bus}/devices/*"):
+            real = host.real(path)
+            if real is not None and wanted(host, path):
+                yield from _links(host, path)
+                yield from _device(host, real)
+                # A firmware device without a driver still needs bind, through which it comes back.
+                driver = (
+                    host.link_name(f"{real}/driver") or path.rpartition("/")[2].partition(".")[0]
+                )
+                folders[f"sys/bus/{bus}/drivers/{driver}"] = ""
+    yield from _doors(host, "sys/bus/pci/drivers_probe", "sys/bus/pci/rescan", "dev/kfd")
+    for folder in filter(host.exists, folders):
+        yield Entry("d", folder)
+        yield from _doors(host, f"{folder}/bind", f"{folder}/unbind")
+        yield from _links(host, f"{folder}/module")
     yield from _modules(host)
     yield from _nvidia(host)
     yield from _beside_apus(host)
     yield from _consoles(host)
-    yield from _other_nodes(host)
+    # The other nodes that processes may have open: the links lead to the GPU.
+    yield from _links(host, *(f"sys/class/{kind}/*" for kind in ("i2c-dev", "backlight", "sound")))
 
 
-def _files(host: Host, folder: str, *names: str) -> Iterator[Entry]:
+def _matching(host: Host, *patterns: str) -> Iterator[str]:
+    """The paths that match; the last part of a pattern may be one of fnmatch()."""
+    for folder, _, name in (pattern.rpartition("/") for pattern in patterns):
+        if "*" in name:
+            yield from (f"{folder}/{one}" for one in fnmatch.filter(host.list(folder), name))
+        else:
+            yield f"{folder}/{name}".lstrip("/")
+
+
+def _files(host: Host, *paths: str) -> Iterator[Entry]:
     """Those of the files that are there."""
-    for path in (f"{folder}/{name}".lstrip("/") for name in names):
-        if not host.exists(path):
-            continue
+    for path in filter(host.exists, paths):
         try:
             content = host.read_bytes(path) or b""
         except HostError:
@@ -218,15 +240,20 @@ def _files(host: Host, folder: str, *names: str) -> Iterator[Entry]:
             yield Entry("f", path, content)
 
 
-def _doors(host: Host, folder: str, *names: str) -> Iterator[Entry]:
+def _doors(host: Host, *paths: str) -> Iterator[Entry]:
     """Those of the files, which are only written to, that are there."""
-    paths = (f"{folder}/{name}" for name in names)
     return (Entry("f", path) for path in paths if host.exists(path))
 
 
-def _links(host: Host, folder: str, names: Iterable[str]) -> Iterator[Entry]:
-    """Those of the names that are links."""
-    for path in (f"{folder}/{name}" for name in names):
+def _first_bytes(host: Host, path: str) -> Iterator[Entry]:
+    """The first 64 bytes of a file that may have private data behind them."""
+    if host.exists(path):
+        yield Entry("f", path, host.peek(path, 0, 64))
+
+
+def _links(host: Host, *patterns: str) -> Iterator[Entry]:
+    """Those of the paths that are links."""
+    for path in _matching(host, *patterns):
         target = host.readlink(path)
         if target is not None:
             yield Entry("l", path, target.encode("utf-8", "surrogateescape"))
@@ -241,125 +268,82 @@ def _symbols(host: Host) -> Iterator[Entry]:
         yield text_file("proc/kallsyms", "\n".join(kept))
 
 
-def _screen_info(host: Host) -> Iterator[Entry]:
-    data = host.read_bytes("sys/kernel/boot_params/data")
-    if data is not None:
-        # struct screen_info is the first 64 bytes; the rest contains the command line.
-        yield Entry("f", "sys/kernel/boot_params/data", data[:64])
+def _is_display_or_sound(host: Host, path: str) -> bool:
+    return (host.read(f"{path}/class") or "").startswith(("0x03", "0x0403"))
 
 
-def _device(host: Host, bus: str, name: str, drivers_seen: set[str]) -> Iterator[Entry]:
-    if bus == "platform" and not _FIRMWARE_DEVICE.fullmatch(name):
-        return
-    if bus == "pci" and not _is_display_or_sound(host, name):
-        return
-    real = host.real(f"sys/bus/{bus}/devices/{name}")
-    if real is None:
-        return
-    yield from _links(host, f"sys/bus/{bus}/devices", [name])
+def _is_firmware_device(host: Host, path: str) -> bool:
+    return _FIRMWARE_DEVICE.fullmatch(path) is not None
+
+
+def _device(host: Host, real: str) -> Iterator[Entry]:
     yield Entry("d", real)
-    yield from _files(host, real, *_DEVICE_FILES)
-    yield from _doors(host, real, "remove")
-    if host.exists(f"{real}/config"):
-        # Only the standard header: capabilities can contain a serial number.
-        yield Entry("f", f"{real}/config", host.peek(f"{real}/config", 0, 64))
-    below = host.list(real)
-    functions = [one for one in below if one.startswith("virtfn")]
-    yield from _links(host, real, ("driver", "subsystem", "iommu_group", "physfn", *functions))
-    # A firmware device without a driver still needs bind, through which it comes back.
-    unbound = name.partition(".")[0] if bus == "platform" else ""
-    driver = host.link_name(f"{real}/driver") or unbound
-    yield from _driver(host, bus, driver, drivers_seen) if driver else ()
+    yield from _files(host, *(f"{real}/{name}" for name in _DEVICE_FILES))
+    yield from _doors(host, f"{real}/remove")
+    # Only the standard header: capabilities can contain a serial number.
+    yield from _first_bytes(host, f"{real}/config")
+    yield from _links(host, *(f"{real}/{name}" for name in _DEVICE_LINKS))
     # Up to Linux 5.10 or so the framebuffer of virtio-gpu is below virtioN, which is here.
-    for place in (real, *(f"{real}/{one}" for one in below if _VIRTIO.fullmatch(one))):
-        for kind in ("graphics", "drm", "vfio-dev"):
-            for child in host.list(f"{place}/{kind}"):
-                yield from _child(host, f"{place}/{kind}", child)
+    for place in (real, *_matching(host, f"{real}/virtio*")):
+        for child in _matching(host, *(f"{place}/{kind}/*" for kind in _CHILDREN)):
+            yield from _child(host, child)
 
 
-def _is_display_or_sound(host: Host, name: str) -> bool:
-    pci_class = host.read(f"sys/bus/pci/devices/{name}/class") or ""
-    return pci_class.startswith(("0x03", "0x0403"))
-
-
-def _child(host: Host, folder: str, name: str) -> Iterator[Entry]:
+def _child(host: Host, path: str) -> Iterator[Entry]:
     """A framebuffer, a card with its connectors, or a device of vfio."""
-    path = f"{folder}/{name}"
     if host.readlink(path) is not None:
-        yield from _links(host, folder, [name])  # drm/controlD64 is another name of drm/card0
+        yield from _links(host, path)  # drm/controlD64 is another name of drm/card0
         return
     yield Entry("d", path)
-    yield from _links(host, path, ["device"])
-    yield from _files(host, path, "name")
-    connectors = (one for one in host.list(path) if one.startswith(f"{name}-"))
-    yield from (Entry("d", f"{path}/{one}") for one in connectors)
-
-
-def _driver(host: Host, bus: str, driver: str, drivers_seen: set[str]) -> Iterator[Entry]:
-    folder = f"sys/bus/{bus}/drivers/{driver}"
-    if folder in drivers_seen or not host.exists(folder):
-        return
-    drivers_seen.add(folder)
-    yield Entry("d", folder)
-    yield from _doors(host, folder, "bind", "unbind")
-    yield from _links(host, folder, ["module"])
+    yield from _links(host, f"{path}/device")
+    yield from _files(host, f"{path}/name")
+    connectors = _matching(host, f"{path}/{path.rpartition('/')[2]}-*")
+    yield from (Entry("d", one) for one in connectors)
 
 
 def _modules(host: Host) -> Iterator[Entry]:
     """The modules of drivers that are unloaded rather than unbound, and their holders."""
-    driven = [(one, host.link_name(f"sys/bus/pci/devices/{one}/driver")) for one in displays(host)]
-    wanted = sorted(
-        {driver for _, driver in driven if driver and drivers.driver_named(driver).unload}
-    )
-    for module in (one for driver in wanted for one in modules.unload_order(host, driver)):
-        folder = f"sys/module/{module}"
-        yield from _files(host, folder, "initstate", "refcnt")
-        yield Entry("d", f"{folder}/holders")
-        yield from _links(host, f"{folder}/holders", host.list(f"{folder}/holders"))
+    driven = {host.link_name(f"sys/bus/pci/devices/{one}/driver") or "" for one in displays(host)}
+    for driver in sorted(one for one in driven if drivers.driver_named(one).unload):
+        for folder in (f"sys/module/{one}" for one in modules.unload_order(host, driver)):
+            yield from _files(host, f"{folder}/initstate", f"{folder}/refcnt")
+            yield Entry("d", f"{folder}/holders")
+            yield from _links(host, f"{folder}/holders/*")
 
 
 def _nvidia(host: Host) -> Iterator[Entry]:
     """The nodes of NVIDIA's own driver, and which of them belongs to which GPU."""
-    for name in (one for one in host.list("dev") if one.startswith("nvidia")):
-        below = host.list(f"dev/{name}")
-        yield from (Entry("f", f"dev/{name}/{one}".rstrip("/")) for one in below or ("",))
-    for address in host.list("proc/driver/nvidia/gpus"):
-        path = f"proc/driver/nvidia/gpus/{address}/information"
-        lines = (host.read(path) or "").splitlines()
-        yield from (text_file(path, line) for line in lines if line.startswith("Device Minor:"))
+    for path in _matching(host, "dev/nvidia*"):
+        yield from _doors(host, *(list(_matching(host, f"{path}/*")) or [path]))
+    for folder in _matching(host, "proc/driver/nvidia/gpus/*"):
+        lines = (host.read(f"{folder}/information") or "").splitlines()
+        for line in (one for one in lines if one.startswith("Device Minor:")):
+            yield text_file(f"{folder}/information", line)
 
 
 def _beside_apus(host: Host) -> Iterator[Entry]:
     """Vendor and class of the other functions in the slot of the GPU of an AMD processor."""
-    found: dict[str, None] = {}
-    for address in displays(host):
-        if drivers.is_apu(host, address):
-            found.update(dict.fromkeys(drivers.functions(host, address)))
-    for name in (one for one in found if not _is_display_or_sound(host, one)):
-        yield from _links(host, "sys/bus/pci/devices", [name])
-        yield from _files(host, host.real(f"sys/bus/pci/devices/{name}") or "", "class", "vendor")
-
-
-def _other_nodes(host: Host) -> Iterator[Entry]:
-    """The links of other nodes that processes may have open: they lead to the GPU."""
-    yield from _doors(host, "dev", "kfd")
-    for kind in ("i2c-dev", "backlight", "sound"):
-        yield from _links(host, f"sys/class/{kind}", host.list(f"sys/class/{kind}"))
+    apus = (one for one in displays(host) if drivers.is_apu(host, one))
+    beside = dict.fromkeys(one for apu in apus for one in drivers.functions(host, apu))
+    for path in (f"sys/bus/pci/devices/{one}" for one in beside):
+        if not _is_display_or_sound(host, path):
+            real = host.real(path) or ""
+            yield from _links(host, path)
+            yield from _files(host, f"{real}/class", f"{real}/vendor")
 
 
 def _consoles(host: TracingHost) -> Iterator[Entry]:
-    for kind in ("graphics", "drm"):
-        if host.exists(f"sys/class/{kind}"):
-            yield Entry("d", f"sys/class/{kind}")
-        yield from _links(host, f"sys/class/{kind}", host.list(f"sys/class/{kind}"))
+    for folder in filter(host.exists, ("sys/class/graphics", "sys/class/drm")):
+        yield Entry("d", folder)
+        yield from _links(host, f"{folder}/*")
     if host.exists("sys/class/vtconsole"):
         yield Entry("d", "sys/class/vtconsole")
-    for console in host.list("sys/class/vtconsole"):
-        yield from _links(host, "sys/class/vtconsole", [console])
-        real = host.real(f"sys/class/vtconsole/{console}") or ""
+    for path in _matching(host, "sys/class/vtconsole/*"):
+        real = host.real(path) or ""
+        yield from _links(host, path)
         yield Entry("d", real)
-        yield from _files(host, real, "name", "bind")
-    for fb in (name for name in host.list("sys/class/graphics") if re.fullmatch(r"fb\d+", name)):
+        yield from _files(host, f"{real}/name", f"{real}/bind")
+    for fb in fnmatch.filter(host.list("sys/class/graphics"), "fb[0-9]*"):
         if host.framebuffer_memory(fb) is not None:
             host.console_map(fb)
     tty = host.read("sys/class/tty/tty0/active")
