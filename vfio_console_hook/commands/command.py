@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ..machine.host import Host
 
@@ -26,3 +27,8 @@ class Command:
 
 def no_options(parser: argparse.ArgumentParser) -> None:
     """For a command that takes no arguments."""
+
+
+def attributes(value: object, *names: str) -> dict[str, Any]:
+    """These attributes of a value by their names, for JSON."""
+    return {name: getattr(value, name) for name in names}

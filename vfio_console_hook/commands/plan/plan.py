@@ -27,6 +27,7 @@ from ...machine.gpu import Gpu
 from ...machine.host import Host
 from ...machine.memory import Range
 from ...stages.handover import Handover
+from ..command import attributes
 from .holders import PlannedHolder, current_holders, planned_holders
 
 START, REFUSE, NOTHING = "start", "refuse", "nothing"
@@ -118,12 +119,7 @@ class Plan:
         do and undo are shell lines, or null.
         """
         return {
-            "vm": self.vm,
-            "uuid": self.uuid,
-            "verdict": self.verdict,
-            "reason": self.reason,
-            "hint": self.hint,
-            "note": self.note,
+            **attributes(self, "vm", "uuid", "verdict", "reason", "hint", "note"),
             "gpus": [_gpu_json(one, one.gpu) for one in self.devices if one.gpu],
             "others": [
                 {"address": one.address, "class": f"{one.pci_class:04x}", "kind": one.kind}
@@ -131,7 +127,13 @@ class Plan:
                 if one.gpu is None
             ],
             "consoles": self.consoles,
-            "holders": [_holder_json(one) for one in self.holders],
+            "holders": [
+                {
+                    **attributes(one.holder, "pid", "command", "unit", "nodes"),
+                    "becomes": one.becomes,
+                }
+                for one in self.holders
+            ],
             "steps": [_step_json(one) for one in self.steps],
             "after": self.after,
         }
@@ -143,12 +145,7 @@ def _gpu_json(device: Device, one: Gpu) -> dict[str, Any]:
         "class": f"{one.pci_class:04x}",
         "kind": device.kind,
         "why": device.why,
-        "driver": one.driver,
-        "vfio": one.vfio,
-        "virtual": one.virtual,
-        "boot_vga": one.boot_vga,
-        "framebuffers": list(one.framebuffers),
-        "cards": list(one.cards),
+        **attributes(one, "driver", "vfio", "virtual", "boot_vga", "framebuffers", "cards"),
         "bars": [
             {
                 "number": bar.number,
@@ -168,21 +165,9 @@ def _range_json(range_: Range) -> dict[str, str]:
     return {"first": f"{range_.first:#x}", "last": f"{range_.last:#x}"}
 
 
-def _holder_json(one: PlannedHolder) -> dict[str, Any]:
-    return {
-        "pid": one.holder.pid,
-        "command": one.holder.command,
-        "unit": one.holder.unit,
-        "nodes": list(one.holder.nodes),
-        "becomes": one.becomes,
-    }
-
-
 def _step_json(step: Step) -> dict[str, Any]:
     return {
-        "stage": step.stage,
-        "gpu": step.gpu,
-        "why": step.why,
+        **attributes(step, "stage", "gpu", "why"),
         "do": step.do.shell() if step.do else None,
         "undo": step.undo.shell() if step.undo else None,
         "loses": step.loses,

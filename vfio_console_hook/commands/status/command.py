@@ -133,10 +133,10 @@ def _refusal(refusal: Refusal | None, indent: str, whose: str, terminal: Termina
     if refusal is None:
         return ""
     # Only these prevent a start; anything else is a failure.
-    what = "refusal" if refusal.kind in ("prepare", "start") else "failure"
+    what = "refusal" if refusal.event in ("prepare", "start") else "failure"
     head = f"{indent}last {what}{whose}: "
     text = terminal.wrapped(
-        f"{head}{moment(refusal.time)} {refusal.kind}: {refusal.text}", indent + "  "
+        f"{head}{moment(refusal.time)} {refusal.event}: {refusal.text}", indent + "  "
     ).replace(head, terminal.paint(head, "yellow"), 1)
     if refusal.hint:
         text += terminal.wrapped(f"{indent}  hint: {refusal.hint}", indent + "  ")

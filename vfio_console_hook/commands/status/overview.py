@@ -18,6 +18,7 @@ from ...errors import ClaimError, HookError, HostError
 from ...machine import console
 from ...machine.console import Framebuffer, Vtconsole
 from ...machine.host import Host, seconds
+from ..command import attributes
 
 # The name of each phase of a claim: while its hook is running, and after that.
 _PHASES = {
@@ -95,7 +96,7 @@ class Event:
 class Refusal:
     """The last failure of a VM, whatever succeeded after it."""
 
-    kind: str
+    event: str
     time: float
     text: str
     hint: str
@@ -233,16 +234,11 @@ def histories(host: Host) -> tuple[History, ...]:
 
 
 def _history(file: dict[str, Any]) -> History | None:
-    events, refusal = file.get("events"), file.get("refusal")
+    events = file.get("events")
     if not isinstance(events, dict):
         return None
-    found = [event for kind, one in events.items() if (event := _event(kind, one))]
-    return History(
-        vm=str(file.get("vm")),
-        uuid=str(file.get("uuid")),
-        events=tuple(found),
-        refusal=_refusal(refusal),
-    )
+    found = tuple(event for kind, one in events.items() if (event := _event(kind, one)))
+    return History(str(file.get("vm")), str(file.get("uuid")), found, _refusal(file.get("refusal")))
 
 
 def _event(kind: str, one: Any) -> Event | None:
@@ -271,13 +267,9 @@ def to_json(overview: Overview) -> dict[str, Any]:
         "consoles": {
             "alive": overview.console_alive,
             "text": overview.drawing,
-            "drivers": [
-                {"name": one.name, "driver": one.driver, "bound": one.bound}
-                for one in overview.vtconsoles
-            ],
+            "drivers": [attributes(one, "name", "driver", "bound") for one in overview.vtconsoles],
             "framebuffers": [
-                {"name": one.name, "title": one.title, "pci": one.pci}
-                for one in overview.framebuffers
+                attributes(one, "name", "title", "pci") for one in overview.framebuffers
             ],
         },
         "vms": [_history_json(one) for one in overview.histories],
@@ -287,22 +279,16 @@ def to_json(overview: Overview) -> dict[str, Any]:
 def _claim_json(one: HeldClaim) -> dict[str, Any]:
     return {
         **vars(one),
-        "gpus": list(one.gpus),
         "steps": [{**vars(step), "undo": step.undo or None} for step in one.steps],
-        "undo": list(one.undo),
-        "lost": list(one.lost),
+        **attributes(one, "undo", "lost"),
     }
 
 
 def _history_json(one: History) -> dict[str, Any]:
-    events = {
-        event.kind: {"time": event.time, "took_s": event.took_s, "failure": event.failure}
-        for event in one.events
+    return {
+        **attributes(one, "vm", "uuid"),
+        "events": {
+            event.kind: attributes(event, "time", "took_s", "failure") for event in one.events
+        },
+        "refusal": one.refusal and vars(one.refusal),
     }
-    refusal = one.refusal and {
-        "event": one.refusal.kind,
-        "time": one.refusal.time,
-        "text": one.refusal.text,
-        "hint": one.refusal.hint,
-    }
-    return {"vm": one.vm, "uuid": one.uuid, "events": events, "refusal": refusal}
