@@ -9,7 +9,7 @@ from ...machine import processes
 from ...machine.host import Host
 from . import denials
 from .confinement import APPARMOR, daemons, last_denial, not_in_use, process_label
-from .finding import Check, Finding, check, failure, passed, warning
+from .finding import Finding, check, failure, passed, warning
 from .hook_files import gates
 from .installation import PYTHON
 from .system import System
@@ -149,6 +149,3 @@ def apparmor_denials(system: System) -> Iterator[Finding]:
         " /etc/apparmor.d/local/usr.sbin.libvirtd and run systemctl reload apparmor"
     )
     yield from last_denial(host, denials.by_apparmor(host, profile[0]), advice)
-
-
-CHECKS: tuple[Check, ...] = (mode, confined_hook, apparmor_denials)

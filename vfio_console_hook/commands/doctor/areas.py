@@ -1,7 +1,4 @@
-"""The areas of doctor: each heading, and the modules with its checks.
-
-The checks of a module are its CHECKS; they run in this order.
-"""
+"""The areas of doctor: each heading, and its checks in the order in which they run."""
 
 from __future__ import annotations
 
@@ -38,13 +35,26 @@ class Area:
 
 
 AREAS = (
-    Area("the hook", installation.CHECKS + other_hooks.CHECKS),
-    Area("libvirt's daemon", daemon.CHECKS),
-    Area("SELinux and AppArmor", selinux.CHECKS + apparmor.CHECKS),
-    Area("VMs", vms.CHECKS),
-    Area("configuration", configuration.CHECKS),
-    Area("IOMMU and vfio-pci", iommu.CHECKS),
-    Area("the kernel and the host's console", consoles.CHECKS),
-    Area("kernel command line", command_line.CHECKS),
-    Area("what VMs hold", claims.CHECKS),
-)
+    Area("the hook", (
+        installation.hook, installation.owner, installation.python, installation.program,
+        installation.recover_unit, installation.libvirt_version,
+        other_hooks.other_hooks, other_hooks.virsh_in_hooks,
+    )),
+    Area("libvirt's daemon", (daemon.daemon, daemon.hook_known, daemon.hook_called)),
+    Area("SELinux and AppArmor", (
+        selinux.mode, selinux.label, selinux.selinux_denials,
+        apparmor.mode, apparmor.confined_hook, apparmor.apparmor_denials,
+    )),
+    Area("VMs", (
+        vms.libvirt_answers, vms.vms_with_gpus, vms.missing_devices, vms.hot_plugged_gpus,
+        vms.shared_gpus, vms.session_vms,
+    )),
+    Area("configuration", (configuration.mistakes, configuration.files_for_no_vm)),
+    Area("IOMMU and vfio-pci", (iommu.iommu, iommu.iommu_groups, iommu.vfio_pci)),
+    Area("the kernel and the host's console", (
+        consoles.console_removal, consoles.bootfb, consoles.kernel_lockdown,
+        consoles.console_drivers, consoles.console_after,
+    )),
+    Area("kernel command line", (command_line.command_line,)),
+    Area("what VMs hold", (claims.claims,)),
+)  # fmt: skip

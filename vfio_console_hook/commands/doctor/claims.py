@@ -8,7 +8,7 @@ from ...claims import in_use
 from ...claims.claim import Claim
 from ...claims.directory import Claims
 from ...errors import ClaimError
-from .finding import Check, Finding, check, failure, passed, warning
+from .finding import Finding, check, failure, passed, warning
 from .system import System
 
 _RECOVER = "run `vfio-console-hook recover`"
@@ -50,6 +50,3 @@ def _finding(system: System, claim: Claim) -> Finding:
         return warning(text, f"if it is not running, {_RECOVER}", of=title)
     state = "is off" if vm else "no longer exists"
     return warning(f"{held}, but according to libvirt the VM {state}", _RECOVER, of=title)
-
-
-CHECKS: tuple[Check, ...] = (claims,)

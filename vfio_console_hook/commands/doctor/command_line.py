@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from ...machine import console, firmware, kernel, pci
 from ...machine.host import Host
 from ...machine.pci import VGA
-from .finding import PASS, WARN, Check, Finding, check, need_recorded, passed, warning
+from .finding import PASS, WARN, Finding, check, need_recorded, passed, warning
 from .system import System, driver_of
 
 _CMDLINE = "proc/cmdline"
@@ -176,6 +176,3 @@ def _fbcon_map(host: Host, word: str, digits: str) -> Finding:
         " that leaves",
         of=word,
     )
-
-
-CHECKS: tuple[Check, ...] = (command_line,)

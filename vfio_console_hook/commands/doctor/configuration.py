@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...config import load
-from .finding import Check, Finding, check, failure, need_recorded, passed, warning
+from .finding import Finding, check, failure, need_recorded, passed, warning
 from .system import System
 
 _SUFFIX = ".yaml"
@@ -74,6 +74,3 @@ def _similar_name(system: System, stem: str) -> str:
     names = {vm.name.lower(): vm.name for vm in system.vms}
     near = difflib.get_close_matches(stem.lower(), names, n=1)
     return names[near[0]] if near else ""
-
-
-CHECKS: tuple[Check, ...] = (mistakes, files_for_no_vm)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ... import domain
 from ...claims.directory import Claims
 from ...config import load
 from ...domain import Domain
@@ -20,7 +19,6 @@ from ...machine.pci import VGA
 from .finding import (
     FAIL,
     WARN,
-    Check,
     Finding,
     check,
     could_not_check,
@@ -28,12 +26,10 @@ from .finding import (
     passed,
     warning,
 )
-from .system import System, gpus_among
+from .system import NO_VM, System, gpus_among, imagined_vm
 
 _VTCONSOLES = "sys/class/vtconsole"
 _LOCKDOWN = "sys/kernel/security/lockdown"
-# The uuid of a VM that does not exist, for a GPU that no VM has.
-_NO_VM = "00000000-0000-0000-0000-000000000000"
 
 
 @check("GPUs")
@@ -134,17 +130,12 @@ def _all_framebuffers_go(system: System) -> bool:
 def console_after(system: System) -> Iterator[Finding]:
     """What release can restore on this kernel, for each VM with a GPU."""
     with_gpus = [one for one in system.domains if system.gpus_of(one)]
-    for vm in with_gpus or [_imagined_vm(address) for address in system.gpus()]:
+    for vm in with_gpus or [imagined_vm(address) for address in system.gpus()]:
         yield _outlook(system.host, vm)
 
 
-def _imagined_vm(address: str) -> Domain:
-    """A VM that would have this GPU."""
-    return Domain(address, _NO_VM, (domain.Hostdev(address, True, "hostdev", 0),))
-
-
 def _outlook(host: Host, vm: Domain) -> Finding:
-    real = vm.uuid != _NO_VM
+    real = vm.uuid != NO_VM
     title = f"console after {vm.name}" if real else f"console on {vm.name}"
     holder = _holder_now(host, vm)
     if holder:
@@ -175,8 +166,3 @@ def _holder_now(host: Host, vm: Domain) -> str:
         if claim.boot == boot and (held := " and ".join(sorted(mine & set(claim.gpus)))):
             return f"{held} was taken by hand" if claim.by_hand else f"{claim.name} has {held} now"
     return ""
-
-
-CHECKS: tuple[Check, ...] = (
-    console_removal, bootfb, kernel_lockdown, console_drivers, console_after,
-)  # fmt: skip

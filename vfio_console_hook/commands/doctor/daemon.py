@@ -14,7 +14,7 @@ from ...machine import processes, systemd
 from ...machine.host import Host
 from ..status import overview
 from ..terminal import moment
-from .finding import Check, Finding, check, failure, need_recorded, passed, unrecorded, warning
+from .finding import Finding, check, failure, need_recorded, passed, unrecorded, warning
 from .hook_files import gates, hook_files
 from .system import System, gpus_among
 
@@ -178,7 +178,7 @@ def _why_known(host: Host, one: Daemon, since: float, changed: float | None) -> 
     if earlier:
         return f"/{earlier[0].path} was there when it started"
     call = last_call(host)
-    if call is not None and call.time > one.started:
+    if call is not None and call[0] > one.started:
         return "it has called the hook before"
     if changed is not None and changed + _SLACK_S >= since:
         return f"it was reloaded at {moment(changed)}"
@@ -209,28 +209,19 @@ def _state_change(host: Host, name: str) -> float | None:
     return float(calendar.timegm(tuple(map(int, numbers.groups())))) if numbers else None
 
 
-@dataclass(frozen=True)
-class Call:
-    """A call of the hook by libvirt. time is in seconds since the epoch."""
-
-    time: float
-    vm: str
-    event: str
-
-
 # The history also has what people do.
 _EVENTS_OF_LIBVIRT = ("prepare", "start", "started", "reconnect", "release")
 
 
-def last_call(host: Host) -> Call | None:
-    """The last call by libvirt in this boot."""
+def last_call(host: Host) -> tuple[float, str, str] | None:
+    """The time of libvirt's last call of the hook in this boot, the event, and the VM."""
     calls = [
-        Call(event.time, one.vm, event.kind)
+        (event.time, event.kind, one.vm)
         for one in overview.histories(host)
         for event in one.events
         if event.kind in _EVENTS_OF_LIBVIRT
     ]
-    return max(calls, key=lambda one: one.time, default=None)
+    return max(calls, default=None)
 
 
 @check("last call of the hook")
@@ -241,7 +232,8 @@ def hook_called(system: System) -> Iterator[Finding]:
         return
     last = last_call(system.host)
     if last is not None:
-        yield passed(f"{moment(last.time)}, {last.event} of {last.vm}")
+        time, event, vm = last
+        yield passed(f"{moment(time)}, {event} of {vm}")
         return
     for name in _started_with_gpu_since(system, min(installed)):
         yield warning(
@@ -281,6 +273,3 @@ def _start_of_qemu(host: Host, vm: str) -> float | None:
         return None
     process = None if pid is None else processes.find(host, pid)
     return boot + process.started / _TICKS if process else None
-
-
-CHECKS: tuple[Check, ...] = (daemon, hook_known, hook_called)

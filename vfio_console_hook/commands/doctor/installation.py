@@ -11,7 +11,6 @@ from ...machine.host import Host
 from .finding import (
     FAIL,
     WARN,
-    Check,
     Finding,
     check,
     failure,
@@ -234,6 +233,3 @@ def libvirt_version(system: System) -> Iterator[Finding]:
         f"libvirt {version} runs nothing in /{DROPINS}; libvirt 6.5 and later do",
         f"move the file to /{MAIN}, or call it from there: {_CALL_CHAINED}",
     )
-
-
-CHECKS: tuple[Check, ...] = (hook, owner, python, program, recover_unit, libvirt_version)

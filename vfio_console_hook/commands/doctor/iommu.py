@@ -11,7 +11,6 @@ from .finding import (
     FAIL,
     NOT_RECORDED,
     WARN,
-    Check,
     Finding,
     check,
     failure,
@@ -162,6 +161,3 @@ def _holds_vfio_pci(host: Host, tree: str) -> bool:
     # depmod writes modules.dep, the kernel's build modules.builtin (man 5 modules.dep).
     lists = (host.read_bytes(f"{tree}/modules.{name}") or b"" for name in ("dep", "builtin"))
     return any(_VFIO_PCI.search(content) for content in lists)
-
-
-CHECKS: tuple[Check, ...] = (iommu, iommu_groups, vfio_pci)

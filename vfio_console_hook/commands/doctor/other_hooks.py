@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ...machine import holders
 from ...machine.host import Host
-from .finding import Check, Finding, check, passed, warning
+from .finding import Finding, check, passed, warning
 from .hook_files import DROPIN, DROPINS, MAIN, HookFile, code_lines, hook_file, hook_files
 from .system import System
 
@@ -103,6 +103,3 @@ def _scripts_in(host: Host, one: HookFile, depth: int) -> Iterator[HookFile]:
             below = hook_file(host, f"{one.path}/{name}")
             if below is not None:
                 yield from _scripts_in(host, below, depth - 1)
-
-
-CHECKS: tuple[Check, ...] = (other_hooks, virsh_in_hooks)

@@ -8,7 +8,7 @@ from ...errors import HostError
 from ...machine.host import Host
 from . import denials
 from .confinement import SELINUX, daemons, last_denial, not_in_use, process_label
-from .finding import FAIL, WARN, Check, Finding, check, passed, warning
+from .finding import FAIL, WARN, Finding, check, passed, warning
 from .hook_files import HOOKS, gates
 from .system import System
 
@@ -91,6 +91,3 @@ def selinux_denials(system: System) -> Iterator[Finding]:
         advice += f"; or setsebool -P {_UNCONFINED_HOOKS} on"
     advice += "; or ausearch -m AVC -ts boot | audit2allow -M hook, and semodule -i hook.pp"
     yield from last_denial(host, denials.by_selinux(host), advice)
-
-
-CHECKS: tuple[Check, ...] = (mode, label, selinux_denials)

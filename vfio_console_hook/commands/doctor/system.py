@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ... import domain
-from ...domain import Domain
+from ...domain import Domain, Hostdev
 from ...errors import HookError
 from ...machine import pci
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
+
+NO_VM = "00000000-0000-0000-0000-000000000000"
+"""The uuid of imagined_vm()."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,11 @@ def gpus_among(host: Host, addresses: tuple[str, ...]) -> tuple[str, ...]:
         and pci.display_class(host, address) is not None
         and not pci.is_virtual(host, address)
     )
+
+
+def imagined_vm(address: str) -> Domain:
+    """A VM that would have this GPU, for one that no VM has."""
+    return Domain(address, NO_VM, (Hostdev(address, True, "hostdev", 0),))
 
 
 def driver_of(host: Host, address: str) -> str | None:

@@ -12,7 +12,7 @@ from ...domain import Domain, Hostdev
 from ...errors import HookError
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
-from .finding import Check, Finding, check, failure, need_recorded, passed, unrecorded, warning
+from .finding import Finding, check, failure, need_recorded, passed, unrecorded, warning
 from .system import System, driver_of, gpus_among
 
 _PCI = "sys/bus/pci/devices"
@@ -195,8 +195,3 @@ def _session_hostdevs(host: Host, folder: str) -> dict[str, tuple[str, ...]]:
             if addresses:
                 found[f"{folder}/{name}"] = addresses
     return found
-
-
-CHECKS: tuple[Check, ...] = (
-    libvirt_answers, vms_with_gpus, missing_devices, hot_plugged_gpus, shared_gpus, session_vms,
-)  # fmt: skip

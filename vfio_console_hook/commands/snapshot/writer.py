@@ -14,7 +14,7 @@ from functools import partial
 
 from ... import __version__
 from ...config import load
-from ...domain import Domain, Hostdev
+from ...domain import Domain
 from ...errors import HookError, HostError
 from ...log import printable
 from ...machine import drivers, modules
@@ -23,7 +23,7 @@ from ...machine.libvirtd import Vm
 from ...machine.pci import displays
 from ...machine.snapshot import Entry
 from ..doctor.areas import AREAS
-from ..doctor.system import System
+from ..doctor.system import System, imagined_vm
 from ..plan import plan
 from ..status import overview
 from . import answers, redact
@@ -57,8 +57,6 @@ SYMBOLS = (
 _HEAD = "# vfio-console-hook machine"
 SEEN = "# what plan and doctor read beside that"
 """The line between the part that every machine has and the rest."""
-
-_NO_VM = "00000000-0000-0000-0000-000000000000"
 
 
 def snapshot_text(host: Host, vms: tuple[Vm, ...] | HookError) -> str:
@@ -144,7 +142,7 @@ def _run_commands(host: TracingHost, vms: tuple[Vm, ...] | HookError) -> list[st
     known = () if isinstance(vms, HookError) else vms
     system = System.with_vms(host, known)
     commands: list[Callable[[], object]] = [
-        partial(_plan, host, one) for one in (*system.domains, *_gpu_owners(host))
+        partial(_plan, host, one) for one in (*system.domains, *_imagined_vms(host))
     ]
     commands += [partial(area.findings, system) for area in AREAS]
     commands.append(partial(overview.current, host))
@@ -163,14 +161,12 @@ def _plan(host: Host, one: Domain) -> None:
     plan.plan_for(host, one, load.configuration(host, one.name, one.uuid))
 
 
-def _gpu_owners(host: Host) -> Iterator[Domain]:
+def _imagined_vms(host: Host) -> tuple[Domain, ...]:
     """A VM for each GPU, for plans of GPUs that no VM has."""
     try:
-        addresses = displays(host)
+        return tuple(map(imagined_vm, displays(host)))
     except HookError:
-        return
-    for address in addresses:
-        yield Domain(address, _NO_VM, (Hostdev(address, True, "hostdev", 0),))
+        return ()
 
 
 # -- what every machine has
