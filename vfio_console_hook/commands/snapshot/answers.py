@@ -38,7 +38,7 @@ def entries(host: Host, trace: Trace) -> list[Entry]:
         found.add_file(path, content)
     for path, names in trace.lists.items():
         found.add_folder(path, names)
-    for path in (*trace.existing, *trace.links, *trace.stats, *trace.labels, *trace.refused):
+    for path in (*trace.existing, *trace.stats, *trace.labels, *trace.refused):
         found.add_existing(path)
     every = {entry.path: entry for entry in found.entries.values()}
     for entry in (*_attributes(found, trace), *texts(trace)):

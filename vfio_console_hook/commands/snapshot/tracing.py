@@ -30,7 +30,7 @@ def failure_text(error: HookError) -> str:
 class Trace:
     """The answers of a host, by path, process or command.
 
-    existing are paths of which only the existence was asked. refused has the errors of
+    existing are paths, links among them, of which nothing else was asked. refused has the errors of
     paths that could not be read. texts are the answers of devices and programs, by the
     path that they have in a snapshot.
     """
@@ -38,7 +38,6 @@ class Trace:
     files: dict[str, bytes] = field(default_factory=dict)
     lists: dict[str, tuple[str, ...]] = field(default_factory=dict)
     existing: set[str] = field(default_factory=set)
-    links: set[str] = field(default_factory=set)
     stats: dict[str, os.stat_result] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     refused: dict[str, HostError] = field(default_factory=dict)
@@ -128,7 +127,7 @@ class TracingHost(Host):
 
     def _add_status(self, path: str, status: os.stat_result | None) -> None:
         if status is not None and stat.S_ISLNK(status.st_mode):
-            self.trace.links.add(path)
+            self.trace.existing.add(path)
         elif status is not None:
             self.trace.stats[path] = status
 
@@ -141,7 +140,7 @@ class TracingHost(Host):
     def readlink(self, path: str) -> str | None:
         target = self._answer(path, lambda: self._host.readlink(path), None)
         if target is not None:
-            self.trace.links.add(path)
+            self.trace.existing.add(path)
         return target
 
     def real(self, path: str) -> str | None:
