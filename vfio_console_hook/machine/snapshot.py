@@ -382,45 +382,42 @@ def unpack(text: str, directory: str) -> SnapshotHost:
     os.makedirs(os.path.join(directory, "run"), exist_ok=True)
     root = os.path.realpath(directory)
     inside: set[str] = set()
-    for kind, path, value in _items(text):
+    for entry in entries(text):
         try:
-            _unpack_entry(root, inside, kind, path, value)
+            _unpack_entry(root, inside, entry)
         except (OSError, ValueError) as error:
-            raise HostError(f"cannot unpack {path!r} of the snapshot: {error}") from error
+            raise _unpackable(entry.path, error) from error
     return SnapshotHost(directory)
 
 
-def entries(text: str) -> Iterator[Entry]:
-    """The entries of a snapshot. Raises HostError."""
-    for kind, path, value in _items(text):
-        content = bytes.fromhex(value) if kind == "x" else value.encode()
-        yield Entry("f" if kind == "x" else kind, path, content)
+def _unpackable(path: str, error: Exception) -> HostError:
+    return HostError(f"cannot unpack {path!r} of the snapshot: {error}")
 
 
-def _unpack_entry(root: str, inside: set[str], kind: str, path: str, value: str) -> None:
+def _unpack_entry(root: str, inside: set[str], entry: Entry) -> None:
     """Make one entry below root. Raises OSError, ValueError.
 
     inside are the directories known to be below root; no later entry can replace one by a link.
     """
-    full = os.path.join(root, path)
+    full = os.path.join(root, entry.path)
     above = os.path.dirname(full)
     # The text can come from anyone: nothing is written through a link.
     if above not in inside and not _is_below(root, os.path.realpath(above)):
         raise ValueError("it is behind a link")
-    if kind != "d" and os.path.lexists(full):
+    if entry.kind != "d" and os.path.lexists(full):
         raise ValueError("it is listed twice")
-    if kind == "d" or above not in inside:
-        os.makedirs(full if kind == "d" else above, 0o755, exist_ok=True)
+    if entry.kind == "d" or above not in inside:
+        os.makedirs(full if entry.kind == "d" else above, 0o755, exist_ok=True)
     inside.add(above)
-    if kind == "l":
-        os.symlink(value, full)
-    elif kind != "d":
+    if entry.kind == "l":
+        os.symlink(entry.content, os.fsencode(full))
+    elif entry.kind == "f":
         with open(full, "xb") as file:
-            file.write(bytes.fromhex(value) if kind == "x" else value.encode())
+            file.write(entry.content)
 
 
-def _items(text: str) -> Iterator[tuple[str, str, str]]:
-    """(kind, path, value) of each entry; a file's value is its whole content."""
+def entries(text: str) -> Iterator[Entry]:
+    """The entries of a snapshot. Raises HostError."""
     lines = text.split("\n")
     at = 0
     while at < len(lines):
@@ -439,4 +436,8 @@ def _items(text: str) -> Iterator[tuple[str, str, str]]:
             while at < len(lines) and lines[at].startswith("|"):
                 value += lines[at][1:] + "\n"
                 at += 1
-        yield kind, path, value
+        try:
+            content = bytes.fromhex(value) if kind == "x" else value.encode()
+        except ValueError as error:
+            raise _unpackable(path, error) from error
+        yield Entry("f" if kind == "x" else kind, path, content)
