@@ -25,10 +25,6 @@ class Command:
     run: Callable[[Host, argparse.Namespace], int]
 
 
-def no_options(parser: argparse.ArgumentParser) -> None:
-    """For a command that takes no arguments."""
-
-
 def attributes(value: object, *names: str) -> dict[str, Any]:
     """These attributes of a value by their names, for JSON."""
     return {name: getattr(value, name) for name in names}

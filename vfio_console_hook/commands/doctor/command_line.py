@@ -102,17 +102,17 @@ def _video(host: Host, word: str, value: str) -> Iterator[Finding]:
 
 
 def _switched_off(host: Host, word: str, name: str) -> Finding:
-    drawing = [one for one in firmware.devices(host) if _is_bound(host, one)]
+    drawing = [
+        one
+        for one in firmware.devices(host)
+        if host.link_name(f"sys/bus/platform/devices/{one}/driver")
+    ]
     if drawing:
         return _no_effect(word, f"{drawing[0]} has a driver that ignores it")
     text = f"keeps {name} off, so the host has no firmware console; this hook does not need it"
     if name == "simplefb" and _DEVICES[name] in firmware.devices(host):
         text = "keeps simplefb off, but not BOOTFB, which still blocks the GPU's memory"
     return warning(text, _FOR_THE_CONSOLE, of=word)
-
-
-def _is_bound(host: Host, device: str) -> bool:
-    return host.link_name(f"sys/bus/platform/devices/{device}/driver") is not None
 
 
 def _sysfb_init(system: System, word: str) -> Finding:

@@ -125,17 +125,14 @@ def _without_daemon(host: Host) -> Finding:
     sockets = _listening_sockets(host)
     if sockets:
         return passed(f"not running now; systemd starts it on demand ({sockets[0]})")
-    installed = [name for name in DAEMONS if _is_installed(host, name)]
+    paths = ((name, f"{folder}/{name}") for name in DAEMONS for folder in _SBIN)
+    installed = [name for name, path in paths if host.stat(path) is not None]
     text = "neither virtqemud nor libvirtd is running"
     if not installed:
         return failure(f"{text}, and neither is installed", "install libvirt")
     name = installed[0]
     other_init = f"start {name}, for example with `rc-service {name} start`"
     return failure(text, f"systemctl start {name}" if _has_systemd(host) else other_init)
-
-
-def _is_installed(host: Host, name: str) -> bool:
-    return any(host.stat(f"{folder}/{name}") is not None for folder in _SBIN)
 
 
 @check("hook known to the daemon")

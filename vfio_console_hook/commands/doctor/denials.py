@@ -40,13 +40,12 @@ class Denial:
 
 def by_selinux(host: Host) -> tuple[Denial, ...]:
     """What SELinux has denied to hooks, or to the daemon that was to run one. Raises HostError."""
-    return tuple(one for one in map(_selinux_denial, _records(host)) if one is not None)
+    return tuple(filter(None, map(_selinux_denial, _records(host))))
 
 
 def by_apparmor(host: Host, profile: str) -> tuple[Denial, ...]:
     """What AppArmor has denied to hooks in the daemon's profile. Raises HostError."""
-    found = (_apparmor_denial(line, profile) for line in _records(host))
-    return tuple(one for one in found if one is not None)
+    return tuple(filter(None, (_apparmor_denial(line, profile) for line in _records(host))))
 
 
 def _records(host: Host) -> tuple[str, ...]:

@@ -70,9 +70,15 @@ def virsh_in_hooks(system: System) -> Iterator[Finding]:
 
     Source: libvirt docs/hooks.rst, "Calling libvirt functions from within a hook script".
     """
-    scripts = tuple(_foreign_scripts(system.host))
-    calling = [(one, lines) for one in scripts if (lines := _calls_of_libvirt(one))]
-    for one, [(number, line), *others] in calling:
+    host = system.host
+    scripts = [one for hook in hook_files(host) for one in _foreign_scripts(host, hook, _DEPTH)]
+    calling = False
+    for one in scripts:
+        lines = [found for found in code_lines(one.content) if _CALLS_LIBVIRT.search(found[1])]
+        if not lines:
+            continue
+        calling = True
+        (number, line), *others = lines
         more = f" and {len(others)} more" if others else ""
         yield warning(
             f"/{one.path} line {number}{more} calls libvirt, which is waiting for the hook:"
@@ -84,22 +90,12 @@ def virsh_in_hooks(system: System) -> Iterator[Finding]:
         yield passed("no other hook calls libvirt")
 
 
-def _calls_of_libvirt(script: HookFile) -> list[tuple[int, bytes]]:
-    """The lines that call libvirt, with their numbers."""
-    return [(at, line) for at, line in code_lines(script.content) if _CALLS_LIBVIRT.search(line)]
-
-
-def _foreign_scripts(host: Host) -> Iterator[HookFile]:
+def _foreign_scripts(host: Host, one: HookFile, depth: int) -> Iterator[HookFile]:
     """The executable scripts that are not ours, also in the folders of a dispatcher."""
-    for one in hook_files(host):
-        yield from _scripts_in(host, one, _DEPTH)
-
-
-def _scripts_in(host: Host, one: HookFile, depth: int) -> Iterator[HookFile]:
     if one.runs and not one.ours and b"\0" not in one.content:
         yield one
     elif one.is_folder and depth:
         for name in host.list(one.path):
             below = hook_file(host, f"{one.path}/{name}")
             if below is not None:
-                yield from _scripts_in(host, below, depth - 1)
+                yield from _foreign_scripts(host, below, depth - 1)

@@ -61,7 +61,8 @@ def picture(title: str, before: tuple[Gpu, ...], after: tuple[Gpu, ...]) -> str:
     title may hold any characters. A BAR that does not change is drawn once.
     """
     drawing = _Drawing()
-    _heading(drawing, title)
+    # <title> has the whole title.
+    drawing.text(_MARGIN, _cut(_printable(title), 72), down=36, height=18, bold=True)
     _legend(drawing, (*before, *after))
     was, will = ({gpu.address: gpu for gpu in gpus} for gpus in (before, after))
     for address in dict.fromkeys((*was, *will)):
@@ -114,11 +115,6 @@ class _Drawing:
             *self.elements,
             "</svg>\n",
         ))  # fmt: skip
-
-
-def _heading(drawing: _Drawing, title: str) -> None:
-    # <title> has the whole title.
-    drawing.text(_MARGIN, _cut(_printable(title), 72), down=36, height=18, bold=True)
 
 
 def _printable(words: str) -> str:

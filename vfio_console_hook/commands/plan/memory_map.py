@@ -218,7 +218,9 @@ def _bar(gpu: Gpu, one: BarMap, table: _Table) -> str:
     if one.kind is not FREE:
         lines += _row(one, table.terminal)
     if len(one.parts) > 1:
-        lines += "".join(_part(part, table) for part in one.parts)
+        for part in one.parts:
+            words = f"{part.name}: {part.kind.words}" if part.reservations else part.kind.words
+            lines += table.line(part.kind.character, part.range, words, part.kind)
     for note in one.notes:
         lines += table.terminal.wrapped(_INDENT + note, _INDENT)
     return lines
@@ -240,8 +242,3 @@ def _row(one: BarMap, terminal: Terminal) -> str:
         character = in_units(size(one.bar.range) // columns)
         lines += f"{_INDENT}a character is {character}: smaller parts look larger\n"
     return lines
-
-
-def _part(part: Part, table: _Table) -> str:
-    words = f"{part.name}: {part.kind.words}" if part.reservations else part.kind.words
-    return table.line(part.kind.character, part.range, words, part.kind)

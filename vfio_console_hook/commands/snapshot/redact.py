@@ -131,17 +131,8 @@ def _encoded(text: str) -> bytes:
 # -- the masks
 
 
-def _bytes(most: int) -> Callable[[str, Replacements], str]:
-    """Only the first bytes of a binary file."""
-    return lambda text, names: _decoded(_encoded(text)[:most])
-
-
-def _unchanged(text: str, names: Replacements) -> str:
-    return text
-
-
-def _emptied(text: str, names: Replacements) -> str:
-    return ""
+def _first_bytes(text: str, names: Replacements) -> str:
+    return _decoded(_encoded(text)[:64])
 
 
 def _masked(text: str, names: Replacements) -> str:
@@ -169,16 +160,8 @@ def _cgroup(text: str, names: Replacements) -> str:
     return names.text(scope.sub(other, text))
 
 
-def _vm_name(text: str, names: Replacements) -> str:
-    return names.vm(text.strip("\n")) + "\n"
-
-
 def _outline(text: str, names: Replacements) -> str:
     return names.text(domain_outline.outline(text, names.vm)) if text.strip() else ""
-
-
-def _json(text: str, names: Replacements) -> str:
-    return names.json(text)
 
 
 def _settings(text: str, names: Replacements) -> str:
@@ -304,13 +287,12 @@ MASKS: tuple[tuple[re.Pattern[str], Callable[[str, Replacements], str]], ...] = 
     (re.compile(pattern), mask)
     for pattern, mask in (
         # Capabilities may contain a serial number, and boot_params the kernel command line.
-        (r"sys/.*/config", _bytes(64)),
-        (r"sys/kernel/boot_params/data", _bytes(64)),
-        (r"sys/.*/(?:vpd|edid|rom)", _emptied),
+        (r"sys/.*/config|sys/kernel/boot_params/data", _first_bytes),
+        (r"sys/.*/(?:vpd|edid|rom)", lambda text, names: ""),
         (r"sys/.*/(?:[a-z_]*serial(?:_number)?|[a-z_]*uuid|[a-z_]*asset_tag|unique_id|wwid)",
          _masked),
         (r"sys/(?:class|devices/virtual)/dmi/id/(?!sys_vendor|product_name|bios_).*", _masked),
-        (r"proc/sys/kernel/osrelease|proc/(?:iomem|ioports|fb|kallsyms)", _unchanged),
+        (r"proc/sys/kernel/osrelease|proc/(?:iomem|ioports|fb|kallsyms)", lambda text, names: text),
         (r"proc/sys/kernel/hostname|etc/hostname|etc/passwd|proc/\d+/(?:cmdline|environ)",
          _masked),
         (r"proc/cmdline", _command_line),
@@ -320,9 +302,9 @@ MASKS: tuple[tuple[re.Pattern[str], Callable[[str, Replacements], str]], ...] = 
         (r"proc/\d+/cgroup", _cgroup),
         (r"proc/\d+/status", _only(r"^(?:State|Tgid|Pid|PPid|Uid|NSpid):")),
         (r"proc/\d+/(?:comm|stat|wchan|attr/.*)", lambda text, names: names.text(text)),
-        (r"libvirt/\d+/name", _vm_name),
+        (r"libvirt/\d+/name", lambda text, names: names.vm(text.strip("\n")) + "\n"),
         (r"libvirt/\d+/(?:xml|live)|home/.*\.xml|root/.*\.xml", _outline),
-        (r"run/vfio-console-hook.*", _json),
+        (r"run/vfio-console-hook.*", lambda text, names: names.json(text)),
         (r"etc/vfio-console-hook/.*|etc/modprobe\.d/.*", _settings),
         (r"etc/libvirt/hooks/.*", _script),
         (r"etc/libvirt/.*", _settings),
