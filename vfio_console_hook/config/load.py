@@ -156,8 +156,7 @@ def never_read(host: Host) -> Iterator[Mistake]:
     for name in _names_in(host, access.resolve(host, DIRECTORY).path):
         if name.endswith((".yaml", ".yml")) and name != "default.yaml":
             yield _mistake(
-                f"/{DIRECTORY}/{name}",
-                f"is never read; the file for one VM is /{VMS}/NAME.yaml",
+                f"/{DIRECTORY}/{name}", f"is never read; the file for one VM is /{VMS}/NAME.yaml"
             )
     for name in _names_in(host, access.resolve(host, VMS).path):
         if name == ".yaml" or not name.endswith(".yaml"):

@@ -43,9 +43,7 @@ def _number(low: int, high: int) -> tuple[str, Callable[[object], float | None]]
     return (
         f"a number from {low} to {high}",
         lambda value: (
-            float(value)
-            if type(value) in (int, float) and low <= value <= high
-            else None
+            float(value) if type(value) in (int, float) and low <= value <= high else None
         ),
     )
 
@@ -63,9 +61,7 @@ def _console_place() -> tuple[str, Callable[[object], str | None]]:
 
 def _names() -> tuple[str, Callable[[object], tuple[str, ...] | None]]:
     def read(value: object) -> tuple[str, ...] | None:
-        if not isinstance(value, list) or not all(
-            isinstance(one, str) and one for one in value
-        ):
+        if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
             return None
         return tuple(value)
 
@@ -91,26 +87,19 @@ def _services() -> tuple[str, Callable[[object], tuple[Service, ...] | None]]:
         found = [_service(one) for one in value] if isinstance(value, list) else [None]
         return None if None in found else tuple(one for one in found if one)
 
-    return (
-        "a list of units, or of groups of name, active, stop and start",
-        read,
-    )
+    return ("a list of units, or of groups of name, active, stop and start", read)
 
 
 def _service(value: object) -> Service | None:
     if isinstance(value, str) and _UNIT.fullmatch(value):
         return Service(value)
-    if not isinstance(value, tuple) or any(
-        not isinstance(one.value, str) for one in value
-    ):
+    if not isinstance(value, tuple) or any(not isinstance(one.value, str) for one in value):
         return None
     texts = {entry.key: entry.value for entry in value}
     if len(texts) != len(value) or set(texts) != {"name", "active", "stop", "start"}:
         return None
     commands = {key: tuple(texts[key].split()) for key in ("active", "stop", "start")}
-    if not texts["name"] or any(
-        not words or words[0][0] != "/" for words in commands.values()
-    ):
+    if not texts["name"] or any(not words or words[0][0] != "/" for words in commands.values()):
         return None
     return Service(texts["name"], **commands)
 
@@ -121,9 +110,7 @@ _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _UNIT = re.compile(r"[A-Za-z0-9:_.@\\][A-Za-z0-9:_.@\\-]{0,254}")
 
 
-def _setting(
-    kind: tuple[str, Callable[[object], Any]], default: object, doc: str
-) -> Any:
+def _setting(kind: tuple[str, Callable[[object], Any]], default: object, doc: str) -> Any:
     """A field of Config: the good values and their reader, the default, one line for people."""
     wanted, read = kind
     return field(default=default, metadata={"wanted": wanted, "read": read, "doc": doc})
@@ -134,9 +121,7 @@ class Holders:
     """The group "holders": what is done about processes that hold a GPU."""
 
     wait_s: float = _setting(
-        _number(0, 600),
-        5.0,
-        "How many seconds to wait for processes that have the GPU open.",
+        _number(0, 600), 5.0, "How many seconds to wait for processes that have the GPU open."
     )
     terminate: tuple[str, ...] = _setting(
         _names(),
@@ -144,9 +129,7 @@ class Holders:
         "Processes, by name or unit, that are ended if they have the GPU open after that.",
     )
     grace_s: float = _setting(
-        _number(0, 60),
-        5.0,
-        "How many seconds a process gets between SIGTERM and SIGKILL.",
+        _number(0, 60), 5.0, "How many seconds a process gets between SIGTERM and SIGKILL."
     )
 
 
@@ -191,14 +174,10 @@ class Config:
     )
     holders: Holders = Holders()
     on_failure: str = _setting(
-        _one_of("abort", "start"),
-        "abort",
-        "What happens to the VM when its GPUs cannot be freed.",
+        _one_of("abort", "start"), "abort", "What happens to the VM when its GPUs cannot be freed."
     )
     timeout_s: int = _setting(
-        _whole_number(1, 600),
-        60,
-        "How many seconds one event may take before it is given up.",
+        _whole_number(1, 600), 60, "How many seconds one event may take before it is given up."
     )
     log_level: str = _setting(
         _one_of("debug", "info", "warning", "error"),

@@ -16,16 +16,7 @@ from ...machine.firmware import BOOTFB
 from ...machine.gpu import Gpu
 from ...machine.host import Host
 from ...machine.pci import VGA
-from .finding import (
-    FAIL,
-    WARN,
-    Finding,
-    check,
-    could_not_check,
-    need_recorded,
-    passed,
-    warning,
-)
+from .finding import FAIL, WARN, Finding, check, could_not_check, need_recorded, passed, warning
 from .system import NO_VM, System, gpus_among, imagined_vm
 
 _VTCONSOLES = "sys/class/vtconsole"

@@ -8,17 +8,7 @@ from collections.abc import Iterator
 from ... import __version__
 from ...errors import HostError, UnrecordedError
 from ...machine.host import Host
-from .finding import (
-    FAIL,
-    WARN,
-    Finding,
-    check,
-    failure,
-    need_recorded,
-    passed,
-    unrecorded,
-    warning,
-)
+from .finding import FAIL, WARN, Finding, check, failure, need_recorded, passed, unrecorded, warning
 from .hook_files import CHAINED, DROPIN, DROPINS, MAIN, HookFile, gates, hook_file, hook_files
 from .system import System
 
