@@ -248,16 +248,11 @@ def _word(part: str) -> str:
 _FILES_OF_HOOKS = re.compile(
     r"qemu|(?:50-)?vfio-console-hook|/?(?:etc/libvirt|usr|bin|sbin|lib|dev|proc|sys|run)(?:/[\w.-]+)*"
 )
-_KEPT_FIELDS = {
-    **dict.fromkeys(("scontext", "tcontext"), re.compile(r"\w+:\w+:\w+:[\w:.,-]+")),
-    **dict.fromkeys(
-        (
-            "type", "apparmor", "operation", "profile", "class", "capname", "tclass", "permissive",
-            "mask", "requested_mask", "denied_mask", "comm", "peer",
-        ),
-        re.compile(r"[\w/.-]{1,64}"),
-    ),
-}  # fmt: skip
+_KEPT_FIELDS = (
+    "type", "apparmor", "operation", "profile", "class", "capname", "tclass", "permissive", "mask",
+    "requested_mask", "denied_mask", "comm", "peer", "scontext", "tcontext",
+)  # fmt: skip
+_KEPT_VALUE = re.compile(r"[\w/:.,-]{1,100}")
 
 
 def _denials(text: str, names: Replacements) -> str:
@@ -273,7 +268,7 @@ def _denial(line: str) -> str:
     kept = [when[0] + ":" if when else "", f"{what[0]} for " if what else ""]
     for key, value in re.findall(r'(\w+)=("[^"]*"|\S+)', line):
         bare = value.strip('"')
-        if key in _KEPT_FIELDS and _KEPT_FIELDS[key].fullmatch(bare):
+        if key in _KEPT_FIELDS and _KEPT_VALUE.fullmatch(bare):
             kept.append(f"{key}={value}")
         elif key in ("path", "name"):
             shown = bare if _FILES_OF_HOOKS.fullmatch(bare) else "x"
