@@ -1,11 +1,7 @@
-"""Mistakes in a configuration file: their place, and what was probably meant.
-
-Loaded only when there is one: with difflib it takes 2 ms.
-"""
+"""Mistakes in a configuration file: their place, and what was probably meant."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -59,7 +55,7 @@ def unknown_key(word: str, group: str, names: Iterable[str]) -> str:
     if elsewhere := _elsewhere(word, group, names):
         return f"{text}, {elsewhere}"
     known = _keys_in(group, names)
-    near = difflib.get_close_matches(word.lower().replace("-", "_"), known, n=1)
+    near = _nearest(word.lower().replace("-", "_"), known)
     if near:
         return f"{text}, did you mean '{near[0]}'?"
     return f"{text}, the keys are {', '.join(known)}"
@@ -79,6 +75,12 @@ def shown(value: object) -> str:
     else:
         text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _nearest(word: str, known: Iterable[str]) -> list[str]:
+    import difflib  # takes 2 ms to load, so only for a mistake
+
+    return difflib.get_close_matches(word, tuple(known), n=1)
 
 
 def _bad_value(value: object, name: str, wanted: str) -> str:
@@ -128,7 +130,7 @@ def _guesses(value: object, wanted: str) -> Iterator[object]:
         yield int(number) if number.isdigit() and number.isascii() and len(number) < 9 else None
         yield low
         yield f"0000:{low}"
-        for near in difflib.get_close_matches(low, wanted.replace(",", "").split(), n=1):
+        for near in _nearest(low, wanted.replace(",", "").split()):
             yield _WORDS.get(near, near)
         yield [one.strip() for one in value.split(",")]
         yield [one.strip() for one in low.split(",")]
