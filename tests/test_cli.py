@@ -290,7 +290,7 @@ def test_recover_with_force_gives_back(machine: MachineFactory, capsys: Capture)
     before = snapshot(host)
     prepare(host)
 
-    status = run(host, "recover", "--force")
+    status = cli.main(["recover", "--force"], host)
 
     assert (status, capsys.readouterr()) == (
         0, ("win11: released 0000:01:00.0\nthe host's consoles: VGA+\n", ""),
@@ -327,7 +327,7 @@ def test_recover_goes_on_after_a_claim_that_cannot_be_read(
     prepare(host)
     host.tree.put(f"{CLAIMS}/00000000-0000-4000-8000-000000000000", "garbage")
 
-    status = run(host, "recover", "--force")
+    status = cli.main(["recover", "--force"], host)
 
     unread, *rest = capsys.readouterr().out.splitlines()
     assert (status, rest) == (

@@ -229,16 +229,26 @@ def test_the_map_of_the_consoles_is_written_in_runs(
     assert pack_console_map(indices) == lines
 
 
-def test_a_write_to_a_snapshot_never_makes_a_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        ("bind", lambda host: host.write("bind", "0")),
+        ("dev/fb0", lambda host: host.map_console("fb0", 1, 0)),
+        ("dev/tty1", lambda host: host.set_text_mode("tty1", True)),
+        ("dev/tty0", lambda host: host.lock_consoles(True)),
+    ],
+)
+def test_a_snapshot_cannot_be_changed(
+    tmp_path: Path, path: str, change: Callable[[SnapshotHost], None]
+) -> None:
     host = SnapshotHost(str(tmp_path))
+    (tmp_path / "bind").write_text("1\n", encoding="utf-8")
 
     with pytest.raises(HostError) as caught:
-        host.write("sys/class/vtconsole/vtcon0/bnid", "0")
+        change(host)
 
-    assert caught.value.text == (
-        "cannot write '0' to /sys/class/vtconsole/vtcon0/bnid: No such file or directory"
-    )
-    assert os.listdir(tmp_path) == []
+    assert caught.value.text == f"cannot change /{path} of a snapshot"
+    assert host.read("bind") == "1"
 
 
 def test_a_write_to_the_machine_never_makes_a_file(tmp_path: Path) -> None:

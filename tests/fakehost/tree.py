@@ -25,6 +25,8 @@ import re
 import shutil
 import threading
 
+from vfio_console_hook.errors import HostError
+from vfio_console_hook.machine.host import Host
 from vfio_console_hook.machine.snapshot import SnapshotHost
 
 
@@ -33,7 +35,17 @@ class KernelFault(Exception):
 
 
 class Tree(SnapshotHost):
-    """A recorded machine whose files can be made and removed."""
+    """A recorded machine whose files can be made, changed and removed."""
+
+    def poke(self, path: str, offset: int, content: bytes) -> None:
+        Host.poke(self, path, offset, content)
+
+    def write(self, path: str, text: str) -> None:
+        # The file keeps the text, because a read of an attribute returns what was written.
+        if not self.exists(path):
+            raise HostError(f"cannot write '{text.strip()}' to /{path}: No such file or directory")
+        with open(self.path(path), "w", encoding="utf-8") as file:
+            file.write(text if text.endswith("\n") else text + "\n")
 
     def put(self, path: str, text: str) -> None:
         # Another process that reads it meanwhile finds the old or the new text.

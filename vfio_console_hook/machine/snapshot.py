@@ -31,7 +31,7 @@ Other answers of the machine, which files below a directory cannot hold:
 For a PATH that is a directory, the file is PATH/.itself.
 
 unpack() writes such a text to a directory and SnapshotHost reads it there;
-commands/snapshot writes one of a running machine. Nothing here reacts to a write.
+commands/snapshot writes one of a running machine. Nothing here can be changed.
 """
 
 from __future__ import annotations
@@ -78,22 +78,9 @@ class SnapshotHost(Host):
             return None
         return self._parsed_file("ioctl/con2fbmap", unpack_console_map)
 
-    def map_console(self, fb: str, console: int, index: int) -> None:
-        if not self.exists(f"dev/{fb}"):
-            raise HostError(f"cannot map console {console}: no /dev/{fb}", path=f"/dev/{fb}")
-        indices = [*(self.console_map(fb) or [None] * len(CONSOLES))]
-        indices[console - 1] = index
-        self.write("ioctl/con2fbmap", pack_console_map(indices) + "\n")
-
     def text_mode(self, tty: str) -> bool:
         self._raise_refusal(f"ask (ioctl {KDGETMODE:#x})", f"dev/{tty}")
         return self.read(f"ioctl/{tty}/mode") != "graphics"
-
-    def set_text_mode(self, tty: str, text: bool) -> None:
-        self.write(f"ioctl/{tty}/mode", "text\n" if text else "graphics\n")
-
-    def lock_consoles(self, locked: bool) -> None:
-        self.write("ioctl/consoles", "locked\n" if locked else "unlocked\n")
 
     def exit_status(self, *command: str, timeout_s: float) -> int | None:
         status = self._answer(command, ".status")
@@ -123,12 +110,11 @@ class SnapshotHost(Host):
     def open_process(self, pid: int) -> int | None:
         raise HostError(f"cannot watch process {pid} of a snapshot")
 
-    def write(self, path: str, text: str) -> None:
-        # The file keeps the text, because a read of an attribute returns what was written.
-        if not self.exists(path):
-            raise HostError(f"cannot write '{text.strip()}' to /{path}: No such file or directory")
-        with open(self.path(path), "w", encoding="utf-8") as file:
-            file.write(text if text.endswith("\n") else text + "\n")
+    def poke(self, path: str, offset: int, content: bytes) -> None:
+        raise HostError(f"cannot change /{path} of a snapshot")
+
+    def _ioctl(self, path: str, request: int, argument: bytearray | int) -> bool:
+        raise HostError(f"cannot change /{path} of a snapshot")
 
     def run(self, *command: str, timeout_s: float = 30) -> str:
         return self._answer(command, "")
