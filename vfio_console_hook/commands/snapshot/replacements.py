@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from itertools import count
 from typing import Any
 
 _UUID = re.compile(
@@ -31,7 +32,6 @@ _SERVER = re.compile(
 )
 _FAKE_SERVER = "server{}.example"  # RFC 2606
 _PUBLIC_SERVERS = ("libvirt.org", "kernel.org", "qemu.org", "github.com", "debian.org")
-_VM = re.compile(r"vm\d+")
 # Words that mean something to the program, and reveal nothing as a name.
 _COMMON = frozenset(
     "linux windows debian fedora arch ubuntu qemu kvm libvirt libvirtd virtqemud virsh vfio pci"
@@ -45,27 +45,10 @@ class Replacements:
     """Replaces each of the private names that it is created with."""
 
     def __init__(self, vms: Iterable[str], users: Iterable[str], hosts: Iterable[str]) -> None:
-        self.vms: dict[str, str] = {}
-        # Common words and names such as vm1 are kept.
-        taken = {name for name in vms if _VM.fullmatch(name) or name.lower() in _COMMON}
-        for name in dict.fromkeys(vms):
-            self.vms[name] = name if name in taken else self._for_vm(name, taken)
-        self._words = {
-            **_numbered(hosts, "host"), **_numbered(users, "user"), **self.vms,
-        }  # fmt: skip
+        self.vms = _numbered(vms, "vm")
+        self._words = {**_numbered(hosts, "host"), **_numbered(users, "user"), **self.vms}
         self._word = _any_of(self._words)
         self._numbers: dict[str, dict[str, str]] = {}
-
-    def _for_vm(self, name: str, taken: set[str]) -> str:
-        # A file whose name differs from its VM's only in case is a mistake that must stay visible.
-        same = next((own for own in self.vms if own.lower() == name.lower()), None)
-        if same is not None and self.vms[same].upper() not in self.vms.values():
-            return self.vms[same].upper()
-        number = 1
-        while f"vm{number}" in taken:
-            number += 1
-        taken.add(f"vm{number}")
-        return f"vm{number}"
 
     def vm(self, name: str) -> str:
         """The replacement for the name of a VM; "vm" for an unknown name."""
@@ -130,15 +113,18 @@ def _json(line: str, known: Callable[[Any], Any], otherwise: Callable[[str], str
 
 
 def _numbered(names: Iterable[str], kind: str) -> dict[str, str]:
-    """KIND1, KIND2... for each name, except for names of that form."""
+    """KIND1, KIND2... for each name; common words and names of that form are kept."""
+    names = tuple(dict.fromkeys(names))
+    kept = {one for one in names if re.fullmatch(rf"{kind}\d+", one) or one.lower() in _COMMON}
+    free = (one for number in count(1) if (one := f"{kind}{number}") not in kept)
     found: dict[str, str] = {}
-    taken = {name for name in names if re.fullmatch(rf"{kind}\d+", name)}
-    number = 0
-    for name in dict.fromkeys(one for one in names if one not in taken):
-        number += 1
-        while f"{kind}{number}" in taken:
-            number += 1
-        found[name] = f"{kind}{number}"
+    for name in names:
+        # A file whose name differs from its VM's only in case is a mistake that must stay visible.
+        twin = next((found[one].upper() for one in found if one.lower() == name.lower()), "")
+        if name in kept:
+            found[name] = name
+        else:
+            found[name] = twin if twin and twin not in found.values() else next(free)
     return found
 
 
