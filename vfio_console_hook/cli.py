@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import io
 import os
 import sys
@@ -22,7 +21,7 @@ from .commands.doctor import command as doctor
 from .commands.plan import command as plan
 from .commands.status import command as status
 from .commands.terminal import complain
-from .errors import BugError, HookError
+from .errors import BugError, HookError, nearest
 from .machine import libvirtd, snapshot, streams
 from .machine.host import Host
 
@@ -122,8 +121,8 @@ class _Parser(argparse.ArgumentParser):
         # argparse would list all commands; the nearest one is enough.
         known = action.choices
         if isinstance(action, argparse._SubParsersAction) and known and value not in known:
-            near = difflib.get_close_matches(str(value).lower(), known, n=1)
-            meant = f", did you mean {near[0]}?" if near else ""
+            near = nearest(str(value), known)
+            meant = f", did you mean {near}?" if near else ""
             raise argparse.ArgumentError(None, f"there is no command {value}{meant}")
         super()._check_value(action, value)
 

@@ -11,6 +11,7 @@ import os
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 # The most characters of a path or a file's content in a sentence.
@@ -145,3 +146,12 @@ def error_of(value: dict[str, Any]) -> HookError:
 def cut(text: str, longest: int) -> str:
     """The text, cut off after longest characters."""
     return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that was probably meant, or ""."""
+    import difflib  # takes 2 ms to load, so only for a mistake
+
+    folded = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(word.lower(), folded, n=1)
+    return folded[near[0]] if near else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ..errors import CutOffError, HookError, HostError
+from ..errors import CutOffError, HookError, HostError, nearest
 from ..machine import worker
 from ..machine.host import Host
 from ..machine.libvirtd import Vm
@@ -44,13 +44,10 @@ def vm_named(host: Host, uri: str, name: str) -> Vm:
 
 
 def _unknown_vm(uri: str, name: str, known: list[str]) -> HookError:
-    import difflib  # needed only for a wrong name
-
     if not known:
         return HookError(f"libvirt at {uri} has no VM {name}, and no other", hint=_OTHER_LIBVIRT)
-    folded = {one.lower(): one for one in known}
-    near = difflib.get_close_matches(name.lower(), folded, n=1)
+    near = nearest(name, known)
     if near:
-        text = f"libvirt at {uri} has no VM {name}, did you mean {folded[near[0]]}?"
+        text = f"libvirt at {uri} has no VM {name}, did you mean {near}?"
         return HookError(text, hint=f"it has {', '.join(known)}" if len(known) > 1 else "")
     return HookError(f"libvirt at {uri} has no VM {name}", hint=f"it has {', '.join(known)}")

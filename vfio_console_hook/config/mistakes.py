@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from ..errors import nearest
 from .yamltext import Entry
 
 Reader = Callable[[object], object]
@@ -55,9 +56,9 @@ def unknown_key(word: str, group: str, names: Iterable[str]) -> str:
     if elsewhere := _elsewhere(word, group, names):
         return f"{text}, {elsewhere}"
     known = _keys_in(group, names)
-    near = _nearest(word.lower().replace("-", "_"), known)
+    near = nearest(word.replace("-", "_"), known)
     if near:
-        return f"{text}, did you mean '{near[0]}'?"
+        return f"{text}, did you mean '{near}'?"
     return f"{text}, the keys are {', '.join(known)}"
 
 
@@ -75,12 +76,6 @@ def shown(value: object) -> str:
     else:
         text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
-
-
-def _nearest(word: str, known: Iterable[str]) -> list[str]:
-    import difflib  # takes 2 ms to load, so only for a mistake
-
-    return difflib.get_close_matches(word, tuple(known), n=1)
 
 
 def _bad_value(value: object, name: str, wanted: str) -> str:
@@ -130,8 +125,8 @@ def _guesses(value: object, wanted: str) -> Iterator[object]:
         yield int(number) if number.isdigit() and number.isascii() and len(number) < 9 else None
         yield low
         yield f"0000:{low}"
-        for near in _nearest(low, wanted.replace(",", "").split()):
-            yield _WORDS.get(near, near)
+        near = nearest(low, wanted.replace(",", "").split())
+        yield _WORDS.get(near, near)
         yield [one.strip() for one in value.split(",")]
         yield [one.strip() for one in low.split(",")]
     elif isinstance(value, float) and value.is_integer():

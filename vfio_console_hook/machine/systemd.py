@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..errors import HostError
+from ..errors import HostError, nearest
 from .host import Host
 
 # Where units come from; systemd.unit(5), "Unit File Load Path".
@@ -145,8 +145,5 @@ def going_down(host: Host, names: Iterable[str]) -> tuple[bool, tuple[Unit, ...]
 
 def similar_unit(host: Host, name: str) -> str:
     """The installed service whose name is most like this one, or ""."""
-    import difflib  # only for a name that is probably a mistake
-
     there = {file for folder in _UNIT_FILES for file in host.list(folder)}
-    services = sorted(file for file in there if file.endswith(".service"))
-    return (difflib.get_close_matches(name, services, n=1) or [""])[0]
+    return nearest(name, sorted(file for file in there if file.endswith(".service")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...config import load
+from ...errors import nearest
 from .finding import Finding, check, failure, need_recorded, passed, warning
 from .system import System
 
@@ -51,7 +52,7 @@ def files_for_no_vm(system: System) -> Iterator[Finding]:
     if system.libvirt_error:
         return
     for path in load.files_without_vm(system.host, _names(system)):
-        name = _similar_name(system, _stem(path))
+        name = nearest(_stem(path), [vm.name for vm in system.vms])
         rename = f"rename it to /{load.VMS}/{name}{_SUFFIX}"
         advice = rename if name else "remove it if its VM is gone"
         yield warning("libvirt has no VM with this name or UUID", advice, of=f"/{path}")
@@ -65,12 +66,3 @@ def _correct_path(path: str) -> str:
         return ""
     for_all = stem == "default" and folder == f"/{load.DIRECTORY}"
     return f"/{load.DIRECTORY if for_all else load.VMS}/{stem}{_SUFFIX}"
-
-
-def _similar_name(system: System, stem: str) -> str:
-    """The name of the VM that was probably meant, or ""."""
-    import difflib  # only for a mistake
-
-    names = {vm.name.lower(): vm.name for vm in system.vms}
-    near = difflib.get_close_matches(stem.lower(), names, n=1)
-    return names[near[0]] if near else ""
