@@ -6,10 +6,8 @@ import argparse
 import os
 import sys
 
-from ..errors import HookError
 from ..machine import worker
 from ..machine.host import Host
-from ..machine.libvirtd import Vm
 from . import files, vms
 from .command import Command
 from .snapshot import writer
@@ -25,7 +23,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
-    found = _vms(host, arguments.connect)
+    found = vms.known_vms_or_error(host, arguments.connect)
     text = worker.run(lambda: writer.snapshot_text(host, found), _TIMEOUT_S)
     if arguments.file == "-":
         sys.stdout.write(text)
@@ -36,14 +34,6 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
         print("read it before you publish it: the program does not recognise every private name")
     _print_unread(writer.unread(text))
     return 0
-
-
-def _vms(host: Host, uri: str) -> tuple[Vm, ...] | HookError:
-    """The VMs of libvirt, or why it cannot be asked."""
-    try:
-        return vms.known_vms(host, uri)
-    except HookError as error:
-        return error
 
 
 def _print_unread(unread: list[str]) -> None:

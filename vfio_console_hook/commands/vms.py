@@ -35,6 +35,14 @@ def known_vms(host: Host, uri: str, name: str = "") -> tuple[Vm, ...]:
     return tuple(Vm(**one) for one in json.loads(text))
 
 
+def known_vms_or_error(host: Host, uri: str) -> tuple[Vm, ...] | HookError:
+    """All VMs, or why libvirt does not list them."""
+    try:
+        return known_vms(host, uri)
+    except HookError as error:
+        return error
+
+
 def vm_named(host: Host, uri: str, name: str) -> Vm:
     """The VM with this name or uuid. Raises HostError; HookError when there is none."""
     found = known_vms(host, uri, name)

@@ -28,7 +28,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
-    findings = _all_findings(_system(host, arguments.connect))
+    findings = _all_findings(System.with_vms(host, vms.known_vms_or_error(host, arguments.connect)))
     failed, warned = (sum(one.level == level for one in findings) for level in (FAIL, WARN))
     shown = [one for one in findings if one.level != PASS or not arguments.quiet]
     if arguments.json:
@@ -42,14 +42,6 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
         blank = "\n" if shown else ""
         print(text(shown, terminal) + blank + terminal.wrapped(last), end="")
     return 1 if failed else 0
-
-
-def _system(host: Host, uri: str) -> System:
-    """The host with its VMs, or with the reason why libvirt does not list them."""
-    try:
-        return System.with_vms(host, vms.known_vms(host, uri))
-    except HookError as error:
-        return System(host, libvirt_error=error.text, libvirt_hint=error.hint)
 
 
 def _all_findings(system: System) -> list[Finding]:

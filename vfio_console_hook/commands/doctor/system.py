@@ -43,8 +43,10 @@ class System:
     libvirt_hint: str = ""
 
     @classmethod
-    def with_vms(cls, host: Host, vms: tuple[Vm, ...]) -> System:
-        """The host with these VMs, their XML parsed."""
+    def with_vms(cls, host: Host, vms: tuple[Vm, ...] | HookError) -> System:
+        """The host with these VMs, their XML parsed, or with the reason why there are none."""
+        if isinstance(vms, HookError):
+            return cls(host, libvirt_error=vms.text, libvirt_hint=vms.hint)
         return cls(host, vms, tuple(parsed for one in vms if (parsed := _domain(one))))
 
     def vm(self, uuid: str) -> Vm | None:

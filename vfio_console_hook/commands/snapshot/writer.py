@@ -139,8 +139,7 @@ def _libvirt(vms: tuple[Vm, ...] | HookError) -> Iterator[Entry]:
 
 def _run_commands(host: TracingHost, vms: tuple[Vm, ...] | HookError) -> list[str]:
     """Let plan, doctor and status read what they need; remarks about unexpected failures."""
-    known = () if isinstance(vms, HookError) else vms
-    system = System.with_vms(host, known)
+    system = System.with_vms(host, vms)
     commands: list[Callable[[], object]] = [
         partial(_plan, host, one) for one in (*system.domains, *_imagined_vms(host))
     ]
