@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 from ..errors import ConfigError
 from ..machine import access
 from ..machine.host import Host
-from .mistakes import Mistake, bad_value, not_a_group, unknown_key
-from .settings import BY_NAME, GROUPS, KEYS, Config, Holders, Key, Service
-from .yamltext import Entry, Place, YamlError, parse
+from .settings import KEYS, Config, Holders, Key, Service
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
     from typing import Any
+
+    from .mistakes import Mistake
 
 DIRECTORY = "etc/vfio-console-hook"
 VMS = f"{DIRECTORY}/vms"
@@ -145,7 +144,7 @@ def _files_for(host: Host, name: str, uuid: str, mistakes: list[Mistake]) -> Ite
     mine = [path for path, s in stems.items() if s == name or s.lower() == uuid.lower()]
     if len(mine) > 1:
         mistakes.append(
-            Mistake(f"/{mine[0]}", f"and /{mine[1]} are for the same VM; keep one of them")
+            _mistake(f"/{mine[0]}", f"and /{mine[1]} are for the same VM; keep one of them")
         )
     yield from mine
 
@@ -154,13 +153,13 @@ def never_read(host: Host) -> Iterator[Mistake]:
     """The files that have the wrong name or place, so that they are never read."""
     for name in _names_in(host, access.resolve(host, DIRECTORY).path):
         if name.endswith((".yaml", ".yml")) and name != "default.yaml":
-            yield Mistake(
+            yield _mistake(
                 f"/{DIRECTORY}/{name}", f"is never read; the file for one VM is /{VMS}/NAME.yaml"
             )
     for name in _names_in(host, access.resolve(host, VMS).path):
         if name == ".yaml" or not name.endswith(".yaml"):
             text = "is never read; its name must be that of a VM, and .yaml"
-            yield Mistake(f"/{VMS}/{name}", text)
+            yield _mistake(f"/{VMS}/{name}", text)
 
 
 def _names_in(host: Host, directory: str) -> tuple[str, ...]:
@@ -174,7 +173,7 @@ def _trusted_directory(host: Host, path: str, mistakes: list[Mistake]) -> str:
     if status is None:
         return ""
     if not stat.S_ISDIR(status.st_mode):
-        mistakes.append(Mistake(f"/{path}", "is not a directory"))
+        mistakes.append(_mistake(f"/{path}", "is not a directory"))
         return ""
     return end
 
@@ -189,11 +188,17 @@ def _trusted_path(host: Host, path: str, mistakes: list[Mistake]) -> str:
 
 def _untrusted(way: access.Resolved) -> Mistake:
     mend = f", run `chmod go-w /{way.untrusted}`" if way.why == access.WRITABLE else ""
-    return Mistake(f"/{way.untrusted}", way.why + mend)
+    return _mistake(f"/{way.untrusted}", way.why + mend)
+
+
+def _mistake(path: str, text: str, line: int = 0, column: int = 0) -> Mistake:
+    from .mistakes import Mistake  # only for a mistake
+
+    return Mistake(path, text, line, column)
 
 
 def _too_long(path: str, size: int) -> Mistake:
-    return Mistake(path, f"is {size} bytes long, more than {_MAX_BYTES}")
+    return _mistake(path, f"is {size} bytes long, more than {_MAX_BYTES}")
 
 
 # -- what is in them
@@ -216,13 +221,13 @@ def _content(host: Host, path: str, mistakes: list[Mistake]) -> bytes:
     found = host.read_file(end, _MAX_BYTES + 1) if end else None
     if found is None:
         if len(mistakes) == before:
-            mistakes.append(Mistake(f"/{path}", "is a link to nothing"))
+            mistakes.append(_mistake(f"/{path}", "is a link to nothing"))
         return b""
     status, content = found
     # Checked for the file that was read: it may have been replaced since it was resolved.
     why = access.why_untrusted(status, host.owner_uid)
     if not stat.S_ISREG(status.st_mode):
-        mistakes.append(Mistake(f"/{path}", "is not a regular file"))
+        mistakes.append(_mistake(f"/{path}", "is not a regular file"))
     elif why:
         mistakes.append(_untrusted(access.Resolved("", end, why)))
     elif len(content) > _MAX_BYTES:
@@ -243,7 +248,7 @@ def _untrusted_programs(host: Host, services: tuple[object, ...], origin: str) -
             way = access.resolve(host, program)
             if way.why:
                 text = f"{program} of {one.name} is not run as root: {_untrusted(way)}"
-                yield Mistake(file, text, int(line), 1)
+                yield _mistake(file, text, int(line), 1)
 
 
 def _decoded(path: str, content: bytes, mistakes: list[Mistake]) -> str:
@@ -252,7 +257,7 @@ def _decoded(path: str, content: bytes, mistakes: list[Mistake]) -> str:
     except UnicodeDecodeError as error:
         before = content[: error.start]
         column = len(before) - (before.rfind(b"\n") + 1) + 1
-        mistakes.append(Mistake(path, "not UTF-8", before.count(b"\n") + 1, column))
+        mistakes.append(_mistake(path, "not UTF-8", before.count(b"\n") + 1, column))
         return ""
 
 
@@ -261,50 +266,6 @@ def _values(path: str, text: str, mistakes: list[Mistake]) -> dict[str, tuple[An
     # Most files only have comments, like the examples: yaml need not be loaded for them.
     if not any(line.strip() and line.lstrip()[0] != "#" for line in text.splitlines()):
         return {}
-    try:
-        content = parse(text)
-    except YamlError as error:
-        mistakes.append(Mistake(path, error.problem, error.line, error.column))
-        return {}
-    if content is None:
-        return {}
-    if not isinstance(content, tuple):
-        mistakes.append(Mistake(path, "not a mapping of keys, such as `bootfb: refuse`", 1, 1))
-        return {}
-    values: dict[str, tuple[Any, str]] = {}
-    for entry, wrong, place in _entries(content, ""):
-        if wrong:
-            mistakes.append(Mistake(path, wrong, *place))
-        else:
-            values[entry.key] = entry.value, f"{path}:{entry.line}"
-    return values
+    from .text import settings  # takes 1.4 ms to load, without yaml
 
-
-def _entries(entries: tuple[Entry, ...], group: str) -> Iterator[tuple[Entry, str, Place]]:
-    """Each setting as (entry, mistake, its place); the entry has the full key and read value."""
-    first: dict[str, int] = {}
-    for entry in entries:
-        name = f"{group}.{entry.key}" if group else entry.key
-        at = entry.line, entry.column
-        if name in first:
-            yield entry, f"key '{name}' is already set in line {first[name]}", at
-        elif name in GROUPS and isinstance(entry.value, tuple):
-            yield from _entries(entry.value, name)
-        elif name in GROUPS:
-            # With nothing in it, all its keys are commented out.
-            if entry.value is not None:
-                yield entry, not_a_group(entry.value, name, BY_NAME), entry.value_at
-        elif name not in BY_NAME or "." in entry.key:
-            yield entry, unknown_key(entry.key, group, BY_NAME), at
-        else:
-            yield _setting(entry, BY_NAME[name])
-        first.setdefault(name, entry.line)
-
-
-def _setting(entry: Entry, key: Key) -> tuple[Entry, str, Place]:
-    """A setting with its full key and read value, or the mistake in the value, and its place."""
-    value = key.read(entry.value)
-    if value is not None:
-        return replace(entry, key=key.name, value=value), "", entry.value_at
-    text, item = bad_value(entry.value, key.name, key.wanted, key.read)
-    return entry, text, entry.value_at if item is None else entry.items_at[item]
+    return settings(path, text, mistakes)
