@@ -124,7 +124,7 @@ class Claim:
         What was forgotten once stays so. The caller holds the lock, and has stopped the
         worker of the process before.
         """
-        self._cut_torn_line()
+        self.cut_torn_line()
         self.phase, self.hook = phase, processes.this(self.host)
         self.forgotten = self.forgotten or forgotten
         extra = {"forgotten": True} if forgotten else {}
@@ -177,7 +177,7 @@ class Claim:
         finally:
             os.close(handle)
 
-    def _cut_torn_line(self) -> None:
+    def cut_torn_line(self) -> None:
         """Remove what follows the last whole line: its writer was killed on a full disk."""
         handle = runfiles.open_file(self.host, self.path, os.O_RDWR)
         try:
