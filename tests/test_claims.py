@@ -810,6 +810,52 @@ def test_what_a_killed_hook_left_running_is_killed_before_anything_is_undone(
     assert (snapshot(host), Claims(host).uuids()) == (before, ())
 
 
+def test_a_worker_that_its_killed_hook_has_just_started_does_not_work_beside_the_next_hook(
+    machine: MachineFactory,
+) -> None:
+    host = prepared(machine)
+    started, go, ended = os.pipe(), os.pipe(), os.pipe()
+    worked = Path(host.path("worked"))
+
+    def work(claim: Claim) -> None:
+        os.write(started[1], b"s")
+        os.read(go[0], 1)
+        with claim.work():
+            worked.touch()
+
+    hook = os.fork()
+    if hook == 0:
+        claim = ownership.acquire(host, UUID, "release")
+        assert claim is not None
+        mine = claim
+        worker.run(lambda: work(mine), 60)
+        os._exit(0)
+    os.close(ended[1])
+    os.read(started[0], 1)
+    os.kill(hook, signal.SIGKILL)
+    os.waitpid(hook, 0)
+    assert ownership.acquire(host, UUID, "release") is not None
+    os.write(go[1], b"g")
+    os.read(ended[0], 1)  # the worker has this pipe until its end
+
+    assert not worked.exists()
+
+
+def test_a_worker_leaves_the_claim_alone_that_the_vm_has_made_anew(
+    machine: MachineFactory,
+) -> None:
+    host = prepared(machine)
+    claim = Claims(host).find(UUID)
+    assert claim is not None
+
+    with claim.work():
+        Claims(host).drop(claim)
+        Claims(host).make(Claim(host, "win11", UUID, BOOT, (GPU,), 0), [])
+        made = lines(host)
+
+    assert lines(host) == made
+
+
 def test_a_process_that_has_got_the_number_of_an_old_worker_is_left_alone(
     machine: MachineFactory,
 ) -> None:

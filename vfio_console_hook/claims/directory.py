@@ -129,6 +129,7 @@ class Claims:
                 os.unlink(self.host.path(claim.path))
             except OSError as error:
                 raise runfiles.failed("remove", claim.path, error) from error
+            claim.dropped = True
             # The claim had its name as long as it was there, or the gate would not see it.
             self._unlink(claim.name, claim.uuid)
             try:
