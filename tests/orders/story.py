@@ -160,11 +160,13 @@ class Story(RuleBasedStateMachine):
         return [name for name in self.some("off") if free & {*self.world.lives[name].guest.devices}]
 
     @precondition(lambda self: self.some("going") or self.some("running"))
-    @rule(data=st.data(), recover=st.booleans())
-    def libvirt_dies(self, data: st.DataObject, recover: bool) -> None:
+    @rule(data=st.data(), recover=st.booleans(), anew=st.booleans())
+    def libvirt_dies(self, data: st.DataObject, recover: bool, anew: bool) -> None:
         running = self.some("running")
         ended = data.draw(st.sets(st.sampled_from(running)) if running else st.just(set()))
         self.there.restart_libvirt(frozenset(ended), recover=recover)
+        if anew and self._leaving():
+            self._define_anew(data)
 
     # -- people
 
@@ -187,10 +189,19 @@ class Story(RuleBasedStateMachine):
             "recover by force": bool(there.claims) and len(self.some("off")) == len(there.lives),
             "give": bool(there.by_hand),
             "let go": bool(there.holders),
-            "plug": bool(self.some("running")),
+            "plug": bool(self.some("running")) and bool(there.free()),
+            "define anew": bool(self._leaving()),
             "unplug": any(there.owned(name) for name in self.some("running")),
         }
         return [name for name, can in possible.items() if can]
+
+    def _leaving(self) -> list[str]:
+        """The VMs that are off and have left a claim."""
+        return [name for name in self.some("off") if self.there.left(name)]
+
+    def _define_anew(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(self._leaving()))
+        self.there.define_anew(name, devices=data.draw(st.booleans()))
 
     def _recover(self, data: st.DataObject) -> None:
         self.there.recover(force=False)
@@ -221,7 +232,7 @@ class Story(RuleBasedStateMachine):
 
     def _plug(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(self.some("running")))
-        self.there.plug(name, data.draw(st.sampled_from(self.there.setting.gpus)))
+        self.there.plug(name, data.draw(st.sampled_from(self.there.free())))
 
     def _unplug(self, data: st.DataObject) -> None:
         having = [name for name in self.some("running") if self.there.owned(name)]
