@@ -267,7 +267,7 @@ def test_the_name_of_another_vm_cannot_control_the_terminal(
 ) -> None:
     host = machine("efifb-6.12")
     name = "a\u202e\nb\x85"
-    hook.main(["x", "prepare", "begin", "-"], domain_xml(GPU, name=name), host)
+    hook.main([name, "prepare", "begin", "-"], domain_xml(GPU, name=name), host)
     capfd.readouterr()
     other = domain_xml(GPU, name="other", uuid=UUID.replace("0f", "1f", 1))
 

@@ -19,13 +19,16 @@ from tests import events
 from tests.conftest import MachineFactory
 from tests.fakehost import Crash, FakeHost, FakeLibvirt, snapshot
 from tests.gate import write_gate
+from vfio_console_hook.actions.firmware import Rebind
 from vfio_console_hook.actions.kinds import MODULES, action_of_kind
+from vfio_console_hook.claims import ownership
 from vfio_console_hook.claims.claim import Claim, parse
 from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.claims.step import fits
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
-from vfio_console_hook.errors import ClaimError, HookError, RefusedError, StuckError
+from vfio_console_hook.errors import ClaimError, HookError, RefusedError, StepError, StuckError
+from vfio_console_hook.events import prepare as preparing
 from vfio_console_hook.events import undo
 from vfio_console_hook.log import Log
 from vfio_console_hook.machine import runfiles, worker
@@ -746,6 +749,42 @@ def test_what_the_kernel_hangs_in_is_what_was_begun_last(
     assert undo.last_change(host, UUID) == line
 
 
+def test_what_release_hangs_in_is_an_undo_whatever_prepare_was_killed_in(
+    machine: MachineFactory,
+) -> None:
+    host = prepared(machine)
+    claim = Path(host.path(CLAIM))
+    # without "done 2, worker 0": the unbind was begun and cut off
+    claim.write_bytes(b"".join(claim.read_bytes().splitlines(keepends=True)[:-2]))
+
+    ownership.acquire(host, UUID, "release")
+
+    line = "echo efi-framebuffer.0 > /sys/bus/platform/drivers/efi-framebuffer/bind"
+    assert undo.last_change(host, UUID) == line
+
+
+def test_a_process_that_the_undo_of_prepare_is_stuck_in_is_not_taken_for_ended(
+    machine: MachineFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = machine("efifb-6.12")
+
+    def fail(*_: object) -> None:
+        raise StepError("the memory is not free")
+
+    def hang(*_: object) -> None:
+        raise StuckError("the kernel is stuck")
+
+    monkeypatch.setattr(preparing, "check_free", fail)
+    monkeypatch.setattr(Rebind, "apply", hang)
+
+    with pytest.raises(StuckError):
+        prepare(host)
+
+    claim = Claims(host).find(UUID)
+    assert claim is not None
+    assert claim.worker[0] == os.getpid()
+
+
 def test_a_hook_that_only_looks_hangs_in_nothing_that_was_asked_for(
     machine: MachineFactory,
 ) -> None:
@@ -769,6 +808,52 @@ def test_what_a_killed_hook_left_running_is_killed_before_anything_is_undone(
     release(host)
 
     assert (snapshot(host), Claims(host).uuids()) == (before, ())
+
+
+def test_a_worker_that_its_killed_hook_has_just_started_does_not_work_beside_the_next_hook(
+    machine: MachineFactory,
+) -> None:
+    host = prepared(machine)
+    started, go, ended = os.pipe(), os.pipe(), os.pipe()
+    worked = Path(host.path("worked"))
+
+    def work(claim: Claim) -> None:
+        os.write(started[1], b"s")
+        os.read(go[0], 1)
+        with claim.work():
+            worked.touch()
+
+    hook = os.fork()
+    if hook == 0:
+        claim = ownership.acquire(host, UUID, "release")
+        assert claim is not None
+        mine = claim
+        worker.run(lambda: work(mine), 60)
+        os._exit(0)
+    os.close(ended[1])
+    os.read(started[0], 1)
+    os.kill(hook, signal.SIGKILL)
+    os.waitpid(hook, 0)
+    assert ownership.acquire(host, UUID, "release") is not None
+    os.write(go[1], b"g")
+    os.read(ended[0], 1)  # the worker has this pipe until its end
+
+    assert not worked.exists()
+
+
+def test_a_worker_leaves_the_claim_alone_that_the_vm_has_made_anew(
+    machine: MachineFactory,
+) -> None:
+    host = prepared(machine)
+    claim = Claims(host).find(UUID)
+    assert claim is not None
+
+    with claim.work():
+        Claims(host).drop(claim)
+        Claims(host).make(Claim(host, "win11", UUID, BOOT, (GPU,), 0), [])
+        made = lines(host)
+
+    assert lines(host) == made
 
 
 def test_a_process_that_has_got_the_number_of_an_old_worker_is_left_alone(
@@ -1000,3 +1085,18 @@ def test_what_a_killed_writer_left_on_a_full_disk_is_cut_off_before_anything_is_
     release(host)
 
     assert (snapshot(host), Claims(host).uuids()) == (before, ())
+
+
+def test_a_claim_whose_writer_was_killed_is_still_one_when_another_vm_takes_its_steps(
+    machine: MachineFactory,
+) -> None:
+    host = prepared(machine, "efifb-6.12")
+    ownership.acquire(host, UUID, "release")
+    with open(host.path(CLAIM), "a", encoding="utf-8") as file:
+        file.write('{"undone": ')
+
+    prepare(host, vm("other", OTHER_UUID))
+
+    claim = Claims(host).find(UUID)
+    assert claim is not None
+    assert claim.open_steps == []

@@ -18,8 +18,9 @@ from tests.fakehost import FakeHost, FakeLibvirt, close_device, hold, obey, open
 from tests.fakehost.processes import NEVER
 from tests.gate import ROOT, write_gate
 from tests.libvirt_xml import EVENTS, UUID, domain_xml
-from vfio_console_hook import hook
+from vfio_console_hook import cli, hook
 from vfio_console_hook.claims.directory import Claims
+from vfio_console_hook.events import recovery
 from vfio_console_hook.log import SNAPSHOT_LOG
 
 GPU, SOUND = "0000:01:00.0", "0000:01:00.1"
@@ -59,6 +60,85 @@ def with_sound(host: FakeHost) -> FakeHost:
     """The audio function that the VM of the captures gets too."""
     host.tree.put(f"sys/bus/pci/devices/{SOUND}/class", "0x040300")
     return host
+
+
+# -- names
+
+
+def test_a_vm_keeps_its_name_when_a_person_takes_a_gpu_of_that_name(
+    machine: MachineFactory,
+) -> None:
+    host = machine("two-gpus-6.12")
+    second = "0000:02:00.0"
+    assert call(host, "prepare", domain_xml(GPU, name=second), second) == 0
+    assert cli.main(["take", second], host) == 0
+
+    assert call(host, "release end", b"", second) == 0
+
+    assert [claim.by_hand for claim in Claims(host).readable()] == [True]
+
+
+@pytest.mark.parametrize("gpus", [(), (GPU,)])
+def test_a_vm_made_anew_under_a_name_has_no_part_in_what_the_last_one_of_that_name_left(
+    machine: MachineFactory, gpus: tuple[str, ...]
+) -> None:
+    """libvirtd was killed, and the VM was undefined and defined again."""
+    host = machine("native-6.1")
+    before = steady(host)
+    assert call(host, "prepare") == 0
+    libvirt = FakeLibvirt(host)
+    libvirt.detach(GPU)
+    xml = domain_xml(*gpus, uuid=OTHER)
+
+    statuses = [call(host, event, xml) for event in ("prepare", "start", "release end")]
+
+    assert statuses == [int(bool(gpus)), 0, 0]
+    held = Claims(host).find(UUID)
+    assert held is not None
+    assert held.phase == "prepare"
+    assert recovery.recover(host, lambda _: None, force=True, wait_s=0)
+    assert steady(host) == before
+
+
+def test_the_name_that_a_crash_left_of_a_renamed_vm_gives_nothing_back(
+    machine: MachineFactory,
+) -> None:
+    host = machine("efifb-6.12")
+    assert call(host, "prepare") == 0
+    os.symlink(f"../claims/{UUID}", host.path(f"{RUN}/by-name/=former"))
+
+    assert call(host, "release end", b"", "former") == 0
+
+    assert Claims(host).uuids() == (UUID,)
+
+
+def test_a_name_that_xml_does_not_keep_is_the_one_that_libvirt_calls_the_gate_with(
+    machine: MachineFactory,
+) -> None:
+    host = machine("efifb-6.12")
+    name = "a\rb"
+    assert call(host, "prepare", name=name) == 0
+    assert host.list(f"{RUN}/by-name") == (f"={name}",)
+
+    assert call(host, "release end", b"", name) == 0
+
+    assert Claims(host).uuids() == ()
+
+
+@pytest.mark.parametrize("xml", [None, b"<domain"])
+def test_what_a_killed_libvirtd_left_comes_back_although_the_next_prepare_cannot_begin(
+    machine: MachineFactory, xml: bytes | None
+) -> None:
+    host = machine("native-6.1")
+    before = steady(host)
+    assert call(host, "prepare") == 0
+    FakeLibvirt(host).detach(GPU)
+    configure(host, "stages: [\n")
+
+    assert call(host, "prepare", xml) == 1
+    assert call(host, "release end") == 0
+
+    assert (steady(host), Claims(host).uuids()) == (before, ())
 
 
 # -- all events of a VM

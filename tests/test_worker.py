@@ -172,6 +172,17 @@ def test_a_child_that_a_signal_killed_is_told_and_not_taken_for_done(number: int
     )  # fmt: skip
 
 
+def test_an_answer_that_was_cut_off_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(work: Callable[[], str], writer: int) -> None:
+        os.write(writer, b'{"text": "a long')
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(worker, "_child", die)
+
+    with pytest.raises(CutOffError):
+        worker.run(lambda: "", 10)
+
+
 def test_work_that_leaves_the_process_is_not_taken_for_done() -> None:
     with pytest.raises(HookError) as caught:
         worker.run(lambda: os._exit(0), 10)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 
 from .claims import history, ownership
 from .claims.claim import Claim
@@ -111,10 +112,17 @@ def _prepare(event: _Event, xml: bytes | None) -> None:
     from .events import prepare
 
     host = event.host
-    assignment = _assignment(event, xml)
-    if not (assignment.gpus or Claims(host).find(event.uuid)):
-        return
-    config = load.configuration(host, event.name, event.uuid)
+    try:
+        assignment = _assignment(event, xml)
+        if not (assignment.gpus or Claims(host).find(event.uuid)):
+            return
+        config = load.configuration(host, event.name, event.uuid)
+    except HookError:
+        # libvirt calls release next, for a run of which it no longer knows.
+        left = Claims(host).named(event.name)
+        if left is not None:
+            ownership.acquire(host, left.uuid, "release", forgotten=True)
+        raise
     event.level = config.log_level
     deadline = worker.Deadline(host, config.timeout_s)
     try:
@@ -137,7 +145,11 @@ def _assignment(event: _Event, xml: bytes | None) -> Assignment:
 
     vm = domain.parse(sys.stdin.buffer.read() if xml is None else xml)
     event.uuid = vm.uuid
-    assignment = assignment_of(event.host, vm)
+    if event.host.privileged:
+        Claims(event.host).take_name(event.name, vm.uuid)
+    # The gate knows the VM by the name that libvirt gives it, which XML may not keep: a
+    # carriage return is a newline there.
+    assignment = assignment_of(event.host, replace(vm, name=event.name))
     event.gpus = assignment.gpus
     return assignment
 

@@ -76,6 +76,7 @@ class State:
         self.tally = tally
         self.lives = {one.name: Life(one, n) for n, one in enumerate(guests)}
         self.boots = 0
+        self.renewed = 0
         self.boot(keep_run=False)
 
     def boot(self, *, keep_run: bool) -> None:
@@ -101,7 +102,7 @@ class State:
         self.owed: set[str] = set()
         for life in self.lives.values():
             self.lives[life.guest.name] = Life(life.guest, life.number)
-            self._configure(life.guest)
+            self.configure(life.guest)
         self.firmware = watch.firmware_owners(self.host)
         self.fresh = watch.whole(self.host)
         self.away: set[str] = set()
@@ -109,7 +110,8 @@ class State:
         self.shown = {self.firmware.get(x, x) for x, one in portraits.items() if "fb" in one.nodes}
         self.driven = {x for x, one in portraits.items() if one.driver not in (None, "vfio-pci")}
 
-    def _configure(self, guest: Guest) -> None:
+    def configure(self, guest: Guest) -> None:
+        """Write the VM's file of the configuration."""
         wait = "" if "holders" in guest.settings else "holders: {wait_s: 0}\n"
         configure(self.host, wait + guest.settings, f"vms/{guest.uuid}.yaml")
 

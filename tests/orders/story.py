@@ -129,9 +129,6 @@ class Story(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(self.some("running")))
         self.there.end(name, how)
         self._advance(name, steps)
-        # Rare enough by itself to be missed in a quick run.
-        if self._overtaking() and bool(data.draw(st.booleans())):
-            self._overtake(data, 5)
 
     @precondition(lambda self: self.some("hooked") or self.some("off"))
     @rule(data=st.data(), kill=_kills)
@@ -145,26 +142,32 @@ class Story(RuleBasedStateMachine):
     @rule(data=st.data(), steps=st.sampled_from((5, 3, 1)))
     def overtake(self, data: st.DataObject, steps: int) -> None:
         """A VM starts on a GPU that libvirt has back from another, before that one's release."""
-        self._overtake(data, steps)
-
-    def _overtake(self, data: st.DataObject, steps: int) -> None:
-        name = data.draw(st.sampled_from(self._overtaking()))
+        name, other = data.draw(st.sampled_from(self._overtaking()))
+        if other in self.some("running"):
+            self.there.end(other, "shutdown")
+            self._advance(other, 3)
         self.there.begin(name)
         self._advance(name, steps)
 
-    def _overtaking(self) -> list[str]:
+    def _overtaking(self) -> list[tuple[str, str]]:
+        """Each VM that is off, with one that has a device of its own and ends or may end."""
         if self.world is None:
             return []
-        lives = self.world.lives.values()
-        free = {one for life in lives if life.path == ["release"] for one in life.guest.devices}
-        return [name for name in self.some("off") if free & {*self.world.lives[name].guest.devices}]
+        lives = self.world.lives
+        ending = [name for name, life in lives.items() if life.path == ["release"]]
+        return [
+            (name, other) for name in self.some("off") for other in ending + self.some("running")
+            if {*lives[name].guest.devices} & {*lives[other].guest.devices}
+        ]  # fmt: skip
 
     @precondition(lambda self: self.some("going") or self.some("running"))
-    @rule(data=st.data(), recover=st.booleans())
-    def libvirt_dies(self, data: st.DataObject, recover: bool) -> None:
+    @rule(data=st.data(), recover=st.booleans(), anew=st.booleans())
+    def libvirt_dies(self, data: st.DataObject, recover: bool, anew: bool) -> None:
         running = self.some("running")
         ended = data.draw(st.sets(st.sampled_from(running)) if running else st.just(set()))
         self.there.restart_libvirt(frozenset(ended), recover=recover)
+        if anew and self._leaving():
+            self._define_anew(data)
 
     # -- people
 
@@ -187,10 +190,19 @@ class Story(RuleBasedStateMachine):
             "recover by force": bool(there.claims) and len(self.some("off")) == len(there.lives),
             "give": bool(there.by_hand),
             "let go": bool(there.holders),
-            "plug": bool(self.some("running")),
+            "plug": bool(self.some("running")) and bool(there.free()),
+            "define anew": bool(self._leaving()),
             "unplug": any(there.owned(name) for name in self.some("running")),
         }
         return [name for name, can in possible.items() if can]
+
+    def _leaving(self) -> list[str]:
+        """The VMs that are off and have left a claim."""
+        return [name for name in self.some("off") if self.there.left(name)]
+
+    def _define_anew(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(self._leaving()))
+        self.there.define_anew(name, devices=data.draw(st.booleans()))
 
     def _recover(self, data: st.DataObject) -> None:
         self.there.recover(force=False)
@@ -221,7 +233,7 @@ class Story(RuleBasedStateMachine):
 
     def _plug(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(self.some("running")))
-        self.there.plug(name, data.draw(st.sampled_from(self.there.setting.gpus)))
+        self.there.plug(name, data.draw(st.sampled_from(self.there.free())))
 
     def _unplug(self, data: st.DataObject) -> None:
         having = [name for name in self.some("running") if self.there.owned(name)]

@@ -64,6 +64,8 @@ class World(Watched):
 
     def _hooked(self, life: Life, step: str, kill: Kill | None) -> None:
         done = getattr(self, f"_{step}")(life, kill)
+        if not done and not life.guest.devices and kill is None:
+            raise Violation(f"{step} refused {life.guest.name}, which has no device of the host")
         if not done and step != "release":
             life.path = ["stopped", "reattach", "release"]
 
@@ -174,12 +176,14 @@ class World(Watched):
                 close_device(self.host, address, pid=life.pid)
         let_go(self.host, life.pid)
 
-    def plug(self, name: str, address: str) -> bool:
-        """virsh attach-device on a VM that runs: no hook; False when libvirt refuses."""
-        life = self.lives[name]
+    def free(self) -> list[str]:
+        """The GPUs that no VM has and no claim names."""
         claimed = {gpu for one in self.claims.values() for gpu in one.gpus}
-        if address in self.owner or address in claimed:
-            return False
+        return [one for one in self.setting.gpus if one not in self.owner and one not in claimed]
+
+    def plug(self, name: str, address: str) -> bool:
+        """virsh attach-device on a VM that runs, of a free GPU: no hook; False if it fails."""
+        life = self.lives[name]
         self._wild((address,))
         try:
             with self._untouched(life, address):
@@ -241,6 +245,23 @@ class World(Watched):
                     self.stranded.add(address)
 
     # -- people
+
+    def left(self, name: str) -> bool:
+        """Whether a VM that is off has left a claim of this boot."""
+        claim = self.claims.get(self.lives[name].guest.uuid)
+        return claim is not None and claim.boot == f"boot-{self.boots}"
+
+    def define_anew(self, name: str, *, devices: bool) -> None:
+        """A VM that is off is undefined, and defined with another uuid, maybe without devices."""
+        guest = self.lives[name].guest
+        self.renewed += 1
+        guest = replace(
+            guest, uuid=f"{self.renewed:08x}{guest.uuid[8:]}",
+            devices=guest.devices if devices else (),
+        )  # fmt: skip
+        self.lives[name].guest = guest
+        self.configure(guest)
+        self.tally["defined anew over a claim"] += 1
 
     def hold(self, node: str, command: str) -> None:
         """A program opens a node of the host's."""

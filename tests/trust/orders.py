@@ -26,7 +26,7 @@ _NEEDED = (
     _RACE, "prepare over an earlier run", "libvirt forgot a claim",
     "worker killed", "hook killed", "given back by release", "given back by recover",
     "host rebooted over claims", "taken by hand", "GPU plugged", "GPU unplugged", "node held",
-    "as it was", "listed loss",
+    "defined anew over a claim", "as it was", "listed loss",
 )  # fmt: skip
 
 

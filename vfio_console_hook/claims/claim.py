@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from ..errors import ClaimError, StuckError
+from ..errors import ClaimError, CutOffError, StuckError
 from ..log import LEVELS
 from ..machine import processes, runfiles
 from ..machine.host import Host, seconds
@@ -56,8 +56,8 @@ class Claim:
     by_hand: a person took the GPUs, no VM. forgotten: libvirt no longer knows of this run,
     so it has re-attached nothing. hook is the process that handles the last event, and
     worker the one that talks to the kernel for it. Both are (pid, start in ticks since
-    boot), (0, 0) for none. The last three are what later events need of the configuration
-    that prepare had (settings.py).
+    boot), (0, 0) for none. dropped: its file is gone, or another claim's. The last three
+    are what later events need of the configuration that prepare had (settings.py).
     """
 
     host: Host
@@ -74,6 +74,7 @@ class Claim:
     steps: list[Step] = field(default_factory=list)
     done: set[int] = field(default_factory=set)
     undone: set[int] = field(default_factory=set)
+    dropped: bool = False
     log_level: str = "info"
     timeout_s: int = 60
     on_failure: str = "abort"
@@ -124,7 +125,7 @@ class Claim:
         What was forgotten once stays so. The caller holds the lock, and has stopped the
         worker of the process before.
         """
-        self._cut_torn_line()
+        self.cut_torn_line()
         self.phase, self.hook = phase, processes.this(self.host)
         self.forgotten = self.forgotten or forgotten
         extra = {"forgotten": True} if forgotten else {}
@@ -136,7 +137,9 @@ class Claim:
 
         Not when the kernel is stuck: then nothing may be undone below what is left.
         """
+        self._require_hook()
         self._note_worker(processes.this(self.host))
+        self._require_hook()
         processes.mark_programs(self.host, self.worker)
         try:
             yield
@@ -148,9 +151,16 @@ class Claim:
         self._end_work()
 
     def _end_work(self) -> None:
-        # Given back, it is no longer there.
-        if self.host.exists(self.path):
+        if not self.dropped:
             self._note_worker((0, 0))
+
+    def _require_hook(self) -> None:
+        """Raise CutOffError when the hook was killed: the next one may not have seen this worker.
+
+        What it has seen it kills.
+        """
+        if self.hook[0] not in (os.getpid(), os.getppid()):
+            raise CutOffError("the hook that started this process was killed")
 
     def _note_worker(self, worker: tuple[int, int]) -> None:
         self._note({"worker": worker})
@@ -177,7 +187,7 @@ class Claim:
         finally:
             os.close(handle)
 
-    def _cut_torn_line(self) -> None:
+    def cut_torn_line(self) -> None:
         """Remove what follows the last whole line: its writer was killed on a full disk."""
         handle = runfiles.open_file(self.host, self.path, os.O_RDWR)
         try:

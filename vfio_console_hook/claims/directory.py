@@ -3,7 +3,7 @@
 /run/vfio-console-hook/             0700, gone with the boot it speaks of
     lock                            flock, held while claims are read or made
     claims/UUID                     one VM, see claim.py
-    by-name/=NAME -> ../claims/UUID for the gate, which starts no Python to look
+    by-name/=NAME -> ../claims/UUID a VM's, for the gate, which starts no Python to look
     by-name/+unnamed                some claim's name is too long for a link
     kernel                          answers that hold for the whole boot
 /run/vfio-console-hook.status/      readable by everyone, see history.py
@@ -51,7 +51,8 @@ class Claims:
             claim = self.find(uuid) if uuid else None
         else:
             claim = next((one for one in self.readable() if one.name == name), None)
-        return None if claim is None or claim.by_hand else claim
+        # A crash may leave the link of a VM's former name.
+        return None if claim is None or claim.by_hand or claim.name != name else claim
 
     def uuids(self) -> tuple[str, ...]:
         """The VMs that hold something. Raises HostError, ClaimError."""
@@ -110,8 +111,10 @@ class Claims:
 
         The caller holds the lock. Raises ClaimError.
         """
-        # First the name: without it the gate would never call us to give the claim back.
-        self._link(claim.name, claim.uuid)
+        # First the name: without it the gate would never call us to give the claim back. A
+        # person needs no gate, and must not take the name from a VM.
+        if not claim.by_hand:
+            self._link(claim.name, claim.uuid)
         try:
             claim.create(inherited)
         except ClaimError:
@@ -126,12 +129,25 @@ class Claims:
                 os.unlink(self.host.path(claim.path))
             except OSError as error:
                 raise runfiles.failed("remove", claim.path, error) from error
+            claim.dropped = True
             # The claim had its name as long as it was there, or the gate would not see it.
             self._unlink(claim.name, claim.uuid)
             try:
                 self.tidy()
             except HookError:
                 return  # the claim is gone, and what an earlier crash left is in no one's way
+
+    def take_name(self, name: str, uuid: str) -> None:
+        """Let no claim of another VM go by the name of one that starts now. Raises ClaimError.
+
+        libvirt has one VM of a name: the other one was removed, and its claim is recover's.
+        """
+        link = f"{BY_NAME}/={name}"
+        if not _linkable(name) or self.host.readlink(link) in (None, _link_to(uuid)):
+            return
+        with self.lock():
+            if self.host.readlink(link) != _link_to(uuid):
+                runfiles.remove(self.host, link)
 
     def tidy(self) -> None:
         """Remove what a crash has left: drafts, and names without a claim.

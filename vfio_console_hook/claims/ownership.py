@@ -71,6 +71,7 @@ def _create(claims: Claims, claim: Claim, others: list[Claim]) -> Claim:
     inherited: list[Step] = [step for _, _, step in reversed(moved)]
     claims.make(claim, inherited)
     for other, number, _ in moved:
+        other.cut_torn_line()
         other.forget(number)
     return claim
 

@@ -165,6 +165,9 @@ def _free(claim: Claim, assignment: Assignment, config: Config, log: Log) -> Non
             host.give_up_after(None)
             try:
                 undo.undo(claim, log)
+            except StuckError:
+                log.error(str(error))
+                raise
             except HookError as second:
                 log.error(f"not all could be undone: {second}")
                 if isinstance(error, HookError):

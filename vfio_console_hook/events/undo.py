@@ -122,8 +122,9 @@ def last_change(host: Host, uuid: str) -> str:
     if claim is None or claim.phase not in ("prepare", "release"):
         return ""
     for number, step in claim.open_steps:
-        # A change that was begun and is not done is the one that hangs.
-        action = step.undo if number in claim.done else step.do
+        # A change that was begun and is not done is the one that hangs. release only undoes.
+        undoing = claim.phase == "release" or number in claim.done
+        action = step.undo if undoing else step.do
         if action is not None:
             return action.shell()
     return ""

@@ -97,11 +97,12 @@ def run(work: Callable[[], str | None], timeout_s: float) -> str:
             hint="increase `timeout_s`, or look into `journalctl -k`",
         )
     os.waitpid(pid, 0)
-    if not answer:
+    try:
+        result = json.loads(answer)
+    except ValueError as error:  # nothing, or the first part of a long answer
         raise CutOffError(
             "the worker process died before it was done", hint="look into `journalctl -k`"
-        )
-    result = json.loads(answer)
+        ) from error
     if "error" in result:
         raise error_of(result["error"])
     return str(result["text"])
