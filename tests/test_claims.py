@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 import stat
 import threading
@@ -1100,3 +1101,47 @@ def test_a_claim_whose_writer_was_killed_is_still_one_when_another_vm_takes_its_
     claim = Claims(host).find(UUID)
     assert claim is not None
     assert claim.open_steps == []
+
+
+def fifo(path: str) -> None:
+    os.mkfifo(path)
+
+
+def dangling(path: str) -> None:
+    os.symlink("nowhere", path)
+
+
+@pytest.mark.parametrize("make", [fifo, dangling])
+@pytest.mark.parametrize("place", [RUN, f"{RUN}/by-name"])
+def test_a_directory_of_names_that_is_not_ours_is_no_answer(
+    machine: MachineFactory, make: Callable[[str], None], place: str
+) -> None:
+    """Or release would end as if the VM held nothing."""
+    host = prepared(machine)
+    shutil.rmtree(host.path(place))
+    make(host.path(place))
+
+    with pytest.raises(ClaimError) as caught:
+        Claims(host).named("win11")
+
+    assert f"/{place} is a " in caught.value.text
+
+
+def test_a_line_that_the_file_system_refuses_is_an_error_and_leaves_the_claim_as_it_was(
+    machine: MachineFactory,
+) -> None:
+    host = prepared(machine)
+    claim = Claims(host).find(UUID)
+    assert claim is not None
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handled = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+    try:
+        with pytest.raises(ClaimError) as caught:
+            claim.finish(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handled)
+
+    assert caught.value.text == f"cannot write /{CLAIM}: File too large"
+    assert Claims(host).uuids() == (UUID,)
