@@ -6,6 +6,7 @@ others makes a copy with this, and perhaps a program for it to start.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,3 +65,19 @@ def write_program(target: Path, handler: str, machine: str) -> Path:
     values = {"root": str(ROOT), "module": module, "function": function, "machine": machine}
     target.write_text(_PROGRAM.format(**values), encoding="utf-8")
     return target
+
+
+def gate_over(root: str, directory: Path, *, python: str = sys.executable) -> Path:
+    """The gate in a directory, with the real program on the fake machine below root."""
+    directory.mkdir(exist_ok=True)
+    program = directory / "program"
+    program.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from tests.fakehost import FakeHost\n"
+        "from vfio_console_hook import hook\n"
+        f"sys.exit(hook.main(sys.argv[1:], None, FakeHost({root!r})))\n",
+        encoding="utf-8",
+    )
+    run_dir = root + RUN_DIR
+    return write_gate(directory / "qemu", python=python, program=str(program), run_dir=run_dir)

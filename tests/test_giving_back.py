@@ -13,10 +13,9 @@ import pytest
 from tests.conftest import MachineFactory, domain_xml
 from tests.fakehost import FakeHost
 from tests.fakehost.userspace import FakeLibvirt, close_device, open_device
-from tests.gate import ENVIRONMENT, ROOT, write_gate
+from tests.gate import ENVIRONMENT, gate_over
 from vfio_console_hook.claims.claim import CLAIMS
 from vfio_console_hook.claims.directory import Claims
-from vfio_console_hook.machine.runfiles import RUN
 
 GPU = "0000:01:00.0"
 DEFAULT = "etc/vfio-console-hook/default.yaml"
@@ -35,23 +34,6 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     for library in ("lxml", "yaml"):
         assert subprocess.run([python, "-I", "-c", f"import {library}"], stderr=-3).returncode == 1
     return python
-
-
-def gate_over(host: FakeHost, directory: Path, python: str) -> Path:
-    """The real gate, with the real program on this machine."""
-    directory.mkdir(exist_ok=True)
-    program = directory / "program"
-    program.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from tests.fakehost import FakeHost\n"
-        "from vfio_console_hook import hook\n"
-        f"sys.exit(hook.main(sys.argv[1:], None, FakeHost({host.root!r})))\n",
-        encoding="utf-8",
-    )
-    return write_gate(
-        directory / "qemu", python=python, program=str(program), run_dir=host.path(RUN)
-    )
 
 
 def run(gate: Path, event: str, xml: bytes, name: str = "win11") -> tuple[int, bytes, bytes]:
@@ -97,9 +79,9 @@ def test_after_prepare_nothing_is_needed_but_the_claim(
     host = machine("efifb-6.12")
     before = host.read("sys/class/vtconsole/vtcon1/bind"), host.list("sys/class/graphics")
     libvirt = FakeLibvirt(host)
-    assert run(gate_over(host, tmp_path / "a", sys.executable), "prepare begin", WHOLE)[0] == 0
+    assert run(gate_over(host.root, tmp_path / "a"), "prepare begin", WHOLE)[0] == 0
     spoil(host)
-    gate = gate_over(host, tmp_path / "b", bare_python)
+    gate = gate_over(host.root, tmp_path / "b", python=bare_python)
 
     libvirt.detach(GPU)
     answers = [run(gate, "start begin", xml)]
@@ -120,11 +102,11 @@ def test_a_vm_whose_name_no_file_can_have_gives_back_what_it_holds(
     machine: MachineFactory, tmp_path: Path, bare_python: str, name: str
 ) -> None:
     host = machine("efifb-6.12")
-    gate = gate_over(host, tmp_path / "a", sys.executable)
+    gate = gate_over(host.root, tmp_path / "a")
     assert run(gate, "prepare begin", domain_xml(GPU, name=name), name)[0] == 0
     assert len(Claims(host).uuids()) == 1
 
-    answer = run(gate_over(host, tmp_path / "b", bare_python), "release end", b"", name)
+    answer = run(gate_over(host.root, tmp_path / "b", python=bare_python), "release end", b"", name)
 
     assert (answer, Claims(host).uuids()) == ((0, b"", b""), ())
 
@@ -138,7 +120,7 @@ def test_a_vm_with_the_name_of_a_gpu_does_not_give_back_what_a_person_took(
     assert cli.main(["take", GPU], host) == 0
     held = Claims(host).uuids()
 
-    answer = run(gate_over(host, tmp_path, sys.executable), "release end", b"", GPU)
+    answer = run(gate_over(host.root, tmp_path), "release end", b"", GPU)
 
     assert (answer, Claims(host).uuids()) == ((0, b"", b""), held)
 
@@ -148,7 +130,7 @@ def test_the_settings_that_prepare_had_hold_until_the_end(
 ) -> None:
     host = machine("efifb-6.12")
     configure(host, "log_level: error\n")
-    gate = gate_over(host, tmp_path, sys.executable)
+    gate = gate_over(host.root, tmp_path)
     assert run(gate, "prepare begin", WHOLE)[0] == 0
     configure(host, "log_level: debug\n")
 
@@ -165,7 +147,9 @@ def test_without_lxml_prepare_names_the_package_and_changes_nothing(
 ) -> None:
     host = machine("efifb-6.12")
 
-    status, output, complaint = run(gate_over(host, tmp_path, bare_python), "prepare begin", WHOLE)
+    status, output, complaint = run(
+        gate_over(host.root, tmp_path, python=bare_python), "prepare begin", WHOLE
+    )
 
     sentence, hint = complaint.decode().splitlines()
     assert (status, output, host.changes, host.exists(CLAIMS)) == (1, b"", [], False)
@@ -182,7 +166,7 @@ def test_without_pyyaml_prepare_names_the_package_if_something_is_configured(
     libraries = tmp_path / "libraries"
     libraries.mkdir()
     (libraries / "lxml").symlink_to(Path(lxml.__file__).parent)
-    gate = gate_over(host, tmp_path / "gate", bare_python)
+    gate = gate_over(host.root, tmp_path / "gate", python=bare_python)
     program = tmp_path / "gate/program"
     program.write_text(f"import sys\nsys.path.insert(0, {str(libraries)!r})\n{program.read_text()}")
     configure(host, "bootfb: native\n")

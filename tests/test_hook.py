@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, close_device, hold, obey, open_device, snapshot
 from tests.fakehost.processes import NEVER
-from tests.gate import ROOT, write_gate
+from tests.gate import ROOT, gate_over
 from tests.libvirt_xml import EVENTS, UUID, domain_xml
 from vfio_console_hook import cli, hook
 from vfio_console_hook.claims.directory import Claims
@@ -751,22 +751,6 @@ def test_a_failed_release_keeps_the_claim_and_says_what_to_type(
 # -- through the gate
 
 
-def gate_over(host: FakeHost, directory: Path) -> Path:
-    """The real gate, with a program that is the real one on this machine."""
-    program = directory / "program"
-    program.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from tests.fakehost import FakeHost\n"
-        "from vfio_console_hook import hook\n"
-        f"sys.exit(hook.main(sys.argv[1:], None, FakeHost({host.root!r})))\n",
-        encoding="utf-8",
-    )
-    return write_gate(
-        directory / "qemu", python=sys.executable, program=str(program), run_dir=host.path(RUN)
-    )
-
-
 def run_gate(gate: Path, event: str, name: str = "win11") -> tuple[int, bytes, bytes]:
     operation, sub = event.split()
     done = subprocess.run(
@@ -783,7 +767,7 @@ def test_through_the_gate_the_console_goes_and_comes_back(
 ) -> None:
     host = machine("efifb-6.12")
     before = steady(host)
-    gate = gate_over(host, tmp_path)
+    gate = gate_over(host.root, tmp_path)
     libvirt = FakeLibvirt(host)
     answers = []
 
@@ -805,7 +789,7 @@ def test_through_the_gate_a_refusal_is_the_sentence_and_nothing_else(
     machine: MachineFactory, tmp_path: Path
 ) -> None:
     host = machine("simpledrm-0380-6.12")
-    gate = gate_over(host, tmp_path)
+    gate = gate_over(host.root, tmp_path)
 
     answer = run_gate(gate, "prepare begin")
 

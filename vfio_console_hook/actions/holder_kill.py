@@ -12,7 +12,7 @@ from ..machine.holders import Holder, Search, pauses
 from ..machine.host import Host
 
 # How long a process may take to be gone after SIGKILL. One in state D never is.
-KILL_S = 2.0
+_KILL_S = 2.0
 _COMM = 15  # TASK_COMM_LEN without the final NUL (Linux include/linux/sched.h)
 
 # libvirt's daemons with what they start for a VM, such as virtiofsd, and what would take
@@ -74,7 +74,7 @@ def end(host: Host, search: Search, holders: Sequence[Holder], grace_s: float) -
         left = _wait_for_close(host, search, handles, grace_s)
         for pid in left:
             host.signal_process(handles[pid], signal.SIGKILL)
-        _wait_for_close(host, search, {pid: handles[pid] for pid in left}, KILL_S)
+        _wait_for_close(host, search, {pid: handles[pid] for pid in left}, host.time_for(_KILL_S))
         return [one for one in holders if one.pid in handles]
     finally:
         for handle in handles.values():

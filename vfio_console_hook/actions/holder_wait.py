@@ -10,6 +10,9 @@ from ..machine.host import Host
 from . import holder_kill
 from .holders import AwaitClosed
 
+# What is kept of an event's time for SIGKILL: only a process in state D takes longer.
+_GONE_S = 0.5
+
 
 def close(host: Host, wait: AwaitClosed) -> str:
     """Wait until no process that counts has the nodes open; a remark for the log, or "".
@@ -45,7 +48,7 @@ def _counted(wait: AwaitClosed, found: list[Holder]) -> list[Holder]:
 def _holders_left(host: Host, wait: AwaitClosed, search: Search) -> list[Holder]:
     """The processes that hold the nodes after wait_s, or as soon as none of them counts."""
     found = search.holders()
-    ending_s = wait.grace_s + holder_kill.KILL_S if wait.terminate else 0.0
+    ending_s = wait.grace_s + _GONE_S if wait.terminate else 0.0
     for pause_s in pauses(host, host.time_for(wait.wait_s, ending_s)):
         held = [one.pid for one in _counted(wait, found)]
         if not held:
@@ -63,8 +66,7 @@ def _end(host: Host, wait: AwaitClosed, search: Search) -> tuple[list[Holder], s
     protected = _protected(host, wait, held)
     if protected:
         return protected, ""
-    grace_s = host.time_for(wait.grace_s, holder_kill.KILL_S)
-    ended = holder_kill.end(host, search, held, grace_s)
+    ended = holder_kill.end(host, search, held, host.time_for(wait.grace_s))
     remark = f"ended {listed(one.name for one in ended)}" if ended else ""
     return _counted(wait, search.holders()), remark
 
