@@ -187,6 +187,21 @@ def test_the_log_tells_what_was_done(machine: MachineFactory) -> None:
     ]
 
 
+def test_a_vm_that_a_new_daemon_finds_running_is_one_that_has_started(
+    machine: MachineFactory,
+) -> None:
+    host = machine("efifb-6.12")
+    for event in ("prepare", "start", "started", "reconnect"):
+        if event == "start":
+            FakeLibvirt(host).detach(GPU)
+        assert call(host, event) == 0
+
+    claim = Claims(host).find(UUID)
+
+    assert claim is not None
+    assert claim.phase == "started"
+
+
 @pytest.mark.parametrize("event", ["started begin", "reconnect begin", "stopped end"])
 def test_events_of_a_running_vm_change_nothing(
     machine: MachineFactory, capfd: Capture, event: str

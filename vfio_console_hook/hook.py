@@ -118,10 +118,7 @@ def _prepare(event: _Event, xml: bytes | None) -> None:
             return
         config = load.configuration(host, event.name, event.uuid)
     except HookError:
-        # libvirt calls release next, for a run of which it no longer knows.
-        left = Claims(host).named(event.name)
-        if left is not None:
-            ownership.acquire(host, left.uuid, "release", forgotten=True)
+        _forget_earlier_run(event)
         raise
     event.level = config.log_level
     deadline = worker.Deadline(host, config.timeout_s)
@@ -137,6 +134,19 @@ def _prepare(event: _Event, xml: bytes | None) -> None:
         _start_all_the_same(event, error, config.on_failure)
         return
     event.remember()
+
+
+def _forget_earlier_run(event: _Event) -> None:
+    """Write down that libvirt knows nothing of the run of a claim that is there before prepare.
+
+    It has re-attached nothing, and calls release next, as if this prepare had made the claim.
+    """
+    try:
+        left = Claims(event.host).named(event.name)
+        if left is not None:
+            ownership.acquire(event.host, left.uuid, "release", forgotten=True)
+    except HookError as error:
+        event.log.error(f"an earlier run was not released: {error}")
 
 
 def _assignment(event: _Event, xml: bytes | None) -> Assignment:
@@ -211,7 +221,9 @@ def _with_claim(event: _Event, act: Callable[[Claim, Log, worker.Supervisor], No
     event.uuid, event.gpus, event.level = held.uuid, held.gpus, held.log_level
     deadline = worker.Deadline(event.host, held.timeout_s)
     try:
-        claim = ownership.acquire(event.host, held.uuid, event.phase)
+        # A VM that libvirt's daemon, started anew, has found running has started before.
+        phase = "started" if event.phase == "reconnect" else event.phase
+        claim = ownership.acquire(event.host, held.uuid, phase)
         if claim is None:
             return
         act(claim, event.log, deadline.run)
