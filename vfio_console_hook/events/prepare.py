@@ -103,25 +103,21 @@ def look_ahead(
     gpus = gpu.gpus_among(host, assignment.gpus)
     others = Claims(host).others(assignment.uuid, host.boot_id)
     ownership.refuse_taken(host, assignment.gpus, others)
+    taken = (one for other in others for one in other.gpus if ownership.holds(host, other, one))
     handover = Handover(
-        gpus,
-        assignment.unmanaged,
-        frozenset(
-            address
-            for other in others
-            for address in other.gpus
-            if ownership.holds(host, other, address)
-        ),
-        config.within_timeout(),
-        kernel.removes_consoles(host),
-        assignment.bind_vfio,
-        assignment.siblings,
-        console.vtconsoles(host),
-        console.framebuffers(host),
+        gpus=gpus,
+        unmanaged=assignment.unmanaged,
+        taken=frozenset(taken),
+        config=config.within_timeout(),
+        kernel_removes=kernel.removes_consoles(host),
+        bind_vfio=assignment.bind_vfio,
+        siblings=assignment.siblings,
+        vtconsoles=console.vtconsoles(host),
+        framebuffers=console.framebuffers(host),
     )
     steps = order.plan(host, handover)
     if steps:
-        # Where nothing is changed, libvirt may say it.
+        # If there are no steps, nothing is lost when libvirt refuses.
         refusals.refuse_unassignable(host, assignment)
         in_use.refuse_open(host, assignment.addresses)
     return handover, steps
