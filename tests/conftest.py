@@ -10,7 +10,7 @@ from typing import Protocol
 
 import pytest
 
-from tests import recordings
+from tests import snapshots
 from tests.building import Machine, render
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import domain_xml
@@ -75,7 +75,7 @@ def machine(tmp_path: Path) -> Iterator[MachineFactory]:
     def make(which: str | Machine, *, crash_before: int = 0, refuse: int = 0) -> FakeHost:
         nonlocal made
         made += 1
-        text = recordings.text(which) if isinstance(which, str) else render(which)
+        text = snapshots.text(which) if isinstance(which, str) else render(which)
         root = tmp_path / f"machine{made}"
         root.mkdir()
         unpack(text, str(root))

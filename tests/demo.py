@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import recordings
+from tests import snapshots
 from tests.fakehost import FakeHost, FakeLibvirt, close_device, open_device, snapshot
 from tests.gate import ROOT, write_gate
 from tests.libvirt_xml import domain_xml
@@ -71,7 +71,7 @@ class Stage:
 def set_up(folder: Path, name: str) -> Stage:
     """A fresh copy of a recorded machine below folder, with the hook on it."""
     machine = folder / name
-    recordings.lay_out(name, machine)
+    snapshots.unpack_into(name, machine)
     host = FakeHost(str(machine))
     host.load_module("vfio-pci")
     program = folder / f"{name}.py"

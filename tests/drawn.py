@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from tempfile import TemporaryDirectory
 
-from tests import recordings
+from tests import snapshots
 from tests.building import M
 from vfio_console_hook.machine import gpu, pci
 from vfio_console_hook.machine.gpu import Gpu
@@ -13,7 +13,7 @@ from vfio_console_hook.machine.memory import Bar, Range, Reservation
 from vfio_console_hook.machine.snapshot import unpack
 
 # Of one nobody can tell what lies in its BARs.
-MACHINES = sorted({*recordings.names()} - {"iomem-without-root"})
+MACHINES = sorted({*snapshots.names()} - {"iomem-without-root"})
 
 BASE = 0xC0000000
 
@@ -22,7 +22,7 @@ BASE = 0xC0000000
 def gpus(name: str) -> tuple[Gpu, ...]:
     """All GPUs of one of MACHINES."""
     with TemporaryDirectory() as folder:
-        host = unpack(recordings.text(name), folder)
+        host = unpack(snapshots.text(name), folder)
         return gpu.gpus_among(host, pci.displays(host))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab import matrix, predicted
 from tests.lab.scenarios import SCENARIOS, Scenario, named
-from tests.recordings import FOLDER
+from tests.snapshots import FOLDER
 
 # Debian's suite has no kernel at present.
 NOT_OFFERED = ("bullseye-backports",)

@@ -29,7 +29,7 @@ from tests.fakehost import (
     snapshot,
 )  # fmt: skip
 from tests.hosts import DISPLAY, VGA, lab, lab_gpu, text_mode, two_native
-from tests.recordings import FOLDER
+from tests.snapshots import FOLDER
 from vfio_console_hook.commands.snapshot.writer import SEEN
 from vfio_console_hook.errors import HostError
 from vfio_console_hook.machine.snapshot import entries

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import recordings
+from tests import snapshots
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, close_device, open_device
 from tests.libvirt_xml import UUID, domain_xml
@@ -20,7 +20,7 @@ from vfio_console_hook.log import SNAPSHOT_JOURNAL, SNAPSHOT_LOG, Log, datagram,
 from vfio_console_hook.machine import pci
 
 GPU = "0000:01:00.0"
-MACHINES = [one for one in recordings.names() if not one.endswith(("-during", "-after"))]
+MACHINES = [one for one in snapshots.names() if not one.endswith(("-during", "-after"))]
 
 
 def entry(raw: bytes) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests import installed, private, recordings
+from tests import installed, private, snapshots
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, hold
 from tests.gate import ROOT
@@ -22,7 +22,7 @@ from vfio_console_hook.machine.snapshot import answer_path, unpack
 
 # test_snapshot.py has every machine. Here is a third of those before a VM had a GPU, and some
 # of the others: doctor starts a process for each check.
-MACHINES = sorted({*recordings.beginnings()[::3], *recordings.names()[::20]})[
+MACHINES = sorted({*snapshots.before_vms()[::3], *snapshots.names()[::20]})[
     :: 20 if MEASURED else 1
 ]
 UUID = "00000000-0000-4000-8000-0000000000aa"

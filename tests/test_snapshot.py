@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MachineFactory
-from tests.recordings import FOLDER
+from tests.snapshots import FOLDER
 from vfio_console_hook import cli
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.commands.plan import text as plan_text

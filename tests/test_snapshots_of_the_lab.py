@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import Golden
 from tests.lab.said import COMMANDS, timeless
 from tests.lab.scenarios import SCENARIOS
-from tests.recordings import FOLDER
+from tests.snapshots import FOLDER
 from vfio_console_hook import cli
 
 TREES = sorted(FOLDER.glob("recorded-*.tree"))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests import recordings
+from tests import snapshots
 from tests.bench.measure import Run
 from tests.gate import ROOT, write_gate, write_program
 from vfio_console_hook.claims.claim import CLAIMS
@@ -28,7 +28,7 @@ class Machine:
         for folder in ("vfio_console_hook", "tests/bench"):
             compileall.compile_dir(ROOT / folder, quiet=1)
         self.root = directory / "machine"
-        recordings.lay_out(MACHINE, self.root)
+        snapshots.unpack_into(MACHINE, self.root)
         program = write_program(
             directory / "hook", f"tests.bench.pretending.{handler}", str(self.root)
         )
@@ -85,7 +85,7 @@ class Machine:
 
 def _claims(boot: str, count: int) -> Iterator[tuple[str, str]]:
     """(uuid, text) of the claim of each VM: that of a real one with another name, uuid and GPU."""
-    recorded = entries(recordings.text(RUNNING))
+    recorded = entries(snapshots.text(RUNNING))
     (real,) = (one for one in recorded if one.path.startswith(f"{CLAIMS}/"))
     head, _, rest = real.content.decode().partition("\n")
     for number in range(count):

@@ -8,7 +8,7 @@ from functools import cache
 
 from hypothesis import strategies as st
 
-from tests import natives, recordings
+from tests import natives, snapshots
 from tests.building import (
     DUMMY_AND_FBCON,
     MEM,
@@ -106,7 +106,7 @@ class Setting:
 @cache
 def _recorded(name: str) -> str:
     """A recording, without what was so only at that moment."""
-    text = recordings.machine_text(name)
+    text = snapshots.machine_text(name)
     if not name.startswith(("lab-", "recorded-")):
         return text
     # What the lab's devices are, which no snapshot shows where no driver has them.
@@ -137,7 +137,7 @@ def recorded() -> tuple[str, ...]:
     """The names of the recorded machines that can begin a story."""
     return tuple(
         name
-        for name in recordings.beginnings()
+        for name in snapshots.before_vms()
         # Where /proc/iomem shows nothing, every prepare is refused.
         if name != "iomem-without-root" and _gpus(_recorded(name))
     )

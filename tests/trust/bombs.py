@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from tests import events, recordings
+from tests import events, snapshots
 from tests.fakehost import FakeHost
 from tests.gate import ROOT
 from tests.libvirt_xml import UUID, domain_xml
@@ -122,7 +122,7 @@ class _Range:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.machine = directory / "machine"
-        recordings.lay_out(MACHINE, self.machine)
+        snapshots.unpack_into(MACHINE, self.machine)
         for pid in (1, 77):
             process = self.machine / f"proc/{pid}"
             process.mkdir(parents=True, exist_ok=True)
@@ -274,7 +274,7 @@ def _lay_claim(machine: Path, path: str, content: bytes | None) -> None:
 
 def _claim(directory: Path) -> bytes:
     """What prepare leaves on the machine that is used here."""
-    recordings.lay_out(MACHINE, directory)
+    snapshots.unpack_into(MACHINE, directory)
     host = FakeHost(str(directory))
     vm = domain.parse(domain_xml(hostile.GPU))
     events.prepare(host, vm, Config(), Log(host, "win11", "error"))

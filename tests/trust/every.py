@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from tests.fakehost import KernelFault
-from tests.recordings import beginnings
+from tests.snapshots import before_vms
 from tests.trust.baseline import Baseline, UnsoundError, undisturbed
 from tests.trust.check import Check, Effort, Outcome, in_memory
 from tests.trust.subjects import Subject, chosen
@@ -100,7 +100,7 @@ def _on_every_machine(attempt: Try, least_quick: int, least_all: int, effort: Ef
     failures = [failure for one in tried for failure in one.failures]
     reached = {subject.machine for subject, one in zip(subjects, tried) if one.cases}
     idle = {subject.machine for subject, one in zip(subjects, tried) if one.idle}
-    missed = sorted({*beginnings()} - reached - idle)
+    missed = sorted({*before_vms()} - reached - idle)
     failures += [f"nothing was tried on {', '.join(missed)}"] if missed else []
     failures += [f"only {cases} cases, {least} were expected"] if cases < least else []
     return Outcome(cases, tuple(failures), f"on {len(reached)} machines")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import events, recordings
+from tests import events, snapshots
 from tests.fakehost import FakeHost, configure, hold, obey
 from tests.fakehost.systemd import Unit, install, put
 from tests.libvirt_xml import UUID, domain_xml
@@ -66,7 +66,7 @@ class Subject:
     def lay_out(self, directory: Path) -> None:
         """Unpack the machine into directory, which is made. vfio-pci is loaded on it."""
         directory.mkdir()
-        unpack(recordings.machine_text(self.machine), str(directory))
+        unpack(snapshots.machine_text(self.machine), str(directory))
         host = FakeHost(str(directory))
         host.load_module("vfio-pci")
         if self.machine.startswith("lab-"):
@@ -95,7 +95,7 @@ def everything(scratch: Path) -> Iterator[Subject]:
 
     scratch is a path where nothing is; nothing is afterwards.
     """
-    for machine in recordings.beginnings():
+    for machine in snapshots.before_vms():
         Subject(machine, ()).lay_out(scratch)
         found = _gpus(FakeHost(str(scratch)))
         known = set()

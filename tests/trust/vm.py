@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tests import recordings
+from tests import snapshots
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import domain_xml
 from tests.trust.process import Exit, in_a_process
@@ -22,7 +22,7 @@ def fresh(machine: str, directory: Path) -> FakeHost:
     """A machine whose vfio-pci is loaded, in a new directory below this one."""
     root = directory / "machine"
     shutil.rmtree(root, ignore_errors=True)
-    recordings.lay_out(machine, root)
+    snapshots.unpack_into(machine, root)
     FakeHost(str(root)).load_module("vfio-pci")
     return FakeHost(str(root))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import events, recordings
+from tests import events, snapshots
 from tests.fakehost import FakeHost
 from tests.gate import ROOT
 from tests.libvirt_xml import UUID, domain_xml
@@ -52,7 +52,7 @@ class Target:
 
 def _machine(directory: Path, name: str) -> Enclosed:
     root = directory / name
-    recordings.lay_out(name, root)
+    snapshots.unpack_into(name, root)
     return Enclosed(str(root))
 
 
@@ -155,7 +155,7 @@ def _claim_seeds() -> Iterator[bytes]:
     for name in ("lab-efifb-6.12", "two-gpus-6.12", "vgacon-5.10", "nvidia-single-desktop",
                  "nvidia-bootfb-bar3"):  # fmt: skip
         with tempfile.TemporaryDirectory() as directory:
-            recordings.lay_out(name, Path(directory))
+            snapshots.unpack_into(name, Path(directory))
             host = FakeHost(directory)
             vm = domain.parse(domain_xml(pci.displays(host)[-1]))
             with contextlib.suppress(HookError):

@@ -1,4 +1,4 @@
-"""The recorded machines in tests/machines, by their names."""
+"""The snapshots of machines in tests/machines, by name."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ FOLDER = Path(__file__).parent / "machines"
 
 
 def names() -> tuple[str, ...]:
-    """All of them, sorted."""
+    """The names of all snapshots, sorted."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.tree")))
 
 
-def beginnings() -> tuple[str, ...]:
-    """Those on which no VM has a GPU, or had one."""
+def before_vms() -> tuple[str, ...]:
+    """The names of the snapshots of machines on which no VM has or had a GPU."""
     later = tuple(f"-{when}" for when in (*PHASES, "running"))
     return tuple(name for name in names() if not name.endswith(later))
 
 
 def text(name: str) -> str:
-    """The whole recording."""
+    """The whole snapshot."""
     return (FOLDER / f"{name}.tree").read_text(encoding="utf-8")
 
 
 def machine_text(name: str) -> str:
-    """The machine alone, without what plan and doctor read beside it."""
+    """The machine alone, without the further paths that plan and doctor read."""
     return text(name).partition(SEEN)[0]
 
 
-def lay_out(name: str, root: Path) -> None:
-    """Make root, which may be there already, the machine as it was recorded."""
+def unpack_into(name: str, root: Path) -> None:
+    """Unpack a whole snapshot into root, which may already exist."""
     root.mkdir(parents=True, exist_ok=True)
     unpack(text(name), str(root))
