@@ -1,4 +1,4 @@
-"""Writes the text of a machine from a few facts, in the format of a recorded one."""
+"""Writes the snapshot of a machine from a few facts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEBIAN = {
 class Pci:
     """A PCI function. bars are (number, start, size, flags); ids are vendor and device.
 
-    native is the text of fake/native/ADDRESS; bound, whether that driver is.
+    native is the text of fake/native/ADDRESS; bound: that driver is bound to the device.
     """
 
     address: str
@@ -56,9 +56,11 @@ class Pci:
 
 @dataclass(frozen=True)
 class Firmware:
-    """A platform device; start and size are the picture's, reservation is what the driver takes.
+    """A platform device; start and size are those of the picture.
 
-    size 0: nothing draws, as in text mode.
+    reservation is the range that the driver reserves.
+
+    size 0 means that nothing draws, as in text mode.
     """
 
     device: str
@@ -261,7 +263,7 @@ def _pci(device: Pci, series: tuple[int, int]) -> list[str]:
         f"pci:v{vendor:08X}d{number:08X}sv00000000sd00000000bc{device.pci_class >> 8:02X}"
         f"sc{device.pci_class & 0xFF:02X}i00"
     )
-    # What was never switched on is "unknown", since 6.16 D0 (pci_pm_init).
+    # A device that was never enabled is "unknown", since 6.16 D0 (pci_pm_init).
     known = "D0" if device.bound or device.vfio or series >= (6, 16) else "unknown"
     power_state = [f"f {path}/power_state = {known}"] if series >= (5, 11) else []
     lines = [f"d {path}", _link(f"sys/bus/pci/devices/{device.address}", path)]

@@ -1,4 +1,4 @@
-"""What all tests share: recorded machines that react, domain XML, golden outputs."""
+"""Fixtures of all tests: fake machines made from snapshots, domain XML, golden outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vfio_console_hook.machine.snapshot import unpack
 
 HERE = Path(__file__).parent
 Golden = Callable[[str, str], None]
-# Such a test goes over all recorded machines, or over all of another kind of input.
+# A test with that many cases runs on all snapshots, or on all inputs of another kind.
 MANY, SAMPLE = 100, 8
 
 __all__ = ["Golden", "MachineFactory", "domain_xml"]
@@ -47,7 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what --sample leaves out, and begin with the linters, the longest single tests."""
+    """Deselect cases for --sample, and begin with the linters, the longest single tests."""
     items.sort(key=lambda item: item.path.name != "test_style.py")
     if not config.getoption("--sample"):
         return
@@ -66,9 +66,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[MachineFactory]:
-    """Makes a FakeHost of a recorded machine, each time over a directory of its own.
+    """Makes a FakeHost from a snapshot, each time in a new directory.
 
-    vfio-pci is loaded on it: what loads when is not what tests are about.
+    vfio-pci is loaded on it, because few tests are about loading it.
     """
     made = 0
 

@@ -1,12 +1,12 @@
-"""The main job from beginning to end, on a recorded machine in a temporary directory.
+"""The main job from beginning to end, on a machine from a snapshot in a temporary directory.
 
     python -m tests.demo        (or ./install.sh --demo)
 
 The gate (hooks/qemu) and the program are the real ones, called as libvirtd calls
-them: the same words, the XML on stdin, the same environment. Only the machine is
-not this one: a recording that reacts to writes as Linux does (tests/fakehost), and
-so are libvirt's own part and QEMU. Needs neither root nor a GPU nor libvirt, and
-changes nothing outside the directory. Ends with 1 if anything is not as it says.
+them: the same arguments, the XML on stdin, the same environment. Only the machine
+is simulated, by a snapshot that reacts to writes as Linux does (tests/fakehost),
+and so are libvirt's own part and QEMU. Needs neither root nor a GPU nor libvirt, and
+changes nothing outside the directory. Exits with 1 if a step had another result.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ WIDTH = 80
 MACHINE = "lab-efifb-6.12"
 REFUSED_MACHINE = "simpledrm-0380-6.12"
 
-# What stands where install.sh puts hooks/launch.py: it gives the program another
-# machine than the one it runs on.
+# Replaces hooks/launch.py of the installation: it runs the program on a simulated
+# machine.
 _PROGRAM = """\
 import sys
 sys.path.insert(0, {repository!r})
@@ -55,7 +55,7 @@ class Stage:
     address: str
 
     def event(self, operation: str, suboperation: str, extra: str = "-") -> tuple[int, str]:
-        """Let libvirtd run the hook; its exit status and what it says on stderr."""
+        """Run the hook as libvirtd does; return its exit status and its stderr."""
         done = subprocess.run(
             [str(self.gate), VM, operation, suboperation, extra],
             input=domain_xml(self.address, name=VM, event=operation),
@@ -69,7 +69,7 @@ class Stage:
 
 
 def set_up(folder: Path, name: str) -> Stage:
-    """A fresh copy of a recorded machine below folder, with the hook on it."""
+    """A new machine from a snapshot, in a directory below folder, with the hook installed."""
     machine = folder / name
     snapshots.unpack_into(name, machine)
     host = FakeHost(str(machine))
@@ -97,8 +97,8 @@ def say(text: str, indent: str = "   ") -> None:
     print(textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent))
 
 
-def tell(text: str, *, mark: str) -> None:
-    """One fact, marked at its beginning: "$" what is run, ">" what the program tells."""
+def print_fact(text: str, *, mark: str) -> None:
+    """Print one fact behind a mark: "$" for a command, ">" for the output of the program."""
     print(
         textwrap.fill(
             text, WIDTH, initial_indent=f" {mark} ", subsequent_indent="     ",
@@ -138,13 +138,13 @@ def _human(size: int) -> str:
 
 
 def monitor(host: FakeHost) -> str:
-    """What a person sees who sits before the host."""
+    """The content of the monitor that is connected to the host."""
     drawn = console.FBCON in {one.driver for one in console.vtconsoles(host) if one.bound}
     return "debian login: _" if drawn and console.framebuffers(host) else ""
 
 
 class Story:
-    """Runs the events one after another and tells what each of them did."""
+    """Runs the events one after another and prints what each of them did."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -159,7 +159,7 @@ class Story:
         return (self.stage.host.read(SNAPSHOT_LOG) or "").splitlines()
 
     def plan(self) -> None:
-        """Print the steps that `vfio-console-hook plan` tells, without the GPU before them."""
+        """Print the steps of `vfio-console-hook plan`, without the GPU above them."""
         xml = Path(self.stage.host.path("run/win11.xml"))
         xml.parent.mkdir(exist_ok=True)
         xml.write_bytes(domain_xml(self.stage.address, name=VM))
@@ -173,17 +173,17 @@ class Story:
                                 break_on_hyphens=False, break_long_words=False))  # fmt: skip
 
     def event(self, operation: str, suboperation: str, extra: str = "-") -> tuple[int, str]:
-        """Run the hook, print its log; its exit status and stderr."""
+        """Run the hook and print its log; return its exit status and stderr."""
         before = len(self._log())
         began = time.monotonic()
         status, stderr = self.stage.event(operation, suboperation, extra)
         took_ms = (time.monotonic() - began) * 1000
         print(f" $ /etc/libvirt/hooks/qemu {VM} {operation} {suboperation} {extra}")
-        # On failure the log says the same as stderr.
+        # After a failure the log has the same text as stderr.
         for line in [] if stderr else self._log()[before:]:
-            tell(line.partition(f" {VM}: ")[2] or line, mark=">")
+            print_fact(line.partition(f" {VM}: ")[2] or line, mark=">")
         for line in stderr.splitlines():
-            tell(line, mark="!")
+            print_fact(line, mark="!")
         print(f"     exit status {status}, {took_ms:.0f} ms")
         return status, stderr
 
@@ -196,7 +196,7 @@ def without_bus_mastering(config: str) -> str:
 
 
 def the_main_job(folder: Path) -> list[str]:
-    """prepare, start, started, stopped, release; what went wrong."""
+    """Run prepare, start, started, stopped and release; return the failures."""
     stage = set_up(folder, MACHINE)
     host, address = stage.host, stage.address
     story = Story(stage)
@@ -243,7 +243,7 @@ def the_main_job(folder: Path) -> list[str]:
     title("after: the console is back")
     draw(stage, monitor(host))
     after = snapshot(host)
-    # The kernel's doing (pci_disable_device): the GPU's next driver asks for it again.
+    # The kernel cleared it (pci_disable_device); the GPU's next driver sets it again.
     before[config] = without_bus_mastering(before[config])
     changed = sorted(path for path in {*before, *after} if before.get(path) != after.get(path))
     say(
@@ -257,7 +257,7 @@ def the_main_job(folder: Path) -> list[str]:
 
 
 def a_refusal(folder: Path) -> list[str]:
-    """A GPU that this kernel cannot free is refused, and left alone; what went wrong."""
+    """Refuse a GPU that this kernel cannot free, and change nothing; return the failures."""
     stage = set_up(folder, REFUSED_MACHINE)
     story = Story(stage)
     before = snapshot(stage.host)

@@ -1,4 +1,4 @@
-"""What the tests of doctor share: machines with VMs, and cases of one check each."""
+"""Helpers of the tests of doctor: machines with VMs, and cases of one check each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Arrange = Callable[[FakeHost], None]
 
 
 def both(*arrangements: Arrange) -> Arrange:
-    """All of them, one after another."""
+    """Apply the given arrangements, one after another."""
 
     def arrange(host: FakeHost) -> None:
         for one in arrangements:
@@ -39,9 +39,9 @@ def put(path: str, text: str) -> Arrange:
 
 @dataclass(frozen=True)
 class Case:
-    """One check on one machine: after arrange it has a finding with these facts.
+    """One check on one machine: after arrange the check has a finding with these facts.
 
-    title is the finding's, value something in its text or advice that only this case has.
+    title is the title of the finding, value a part of its text or advice that no other case has.
     A WARN or FAIL comes with advice unless advised is False.
     """
 
@@ -58,8 +58,8 @@ class Case:
         return self.name
 
 
-def unrecorded(name: str, check: Check, arrange: Arrange, title: str, **more: str) -> Case:
-    """A case in which a snapshot does not have what the check reads."""
+def missing_in_snapshot(name: str, check: Check, arrange: Arrange, title: str, **more: str) -> Case:
+    """A case in which the snapshot lacks the files that the check reads."""
     return Case(name, check, arrange, "WARN", title, NOT_RECORDED, advised=False, **more)
 
 
@@ -73,7 +73,7 @@ def put_vm(
     autostart: bool = False,
     managed: bool = True,
 ) -> None:
-    """Let libvirt know a VM with these PCI devices; those plugged in are only in its run."""
+    """Define a VM with these PCI devices in libvirt; hot-plugged ones are only in its live XML."""
     folder = f"libvirt/{len(host.list('libvirt')) + 1}"
     xml = domain_xml(*addresses, name=name, uuid=uuid, managed=managed)
     live = domain_xml(*addresses, *plugged, name=name, uuid=uuid, managed=managed)
@@ -93,26 +93,26 @@ def win11(host: FakeHost) -> None:
     put_vm(host, "win11", GPU)
 
 
-def recorded_fully(host: FakeHost) -> None:
-    """The snapshot has all that doctor reads, and nothing of it is wrong."""
+def complete_snapshot(host: FakeHost) -> None:
+    """Add all that doctor reads to the snapshot, without a problem."""
     host.tree.put("recorded/now", "1732312312")
     host.tree.put("proc/cmdline", "BOOT_IMAGE=/vmlinuz root=/dev/vda1 ro quiet intel_iommu=on")
 
 
 def system_of(host: FakeHost) -> System:
-    """The machine and its VMs, which libvirt is asked for as the command does it."""
+    """The machine and its VMs, read from libvirt in the same way as by the command."""
     return System.with_vms(host, host.vms(SYSTEM)) if host.exists("libvirt") else System(host)
 
 
 def findings(case: Case, host: FakeHost) -> list[Finding]:
-    """What the case's check finds after its arrangement; times are in UTC."""
+    """The findings of the case's check after its arrangement, with times in UTC."""
     with in_utc():
         case.arrange(host)
         return list(case.check(system_of(host)))
 
 
 def assert_found(case: Case, host: FakeHost) -> None:
-    """Fail unless the check finds what the case says."""
+    """Fail unless the check has the finding of the case."""
     found = findings(case, host)
     assert any(
         (one.level, one.subject) == (case.level, case.title)
@@ -123,7 +123,7 @@ def assert_found(case: Case, host: FakeHost) -> None:
 
 
 def sentences(cases: Iterable[Case], machine: MachineFactory) -> str:
-    """All that the cases find, each below its name."""
+    """The findings of all cases, each below the name of its case."""
     lines = []
     for case in {one.name: one for one in cases}.values():
         lines.append(f"# {case.name}")

@@ -1,4 +1,4 @@
-"""The GPUs of the recorded machines, as what draws their memory gets them."""
+"""The GPUs of the snapshots, as the drawings of their memory need them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vfio_console_hook.machine.gpu import Gpu
 from vfio_console_hook.machine.memory import Bar, Range, Reservation
 from vfio_console_hook.machine.snapshot import unpack
 
-# Of one nobody can tell what lies in its BARs.
+# One snapshot was made without root, so its iomem has no addresses.
 MACHINES = sorted({*snapshots.names()} - {"iomem-without-root"})
 
 BASE = 0xC0000000
@@ -20,7 +20,7 @@ BASE = 0xC0000000
 
 @cache
 def gpus(name: str) -> tuple[Gpu, ...]:
-    """All GPUs of one of MACHINES."""
+    """All GPUs of a snapshot in MACHINES."""
     with TemporaryDirectory() as folder:
         host = unpack(snapshots.text(name), folder)
         return gpu.gpus_among(host, pci.displays(host))
@@ -31,7 +31,7 @@ def sized(first: int, size_bytes: int) -> Range:
 
 
 def a_gpu(*reservations: Reservation, bars: tuple[Bar, ...] = (), driver: str | None = None) -> Gpu:
-    """A GPU whose BAR 0 has 16 MiB, if nothing else is said."""
+    """A GPU with a BAR 0 of 16 MiB by default."""
     return Gpu(
         address="0000:01:00.0", pci_class=0x0300, bars=bars or (Bar(0, sized(BASE, 16 * M)),),
         driver=driver, vfio=driver == "vfio-pci", virtual=False, boot_vga=True, framebuffers=(),
@@ -40,5 +40,5 @@ def a_gpu(*reservations: Reservation, bars: tuple[Bar, ...] = (), driver: str | 
 
 
 def reservation(name: str, offset: int, size_bytes: int) -> Reservation:
-    """A reservation in BAR 0, that far from where it begins."""
+    """A reservation in BAR 0, at this offset from its beginning."""
     return Reservation(name, sized(BASE + offset, size_bytes), 0)

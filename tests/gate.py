@@ -1,7 +1,7 @@
 """The real hooks/qemu with other paths in its head, for tests, the demo and the bench.
 
-The gate runs as root, so no environment variable moves its paths; who needs
-others makes a copy with this, and perhaps a program for it to start.
+The gate runs as root, so no environment variable changes its paths. This module
+writes a copy with other paths, and a program that the copy starts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RUN_DIR = "/run/vfio-console-hook"
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 """What a hook finds in its environment, as libvirtd hands it on."""
 
-# As hooks/launch.py, and as small: a script is compiled in every run.
+# Like hooks/launch.py, and as small, because a script is compiled in every run.
 _PROGRAM = """\
 import gc, os, sys
 gc.disable()

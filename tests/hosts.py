@@ -1,6 +1,6 @@
 """Machines as the lab has them, for tests that vary one thing: QEMU's q35 with its display devices.
 
-What was recorded, and hosts that people described, are files in tests/machines.
+Snapshots, and hosts that users described, are files in tests/machines.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A machine on which vfio-console-hook is installed, and libvirt runs: as install.sh leaves it."""
+"""A machine on which install.sh has installed vfio-console-hook, and on which libvirt runs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def gate_text() -> str:
 
 
 def hook(host: FakeHost, gate: str = GATE) -> FakeHost:
-    """Let the hook be installed at INSTALLED."""
+    """Install the hook at the time INSTALLED."""
     file(host, gate, gate_text())
     file(host, "usr/bin/sh", "")
     host.tree.text_link("bin", "usr/bin")
@@ -73,7 +73,7 @@ def hook(host: FakeHost, gate: str = GATE) -> FakeHost:
 
 
 def process(host: FakeHost, pid: int, name: str, *, at: int, user: int = 0) -> None:
-    """A process that was started at some time; ticks are hundredths of a second (proc(5))."""
+    """A process with this start time, in ticks of a hundredth of a second (proc(5))."""
     rest = f"S 1 {pid} {pid} 0 -1 4194560 {'0 ' * 8}20 0 1 0 {(at - BOOTED) * 100} 0 0"
     host.tree.put(f"proc/{pid}/stat", f"{pid} ({name}) {rest}")
     host.tree.put(f"proc/{pid}/comm", name)
@@ -82,22 +82,22 @@ def process(host: FakeHost, pid: int, name: str, *, at: int, user: int = 0) -> N
 
 
 def daemon(host: FakeHost, name: str = "libvirtd", *, pid: int = 700, at: int = STARTED) -> None:
-    """Let one of libvirt's daemons run since some time."""
+    """Start one of libvirt's daemons at a given time."""
     process(host, pid, name, at=at)
     host.tree.put(f"run/{name}.pid", str(pid))
     file(host, f"usr/sbin/{name}", "")
 
 
 def answer(host: FakeHost, command: tuple[str, ...], text: str) -> None:
-    """What a program prints."""
+    """Set the output of a program."""
     host.tree.put(answer_path(command), text)
 
 
 def failure(host: FakeHost, command: tuple[str, ...], text: str) -> None:
-    """The message with which a program fails."""
+    """Let a program fail with this message."""
     host.tree.put(f"{answer_path(command)}.failed", f"{' '.join(command)} failed: {text}")
 
 
 def refuse(host: FakeHost, path: str) -> None:
-    """EACCES, as for a user who is not root."""
+    """Let a path fail with EACCES, as for a user other than root."""
     host.tree.put(f"refused/{path}", "13")

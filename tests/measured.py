@@ -1,6 +1,6 @@
 """Whether this is the run that measures coverage (tests/run --coverage).
 
-There, each process that ends writes down what it has run, which takes 60 ms.
+In that run each process writes its coverage data when it ends, which takes 60 ms.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the fake kernel is told of devices, as no recording tells it: which driver takes them.
+"""The drivers of devices for the fake kernel, because no snapshot has them.
 
 tests/fakehost/pci.py says what the words mean.
 """

@@ -200,7 +200,7 @@ def _claims(host: FakeHost) -> None:
 
 
 def secrets_in_files(host: FakeHost) -> set[str]:
-    """The names of the secrets in the machine: in names, links and contents of files."""
+    """The names of the secrets in the names, links and contents of the machine's files."""
     everything = ""
     for folder, folders, files in os.walk(host.root):
         for name in (*folders, *files):

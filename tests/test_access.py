@@ -31,7 +31,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 class OfAUser(FakeHost):
-    """The machine as a user has it: qemu:///session runs the hook as its user."""
+    """The machine for the hook of qemu:///session, which runs as the user."""
 
     @property
     def privileged(self) -> bool:
@@ -44,14 +44,14 @@ def call(host: FakeHost, operation: str, sub: str = "begin", xml: bytes | None =
 
 
 def left_alone(host: FakeHost, capfd: Capture) -> str:
-    """What prepare says when it refuses, with nothing changed."""
+    """The error of prepare; the machine must be unchanged."""
     before = snapshot(host)
     assert call(host, "prepare") == 1
     assert (snapshot(host), host.changes) == (before, [])
     return capfd.readouterr().err
 
 
-# -- the record
+# -- claims
 
 
 @pytest.mark.parametrize("path", [RUN, CLAIMS, f"{RUN}/by-name", f"{RUN}/lock", CLAIM])
@@ -87,7 +87,9 @@ def test_a_directory_in_run_that_others_can_write_is_an_error(
     ]
 
 
-def test_a_claim_with_a_second_name_is_not_written(machine: MachineFactory, capfd: Capture) -> None:
+def test_a_claim_with_a_second_hard_link_is_not_written(
+    machine: MachineFactory, capfd: Capture
+) -> None:
     host = machine("efifb-6.12")
     call(host, "prepare")
     os.link(host.path(CLAIM), host.path("second"))
@@ -148,7 +150,7 @@ def test_a_device_in_run_is_not_opened(machine: MachineFactory) -> None:
         Claims(host).find(UUID)
 
 
-# -- the way to a file
+# -- resolving a path
 
 
 def test_a_path_is_resolved_to_one_without_links(tmp_path: Path) -> None:
@@ -246,7 +248,7 @@ def test_a_host_is_privileged_for_the_effective_uid_0() -> None:
 def test_a_user_can_neither_take_nor_give_nor_recover(
     machine: MachineFactory, capfd: Capture, words: list[str]
 ) -> None:
-    """As root's own directories are to a user: nothing in them may be looked at."""
+    """The directory of the claims belongs to root, so a user gets EACCES there."""
     host = machine("efifb-6.12")
     host.tree.make_directory(CLAIMS)
     host.tree.put(f"refused/{CLAIMS}/.itself", "13")

@@ -1,4 +1,4 @@
-"""Keeps FakeHost honest: what the lab recorded of real kernels is what it predicts.
+"""FakeHost predicts the snapshots that the lab made on real kernels.
 
 tests/lab/predicted.py says how, and which scenarios are left out.
 """
@@ -29,12 +29,12 @@ def text(scenario: Scenario, phase: str = "") -> str:
     return path(scenario, phase).read_text(encoding="utf-8")
 
 
-def recorded(scenario: Scenario) -> dict[str, str]:
-    """The record after each phase."""
+def snapshots_of(scenario: Scenario) -> dict[str, str]:
+    """The snapshot after each phase."""
     return {phase: text(scenario, phase) for phase in predicted.PHASES}
 
 
-def test_every_phase_of_every_scenario_is_recorded() -> None:
+def test_every_phase_of_every_scenario_has_a_snapshot() -> None:
     """tests/lab/run leaves them with its results, as machine-WHEN.tree."""
     wanted = [path(one, phase) for one in STARTED for phase in ("", *predicted.PHASES)]
     wanted += [path(one) for one in REFUSED]
@@ -45,7 +45,7 @@ def test_every_phase_of_every_scenario_is_recorded() -> None:
 @pytest.mark.parametrize("scenario", STARTED, ids=lambda scenario: scenario.name)
 def test_the_machine_is_as_in_the_lab_after_each_phase(scenario: Scenario, tmp_path: Path) -> None:
     wrong = predicted.differences(
-        scenario, text(scenario), recorded(scenario), tmp_path / "machines"
+        scenario, text(scenario), snapshots_of(scenario), tmp_path / "machines"
     )
 
     assert wrong == {}
@@ -58,7 +58,7 @@ def test_a_refusal_leaves_the_machine_as_in_the_lab(scenario: Scenario, tmp_path
     assert wrong == ""
 
 
-def test_a_difference_would_be_seen(tmp_path: Path) -> None:
+def test_a_difference_is_found(tmp_path: Path) -> None:
     scenario = named("efifb-6.12")
     swapped = {"during": text(scenario, "after"), "after": text(scenario, "during")}
 

@@ -1,4 +1,4 @@
-"""What tests/bench concludes from figures; the figures themselves are not looked at here."""
+"""The conclusions that tests/bench draws from given figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def growing(power: float) -> Growth:
 
 
 @pytest.mark.parametrize("power", [0.8, 1.0, 1.5, 2.0])
-def test_the_exponent_is_that_of_what_is_paid_for_size(power: float) -> None:
+def test_the_exponent_is_that_of_the_cost_of_size(power: float) -> None:
     assert growing(power).exponent == pytest.approx(power, abs=0.08)
 
 
@@ -52,7 +52,7 @@ def test_too_few_sizes_are_refused() -> None:
         exponent((1, 2, 3), (1, 2, 3))
 
 
-def test_what_is_over_its_bar_is_measured_again_and_the_best_counts() -> None:
+def test_a_figure_over_its_bar_is_measured_again_and_the_best_counts() -> None:
     seen: list[Path] = []
     ratios = iter(((2.0, 1.2), (1.4, 1.9)))
 
@@ -64,7 +64,7 @@ def test_what_is_over_its_bar_is_measured_again_and_the_best_counts() -> None:
     assert len(set(seen)) == 2
 
 
-def test_what_stays_over_its_bar_is_over() -> None:
+def test_a_figure_that_stays_over_its_bar_is_over() -> None:
     (row,) = steadied(lambda directory: (Row("events", "cpu", 2.0, 1.0),))
 
     assert over(row)

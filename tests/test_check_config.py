@@ -35,8 +35,8 @@ def put(host: FakeHost, path: str, text: str, mode: int = 0o644) -> None:
         Path(host.path(path)).chmod(0o755)
 
 
-def know(host: FakeHost, name: str, uuid: str) -> None:
-    """Let libvirt know a VM."""
+def define_vm(host: FakeHost, name: str, uuid: str) -> None:
+    """Define a VM in libvirt."""
     host.tree.put("libvirt/1/name", name)
     host.tree.put("libvirt/1/uuid", uuid)
     host.tree.put("libvirt/1/xml", "<domain/>")
@@ -119,7 +119,7 @@ def test_a_file_that_is_never_read_is_a_mistake(
     assert (status, capsys.readouterr().out) == (1, f"/{FILES}/{name} is never read; {advice}\n")
 
 
-def test_what_install_puts_beside_the_default_is_no_mistake(
+def test_the_new_default_that_install_puts_beside_the_old_one_is_no_mistake(
     host: FakeHost, capsys: Capture
 ) -> None:
     put(host, DEFAULT, "apu: allow\n")
@@ -256,7 +256,7 @@ enabled: yes
 def configured(host: FakeHost) -> None:
     put(host, DEFAULT, "# for all\nbootfb: native\nholders:\n  wait_s: 120\n  grace_s: 7\n")
     put(host, WIN11, SETTINGS)
-    know(host, "win11", UUID)
+    define_vm(host, "win11", UUID)
 
 
 def test_each_setting_of_a_vm_is_shown_with_its_origin(
@@ -285,7 +285,7 @@ def test_the_settings_of_a_vm_can_be_pasted_into_its_file(host: FakeHost, capsys
 
 
 def test_the_keys_have_the_order_of_the_documentation(host: FakeHost, capsys: Capture) -> None:
-    know(host, "win11", UUID)
+    define_vm(host, "win11", UUID)
 
     run(host, "--vm", "win11")
 
@@ -317,7 +317,7 @@ def test_a_vm_that_libvirt_does_not_know_is_configured_by_the_name_that_was_type
     host: FakeHost, capsys: Capture, unasked: str | None, note: str
 ) -> None:
     put(host, WIN11, "apu: allow\n")
-    know(host, "debian", UUID)
+    define_vm(host, "debian", UUID)
     if unasked:
         host.tree.put("libvirt/unasked", unasked)
 
@@ -375,7 +375,7 @@ def test_files_and_a_vm_at_once_are_refused(host: FakeHost, capsys: Capture) -> 
     assert (status, out, len(err.splitlines())) == (2, "", 2)
 
 
-def test_what_is_read_changes_nothing(host: FakeHost) -> None:
+def test_reading_the_configuration_changes_nothing(host: FakeHost) -> None:
     configured(host)
     before = sorted(str(path) for path in Path(host.root).rglob("*"))
 

@@ -1,4 +1,4 @@
-"""The record: what is on disk when, and what becomes of it after a crash or on a full disk."""
+"""Claims: their content on disk, and how they survive a crash and a full disk."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def lines(host: FakeHost, path: str = CLAIM) -> list[object]:
 
 
 def keys(host: FakeHost) -> list[str]:
-    """What each line of the claim says, in short; not who works on it."""
+    """Each line of the claim in short, without its head and the lines about workers."""
     return [
         f"step {entry['step']['do']['kind'] if entry['step']['do'] else '-'}"
         if "step" in entry
@@ -98,7 +98,7 @@ def in_a_child(work: Callable[[], None]) -> int:
 # -- the format
 
 
-def test_a_claim_is_lines_of_json_with_who_and_what(machine: MachineFactory) -> None:
+def test_a_claim_is_lines_of_json_with_the_vm_and_its_steps(machine: MachineFactory) -> None:
     host = prepared(machine)
 
     head, *rest = lines(host)
@@ -147,7 +147,7 @@ def test_what_was_written_is_read_back_the_same(machine: MachineFactory) -> None
     )  # fmt: skip
 
 
-def test_the_phases_of_the_vm_are_written_as_they_come(machine: MachineFactory) -> None:
+def test_each_phase_of_the_vm_is_written_when_it_begins(machine: MachineFactory) -> None:
     host = prepared(machine)
     FakeLibvirt(host).detach(GPU)
 
@@ -201,7 +201,7 @@ def test_the_lock_is_free_while_a_step_is_done(machine: MachineFactory) -> None:
         prepare(host)
 
     with open(host.path(f"{RUN}/lock"), "rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises when somebody has it
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if the lock is held
 
 
 def test_a_program_started_under_the_lock_does_not_keep_it(machine: MachineFactory) -> None:
@@ -218,7 +218,7 @@ def test_a_program_started_under_the_lock_does_not_keep_it(machine: MachineFacto
                     os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")
                 ]
             except FileNotFoundError:
-                continue  # closed while we looked: it is just starting
+                continue  # closed meanwhile: the program is just starting
             inherited = any(link.endswith("/lock") for link in links)
             if not inherited:
                 break
@@ -420,7 +420,7 @@ def test_a_vm_of_any_name_leaves_no_entry_behind(machine: MachineFactory, name: 
     assert (left, Claims(host).uuids()) == ([], ())
 
 
-def test_the_last_unnamed_vm_takes_its_mark_along(machine: MachineFactory) -> None:
+def test_the_mark_of_unnamed_vms_goes_with_the_last_of_them(machine: MachineFactory) -> None:
     host = machine("efifb-5.10")
     prepare(host, vm("x" * 300))
 
@@ -435,7 +435,7 @@ def test_a_claim_and_its_entry_go_together(machine: MachineFactory) -> None:
     assert claim is not None
 
     dropping = threading.Thread(target=Claims(host).drop, args=(claim,))
-    with Claims(host).lock():  # the same VM may be about to make its claim anew
+    with Claims(host).lock():  # the same VM may be about to write a new claim
         dropping.start()
         dropping.join(0.2)
         during = (host.list(f"{RUN}/claims"), host.list(f"{RUN}/by-name"))
@@ -445,7 +445,7 @@ def test_a_claim_and_its_entry_go_together(machine: MachineFactory) -> None:
     assert (host.list(f"{RUN}/claims"), host.list(f"{RUN}/by-name")) == ((), ())
 
 
-def test_drafts_of_killed_processes_do_not_stay_nor_stand_in_the_way(
+def test_drafts_of_killed_processes_are_removed_and_block_nothing(
     machine: MachineFactory,
 ) -> None:
     host = prepared(machine)
@@ -464,7 +464,7 @@ def test_drafts_of_killed_processes_do_not_stay_nor_stand_in_the_way(
     assert ([name for name in left if name.startswith(".")], held) == ([], (UUID,))
 
 
-def test_a_vm_made_anew_under_the_name_of_a_stale_claim_keeps_its_entry(
+def test_a_new_vm_with_the_name_of_a_stale_claim_keeps_its_entry(
     machine: MachineFactory,
 ) -> None:
     host = machine("two-in-one-6.12")
@@ -477,10 +477,10 @@ def test_a_vm_made_anew_under_the_name_of_a_stale_claim_keeps_its_entry(
     assert host.readlink(f"{RUN}/by-name/=win11") == f"../claims/{OTHER_UUID}"
 
 
-# -- who may see it
+# -- who may read claims
 
 
-def test_only_root_may_look_at_the_record(machine: MachineFactory) -> None:
+def test_only_root_may_read_claims(machine: MachineFactory) -> None:
     old = os.umask(0)
     host = prepared(machine, "efifb-6.12")
     os.umask(old)
@@ -493,7 +493,7 @@ def test_only_root_may_look_at_the_record(machine: MachineFactory) -> None:
     } | ({f"{RUN}/kernel": "0o600"} if host.exists(f"{RUN}/kernel") else {})  # fmt: skip
 
 
-# -- a disk that does not take it
+# -- a disk that cannot store the claim
 
 
 def refusal(host: FakeHost) -> str:
@@ -523,7 +523,7 @@ def left_alone(path: str, kind: str, wanted: str) -> str:
     ],
     ids=["run", "claims", "by-name"],
 )
-def test_a_file_where_a_directory_should_be_is_told_and_nothing_is_changed(
+def test_a_file_where_a_directory_should_be_is_reported_and_nothing_is_changed(
     machine: MachineFactory, path: str, sentence: str
 ) -> None:
     host = machine("efifb-5.10")
@@ -544,7 +544,7 @@ def test_a_file_where_a_directory_should_be_is_told_and_nothing_is_changed(
     ],
     ids=["claim", "lock", "name"],
 )  # fmt: skip
-def test_a_directory_where_a_file_should_be_is_told_and_nothing_is_changed(
+def test_a_directory_where_a_file_should_be_is_reported_and_nothing_is_changed(
     machine: MachineFactory, path: str, sentence: str
 ) -> None:
     host = machine("efifb-5.10")
@@ -553,17 +553,17 @@ def test_a_directory_where_a_file_should_be_is_told_and_nothing_is_changed(
     assert refusal(host) == sentence
 
 
-def test_without_run_nothing_is_begun(machine: MachineFactory) -> None:
+def test_without_run_nothing_is_changed(machine: MachineFactory) -> None:
     host = machine("efifb-5.10")
     os.rmdir(host.path("run"))
 
     assert refusal(host) == f"cannot make /{RUN}: No such file or directory {HINT}"
 
 
-def test_a_run_in_which_nobody_can_make_a_directory_is_told(machine: MachineFactory) -> None:
+def test_a_run_in_which_no_directory_can_be_made_is_reported(machine: MachineFactory) -> None:
     host = machine("efifb-5.10")
     os.rmdir(host.path("run"))
-    os.symlink("/proc/sys/kernel", host.path("run"))  # where nobody can make a directory
+    os.symlink("/proc/sys/kernel", host.path("run"))  # the kernel makes no directory there
 
     assert refusal(host).startswith(f"cannot make /{RUN}: ")
 
@@ -578,7 +578,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(machine: MachineFactory) -
 
 
 def limited_to(size: int) -> None:
-    """No file may grow beyond size bytes, as on a full disk."""
+    """Limit files to size bytes, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
@@ -739,7 +739,7 @@ def test_nothing_is_undone_below_a_process_that_is_stuck_in_the_kernel(
         (0, "echo efi-framebuffer.0 > /sys/bus/platform/drivers/efi-framebuffer/bind"),
     ],
 )
-def test_what_the_kernel_hangs_in_is_what_was_begun_last(
+def test_the_change_that_hangs_is_the_last_one_begun(
     machine: MachineFactory, cut: int, line: str
 ) -> None:
     host = prepared(machine)
@@ -750,7 +750,7 @@ def test_what_the_kernel_hangs_in_is_what_was_begun_last(
     assert undo.last_change(host, UUID) == line
 
 
-def test_what_release_hangs_in_is_an_undo_whatever_prepare_was_killed_in(
+def test_a_hanging_release_hangs_in_an_undo_wherever_prepare_was_killed(
     machine: MachineFactory,
 ) -> None:
     host = prepared(machine)
@@ -764,7 +764,7 @@ def test_what_release_hangs_in_is_an_undo_whatever_prepare_was_killed_in(
     assert undo.last_change(host, UUID) == line
 
 
-def test_a_process_that_the_undo_of_prepare_is_stuck_in_is_not_taken_for_ended(
+def test_a_process_stuck_in_the_undo_of_prepare_is_not_taken_for_ended(
     machine: MachineFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = machine("efifb-6.12")
@@ -786,7 +786,7 @@ def test_a_process_that_the_undo_of_prepare_is_stuck_in_is_not_taken_for_ended(
     assert claim.worker[0] == os.getpid()
 
 
-def test_a_hook_that_only_looks_hangs_in_nothing_that_was_asked_for(
+def test_start_makes_no_change_that_could_hang(
     machine: MachineFactory,
 ) -> None:
     host = prepared(machine)
@@ -797,7 +797,7 @@ def test_a_hook_that_only_looks_hangs_in_nothing_that_was_asked_for(
     assert undo.last_change(host, UUID) == ""
 
 
-def test_what_a_killed_hook_left_running_is_killed_before_anything_is_undone(
+def test_processes_that_a_killed_hook_left_are_killed_before_anything_is_undone(
     machine: MachineFactory,
 ) -> None:
     host = machine("efifb-5.10")
@@ -811,7 +811,7 @@ def test_what_a_killed_hook_left_running_is_killed_before_anything_is_undone(
     assert (snapshot(host), Claims(host).uuids()) == (before, ())
 
 
-def test_a_worker_that_its_killed_hook_has_just_started_does_not_work_beside_the_next_hook(
+def test_a_worker_that_a_killed_hook_has_just_started_does_not_run_beside_the_next_hook(
     machine: MachineFactory,
 ) -> None:
     host = prepared(machine)
@@ -842,7 +842,7 @@ def test_a_worker_that_its_killed_hook_has_just_started_does_not_work_beside_the
     assert not worked.exists()
 
 
-def test_a_worker_leaves_the_claim_alone_that_the_vm_has_made_anew(
+def test_a_worker_leaves_a_newer_claim_of_the_vm_alone(
     machine: MachineFactory,
 ) -> None:
     host = prepared(machine)
@@ -857,7 +857,7 @@ def test_a_worker_leaves_the_claim_alone_that_the_vm_has_made_anew(
     assert lines(host) == made
 
 
-def test_a_process_that_has_got_the_number_of_an_old_worker_is_left_alone(
+def test_a_process_with_the_pid_of_an_old_worker_is_left_alone(
     machine: MachineFactory,
 ) -> None:
     host = prepared(machine)
@@ -870,10 +870,10 @@ def test_a_process_that_has_got_the_number_of_an_old_worker_is_left_alone(
 
 
 @pytest.mark.parametrize("environ", ["", "LC_ALL=C\0VFIO_CONSOLE_HOOK_WORKER=4200.59\0"])
-def test_a_process_in_a_later_session_of_an_old_worker_s_number_is_left_alone(
+def test_a_process_in_a_later_session_with_the_pid_of_an_old_worker_is_left_alone(
     machine: MachineFactory, environ: str
 ) -> None:
-    """The number of a session is given anew when its last process has ended."""
+    """The kernel reuses the ID of a session after its last process has ended."""
     host = prepared(machine)
     left_by(host, hook=(4100, 50), worker=(WORKER, 60))
     run_process(host, ITS_CHILD, start=99)
@@ -900,7 +900,7 @@ def test_nothing_is_undone_while_another_hook_is_still_at_work(machine: MachineF
     assert (snapshot(host), Claims(host).uuids()) == (before, (UUID,))
 
 
-def test_a_gpu_that_is_just_given_back_is_not_taken_meanwhile(machine: MachineFactory) -> None:
+def test_a_gpu_is_not_taken_while_it_is_being_released(machine: MachineFactory) -> None:
     host = prepared(machine)
     libvirt = FakeLibvirt(host)
     libvirt.detach(GPU)
@@ -918,7 +918,7 @@ def test_a_gpu_that_is_just_given_back_is_not_taken_meanwhile(machine: MachineFa
     assert Claims(host).uuids() == (UUID,)
 
 
-def test_every_field_of_every_action_is_of_a_type_that_the_record_can_check() -> None:
+def test_every_field_of_every_action_is_of_a_type_that_a_claim_can_check() -> None:
     examples = ("text", True, 1, 1.5, ("text",), (1, None))
 
     for kind in (action_of_kind(one) for kinds in MODULES.values() for one in kinds):
@@ -988,7 +988,7 @@ def test_a_head_with_a_wrong_value_is_refused_in_one_short_sentence(
 
 
 @pytest.mark.parametrize("worker", ["[-1, 2]", "[1.5, 2]", '["1", 2]', "[1]", "[true, 2]"])
-def test_a_worker_that_is_no_process_is_refused(machine: MachineFactory, worker: str) -> None:
+def test_a_worker_that_is_not_a_process_is_refused(machine: MachineFactory, worker: str) -> None:
     host = prepared(machine)
     with open(host.path(CLAIM), "a", encoding="utf-8") as file:
         file.write(f'{{"worker": {worker}}}\n')
@@ -1017,7 +1017,7 @@ def test_a_claim_has_the_defaults_and_limits_of_the_configuration(machine: Machi
             parse(host, UUID, head.encode())
 
 
-def test_a_claim_without_a_number_is_of_the_first_format_and_is_given_back(
+def test_a_claim_without_a_format_number_has_the_first_format_and_is_released(
     machine: MachineFactory,
 ) -> None:
     host = machine("efifb-6.12")
@@ -1037,7 +1037,7 @@ def test_a_claim_without_a_number_is_of_the_first_format_and_is_given_back(
 
 
 @pytest.mark.parametrize("number", [3, 0, -1, "2", None, 1e400])
-def test_a_claim_of_another_format_is_left_as_it_is_and_the_sentence_says_what_to_do(
+def test_a_claim_of_another_format_is_left_alone_and_the_hint_says_what_to_install(
     machine: MachineFactory, number: object
 ) -> None:
     host = prepared(machine)
@@ -1055,7 +1055,7 @@ def test_a_claim_of_another_format_is_left_as_it_is_and_the_sentence_says_what_t
 
 
 def test_lines_that_two_processes_append_never_mix(machine: MachineFactory) -> None:
-    """Nothing of ours lets two write at once; if they do, each line is still whole."""
+    """The lock prevents two writers; without it each line would still be complete."""
     host = prepared(machine)
     claim = Claims(host).find(UUID)
     assert claim is not None
@@ -1074,7 +1074,7 @@ def test_lines_that_two_processes_append_never_mix(machine: MachineFactory) -> N
     assert lines[before:] == [b'{"done": 0}'] * 400
 
 
-def test_what_a_killed_writer_left_on_a_full_disk_is_cut_off_before_anything_is_appended(
+def test_the_torn_line_of_a_killed_writer_on_a_full_disk_is_cut_off_before_the_next_is_appended(
     machine: MachineFactory,
 ) -> None:
     host = machine("efifb-6.12")
@@ -1088,7 +1088,7 @@ def test_what_a_killed_writer_left_on_a_full_disk_is_cut_off_before_anything_is_
     assert (snapshot(host), Claims(host).uuids()) == (before, ())
 
 
-def test_a_claim_whose_writer_was_killed_is_still_one_when_another_vm_takes_its_steps(
+def test_a_claim_whose_writer_was_killed_is_readable_after_another_vm_took_its_steps(
     machine: MachineFactory,
 ) -> None:
     host = prepared(machine, "efifb-6.12")
@@ -1113,10 +1113,10 @@ def dangling(path: str) -> None:
 
 @pytest.mark.parametrize("make", [fifo, dangling])
 @pytest.mark.parametrize("place", [RUN, f"{RUN}/by-name"])
-def test_a_directory_of_names_that_is_not_ours_is_no_answer(
+def test_a_directory_of_names_that_is_not_ours_is_an_error(
     machine: MachineFactory, make: Callable[[str], None], place: str
 ) -> None:
-    """Or release would end as if the VM held nothing."""
+    """Without the error, release would end as if the VM held nothing."""
     host = prepared(machine)
     shutil.rmtree(host.path(place))
     make(host.path(place))

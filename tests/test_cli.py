@@ -126,7 +126,7 @@ def test_plan_reports_in_one_sentence_why_it_cannot(
     assert len(err.splitlines()) <= 2
 
 
-def test_plan_of_a_vm_whose_gpu_another_has_names_it(
+def test_plan_of_a_vm_names_the_other_vm_that_has_its_gpu(
     machine: MachineFactory, capsys: Capture, tmp_path: Path
 ) -> None:
     host = machine("efifb-6.12")
@@ -160,12 +160,12 @@ def test_plan_of_a_vm_asks_libvirt_for_its_xml(
     status = run(host, "--connect", uri, "plan", name)
 
     golden = (ROOT / "tests/golden/plan-efifb-6.12.txt").read_text(encoding="utf-8")
-    # libvirt writes the XML anew, so the lines in it have other numbers.
+    # libvirt formats the XML itself, so the lines have other numbers.
     out, err = (re.sub(r"line \d+ of", "line N of", text) for text in capsys.readouterr())
     assert (status, out, err) == (0, re.sub(r"line \d+ of", "line N of", golden), "")
 
 
-def test_plan_of_a_vm_that_has_its_gpu_now_says_so(
+def test_plan_of_a_vm_reports_that_it_has_its_gpu_already(
     machine: MachineFactory, capsys: Capture, tmp_path: Path
 ) -> None:
     host = machine("native-6.1")
@@ -182,7 +182,7 @@ def test_plan_of_a_vm_that_has_its_gpu_now_says_so(
     )
 
 
-def test_plan_of_a_vm_that_libvirt_does_not_know_names_those_it_knows(
+def test_plan_of_an_unknown_vm_lists_the_vms_of_libvirt(
     machine: MachineFactory, capsys: Capture, tmp_path: Path
 ) -> None:
     uri = libvirt_with(tmp_path, domain_xml(GPU))
@@ -240,7 +240,7 @@ def test_a_picture_that_cannot_be_written_is_an_error(
 
 
 @pytest.mark.parametrize("words", [(), ("win11", "--xml", "-")], ids=["neither", "both"])
-def test_plan_wants_a_vm_or_its_xml(capsys: Capture, words: tuple[str, ...]) -> None:
+def test_plan_needs_a_vm_or_its_xml(capsys: Capture, words: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["plan", *words])
 
@@ -262,10 +262,10 @@ def test_a_reader_of_only_the_first_line_causes_no_traceback(
     assert "Traceback" not in done.stderr
 
 
-# -- recover: on a recorded machine, so with steps whose undo needs no kernel
+# -- recover: on a snapshot, so only with steps whose undo needs no kernel
 
 
-def test_recover_asks_libvirt_and_without_its_word_leaves_the_claim(
+def test_recover_leaves_the_claim_if_libvirt_does_not_answer(
     machine: MachineFactory, capsys: Capture
 ) -> None:
     host = machine("vgacon-5.10")
@@ -285,7 +285,7 @@ def test_recover_asks_libvirt_and_without_its_word_leaves_the_claim(
     assert (snapshot(host), Claims(host).uuids()) == (before, (UUID,))
 
 
-def test_recover_with_force_gives_back(machine: MachineFactory, capsys: Capture) -> None:
+def test_recover_with_force_releases(machine: MachineFactory, capsys: Capture) -> None:
     host = machine("vgacon-5.10")
     before = snapshot(host)
     prepare(host)
@@ -320,7 +320,7 @@ def test_recover_never_touches_a_gpu_that_qemu_has_open(
     assert (snapshot(host), Claims(host).uuids()) == (before, (UUID,))
 
 
-def test_recover_goes_on_after_a_claim_that_cannot_be_read(
+def test_recover_continues_after_a_claim_that_cannot_be_read(
     machine: MachineFactory, capsys: Capture
 ) -> None:
     host = machine("vgacon-5.10")
@@ -336,7 +336,7 @@ def test_recover_goes_on_after_a_claim_that_cannot_be_read(
     assert unread.startswith("00000000-0000-4000-8000-000000000000: cannot understand the claim ")
 
 
-def test_recover_where_nothing_is_held_says_so(machine: MachineFactory, capsys: Capture) -> None:
+def test_recover_reports_that_nothing_is_held(machine: MachineFactory, capsys: Capture) -> None:
     status = run(machine("vgacon-5.10"), "recover")
 
     out, err = capsys.readouterr()
@@ -361,7 +361,7 @@ def test_record_writes_a_snapshot_and_asks_to_read_it_first(
     assert out.splitlines()[1].startswith("read it before you publish it")
 
 
-def test_record_to_where_nothing_can_be_written_is_one_sentence(
+def test_record_to_a_path_that_cannot_be_written_is_one_sentence(
     machine: MachineFactory, capsys: Capture, tmp_path: Path
 ) -> None:
     status = run(machine("efifb-6.12"), "record", str(tmp_path))
@@ -378,13 +378,11 @@ VM = Domain("win11", UUID, (Hostdev("0000:01:00.0", True, "hostdev", 0),))
 
 
 def act(host: FakeHost, *words: str) -> int:
-    """A command on a machine that reacts, which a recorded one does not."""
+    """Run a command on a machine that reacts; a snapshot does not."""
     return cli.main(words, host)
 
 
-def test_a_gpu_taken_by_hand_and_given_back_leaves_the_host_as_it_was(
-    machine: MachineFactory, capfd: Capture
-) -> None:
+def test_after_take_and_give_the_host_is_as_before(machine: MachineFactory, capfd: Capture) -> None:
     host = machine("efifb-6.12")
     before = snapshot(host)
 
@@ -448,7 +446,7 @@ def test_a_gpu_can_be_bound_to_vfio_pci_by_hand(machine: MachineFactory, capsys:
     assert Claims(host).uuids() == ()
 
 
-def test_what_was_taken_by_hand_is_not_handed_to_a_vm_and_not_recovered(
+def test_a_gpu_taken_by_hand_is_not_given_to_a_vm_and_not_recovered(
     machine: MachineFactory, capsys: Capture
 ) -> None:
     host = machine("efifb-6.12")
@@ -477,7 +475,7 @@ def test_what_was_taken_by_hand_is_not_handed_to_a_vm_and_not_recovered(
         (("give", "0000:01:00.0"), "0000:01:00.0 was not taken by hand"),
     ],
 )
-def test_what_cannot_be_taken_or_released_is_an_error(
+def test_an_address_that_cannot_be_taken_or_released_is_an_error(
     machine: MachineFactory, capsys: Capture, arguments: tuple[str, ...], error: str
 ) -> None:
     host = machine("efifb-6.12")
@@ -523,7 +521,7 @@ def test_status_lists_gpus_on_vfio_pci_without_a_claim(
 @pytest.mark.parametrize(
     "words", [["plan", "a\nb\033[2J"], ["a\nb"], ["check-config", "a\nb"], ["take", "a\rb"]]
 )
-def test_no_argument_begins_a_line_or_controls_a_terminal(
+def test_no_argument_starts_a_new_line_or_controls_a_terminal(
     machine: MachineFactory, capsys: Capture, words: list[str]
 ) -> None:
     host = machine("efifb-6.12")
@@ -555,7 +553,7 @@ def test_a_name_that_is_not_text_can_be_printed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--vfio",)])
-def test_take_of_a_virtual_function_takes_nothing_and_says_so(
+def test_take_of_a_virtual_function_takes_nothing_and_is_an_error(
     machine: MachineFactory, capsys: Capture, options: tuple[str, ...]
 ) -> None:
     host = machine("intel-sriov-vf")

@@ -67,7 +67,7 @@ class Shell:
     top: Path
 
     def offers(self, line: str) -> set[str]:
-        """The words that the shell offers when a person presses Tab behind line."""
+        """The words that the shell offers for Tab at the end of line."""
         script, options = {
             "bash": (BASH, ("--norc", "-c")),
             "zsh": (ZSH, ("-f", "-c")),
@@ -157,26 +157,26 @@ def test_the_options_of_a_command_are_offered_and_no_others(shell: Shell, name: 
     assert shell.offers(f"vfio-console-hook {name} -") == set(options(commands()[name]))
 
 
-def test_a_command_is_found_behind_options(shell: Shell) -> None:
+def test_a_command_is_found_after_options(shell: Shell) -> None:
     words = "vfio-console-hook --connect qemu:///system recover --"
 
     assert {"--force", "--wait"} <= shell.offers(words)
 
 
 @pytest.mark.parametrize("words", ["plan", "check-config --vm"])
-def test_vms_are_offered_where_one_is_wanted(shell: Shell, words: str) -> None:
+def test_vms_are_offered_where_one_is_expected(shell: Shell, words: str) -> None:
     assert shell.offers(f"vfio-console-hook {words} ") == {"win11", "debian"}
 
 
 @pytest.mark.parametrize("command", ["take", "give", "take --vfio 0000:01:00.0"])
-def test_gpus_are_offered_where_an_address_is_wanted(shell: Shell, command: str) -> None:
+def test_gpus_are_offered_where_an_address_is_expected(shell: Shell, command: str) -> None:
     found = shell.offers(f"vfio-console-hook {command} ")
 
     assert found == {"0000:01:00.0", "0000:0a:00.0"}
 
 
 @pytest.mark.parametrize("words", ["plan --xml", "plan --svg", "--root", "record", "check-config"])
-def test_files_are_offered_where_one_is_wanted(shell: Shell, words: str) -> None:
+def test_files_are_offered_where_one_is_expected(shell: Shell, words: str) -> None:
     assert "win11.xml" in shell.offers(f"vfio-console-hook {words} win11.x")
 
 

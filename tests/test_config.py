@@ -1,4 +1,4 @@
-"""The configuration: what can be written, what it means, and how mistakes are reported."""
+"""The configuration: its keys, their values, and how mistakes are reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXAMPLES = sorted((ROOT / "config").glob("*.yaml"))
 
 
 class Etc(SnapshotHost):
-    """A machine that has nothing but a configuration; theirs belong to another user."""
+    """A machine that has only a configuration; the files in theirs belong to another user."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(str(root))
@@ -218,7 +218,7 @@ def test_a_file_of_32_kib_is_read_and_a_longer_one_is_not(etc: Etc) -> None:
     assert mistakes(etc) == f"{DEFAULT} is 32769 bytes long, more than 32768"
 
 
-# -- what is in them
+# -- their content
 
 
 @pytest.mark.parametrize(
@@ -530,7 +530,7 @@ def test_default_yaml_explains_every_key_in_the_words_of_the_program() -> None:
 
 def test_default_yaml_shows_the_defaults(etc: Etc) -> None:
     text = SETTING.sub("", (ROOT / "config/default.yaml").read_text(encoding="utf-8"))
-    # Other values first, so that one that is missing is seen.
+    # Other values first, so that a missing default is found.
     etc.put(
         DEFAULT,
         "enabled: false\nstages: []\nbootfb: native\nkeep_console: never\nhost_driver: load\n"

@@ -1,4 +1,4 @@
-"""The demo is the first thing a person sees of the program: it must work, and fit the screen."""
+"""The demo, which many users run first: it must succeed, and fit 80 columns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from tests.gate import ROOT
 
 
-def test_the_demo_ends_well_and_fits_80_columns() -> None:
+def test_the_demo_succeeds_and_fits_80_columns() -> None:
     done = subprocess.run(
         [sys.executable, "-B", "-m", "tests.demo"], cwd=ROOT, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""The command doctor: what it prints, its exit status, and that every check is met."""
+"""The command doctor: its output and exit status, and a case of each check."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests import (
     test_doctor_vms,
 )
 from tests.conftest import Golden, MachineFactory
-from tests.doctoring import GPU, OTHER_UUID, SECOND, nothing, put_vm, recorded_fully, win11
+from tests.doctoring import GPU, OTHER_UUID, SECOND, complete_snapshot, nothing, put_vm, win11
 from tests.fakehost import FakeHost, snapshot
 from vfio_console_hook import __version__, cli
 from vfio_console_hook.commands.doctor import command as command
@@ -35,8 +35,8 @@ def run(host: FakeHost, *words: str) -> int:
 
 
 def with_the_hook(host: FakeHost) -> None:
-    """All that doctor reads is recorded, and the hook is installed."""
-    recorded_fully(host)
+    """A snapshot with all that doctor reads, on which the hook is installed."""
+    complete_snapshot(host)
     installed.hook(host)
     installed.daemon(host)
     installed.answer(host, installation.ASK_PYTHON, "3.11.2")
@@ -51,7 +51,7 @@ def in_order(host: FakeHost) -> None:
 
 
 def wrong(host: FakeHost) -> None:
-    """What people have of older recipes, and two VMs that want the same GPU."""
+    """The options of older guides, and two VMs that are assigned the same GPU."""
     with_the_hook(host)
     host.tree.put(
         "proc/cmdline", "ro quiet video=efifb:off,vesafb:off initcall_blacklist=sysfb_init"
@@ -118,17 +118,17 @@ def test_json_has_every_finding_and_the_counts(machine: MachineFactory, capsys: 
 
     status = run(host, "--json")
 
-    told = json.loads(capsys.readouterr().out)
-    levels = [one["level"] for one in told["findings"]]
+    output = json.loads(capsys.readouterr().out)
+    levels = [one["level"] for one in output["findings"]]
     assert status == 1
-    assert set(told) == {"findings", "failed", "warnings"}
-    assert {frozenset(one) for one in told["findings"]} == {
+    assert set(output) == {"findings", "failed", "warnings"}
+    assert {frozenset(one) for one in output["findings"]} == {
         frozenset({"area", "level", "subject", "text", "advice"})
     }
-    assert all(isinstance(text, str) for one in told["findings"] for text in one.values())
+    assert all(isinstance(text, str) for one in output["findings"] for text in one.values())
     assert set(levels) == {"PASS", "WARN", "FAIL"}
-    assert (levels.count("FAIL"), levels.count("WARN")) == (told["failed"], told["warnings"])
-    assert {one["area"] for one in told["findings"]} == {area.heading for area in AREAS}
+    assert (levels.count("FAIL"), levels.count("WARN")) == (output["failed"], output["warnings"])
+    assert {one["area"] for one in output["findings"]} == {area.heading for area in AREAS}
 
 
 def test_without_libvirt_the_other_checks_still_run(
@@ -139,8 +139,8 @@ def test_without_libvirt_the_other_checks_still_run(
 
     status = run(host, "--json")
 
-    told = json.loads(capsys.readouterr().out)["findings"]
-    levels = {one["subject"]: one["level"] for one in told}
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    levels = {one["subject"]: one["level"] for one in findings}
     assert status == 0
     assert levels["libvirt"] == "WARN"
     assert levels[f"IOMMU group of {GPU}"] == levels[f"console on {GPU}"] == "PASS"
@@ -172,10 +172,10 @@ def test_after_an_area_whose_process_dies_the_others_still_run(
 
     status = cli.main(["doctor", "--json"], host)
 
-    told = json.loads(capsys.readouterr().out)["findings"]
-    (cut_off,) = [one for one in told if one["area"] == "kernel command line"]
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    (cut_off,) = [one for one in findings if one["area"] == "kernel command line"]
     assert (status, cut_off["level"]) == (0, "WARN")
-    assert told[-1]["area"] == "what VMs hold"
+    assert findings[-1]["area"] == "what VMs hold"
 
 
 class Stuck(FakeHost):
@@ -190,8 +190,8 @@ class Stuck(FakeHost):
 def test_a_kernel_that_is_stuck_is_a_failure(machine: MachineFactory, capsys: Capture) -> None:
     status = cli.main(["doctor", "--json"], Stuck(machine("efifb-6.12").root))
 
-    told = json.loads(capsys.readouterr().out)["findings"]
-    (stuck,) = [one for one in told if one["area"] == "kernel command line"]
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    (stuck,) = [one for one in findings if one["area"] == "kernel command line"]
     assert (status, stuck["level"], stuck["advice"]) == (1, "FAIL", "reboot")
     assert "the kernel is stuck" in stuck["text"]
 
@@ -227,7 +227,7 @@ def test_the_last_line_counts(failed: int, warned: int, line: str) -> None:
     assert command.summary(failed, warned) == line
 
 
-def test_every_check_has_a_case_in_which_it_objects() -> None:
+def test_every_check_has_a_case_that_is_not_a_pass() -> None:
     tables = (
         test_doctor_confinement, test_doctor_daemon, test_doctor_installation,
         test_doctor_machine, test_doctor_vms,

@@ -14,10 +14,10 @@ from tests.doctoring import (
     assert_found,
     both,
     findings,
+    missing_in_snapshot,
     nothing,
     put,
     sentences,
-    unrecorded,
 )
 from tests.fakehost import FakeHost
 from tests.installed import BOOTED, GATE, INSTALLED, answer, file, gate_text, process
@@ -199,8 +199,8 @@ OWN_PROFILE = put(
 UNPRIVILEGED = "Hint: You are currently not seeing messages from other users and the system."
 BOOLEAN = "sys/fs/selinux/booleans/virt_hooks_unconfined"
 CASES = [
-    unrecorded("SELinux not in the snapshot", selinux.mode, nothing, "SELinux"),
-    unrecorded("AppArmor not in the snapshot", apparmor.mode, nothing, "AppArmor"),
+    missing_in_snapshot("SELinux not in the snapshot", selinux.mode, nothing, "SELinux"),
+    missing_in_snapshot("AppArmor not in the snapshot", apparmor.mode, nothing, "AppArmor"),
     Case("no SELinux", selinux.mode, hook, "PASS", "SELinux", "not in use"),
     Case("no AppArmor", apparmor.mode, hook, "PASS", "AppArmor", "not in use"),
     Case(
@@ -281,7 +281,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_check_finds_what_is_there(machine: MachineFactory, case: Case) -> None:
+def test_each_case_has_its_finding(machine: MachineFactory, case: Case) -> None:
     assert_found(case, machine(case.machine))
 
 
@@ -298,7 +298,7 @@ def test_the_sentences_about_confinement(machine: MachineFactory, golden: Golden
     ],
     ids=str,
 )
-def test_what_denies_nothing_has_no_finding(machine: MachineFactory, case: Case) -> None:
+def test_a_machine_without_denials_has_no_finding(machine: MachineFactory, case: Case) -> None:
     assert findings(case, machine(case.machine)) == []
 
 

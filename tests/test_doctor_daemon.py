@@ -1,4 +1,4 @@
-"""doctor: libvirt's daemon runs, knows the hook, and calls it."""
+"""doctor: libvirt's daemon runs, has found the hook, and calls it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.doctoring import (
     assert_found,
     both,
     findings,
+    missing_in_snapshot,
     put,
     put_vm,
     sentences,
-    unrecorded,
 )
 from tests.fakehost import FakeHost, systemd
 from tests.installed import BOOTED, DROPIN, INSTALLED, STARTED, answer, file, folder, process
@@ -57,14 +57,14 @@ def on_systemd(*sockets: str) -> Arrange:
 
 
 def called(event: str, at: float) -> Arrange:
-    """The hook has handled an event."""
-    told = {"time": at, "took_s": 0.2, "failure": ""}
-    history = {"vm": "win11", "uuid": UUID, "events": {event: told}, "refusal": None}
+    """The history has this event of the hook."""
+    outcome = {"time": at, "took_s": 0.2, "failure": ""}
+    history = {"vm": "win11", "uuid": UUID, "events": {event: outcome}, "refusal": None}
     return put(f"run/vfio-console-hook.status/{UUID}", json.dumps(history))
 
 
 def changed(when: str) -> Arrange:
-    """systemd says when the unit last changed its state."""
+    """systemctl prints this time as the last change of the unit's state."""
 
     def arrange(host: FakeHost) -> None:
         on_systemd()(host)
@@ -114,7 +114,7 @@ def early(name: str, level: str, value: str, *arrangements: Arrange) -> Case:
 
 
 CASES = [
-    unrecorded("processes not in the snapshot", daemon.daemon, hook_only, "daemon"),
+    missing_in_snapshot("processes not in the snapshot", daemon.daemon, hook_only, "daemon"),
     with_hook("libvirtd", daemon.daemon, "PASS", "daemon", "libvirtd", runs()),
     with_hook("virtqemud", daemon.daemon, "PASS", "daemon", "process 700", runs("virtqemud")),
     with_hook(
@@ -180,7 +180,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_check_finds_what_is_there(machine: MachineFactory, case: Case) -> None:
+def test_each_case_has_its_finding(machine: MachineFactory, case: Case) -> None:
     assert_found(case, machine(case.machine))
 
 
@@ -188,7 +188,7 @@ def test_the_sentences_about_the_daemon(machine: MachineFactory, golden: Golden)
     golden("doctor-sentences-daemon", sentences(CASES, machine))
 
 
-def test_without_processes_in_the_snapshot_only_the_check_of_the_daemon_says_so(
+def test_without_processes_in_the_snapshot_only_the_check_of_the_daemon_reports_it(
     machine: MachineFactory,
 ) -> None:
     case = Case("no processes", daemon.hook_known, hook_only, "PASS", "")

@@ -12,11 +12,11 @@ from tests.doctoring import (
     assert_found,
     both,
     findings,
+    missing_in_snapshot,
     nothing,
     put,
     sentences,
     system_of,
-    unrecorded,
 )
 from tests.fakehost import FakeHost, systemd
 from tests.installed import CHAINED, DROPIN, GATE, UNIT, file, folder, gate_text
@@ -111,8 +111,8 @@ def wanted_by(name: str) -> str:
     return f"usr/lib/systemd/system/{name}.service.wants/vfio-console-hook-recover.service"
 
 
-def status(path: str, told: str) -> Arrange:
-    return put(f"stat/{path}", told)
+def status(path: str, attributes: str) -> Arrange:
+    return put(f"stat/{path}", attributes)
 
 
 def refused(host: FakeHost) -> None:
@@ -138,7 +138,7 @@ HOOK = [
         "not installed", installation.hook, lambda host: folder(host, "etc/libvirt"),
         "FAIL", "hook", "./install.sh",
     ),
-    unrecorded("libvirt not in the snapshot", installation.hook, nothing, "hook"),
+    missing_in_snapshot("libvirt not in the snapshot", installation.hook, nothing, "hook"),
     Case(
         "no libvirt", installation.hook, put("recorded/now", "1732312312"),
         "FAIL", "hook", "/etc/libvirt",
@@ -197,10 +197,10 @@ HOOK = [
     ),
     *(
         with_hook(
-            f"{path} is {told}", installation.owner, "FAIL", OWNER,
-            f"{mend} /{path.replace('/.itself', '')}", status(path, told),
+            f"{path} is {attributes}", installation.owner, "FAIL", OWNER,
+            f"{mend} /{path.replace('/.itself', '')}", status(path, attributes),
         )
-        for path, told, mend in (
+        for path, attributes, mend in (
             (GATE, "100755 1000 0 1", "chown root:root"),
             (GATE, "100757 0 0 1", "chmod go-w"),
             (GATE, "100775 0 36 1", "chmod go-w"),
@@ -217,7 +217,7 @@ HOOK = [
     with_hook(
         "a missing library", installation.python, "FAIL", "Python", "named 'yaml'", without_yaml
     ),
-    unrecorded("Python not in the snapshot", installation.python, nothing, "Python"),
+    missing_in_snapshot("Python not in the snapshot", installation.python, nothing, "Python"),
     with_hook("the program", installation.program, "PASS", "program"),
     with_hook(
         "another version", installation.program, "WARN", "program", "0.0.1",
@@ -244,7 +244,7 @@ HOOK = [
             ("libvirt 11.3 with our hook in qemu.d", "PASS", (dropin, libvirt("11.3.0"))),
         )
     ),
-    unrecorded(
+    missing_in_snapshot(
         "a version that is not in the snapshot", installation.libvirt_version,
         both(hook, put_file("usr/sbin/libvirtd", "")), "version of libvirt",
     ),
@@ -335,7 +335,7 @@ CASES = [*HOOK, *OTHERS]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_check_finds_what_is_there(machine: MachineFactory, case: Case) -> None:
+def test_each_case_has_its_finding(machine: MachineFactory, case: Case) -> None:
     assert_found(case, machine(case.machine))
 
 

@@ -17,14 +17,14 @@ from tests.doctoring import (
     Case,
     assert_found,
     both,
+    complete_snapshot,
     findings,
+    missing_in_snapshot,
     nothing,
     put,
     put_vm,
-    recorded_fully,
     sentences,
     system_of,
-    unrecorded,
     win11,
 )
 from tests.fakehost import FakeHost
@@ -134,8 +134,8 @@ IOMMU = [
         iommu_off("AuthenticAMD", "iommu=off", "IVRS"), "FAIL", "IOMMU", "amd_iommu=off",
     ),
     Case("another processor", iommu.iommu, iommu_off("ARM"), "FAIL", "IOMMU"),
-    unrecorded("IOMMU not in the snapshot", iommu.iommu, NO_IOMMU, "IOMMU"),
-    Case("no IOMMU", iommu.iommu, both(NO_IOMMU, recorded_fully), "FAIL", "IOMMU"),
+    missing_in_snapshot("IOMMU not in the snapshot", iommu.iommu, NO_IOMMU, "IOMMU"),
+    Case("no IOMMU", iommu.iommu, both(NO_IOMMU, complete_snapshot), "FAIL", "IOMMU"),
     grouped("alone in its group", "PASS", "group 1"),
     grouped("sound of the same card stays", "FAIL", "0000:01:00.1 (on snd_hda_intel)", SOUND),
     Case(
@@ -182,9 +182,9 @@ IOMMU = [
         modules({f"lib/modules/{RELEASE}/modules.dep": "kernel/vfio/pci/mlx5-vfio-pci.ko:"}),
         "FAIL", "vfio-pci", "CONFIG_VFIO_PCI",
     ),
-    unrecorded("modules not in the snapshot", iommu.vfio_pci, modules({}), "vfio-pci"),
+    missing_in_snapshot("modules not in the snapshot", iommu.vfio_pci, modules({}), "vfio-pci"),
     Case(
-        "modules of the running kernel gone", iommu.vfio_pci, both(modules({}), recorded_fully),
+        "modules of the running kernel gone", iommu.vfio_pci, both(modules({}), complete_snapshot),
         "FAIL", "vfio-pci", RELEASE,
     ),
 ]  # fmt: skip
@@ -255,7 +255,7 @@ KERNEL = [
         "lockdown on a kernel that removes no console", consoles.kernel_lockdown, LOCKED,
         "PASS", "kernel lockdown", "integrity", machine="efifb-5.10",
     ),
-    unrecorded(
+    missing_in_snapshot(
         "lockdown not in the snapshot", consoles.kernel_lockdown,
         remove("sys/kernel/security/lockdown"), "kernel lockdown",
     ),
@@ -276,7 +276,7 @@ KERNEL = [
         both(lambda host: put_vm(host, "win11", SECOND), only_fbcon),
         "WARN", "console drivers", "fbcon", machine="two-gpus-lit-second-6.12",
     ),
-    unrecorded(
+    missing_in_snapshot(
         "console drivers not in the snapshot", consoles.console_drivers,
         remove("sys/class/vtconsole"), "console drivers",
     ),
@@ -385,12 +385,12 @@ COMMAND_LINE = [
     option("vfio_pci.ids=10de:1ff2", "WARN", "0000:65:00.0", on="bmc-and-two-nvidia"),
     option("vfio-pci.ids=10DE:2182,10de:1aeb", "WARN", "boot GPU", on="nvidia-bootfb-bar3"),
     option("pci-stub.ids=1234:1111", "WARN", "pci-stub"),
-    option("vfio-pci.ids=1:2", "WARN", "no effect", after=recorded_fully),
+    option("vfio-pci.ids=1:2", "WARN", "no effect", after=complete_snapshot),
     option("vfio_pci.disable_vga=1", "PASS"),
     option("fbcon=map:0", "PASS", "fb0"),
     option("fbcon=map:99", "WARN", "fb9"),
     option("pcie_acs_override=downstream,multifunction", "WARN", "IOMMU groups"),
-    unrecorded(
+    missing_in_snapshot(
         "a command line that is not in the snapshot", command_line.command_line,
         remove("proc/cmdline"), "kernel command line", machine="native-6.1",
     ),
@@ -465,7 +465,7 @@ CASES = [*IOMMU, *KERNEL, *COMMAND_LINE, *CLAIMS]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_check_finds_what_is_there(machine: MachineFactory, case: Case) -> None:
+def test_each_case_has_its_finding(machine: MachineFactory, case: Case) -> None:
     assert_found(case, machine(case.machine))
 
 

@@ -14,13 +14,13 @@ from tests.doctoring import (
     Case,
     assert_found,
     both,
+    complete_snapshot,
+    missing_in_snapshot,
     nothing,
     put,
     put_vm,
-    recorded_fully,
     sentences,
     system_of,
-    unrecorded,
     win11,
 )
 from tests.fakehost import FakeHost
@@ -115,7 +115,8 @@ VMS = [
     ),
     on_two(
         "a device that is missing", vms.missing_devices,
-        both(recorded_fully, vm("win11", GPU, "0000:0a:00.0")), "FAIL", "VM win11", "0000:0a:00.0",
+        both(complete_snapshot, vm("win11", GPU, "0000:0a:00.0")), "FAIL", "VM win11",
+        "0000:0a:00.0",
     ),
     on_two(
         "a GPU that was plugged in", vms.hot_plugged_gpus,
@@ -165,7 +166,7 @@ VMS = [
         both(session(SESSION, GPU), put("proc/mounts", "nas:/h /home/anna nfs4 rw 0 0")),
         "PASS", NO_SESSION,
     ),
-    unrecorded(
+    missing_in_snapshot(
         "homes that are not in the snapshot", vms.session_vms, nothing, NO_SESSION, machine=TWO
     ),
 ]  # fmt: skip
@@ -190,7 +191,9 @@ def test_a_gpu_with_a_claim_is_not_hot_plugged(machine: MachineFactory) -> None:
     assert [one.subject for one in found] == ["hot-plugged GPUs"]
 
 
-def test_a_device_that_was_not_recorded_is_not_missing(machine: MachineFactory) -> None:
+def test_a_device_that_is_not_in_the_snapshot_is_not_reported_as_missing(
+    machine: MachineFactory,
+) -> None:
     host = machine(TWO)
     put_vm(host, "win11", GPU, "0000:0a:00.0")
 
@@ -232,7 +235,7 @@ CONFIGURATION = [
         "no file", configuration.mistakes, lambda host: host.tree.make_directory(ETC),
         "PASS", "configuration",
     ),
-    unrecorded(
+    missing_in_snapshot(
         "a configuration that is not in the snapshot", configuration.mistakes, win11,
         "configuration", machine=TWO,
     ),
@@ -291,7 +294,7 @@ def test_a_file_of_a_vm_is_found_by_name_or_uuid(machine: MachineFactory, stem: 
     assert list(configuration.files_for_no_vm(system_of(host))) == []
 
 
-def test_without_libvirt_no_file_is_called_needless(machine: MachineFactory) -> None:
+def test_without_libvirt_no_file_is_reported_as_unused(machine: MachineFactory) -> None:
     host = machine(TWO)
     host.tree.put(f"{ETC}/vms/debian.yaml", "")
 
@@ -302,7 +305,7 @@ CASES = [*VMS, *CONFIGURATION]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_check_finds_what_is_there(machine: MachineFactory, case: Case) -> None:
+def test_each_case_has_its_finding(machine: MachineFactory, case: Case) -> None:
     assert_found(case, machine(case.machine))
 
 

@@ -135,7 +135,7 @@ def test_the_error_for_an_address_that_libvirt_rejects_has_its_line(
         ("type='pci' managed='YES'", False),
     ],
 )
-def test_a_device_is_managed_only_when_it_says_yes(attributes: str, managed: bool) -> None:
+def test_a_device_is_managed_only_if_managed_is_yes(attributes: str, managed: bool) -> None:
     assert domain.hostdevs(xml(hostdev("bus='1'", attributes))) == (
         Hostdev("0000:01:00.0", managed, "hostdev", 2),
     )
@@ -486,6 +486,6 @@ def test_brackets_in_a_value_do_not_count_as_attributes() -> None:
 
 
 def test_unterminated_quotes_are_scanned_once() -> None:
-    # Looked through again behind each of them, this took minutes.
+    # One scan to the end for each quote took minutes.
     with pytest.raises(DomainError, match="not JSON in the -device argument"):
         domain.parse(xml("", args("-device", "{vfio-pci" + '"\\' * 60_000)))

@@ -1,4 +1,4 @@
-"""prepare, start and release on recorded machines: the steps, and the way back from anywhere."""
+"""prepare, start and release on machines from snapshots: the steps, and their undo."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def release(host: FakeHost) -> None:
 
 
 def made(machine: Machine, case: Subject) -> FakeHost:
-    """The subject's machine, on which its settings are."""
+    """The subject's machine, with its settings."""
     host = machine(case.machine)
     case.configure(host)
     return host
@@ -86,7 +86,7 @@ def made(machine: Machine, case: Subject) -> FakeHost:
 
 @pytest.fixture
 def machine(machine: MachineFactory) -> Machine:
-    """conftest's; with the settings of a subject that has none of its own, nobody waits."""
+    """A machine of conftest.py, with the settings of a subject that has none of its own."""
 
     def make(name: str) -> FakeHost:
         host = machine(name)
@@ -155,22 +155,22 @@ def test_after_two_runs_the_machine_is_as_before(machine: Machine, case: Subject
 
 
 @pytest.mark.parametrize("name", ["efifb-6.1", "simpledrm-0300-6.12"])
-def test_a_console_that_cannot_come_back_is_told_by_plan_and_log(
+def test_a_console_that_cannot_come_back_is_reported_by_plan_and_log(
     machine: Machine, name: str
 ) -> None:
     host = machine(name)
     case = Subject(name)
     leaving, steps = events.look(host, case.domain(), case.config(host))
-    told = outlook(leaving, steps)
+    predicted = outlook(leaving, steps)
 
     whole_run(host, case)
 
-    assert "will not come back before a reboot" in told
+    assert "will not come back before a reboot" in predicted
     assert "will not come back before a reboot" in (host.read(SNAPSHOT_LOG) or "")
     assert Claims(host).uuids() == ()
 
 
-def test_plan_is_the_list_that_prepare_applies(machine: Machine, case: Subject) -> None:
+def test_the_plan_has_the_steps_that_prepare_applies(machine: Machine, case: Subject) -> None:
     host = made(machine, case)
     _, planned = events.look(host, case.domain(), case.config(host))
 
@@ -217,7 +217,7 @@ def test_a_gpu_of_a_running_vm_is_refused_to_another(machine: Machine) -> None:
     assert snapshot(host) == before
 
 
-def test_a_vm_that_begins_before_the_release_of_the_last_takes_its_steps_over(
+def test_a_vm_that_starts_before_the_release_of_the_previous_one_takes_over_its_steps(
     machine: Machine,
 ) -> None:
     host = machine("efifb-6.12")
@@ -246,7 +246,7 @@ def test_a_vm_that_begins_before_the_release_of_the_last_takes_its_steps_over(
 
 
 @pytest.mark.parametrize("name", ["efifb-6.12", "recorded-efifb-6.12"])
-def test_the_console_comes_back_that_a_vm_took_over_from_a_prepare_cut_off_in_the_middle(
+def test_a_console_comes_back_after_a_vm_took_it_over_from_a_killed_prepare(
     machine: Machine, name: str
 ) -> None:
     host = machine(name)
@@ -254,7 +254,7 @@ def test_the_console_comes_back_that_a_vm_took_over_from_a_prepare_cut_off_in_th
     case = Subject(name)
     with pytest.raises(Crash):
         prepare(FakeHost(host.root, crash_before=2), case)
-    with pytest.raises(Crash):  # nor did the undoing come far
+    with pytest.raises(Crash):  # and release is killed at its first change
         release(FakeHost(host.root, crash_before=1))
 
     events.prepare(host, case.domain(OTHER_UUID, "b"), case.config(host), Log(host, "b"))
@@ -287,7 +287,7 @@ def test_a_unit_that_has_started_again_is_stopped_for_the_vm_that_takes_over(
     assert systemd.state(host.tree, "sddm.service") == "inactive"
 
 
-def test_a_vm_that_takes_steps_over_does_not_rescan_a_second_time(machine: Machine) -> None:
+def test_a_vm_that_takes_over_steps_does_not_rescan_a_second_time(machine: Machine) -> None:
     case = Subject("simpledrm-0380-6.12", settings=BOOTFB_RESCAN)
     host = made(machine, case)
     libvirt = FakeLibvirt(host)
@@ -317,7 +317,7 @@ def test_prepare_after_a_lost_run_of_the_same_vm_starts_from_the_beginning(
 
 
 @pytest.mark.parametrize("name", ["efifb-6.12", "native-6.1", "nvidia-single-desktop"])
-def test_a_vm_that_starts_again_after_libvirtd_was_killed_gives_back_all_in_the_end(
+def test_a_vm_that_starts_again_after_libvirtd_was_killed_releases_everything_in_the_end(
     machine: Machine, name: str
 ) -> None:
     host = machine(name)
@@ -332,7 +332,7 @@ def test_a_vm_that_starts_again_after_libvirtd_was_killed_gives_back_all_in_the_
 
 
 @pytest.mark.parametrize("name", ["efifb-6.12", "native-6.1", "nvidia-single-desktop"])
-def test_the_release_after_a_start_that_was_killed_over_a_forgotten_run_takes_it_off_vfio_pci(
+def test_release_after_a_killed_start_takes_the_gpu_of_a_forgotten_run_off_vfio_pci(
     machine: Machine, name: str
 ) -> None:
     host = machine(name)
@@ -348,7 +348,9 @@ def test_the_release_after_a_start_that_was_killed_over_a_forgotten_run_takes_it
     assert Claims(host).uuids() == ()
 
 
-def test_a_gpu_that_a_vm_has_open_without_us_is_not_taken_off_vfio_pci(machine: Machine) -> None:
+def test_a_gpu_that_a_vm_has_open_without_the_hook_is_not_taken_off_vfio_pci(
+    machine: Machine,
+) -> None:
     host = machine("native-6.1")
     prepare(host, Subject("native-6.1"))
     FakeLibvirt(host).detach("0000:01:00.0")  # and libvirtd is killed before QEMU starts
@@ -360,7 +362,7 @@ def test_a_gpu_that_a_vm_has_open_without_us_is_not_taken_off_vfio_pci(machine: 
     assert "0000:01:00.0 stays on vfio-pci: qemu" in (host.read(SNAPSHOT_LOG) or "")
 
 
-def test_a_gpu_that_a_vm_has_open_without_a_record_is_refused_to_another(
+def test_a_gpu_that_a_vm_has_open_without_a_claim_is_refused_to_another(
     machine: Machine,
 ) -> None:
     host = machine("efifb-5.10")
@@ -374,7 +376,9 @@ def test_a_gpu_that_a_vm_has_open_without_a_record_is_refused_to_another(
     assert host.changes[begun:] == []
 
 
-def test_what_another_vm_has_open_is_refused_before_the_console_goes(machine: Machine) -> None:
+def test_a_gpu_that_another_vm_has_open_is_refused_before_the_console_goes(
+    machine: Machine,
+) -> None:
     host = machine("amd-single")
     shared = "0000:09:00.1"
     FakeLibvirt(host).detach(shared)
@@ -390,7 +394,7 @@ def test_what_another_vm_has_open_is_refused_before_the_console_goes(machine: Ma
 
 
 @pytest.mark.parametrize("why", ["IOMMU", "managed"])
-def test_what_libvirt_would_not_assign_is_refused_before_the_console_goes(
+def test_a_device_that_libvirt_would_not_assign_is_refused_before_the_console_goes(
     machine: Machine, why: str
 ) -> None:
     host = machine("amd-single")
@@ -411,7 +415,7 @@ def test_what_libvirt_would_not_assign_is_refused_before_the_console_goes(
 
 
 def refused(host: FakeHost, case: Subject) -> str:
-    """The sentence with which prepare refuses; the machine must be as before."""
+    """The error text of prepare; the machine must be as before."""
     before = snapshot(host)
     with pytest.raises(HookError) as caught:
         prepare(host, case)
@@ -471,7 +475,9 @@ def test_two_vms_that_start_at_once_do_not_take_the_last_two_framebuffers(
 
 
 @pytest.mark.parametrize("dummy", [True, False])
-def test_a_gpu_that_release_left_in_part_is_the_hosts_again(machine: Machine, dummy: bool) -> None:
+def test_a_gpu_whose_release_was_interrupted_counts_as_the_hosts(
+    machine: Machine, dummy: bool
+) -> None:
     host = machine("two-gpus-6.12")
     if not dummy:
         _remove_dummy_console(host)
@@ -489,7 +495,7 @@ def test_a_gpu_that_release_left_in_part_is_the_hosts_again(machine: Machine, du
     assert [step.do for step in steps] == [step.do for step in alone]
 
 
-def test_a_firmware_framebuffer_without_a_parent_goes_with_the_gpu_that_it_shows_on(
+def test_a_firmware_framebuffer_without_a_parent_goes_with_the_gpu_that_displays_it(
     machine: Machine,
 ) -> None:
     host = machine(lit_second("6.1"))
@@ -557,7 +563,7 @@ def test_an_unmanaged_gpu_that_is_not_on_vfio_is_refused(machine: Machine) -> No
     assert host.changes == []
 
 
-def test_a_claim_that_no_stage_knows_is_named_and_refused(machine: Machine) -> None:
+def test_a_reservation_that_no_stage_handles_is_named_and_refused(machine: Machine) -> None:
     host = machine("efifb-5.10")
     iomem = host.read("proc/iomem") or ""
     host.tree.put("proc/iomem", iomem.replace(": efifb", ": strangefb"))
@@ -568,7 +574,7 @@ def test_a_claim_that_no_stage_knows_is_named_and_refused(machine: Machine) -> N
     assert sentence.endswith("in BAR 0 of 0000:01:00.0, and this hook cannot free it")
 
 
-def test_bootfb_is_refused_by_default_and_the_ways_out_are_named(machine: Machine) -> None:
+def test_bootfb_is_refused_by_default_and_the_alternatives_are_named(machine: Machine) -> None:
     host = machine("simpledrm-0380-6.12")
 
     with pytest.raises(RefusedError) as caught:
@@ -604,7 +610,7 @@ def test_a_vanished_device_is_refused(machine: Machine) -> None:
     assert sentence == "no PCI device 0000:09:00.0 on this machine"
 
 
-def test_start_refuses_a_bar_that_is_still_claimed(machine: Machine) -> None:
+def test_start_refuses_a_bar_that_is_still_reserved(machine: Machine) -> None:
     host = machine("efifb-0380-6.12")
     case = Subject("efifb-0380-6.12")
     prepare(host, case)

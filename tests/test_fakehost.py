@@ -1,7 +1,7 @@
-"""Holds FakeHost to what real kernels did.
+"""FakeHost behaves as real kernels did.
 
 Each test is a row, or a cell, of the table of runs on Debian's kernels 5.10, 6.1, 6.12 and
-7.3 in QEMU; its expected values were seen there. The hook program has no part in it.
+7.3 in QEMU, from which its expected values come. The hook program takes no part in it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def consoles(host: FakeHost) -> list[str]:
 
 
 def failure(act: Callable[[], None]) -> str:
-    """The errno's name with which the kernel refuses."""
+    """The name of the errno that the kernel returns."""
     with pytest.raises(HostError) as caught:
         act()
     return errno.errorcode[caught.value.errno]
@@ -165,7 +165,7 @@ def test_native_on_5_10_then_unbinding_efi_framebuffer_is_a_kernel_bug(
 
 
 @pytest.mark.parametrize("kernel", REMOVERS)
-def test_native_makes_the_firmware_device_go(machine: MachineFactory, kernel: str) -> None:
+def test_native_removes_the_firmware_device(machine: MachineFactory, kernel: str) -> None:
     host = machine(lab(kernel, "efifb"))
 
     load_native(host)
@@ -440,7 +440,7 @@ def test_efifb_bound_after_a_rescan_faults_on_old_kernels(
 
 
 def test_a_gpu_that_goes_does_no_harm_to_efifb_on_another_one(machine: MachineFactory) -> None:
-    host = machine("lab-second-vga-harmless")  # where efifb draws in the memory of GPU
+    host = machine("lab-second-vga-harmless")  # efifb draws in the memory of GPU
     unbind(host)
     host.write(f"sys/bus/pci/devices/{SECOND}/remove", "1")
 
@@ -654,7 +654,7 @@ def test_libvirt_leaves_a_device_alone_that_is_on_vfio_already(machine: MachineF
     assert host.changes == []
 
 
-def test_libvirt_writes_what_strace_saw(machine: MachineFactory) -> None:
+def test_libvirt_writes_what_strace_showed(machine: MachineFactory) -> None:
     host = machine("native-6.1")
     before = snapshot(host)
 
@@ -698,10 +698,10 @@ def test_modprobe_fails_when_no_module_is_for_a_device(machine: MachineFactory) 
     assert "Module pci:v00008086d00000000 not found in directory" in caught.value.text
 
 
-# -- the seams for tests
+# -- crashes, refusals and other helpers of tests
 
 
-def test_another_object_over_the_same_directory_goes_on(machine: MachineFactory) -> None:
+def test_another_object_for_the_same_directory_continues(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     unbind(host)
 
@@ -742,7 +742,7 @@ def test_a_misspelt_attribute_is_not_made(machine: MachineFactory) -> None:
     assert refused == "ENOENT"
 
 
-def test_a_dead_kernel_does_nothing_any_more(machine: MachineFactory) -> None:
+def test_a_dead_kernel_does_nothing(machine: MachineFactory) -> None:
     host = machine("fb0-held-by-plymouth")
     with pytest.raises(KernelFault):
         unbind(host)
@@ -807,7 +807,7 @@ def test_fbcon_keeps_nvidia_drm_in_use_until_it_is_unbound(machine: MachineFacto
     assert (bound, loaded(host)["nvidia_drm"]) == (("1", ()), ("0", ()))
 
 
-def test_modprobe_takes_along_what_nothing_needs_any_more(machine: MachineFactory) -> None:
+def test_modprobe_also_unloads_modules_that_are_no_longer_used(machine: MachineFactory) -> None:
     host = machine("nvidia-single-desktop")
     host.write("sys/class/vtconsole/vtcon1/bind", "0")
 
@@ -817,7 +817,7 @@ def test_modprobe_takes_along_what_nothing_needs_any_more(machine: MachineFactor
     assert (consoles(host), host.list("sys/class/drm")) == (["vtcon0 (S) dummy device 1"], ())
 
 
-def test_without_its_module_a_driver_is_gone_and_loading_brings_all_back(
+def test_a_driver_goes_with_its_module_and_comes_back_with_it(
     machine: MachineFactory,
 ) -> None:
     host = machine("nvidia-single-desktop")
@@ -861,14 +861,14 @@ def test_nvidia_unbound_while_its_node_is_open_never_comes_back(machine: Machine
     )
 
 
-# -- the recorded machines
+# -- the snapshots
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.tree")), ids=lambda path: path.stem)
-def test_nothing_dangles_on_a_recorded_machine(machine: MachineFactory, path: Path) -> None:
+def test_no_link_in_a_snapshot_dangles(machine: MachineFactory, path: Path) -> None:
     host = machine(path.stem)
 
-    # What plan and doctor read beside the machine is partly a list of names only.
+    # Of some further paths that plan and doctor read a snapshot has only the names.
     machines_own = {one.path for one in entries(path.read_text().partition(SEEN)[0])}
     dangling = [
         name
@@ -876,6 +876,6 @@ def test_nothing_dangles_on_a_recorded_machine(machine: MachineFactory, path: Pa
         if what.startswith("-> ") and name.startswith("sys/") and not host.exists(name)
     ]
 
-    # Only these point to what a recording leaves out.
+    # Only these point to paths that a snapshot leaves out.
     left_out = re.compile(r".*/(?:subsystem|module|iommu_group|fbcon)|sys/class/sound/\w+")
     assert [one for one in dangling if one in machines_own and not left_out.fullmatch(one)] == []

@@ -67,7 +67,7 @@ def test_a_gpu_without_its_framebuffer_cannot_have_the_consoles(machine: Machine
         moves(host, SECOND)
 
 
-def test_consoles_that_cannot_be_moved_back_are_reported_with_what_would_have_helped(
+def test_consoles_that_cannot_be_moved_back_are_reported_with_a_remedy(
     machine: MachineFactory,
 ) -> None:
     host = machine("two-amd")
