@@ -64,9 +64,9 @@ def test_a_link_in_run_is_an_error_and_not_followed(
     host.tree.text_link(path, str(target))
     kind = "file" if target.is_file() else "directory"
 
-    said = left_alone(host, capfd)
+    printed = left_alone(host, capfd)
 
-    assert said.splitlines() == [
+    assert printed.splitlines() == [
         f"vfio-console-hook: /{path} is a link instead of a {kind}, so it is left alone",
         f"hint: find out who did that; see `ls -ld /{path}`",
     ]
@@ -256,9 +256,9 @@ def test_a_user_can_neither_take_nor_give_nor_recover(
 
     status = cli.main(words, host)
 
-    said = capfd.readouterr().err
+    printed = capfd.readouterr().err
     assert (status, snapshot(host)) == (1, before)
-    assert (len(said.splitlines()), "Permission denied" in said) == (1, True)
+    assert (len(printed.splitlines()), "Permission denied" in printed) == (1, True)
 
 
 # -- names

@@ -1,7 +1,7 @@
 """FakeHost behaves as real kernels did.
 
 Each test is a row, or a cell, of the table of runs on Debian's kernels 5.10, 6.1, 6.12 and
-7.3 in QEMU, from which its expected values come. The hook program takes no part in it.
+7.3 in QEMU, from which its expected values come. These tests do not run the hook.
 """
 
 from __future__ import annotations

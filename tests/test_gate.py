@@ -42,11 +42,11 @@ USB = "<hostdev mode='subsystem' type='usb' managed='yes'>\n  <address type='pci
 MDEV = "<hostdev mode='subsystem' type='mdev' managed='no' model='vfio-pci'>\n</hostdev>"
 QEMU_ARG = "<qemu:arg value='vfio-pci,host=01:00.0'/>"
 
-# In place of the program: writes down how it was called, then does what ending says.
+# Replaces the program: writes its arguments to a file, then runs the code of ending.
 PROGRAM = """
 import json, os, signal, sys
 xml = sys.stdin.buffer.read()
-with open({record!r}, "x") as file:
+with open({call!r}, "x") as file:
     json.dump({{"argv": sys.argv[1:], "xml": xml.decode("latin-1"),
                "flags": [sys.flags.isolated], "env": sorted(os.environ)}}, file)
 print("never to be seen by libvirt")
@@ -75,12 +75,12 @@ class Gate:
     directory: Path
 
     @property
-    def record(self) -> Path:
-        return self.directory / "record.json"
+    def call_file(self) -> Path:
+        return self.directory / "call.json"
 
     def install(self, ending: str = "", *, python: str = sys.executable) -> None:
         program = self.directory / "hook"
-        program.write_text(PROGRAM.format(record=str(self.record), ending=ending))
+        program.write_text(PROGRAM.format(call=str(self.call_file), ending=ending))
         run_dir = self.directory / "run"
         (run_dir / "by-name").mkdir(parents=True, exist_ok=True)
         write_gate(
@@ -111,10 +111,10 @@ class Gate:
         return Result(done.returncode, done.stdout, done.stderr.decode())
 
     def called_with(self) -> list[str] | None:
-        """The arguments that Python was given, or None if it was not started."""
-        if not self.record.exists():
+        """The arguments of Python, or None if it was not started."""
+        if not self.call_file.exists():
             return None
-        argv: list[str] = json.loads(self.record.read_text())["argv"]
+        argv: list[str] = json.loads(self.call_file.read_text())["argv"]
         return argv
 
 
@@ -134,7 +134,7 @@ def gate(request: pytest.FixtureRequest, tmp_path: Path) -> Gate:
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    """A directory that other users may enter, which pytest's are not."""
+    """A directory that other users may enter; they may not enter those of pytest."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory)
         path.chmod(0o755)
@@ -170,7 +170,7 @@ def test_a_vm_that_holds_nothing_starts_no_python_whatever_its_xml_says(
 
 
 @pytest.mark.parametrize("event", CLAIM_ONLY)
-def test_stdin_is_not_read_before_it_is_known_to_be_needed(gate: Gate, event: str) -> None:
+def test_stdin_is_not_read_before_it_is_needed(gate: Gate, event: str) -> None:
     reader, writer = os.pipe()
     os.write(writer, b"<domain/>")
     os.close(writer)
@@ -225,7 +225,7 @@ def test_host_devices_that_are_not_pci_start_no_python(gate: Gate, devices: str)
 
 
 def with_awk(gate: Gate, command: str) -> None:
-    """Let the gate find this, a line of sh, where mawk should be, and no other awk."""
+    """Install a line of sh as mawk, and remove every other awk."""
     awk = gate.directory / "awk"
     awk.write_text(f"#!/bin/sh\n{command}\n")
     awk.chmod(0o755)
@@ -246,7 +246,7 @@ def test_each_awk_finds_what_may_be_a_pci_device(gate: Gate, awk: str) -> None:
 
     assert (gate("win11", "prepare begin", plain), gate.called_with()) == (NOTHING, None)
     assert gate("win11", "prepare begin", xml) == NOTHING
-    assert json.loads(gate.record.read_text())["xml"].encode("latin-1") == xml
+    assert json.loads(gate.call_file.read_text())["xml"].encode("latin-1") == xml
 
 
 @pytest.mark.parametrize("devices", ["<disk/>", PCI])
@@ -259,11 +259,11 @@ def test_without_an_awk_python_decides(gate: Gate, devices: str, status: str) ->
     result = gate("win11", "prepare begin", domain(devices))
 
     assert (result.status, result.stdout) == (0, b"")
-    assert json.loads(gate.record.read_text())["xml"].encode() == domain(devices)
+    assert json.loads(gate.call_file.read_text())["xml"].encode() == domain(devices)
 
 
 @pytest.mark.parametrize("read", ["cat", "dd bs=20 count=1 2>/dev/null"])
-def test_an_awk_that_is_killed_lets_no_vm_through(gate: Gate, read: str) -> None:
+def test_a_vm_is_refused_if_awk_is_killed(gate: Gate, read: str) -> None:
     with_awk(gate, f"{read}; kill -KILL $$")
 
     result = gate("win11", "prepare begin", domain("<disk/>"))
@@ -331,7 +331,7 @@ def test_the_xml_reaches_python_byte_for_byte(
 
     gate("win11", event, xml, env)
 
-    assert json.loads(gate.record.read_text())["xml"].encode("latin-1") == xml
+    assert json.loads(gate.call_file.read_text())["xml"].encode("latin-1") == xml
 
 
 @pytest.mark.parametrize("event", OURS)
@@ -350,7 +350,7 @@ def test_no_variable_moves_a_path(gate: Gate) -> None:
     result = gate("win11", "prepare begin", domain(PCI), hostile)
 
     assert (result, gate.called_with()) == (NOTHING, ["win11", "prepare", "begin", "-"])
-    assert json.loads(gate.record.read_text())["flags"] == [1]
+    assert json.loads(gate.call_file.read_text())["flags"] == [1]
 
 
 @pytest.mark.parametrize("event", ["prepare begin", "start begin", "release end"])
@@ -528,7 +528,7 @@ def test_the_launcher_calls_main_beside_it_and_writes_no_bytecode(gate: Gate) ->
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_session_daemon_that_cannot_read_run_is_not_disturbed(
+def test_a_session_daemon_that_cannot_read_run_gets_no_error(
     open_directory: Path,
 ) -> None:
     gate = Gate(("/bin/sh",), open_directory)

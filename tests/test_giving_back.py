@@ -1,4 +1,4 @@
-"""Giving back needs the claim and the machine: no XML, no configuration, lxml or PyYAML."""
+"""Release needs the claim and the machine, but no XML, configuration, lxml or PyYAML."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GPU = "0000:01:00.0"
 DEFAULT = "etc/vfio-console-hook/default.yaml"
 WHOLE = domain_xml(GPU)
 
-# What libvirt may do to a VM's XML, and an editor to a configuration, while the VM runs.
+# Faults of the XML and the configuration that can appear while the VM runs.
 XML = {"whole": WHOLE, "empty": b"", "truncated": WHOLE[: len(WHOLE) // 2], "no-text": b"\xff\0"}
 
 
@@ -69,7 +69,7 @@ def without_directory(host: FakeHost) -> None:
 
 @pytest.mark.parametrize("xml", XML.values(), ids=XML)
 @pytest.mark.parametrize("spoil", [untouched, broken, of_others, without_directory])
-def test_after_prepare_nothing_is_needed_but_the_claim(
+def test_after_prepare_only_the_claim_is_needed(
     machine: MachineFactory,
     tmp_path: Path,
     bare_python: str,
@@ -98,7 +98,7 @@ def test_after_prepare_nothing_is_needed_but_the_claim(
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "ü" * 200])
-def test_a_vm_whose_name_no_file_can_have_gives_back_what_it_holds(
+def test_a_vm_whose_name_no_file_can_have_releases_what_it_holds(
     machine: MachineFactory, tmp_path: Path, bare_python: str, name: str
 ) -> None:
     host = machine("efifb-6.12")
@@ -111,7 +111,7 @@ def test_a_vm_whose_name_no_file_can_have_gives_back_what_it_holds(
     assert (answer, Claims(host).uuids()) == ((0, b"", b""), ())
 
 
-def test_a_vm_with_the_name_of_a_gpu_does_not_give_back_what_a_person_took(
+def test_a_vm_with_the_name_of_a_gpu_does_not_release_a_gpu_taken_by_hand(
     machine: MachineFactory, tmp_path: Path
 ) -> None:
     from vfio_console_hook import cli
@@ -125,7 +125,7 @@ def test_a_vm_with_the_name_of_a_gpu_does_not_give_back_what_a_person_took(
     assert (answer, Claims(host).uuids()) == ((0, b"", b""), held)
 
 
-def test_the_settings_that_prepare_had_hold_until_the_end(
+def test_the_settings_of_prepare_apply_until_release(
     machine: MachineFactory, tmp_path: Path
 ) -> None:
     host = machine("efifb-6.12")

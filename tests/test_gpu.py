@@ -1,4 +1,4 @@
-"""What the program sees of a machine: GPUs, their memory, consoles and the kernel.
+"""What the program reads of a machine: GPUs, their memory, consoles and the kernel.
 
 Expected values come from hosts as users reported them, not from the code.
 """
@@ -43,7 +43,7 @@ def sized(first: int, size: int) -> Range:
 def expected(
     address: str, pci_class: int, memory_bars: Mapping[int, tuple[int, int]], **rest: object
 ) -> Gpu:
-    """A GPU of which nothing is known but what is given."""
+    """A GPU with the given properties and no others."""
     plain = Gpu(
         address=address, pci_class=pci_class, bars=bars(memory_bars), driver=None, vfio=False,
         virtual=False, boot_vga=False, framebuffers=(), cards=(), firmware=(), reservations=(),
@@ -180,7 +180,7 @@ def test_gpus_are_in_the_order_of_the_xml_and_other_devices_are_left_out(
     assert [one.address for one in found] == ["0000:02:00.0", GPU]
 
 
-def test_no_gpu_among_the_devices_means_that_iomem_is_not_read(machine: MachineFactory) -> None:
+def test_iomem_is_not_read_if_no_device_is_a_gpu(machine: MachineFactory) -> None:
     host = machine("iomem-without-root")
     host.tree.put("sys/bus/pci/devices/0000:01:00.1/class", "0x040300")
 
@@ -236,7 +236,7 @@ def test_a_variant_of_vfio_pci_is_known_by_its_vfio_dev_directory(machine: Machi
     assert (found.driver, found.vfio, found.native) == ("nvgrace_gpu_vfio_pci", True, False)
 
 
-# -- whose the firmware's framebuffer is
+# -- the GPU of the firmware's framebuffer
 
 
 def two_gpus(kernel_series: str, lit_one: int) -> Machine:
@@ -261,7 +261,7 @@ def test_only_the_gpu_that_is_lit_has_the_firmware_device(
 
 
 def without_reservation(host: FakeHost) -> FakeHost:
-    """efifb has been refused its region, and only warned (efifb_probe)."""
+    """efifb could not reserve its region, and only logged a warning (efifb_probe)."""
     lines = (host.read("proc/iomem") or "").splitlines()
     host.tree.put("proc/iomem", "\n".join(line for line in lines if "efifb" not in line))
     return host
@@ -298,7 +298,7 @@ def test_a_framebuffer_at_an_unknown_address_belongs_to_no_gpu(
     assert owner(host) == []
 
 
-def test_the_parent_in_sysfs_goes_before_the_boot_parameters(machine: MachineFactory) -> None:
+def test_the_parent_in_sysfs_overrides_the_boot_parameters(machine: MachineFactory) -> None:
     host = without_reservation(machine(two_gpus("6.12", 1)))
     data = bytearray(host.read_bytes("sys/kernel/boot_params/data") or b"")
     struct.pack_into("<I", data, 0x18, 0xC0000000)
@@ -398,7 +398,7 @@ BAR0 = Bar(0, Range(0xD0000000, 0xD0FFFFFF))
          ["vesafb at d0000000-d0ffffff (BAR 0)"]),
         ((WINDOW, OWN, "      d0000000-d02fffff : BOOTFB", "        d0000000-d02fffff : simpledrm"),
          ["BOOTFB at d0000000-d02fffff (BAR 0)", "simpledrm at d0000000-d02fffff (BAR 0)"]),
-        # MAX_IORES_LEVEL: deeper lines are not indented any further.
+        # MAX_IORES_LEVEL: lines below that level have the same indentation.
         ((WINDOW, OWN, "    d0000000-d02fffff : efifb"), ["efifb at d0000000-d02fffff (BAR 0)"]),
         # The BAR's own line is missing, as in an excerpt.
         ((WINDOW, "  d0000000-d02fffff : efifb"), ["efifb at d0000000-d02fffff (BAR 0)"]),
@@ -556,7 +556,7 @@ def test_a_kernel_without_virtual_terminals_has_no_console_driver(tmp_path: Path
     ],
     ids=["backport", "module", "longer-name", "absent", "no-table-6.0", "no-table-5.19", "no-idea"],
 )
-def test_the_symbol_decides_whether_the_kernel_removes_consoles_and_the_version_only_without(
+def test_the_symbol_decides_whether_the_kernel_removes_consoles_and_else_the_version(
     tmp_path: Path, symbols: str, release: str, removes: bool
 ) -> None:
     text = f"f proc/kallsyms\n{symbols}\nf proc/sys/kernel/osrelease = {release}"

@@ -261,7 +261,7 @@ def test_a_terminal_of_a_container_is_not_mistaken_for_a_vfio_group(
 
 
 class Careful(FakeHost):
-    """Fails when the number of a file is asked for that is not one below /dev."""
+    """Fails if the program reads the device number of a file outside /dev."""
 
     asked: tuple[str, ...] = ()
 
@@ -309,7 +309,7 @@ def test_processes_that_cannot_be_inspected_are_unknown(machine: MachineFactory)
     ]
 
 
-def test_a_directory_of_descriptors_that_cannot_be_read_makes_it_unknown(
+def test_a_process_whose_descriptors_cannot_be_read_is_unknown(
     machine: MachineFactory,
 ) -> None:
     host = machine("efifb-6.12")
@@ -330,7 +330,7 @@ def test_threads_of_the_kernel_are_not_unknown(
     assert holders.holders_of(host, ["dev/fb0"]) == []
 
 
-def test_a_process_that_is_gone_is_no_error(machine: MachineFactory) -> None:
+def test_a_process_that_has_ended_is_no_error(machine: MachineFactory) -> None:
     class Vanishing(FakeHost):
         def list(self, path: str) -> tuple[str, ...]:
             return (*super().list(path), "71") if path == "proc" else super().list(path)
@@ -445,7 +445,7 @@ def test_a_real_process_is_ended_by_its_handle() -> None:
         host.signal_process(handle, signal.SIGTERM)
         host.wait_for_end([handle], 10)
         gone = holders.Search(host, ["dev/full"]).among([pid])
-        host.signal_process(handle, signal.SIGTERM)  # it is a zombie: no error
+        host.signal_process(handle, signal.SIGTERM)  # it is a zombie, so this is no error
         host.close_process(handle)
 
     assert ([one.pid for one in alive], gone) == ([pid], [])
@@ -468,7 +468,7 @@ def test_the_process_that_forked_us_is_ours_and_the_one_that_started_us_is_not()
     assert (done.stdout, done.stderr) == ("True\nTrue\n", "")
 
 
-def test_a_snapshot_never_touches_this_machine(tmp_path: Path) -> None:
+def test_reading_a_snapshot_never_touches_this_machine(tmp_path: Path) -> None:
     host = SnapshotHost(str(tmp_path))
     os.makedirs(host.path(f"proc/{os.getpid()}/fd"))
     os.symlink("/dev/null", host.path(f"proc/{os.getpid()}/fd/0"))
@@ -479,7 +479,7 @@ def test_a_snapshot_never_touches_this_machine(tmp_path: Path) -> None:
         host.open_process(os.getpid())
 
 
-# -- how they are waited for
+# -- how prepare waits for them
 
 NOW = Config(holders=Holders(wait_s=0))
 
@@ -495,7 +495,7 @@ def failure(host: FakeHost, config: Config, *addresses: str) -> str:
 
 
 def refusal(host: FakeHost, config: Config, *addresses: str) -> str:
-    """The sentence and hint with which prepare refuses; nothing may have changed."""
+    """The error text and hint of prepare; the machine must be unchanged."""
     before = snapshot(host)
     text = failure(host, config, *addresses)
     assert (snapshot(host), host.changes) == (before, [])
@@ -521,7 +521,7 @@ def test_the_wait_is_over_as_soon_as_the_holder_ends(machine: MachineFactory) ->
     assert host.handles == {}
 
 
-def test_the_pauses_between_two_looks_grow_from_20_to_250_ms(machine: MachineFactory) -> None:
+def test_the_pauses_between_two_scans_grow_from_20_to_250_ms(machine: MachineFactory) -> None:
     host = machine("amd-single")
     hold(host, CARD, pid=7, command="Xorg")
 
@@ -909,7 +909,7 @@ def test_the_plan_lists_the_holders_and_what_happens_to_them(
     assert (snapshot(host), host.changes) == (before, [])
 
 
-def test_a_wait_is_read_back_from_a_claim_as_it_was(machine: MachineFactory) -> None:
+def test_a_wait_is_read_back_from_a_claim_unchanged(machine: MachineFactory) -> None:
     from vfio_console_hook.claims.step import Step
 
     wait = AwaitClosed(AMD, (CARD,), 5, True, ("Xorg",), 2, ("0000:0a:00.0",))

@@ -1,4 +1,4 @@
-"""hook.main on a machine that reacts: what libvirt gives, and what it gets back."""
+"""hook.main on a machine that reacts: its input from libvirt, and its results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def call(host: FakeHost, event: str, xml: bytes | None = None, name: str = "win11") -> int:
-    """One event as libvirt sends it; the exit status. The XML is that of a VM with one GPU."""
+    """The exit status of one event as libvirt sends it, by default for a VM with one GPU."""
     operation, _, sub = event.partition(" ")
     if xml is None:
         xml = domain_xml(GPU, event=operation, name=name)
@@ -48,7 +48,7 @@ def configure(host: FakeHost, text: str, path: str = DEFAULT) -> None:
 
 
 def steady(host: FakeHost) -> dict[str, str]:
-    """What is there, without what libvirt itself leaves behind and what was configured."""
+    """The machine without the configuration and the changes that libvirt leaves."""
     return {
         path: what
         for path, what in snapshot(host).items()
@@ -57,7 +57,7 @@ def steady(host: FakeHost) -> dict[str, str]:
 
 
 def with_sound(host: FakeHost) -> FakeHost:
-    """The audio function that the VM of the captures gets too."""
+    """Add the audio function that is also assigned to the VM of the captures."""
     host.tree.put(f"sys/bus/pci/devices/{SOUND}/class", "0x040300")
     return host
 
@@ -79,7 +79,7 @@ def test_a_vm_keeps_its_name_when_a_person_takes_a_gpu_of_that_name(
 
 
 @pytest.mark.parametrize("gpus", [(), (GPU,)])
-def test_a_vm_made_anew_under_a_name_has_no_part_in_what_the_last_one_of_that_name_left(
+def test_a_new_vm_does_not_get_the_claim_of_an_earlier_vm_of_its_name(
     machine: MachineFactory, gpus: tuple[str, ...]
 ) -> None:
     """libvirtd was killed, and the VM was undefined and defined again."""
@@ -100,7 +100,7 @@ def test_a_vm_made_anew_under_a_name_has_no_part_in_what_the_last_one_of_that_na
     assert steady(host) == before
 
 
-def test_the_name_that_a_crash_left_of_a_renamed_vm_gives_nothing_back(
+def test_an_old_name_of_a_renamed_vm_releases_nothing(
     machine: MachineFactory,
 ) -> None:
     host = machine("efifb-6.12")
@@ -112,7 +112,7 @@ def test_the_name_that_a_crash_left_of_a_renamed_vm_gives_nothing_back(
     assert Claims(host).uuids() == (UUID,)
 
 
-def test_a_name_that_xml_does_not_keep_is_the_one_that_libvirt_calls_the_gate_with(
+def test_a_name_that_xml_does_not_preserve_is_taken_from_the_arguments(
     machine: MachineFactory,
 ) -> None:
     host = machine("efifb-6.12")
@@ -126,7 +126,7 @@ def test_a_name_that_xml_does_not_keep_is_the_one_that_libvirt_calls_the_gate_wi
 
 
 @pytest.mark.parametrize("xml", [None, b"<domain"])
-def test_what_a_killed_libvirtd_left_comes_back_although_the_next_prepare_cannot_begin(
+def test_a_gpu_that_a_killed_libvirtd_left_comes_back_although_the_next_prepare_fails(
     machine: MachineFactory, xml: bytes | None
 ) -> None:
     host = machine("native-6.1")
@@ -174,7 +174,7 @@ def test_over_all_events_that_libvirt_sent_the_vm_runs_and_the_console_comes_bac
     assert host.fault is None
 
 
-def test_the_log_tells_what_was_done(machine: MachineFactory) -> None:
+def test_the_log_lists_what_was_done(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
 
     call(host, "prepare")
@@ -240,7 +240,7 @@ def test_an_event_of_a_vm_that_holds_nothing_leaves_no_trace(
     assert (host.list("run"), host.exists("var")) == ((), False)
 
 
-def test_a_vm_with_a_pci_device_that_is_no_gpu_leaves_no_trace(
+def test_a_vm_with_a_pci_device_other_than_a_gpu_leaves_no_trace(
     machine: MachineFactory, capfd: Capture
 ) -> None:
     host = with_sound(machine("efifb-6.12"))
@@ -252,7 +252,9 @@ def test_a_vm_with_a_pci_device_that_is_no_gpu_leaves_no_trace(
 
 
 @pytest.mark.parametrize("argv", [[], ["win11"], ["win11", "prepare"], ["--help"], ["", "", ""]])
-def test_too_few_words_do_nothing(machine: MachineFactory, capfd: Capture, argv: list[str]) -> None:
+def test_too_few_arguments_do_nothing(
+    machine: MachineFactory, capfd: Capture, argv: list[str]
+) -> None:
     host = machine("efifb-6.12")
 
     assert hook.main(argv, b"<broken", host) == 0
@@ -277,7 +279,7 @@ def stderr(sentence: str, hint: str = "") -> str:
 
 
 def refused(host: FakeHost, capfd: Capture, xml: bytes | None = None) -> str:
-    """What prepare says on stderr; it must have changed nothing and left no claim."""
+    """The stderr of prepare, which must have changed nothing and left no claim."""
     before, claims = snapshot(host), os.path.lexists(host.path(f"{RUN}/claims/{UUID}"))
     status = call(host, "prepare", xml)
     out, err = capfd.readouterr()
@@ -292,7 +294,7 @@ ENTITY = b"<!DOCTYPE d [<!ENTITY x SYSTEM 'file:///etc/passwd'>]>" + domain_xml(
 
 
 @pytest.mark.parametrize(
-    ("xml", "said"),
+    ("xml", "expected"),
     [
         (b"", "the domain XML is not well-formed: "),
         (b"<domain><hostdev", "the domain XML is not well-formed: "),
@@ -306,7 +308,7 @@ ENTITY = b"<!DOCTYPE d [<!ENTITY x SYSTEM 'file:///etc/passwd'>]>" + domain_xml(
     ids=["empty", "cut-off", "entity", "no-domain", "uuid", "no-uuid", "address", "deep"],
 )
 def test_bad_xml_is_one_sentence(
-    machine: MachineFactory, capfd: Capture, xml: bytes, said: str
+    machine: MachineFactory, capfd: Capture, xml: bytes, expected: str
 ) -> None:
     host = machine("efifb-6.12")
 
@@ -315,11 +317,11 @@ def test_bad_xml_is_one_sentence(
     assert err.startswith("vfio-console-hook: ")
     assert len(err.splitlines()) <= 2
     if "zz" not in xml.decode(errors="replace"):
-        assert err.startswith(stderr(said)[:-1])
+        assert err.startswith(stderr(expected)[:-1])
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("stage: []\n", "/etc/vfio-console-hook/default.yaml:1:1: unknown key 'stage', did you mean"
          " 'stages'?"),
@@ -328,15 +330,15 @@ def test_bad_xml_is_one_sentence(
     ],
     ids=["unknown-key", "bad-value", "no-yaml"],
 )  # fmt: skip
-def test_a_mistake_in_the_configuration_is_told_with_its_place(
-    machine: MachineFactory, capfd: Capture, text: str, said: str
+def test_a_mistake_in_the_configuration_is_reported_with_its_place(
+    machine: MachineFactory, capfd: Capture, text: str, expected: str
 ) -> None:
     host = machine("efifb-6.12")
     configure(host, text)
 
     err = refused(host, capfd)
 
-    assert err.startswith(f"vfio-console-hook: {said}")
+    assert err.startswith(f"vfio-console-hook: {expected}")
     assert len(err.splitlines()) <= 2
 
 
@@ -374,7 +376,7 @@ def test_a_vanished_gpu_is_named(machine: MachineFactory, capfd: Capture) -> Non
     assert err == stderr("no PCI device 0000:09:00.0 on this machine", "compare with `lspci -D`")
 
 
-def test_an_iomem_without_addresses_is_told(machine: MachineFactory, capfd: Capture) -> None:
+def test_an_iomem_without_addresses_is_reported(machine: MachineFactory, capfd: Capture) -> None:
     err = refused(machine("iomem-without-root"), capfd)
 
     assert err == stderr(
@@ -416,7 +418,7 @@ def left_alone(path: str, kind: str, wanted: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         (replaced_by_loop("proc/iomem"),
          stderr("cannot read /proc/iomem: Too many levels of symbolic links")),
@@ -428,13 +430,13 @@ def left_alone(path: str, kind: str, wanted: str) -> str:
     ],
     ids=["iomem", "claim", "claims", "run", "lock"],
 )  # fmt: skip
-def test_what_cannot_be_read_or_made_is_named(
-    machine: MachineFactory, capfd: Capture, change: Callable[[FakeHost], None], said: str
+def test_a_path_that_cannot_be_read_or_made_is_named(
+    machine: MachineFactory, capfd: Capture, change: Callable[[FakeHost], None], expected: str
 ) -> None:
     host = machine("efifb-6.12")
     change(host)
 
-    assert refused(host, capfd) == said
+    assert refused(host, capfd) == expected
 
 
 def test_a_status_file_that_cannot_be_written_does_not_stop_the_vm(
@@ -460,7 +462,7 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_vm(
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EPERM, errno.ENOSPC, errno.EBUSY])
-def test_a_refused_write_is_told_and_undone(
+def test_a_refused_write_is_reported_and_undone(
     machine: MachineFactory, capfd: Capture, number: int
 ) -> None:
     host = machine("efifb-6.12")
@@ -478,7 +480,7 @@ def test_a_refused_write_is_told_and_undone(
     )
 
 
-def test_a_worker_that_dies_in_the_middle_is_told_and_undone_by_release(
+def test_a_worker_that_dies_is_reported_and_undone_by_release(
     machine: MachineFactory, capfd: Capture
 ) -> None:
     host = machine("efifb-6.12")
@@ -487,10 +489,10 @@ def test_a_worker_that_dies_in_the_middle_is_told_and_undone_by_release(
     status = hook.main(
         ["win11", "prepare", "begin", "-"], domain_xml(GPU), FakeHost(host.root, crash_before=2)
     )
-    said = capfd.readouterr()
+    expected = capfd.readouterr()
     released = call(host, "release end")
 
-    assert (status, released, said) == (
+    assert (status, released, expected) == (
         1, 0,
         ("", stderr(f"the worker process died before it was done, at `setpci -s {GPU} COMMAND=0:2`;"
                     " not all could be undone, see `vfio-console-hook status`",
@@ -533,7 +535,7 @@ def test_a_vm_that_is_not_enabled_is_left_to_libvirt(
     assert Claims(host).uuids() == ()
 
 
-def test_on_failure_start_lets_the_vm_start_with_everything_as_it_was(
+def test_on_failure_start_lets_the_vm_start_with_everything_undone(
     machine: MachineFactory, capfd: Capture
 ) -> None:
     host = machine("fb0-held-by-plymouth")
@@ -555,25 +557,25 @@ def test_on_failure_start_lets_the_vm_start_with_everything_as_it_was(
     )
 
 
-def test_on_failure_start_needs_everything_as_it_was(
+def test_on_failure_start_refuses_the_vm_if_not_all_could_be_undone(
     machine: MachineFactory, capfd: Capture
 ) -> None:
     host = machine("efifb-6.12")
     before = steady(host)
     configure(host, "on_failure: start\n")
 
-    # Whoever is to undo it dies, too.
+    # The process that would undo the changes dies, too.
     dying = FakeHost(host.root, crash_before=2)
     status = hook.main(["win11", "prepare", "begin", "-"], domain_xml(GPU), dying)
-    told = capfd.readouterr().err
+    printed = capfd.readouterr().err
     other = call(host, "prepare", domain_xml(GPU, uuid=OTHER, name="other"), "other")
     call(host, "release end", domain_xml(uuid=OTHER, name="other"), "other")
 
-    assert (status, "not all could be undone" in told) == (1, True)
+    assert (status, "not all could be undone" in printed) == (1, True)
     assert (other, call(host, "release end"), steady(host)) == (0, 0, before)
 
 
-def test_a_sound_function_that_a_vm_has_kept_is_not_promised_to_another(
+def test_a_sound_function_that_a_vm_still_has_is_refused_to_another(
     machine: MachineFactory, capfd: Capture
 ) -> None:
     host = machine("nvidia-single-desktop")
@@ -603,7 +605,7 @@ def test_on_failure_start_does_not_excuse_a_mistake_in_the_configuration(
     )
 
 
-def test_the_configuration_of_the_vm_goes_before_the_default(
+def test_the_configuration_of_the_vm_overrides_the_default(
     machine: MachineFactory, capfd: Capture
 ) -> None:
     host = machine("efifb-6.12")
@@ -637,7 +639,7 @@ def test_a_configuration_that_breaks_while_the_vm_runs_does_not_block_release(
     "holders",
     ["wait_s: 60", "wait_s: 60, grace_s: 60, terminate: [Xorg]", "wait_s: 0, terminate: [Xorg]"],
 )
-def test_a_process_that_has_the_gpu_open_is_named_before_the_time_is_up(
+def test_a_process_that_has_the_gpu_open_is_named_before_the_timeout(
     machine: MachineFactory, capfd: Capture, holders: str
 ) -> None:
     host = machine("efifb-6.12")
@@ -654,7 +656,9 @@ def test_a_process_that_has_the_gpu_open_is_named_before_the_time_is_up(
 
 
 @pytest.mark.parametrize("stderr_is", ["2>&1 | :", "2>/dev/full", "2>&-", "<&- >&- 2>&-"])
-def test_a_refusal_that_nobody_hears_is_in_the_log(machine: MachineFactory, stderr_is: str) -> None:
+def test_a_refusal_is_in_the_log_even_if_stderr_cannot_be_written(
+    machine: MachineFactory, stderr_is: str
+) -> None:
     host = machine("efifb-6.12")
     hold(host, "dev/fb0", pid=77, command="Xorg")
     configure(host, "holders: {wait_s: 0}\n")
@@ -683,7 +687,7 @@ def test_a_refusal_that_nobody_hears_is_in_the_log(machine: MachineFactory, stde
     assert steady(host) == before
 
 
-def test_a_deadline_that_passes_is_told_and_everything_undone(
+def test_a_deadline_that_passes_is_reported_and_everything_is_undone(
     machine: MachineFactory, capfd: Capture
 ) -> None:
     host = machine("efifb-6.12")
@@ -705,7 +709,7 @@ def test_a_deadline_that_passes_is_told_and_everything_undone(
     assert Claims(host).uuids() == ()
 
 
-def test_start_stops_a_vm_whose_memory_is_claimed_and_changes_nothing(
+def test_start_refuses_a_vm_whose_memory_is_reserved_and_changes_nothing(
     machine: MachineFactory, capfd: Capture
 ) -> None:
     host = machine("efifb-0380-6.12")
@@ -742,7 +746,7 @@ def test_on_failure_start_holds_when_start_finds_memory_that_is_not_free(
     assert "efifb still reserves" in log and "as configured by on_failure" in log
 
 
-def test_a_failed_release_keeps_the_claim_and_says_what_to_type(
+def test_a_failed_release_keeps_the_claim_and_prints_a_command(
     machine: MachineFactory, capfd: Capture
 ) -> None:
     host = machine("efifb-5.10")
@@ -800,7 +804,7 @@ def test_through_the_gate_the_console_goes_and_comes_back(
     assert (blocked, steady(host), Claims(host).uuids()) == ([], before, ())
 
 
-def test_through_the_gate_a_refusal_is_the_sentence_and_nothing_else(
+def test_through_the_gate_a_refusal_is_only_the_error_text(
     machine: MachineFactory, tmp_path: Path
 ) -> None:
     host = machine("simpledrm-0380-6.12")

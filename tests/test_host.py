@@ -1,4 +1,4 @@
-"""The door to the running machine: its programs, and what they print."""
+"""Host, the access to the running machine: programs and their output."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_error_of_megabytes_is_cut(tmp_path: Path) -> None:
     assert caught.value.text == f"{program} failed: {'x' * 1000}..."
 
 
-def test_words_of_any_bytes_reach_a_command_of_the_administrator(tmp_path: Path) -> None:
+def test_arguments_of_any_bytes_reach_a_command_of_the_administrator(tmp_path: Path) -> None:
     program = script(tmp_path, b'[ "$1" = "$(printf "\\374")" ] && exit 3')
 
     assert Host().exit_status(program, os.fsdecode(b"\xfc"), timeout_s=60) == 3
@@ -89,7 +89,7 @@ def test_an_answer_of_libvirt_that_is_not_utf8_is_an_error_of_the_host(
     assert caught.value.text == "cannot ask libvirt at test:///default: its answer is not UTF-8"
 
 
-def test_what_was_read_can_be_written_back_byte_for_byte(tmp_path: Path) -> None:
+def test_text_that_was_read_can_be_written_back_byte_for_byte(tmp_path: Path) -> None:
     attribute = tmp_path / "driver_override"
     attribute.write_bytes(b"B\xfcro")
     host = Host(str(tmp_path))

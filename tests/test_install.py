@@ -45,9 +45,9 @@ SHARED = (
 )
 ZSH = f"usr/{SHARED[-1]}"
 ZSH_DEBIAN = "usr/share/zsh/vendor-completions/_vfio-console-hook"
-FOREIGN = "#!/bin/sh\n# somebody else's\n"
+FOREIGN = "#!/bin/sh\n# another project's\n"
 
-# Stand in for the program itself, so that what is tested here is the installer.
+# Replacements for the program itself, because only the installer is tested here.
 STUBS = {
     "vfio_console_hook/hook.py": "def main(argv):\n    return 0\n",
     "vfio_console_hook/cli.py": "def main(argv=None):\n    print('stub')\n    return 0\n",
@@ -56,7 +56,7 @@ STUBS = {
 
 
 def tree(top: Path) -> dict[str, str]:
-    """Every path below top: what a file says, where a link points, "/" for a directory."""
+    """Every path below top: the text of a file, the target of a link, "/" for a directory."""
     found = {}
     for path in sorted(top.rglob("*")):
         name = str(path.relative_to(top))
@@ -113,14 +113,14 @@ class Clone:
         (self.dest / name).symlink_to(target)
 
     def edit(self, line: str, instead: str) -> None:
-        """Another line in the clone's install.sh, where no option or variable moves a path."""
+        """Replace a line in the clone's install.sh, for a path that no option or variable sets."""
         script = self.directory / "install.sh"
         text = script.read_text()
         assert text.count(f"\n{line}\n") == 1
         script.write_text(text.replace(f"\n{line}\n", f"\n{instead}\n"))
 
     def install_as_before_the_unit(self) -> None:
-        """Installs, and takes out what earlier versions did not have."""
+        """Installs, and removes the files that earlier versions did not have."""
         self.install_as_before_the_link()
         shutil.rmtree(self.dest / "usr/lib/systemd")
         made = self.dest / LIB / "made"
@@ -208,7 +208,7 @@ def test_the_installer_and_the_gate_agree_on_paths() -> None:
     assert f"/{history.STATUS}" == f"/{runfiles.RUN}.status"
 
 
-def test_install_says_what_it_did_and_puts_everything_in_place(clone: Clone) -> None:
+def test_install_prints_what_it_did_and_installs_every_file(clone: Clone) -> None:
     result = clone()
 
     dest = clone.dest
@@ -259,7 +259,7 @@ def test_the_unit_starts_what_is_installed_and_looks_where_claims_are(clone: Clo
     assert (clone.dest / readme).is_file()
 
 
-def test_the_manual_and_the_completions_are_installed_for_everybody_to_read(clone: Clone) -> None:
+def test_all_users_can_read_the_installed_manual_and_completions(clone: Clone) -> None:
     clone()
 
     for name in SHARED:
@@ -268,7 +268,7 @@ def test_the_manual_and_the_completions_are_installed_for_everybody_to_read(clon
         assert installed.stat().st_mode & 0o7777 == 0o644
 
 
-def test_where_zsh_is_debians_it_reads_another_directory(clone: Clone) -> None:
+def test_the_zsh_of_debian_reads_another_directory(clone: Clone) -> None:
     clone()
     (clone.dest / ZSH_DEBIAN).parent.mkdir()
 
@@ -285,7 +285,7 @@ def test_where_zsh_is_debians_it_reads_another_directory(clone: Clone) -> None:
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_uninstall_keeps_a_manual_or_completion_of_somebody_else(clone: Clone, name: str) -> None:
+def test_uninstall_keeps_a_foreign_manual_or_completion(clone: Clone, name: str) -> None:
     clone()
     clone.put(f"usr/{name}", "theirs\n", 0o644)
 
@@ -304,7 +304,7 @@ def test_systemd_has_no_objection_to_the_unit(clone: Clone) -> None:
         text = f"[Service]\nExecStart=/{COMMAND}\n"
         clone.put(f"{UNITS}/{daemon}.service", text, 0o644)
 
-    # With the daemons, so that a circle would be seen.
+    # With the daemons, so that systemd finds a cycle.
     done = subprocess.run(
         [analyze, "verify", "--man=no", f"--root={clone.dest}", Path(UNIT).name]
         + ["libvirtd.service", "virtqemud.service"],
@@ -430,7 +430,7 @@ def waiting(clone: Clone, *words: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("words", [f"{LIB}/hook", COMMAND], ids=["hook", "command"])
-def test_a_program_that_waits_goes_on_with_its_own_version(clone: Clone, words: str) -> None:
+def test_a_waiting_program_continues_with_its_own_version(clone: Clone, words: str) -> None:
     with waiting(clone, words) as process:
         clone()
         clone()
@@ -467,7 +467,7 @@ def test_uninstall_refuses_while_the_program_runs(clone: Clone) -> None:
 
 
 @pytest.mark.parametrize("program", ["mv", "ln", "tr", "rm"])
-def test_wherever_an_upgrade_is_killed_the_program_works(
+def test_the_program_works_wherever_an_upgrade_is_killed(
     clone: Clone, tmp_path: Path, program: str
 ) -> None:
     hook = clone.directory / "vfio_console_hook/hook.py"
@@ -508,7 +508,7 @@ def test_uninstall_leaves_no_trace(clone: Clone) -> None:
     clone.put(f"{runfiles.RUN}/kernel", "{}")
     clone.put(f"{history.STATUS}/0b0e", "{}")
     (clone.dest / CLAIMS).mkdir()
-    (clone.dest / "run/somebody").mkdir()
+    (clone.dest / "run/other").mkdir()
 
     result = clone("--uninstall")
 
@@ -542,7 +542,7 @@ def test_uninstall_keeps_the_files_of_others(clone: Clone) -> None:
     assert tree(clone.dest) == before
 
 
-def test_uninstall_keeps_what_the_admin_wrote_and_says_so(clone: Clone) -> None:
+def test_uninstall_keeps_and_lists_the_files_of_the_administrator(clone: Clone) -> None:
     clone()
     changed = clone.put(f"{ETC}/default.yaml", "mine: true\n", 0o644)
     own = clone.put(f"{ETC}/vms/win11.yaml", "mine: too\n", 0o644)
@@ -595,7 +595,9 @@ def test_uninstall_removes_a_gate_and_a_unit_whose_program_is_gone(clone: Clone)
 
 
 @pytest.mark.parametrize("gone", [UNIT, *UNIT_LINKS])
-def test_what_is_missing_of_the_unit_is_made_again_and_uninstalled(clone: Clone, gone: str) -> None:
+def test_a_missing_file_of_the_unit_is_installed_again_and_uninstalled(
+    clone: Clone, gone: str
+) -> None:
     before = tree(clone.dest)
     clone()
     whole = names(clone.dest)
@@ -610,9 +612,7 @@ def test_what_is_missing_of_the_unit_is_made_again_and_uninstalled(clone: Clone,
 
 
 @pytest.mark.parametrize("name", [UNIT, *UNIT_LINKS])
-def test_uninstall_keeps_what_somebody_else_put_in_the_place_of_the_unit(
-    clone: Clone, name: str
-) -> None:
+def test_uninstall_keeps_a_foreign_link_in_place_of_the_unit(clone: Clone, name: str) -> None:
     clone()
     (clone.dest / name).unlink()
     clone.link(name, "/dev/null")
@@ -624,14 +624,14 @@ def test_uninstall_keeps_what_somebody_else_put_in_the_place_of_the_unit(
     assert left == {name: "-> /dev/null"}
 
 
-def test_an_upgrade_brings_the_unit_to_an_installation_without_it(clone: Clone) -> None:
+def test_an_upgrade_adds_the_unit_to_an_installation_without_it(clone: Clone) -> None:
     clone.put("usr/lib/systemd/system/other.service", "")
     before = tree(clone.dest)
     clone()
     whole = names(clone.dest)
     clone("--uninstall")
     clone.install_as_before_the_unit()
-    (clone.dest / "usr/lib/systemd").mkdir()  # what was there before is not ours to remove
+    (clone.dest / "usr/lib/systemd").mkdir()  # an existing directory is not removed
     clone.put("usr/lib/systemd/system/other.service", "")
 
     result = clone()
@@ -663,7 +663,7 @@ def test_beside_a_foreign_hook_ours_is_a_drop_in(clone: Clone, version: str, dae
     assert (clone.dest / DROPIN).stat().st_mode & 0o7777 == 0o755
 
 
-def test_a_libvirt_that_cannot_be_asked_reads_drop_ins_where_the_directory_is(clone: Clone) -> None:
+def test_a_libvirt_of_unknown_version_reads_drop_ins_if_the_directory_exists(clone: Clone) -> None:
     clone.put(MAIN, FOREIGN)
     (clone.dest / DROPIN).parent.mkdir()
 
@@ -674,7 +674,7 @@ def test_a_libvirt_that_cannot_be_asked_reads_drop_ins_where_the_directory_is(cl
 
 
 @pytest.mark.parametrize("version", ["6.4.0", "5.0.0", ""])
-def test_a_foreign_hook_on_an_old_libvirt_is_refused_with_the_way_out(
+def test_a_foreign_hook_on_an_old_libvirt_is_refused_with_a_remedy(
     clone: Clone, version: str
 ) -> None:
     clone.put(MAIN, FOREIGN)
@@ -695,7 +695,7 @@ def test_a_foreign_hook_on_an_old_libvirt_is_refused_with_the_way_out(
     assert tree(clone.dest) == before
 
 
-def test_a_foreign_hook_that_calls_ours_gets_it(clone: Clone) -> None:
+def test_a_foreign_hook_that_calls_ours_is_kept_and_ours_is_installed(clone: Clone) -> None:
     theirs = f'#!/bin/sh\n[ ! -x /{CHAINED} ] || /{CHAINED} "$@" || exit 1\n'
     clone.put(MAIN, theirs)
     clone.libvirt("6.4.0")
@@ -709,7 +709,7 @@ def test_a_foreign_hook_that_calls_ours_gets_it(clone: Clone) -> None:
     assert tree(clone.dest) == before
 
 
-def test_one_event_never_reaches_us_twice(clone: Clone) -> None:
+def test_one_event_never_reaches_the_hook_twice(clone: Clone) -> None:
     clone()
     shutil.copy(clone.dest / MAIN, clone.put(DROPIN, ""))
 
@@ -719,7 +719,7 @@ def test_one_event_never_reaches_us_twice(clone: Clone) -> None:
     assert not (clone.dest / DROPIN).exists()
 
 
-def test_a_drop_in_stays_one_when_the_foreign_hook_has_gone(clone: Clone) -> None:
+def test_a_drop_in_stays_one_after_the_foreign_hook_is_removed(clone: Clone) -> None:
     clone.put(MAIN, FOREIGN)
     clone.libvirt("9.0.0")
     clone()
@@ -731,7 +731,7 @@ def test_a_drop_in_stays_one_when_the_foreign_hook_has_gone(clone: Clone) -> Non
     assert not (clone.dest / MAIN).exists()
 
 
-def test_a_dangling_link_is_somebody_elses_hook(clone: Clone) -> None:
+def test_a_dangling_link_is_a_foreign_hook(clone: Clone) -> None:
     clone.libvirt("9.0.0")
     (clone.dest / MAIN).parent.mkdir(parents=True)
     (clone.dest / MAIN).symlink_to("/nowhere")
@@ -742,7 +742,7 @@ def test_a_dangling_link_is_somebody_elses_hook(clone: Clone) -> None:
     assert (clone.dest / DROPIN).exists()
 
 
-def test_a_changed_config_is_kept_and_the_new_one_put_beside(clone: Clone) -> None:
+def test_a_changed_config_is_kept_and_the_new_one_is_put_beside_it(clone: Clone) -> None:
     clone()
     mine = clone.put(f"{ETC}/default.yaml", "mine: true\n", 0o644)
     clone.ship("enabled: false\n")
@@ -797,7 +797,7 @@ def test_a_removed_config_is_not_put_back(clone: Clone) -> None:
         (f"{ETC}/default.yaml", "{} is a directory; nothing was installed"),
     ],
 )
-def test_a_directory_where_a_file_should_be_is_told_in_one_sentence(
+def test_a_directory_where_a_file_should_be_is_reported_in_one_sentence(
     clone: Clone, name: str, sentence: str
 ) -> None:
     (clone.dest / name).mkdir(parents=True)
@@ -814,7 +814,7 @@ def test_a_directory_where_a_file_should_be_is_told_in_one_sentence(
     [LIB, ETC, f"{ETC}/vms", "etc/libvirt/hooks", UNITS]
     + [os.path.dirname(name) for name in (*UNIT_LINKS, *(f"usr/{one}" for one in SHARED))],
 )
-def test_a_file_where_a_directory_should_be_is_told_in_one_sentence(
+def test_a_file_where_a_directory_should_be_is_reported_in_one_sentence(
     clone: Clone, name: str
 ) -> None:
     path = clone.put(name, "")
@@ -829,7 +829,9 @@ def test_a_file_where_a_directory_should_be_is_told_in_one_sentence(
 
 
 @pytest.mark.parametrize("name", ["usr", "usr/share", "usr/lib/systemd", "etc"])
-def test_a_file_in_the_way_half_way_leaves_nothing_half_done(clone: Clone, name: str) -> None:
+def test_a_file_in_the_way_of_a_later_step_leaves_nothing_installed(
+    clone: Clone, name: str
+) -> None:
     clone.put(name, "")
     before = tree(clone.dest)
 
@@ -870,7 +872,7 @@ def test_a_foreign_link_of_our_name_is_not_overwritten(
     assert tree(clone.dest) == before
 
 
-def test_a_program_that_a_package_brought_is_not_overwritten(clone: Clone) -> None:
+def test_a_program_from_a_package_is_not_overwritten(clone: Clone) -> None:
     clone.put(f"{LIB}/vfio_console_hook/__init__.py", "")
     before = tree(clone.dest)
 
@@ -909,7 +911,7 @@ def test_a_program_that_does_not_load_leaves_the_installed_one_alone(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a file immutable")
 @pytest.mark.parametrize("name", [COMMAND, UNIT, MAIN, ZSH])
-def test_a_target_that_cannot_be_replaced_puts_everything_back(clone: Clone, name: str) -> None:
+def test_everything_is_restored_if_a_target_cannot_be_replaced(clone: Clone, name: str) -> None:
     clone()
     clone.ship("enabled: false\n")
     before = tree(clone.dest)
@@ -925,7 +927,7 @@ def test_a_target_that_cannot_be_replaced_puts_everything_back(clone: Clone, nam
     assert tree(clone.dest) == before
 
 
-# The n-th call of a program that changes files fails, whatever it is for.
+# The n-th call of a program that changes files fails.
 FAILING = """\
 #!/bin/sh
 echo >>'{calls}'
@@ -935,9 +937,9 @@ exec {program} "$@"
 
 
 def count_calls(clone: Clone, tmp_path: Path, program: str, then: str) -> Callable[[int], None]:
-    """Puts another program before the one of this name; gives back who sets the call to fail.
+    """Replaces a program by one whose n-th call runs then; returns a function that sets n.
 
-    then is what happens instead of the n-th call; calls are counted from the setting on.
+    The calls are counted from the last use of that function.
     """
     calls, fail, directory = tmp_path / "calls", tmp_path / "fail", tmp_path / "bin"
     directory.mkdir()
@@ -958,14 +960,14 @@ def count_calls(clone: Clone, tmp_path: Path, program: str, then: str) -> Callab
 
 @pytest.mark.parametrize("program", ["mkdir", "tr", "ln", "mv"])
 @pytest.mark.parametrize("before_it", ["nothing", "this version", "an earlier version"])
-def test_whatever_step_fails_everything_is_as_it_was(
+def test_everything_is_restored_after_any_step_that_fails(
     clone: Clone, tmp_path: Path, program: str, before_it: str
 ) -> None:
     if before_it == "this version":
         clone()
     elif before_it == "an earlier version":
         clone.install_as_before_the_unit()
-        # A link to another copy is replaced by a file, but not for an installation that fails.
+        # A link to another copy is replaced by a file, unless the installation fails.
         (clone.dest / COMMAND).unlink()
         clone.link(COMMAND, str(clone.directory / "hooks/command.py"))
     before = tree(clone.dest)
@@ -1015,7 +1017,7 @@ def test_an_old_python_is_refused(clone: Clone, tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Chroot:
-    """A host of its own, to install into without DESTDIR: busybox, and stand-ins for the rest."""
+    """A root directory to install into without DESTDIR: busybox, and stubs of other programs."""
 
     top: Path
 
@@ -1031,7 +1033,7 @@ class Chroot:
         return Result(done.returncode, done.stdout, done.stderr)
 
     def systemd(self, then: str = "exit 0") -> None:
-        """From now on systemd runs here; what systemctl does with most verbs is given."""
+        """Let systemd run here; then is the shell code of systemctl for all verbs but is-active."""
         (self.top / "run/systemd/system").mkdir(parents=True)
         (self.top / UNITS).mkdir(parents=True)
         systemctl = self.top / "usr/bin/systemctl"
@@ -1041,7 +1043,7 @@ class Chroot:
         systemctl.chmod(0o755)
 
     def asked(self) -> list[str]:
-        """What systemctl was called for; nothing is remembered after that."""
+        """The calls of systemctl since the last use of this method."""
         calls = self.top / "asked"
         text = calls.read_text() if calls.exists() else ""
         calls.unlink(missing_ok=True)
@@ -1070,7 +1072,7 @@ def chroot(tmp_path: Path) -> Chroot:
     return Chroot(top)
 
 
-def test_without_systemd_there_is_no_unit_and_no_word_of_it(chroot: Chroot) -> None:
+def test_without_systemd_there_is_no_unit_and_no_message_about_it(chroot: Chroot) -> None:
     result = chroot()
 
     assert result == Result(
@@ -1101,7 +1103,7 @@ def test_busybox_is_enough_to_keep_a_changed_config(chroot: Chroot) -> None:
 
 
 @pytest.mark.parametrize("sign", ["run/systemd/system", UNITS, "lib/systemd/system"])
-def test_each_sign_of_systemd_brings_the_unit(chroot: Chroot, sign: str) -> None:
+def test_the_unit_is_installed_at_each_sign_of_systemd(chroot: Chroot, sign: str) -> None:
     (chroot.top / sign).mkdir(parents=True)
     before = tree(chroot.top)
 
@@ -1110,11 +1112,11 @@ def test_each_sign_of_systemd_brings_the_unit(chroot: Chroot, sign: str) -> None
     assert f"  unit     /{UNIT}\n" in result.stdout
     assert {UNIT, *UNIT_LINKS} <= tree(chroot.top).keys()
     chroot("--uninstall")
-    # There is no /dev/null in there: the scripts have made one.
+    # The scripts have made /dev/null, which the directory lacks.
     assert {**tree(chroot.top), "dev/null": ""} == {**before, "dev/null": ""}
 
 
-def test_systemd_is_told_of_the_unit_and_does_not_start_it(chroot: Chroot) -> None:
+def test_systemd_reads_the_unit_and_does_not_start_it(chroot: Chroot) -> None:
     chroot.systemd()
 
     results = [chroot(), chroot(), chroot("--uninstall")]
@@ -1125,7 +1127,7 @@ def test_systemd_is_told_of_the_unit_and_does_not_start_it(chroot: Chroot) -> No
 
 
 @pytest.mark.parametrize("trouble", ["echo no >&2; exit 1", "sleep 60"])
-def test_a_systemd_that_does_not_listen_hinders_nothing(chroot: Chroot, trouble: str) -> None:
+def test_a_systemd_that_fails_or_hangs_blocks_nothing(chroot: Chroot, trouble: str) -> None:
     script = chroot.top / "clone/install.sh"
     text = script.read_text()
     assert text.count("\nRELOAD_S=60 ") == 1
@@ -1134,15 +1136,15 @@ def test_a_systemd_that_does_not_listen_hinders_nothing(chroot: Chroot, trouble:
 
     installed, removed = chroot(), chroot("--uninstall")
 
-    told = "  systemd did not read its units again: run systemctl daemon-reload\n"
+    note = "  systemd did not read its units again: run systemctl daemon-reload\n"
     assert (installed.status, removed.status, installed.stderr, removed.stderr) == (0, 0, "", "")
-    assert told in installed.stdout
-    assert removed.stdout == f"{told}vfio-console-hook is removed\n"
+    assert note in installed.stdout
+    assert removed.stdout == f"{note}vfio-console-hook is removed\n"
     assert not (chroot.top / UNIT).exists()
 
 
 def pretend_daemon(chroot: Chroot, pid: str) -> None:
-    """libvirtd runs as a service that systemd cannot reload, with this as its main PID."""
+    """Let libvirtd run with this main PID, as a service that systemd cannot reload."""
     chroot.systemd()
     (chroot.top / "usr/bin/systemctl").write_text(
         "#!/bin/sh\n"
@@ -1169,7 +1171,7 @@ NOT_RELOADED = "  libvirtd cannot be reloaded: restart it, so that it finds the 
 
 
 @pytest.mark.parametrize("pid", ["0", "00", "''", "libvirtd"])
-def test_a_main_pid_that_is_none_is_not_signalled(chroot: Chroot, pid: str) -> None:
+def test_an_invalid_main_pid_is_not_signalled(chroot: Chroot, pid: str) -> None:
     pretend_daemon(chroot, pid)
 
     result = chroot()
@@ -1192,7 +1194,7 @@ def test_a_main_pid_of_another_program_is_not_signalled(
         process.wait(0.2)
 
 
-def test_a_pid_file_of_a_program_that_has_ended_is_not_believed(
+def test_the_pid_file_of_a_program_that_has_ended_is_ignored(
     chroot: Chroot, process: subprocess.Popen[bytes]
 ) -> None:
     (chroot.top / "run/libvirtd.pid").write_text(str(process.pid))
@@ -1221,7 +1223,7 @@ def test_the_daemon_itself_is_signalled(
     assert process.wait(10) == -signal.SIGHUP
 
 
-# Writes down what it would relabel, as restorecon(8) understands -R.
+# Lists the files that restorecon -R would relabel (restorecon(8)).
 RESTORECON = """\
 #!/bin/sh
 if [ "$1" = -R ]; then shift; find "$@"; else printf '%s\\n' "$@"; fi >>/relabelled
@@ -1229,7 +1231,7 @@ if [ "$1" = -R ]; then shift; find "$@"; else printf '%s\\n' "$@"; fi >>/relabel
 
 
 @pytest.mark.parametrize("upgrade", [False, True], ids=["first", "upgrade"])
-def test_selinux_labels_are_set_on_what_was_installed_and_nothing_else(
+def test_selinux_labels_are_set_on_installed_files_and_no_others(
     chroot: Chroot, upgrade: bool
 ) -> None:
     chroot.systemd()
@@ -1262,7 +1264,7 @@ def inodes(top: Path) -> dict[str, int]:
 
 
 def pretend_packages(chroot: Chroot, then: str) -> None:
-    """libvirt without its module for Python, and an apt-get that does this when called."""
+    """Install libvirt without its module for Python, and an apt-get that runs this code."""
     for name, text in {
         "usr/sbin/libvirtd": "echo 'libvirtd (libvirt) 9.0.0'",
         "usr/bin/python3": '[ "$*" != "-I -c import libvirt" ] || [ -e /module ]',
@@ -1279,7 +1281,7 @@ INSTALLING = (
 )
 
 
-def test_libvirts_module_for_python_is_installed_where_libvirt_is(chroot: Chroot) -> None:
+def test_libvirts_module_for_python_is_installed_if_libvirt_is(chroot: Chroot) -> None:
     pretend_packages(chroot, ">/module")
 
     result = chroot()
@@ -1290,7 +1292,7 @@ def test_libvirts_module_for_python_is_installed_where_libvirt_is(chroot: Chroot
     assert INSTALLING not in chroot().stdout
 
 
-def test_a_module_for_python_that_cannot_be_had_is_a_note(chroot: Chroot) -> None:
+def test_a_module_for_python_that_cannot_be_installed_is_a_note(chroot: Chroot) -> None:
     pretend_packages(chroot, "echo 'E: no network' >&2; exit 100")
 
     result = chroot()
@@ -1310,7 +1312,7 @@ def test_with_destdir_no_package_is_installed(chroot: Chroot) -> None:
     assert (result.status, chroot.asked()) == (0, [])
 
 
-def test_with_destdir_no_systemd_is_told(chroot: Chroot) -> None:
+def test_with_destdir_systemctl_is_not_called(chroot: Chroot) -> None:
     chroot.systemd()
 
     installed = chroot(DESTDIR="/a tree")
@@ -1345,7 +1347,7 @@ def test_without_root_and_without_destdir_it_refuses(option: tuple[str, ...]) ->
 
 
 @pytest.mark.parametrize("arguments", [("--frobnicate",), ("--uninstall", "x"), ("",)])
-def test_wrong_usage_is_told_with_status_2(clone: Clone, arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_is_reported_with_status_2(clone: Clone, arguments: tuple[str, ...]) -> None:
     result = clone(*arguments)
 
     assert (result.status, result.stdout, tree(clone.dest)) == (2, "", {})

@@ -1,4 +1,4 @@
-"""The log: the entries of the journal, and how few lines one run of a VM takes."""
+"""The log: the entries of the journal, and the few lines of one run of a VM."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MACHINES = [one for one in snapshots.names() if not one.endswith(("-during", "-a
 
 
 def entry(raw: bytes) -> list[tuple[str, str]]:
-    """The fields of one entry, read by the rules of the native protocol and by no others."""
+    """The fields of one entry, parsed strictly by the rules of the native protocol."""
     fields = []
     while raw:
         line, newline, rest = raw.partition(b"\n")
@@ -42,7 +42,7 @@ def entry(raw: bytes) -> list[tuple[str, str]]:
 
 
 def entries(host: FakeHost) -> Iterator[list[tuple[str, str]]]:
-    """Those that were written on a recorded machine."""
+    """The entries that were written on a machine from a snapshot."""
     raw = host.read_bytes(SNAPSHOT_JOURNAL) or b""
     for one in raw.split(b"\n\n")[:-1]:
         yield entry(one + b"\n")
@@ -50,14 +50,14 @@ def entries(host: FakeHost) -> Iterator[list[tuple[str, str]]]:
 
 @pytest.fixture
 def path() -> Iterator[str]:
-    """Where a socket may be: pytest's own directories have too long a name for one."""
+    """A path for a socket; paths in pytest's own directories are too long for one."""
     with tempfile.TemporaryDirectory() as folder:
         yield f"{folder}/journal"
 
 
 @pytest.fixture
 def journal(path: str) -> Iterator[socket.socket]:
-    """A socket at path such as systemd's journal has."""
+    """A socket at path like that of systemd's journal."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(path)
         receiver.settimeout(5)
@@ -107,7 +107,7 @@ def test_without_a_journal_false_is_returned(path: str, there: str) -> None:
         assert not to_journal(path, (("MESSAGE", "x"),))
 
 
-def test_a_journal_that_hangs_is_not_waited_for(path: str, journal: socket.socket) -> None:
+def test_the_log_does_not_wait_for_a_journal_that_hangs(path: str, journal: socket.socket) -> None:
     queued = 0
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filling:
         filling.setblocking(False)
@@ -191,11 +191,11 @@ def test_lines_below_the_level_are_not_written(machine: MachineFactory) -> None:
     ]  # fmt: skip
 
 
-# -- the story of a VM
+# -- the run of a VM
 
 
 def run(host: FakeHost, address: str) -> list[str]:
-    """A whole run of a VM with one GPU, as libvirt does it; the phases it came to."""
+    """Run a VM with one GPU as libvirt does; return the phases that it reached."""
 
     def call(event: str, sub: str = "begin") -> int:
         xml = domain_xml(address, event=event)

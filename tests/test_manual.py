@@ -96,7 +96,7 @@ def as_written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def test_every_key_is_in_the_manual_with_what_it_may_be_and_what_it_is_by_default() -> None:
+def test_every_key_is_in_the_manual_with_its_values_and_its_default() -> None:
     found = {name: text.splitlines()[:6] for name, text in sections(SETTINGS, "Ss").items()}
 
     assert found == {

@@ -91,7 +91,7 @@ def test_a_picture_is_to_scale() -> None:
     assert rows(text) == ["." * 16 + "#" * 32 + "." * 16]
 
 
-def test_one_page_of_32_gib_is_seen() -> None:
+def test_one_page_of_32_gib_is_visible() -> None:
     bar = Bar(0, sized(0x2800000000, 32 * G))
     page = Reservation("simpledrm", sized(0x2C00000000, 4 * K), 0)
 

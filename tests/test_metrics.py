@@ -90,7 +90,7 @@ def test_while_a_vm_runs(machine: MachineFactory) -> None:
         assert 0 < found[("phase_seconds", labels(vm="win11", phase=event))] < 30
 
 
-def test_what_the_kernel_took_for_good_is_counted(machine: MachineFactory) -> None:
+def test_losses_until_the_next_boot_are_counted(machine: MachineFactory) -> None:
     host = machine("efifb-6.1")
     call(host, "prepare")
     before = samples(host)[("lost_steps", labels(vm="win11"))]
@@ -145,7 +145,7 @@ def test_a_name_fakes_no_sample(machine: MachineFactory, name: str) -> None:
     assert found[("stale_claims", labels())] == 0
 
 
-def test_a_name_that_is_no_text_spoils_nothing(machine: MachineFactory) -> None:
+def test_a_name_that_is_not_utf8_spoils_nothing(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     history.remember(host, "a\udcff", UUID, "prepare", took_s=0.25)
 

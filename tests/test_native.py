@@ -1,4 +1,4 @@
-"""A GPU's own driver: when it is unbound here, when never, and what comes back."""
+"""A GPU's own driver: when the program unbinds it, and what comes back."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def release(host: FakeHost) -> None:
 
 
 def run_vm(host: FakeHost, *gpus: str, config: Config = NOW) -> None:
-    """From prepare to what libvirt does before it calls release."""
+    """Prepare, start and end a VM, up to what libvirt does before it calls release."""
     libvirt = FakeLibvirt(host)
     prepare(host, *gpus, config=config)
     for address in gpus:
@@ -58,7 +58,7 @@ def driver(host: FakeHost, address: str) -> str | None:
 
 
 def written(host: FakeHost) -> list[tuple[str, str]]:
-    """What was written and run, without where the consoles were mapped."""
+    """The writes and commands, without the mapping of the consoles."""
     return [(path, text) for kind, path, text in host.changes if kind != "ioctl"]
 
 
@@ -73,7 +73,7 @@ def without_override(host: FakeHost) -> dict[str, str]:
 # -- the table
 
 
-def test_the_drivers_that_people_have_are_all_in_the_table() -> None:
+def test_all_common_drivers_are_in_the_table() -> None:
     known = ("amdgpu", "radeon", "i915", "xe", "nouveau", "nvidia", "ast", "mgag200", "bochs-drm",
              "bochs", "cirrus", "cirrus-qemu", "qxl", "virtio-pci", "vmwgfx")  # fmt: skip
 
@@ -106,7 +106,7 @@ def test_an_apu_is_recognized_by_the_other_functions_in_its_slot(
     assert drivers.is_apu(machine(machine_name), address) is apu
 
 
-# -- drivers that are unbound here, and those that are left to libvirt
+# -- drivers that the program unbinds, and those that libvirt unbinds
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_libvirt_detaches_a_gpu_without_a_driver_and_its_driver_comes_back(
     assert without_override(host) == before
 
 
-def test_a_gpu_that_was_opened_meanwhile_is_not_unbound(machine: MachineFactory) -> None:
+def test_a_gpu_that_a_process_has_opened_meanwhile_is_not_unbound(machine: MachineFactory) -> None:
     host = machine("amd-single")
     hold(host, "dev/dri/card0", pid=77, command="lact", unit="lactd.service")
 
@@ -514,7 +514,7 @@ def test_a_gpu_comes_back_to_nvidia_although_the_vm_of_the_other_gpu_has_unloade
 
 
 def missing(host: FakeHost, address: str, action: ReturnNative) -> str:
-    """What release reports as lost; the claim must be gone nevertheless."""
+    """The loss that release reports; the claim must be removed nevertheless."""
     release(host)
     assert Claims(host).uuids() == ()
     warnings = [line for line in log(host).splitlines() if line.startswith("warning: ")]

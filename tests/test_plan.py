@@ -36,7 +36,7 @@ def vm(*addresses: str, managed: bool = True, uuid: str = UUID, name: str = "win
 
 
 def prepare(host: FakeHost, domain: Domain, config: Config = NOW) -> str:
-    """What prepare refuses with, "" when the VM may start."""
+    """The error text of prepare, "" if the VM may start."""
     try:
         events.prepare(host, domain, config, Log(host, domain.name))
     except HookError as error:
@@ -52,7 +52,7 @@ def plan_text(made: plan.Plan, *, colour: bool = False) -> str:
     return text.text(made, Terminal(colour=colour))
 
 
-# -- what prepare then does
+# -- the plan and prepare
 
 
 @pytest.mark.parametrize("case", PLANS, ids=lambda case: case.golden)
@@ -79,7 +79,7 @@ def test_prepare_takes_the_steps_of_the_plan_or_refuses_with_its_reason(
         assert made.reason.startswith(refused)
 
 
-def test_on_some_machines_it_starts_on_some_not_and_on_some_nothing_is_to_do(
+def test_the_machines_have_all_three_outcomes(
     machine: MachineFactory,
 ) -> None:
     verdicts = [
@@ -111,7 +111,7 @@ def test_a_stage_that_is_left_out_leaves_the_memory_claimed(
     assert prepare(host, vm(GPU), config) == made.reason
 
 
-def test_a_plan_changes_nothing_not_even_of_a_vm_that_runs(machine: MachineFactory) -> None:
+def test_a_plan_changes_nothing_even_for_a_running_vm(machine: MachineFactory) -> None:
     host = machine("native-6.1")
     prepare(host, vm(GPU))
     FakeLibvirt(host).detach(GPU)
@@ -336,7 +336,7 @@ def test_a_claim_of_an_earlier_run_is_noted(machine: MachineFactory) -> None:
 
     assert (made.verdict, made.steps) == (plan.START, before.steps)
     assert made.note.startswith(f"win11 still holds {GPU} from an earlier run: its next start")
-    # And so it is.
+    # The next prepare does the same.
     assert prepare(host, vm(GPU)) == ""
 
 

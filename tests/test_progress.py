@@ -28,7 +28,7 @@ UUID = "0b0e6f6c-5b5a-4f0e-8a55-1f1f7c0e6b0a"
 Capture = pytest.CaptureFixture[str]
 
 # A command on a machine that reacts, in a process of its own.
-# A shell starts what runs in the background with SIGINT ignored, the tests too, perhaps.
+# A shell ignores SIGINT in its background jobs, which the tests may be.
 PROGRAM = """\
 import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -54,7 +54,7 @@ sys.exit(cli.main(sys.argv[2:], FakeHost(sys.argv[1])))
 
 
 def begin(host: FakeHost, *words: str, until: str) -> subprocess.Popen[str]:
-    """Start a command, and come back when it has printed this."""
+    """Start a command, and return after it has printed this."""
     begun = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, host.root, *words],
         cwd=ROOT,
@@ -70,10 +70,10 @@ def begin(host: FakeHost, *words: str, until: str) -> subprocess.Popen[str]:
 
 
 def interrupt(begun: subprocess.Popen[str]) -> tuple[int, str]:
-    """Press Ctrl-C; the exit status and what went to stderr."""
+    """Send Ctrl-C; return the exit status and stderr."""
     begun.send_signal(signal.SIGINT)
     status = begun.wait(60)
-    # Not communicate(): what talks to the kernel may go on, and has stdout open.
+    # Not communicate(): the worker may continue, and has stdout open.
     assert begun.stdin and begun.stdout and begun.stderr
     err = begun.stderr.read()
     for stream in (begun.stdin, begun.stdout, begun.stderr):
@@ -136,7 +136,7 @@ def test_the_work_goes_on_when_the_output_is_not_read(machine: MachineFactory, s
     host = machine("efifb-6.12")
 
     done = subprocess.run(
-        # The reader of the pipe has gone before anything is printed.
+        # The reader of the pipe has ended before the first line.
         ["sh", "-c", f'{{ sleep 0.2; exec "$@"; }} {stdout}', "sh",
          sys.executable, "-c", PLAIN, host.root, "take", GPU],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -188,7 +188,7 @@ def test_ctrl_c_while_recovering_leaves_the_claim_and_prints_what_to_run(
     assert (snapshot(host), Claims(host).uuids()) == (before, (UUID,))
 
 
-def test_ctrl_c_while_something_is_only_looked_at_is_one_word(machine: MachineFactory) -> None:
+def test_ctrl_c_while_nothing_is_changed_is_one_word(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     host.tree.put("libvirt/busy", "20")
 

@@ -1,4 +1,4 @@
-"""The oldest Python that a supported host has, and the others that are here."""
+"""The oldest Python that a supported host has, and other versions on this machine."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def installed(minor: int) -> str | None:
 
 
 def _runs(python: str) -> bool:
-    """Whether it is one. pyenv puts commands on the PATH that may only say which it has built."""
+    """Whether this runs Python; a command of pyenv may only print the versions it has built."""
     return subprocess.run([python, "-I", "-c", ""], stderr=subprocess.DEVNULL).returncode == 0
 
 
 @pytest.mark.parametrize("minor", range(9, 16))
-def test_each_step_comes_back_from_the_record(minor: int) -> None:
+def test_each_step_can_be_read_back_from_a_claim(minor: int) -> None:
     python = installed(minor)
     if python is None:
         pytest.skip(f"python3.{minor} is not installed")

@@ -1,4 +1,4 @@
-"""What the README and the manual quote: it is what the program prints, and what it takes."""
+"""The README and the manual quote the messages, options and settings of the program."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def with_vm(host: FakeHost, name: str, *addresses: str, uuid: str = UUID, number: int = 1) -> None:
-    """Let libvirt know a VM."""
+    """Define a VM in libvirt."""
     host.tree.put(f"libvirt/{number}/name", name)
     host.tree.put(f"libvirt/{number}/uuid", uuid)
     xml = domain_xml(*addresses, name=name, uuid=uuid).decode()
@@ -47,7 +47,7 @@ def printed(capture: Capture, host: FakeHost | None, *words: str) -> tuple[int, 
     return status, out, err
 
 
-def recorded(capture: Capture, host: FakeHost, file: Path) -> str:
+def snapshot_of(capture: Capture, host: FakeHost, file: Path) -> str:
     status, _, err = printed(capture, host, "record", str(file))
     assert status == 0, err
     return file.read_text(encoding="utf-8")
@@ -65,7 +65,7 @@ def test_the_commands_print_the_same_for_a_snapshot_as_for_the_machine(
     with_vm(host, "vm1", *displays(host))
     file = tmp_path / "machine.tree"
 
-    recorded(capsys, host, file)
+    snapshot_of(capsys, host, file)
 
     for words in COMMANDS:
         there = printed(capsys, host, *words)
@@ -94,7 +94,7 @@ def test_the_commands_print_the_same_for_a_snapshot_except_for_private_names(
 ) -> None:
     host = private.add_data(machine("efifb-6.12"))
     file = tmp_path / "machine.tree"
-    text = recorded(capsys, host, file)
+    text = snapshot_of(capsys, host, file)
     uuid = next(line for line in text.splitlines() if line.startswith("f libvirt/1/uuid = "))
     replacements = {**REPLACEMENTS, private.UUID: uuid.rpartition(" ")[2]}
 
@@ -119,7 +119,7 @@ def test_a_snapshot_of_a_snapshot_is_the_same(
 ) -> None:
     host = private.add_data(machine("efifb-6.12"))
     first, second = tmp_path / "first.tree", tmp_path / "second.tree"
-    recorded(capsys, host, first)
+    snapshot_of(capsys, host, first)
 
     printed(capsys, None, "--root", str(first), "record", str(second))
 
@@ -132,7 +132,7 @@ def test_no_secret_is_in_a_snapshot(
     host = private.add_data(machine("efifb-6.12"))
     there = private.secrets_in_files(host)
 
-    text = recorded(capsys, host, tmp_path / "machine.tree")
+    text = snapshot_of(capsys, host, tmp_path / "machine.tree")
 
     assert there == set(private.SECRETS)
     assert private.secrets_in(text) == set()
@@ -144,7 +144,7 @@ def test_no_secret_is_in_a_snapshot(
 def test_a_snapshot_begins_with_its_version_and_a_warning(
     machine: MachineFactory, capsys: Capture, tmp_path: Path
 ) -> None:
-    text = recorded(capsys, machine("efifb-6.12"), tmp_path / "machine.tree")
+    text = snapshot_of(capsys, machine("efifb-6.12"), tmp_path / "machine.tree")
 
     assert text.splitlines()[:2] == [
         "# vfio-console-hook machine",
@@ -157,12 +157,12 @@ def test_with_a_dash_only_the_snapshot_goes_to_stdout(
     machine: MachineFactory, capsys: Capture, tmp_path: Path
 ) -> None:
     host = machine("efifb-6.12")
-    text = recorded(capsys, host, tmp_path / "machine.tree")
+    text = snapshot_of(capsys, host, tmp_path / "machine.tree")
 
     assert printed(capsys, host, "record", "-") == (0, text, "")
 
 
-def test_what_cannot_be_read_is_named_and_the_rest_is_recorded(
+def test_a_path_that_cannot_be_read_is_named_and_the_rest_is_in_the_snapshot(
     machine: MachineFactory, capsys: Capture, tmp_path: Path
 ) -> None:
     host = machine("efifb-6.12")
@@ -185,20 +185,20 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_recorded(
         assert printed(capsys, None, "--root", str(file), *words) == printed(capsys, host, *words)
 
 
-def test_why_libvirt_could_not_be_asked_is_recorded(
+def test_the_error_of_libvirt_is_in_the_snapshot(
     machine: MachineFactory, capsys: Capture, tmp_path: Path
 ) -> None:
     host = machine("efifb-6.12")
     host.tree.put("libvirt/unasked", "cannot ask libvirt: it sleeps\nwake it up")
     file = tmp_path / "machine.tree"
-    recorded(capsys, host, file)
+    snapshot_of(capsys, host, file)
 
     assert printed(capsys, None, "--root", str(file), "plan", "vm1") == (
         1, "", "vfio-console-hook: cannot ask libvirt: it sleeps\nhint: wake it up\n",
     )  # fmt: skip
 
 
-def test_only_processes_that_hold_a_gpu_are_recorded_and_no_command_lines(
+def test_only_processes_that_hold_a_gpu_are_in_a_snapshot_and_no_command_lines(
     machine: MachineFactory, capsys: Capture, tmp_path: Path
 ) -> None:
     host = machine("efifb-6.12")
@@ -209,7 +209,7 @@ def test_only_processes_that_hold_a_gpu_are_recorded_and_no_command_lines(
         host.tree.put(f"proc/{pid}/cmdline", "secret words")
     with_vm(host, "vm1", GPU)
 
-    text = recorded(capsys, host, tmp_path / "machine.tree")
+    text = snapshot_of(capsys, host, tmp_path / "machine.tree")
 
     there = {line.split()[1] for line in text.splitlines() if line[2:].startswith("proc/47")}
     assert there == {
@@ -220,20 +220,20 @@ def test_only_processes_that_hold_a_gpu_are_recorded_and_no_command_lines(
     assert "secret words" not in text
 
 
-def test_a_node_under_another_name_is_recorded_under_its_own(
+def test_a_node_under_another_name_has_its_own_name_in_a_snapshot(
     machine: MachineFactory, capsys: Capture, tmp_path: Path
 ) -> None:
-    """A snapshot has no device numbers, by which the process was found."""
+    """The process was found by a device number, which a snapshot does not have."""
     host = machine("efifb-6.12")
     hold(host, "dev/fb0", pid=4711, command="Xorg", shown="/dev/screen")
     with_vm(host, "vm1", GPU)
 
-    text = recorded(capsys, host, tmp_path / "machine.tree")
+    text = snapshot_of(capsys, host, tmp_path / "machine.tree")
 
     assert "l proc/4711/fd/0 -> /dev/fb0" in text.splitlines()
 
 
-def test_an_absolute_link_stays_within_the_recorded_machine(
+def test_an_absolute_link_stays_within_the_machine(
     machine: MachineFactory, capsys: Capture, tmp_path: Path
 ) -> None:
     host = machine("efifb-6.12")
@@ -243,7 +243,7 @@ def test_an_absolute_link_stays_within_the_recorded_machine(
     host.tree.remove("usr/bin/python3")
     host.tree.text_link("usr/bin/python3", "/etc/alternatives/python3")
 
-    lines = recorded(capsys, host, tmp_path / "machine.tree").splitlines()
+    lines = snapshot_of(capsys, host, tmp_path / "machine.tree").splitlines()
 
     assert [line for line in lines if line.startswith("l ") and " -> /" in line] == []
 
@@ -259,7 +259,7 @@ def test_only_options_about_gpus_stay_on_the_command_line(
     )
     host.tree.put("proc/cmdline", f"BOOT_IMAGE=/x root=UUID=1 rd.luks.name=1=y ip=::1 {kept}")
 
-    text = recorded(capsys, host, tmp_path / "machine.tree")
+    text = snapshot_of(capsys, host, tmp_path / "machine.tree")
 
     assert f"f proc/cmdline = {kept}" in text.splitlines()
 
@@ -269,7 +269,7 @@ def test_the_xml_of_a_vm_keeps_its_lines(
 ) -> None:
     host = private.add_data(machine("efifb-6.12"))
     file = tmp_path / "machine.tree"
-    recorded(capsys, host, file)
+    snapshot_of(capsys, host, file)
     root = tmp_path / "unpacked"
     root.mkdir()
 
@@ -280,8 +280,8 @@ def test_the_xml_of_a_vm_keeps_its_lines(
     assert domain.hostdevs(vm.xml.encode()) == devices
 
 
-def test_every_symbol_that_is_asked_for_is_recorded() -> None:
-    """/proc/kallsyms has megabytes, so only these lines are recorded."""
+def test_every_symbol_that_the_program_uses_is_in_a_snapshot() -> None:
+    """/proc/kallsyms has megabytes, so only these lines are in a snapshot."""
     package = ROOT / "vfio_console_hook"
     asked = {
         name
@@ -304,7 +304,7 @@ def test_a_common_name_of_a_vm_is_kept(
     with_vm(host, "vm1", uuid=private.UUID, number=2)
     with_vm(host, "Fred", uuid=private.OTHER_UUID, number=3)
 
-    lines = recorded(capsys, host, tmp_path / "machine.tree").splitlines()
+    lines = snapshot_of(capsys, host, tmp_path / "machine.tree").splitlines()
 
     assert [line for line in lines if "/name = " in line and "libvirt" in line] == [
         "f libvirt/1/name = gpu", "f libvirt/2/name = vm1", "f libvirt/3/name = vm2",
@@ -317,12 +317,14 @@ def test_a_kernel_release_is_not_an_address(
     host = machine("efifb-6.12")
     host.tree.put("proc/sys/kernel/osrelease", "6.12.107.2-generic")
 
-    lines = recorded(capsys, host, tmp_path / "machine.tree").splitlines()
+    lines = snapshot_of(capsys, host, tmp_path / "machine.tree").splitlines()
 
     assert "f proc/sys/kernel/osrelease = 6.12.107.2-generic" in lines
 
 
-def test_a_recorded_program_answers_on_a_machine_that_reacts(machine: MachineFactory) -> None:
+def test_a_machine_that_reacts_prints_the_output_in_its_snapshot(
+    machine: MachineFactory,
+) -> None:
     host = machine("lab-vgacon")
     command = ("/sbin/modprobe", "--showconfig")
     host.tree.put(answer_path(command), "blacklist nouveau")
@@ -330,7 +332,7 @@ def test_a_recorded_program_answers_on_a_machine_that_reacts(machine: MachineFac
     assert host.run(*command) == "blacklist nouveau"
 
 
-def test_a_folder_that_is_a_link_on_the_machine_is_recorded_once(
+def test_a_folder_that_is_a_link_is_once_in_a_snapshot(
     machine: MachineFactory, capsys: Capture, tmp_path: Path
 ) -> None:
     host = machine("vgacon-5.10")
@@ -343,18 +345,18 @@ def test_a_folder_that_is_a_link_on_the_machine_is_recorded_once(
     before = printed(capsys, host, "plan", "vm1")
     file = tmp_path / "machine.tree"
 
-    recorded(capsys, host, file)
+    snapshot_of(capsys, host, file)
 
     assert printed(capsys, None, "--root", str(file), "plan", "vm1") == before
     assert before[0] == 0
 
 
 @pytest.mark.parametrize("name", [r'""', r'"\q"'])
-def test_a_claim_whose_vm_has_no_name_is_recorded(
+def test_a_claim_whose_vm_has_no_name_is_in_a_snapshot(
     machine: MachineFactory, tmp_path: Path, capsys: Capture, name: str
 ) -> None:
     host = machine("lab-efifb-6.12")
     claim = f"run/vfio-console-hook/claims/{UUID}"
     host.tree.put(claim, f'{{"vm": {name}}}')
 
-    assert f"f {claim}" in recorded(capsys, host, tmp_path / "record")
+    assert f"f {claim}" in snapshot_of(capsys, host, tmp_path / "record")

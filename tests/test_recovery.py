@@ -1,4 +1,4 @@
-"""What recover gives back, and what it leaves alone."""
+"""What recover releases, and what it leaves alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STAT = "4100 (hook) S 1 9 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 50 0"
 
 
 class WithLibvirt(FakeHost):
-    """A machine whose libvirt knows these VMs as running; None: it does not answer."""
+    """A machine on which these VMs run according to libvirt; None: libvirt does not answer."""
 
     running: str | None = ""
     hook_ends_after = 0
@@ -54,7 +54,7 @@ def prepared(machine: MachineFactory, running: str | None = "") -> WithLibvirt:
 
 
 class Refusing(WithLibvirt):
-    """One whose kernel refuses to write one file."""
+    """A machine whose kernel refuses writes to one file."""
 
     refused = "nothing"
 
@@ -65,11 +65,11 @@ class Refusing(WithLibvirt):
 
 
 def recover(host: FakeHost, *, force: bool = False, wait_s: float = 0) -> tuple[bool, list[str]]:
-    told: list[str] = []
-    return recovery.recover(host, told.append, force=force, wait_s=wait_s), told
+    messages: list[str] = []
+    return recovery.recover(host, messages.append, force=force, wait_s=wait_s), messages
 
 
-def test_a_vm_that_libvirt_says_is_off_gives_back(machine: MachineFactory) -> None:
+def test_a_vm_that_is_off_according_to_libvirt_is_released(machine: MachineFactory) -> None:
     host = prepared(machine, "11111111-2222-4333-8444-555555555555")
 
     done = recover(host)
@@ -89,7 +89,7 @@ def test_a_vm_that_libvirt_says_is_off_gives_back(machine: MachineFactory) -> No
         ),
     ],
 )
-def test_without_libvirts_word_nothing_is_given_back(
+def test_nothing_is_released_unless_libvirt_reports_the_vm_as_off(
     machine: MachineFactory, running: str | None, settled: bool, why: str
 ) -> None:
     host = prepared(machine, running)
@@ -101,7 +101,7 @@ def test_without_libvirts_word_nothing_is_given_back(
     assert (snapshot(host), Claims(host).uuids()) == (before, (UUID,))
 
 
-def test_a_gpu_that_somebody_has_open_is_left_alone_whatever_libvirt_says(
+def test_a_gpu_that_qemu_has_open_is_left_alone_even_with_force(
     machine: MachineFactory,
 ) -> None:
     host = prepared(machine)
@@ -121,7 +121,7 @@ def left_at_work(host: FakeHost) -> None:
         file.write(json.dumps({"phase": "prepare", "hook": [4100, 50]}) + "\n")
 
 
-def test_a_hook_that_outlived_the_daemon_is_waited_for(machine: MachineFactory) -> None:
+def test_recover_waits_for_a_hook_that_outlived_the_daemon(machine: MachineFactory) -> None:
     host = prepared(machine)
     left_at_work(host)
     host.hook_ends_after = 3
@@ -137,7 +137,7 @@ def test_a_hook_that_outlived_the_daemon_is_waited_for(machine: MachineFactory) 
     )
 
 
-def test_a_hook_that_goes_on_working_is_left_alone_and_that_is_no_success(
+def test_a_hook_that_does_not_end_is_left_alone_and_recover_fails(
     machine: MachineFactory,
 ) -> None:
     host = prepared(machine)
@@ -150,7 +150,7 @@ def test_a_hook_that_goes_on_working_is_left_alone_and_that_is_no_success(
     assert Claims(host).uuids() == (UUID,)
 
 
-def test_what_a_crash_left_beside_the_claims_is_swept(machine: MachineFactory) -> None:
+def test_files_that_a_crash_left_beside_the_claims_are_removed(machine: MachineFactory) -> None:
     host = prepared(machine)
     host.tree.put(f"{CLAIMS}/.{UUID}.4711", "{")
     for name in ("=gone", f".{UUID}.4711"):
@@ -162,7 +162,9 @@ def test_what_a_crash_left_beside_the_claims_is_swept(machine: MachineFactory) -
     assert (host.list(CLAIMS), host.list(BY_NAME)) == ((), ())
 
 
-def test_what_is_left_of_another_boot_needs_no_word_of_libvirts(machine: MachineFactory) -> None:
+def test_a_claim_of_another_boot_is_dropped_without_an_answer_of_libvirt(
+    machine: MachineFactory,
+) -> None:
     host = prepared(machine, None)
     host.boot_again()
     before = snapshot(host)
@@ -182,7 +184,7 @@ def test_what_is_left_of_another_boot_needs_no_word_of_libvirts(machine: Machine
         ("amd-single", "0000:09:00.0", "amdgpu"),
     ],
 )
-def test_what_a_killed_libvirtd_has_left_on_vfio_pci_is_the_hosts_again(
+def test_a_gpu_that_a_killed_libvirtd_left_on_vfio_pci_returns_to_the_host(
     machine: MachineFactory, name: str, gpu: str, driver: str | None
 ) -> None:
     host = WithLibvirt(machine(name).root)
@@ -198,7 +200,7 @@ def test_what_a_killed_libvirtd_has_left_on_vfio_pci_is_the_hosts_again(
     assert snapshot(host) == before
 
 
-def test_a_gpu_that_does_not_come_off_vfio_pci_keeps_only_what_is_its_own(
+def test_a_gpu_that_does_not_leave_vfio_pci_does_not_keep_the_other_gpu(
     machine: MachineFactory,
 ) -> None:
     stuck, other = "0000:01:00.0", "0000:02:00.0"
@@ -211,10 +213,10 @@ def test_a_gpu_that_does_not_come_off_vfio_pci_keeps_only_what_is_its_own(
     refusing = Refusing(host.root)
     refusing.refused = f"{stuck}/driver_override"
 
-    done, told = recover(refusing)
+    done, messages = recover(refusing)
 
-    assert (done, len(told)) == (False, 1)
-    assert f"cannot write /sys/bus/pci/devices/{stuck}/driver_override: Input/" in told[0]
+    assert (done, len(messages)) == (False, 1)
+    assert f"cannot write /sys/bus/pci/devices/{stuck}/driver_override: Input/" in messages[0]
     assert host.link_name(f"sys/bus/pci/devices/{stuck}/driver") == "vfio-pci"
     assert host.link_name(f"sys/bus/pci/devices/{other}/driver") == "nvidia"
 
@@ -255,7 +257,7 @@ def test_a_gpu_that_was_on_vfio_pci_before_stays_there(machine: MachineFactory) 
     assert host.link_name(f"sys/bus/pci/devices/{GPU}/driver") == "vfio-pci"
 
 
-def test_recover_takes_the_timeout_of_the_vm(machine: MachineFactory) -> None:
+def test_recover_uses_the_timeout_of_the_vm(machine: MachineFactory) -> None:
     host = WithLibvirt(machine("efifb-5.10").root)
     config = Config(holders=Holders(wait_s=0), timeout_s=2)
     events.prepare(host, VM, config, Log(host, "win11"))

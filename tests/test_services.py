@@ -76,7 +76,7 @@ def refusal(host: FakeHost, config: Config) -> str:
 
 
 def commands(host: FakeHost) -> list[str]:
-    """What systemctl and rc-service were run to change, in order."""
+    """The commands of systemctl and rc-service that change something, in order."""
     return [text for kind, path, text in host.changes if kind == "run" and "modprobe" not in path]
 
 
@@ -88,7 +88,7 @@ def log(host: FakeHost) -> str:
     return host.read(SNAPSHOT_LOG) or ""
 
 
-# -- what is stopped, and that it comes back
+# -- services that are stopped and started again
 
 
 def test_a_running_unit_is_stopped_for_the_vm_and_started_after_it(machine: MachineFactory) -> None:
@@ -233,13 +233,15 @@ def test_a_service_with_a_socket_stops_and_starts_with_it(machine: MachineFactor
 
     assert states(host, "x.service", "x.socket") == ["inactive", "inactive"]
     release(host)
-    # The socket refuses to start while its service runs, so it must have come first.
+    # The socket refuses to start while its service runs, so it was started first.
     assert states(host, "x.service", "x.socket", "x-weekly.timer") == [
         "active", "active", "inactive",
     ]  # fmt: skip
 
 
-def test_what_needs_a_service_and_stops_with_it_is_started_too(machine: MachineFactory) -> None:
+def test_a_unit_that_stops_with_the_service_it_needs_is_started_too(
+    machine: MachineFactory,
+) -> None:
     host = with_units(
         machine("native-6.1"),
         ollama=Unit(active="active", needed_by=("webui.service", "idle.service")),
@@ -358,7 +360,7 @@ def test_a_unit_that_does_not_stop_is_refused_and_started_again(machine: Machine
     assert states(host, "gdm.service") == ["deactivating start"]
 
 
-def test_a_slow_unit_is_waited_for(machine: MachineFactory) -> None:
+def test_prepare_waits_for_a_slow_unit(machine: MachineFactory) -> None:
     host = with_units(machine("native-6.1"), gdm=replace(GDM, stop_s=0.2))
     host.patient = True
 
@@ -367,7 +369,7 @@ def test_a_slow_unit_is_waited_for(machine: MachineFactory) -> None:
     assert states(host, "gdm.service") == ["inactive"]
 
 
-def test_a_unit_that_is_stopping_already_is_waited_for(machine: MachineFactory) -> None:
+def test_prepare_waits_for_a_unit_that_is_already_stopping(machine: MachineFactory) -> None:
     host = with_units(machine("native-6.1"), x=Unit(active="deactivating", job="stop", stop_s=0.2))
     host.tree.put("fake/systemd/x.service/stopping", str(time.monotonic()))
     host.patient = True
@@ -445,7 +447,7 @@ def test_nothing_is_started_while_the_system_shuts_down(machine: MachineFactory)
     assert Claims(host).uuids() == ()
 
 
-def test_a_unit_that_was_started_too_often_is_started_nevertheless(machine: MachineFactory) -> None:
+def test_a_unit_that_has_reached_its_start_limit_is_started(machine: MachineFactory) -> None:
     host = with_units(machine("native-6.1"), gdm=replace(GDM, burst=1))
     host.tree.put("fake/systemd/gdm.service/starts", "1")
 
@@ -518,7 +520,7 @@ def test_the_next_release_tries_again_when_systemd_did_not_answer(
     assert Claims(host).uuids() == ()
 
 
-def test_a_vm_that_begins_before_the_release_of_the_last_keeps_the_units_down(
+def test_a_vm_that_starts_before_the_release_of_the_previous_one_keeps_the_units_stopped(
     machine: MachineFactory,
 ) -> None:
     host = with_units(machine("native-6.1"), gdm=GDM)
@@ -632,7 +634,7 @@ def test_a_command_that_does_its_work_but_does_not_end_counts_as_done(
     assert Claims(host).uuids() == ()
 
 
-def test_a_service_that_stops_after_its_command_has_ended_is_waited_for(
+def test_prepare_waits_for_a_service_that_stops_after_its_command_has_ended(
     machine: MachineFactory,
 ) -> None:
     host = machine("native-6.1")
@@ -737,7 +739,7 @@ def test_a_program_that_does_not_exist_is_an_error() -> None:
     assert caught.value.text == "cannot run /nonexistent/program: No such file or directory"
 
 
-def test_a_daemon_that_a_program_leaves_behind_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_program_has_ended_even_if_its_daemon_still_runs(tmp_path: Path) -> None:
     # As with an init script: the daemon inherits the pipes of the script.
     program = (
         "import sys\nfrom vfio_console_hook.machine.host import Host\n"

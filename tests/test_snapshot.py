@@ -1,4 +1,4 @@
-"""Snapshots: written, unpacked and written again they are the same."""
+"""A snapshot is the same after it is unpacked and written again."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from vfio_console_hook.machine.snapshot import (
 TREES = sorted(FOLDER.glob("*.tree"))
 
 
-def laid_out(text: str, directory: Path) -> SnapshotHost:
+def unpacked(text: str, directory: Path) -> SnapshotHost:
     directory.mkdir()
     return unpack(text, str(directory))
 
 
 def plans(host: SnapshotHost) -> list[str]:
-    """The plan for every GPU of a machine, or why there is none."""
+    """The plan for every GPU of a machine, or the error."""
     found = []
     for address in host.list("sys/bus/pci/devices"):
         vm = Domain("vm", "0" * 8, (Hostdev(address, True, "hostdev", 0),))
@@ -56,11 +56,11 @@ def plans(host: SnapshotHost) -> list[str]:
 
 @pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.stem)
 def test_a_snapshot_of_a_machine_is_the_same_machine(tree: Path, tmp_path: Path) -> None:
-    original = laid_out(tree.read_text(encoding="utf-8"), tmp_path / "a")
+    original = unpacked(tree.read_text(encoding="utf-8"), tmp_path / "a")
 
     first = machine_text(original)
 
-    again = laid_out(first, tmp_path / "b")
+    again = unpacked(first, tmp_path / "b")
     assert machine_text(again) == first
     # The processes that have a GPU open, and the claims of VMs, are not in this part.
     for name in (name for name in original.list("proc") if name.isdigit()):
@@ -70,13 +70,13 @@ def test_a_snapshot_of_a_machine_is_the_same_machine(tree: Path, tmp_path: Path)
 
 
 def test_every_gpu_of_a_machine_is_in_its_snapshot(machine: MachineFactory, tmp_path: Path) -> None:
-    again = laid_out(machine_text(machine("bmc-and-two-nvidia")), tmp_path / "b")
+    again = unpacked(machine_text(machine("bmc-and-two-nvidia")), tmp_path / "b")
 
     assert again.list("sys/bus/pci/devices") == ("0000:03:00.0", "0000:17:00.0", "0000:65:00.0")
 
 
 def test_a_snapshot_has_only_the_symbols_that_decide(tmp_path: Path) -> None:
-    host = laid_out(
+    host = unpacked(
         "f proc/kallsyms\n|ffffffff81000000 T _text\n|ffffffff81234567 T secret_place\n"
         "|0000000000000000 t radeon_pci_remove\t[radeon]",
         tmp_path / "a",
@@ -90,7 +90,7 @@ def test_a_snapshot_has_only_the_symbols_that_decide(tmp_path: Path) -> None:
 
 def test_a_snapshot_keeps_only_the_header_of_config_space_and_screen_info(tmp_path: Path) -> None:
     device = "sys/devices/pci0000:00/0000:00:02.0"
-    host = laid_out(
+    host = unpacked(
         f"f {device}/class = 0x030000\n"
         "l sys/bus/pci/devices/0000:00:02.0 -> ../../../devices/pci0000:00/0000:00:02.0\n"
         f"x {device}/config = {'ab' * 256}\n"
@@ -104,7 +104,7 @@ def test_a_snapshot_keeps_only_the_header_of_config_space_and_screen_info(tmp_pa
     assert f"x sys/kernel/boot_params/data = {'cd' * 64}" in lines
 
 
-def test_the_bind_file_of_a_firmware_driver_is_recorded_while_it_has_no_device(
+def test_the_bind_file_of_a_firmware_driver_without_a_device_is_in_a_snapshot(
     machine: MachineFactory,
 ) -> None:
     host = machine("lab-efifb-6.12")
@@ -118,7 +118,7 @@ def test_the_bind_file_of_a_firmware_driver_is_recorded_while_it_has_no_device(
     ]  # fmt: skip
 
 
-def test_a_card_is_recorded_with_its_connectors_and_its_other_name(
+def test_a_card_is_in_a_snapshot_with_its_connectors_and_its_other_name(
     machine: MachineFactory,
 ) -> None:
     host = machine("lab-native")
@@ -188,7 +188,7 @@ def test_an_entry_that_cannot_be_unpacked_is_an_error(tmp_path: Path, text: str)
         unpack(text, str(tmp_path))
 
 
-def test_no_machine_writes_into_a_neighbour_whose_name_begins_alike(tmp_path: Path) -> None:
+def test_no_machine_writes_into_a_directory_whose_name_begins_with_its_own(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root2").mkdir()
 
@@ -262,7 +262,7 @@ def test_a_write_to_the_machine_never_makes_a_file(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_no_program_is_run_for_a_snapshot(tmp_path: Path) -> None:
+def test_a_snapshot_runs_no_program(tmp_path: Path) -> None:
     with pytest.raises(HostError) as caught:
         SnapshotHost(str(tmp_path)).run("/usr/bin/virsh", "list")
 
@@ -305,7 +305,7 @@ def test_a_file_without_attributes_belongs_to_root(tmp_path: Path) -> None:
     assert (status.st_uid, status.st_size) == (0, 2)
 
 
-def test_what_could_not_be_read_there_cannot_be_read_here(tmp_path: Path) -> None:
+def test_a_path_that_could_not_be_read_on_the_machine_is_an_error(tmp_path: Path) -> None:
     host = unpack("f a/b = 1\nf refused/a/b = 13\nf refused/a/.itself = 1", str(tmp_path))
 
     with pytest.raises(HostError, match=r"^cannot read /a/b: Permission denied$"):
@@ -314,7 +314,7 @@ def test_what_could_not_be_read_there_cannot_be_read_here(tmp_path: Path) -> Non
         host.list("a")
 
 
-def test_a_program_answers_as_it_did(tmp_path: Path) -> None:
+def test_a_program_has_the_output_in_the_snapshot(tmp_path: Path) -> None:
     host = SnapshotHost(str(tmp_path))
     long = ("/bin/x", "a = b", "/" * 300)
     for command, kind, text in (
@@ -335,7 +335,7 @@ def test_a_program_answers_as_it_did(tmp_path: Path) -> None:
     assert (caught.value.text, caught.value.hint) == ("/bin/y failed: no", "try again")
 
 
-def test_the_vms_are_those_that_libvirt_knew(tmp_path: Path) -> None:
+def test_the_vms_are_those_in_the_snapshot(tmp_path: Path) -> None:
     host = unpack(
         "f libvirt/2/name = b\nf libvirt/10/name = c\nf libvirt/1/name = a\n"
         "f libvirt/1/uuid = 1\nf libvirt/1/xml\n|<a>\n|</a>\nf libvirt/1/live = <b/>\n"
@@ -389,7 +389,7 @@ def test_time_stands_still_in_a_complete_snapshot(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
+def test_a_written_entry_is_read_back_unchanged(entry: Entry) -> None:
     assert list(entries("\n".join(entry.lines()))) == [entry]
 
 
@@ -401,13 +401,13 @@ def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_what_would_be_read_as_something_else_is_not_written(entry: Entry) -> None:
+def test_an_entry_that_would_be_read_differently_is_not_written(entry: Entry) -> None:
     with pytest.raises(ValueError, match=r"^a snapshot cannot contain"):
         entry.lines()
 
 
 @pytest.mark.parametrize("target", ["absolute", "relative"])
-def test_no_link_of_a_sent_snapshot_leads_out_of_it(tmp_path: Path, target: str) -> None:
+def test_no_link_of_a_sent_snapshot_is_followed_out_of_it(tmp_path: Path, target: str) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/secret").write_text("secret")
     (tmp_path / "root").mkdir()

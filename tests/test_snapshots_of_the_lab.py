@@ -1,10 +1,10 @@
-"""Snapshots that `record` wrote in the lab: commands print the same for them as there.
+"""Commands print the same for a snapshot as in the lab, where `record` wrote it.
 
 tests/machines/recorded-NAME.tree is what the installed command wrote there, and
 tests/golden/recorded-NAME-COMMAND.txt what a command printed there at that moment, with its
 exit status and without times. tests/lab/run leaves both with the results of a scenario that
 says recorded=NAME, as machine-WHEN.tree and machine-WHEN-COMMAND.txt, and each time fails
-unless both outputs are the same. So --regenerate may follow a change of wording.
+unless both outputs are the same. So --regenerate is allowed after a change of wording.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def kernel(tree: Path) -> str:
     return str(line)
 
 
-def test_three_different_machines_at_least_were_recorded() -> None:
+def test_there_are_snapshots_of_at_least_three_different_machines() -> None:
     assert len({kernel(one) for one in TREES}) >= 3
 
 
-def test_each_recorded_machine_is_left_by_a_scenario() -> None:
+def test_each_snapshot_is_left_by_a_scenario() -> None:
     left = {f"recorded-{one.recorded}" for one in SCENARIOS if one.recorded}
 
     # One machine also has a snapshot of the running VM.

@@ -1,4 +1,4 @@
-"""What prepare would do on each machine: the plans as people read them, and the order in them."""
+"""The plan for each machine: its text, and the order of its steps."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def steps(host: FakeHost, *gpus: str, config: Config = NOW) -> tuple[Step, ...]:
 
 
 def refusal(host: FakeHost, *gpus: str, config: Config = NOW) -> str:
-    """The sentence and hint with which prepare refuses; nothing may have changed."""
+    """The error text and hint of prepare; the machine must be unchanged."""
     before = snapshot(host)
     with pytest.raises(HookError) as caught:
         events.prepare(host, domain(gpus), config, Log(host, "win11"))
@@ -185,7 +185,7 @@ def prepared(case: Plan, machine: MachineFactory) -> FakeHost:
 
 
 @pytest.mark.parametrize("case", PLANS, ids=lambda case: case.golden)
-def test_the_plan_reads_as_it_should(machine: MachineFactory, golden: Golden, case: Plan) -> None:
+def test_the_plan_has_its_golden_text(machine: MachineFactory, golden: Golden, case: Plan) -> None:
     host = prepared(case, machine)
 
     text = plan_printed(host, case.domain, case.config)
@@ -194,7 +194,7 @@ def test_the_plan_reads_as_it_should(machine: MachineFactory, golden: Golden, ca
 
 
 @pytest.mark.parametrize("case", PLANS, ids=lambda case: case.golden)
-def test_planning_changes_nothing_at_all(machine: MachineFactory, case: Plan) -> None:
+def test_planning_changes_nothing(machine: MachineFactory, case: Plan) -> None:
     host = prepared(case, machine)
     before = snapshot(host)
 
@@ -315,7 +315,7 @@ def test_consoles_that_are_on_another_gpu_are_left_alone(machine: MachineFactory
     assert [step.stage for step in planned] == ["preflight", "native"]
 
 
-def test_the_consoles_are_taken_back_to_where_each_was(machine: MachineFactory) -> None:
+def test_each_console_is_moved_back_to_its_framebuffer(machine: MachineFactory) -> None:
     host = machine("two-amd")
     host.tree.put("ioctl/con2fbmap", "1-6 0\n7-7 1\n8-63 0")
 
@@ -529,7 +529,7 @@ def test_bootfb_native_is_refused_for_a_gpu_on_vfio_pci(machine: MachineFactory)
 
 
 @pytest.mark.parametrize("name", ["efifb-6.12", "efifb-5.10", "simpledrm-0380-6.12"])
-def test_a_gpu_that_was_pulled_out_does_not_keep_its_claim(
+def test_the_claim_of_a_gpu_that_was_removed_is_released(
     machine: MachineFactory, name: str
 ) -> None:
     host = machine(name)
@@ -648,7 +648,7 @@ def test_without_the_fbcon_stage_the_kernel_does_not_crash(
         steps(host, GPU, config=replace(NOW, stages=("drm_aperture", "fbdev", "vgacon")))
 
 
-def test_no_console_is_promised_for_a_gpu_that_stays_on_vfio(
+def test_the_plan_predicts_no_console_on_a_gpu_that_stays_on_vfio(
     machine: MachineFactory,
 ) -> None:
     host = machine("efifb-0380-6.12")
@@ -656,21 +656,21 @@ def test_no_console_is_promised_for_a_gpu_that_stays_on_vfio(
     host.write(f"sys/bus/pci/devices/{GPU}/driver_override", "vfio-pci")
     host.write("sys/bus/pci/drivers_probe", GPU)
     leaving, planned = events.look(host, domain((GPU,)), NOW)
-    promised = outlook(leaving, planned)
+    predicted = outlook(leaving, planned)
 
     events.prepare(host, domain((GPU,)), NOW, Log(host, "win11"))
     events.start(host, UUID, Log(host, "win11"))
     events.release(host, UUID, Log(host, "win11"))
 
     back = host.link_name("sys/bus/platform/devices/efi-framebuffer.0/driver") is not None
-    assert (promised == "the firmware console comes back on efi-framebuffer.0") is back
+    assert (predicted == "the firmware console comes back on efi-framebuffer.0") is back
 
 
 @pytest.mark.parametrize(
     ("name", "address"),
     [("two-amd", "0000:13:00.0"), ("intel-and-nvidia", GPU), ("two-gpus-6.12", SECOND)],
 )
-def test_a_gpu_without_the_consoles_promises_no_console(
+def test_the_plan_predicts_no_console_on_a_gpu_without_the_consoles(
     machine: MachineFactory, name: str, address: str
 ) -> None:
     leaving, planned = events.look(machine(name), domain((address,)), NOW)

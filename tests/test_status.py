@@ -1,4 +1,4 @@
-"""status: what VMs hold, the last events of each, and who may read them."""
+"""status: what VMs hold, the last events of each, and the permissions to read them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 class Clock(FakeHost):
-    """A machine whose clock stands still until it is put forward."""
+    """A machine whose clock moves only when a test sets it."""
 
     time = 1_732_300_000.0
 
@@ -51,7 +51,7 @@ def at_noon(host: FakeHost) -> Clock:
 
 
 def call(host: Clock, event: str, sub: str = "begin", name: str = "win11") -> int:
-    """One event as libvirt sends it; its exit status."""
+    """Run one event as libvirt sends it; return its exit status."""
     another = Clock(host.root)
     another.time = host.time
     return hook.main([name, event, sub, "-"], domain_xml(GPU, event=event, name=name), another)
@@ -121,7 +121,7 @@ def test_while_the_vm_runs(machine: MachineFactory, golden: Golden, name: str) -
     golden(f"status-{name}", shown(host))
 
 
-def test_no_line_but_those_to_copy_is_too_long(machine: MachineFactory) -> None:
+def test_only_lines_to_copy_may_be_too_long(machine: MachineFactory) -> None:
     host = at_noon(machine("efifb-6.12"))
     call(host, "prepare")
     found = overview.current(host)
@@ -133,7 +133,7 @@ def test_no_line_but_those_to_copy_is_too_long(machine: MachineFactory) -> None:
         assert [line for line in lines if len(line) >= width and line not in shell] == []
 
 
-def test_nothing_but_colour_is_lost_without_colour(machine: MachineFactory) -> None:
+def test_without_colour_the_text_is_the_same(machine: MachineFactory) -> None:
     host = at_noon(machine("efifb-6.1"))
     started(host)
     history.remember(
@@ -147,7 +147,7 @@ def test_nothing_but_colour_is_lost_without_colour(machine: MachineFactory) -> N
     assert re.sub(r"\033\[\d*m", "", colourful) == status_text(found, Terminal(80))
 
 
-def test_the_lines_in_their_order_undo_by_hand_what_was_done(machine: MachineFactory) -> None:
+def test_the_lines_undo_all_changes_if_run_in_their_order(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     prepare(host)
 
@@ -220,7 +220,7 @@ def test_a_running_hook_is_shown(machine: MachineFactory, phase: str, word: str)
     assert "(process 4100)\n" in shown(host)
 
 
-def test_a_vm_that_starts_for_long_gets_advice(machine: MachineFactory) -> None:
+def test_a_vm_that_takes_long_to_start_gets_advice(machine: MachineFactory) -> None:
     host = at_noon(machine("efifb-6.12"))
     call(host, "prepare")
     advice = "`vfio-console-hook recover`"
@@ -300,7 +300,7 @@ def test_without_the_right_to_read_claims_the_reason_is_shown(machine: MachineFa
     assert "last event: 2024-11-22 TT:TT:TT" in text
 
 
-def test_a_name_steers_no_terminal(machine: MachineFactory) -> None:
+def test_a_name_cannot_control_the_terminal(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     prepare(host, name="a\x1b[2J\nb")
     history.remember(
@@ -349,20 +349,20 @@ def test_the_last_refusal_stays_whatever_succeeds_later(
     assert overview.histories(host)[0].events[-1].failure == ""
 
 
-def test_each_event_of_a_run_is_remembered_with_what_it_took(machine: MachineFactory) -> None:
+def test_each_event_of_a_run_is_kept_with_its_duration(machine: MachineFactory) -> None:
     host = at_noon(machine("efifb-6.12"))
     libvirt = started(host)
     host.time += 60
     ended(host, libvirt)
 
-    (heard,) = overview.histories(host)
+    (vm_history,) = overview.histories(host)
 
-    assert (heard.vm, heard.uuid, heard.refusal) == ("win11", UUID, None)
-    assert [(one.kind, one.failure) for one in heard.events] == [
+    assert (vm_history.vm, vm_history.uuid, vm_history.refusal) == ("win11", UUID, None)
+    assert [(one.kind, one.failure) for one in vm_history.events] == [
         ("prepare", ""), ("start", ""), ("started", ""), ("release", ""),
     ]  # fmt: skip
-    assert heard.events[-1].time - heard.events[0].time == 60
-    assert all(0 < one.took_s < 30 for one in heard.events)
+    assert vm_history.events[-1].time - vm_history.events[0].time == 60
+    assert all(0 < one.took_s < 30 for one in vm_history.events)
 
 
 def test_a_vm_without_a_gpu_leaves_no_history(machine: MachineFactory) -> None:
@@ -376,7 +376,7 @@ def test_a_vm_without_a_gpu_leaves_no_history(machine: MachineFactory) -> None:
     assert (statuses, host.list("run")) == ([0, 0, 0], ())
 
 
-def test_what_recover_gives_back_is_no_event_of_libvirt(machine: MachineFactory) -> None:
+def test_a_release_by_recover_is_no_event_of_libvirt(machine: MachineFactory) -> None:
     host = at_noon(machine("vgacon-5.10"))
     call(host, "prepare")
     claim = Claims(host).find(UUID)
@@ -384,8 +384,8 @@ def test_what_recover_gives_back_is_no_event_of_libvirt(machine: MachineFactory)
 
     recovery.give_back(host, claim)
 
-    (heard,) = overview.histories(host)
-    assert [one.kind for one in heard.events][-1] == "recover"
+    (vm_history,) = overview.histories(host)
+    assert [one.kind for one in vm_history.events][-1] == "recover"
 
 
 def test_the_history_of_another_vm_is_kept(machine: MachineFactory) -> None:
@@ -405,10 +405,10 @@ def test_an_unreadable_domain_is_remembered_without_uuid(machine: MachineFactory
 
     hook.main(["win11", "prepare", "begin", "-"], b"<domain", host)
 
-    (heard,) = overview.histories(host)
-    assert (heard.vm, heard.uuid) == ("win11", "")
-    assert heard.refusal is not None
-    assert heard.refusal.text.startswith("the domain XML is not well-formed")
+    (vm_history,) = overview.histories(host)
+    assert (vm_history.vm, vm_history.uuid) == ("win11", "")
+    assert vm_history.refusal is not None
+    assert vm_history.refusal.text.startswith("the domain XML is not well-formed")
 
 
 class Sweeping(Clock):
@@ -421,7 +421,7 @@ class Sweeping(Clock):
         return status
 
 
-def test_two_hooks_may_forget_the_oldest_at_once(machine: MachineFactory) -> None:
+def test_two_hooks_may_remove_the_oldest_history_at_once(machine: MachineFactory) -> None:
     host = at_noon(machine("native-6.1"))
     for number in range(100):
         assert history.remember(host, "x", f"{number:08}", "prepare", took_s=1) == ""
@@ -445,7 +445,7 @@ def test_only_the_last_hundred_vms_are_remembered(machine: MachineFactory) -> No
     assert history.names(host) == tuple(sorted([*names[6:], UUID]))
 
 
-def test_the_drafts_of_killed_processes_do_not_stay(machine: MachineFactory) -> None:
+def test_the_drafts_of_killed_processes_are_removed(machine: MachineFactory) -> None:
     host = at_noon(machine("native-6.1"))
     assert call(host, "prepare") == 0
     for name, age_s in ((f".{OTHER_UUID}.4711", 3600), (f".{OTHER_UUID}.4712", 0)):
@@ -456,7 +456,7 @@ def test_the_drafts_of_killed_processes_do_not_stay(machine: MachineFactory) -> 
 
     assert call(host, "release", "end") == 0
 
-    # The other one may be at work on it still.
+    # A live process may still be writing the other one.
     assert sorted(os.listdir(host.path(STATUS))) == [f".{OTHER_UUID}.4712", UUID]
 
 
@@ -478,7 +478,7 @@ def test_all_users_may_read_the_history_and_only_root_may_write_it(
     assert "echo" not in (host.read(f"{STATUS}/{UUID}") or "")
 
 
-def test_the_file_of_an_earlier_version_makes_room(machine: MachineFactory) -> None:
+def test_the_file_of_an_earlier_version_is_replaced(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     host.tree.put(STATUS, '{"vm": "win11", "event": "prepare", "failure": "", "time": 1}')
 
@@ -534,7 +534,7 @@ def test_json_has_the_same_facts(machine: MachineFactory, capsys: Capture) -> No
 
     found = shown_json(host, capsys)
 
-    (held,), (heard,) = found["holds"], found["vms"]
+    (held,), (vm_history,) = found["holds"], found["vms"]
     assert found["version"] == 1
     assert {key: held[key] for key in ("vm", "uuid", "gpus", "phase", "stale", "by_hand")} == {
         "vm": "win11", "uuid": UUID, "gpus": [GPU], "phase": "running", "stale": False,
@@ -543,9 +543,9 @@ def test_json_has_the_same_facts(machine: MachineFactory, capsys: Capture) -> No
     assert held["undo"][0] == "setpci -s 0000:01:00.0 COMMAND=2:2"
     assert set(held["steps"][0]) == {"stage", "gpu", "why", "past", "state", "undo", "lost"}
     assert (found["consoles"]["alive"], found["consoles"]["text"]) == (False, "dummy device")
-    assert set(heard["events"]) == {"prepare", "start", "started"}
-    assert heard["refusal"]["event"] == "prepare"
-    assert "in use by Xorg (9)" in heard["refusal"]["text"]
+    assert set(vm_history["events"]) == {"prepare", "start", "started"}
+    assert vm_history["refusal"]["event"] == "prepare"
+    assert "in use by Xorg (9)" in vm_history["refusal"]["text"]
 
 
 def test_json_has_the_same_keys_where_there_is_nothing(

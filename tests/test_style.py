@@ -27,11 +27,10 @@ SHELL_FILES = (
 # ruff reads no setup.cfg, so its options are here.
 RUFF = ("--isolated", "--line-length=100", "--target-version=py39")
 RUFF_RULES = "--select=A,B,C4,C90,E,F,I,PIE,PLE,PLW,RET,RUF,S,SIM,T10,UP,W"
-# RUF001 to RUF003 dislike what the kernel and people write; the others are taste.
+# RUF001 to RUF003 reject characters that the kernel and users write; the others are taste.
 RUFF_IGNORE = "--ignore=RUF001,RUF002,RUF003,RUF005,PLW1510,PLW2901,SIM105,SIM300,SIM905"
 
-# Of flake8-bandit (S) tests may assert, run programs, and make what it warns of: that is
-# what they are about.
+# Tests may do what these rules of flake8-bandit (S) warn of, such as assert and run programs.
 RUFF_IN_TESTS = "--per-file-ignores=" + ",".join(
     f"tests/**:{rule}" for rule in ("S101", "S103", "S105", "S108", "S603", "S606", "S607")
 )

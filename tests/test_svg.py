@@ -1,4 +1,4 @@
-"""The picture of GPUs' address ranges, as a browser would read it."""
+"""The picture of GPUs' address ranges, parsed as XML."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_a_thousand_reservations_stay_inside_the_bar() -> None:
     assert max(x + wide for x, wide in boxes(picture, "console")) <= left + width + ROUNDED
 
 
-def test_it_refers_to_no_other_file() -> None:
+def test_the_picture_refers_to_no_other_file() -> None:
     picture = drawing.picture("win11", gpus("two-amd"), gpus("two-amd"))
 
     assert not {"href", "src", "style", "onload"} & {
@@ -221,7 +221,7 @@ def test_it_refers_to_no_other_file() -> None:
     assert picture.count("http") == 1, "only the name of the language"
 
 
-def test_a_picture_without_a_gpu_or_a_bar_says_so() -> None:
+def test_a_picture_without_a_gpu_or_a_bar_has_a_note() -> None:
     assert texts(drawing.picture("win11", (), ())) == ["win11", "no GPU"]
     assert texts(drawing.picture("win11", (replace(a_gpu(), bars=()),), ()))[-1] == (
         "no memory BAR has an address"

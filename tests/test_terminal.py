@@ -54,7 +54,7 @@ def test_lines_are_as_wide_as_the_terminal_within_reason(
     ("columns", "width"),
     [("72", 72), ("", 90), ("0", 90), ("wide", 90), ("-5", 90), ("\u0663", 90)],
 )
-def test_columns_goes_before_what_the_terminal_says_if_it_is_a_number(
+def test_columns_overrides_the_width_of_the_terminal_if_it_is_a_number(
     terminal: Opener, columns: str, width: int
 ) -> None:
     assert Terminal.for_stream(terminal(90), {**XTERM, "COLUMNS": columns}).width == width
@@ -70,7 +70,7 @@ def test_columns_goes_before_what_the_terminal_says_if_it_is_a_number(
         ({"TERM": "dumb"}, False),
     ],
 )
-def test_colour_is_off_when_it_is_not_wanted_or_not_possible(
+def test_colour_is_off_if_disabled_or_not_possible(
     terminal: Opener, environment: dict[str, str], colour: bool
 ) -> None:
     assert Terminal.for_stream(terminal(80), {**XTERM, **environment}).colour == colour

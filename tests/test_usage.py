@@ -28,7 +28,7 @@ def ended(*words: str) -> int | str | None:
 
 
 def program(*words: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, with 80 columns and every wish for colour."""
+    """The command in a process of its own, with 80 columns and FORCE_COLOR."""
     return subprocess.run(
         [sys.executable, "-m", "vfio_console_hook.cli", *words],
         cwd=ROOT,
@@ -59,7 +59,7 @@ def test_the_help_gives_each_command_one_line() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_the_example_of_a_command_is_one_that_the_parser_takes(command: Command) -> None:
+def test_the_parser_accepts_the_example_of_each_command(command: Command) -> None:
     example = command.example.rpartition("| ")[2]
 
     words = shlex.split(example)
@@ -140,7 +140,7 @@ MACHINE = ROOT / "tests/machines/efifb-6.12.tree"
 
 
 @PRINTING
-def test_a_reader_that_has_gone_causes_no_message(words: str) -> None:
+def test_a_reader_that_has_ended_causes_no_message(words: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
 

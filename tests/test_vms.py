@@ -119,7 +119,7 @@ def test_a_libvirt_without_vms_is_an_error(machine: MachineFactory, tmp_path: Pa
     assert (uri in caught.value.text, caught.value.hint != "") == (True, True)
 
 
-def test_a_libvirt_that_is_not_there_gives_its_own_reason(
+def test_the_error_for_a_missing_libvirt_is_that_of_libvirt(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     uri = f"qemu+unix:///system?socket={tmp_path}/none"

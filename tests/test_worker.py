@@ -1,4 +1,4 @@
-"""The deadline: what the child says is passed on, and no child can hold up libvirt."""
+"""The worker: its result is passed on, and its deadline holds."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_bug_becomes_one_sentence_and_keeps_its_traceback() -> None:
     assert caught.value.trace.endswith("ZeroDivisionError: by zero\n")
 
 
-def test_the_deadline_kills_and_says_so() -> None:
+def test_the_deadline_kills_the_worker_and_is_reported() -> None:
     began = time.monotonic()
 
     with pytest.raises(CutOffError) as caught:
@@ -126,7 +126,7 @@ def test_programs_that_the_work_started_are_killed_with_it(tmp_path: Path) -> No
     assert processes.find(Host(), int(pid_file.read_text())) is None
 
 
-def test_a_program_that_cannot_be_killed_is_told_as_stuck(tmp_path: Path) -> None:
+def test_a_program_that_cannot_be_killed_is_reported_as_stuck(tmp_path: Path) -> None:
     class Stubborn(SnapshotHost):
         def open_process(self, pid: int) -> int | None:
             return 1
@@ -163,7 +163,7 @@ def test_being_stuck_is_passed_on_as_such() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGXCPU, signal.SIGTERM])
-def test_a_child_that_a_signal_killed_is_told_and_not_taken_for_done(number: int) -> None:
+def test_a_child_that_a_signal_killed_is_reported_and_not_taken_for_done(number: int) -> None:
     with pytest.raises(HookError) as caught:
         worker.run(lambda: os.kill(os.getpid(), number), 10)
 
@@ -233,7 +233,7 @@ def test_no_descriptor_is_left_open(work: Callable[[], None]) -> None:
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
-def test_what_the_work_prints_goes_nowhere() -> None:
+def test_the_output_of_the_work_is_discarded() -> None:
     program = (
         "import os, sys\nfrom vfio_console_hook.machine import worker\n"
         "def work():\n"
@@ -249,7 +249,7 @@ def test_what_the_work_prints_goes_nowhere() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-def test_what_was_buffered_before_is_printed_once() -> None:
+def test_buffered_output_is_printed_once() -> None:
     program = (
         "import sys\nfrom vfio_console_hook.machine import worker\n"
         "sys.stdout.write('once')\nworker.run(lambda: None, 10)\n"
@@ -260,7 +260,7 @@ def test_what_was_buffered_before_is_printed_once() -> None:
     assert done.stdout == b"once"
 
 
-def test_libvirt_sees_the_end_although_the_worker_still_sleeps(tmp_path: Path) -> None:
+def test_libvirt_gets_end_of_file_although_the_worker_still_sleeps(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     program = (
         "import os, time\nfrom vfio_console_hook.machine import worker\n"
@@ -271,7 +271,7 @@ def test_libvirt_sees_the_end_although_the_worker_still_sleeps(tmp_path: Path) -
         f"while not (os.path.exists({str(pid_file)!r}) and os.path.getsize({str(pid_file)!r})):\n"
         "    time.sleep(0.01)\n"
     )
-    # The supervisor is killed, which is the worst that can happen to it.
+    # The supervisor is killed by SIGKILL, which it cannot handle.
     program = program.replace("if os.fork() == 0:", "supervisor = os.fork()\nif supervisor == 0:")
     program += "os.kill(supervisor, 9)\nos.waitpid(supervisor, 0)\n"
 
@@ -281,5 +281,5 @@ def test_libvirt_sees_the_end_although_the_worker_still_sleeps(tmp_path: Path) -
 
     pid = int(pid_file.read_text())
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-    os.kill(pid, 0)  # raises when it is gone
+    os.kill(pid, 0)  # raises after the process has ended
     os.kill(pid, signal.SIGKILL)
