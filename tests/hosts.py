@@ -94,7 +94,7 @@ def two_native(kernel: str, consoles: tuple[str, ...] = DUMMY_AND_FBCON) -> Mach
 
 
 def lit_second(kernel: str) -> Machine:
-    """The host's GPU on its native driver, and one that the firmware lit and no driver knows."""
+    """The host's GPU on its native driver, and one that the firmware lit and no driver supports."""
     host = lab_gpu(bound=True)
     leaving = replace(lab_gpu("0000:02:00.0", DISPLAY, 0xD0000000), native="")
     return Machine(

@@ -25,7 +25,7 @@ UNIT = "usr/lib/systemd/system/vfio-console-hook-recover.service"
 
 @contextmanager
 def in_utc() -> Iterator[None]:
-    """Times are printed in UTC, in whatever zone the test runs."""
+    """Print times in UTC, independent of the time zone of this machine."""
     before = os.environ.get("TZ")
     os.environ["TZ"] = "UTC"
     time.tzset()

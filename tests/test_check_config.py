@@ -49,7 +49,7 @@ def run(host: FakeHost, *words: str) -> int:
 # -- files
 
 
-def test_without_files_every_installed_one_is_checked(host: FakeHost, capsys: Capture) -> None:
+def test_all_installed_files_are_checked_by_default(host: FakeHost, capsys: Capture) -> None:
     put(host, DEFAULT, "bootfb: native\n")
     put(host, WIN11, "\n# nothing set\n")
 

@@ -134,7 +134,7 @@ def test_a_step_is_written_so_that_a_person_can_undo_it(machine: MachineFactory)
     }  # fmt: skip
 
 
-def test_what_was_written_is_read_back_the_same(machine: MachineFactory) -> None:
+def test_a_claim_is_read_back_unchanged(machine: MachineFactory) -> None:
     host = machine("two-gpus-6.12")
     _, planned = events.look(host, vm(), NOW)
     prepare(host)
@@ -278,7 +278,7 @@ def test_a_line_that_is_not_ours_is_refused_in_one_sentence(
                 ' "x", "undo": null, "loses": ""}}', "[" * 100000],
     ids=["list", "null", "number", "text", "action-is-text", "deep"],
 )  # fmt: skip
-def test_json_of_another_shape_is_refused_in_one_sentence_too(
+def test_json_of_another_shape_is_refused_in_one_sentence(
     machine: MachineFactory, garbage: str
 ) -> None:
     host = prepared(machine)
@@ -393,7 +393,7 @@ def test_the_gate_finds_the_claim_of_any_name(
     prepare(host, vm(name))
 
     assert Claims(host).uuids() == (UUID,)
-    # "/" in a name is nothing that libvirt lets a VM have; the gate does not look for it.
+    # libvirt allows no "/" in the name of a VM, so the gate does not look for one.
     assert gate_finds(host, tmp_path, name) is ("/" not in name)
 
 
@@ -650,7 +650,9 @@ def test_a_draft_of_a_process_that_died_is_no_claim(machine: MachineFactory) -> 
 # -- two at once
 
 
-def test_of_two_vms_that_want_one_gpu_at_once_exactly_one_gets_it(machine: MachineFactory) -> None:
+def test_exactly_one_of_two_vms_gets_a_gpu_that_both_request_at_once(
+    machine: MachineFactory,
+) -> None:
     host = machine("efifb-5.10")
     reader, writer = os.pipe()
     children = []
@@ -706,7 +708,7 @@ def run_process(host: FakeHost, pid: int, *, state: str = "S", parent: int = 1, 
 
 
 def left_by(host: FakeHost, *, hook: tuple[int, int], worker: tuple[int, int]) -> None:
-    """Make the claim look as if these processes had last worked on it."""
+    """Write these processes into the claim as its last hook and worker."""
     with open(host.path(CLAIM), "a", encoding="utf-8") as file:
         file.write(json.dumps({"phase": "prepare", "hook": hook}) + "\n")
         file.write(json.dumps({"worker": worker}) + "\n")
@@ -884,7 +886,7 @@ def test_a_process_in_a_later_session_with_the_pid_of_an_old_worker_is_left_alon
     assert (host.exists(f"proc/{ITS_CHILD}/stat"), Claims(host).uuids()) == (True, ())
 
 
-def test_nothing_is_undone_while_another_hook_is_still_at_work(machine: MachineFactory) -> None:
+def test_nothing_is_undone_while_another_hook_is_running(machine: MachineFactory) -> None:
     host = prepared(machine)
     left_by(host, hook=(4100, 50), worker=(WORKER, 60))
     host.tree.put("proc/4100/stat", STAT.format(pid=4100, state="S", parent=1, session=9, start=50))

@@ -521,7 +521,7 @@ def _remove_dummy_console(host: FakeHost) -> None:
             host.tree.remove(str(real))
 
 
-def test_a_firmware_driver_is_not_bound_again_over_a_moved_bar(machine: Machine) -> None:
+def test_a_firmware_driver_is_not_bound_again_after_a_bar_moved(machine: Machine) -> None:
     host = machine("efifb-5.10")
     prepare(host, Subject("efifb-5.10"))
     resource = str(host.real("sys/bus/pci/devices/0000:01:00.0/resource"))

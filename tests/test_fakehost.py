@@ -342,7 +342,7 @@ def attributes(host: FakeHost) -> tuple[str | None, str]:
     return host.read(f"{device}/enable"), host.peek(f"{device}/config", 4, 2).hex()
 
 
-def test_what_a_guest_writes_to_config_space_is_gone_with_the_vm(machine: MachineFactory) -> None:
+def test_changes_of_config_space_by_a_guest_end_with_the_vm(machine: MachineFactory) -> None:
     host = machine("lab-efifb-0380")
     config = f"sys/bus/pci/devices/{GPU}/config"
     to_vfio(host)
@@ -439,7 +439,7 @@ def test_efifb_bound_after_a_rescan_faults_on_old_kernels(
     assert "general protection fault in efifb_probe" in (host.fault or "")
 
 
-def test_a_gpu_that_goes_does_no_harm_to_efifb_on_another_one(machine: MachineFactory) -> None:
+def test_removing_a_gpu_does_not_affect_efifb_on_another_one(machine: MachineFactory) -> None:
     host = machine("lab-second-vga-harmless")  # efifb draws in the memory of GPU
     unbind(host)
     host.write(f"sys/bus/pci/devices/{SECOND}/remove", "1")
@@ -566,7 +566,7 @@ def test_all_consoles_move_when_one_was_mapped_to_the_other_framebuffer(
     assert consoles(host)[1] == "vtcon1 (M) frame buffer device 1"
 
 
-def test_without_a_boot_gpu_the_consoles_come_back_to_where_they_booted(
+def test_without_a_boot_gpu_the_consoles_come_back_to_the_framebuffer_of_the_boot(
     machine: MachineFactory,
 ) -> None:
     both = two_native("7.3")

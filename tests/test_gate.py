@@ -225,7 +225,7 @@ def test_host_devices_that_are_not_pci_start_no_python(gate: Gate, devices: str)
 
 
 def with_awk(gate: Gate, command: str) -> None:
-    """Install a line of sh as mawk, and remove every other awk."""
+    """Let the gate run a line of sh instead of mawk, and find no other awk."""
     awk = gate.directory / "awk"
     awk.write_text(f"#!/bin/sh\n{command}\n")
     awk.chmod(0o755)

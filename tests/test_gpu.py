@@ -272,14 +272,16 @@ def owner(host: FakeHost) -> list[str]:
     return [one.address for one in found if one.firmware]
 
 
-def test_without_a_reservation_the_driver_is_asked_for_its_memory(machine: MachineFactory) -> None:
+def test_without_a_reservation_the_ioctl_of_the_framebuffer_decides(
+    machine: MachineFactory,
+) -> None:
     host = without_reservation(machine(two_gpus("6.1", 1)))
     host.tree.remove("sys/kernel/boot_params/data")
 
     assert owner(host) == ["0000:02:00.0"]
 
 
-def test_without_a_reservation_and_an_answer_of_the_driver_the_boot_parameters_decide(
+def test_without_a_reservation_and_an_ioctl_the_boot_parameters_decide(
     machine: MachineFactory,
 ) -> None:
     host = without_reservation(machine(two_gpus("6.1", 1)))

@@ -798,7 +798,7 @@ def test_prepare_ends_the_processes_in_the_configuration(machine: MachineFactory
     assert "; ended Xorg (7) [gdm.service]\n" in (host.read(SNAPSHOT_LOG) or "")
 
 
-# -- what people read
+# -- output
 
 
 GDM = "etc/systemd/system/display-manager.service"

@@ -148,7 +148,7 @@ def test_a_gpu_that_a_killed_libvirtd_left_comes_back_although_the_next_prepare_
 @pytest.mark.parametrize(
     "name", ["efifb-5.10", "efifb-6.12", "efifb-0380-6.12", "native-6.1", "vgacon-5.10", "efidrm-7"]
 )
-def test_over_all_events_that_libvirt_sent_the_vm_runs_and_the_console_comes_back(
+def test_the_vm_runs_and_the_console_comes_back_over_all_events_of_libvirt(
     machine: MachineFactory, capfd: Capture, name: str, version: str
 ) -> None:
     host = with_sound(machine(name))
@@ -489,10 +489,10 @@ def test_a_worker_that_dies_is_reported_and_undone_by_release(
     status = hook.main(
         ["win11", "prepare", "begin", "-"], domain_xml(GPU), FakeHost(host.root, crash_before=2)
     )
-    expected = capfd.readouterr()
+    printed = capfd.readouterr()
     released = call(host, "release end")
 
-    assert (status, released, expected) == (
+    assert (status, released, printed) == (
         1, 0,
         ("", stderr(f"the worker process died before it was done, at `setpci -s {GPU} COMMAND=0:2`;"
                     " not all could be undone, see `vfio-console-hook status`",
@@ -730,7 +730,7 @@ def test_start_refuses_a_vm_whose_memory_is_reserved_and_changes_nothing(
     )
 
 
-def test_on_failure_start_holds_when_start_finds_memory_that_is_not_free(
+def test_on_failure_start_also_applies_to_reserved_memory_at_start(
     machine: MachineFactory, capfd: Capture
 ) -> None:
     host = machine("efifb-0380-6.12")

@@ -70,7 +70,7 @@ def tree(top: Path) -> dict[str, str]:
 
 
 def names(top: Path) -> set[str]:
-    """Every path below top, whatever number the directory of the program has."""
+    """Every path below top, without the number in the directory of the program."""
     return {re.sub(rf"(?<={LIB})\.\d+", ".N", name) for name in tree(top)}
 
 
@@ -234,7 +234,7 @@ def test_install_prints_what_it_did_and_installs_every_file(clone: Clone) -> Non
     assert not list(dest.rglob(".new-*"))
 
 
-def test_both_daemons_want_the_unit_by_links_that_hold_at_any_root(clone: Clone) -> None:
+def test_both_daemons_want_the_unit_by_links_that_are_valid_at_any_root(clone: Clone) -> None:
     clone()
 
     links = {name: text for name, text in tree(clone.dest).items() if text.startswith("->")}

@@ -59,7 +59,9 @@ def call(host: FakeHost, event: str) -> int:
     return hook.main(["win11", event, "begin", "-"], domain_xml(GPU, event=event), host)
 
 
-def test_on_a_host_without_any_vm(machine: MachineFactory, capsys: Capture) -> None:
+def test_a_host_without_any_vm_has_no_samples_of_vms(
+    machine: MachineFactory, capsys: Capture
+) -> None:
     status = cli.main(["--root", machine("efifb-6.12").root, "status", "--prometheus"])
 
     out, err = capsys.readouterr()
@@ -70,7 +72,7 @@ def test_on_a_host_without_any_vm(machine: MachineFactory, capsys: Capture) -> N
     }  # fmt: skip
 
 
-def test_while_a_vm_runs(machine: MachineFactory) -> None:
+def test_a_running_vm_has_its_samples(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     call(host, "prepare")
     FakeLibvirt(host).detach(GPU)
@@ -152,7 +154,7 @@ def test_a_name_that_is_not_utf8_spoils_nothing(machine: MachineFactory) -> None
     assert samples(host)[("phase_seconds", labels(vm="a?", phase="prepare"))] == 0.25
 
 
-def test_of_two_vms_of_one_name_the_later_event_counts(machine: MachineFactory) -> None:
+def test_the_later_event_of_two_vms_of_one_name_counts(machine: MachineFactory) -> None:
     host = machine("efifb-6.12")
     history.remember(host, "win11", OTHER_UUID, "prepare", took_s=1)
     history.remember(host, "win11", UUID, "prepare", took_s=2)

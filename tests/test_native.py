@@ -634,7 +634,7 @@ def test_a_gpu_that_had_no_nodes_is_not_expected_to_get_any(machine: MachineFact
     assert "warning" not in log(host)
 
 
-def test_a_vm_that_takes_nvidia_over_from_one_that_just_ended_gives_it_back(
+def test_a_vm_that_takes_over_nvidia_from_a_vm_that_has_ended_restores_it(
     machine: MachineFactory,
 ) -> None:
     host = machine("nvidia-single-desktop")

@@ -94,12 +94,12 @@ def test_the_machines_have_all_three_outcomes(
 
 
 @pytest.mark.parametrize(
-    ("name", "claim"),
+    ("name", "reservation"),
     [("efifb-6.12", "efifb"), ("efifb-0380-6.12", "efifb"), ("efidrm-7", "efidrm"),
      ("simpledrm-0380-6.12", "BOOTFB")],
 )  # fmt: skip
-def test_a_stage_that_is_left_out_leaves_the_memory_claimed(
-    machine: MachineFactory, name: str, claim: str
+def test_a_stage_that_is_left_out_leaves_the_memory_reserved(
+    machine: MachineFactory, name: str, reservation: str
 ) -> None:
     host = machine(name)
     config = replace(NOW, stages=("fbcon",))
@@ -107,7 +107,7 @@ def test_a_stage_that_is_left_out_leaves_the_memory_claimed(
     made = plan.plan_for(host, vm(GPU), config)
 
     assert made.verdict == plan.REFUSE
-    assert made.reason.startswith(f"{claim} still reserves c0000000-c0")
+    assert made.reason.startswith(f"{reservation} still reserves c0000000-c0")
     assert prepare(host, vm(GPU), config) == made.reason
 
 
@@ -284,7 +284,7 @@ def test_with_on_failure_start_it_would_start_anyway(machine: MachineFactory) ->
         (False, f"{GPU} is managed='no' and not on vfio-pci, so libvirt does not assign it"),
     ],
 )
-def test_what_libvirt_refuses_stays_refused_with_on_failure_start(
+def test_a_vm_that_libvirt_refuses_stays_refused_with_on_failure_start(
     machine: MachineFactory, managed: bool, reason: str
 ) -> None:
     host = machine("efifb-6.12")

@@ -132,7 +132,7 @@ def test_a_holder_is_named_before_the_wait(machine: MachineFactory, capfd: Captu
 
 
 @pytest.mark.parametrize("stdout", ["| :", ">/dev/full", ">&-", "<&- >&- 2>&-"])
-def test_the_work_goes_on_when_the_output_is_not_read(machine: MachineFactory, stdout: str) -> None:
+def test_the_work_continues_if_the_output_is_not_read(machine: MachineFactory, stdout: str) -> None:
     host = machine("efifb-6.12")
 
     done = subprocess.run(
@@ -160,7 +160,7 @@ def test_ctrl_c_while_taking_leaves_a_claim_that_give_undoes(
         assert begun.poll() is None
     status, err = interrupt(begun)
     (claim,) = Claims(host).readable()
-    # On a real machine it is give that ends what is left; the fake one has no such process.
+    # On a real machine give ends the processes that are left; the fake one has none.
     os.kill(claim.worker[0], signal.SIGKILL)
     let_go(host, 77)
     gave = cli.main(["give", GPU], host)

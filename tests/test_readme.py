@@ -109,7 +109,7 @@ def test_every_key_is_in_the_readme_with_its_default_first() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_a_document_links_to_is_there(document: Path) -> None:
+def test_the_targets_of_links_in_documents_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)]+)\)", text)
 

@@ -208,7 +208,7 @@ def test_a_unit_that_could_not_be_started_again_is_not_stopped(
 
 
 def test_at_boot_a_unit_that_is_about_to_start_is_held_back(machine: MachineFactory) -> None:
-    # An autostarted VM comes before the display manager, whose job is in the queue.
+    # The VM is autostarted while the job of the display manager is still in the queue.
     host = with_units(machine("native-6.1"), gdm=replace(GDM, job="start", active="inactive"))
 
     assert [step.why for step in steps(host, wanting("gdm"))] == [
@@ -356,7 +356,7 @@ def test_a_unit_that_does_not_stop_is_refused_and_started_again(machine: Machine
         "gdm.service did not stop within 10 s (hint: see `systemctl status gdm.service`; if it"
         " needs more time, increase `timeout_s`, half of which it gets)"
     )
-    # systemd starts it as soon as it has stopped: the job has taken the place of the stop.
+    # systemd starts it as soon as it has stopped: a start job has replaced the stop job.
     assert states(host, "gdm.service") == ["deactivating start"]
 
 
@@ -466,7 +466,7 @@ def test_a_unit_that_has_reached_its_start_limit_is_started(machine: MachineFact
         ({"no_condition": True}, ""),
     ],
 )
-def test_a_unit_that_does_not_start_again_is_reported_and_the_claim_is_gone(
+def test_a_unit_that_does_not_start_again_is_reported_and_the_claim_is_removed(
     machine: MachineFactory, now: dict[str, object], why: str
 ) -> None:
     host = with_units(machine("native-6.1"), gdm=GDM)
@@ -646,7 +646,7 @@ def test_prepare_waits_for_a_service_that_stops_after_its_command_has_ended(
     assert openrc.state(host.tree, "sddm") == "stopped"
 
 
-def test_a_start_command_that_fails_is_reported_and_the_claim_is_gone(
+def test_a_start_command_that_fails_is_reported_and_the_claim_is_removed(
     machine: MachineFactory,
 ) -> None:
     host = machine("native-6.1")
@@ -675,7 +675,7 @@ def test_no_command_starts_anything_while_systemd_shuts_down(machine: MachineFac
     assert "sddm is not started again: the system is shutting down" in log(host)
 
 
-# -- what people read
+# -- output
 
 
 def test_the_plan_shows_what_is_stopped_and_how(machine: MachineFactory) -> None:

@@ -272,7 +272,7 @@ def test_a_snapshot_runs_no_program(tmp_path: Path) -> None:
 # -- other answers of a machine
 
 
-def test_a_file_is_as_it_was_on_the_machine(tmp_path: Path) -> None:
+def test_a_file_has_the_attributes_in_the_snapshot(tmp_path: Path) -> None:
     lines = ("f a/b = 1", "f stat/a/b = 100640 1000 6 17 18", "f label/a/b = u:r:t:s0")
     host = unpack("\n".join(lines), str(tmp_path))
 

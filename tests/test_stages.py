@@ -367,7 +367,7 @@ def test_under_lockdown_the_vm_still_gets_its_memory(machine: MachineFactory) ->
 # -- the dangerous cases
 
 
-def test_nvidia_is_never_handed_over_while_one_of_its_nodes_is_held(
+def test_a_gpu_of_nvidia_is_refused_while_one_of_its_nodes_is_held(
     machine: MachineFactory,
 ) -> None:
     host = machine("bmc-and-two-nvidia")

@@ -99,7 +99,7 @@ def shown_json(host: FakeHost, capsys: Capture) -> dict[str, Any]:
 # -- as text
 
 
-def test_where_no_vm_holds_anything(machine: MachineFactory, capsys: Capture) -> None:
+def test_the_text_for_a_host_without_claims(machine: MachineFactory, capsys: Capture) -> None:
     host = machine("efifb-6.12")
     before = snapshot(host)
 
@@ -113,7 +113,7 @@ def test_where_no_vm_holds_anything(machine: MachineFactory, capsys: Capture) ->
 
 
 @pytest.mark.parametrize("name", ["efifb-6.12", "efifb-6.1", "native-6.1", "vgacon-5.10"])
-def test_while_the_vm_runs(machine: MachineFactory, golden: Golden, name: str) -> None:
+def test_the_text_for_a_running_vm(machine: MachineFactory, golden: Golden, name: str) -> None:
     host = at_noon(machine(name))
     started(host)
     host.time += 2 * 3600 + 5 * 60 + 7
@@ -161,7 +161,7 @@ def test_the_lines_undo_all_changes_if_run_in_their_order(machine: MachineFactor
     )
 
 
-def test_what_the_kernel_has_removed_cannot_be_undone(machine: MachineFactory) -> None:
+def test_a_console_that_the_kernel_has_removed_cannot_be_restored(machine: MachineFactory) -> None:
     host = at_noon(machine("efifb-6.1"))
     call(host, "prepare")
     before = overview.current(host).claims[0]

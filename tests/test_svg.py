@@ -106,7 +106,7 @@ def test_a_reservation_lies_to_scale_in_its_bar() -> None:
     assert claim_width == pytest.approx(width / 2, abs=ROUNDED)
 
 
-def test_what_is_too_small_is_enlarged_and_listed() -> None:
+def test_a_part_that_is_too_small_is_enlarged_and_listed() -> None:
     bars = (Bar(0, sized(0x2800000000, 32 * G)), Bar(5, sized(BASE, 512 * K)))
     page = Reservation("simpledrm", sized(0x2C00000000, 4 * K), 0)
 

@@ -155,7 +155,7 @@ def test_a_program_that_cannot_be_killed_is_reported_as_stuck(tmp_path: Path) ->
     )
 
 
-def test_being_stuck_is_passed_on_as_such() -> None:
+def test_a_stuck_error_is_passed_on_as_one() -> None:
     with pytest.raises(StuckError) as caught:
         worker.run(fail(StuckError("the kernel is stuck", "reboot")), 10)
 
