@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Golden
-from tests.lab.said import COMMANDS, timeless
+from tests.lab.printed import COMMANDS, without_times
 from tests.lab.scenarios import SCENARIOS
 from tests.snapshots import FOLDER
 from vfio_console_hook import cli
@@ -60,7 +60,7 @@ def test_a_command_prints_for_the_snapshot_what_it_printed_on_the_machine(
 
     out, err = capfd.readouterr()
     name = command.partition(" ")[0]
-    golden(f"{tree.stem}-{name}", f"{timeless(out + err)}[{status}]\n")
+    golden(f"{tree.stem}-{name}", f"{without_times(out + err)}[{status}]\n")
 
 
 @pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.stem)

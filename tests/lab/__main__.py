@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __doc__ as manual
-from . import attempts, images, kernels, machine, matrix, scenarios, tables, trials
+from . import images, kernels, machine, matrix, retry, scenarios, tables, trials
 from .cache import BuildError, Cache, default_root
 from .debian import require_tools
 from .kernels import Built
@@ -22,14 +22,14 @@ from .machine import Gpu, Hardware, Machine
 from .result import Outcome, Result
 from .scenarios import Scenario
 
-# How many scenarios are worth more under a time budget than the first cells of the matrix.
+# Under a time budget so many scenarios come before the first cells of the matrix.
 FIRST_IN_CI = 12
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Lab:
-    """All that scenarios share: the built files, and where results go."""
+    """What all scenarios share: the built files, and the directory of results."""
 
     built: dict[str, Built]
     ovmf: Path
@@ -37,7 +37,7 @@ class Lab:
     out: Path
 
     def hardware(self, scenario: Scenario) -> Hardware:
-        """The machine that a scenario describes."""
+        """The hardware of a scenario's machine."""
         return Hardware(
             gpus=scenario.gpus,
             ovmf=self.ovmf if scenario.firmware == "ovmf" else None,
@@ -55,13 +55,13 @@ class Lab:
         def boot() -> Machine:
             return Machine(self.hardware(scenario), built, self.program, directory)
 
-        result = attempts.run(scenario, trials.KINDS[scenario.kind], boot, directory)
+        result = retry.run(scenario, trials.KINDS[scenario.kind], boot, directory)
         tables.keep(result, directory)
         return result
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do what the command line says; the exit status."""
+    """Run the command line; the exit status."""
     options = parse(argv)
     began = time.monotonic()
     if options.list:
@@ -146,7 +146,7 @@ def choose(options: argparse.Namespace) -> list[Scenario]:
 def fit(
     wanted: Sequence[Scenario], cache: Cache, budget_s: float, jobs: int
 ) -> tuple[list[Scenario], list[Scenario]]:
-    """Those that should end within the budget, in order, and those that should not."""
+    """The scenarios that should end within the budget, in order, and the others."""
     chosen: list[Scenario] = []
     left_out: list[Scenario] = []
     spent_s = 0.0
@@ -176,7 +176,7 @@ def build(cache: Cache, chosen: Sequence[Scenario], out: Path) -> Lab:
 
 
 def run_all(lab: Lab, chosen: Sequence[Scenario], jobs: int, until: float | None) -> list[Result]:
-    """Run scenarios, `jobs` at a time, none started that cannot end in time."""
+    """Run scenarios, `jobs` at a time. One that cannot end in time is not started."""
     results: list[Result] = []
     lock = threading.Lock()
 
@@ -199,7 +199,7 @@ def run_all(lab: Lab, chosen: Sequence[Scenario], jobs: int, until: float | None
 
 
 def status(results: Sequence[Result]) -> int:
-    """The exit status: a failure counts more than a lost machine; nothing passed is one."""
+    """The exit status. A failure outweighs a lost machine; no pass at all is a failure."""
     outcomes = {result.outcome for result in results}
     if Outcome.FAIL in outcomes or Outcome.PASS not in outcomes:
         return 1
@@ -207,7 +207,7 @@ def status(results: Sequence[Result]) -> int:
 
 
 def print_table(results: Sequence[Result], out: Path) -> None:
-    """One line a scenario, and below it what was wrong."""
+    """Print one line a scenario, and its failures and notes below it."""
     lines = [f"{'scenario':36} {'kernel':18} {'GPUs':10} {'outcome':8} {'s':>4}"]
     for result in results:
         scenario = result.scenario
@@ -222,7 +222,7 @@ def print_table(results: Sequence[Result], out: Path) -> None:
 
 
 def print_part(chosen: Sequence[Scenario]) -> None:
-    """Say which part of the matrix these scenarios are, and what is left of it."""
+    """Print which cells of the matrix are among these scenarios, and which are not."""
     names = {scenario.name for scenario in chosen}
     here = [cell.words for cell in matrix.MATRIX if cell.scenario().name in names]
     rest = [cell.words for cell in matrix.MATRIX if cell.scenario().name not in names]
@@ -231,13 +231,13 @@ def print_part(chosen: Sequence[Scenario]) -> None:
 
 
 def print_left_out(left_out: Sequence[Scenario]) -> None:
-    """Say which scenarios do not fit into the budget."""
+    """Print the scenarios that do not fit into the budget."""
     for scenario in left_out:
         print(f"{scenario.name}: left out, the budget is too small", flush=True)
 
 
 def print_list() -> None:
-    """What there is to run."""
+    """Print the scenarios, the cells of the matrix and the kernels."""
     for scenario in scenarios.SCENARIOS:
         smoke = "smoke" if scenario.smoke else ""
         console = "vgacon" if scenario.console == scenarios.VGACON else scenario.console
@@ -247,7 +247,7 @@ def print_list() -> None:
 
 
 def shell(cache: Cache, name: str) -> int:
-    """Give a person a root shell in a machine with this kernel and one GPU."""
+    """Open a root shell in a machine with this kernel and one GPU; QEMU's exit status."""
     kernel = kernels.named(name)
     require_tools(own_kernels=bool(kernel.fragment))
     built = kernels.build(cache, kernel)

@@ -1,21 +1,21 @@
-"""libvirtd confined by the AppArmor profile that its Debian package brings.
+"""libvirtd confined by the AppArmor profile of its Debian package.
 
 The profile lets a hook execute programs in /usr/bin, unconfined. So the gate, a
-shell script, runs in libvirtd's profile, and the Python that it starts in none:
-without that neither other processes' descriptors could be read nor units stopped.
+shell script, runs in libvirtd's profile, and its Python is unconfined: otherwise it
+could neither read other processes' descriptors nor stop units.
 """
 
 from __future__ import annotations
 
-from .meanwhile import Background, watch
+from .background import Background, watch
 from .trial import Trial
 
 PROFILE = "libvirtd (enforce)"
 UNIT = "lab-service"
-# Slow enough to stop that the hook can be looked at meanwhile.
+# It stops slowly, so that the hook can be inspected in the meantime.
 UNIT_FILE = """\
 [Unit]
-Description=Stands for what has to stop before the GPU goes
+Description=A service that has to stop before the VM gets the GPU
 [Service]
 ExecStart=/usr/bin/sleep infinity
 ExecStop=/usr/bin/sleep 2
@@ -23,10 +23,10 @@ ExecStop=/usr/bin/sleep 2
 
 
 class AppArmor(Trial):
-    """A holder is named and refused, a service stopped and started, all under the profile."""
+    """Under the profile: a VM is refused for a holder, a service is stopped and started."""
 
     def run(self) -> None:
-        """Check that the profile is enforced, then do what any VM does."""
+        """Check that the profile is enforced, then have the VM refused, started and destroyed."""
         if not self.set_up() or not self.confined():
             return
         self.machine.put(f"/etc/systemd/system/{UNIT}.service", UNIT_FILE.encode())
@@ -50,7 +50,7 @@ class AppArmor(Trial):
         return self.demand(profile == PROFILE, f"libvirtd runs in the profile {profile!r}")
 
     def check_profiles(self, name: str) -> None:
-        """The gate runs in libvirtd's profile, the program that it starts in none."""
+        """The gate runs in libvirtd's profile, its Python is unconfined."""
         starting = Background(self.machine, "virsh start gpu", "starting")
         moment = watch(self.machine, "prepare")
         if not self.demand(moment is not None, f"{name}: the hook was not seen"):
@@ -75,7 +75,7 @@ class AppArmor(Trial):
         self.demand(not self.active(), f"{name}: the service runs beside the VM")
 
     def check_claims(self, name: str) -> None:
-        """Nothing is held, and the service runs again."""
+        """There is no claim, and the service runs again."""
         super().check_claims(name)
         self.demand(self.active(), f"{name}: the service does not run")
 

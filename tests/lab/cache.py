@@ -1,9 +1,9 @@
-"""What the lab builds once and keeps: directories named after their recipe.
+"""The cache of builds: directories named after their recipe.
 
-A recipe is a JSON value that says everything the result depends on: package
+A recipe is a JSON value with everything that the result depends on: package
 versions, digests of the files that go in, our own scripts. The same recipe is
-never built twice; another recipe is another directory. Nothing here knows what
-is built.
+never built twice; another recipe is another directory. This module does not know
+what is built.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ UNUSED_AFTER_S = 3 * 24 * 3600
 
 
 class BuildError(Exception):
-    """Something the lab needs could not be built; the text says what to do."""
+    """Something that the lab needs could not be built; the text has the remedy."""
 
 
 def default_root() -> Path:
@@ -76,8 +76,8 @@ class Cache:
     def build(self, name: str, recipe: object, make: Callable[[Path, Path], None]) -> Path:
         """The directory for this recipe, filled by `make(directory, log)` unless it is there.
 
-        A build that fails leaves nothing that a later run could mistake for a
-        finished one: the directory gets its name at the end.
+        The directory gets its name at the end, so a later run cannot mistake a failed
+        build for a finished one.
         """
         with self.locked(name):
             done = self.find(name, recipe)
@@ -104,7 +104,7 @@ class Cache:
 
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """Keep other labs and threads away from everything of that name."""
+        """Lock builds of that name against other labs and threads."""
         with (self.root / "builds" / f".{name}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -114,7 +114,7 @@ class Cache:
         return self.root / "builds" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def _prune(self, name: str, keep: Path) -> None:
-        # The key is the last word, so efifb-x can never be taken for efifb.
+        # The key is the last word, so efifb-x is never confused with efifb.
         for path in (self.root / "builds").iterdir():
             manifest = path / MANIFEST
             if path == keep or path.name.rpartition("-")[0] != name or not manifest.exists():

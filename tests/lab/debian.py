@@ -1,4 +1,4 @@
-"""Debian's packages as raw material: what a suite holds now, and the files.
+"""Debian's packages: their versions in a suite, and their files.
 
 apt does the work, in a private root inside the cache: the machine's own package
 lists and settings stay as they are. The mirror is the one that the machine's
@@ -21,7 +21,7 @@ from .cache import BuildError, Cache, command
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 FRESH_S = 12 * 3600
 
-# Program that is looked for -> Debian package that brings it.
+# Program -> Debian package that has it.
 TOOLS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "mmdebstrap": "mmdebstrap",
@@ -33,13 +33,13 @@ TOOLS = {
     "git": "git",
 }
 KERNEL_TOOLS = {"gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc"}
-# Looked for by a file that the package has, since they are no programs.
+# File -> Debian package that has it, for packages without a program.
 FILES = {"/usr/share/seabios/vgabios-stdvga.bin": "seabios", str(KEYRING): "debian-archive-keyring"}
 KERNEL_FILES = {"/usr/include/libelf.h": "libelf-dev", "/usr/include/openssl/ssl.h": "libssl-dev"}
 
 
 def require_tools(*, own_kernels: bool) -> None:
-    """See to it that the programs the lab calls are installed.
+    """Install the programs that the lab calls, if they are missing.
 
     Raises BuildError with the command to run when it may not install them.
     """
@@ -71,7 +71,7 @@ def mirror() -> str:
     raise BuildError("no Debian mirror in this machine's apt sources; the lab needs one")
 
 
-# The same is asked for many kernels and roots, and costs apt seconds each time.
+# Many kernels and roots need the same answers, and each takes apt seconds.
 @functools.cache
 def _answer(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=False)

@@ -1,8 +1,8 @@
 """A desktop on the GPU: its display manager is stopped for the VM and comes back.
 
 The monitor shows the login box of a real display manager on a real display
-server. Without the configuration that names the unit, the VM is refused and the
-desktop does not notice. Once the VM is gone, the same picture must be there.
+server. Without the configuration that lists the unit, the VM is refused and the
+desktop keeps running. After the VM the same picture must be there.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ LOOK_AT_UNIT = (
     " ps -eo pid,ppid,stat,tty,args | grep -E '[x]dm|[X]org'; cat /sys/class/tty/tty0/active;"
     " fuser -v /dev/dri/card0 /dev/fb0"
 )
-# A display server under emulation needs half a minute until its picture is complete.
+# An emulated display server takes half a minute to complete its picture.
 SHOWN_WITHIN_S = 150
-# A login box on a dark or stippled ground: more than a text on the console would light.
+# A login box on a dark or stippled ground lights more pixels than text on the console.
 BOX_LIT_AT_LEAST = 0.05
 
 
 class Desktop(Trial):
-    """Refused while nobody stops the desktop, then started with it stopped, then back."""
+    """The VM is refused beside the desktop, then started with it stopped; the desktop is back."""
 
     def run(self) -> None:
         """Set up, let the VM be refused, then start and destroy it."""
@@ -44,7 +44,7 @@ class Desktop(Trial):
         """Nothing yet: the refusal comes first."""
 
     def find_console(self) -> bool:
-        """The desktop takes the console's place: a native driver below, a login box on it."""
+        """Check that a native driver has the GPU, and that its monitor shows the login box."""
         self.machine.run(LOOK)
         framebuffer = self.machine.run("cat /proc/fb").stdout.partition(" ")[2]
         right = framebuffer.startswith(self.scenario.console)
@@ -58,7 +58,7 @@ class Desktop(Trial):
         return self.demand(lit and self.active(), "the monitor does not show the desktop")
 
     def refused(self) -> None:
-        """Start the VM in vain: who draws the desktop is named, with its unit."""
+        """Start the VM in vain: the error names the display server and its unit."""
         name = "refused"
         self.machine.note(name)
         self.mark(name)
@@ -73,7 +73,7 @@ class Desktop(Trial):
         self.check_claims(name)
 
     def check_running(self, name: str) -> None:
-        """The VM has the GPU, and the display manager is not just frozen but stopped."""
+        """The VM has the GPU, and the display manager and server have ended."""
         super().check_running(name)
         self.machine.run(LOOK_AT_UNIT)
         self.demand(not self.active(), f"{name}: the display manager runs beside the VM")
@@ -83,22 +83,22 @@ class Desktop(Trial):
         self.demand(gone, f"{name}: the monitor still shows the desktop")
 
     def check_console(self, name: str, number: int) -> None:
-        """The desktop is back; the display server is a new one that draws the same picture."""
+        """The desktop is back."""
         self.check_desktop(name)
 
     def check_desktop(self, name: str) -> None:
-        """The unit is active, and the monitor shows what it showed at first."""
+        """The unit is active, and the monitor shows the first picture."""
         began = time.monotonic()
         after = self.still(f"{name}-after")
         self.machine.run(LOOK_AT_UNIT)
         self.machine.run(LOOK)
         self.demand(self.active(), f"{name}: the display manager does not run")
         if self.demand(after is not None, f"{name}: the monitor does not show the desktop"):
-            self.tell(f"{name}: the desktop after {time.monotonic() - began:.0f} s")
+            self.report(f"{name}: the desktop after {time.monotonic() - began:.0f} s")
             self.check_lives(name)
 
     def check_lives(self, name: str) -> None:
-        """The display server still draws: a frozen picture would look the same."""
+        """The display server still draws: the picture is not frozen."""
         assert self.reference is not None
         authority = "$(ps -o args= -C Xorg | sed 's/.* -auth //')"
         paint = f"DISPLAY=:0 XAUTHORITY={authority} timeout 30 xsetroot -solid"
@@ -109,20 +109,20 @@ class Desktop(Trial):
         self.demand(lives, f"{name}: the display server does not draw any more")
 
     def without_hook(self) -> None:
-        """What happens to people today. Everything is bounded: this may hang the host."""
+        """What happens without the hook. Every command has a timeout: this may hang the host."""
         self.machine.note("without the hook")
         self.mark("without the hook")
         answer = self.machine.run("timeout -k 5 90 virsh start gpu", 120)
-        self.tell(f"virsh start: status {answer.status} {answer.stderr.strip()}")
+        self.report(f"virsh start: status {answer.status} {answer.stderr.strip()}")
         time.sleep(10)
         self.picture("control-during")
         self.machine.run(LOOK_AT_UNIT)
         listed = self.machine.run("timeout -k 5 30 virsh list --all", 60)
-        self.tell(f"virsh list: status {listed.status}")
+        self.report(f"virsh list: status {listed.status}")
         maps = self.machine.run("grep vfio /proc/$(cat /run/libvirt/qemu/gpu.pid)/maps")
-        self.tell(f"vfio mappings of QEMU: {len(maps.stdout.splitlines())}")
+        self.report(f"vfio mappings of QEMU: {len(maps.stdout.splitlines())}")
         answer = self.machine.run("timeout -k 5 90 virsh destroy gpu", 120)
-        self.tell(f"virsh destroy: status {answer.status} {answer.stderr.strip()}")
+        self.report(f"virsh destroy: status {answer.status} {answer.stderr.strip()}")
         after = self.still("control-after", 60)
         self.machine.run(LOOK_AT_UNIT)
         self.machine.run(
@@ -131,13 +131,13 @@ class Desktop(Trial):
         self.demand(after is None, "without the hook the desktop came back too")
         self.check_kernel("control")
 
-    def tell(self, text: str) -> None:
-        """Keep what was seen with the result."""
+    def report(self, text: str) -> None:
+        """Add a note to the result and to the transcript."""
         self.result.notes.append(text)
         self.machine.note(text)
 
     def active(self) -> bool:
-        """Whether systemd says that the display manager runs."""
+        """Whether the display manager's unit is active."""
         return self.machine.run(f"systemctl is-active {UNIT}").stdout.strip() == "active"
 
     def server(self) -> str:
@@ -151,9 +151,9 @@ class Desktop(Trial):
         return picture
 
     def still(self, name: str, within_s: float = SHOWN_WITHIN_S) -> Picture | None:
-        """The monitor once it shows the desktop, complete; None if it does not within the time.
+        """The monitor once it shows the complete desktop; None if it does not within the time.
 
-        That is a picture that has stopped changing, and the first one if there was one.
+        Complete is a picture that no longer changes and is the first one, once that is known.
         """
         until = time.monotonic() + within_s
         before = self.picture(name)

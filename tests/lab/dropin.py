@@ -1,9 +1,8 @@
-"""Our hook beside those of somebody else.
+"""Our hook beside foreign hooks.
 
 The main hook is a foreign one, so install.sh puts ours into qemu.d, between two
-more foreign ones. Each of these logs the event, a checksum of what it read from
-stdin, and how many VMs hold something just then, which tells whether ours ran
-before it or after it.
+more foreign ones. Each foreign hook logs the event, a checksum of its stdin and the
+number of claims, which shows whether ours has run before.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ LOG = "/run/foreign-hooks.log"
 FOREIGN = (HOOK, f"{DROPINS}/10-foreign", f"{DROPINS}/90-foreign")
 
 _FOREIGN_HOOK = f"""#!/bin/sh
-# A hook of somebody else.
+# A foreign hook.
 sum=$(sha256sum)
 echo "${{0##*/}} $2:$3 ${{sum%% *}} $(ls {CLAIMS} 2>/dev/null | wc -l)" >> {LOG}
 """.encode()
 
-# What holds something when the first, the second and the third foreign hook run: ours
-# comes between the last two.
-_HELD = {
+# The number of claims when the first, the second and the third foreign hook run: ours
+# runs between the last two.
+_CLAIMS = {
     "prepare:begin": (0, 0, 1),
     "start:begin": (1, 1, 1),
     "started:begin": (1, 1, 1),
@@ -40,7 +39,7 @@ class DropIn(Trial):
     hook_path = OURS
 
     def install(self) -> bool:
-        """Put the foreign hooks there, then install ours beside them."""
+        """Install the foreign hooks, then ours beside them."""
         for path in FOREIGN:
             self.machine.put(path, _FOREIGN_HOOK)
             self.machine.run(f"chmod 755 {path}")
@@ -62,17 +61,17 @@ class DropIn(Trial):
 
 
 def disorder(log: Sequence[str]) -> list[str]:
-    """What the foreign hooks' log of one start and destroy should not say."""
+    """What is wrong in the foreign hooks' log of one start and destroy."""
     lines = [line.split() for line in log]
     names = [path.rpartition("/")[2] for path in FOREIGN]
     wrong = []
-    for event, held in _HELD.items():
+    for event, held in _CLAIMS.items():
         calls = [(name, digest, count) for name, where, digest, count in lines if where == event]
         if [name for name, _, _ in calls] != names:
-            wrong.append(f"{event}: called were {[name for name, _, _ in calls]}")
+            wrong.append(f"{event}: libvirt called {[name for name, _, _ in calls]}")
         elif len({digest for _, digest, _ in calls}) != 1:
             wrong.append(f"{event}: they did not read the same")
         elif tuple(int(count) for _, _, count in calls) != held:
             wrong.append(f"{event}: ours did not run between the last two: {calls}")
-    unknown = {where for _, where, _, _ in lines} - _HELD.keys()
+    unknown = {where for _, where, _, _ in lines} - _CLAIMS.keys()
     return wrong + [f"{event}: was not expected" for event in sorted(unknown)]

@@ -1,23 +1,22 @@
-"""The hook and libvirtd are killed, in turn, at several points of a VM's life.
+"""The hook, libvirtd or both are killed at several points of a VM's life.
 
-prepare is stopped at a known point by what it naturally waits for: a service that
-takes its time to stop, then a process that has the GPU open. After each accident
-`recover`, or the next start of the same VM, must leave nothing of it behind: no
-claim, the service running, the console back and alive, and a VM that starts.
+prepare waits at two known points: for a service that stops slowly, and for a process that
+has the GPU open. After each kill, `recover` or the next start of the same VM must leave
+no claim, the service running, the console back and alive, and a VM that can start.
 """
 
 from __future__ import annotations
 
 import time
 
-from .meanwhile import Background, Moment, watch
+from .background import Background, Moment, watch
 from .trial import CLAIMS, LOOK, Trial
 
 UNIT = "lab-service"
 STOPS_IN_S = 6
 UNIT_FILE = f"""\
 [Unit]
-Description=Stands for what has to stop before the GPU goes
+Description=A service that has to stop before the VM gets the GPU
 [Service]
 ExecStart=/usr/bin/sleep infinity
 ExecStop=/usr/bin/sleep {STOPS_IN_S}
@@ -25,26 +24,26 @@ ExecStop=/usr/bin/sleep {STOPS_IN_S}
 RECOVER = "vfio-console-hook-recover.service"
 NOT_RELEASED = "an earlier run was not released"
 LIBVIRTD = "libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket"
-# Made once the VM runs.
+# This file is created once the VM runs.
 RUNS = "/run/lab-runs"
-# What the claim says at these points; the stage of services is the first one.
+# What the claim contains at these points; services is the first stage.
 STOPPING, WAITING = '"stage": "services"', '"stage": "preflight"'
 
 
 class Killed(Trial):
-    """Accidents, each followed by recover or a new start, and by a look at everything."""
+    """Kills, each followed by recover or a new start, and by checks of the whole machine."""
 
     def run(self) -> None:
-        """Set up, see it work once, then let it be killed at each point.
+        """Set up, run one whole cycle, then kill at each point.
 
-        That a VM starts after each accident is what the next one begins with.
+        Each kill begins with a VM's start, which shows that the one before left nothing.
         """
         if not self.set_up():
             return
         self.machine.put(f"/etc/systemd/system/{UNIT}.service", UNIT_FILE.encode())
         self.machine.run(f"systemctl daemon-reload; systemctl start {UNIT}")
         self.cycle(1)
-        for accident in (
+        for kill in (
             self.hook_killed_while_a_service_stops,
             self.hook_killed_while_waiting_for_a_holder,
             self.supervisor_killed_while_waiting_for_a_holder,
@@ -58,35 +57,35 @@ class Killed(Trial):
             self.hook_killed_in_the_middle_of_release,
             self.recover_while_a_vm_starts_and_runs,
         ):
-            name = accident.__name__.replace("_", "-")
+            name = kill.__name__.replace("_", "-")
             self.machine.note(name)
             self.mark(name)
             self.write(())
-            accident(name)
+            kill(name)
             self.check_all(name)
 
     # prepare
 
     def hook_killed_while_a_service_stops(self, name: str) -> None:
-        """Its first step is begun and not done."""
+        """The first step has begun and is not done."""
         starting = self.starting()
         self.watch(name, "prepare", STOPPING, "hook")
         self.demand(not starting.wait(180).ok, f"{name}: the VM started")
 
     def hook_killed_while_waiting_for_a_holder(self, name: str) -> None:
-        """Its first step is done."""
+        """The first step is done."""
         self.killed_while_waiting(name, "hook")
 
     def supervisor_killed_while_waiting_for_a_holder(self, name: str) -> None:
-        """libvirt thinks that the hook has failed while its worker is still there."""
+        """To libvirt the hook has failed, while its worker still runs."""
         self.killed_while_waiting(name, "supervisor")
 
     def worker_killed_while_waiting_for_a_holder(self, name: str) -> None:
-        """The supervisor undoes what its worker has done."""
+        """The supervisor undoes the worker's steps."""
         self.killed_while_waiting(name, "worker")
 
     def killed_while_waiting(self, name: str, victim: str) -> None:
-        """Something of the hook is killed while it waits for a process that has the GPU open."""
+        """Processes of the hook are killed while it waits for a process that has the GPU open."""
         self.hold()
         starting = self.starting()
         self.watch(name, "prepare", WAITING, victim)
@@ -94,12 +93,12 @@ class Killed(Trial):
         self.let_go()
 
     def libvirtd_killed_in_prepare(self, name: str) -> None:
-        """The hook goes on without it, and is never told of the end."""
+        """The hook goes on, and libvirtd never calls it for the end of the VM."""
         self.hold()
         starting = self.starting()
         moment = self.watch(name, "prepare", WAITING, "libvirtd")
         self.demand(not starting.wait(180).ok, f"{name}: the VM started")
-        # Nothing may be undone below a hook that is at work.
+        # recover must undo nothing while the hook is still running.
         self.machine.run("vfio-console-hook recover", 60)
         self.let_go()
         if moment:
@@ -108,15 +107,15 @@ class Killed(Trial):
         self.wait_for_libvirtd(name)
 
     def everything_killed_in_prepare(self, name: str) -> None:
-        """Nobody is left who could tell: the unit that starts after libvirtd gives all back."""
+        """Neither the hook nor libvirtd is left: the unit that runs after libvirtd releases all."""
         self.kill_everything(name)
         left = f'n=0; while [ -n "$(ls -A {CLAIMS})" ]; do n=$((n + 1)); [ $n -lt 120 ] || exit 1;'
         gone = self.machine.run(f"{left} sleep 0.5; done", 120).ok
         self.machine.run(f"systemctl status {RECOVER}; journalctl -o cat -u {RECOVER}")
-        self.demand(gone, f"{name}: nothing was given back when libvirtd had started again")
+        self.demand(gone, f"{name}: the claim was not released after libvirtd's restart")
 
     def everything_killed_in_prepare_then_started_again(self, name: str) -> None:
-        """Without that unit, the next start gives back what the last one left behind."""
+        """Without that unit, the next start releases what the killed one left behind."""
         self.machine.run(f"systemctl mask --runtime {RECOVER}")
         self.kill_everything(name)
         if self.started(name):
@@ -127,7 +126,7 @@ class Killed(Trial):
         self.demand(NOT_RELEASED in log, f"{name}: the log does not say {NOT_RELEASED!r}")
 
     def kill_everything(self, name: str) -> None:
-        """The hook and libvirtd, which then knows nothing of the VM's start."""
+        """Kill the hook and libvirtd, which after its restart does not know of the VM's start."""
         self.hold()
         starting = self.starting()
         self.watch(name, "prepare", WAITING, "everything")
@@ -138,7 +137,7 @@ class Killed(Trial):
     # the running VM
 
     def libvirtd_killed_while_the_vm_runs(self, name: str) -> None:
-        """The daemon comes back and finds the VM as it was."""
+        """After its restart libvirtd finds the VM still running."""
         if not self.started(name):
             return
         pid = self.pid_of_qemu()
@@ -151,7 +150,7 @@ class Killed(Trial):
         self.machine.run("virsh destroy gpu", 180)
 
     def vm_killed_while_libvirtd_is_down(self, name: str) -> None:
-        """The daemon finds out when it starts, and tells the hook then."""
+        """libvirtd notices when it starts, and calls the hook then."""
         if not self.started(name):
             return
         self.machine.run(f"systemctl stop {LIBVIRTD}", 90)
@@ -163,15 +162,15 @@ class Killed(Trial):
     # release
 
     def hook_killed_in_release(self, name: str) -> None:
-        """Nothing is undone yet."""
+        """No step is undone yet."""
         self.killed_in_release(name, "")
 
     def hook_killed_in_the_middle_of_release(self, name: str) -> None:
-        """The newest step is undone, older ones are not."""
+        """Only the newest step is undone."""
         self.killed_in_release(name, '{"undone": ')
 
     def killed_in_release(self, name: str, claim: str) -> None:
-        """The VM ends, but what it had is not all given back."""
+        """The VM ends, and its claim is not released completely."""
         if not self.started(name):
             return
         ending = Background(self.machine, "virsh destroy gpu", "ending")
@@ -182,21 +181,22 @@ class Killed(Trial):
     # recover
 
     def recover_while_a_vm_starts_and_runs(self, name: str) -> None:
-        """It leaves a VM alone that is on its way or there."""
+        """recover skips a VM that is starting or running."""
         self.hold()
         starting = self.starting()
-        self.watch(name, "prepare", WAITING, "nobody")
+        self.watch(name, "prepare", WAITING, "none")
         before = self.machine.run("cat /run/vfio-console-hook/claims/*").stdout
         answer = self.machine.run("vfio-console-hook recover", 60)
         after = self.machine.run("cat /run/vfio-console-hook/claims/*").stdout
         self.demand(before == after != "", f"{name}: recover changed a claim: {answer.stdout}")
-        # Again and again, so that some of it falls between the hook's end and QEMU's start.
+        # In a loop, so that one falls between the hook's end and QEMU's start.
         again = f"until [ -e {RUNS} ]; do vfio-console-hook recover; done"
         recovering = Background(self.machine, again, "recovering")
         self.let_go()
         answer = starting.wait(180)
         self.machine.run(f"touch {RUNS}")
-        self.result.notes.append(f"{name}: {recovering.wait(60).stdout.count('skipped')} times")
+        skips = recovering.wait(60).stdout.count("skipped")
+        self.result.notes.append(f"{name}: skipped {skips} times")
         if self.demand(answer.ok, f"{name}: virsh start: {answer.stdout}"):
             time.sleep(5)
             self.check_running(name)
@@ -204,10 +204,10 @@ class Killed(Trial):
             self.check_running(f"{name} after recover")
         self.machine.run("virsh destroy gpu", 180)
 
-    # What all of them need
+    # For all kills
 
     def check_all(self, name: str) -> None:
-        """After recover the host is as if there had never been a VM."""
+        """After recover nothing of the VM is left on the host."""
         answer = self.machine.run("vfio-console-hook recover", 90)
         self.demand(answer.ok, f"{name}: recover: {answer.stdout} {answer.stderr}")
         self.check_console(name, 0)
@@ -217,15 +217,15 @@ class Killed(Trial):
         self.demand(not running, f"{name}: {running} runs")
 
     def check_claims(self, name: str) -> None:
-        """Nothing is held, and the service runs again."""
+        """There is no claim, and the service runs again."""
         super().check_claims(name)
         active = f"n=0; until systemctl is-active {UNIT}; do n=$((n+1)); [ $n -lt 60 ] || exit 1;"
         back = self.machine.run(f"{active} sleep 0.5; done", 60).ok
         if not self.demand(back, f"{name}: the service does not run"):
-            self.machine.run(f"systemctl start {UNIT}")  # the next accident needs it
+            self.machine.run(f"systemctl start {UNIT}")  # the next kill needs it
 
     def watch(self, name: str, event: str, claim: str, victim: str) -> Moment | None:
-        """Wait for a point and kill somebody there."""
+        """Wait for a point and kill the processes of a victim there."""
         moment = watch(self.machine, event, claim=claim, kill=victim)
         self.demand(moment is not None, f"{name}: the hook did not come to that point")
         if moment:
@@ -233,31 +233,31 @@ class Killed(Trial):
         return moment
 
     def starting(self) -> Background:
-        """The VM's start, in the background."""
+        """Start the VM in the background."""
         return Background(self.machine, "virsh start gpu", "starting")
 
     def started(self, name: str) -> bool:
-        """The VM's start, to its end; whether it runs."""
+        """Start the VM; whether it runs."""
         error = self.start()
         time.sleep(3)
         return self.demand(error is None, f"{name}: virsh start: {error}")
 
     def hold(self) -> None:
-        """A process opens the framebuffer."""
+        """Start a process that opens the framebuffer."""
         assert self.scenario.holder
         self.scenario.holder.begin(self.machine)
 
     def let_go(self) -> None:
-        """It ends."""
+        """End that process."""
         assert self.scenario.holder
         self.scenario.holder.end(self.machine)
 
     def pid_of_qemu(self) -> str:
-        """The VM's process."""
+        """The process id of the VM's QEMU."""
         return self.machine.run("cat /run/libvirt/qemu/gpu.pid").stdout.strip()
 
     def wait_for_libvirtd(self, name: str) -> None:
-        """Until it answers; systemd restarts it by itself after a SIGKILL."""
+        """Wait until libvirtd answers; systemd restarts it after a SIGKILL."""
         answers = "until timeout 10 virsh -q list --all; do sleep 1; done"
         self.demand(self.machine.run(answers, 120).ok, f"{name}: libvirtd does not answer")
         self.machine.run(LOOK)

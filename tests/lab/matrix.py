@@ -1,6 +1,6 @@
 """The matrix: each kernel of Debian's suites with each kind of console, under its libvirt.
 
-A cell is a scenario of the kind "observed". The matrix proper has our hook at work; for
+A cell is a scenario (cell.py). The matrix proper has our hook at work; for
 the comparison with what people use today the same cells run with no hook at all, and with
 the script that guides recommend.
 """
@@ -79,7 +79,7 @@ class Cell:
             script=self.hook is SCRIPT,
             after=After.EITHER,
             cycles=1,
-            kind="observed",
+            kind="cell",
         )
 
 

@@ -11,8 +11,8 @@ import json
 import re
 from typing import Any
 
+from .background import Background
 from .holder import Holder
-from .meanwhile import Background
 from .tmux import ESCAPE, Screen, Terminal, slug
 from .trial import CONFIG_FILE, HOOK, Trial
 from .vm import domain_xml

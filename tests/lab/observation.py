@@ -19,7 +19,7 @@ class Console(Enum):
     UNKNOWN = "unknown"  # nobody could look any more
 
 
-class Foretold(Enum):
+class Outlook(Enum):
     """What `plan` said would come of it."""
 
     NOTHING = "nothing"  # there was no `plan`
@@ -46,7 +46,7 @@ class Observation:
     meanwhile: Console | None = None
     after: Console = Console.UNKNOWN
     faults: tuple[str, ...] = ()
-    foretold: Foretold = Foretold.NOTHING
+    outlook: Outlook = Outlook.NOTHING
     logged_gone: bool = False
     start_s: float = 0.0
 
@@ -54,19 +54,19 @@ class Observation:
     def outcome(self) -> str:
         """In few words what came of it, where no promise of our hook was broken."""
         if self.error:
-            return "refused" if self.foretold is Foretold.REFUSED else "not started"
+            return "refused" if self.outlook is Outlook.REFUSED else "not started"
         if self.after is Console.VISIBLE:
             return "back"
-        return "gone, announced" if self.foretold is Foretold.GONE else self.after.value
+        return "gone, announced" if self.outlook is Outlook.GONE else self.after.value
 
 
-def foretold(plan: str) -> Foretold:
+def outlook_of(plan: str) -> Outlook:
     """What the words of `plan` promise; NOTHING where there are none."""
     if not plan:
-        return Foretold.NOTHING
+        return Outlook.NOTHING
     if REFUSED_SENTENCE in plan:
-        return Foretold.REFUSED
-    return Foretold.GONE if GONE_SENTENCE in plan else Foretold.BACK
+        return Outlook.REFUSED
+    return Outlook.GONE if GONE_SENTENCE in plan else Outlook.BACK
 
 
 def broken_promises(seen: Observation) -> list[str]:
@@ -74,7 +74,7 @@ def broken_promises(seen: Observation) -> list[str]:
     wrong = list(seen.faults)
     if seen.error:
         return wrong + _of_refusal(seen)
-    if seen.foretold is Foretold.REFUSED:
+    if seen.outlook is Outlook.REFUSED:
         wrong.append("the VM started although plan said that it would be refused")
     if not seen.mapped:
         wrong.append("QEMU has not mapped BAR 0")
@@ -84,7 +84,7 @@ def broken_promises(seen: Observation) -> list[str]:
 
 
 def _of_refusal(seen: Observation) -> list[str]:
-    if seen.foretold is not Foretold.REFUSED:
+    if seen.outlook is not Outlook.REFUSED:
         return [f"the VM did not start although plan said nothing of it: {seen.error}"]
     if seen.after is not Console.VISIBLE:
         return [f"the VM was refused, and yet the console is {seen.after.value}"]
@@ -92,7 +92,7 @@ def _of_refusal(seen: Observation) -> list[str]:
 
 
 def _of_return(seen: Observation) -> list[str]:
-    said = {"plan": seen.foretold is Foretold.GONE, "log": seen.logged_gone}
+    said = {"plan": seen.outlook is Outlook.GONE, "log": seen.logged_gone}
     if seen.after is Console.VISIBLE:
         return [
             f"the console is back although the {p} said it would not be" for p in said if said[p]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from . import between
+from . import wrapper
 from .machine import Machine
 from .vm import VM
 
@@ -55,12 +55,12 @@ def begin(machine: Machine, hook: str) -> None:
     """From now on every event of a VM is recorded."""
     machine.put(RECORDER, _RECORD.encode())
     machine.run(f"rm -rf {_DIRECTORY}; mkdir {_DIRECTORY}")
-    between.put(machine, hook, _SCRIPT)
+    wrapper.install(machine, hook, _SCRIPT)
 
 
 def end(machine: Machine, hook: str) -> dict[str, str]:
     """What was recorded since, by the phase, and no more of it."""
-    between.take_off(machine, hook)
+    wrapper.remove(machine, hook)
     machine.run(f"cd {_DIRECTORY}; wc -l *; cat *.errors")
     found = {}
     for event, phase in _EVENTS.items():

@@ -41,7 +41,7 @@ from .vm import UUID, VM
 
 PHASES = ("prepared", "bound", "during", "stopped", "after")
 KINDS = (
-    "apparmor", "cycles", "dropin", "killed", "moved", "observed", "rebound", "reserved",
+    "apparmor", "cell", "cycles", "dropin", "killed", "moved", "rebound", "reserved",
     "sound", "terminated", "two-vms", "untouched",
 )  # fmt: skip
 
@@ -114,7 +114,7 @@ def differences(
         machines = (normal(recorded[phase], directory / phase), predicted[phase])
         if phase == "during":
             machines = (
-                _without_the_guests_writes(machines[0]), _without_the_guests_writes(machines[1])
+                _without_guest_writes(machines[0]), _without_guest_writes(machines[1])
             )  # fmt: skip
         wrong = difference(*machines)
         if wrong:
@@ -159,7 +159,7 @@ def difference(lab: str, fake: str) -> str:
     return "\n".join(lines[:_LONGEST_DIFFERENCE] + ([f"and {more} more"] if more > 0 else []))
 
 
-def _without_the_guests_writes(machine: str) -> str:
+def _without_guest_writes(machine: str) -> str:
     """The machine without what a guest may write to config space of its GPUs through vfio.
 
     Its firmware switches SERR on in COMMAND, and the ROM's address is in the BAR

@@ -70,7 +70,7 @@ class Scenario:
     refused: str = ""
     mapped: bool = True
     after: After = After.BACK
-    told: tuple[tuple[str, str], ...] = ()
+    says: tuple[tuple[str, str], ...] = ()
     stays: tuple[int, ...] = ()
     alive_meanwhile: bool = True
     rom_shadowed: bool | None = None
@@ -93,7 +93,7 @@ def leaving(scenario: Scenario, gpus: Sequence[T]) -> tuple[T, ...]:
 
 
 GONE_SENTENCE = r"will not come back before a reboot"
-TOLD_GONE = (("plan", GONE_SENTENCE), ("log", GONE_SENTENCE))
+SAYS_GONE = (("plan", GONE_SENTENCE), ("log", GONE_SENTENCE))
 # The native driver is a module that can be loaded and does not load by itself.
 NOAUTOLOAD = "lab.noautoload"
 FB_HOLDER = Holder("fb-holder", "/dev/fb0")
@@ -120,7 +120,7 @@ def _killed(kernel: str) -> Scenario:
 SCENARIOS = (
     Scenario("efifb-5.10", "5.10", EFIFB, smoke=True),
     Scenario("efifb-6.12", "6.12", EFIFB, smoke=True),
-    Scenario("efifb-6.1", "6.1", EFIFB, after=After.GONE, told=TOLD_GONE, smoke=True),
+    Scenario("efifb-6.1", "6.1", EFIFB, after=After.GONE, says=SAYS_GONE, smoke=True),
     Scenario(
         "dual-boot-leaves",
         "6.1",
@@ -194,7 +194,7 @@ SCENARIOS = (
         config="keep_console: never\n",
         alive_meanwhile=False,
         after=After.GONE,
-        told=TOLD_GONE,
+        says=SAYS_GONE,
     ),
     Scenario(
         "dual-boot-leaves-efifb-5.10",
@@ -275,7 +275,7 @@ SCENARIOS = (
         cycles=1,
     ),
     Scenario("by-hand", "6.12", EFIFB, kind="by-hand"),
-    Scenario("nobody", "6.12", EFIFB, kind="nobody", cycles=1),
+    Scenario("unprivileged", "6.12", EFIFB, kind="unprivileged", cycles=1),
     Scenario(
         "newcomer",
         "6.12",
@@ -330,7 +330,7 @@ SCENARIOS = (
         kernel_line=NOAUTOLOAD,
         config="bootfb: rescan\n",
         after=After.GONE,
-        told=TOLD_GONE,
+        says=SAYS_GONE,
     ),
     Scenario(
         "reserved-0380-rescan",
@@ -340,7 +340,7 @@ SCENARIOS = (
         kernel_line=NOAUTOLOAD,
         config="bootfb: rescan\n",
         after=After.GONE,
-        told=TOLD_GONE,
+        says=SAYS_GONE,
         kind="reserved",
     ),
     Scenario("efidrm", "own-7", EFIDRM, gpus=(BOCHS,), kernel_line=NOAUTOLOAD),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from . import between
+from . import wrapper
 from .machine import Machine
 
 _LOG = "/run/lab-share"
@@ -59,14 +59,14 @@ class Reading:
 def begin(machine: Machine, hook: str) -> Reading:
     """From now on the hook's time is taken."""
     machine.run(f"rm -f {_LOG}")
-    between.put(machine, hook, _SCRIPT)
+    wrapper.install(machine, hook, _SCRIPT)
     return Reading.of(machine)
 
 
 def end(machine: Machine, hook: str, began: Reading) -> str:
     """What of the time since then was the hook's, in words, and no more of it is taken."""
     ended = Reading.of(machine)
-    between.take_off(machine, hook)
+    wrapper.remove(machine, hook)
     events = read(machine.run(f"cat {_LOG}").stdout)
     whole_s = ended.up_s - began.up_s
     share = Share(sum(took_s for took_s, _ in events.values()), whole_s)

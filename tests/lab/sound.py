@@ -2,7 +2,7 @@
 
 Its driver waits for the program, beyond any signal (Linux sound/core/init.c,
 snd_card_free), and so does libvirtd, which takes the driver off, and with it
-everybody who asks libvirtd for anything.
+every client of libvirtd.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 
-from .meanwhile import Background
+from .background import Background
 from .trial import CLAIMS, Trial
 
 STILL_S = 30

@@ -26,18 +26,18 @@ open(f"{directory}/c", "w").close()
 """
 
 
-def left(directory: Path, after: int, *, everybody: bool) -> tuple[bool, set[str]]:
+def left(directory: Path, after: int, *, all_processes: bool) -> tuple[bool, set[str]]:
     """Whether it was killed, and the files that are there then."""
     directory.mkdir()
     argv = [sys.executable, "-I", "-S", "-c", PROGRAM, str(directory)]
-    run = tracer.run(argv, b"", after=after, everybody=everybody)
+    run = tracer.run(argv, b"", after=after, all_processes=all_processes)
     return run.killed, {path.name for path in directory.iterdir()}
 
 
 def test_each_call_that_changes_something_is_seen_once(tmp_path: Path) -> None:
     argv = [sys.executable, "-I", "-S", "-c", PROGRAM, str(tmp_path)]
 
-    run = tracer.run(argv, b"", after=0, everybody=True)
+    run = tracer.run(argv, b"", after=0, all_processes=True)
 
     assert (run.status, run.said) == (0, "")
     calls = [call.partition(": ")[2].replace(str(tmp_path), "") for call in run.calls]
@@ -45,7 +45,7 @@ def test_each_call_that_changes_something_is_seen_once(tmp_path: Path) -> None:
 
 
 def test_all_of_it_is_killed_right_after_each_of_them(tmp_path: Path) -> None:
-    seen = [left(tmp_path / str(after), after, everybody=True) for after in range(1, 7)]
+    seen = [left(tmp_path / str(after), after, all_processes=True) for after in range(1, 7)]
 
     assert seen == [
         (True, {"a"}),
@@ -58,12 +58,12 @@ def test_all_of_it_is_killed_right_after_each_of_them(tmp_path: Path) -> None:
 
 
 def test_or_only_who_made_the_call(tmp_path: Path) -> None:
-    assert left(tmp_path / "sh", 1, everybody=False) == (True, {"b", "c"})
-    assert left(tmp_path / "itself", 4, everybody=False) == (True, {"b"})
+    assert left(tmp_path / "sh", 1, all_processes=False) == (True, {"b", "c"})
+    assert left(tmp_path / "itself", 4, all_processes=False) == (True, {"b"})
 
 
 @pytest.mark.skipif(MEASURED, reason="coverage writes when a process ends")
 def test_a_program_that_cannot_be_run_is_told(tmp_path: Path) -> None:
-    run = tracer.run([str(tmp_path / "missing")], b"", after=1, everybody=True)
+    run = tracer.run([str(tmp_path / "missing")], b"", after=1, all_processes=True)
 
     assert (run.status >> 8, run.killed, run.calls) == (70, False, [])

@@ -45,7 +45,7 @@ def test_the_corner_is_the_upper_left() -> None:
     assert picture.corner(1, 5) == Picture(1, 2, WHITE + GREY)
 
 
-# Lines as /proc/PID/maps of the nested QEMU had them.
+# Lines of /proc/PID/maps of the nested QEMU.
 MAPS_5_10 = """\
 7fd831600000-7fd832600000 rw-s c0000000 00:0d 8944    anon_inode:[vfio-device]
 7fd837202000-7fd837203000 rw-s c1000000 00:0d 8944    anon_inode:[vfio-device]
@@ -95,7 +95,7 @@ RESOURCE = """\
 
 
 @pytest.mark.parametrize(("flags", "shadowed"), [("212", True), ("200", False)])
-def test_the_seventh_line_of_resource_tells_whether_the_rom_is_shadowed(
+def test_the_seventh_line_of_resource_shows_whether_the_rom_is_shadowed(
     flags: str, shadowed: bool
 ) -> None:
     gpu = read_gpu("0000:00:06.0", RESOURCE.replace("212", flags))
@@ -104,14 +104,14 @@ def test_the_seventh_line_of_resource_tells_whether_the_rom_is_shadowed(
 
 
 def hook_log(**other: str) -> list[str]:
-    """What the foreign hooks write in one start and destroy when ours runs between them."""
-    held = {
+    """The log of the foreign hooks for one start and destroy when ours runs between them."""
+    claims = {
         "prepare:begin": "001", "start:begin": "111", "started:begin": "111",
         "stopped:end": "111", "release:end": "110",
     }  # fmt: skip
     return [
         f"{name} {event} digest-of-{event} {other.get(event, counts)[number]}"
-        for event, counts in held.items()
+        for event, counts in claims.items()
         for number, name in enumerate(("qemu", "10-foreign", "90-foreign"))
     ]
 
@@ -125,17 +125,17 @@ def test_the_hooks_in_their_order_are_no_disorder() -> None:
     [
         (hook_log(**{"prepare:begin": "000"}), "prepare:begin: ours did not run between"),
         (hook_log(**{"release:end": "100"}), "release:end: ours did not run between"),
-        (hook_log()[1:], "prepare:begin: called were"),
+        (hook_log()[1:], "prepare:begin: libvirt called"),
         ([hook_log()[0].replace("digest", "other"), *hook_log()[1:]], "they did not read the same"),
         ([*hook_log(), "qemu migrate:begin digest 0"], "migrate:begin: was not expected"),
     ],
 )
-def test_a_hook_that_is_missing_or_late_or_reads_something_else_is_told(
+def test_a_hook_that_is_missing_or_late_or_reads_something_else_is_reported(
     log: list[str], wrong: str
 ) -> None:
-    (told,) = disorder(log)
+    (reported,) = disorder(log)
 
-    assert wrong in told
+    assert wrong in reported
 
 
 def test_a_small_budget_leaves_scenarios_out_and_forgets_none(tmp_path: Path) -> None:

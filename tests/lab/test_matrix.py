@@ -11,26 +11,26 @@ import pytest
 from . import __main__ as command_line
 from . import kernel_log, matrix, tables
 from .kernels import KERNELS
-from .observation import Console, Foretold, Observation, broken_promises, foretold
+from .observation import Console, Observation, Outlook, broken_promises, outlook_of
 from .result import Outcome, Result
 from .scenarios import SCENARIOS
 
-GOOD = Observation("6.12.107", "11.3.0", mapped=True, after=Console.VISIBLE, foretold=Foretold.BACK)
-GONE = replace(GOOD, after=Console.DEAD, foretold=Foretold.GONE, logged_gone=True)
-REFUSED = replace(GOOD, mapped=None, error="no", foretold=Foretold.REFUSED)
+GOOD = Observation("6.12.107", "11.3.0", mapped=True, after=Console.VISIBLE, outlook=Outlook.BACK)
+GONE = replace(GOOD, after=Console.DEAD, outlook=Outlook.GONE, logged_gone=True)
+REFUSED = replace(GOOD, mapped=None, error="no", outlook=Outlook.REFUSED)
 
 
 @pytest.mark.parametrize(
     ("plan", "says"),
     [
-        ("", Foretold.NOTHING),
-        ("the VM would start\nwhat is gone will not come back before a reboot\n", Foretold.GONE),
-        ("the VM would be refused\nit will not come back before a reboot", Foretold.REFUSED),
-        ("the VM would start\n", Foretold.BACK),
+        ("", Outlook.NOTHING),
+        ("the VM would start\nwhat is gone will not come back before a reboot\n", Outlook.GONE),
+        ("the VM would be refused\nit will not come back before a reboot", Outlook.REFUSED),
+        ("the VM would start\n", Outlook.BACK),
     ],
 )
-def test_what_plan_promises_is_read_from_its_words(plan: str, says: Foretold) -> None:
-    assert foretold(plan) is says
+def test_what_plan_promises_is_read_from_its_words(plan: str, says: Outlook) -> None:
+    assert outlook_of(plan) is says
 
 
 @pytest.mark.parametrize("kept", [GOOD, GONE, REFUSED, replace(GOOD, meanwhile=Console.VISIBLE)])
@@ -49,8 +49,8 @@ def test_what_came_as_it_was_said_breaks_no_promise(kept: Observation) -> None:
         (replace(GOOD, after=Console.DISTORTED), "the console is distorted"),
         (replace(GOOD, after=Console.UNKNOWN), "the console is unknown"),
         (replace(GOOD, meanwhile=Console.DEAD), "the GPU that stays is not visible"),
-        (replace(GOOD, foretold=Foretold.REFUSED), "started although plan said"),
-        (replace(REFUSED, foretold=Foretold.BACK), "did not start although plan said nothing"),
+        (replace(GOOD, outlook=Outlook.REFUSED), "started although plan said"),
+        (replace(REFUSED, outlook=Outlook.BACK), "did not start although plan said nothing"),
         (replace(REFUSED, after=Console.DEAD), "refused, and yet the console is dead"),
         (replace(GOOD, faults=("kernel: Oops",)), "kernel: Oops"),
     ],
@@ -67,8 +67,8 @@ def test_each_broken_promise_is_told_in_a_sentence(seen: Observation, wrong: str
         (GOOD, "back"),
         (GONE, "gone, announced"),
         (REFUSED, "refused"),
-        (replace(GONE, foretold=Foretold.NOTHING), "dead"),
-        (replace(REFUSED, foretold=Foretold.NOTHING), "not started"),
+        (replace(GONE, outlook=Outlook.NOTHING), "dead"),
+        (replace(REFUSED, outlook=Outlook.NOTHING), "not started"),
     ],
 )
 def test_nothing_is_called_said_or_refused_without_a_plan(seen: Observation, outcome: str) -> None:

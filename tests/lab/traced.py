@@ -1,34 +1,32 @@
-"""Cycles of which the first one runs under strace: what the hook did to the host's consoles."""
+"""Cycles, the first of which runs under strace to show what the hook does to the consoles."""
 
 from __future__ import annotations
 
-from . import trace
+from . import trace, wrapper
 from .pictures import Picture
 from .trial import HOOK, Trial
 
 TRACE = "/run/lab-trace"
 GATE = f"{HOOK}-traced"
-# With --seccomp-bpf only the calls that are looked for stop their process. -X verbose
-# writes the numbers that trace.py reads and the names that people read.
+# With --seccomp-bpf only the listed calls stop their process. -X verbose writes the
+# numbers that trace.py reads and the names that people read.
 STRACE = f"""#!/bin/sh
 exec /usr/bin/strace -f --seccomp-bpf -y -s 128 -X verbose -e signal=none \
-    -e trace={",".join(trace.CALLS)} -A -o {TRACE} {GATE} "$@"
+    -e trace={",".join(trace.CALLS)} -A -o {TRACE} {{hook}} "$@"
 """
 
 
 class Traced(Trial):
-    """Starts and destroys the VM with strace between libvirtd and the hook, and reads the trace."""
+    """Starts and destroys the VM with strace between libvirtd and the hook; checks the trace."""
 
     def cycle(self, number: int) -> None:
         """The first cycle under strace, the others without."""
         if number > 1:
             super().cycle(number)
             return
-        self.machine.run(f"mv {HOOK} {GATE}")
-        self.machine.put(f"{HOOK}.new", STRACE.encode())
-        self.machine.run(f"chmod 755 {HOOK}.new; mv {HOOK}.new {HOOK}")
+        wrapper.install(self.machine, HOOK, STRACE, GATE)
         super().cycle(number)
-        self.machine.run(f"mv {GATE} {HOOK}")
+        wrapper.remove(self.machine, HOOK, GATE)
         content = self.machine.get(TRACE) or b""
         (self.directory / "strace.txt").write_bytes(content)
         seen = trace.read(content.decode(errors="replace"))
@@ -40,12 +38,12 @@ class Traced(Trial):
         self.check_trace(seen)
 
     def check_trace(self, seen: trace.Seen) -> None:
-        """What the trace must show."""
+        """Demand what the trace must show."""
         raise NotImplementedError
 
 
 class Moved(Traced):
-    """The consoles move, and the trace shows how: so it would show it elsewhere too."""
+    """The consoles move, and the trace shows it; so it would also show it in Untouched."""
 
     def check_trace(self, seen: trace.Seen) -> None:
         """At least all 63 consoles were mapped to the GPU that stays."""
@@ -54,7 +52,7 @@ class Moved(Traced):
 
 
 class Untouched(Traced):
-    """What leaves carries no console: not one write to any, and not one pixel changes."""
+    """The VM's GPU shows no console: the hook writes to no console, and no pixel changes."""
 
     shown: Picture | None = None
 
@@ -64,26 +62,26 @@ class Untouched(Traced):
             self.demand(False, f"the hook changes the host's console: {call.text}")
 
     def check_running(self, name: str) -> None:
-        """The monitor shows what it showed before the VM was started, to the pixel."""
+        """The monitor shows exactly the picture of before the VM's start."""
         super().check_running(name)
         self.check_unchanged(name, "while the VM runs")
 
     def check_console(self, name: str, number: int) -> None:
-        """The same when it is gone, and the console lives."""
+        """The picture is the same after the VM, and the console is alive."""
         self.check_unchanged(name, "after the VM")
         super().check_console(name, number)
 
     def check_unchanged(self, name: str, when: str) -> None:
-        """Compare with the picture of before the start; the text on the console is the same."""
+        """Compare with the picture of before the start, when the console had the same text."""
         now = self.monitor()
         now.write_png(self.directory / f"{name}-untouched-{when.split()[0]}.png")
         self.demand(now == self.shown, f"{name}: the monitor's picture changed {when}")
 
     def start(self) -> str | None:
-        """Look at the whole monitor, then start the VM."""
+        """Take a picture of the whole monitor, then start the VM."""
         self.shown = self.monitor()
         return super().start()
 
     def monitor(self) -> Picture:
-        """All that the monitor of the console shows."""
+        """The whole picture on the console's monitor."""
         return self.machine.screendump(self.scenario.monitor)

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import kernel_log, monitors, phases, predicted, said, scenarios, share
+from . import kernel_log, monitors, phases, predicted, printed, scenarios, share
 from .machine import LostMachine, Machine
 from .monitors import LIT_AT_LEAST, OTHER_TEXT, TEXT
 from .pictures import Picture
@@ -51,7 +51,7 @@ class Trial:
         self.result = result
         self.gpus: tuple[GuestGpu, ...] = ()
         self.reference: Picture | None = None
-        self.records: dict[str, str] = {}
+        self.snapshots: dict[str, str] = {}
 
     hook_path = HOOK
     """Where ours is."""
@@ -176,7 +176,7 @@ class Trial:
             bool(re.search(self.scenario.refused, text)),
             f"{name}: the error does not say /{self.scenario.refused}/: {text}",
         )
-        self.check_told(name, plan, text)
+        self.check_says(name, plan, text)
         self.demand(monitors.same(before, after), f"{name}: the picture changed")
         self.demand(self.host_state() == state, f"{name}: the host's state changed")
         self.check_untouched(name, number, machine)
@@ -252,7 +252,7 @@ class Trial:
         if self.scenario.hook:
             self.check_claims(name)
             if number == 1:
-                self.check_told(name, plan, error or "")
+                self.check_says(name, plan, error or "")
                 self.record("after")
                 self.check_predicted(name)
 
@@ -281,14 +281,14 @@ class Trial:
     def keep_phase(self, phase: str) -> None:
         """Record the machine as it is now; sooner than record(), which looks at more."""
         if self.scenario.hook:
-            self.keep_record(phase, phases.now(self.machine))
+            self.keep_snapshot(phase, phases.now(self.machine))
 
     def keep_phases(self) -> None:
         """Take what was recorded since phases.begin()."""
         if not self.scenario.hook:
             return
         for phase, text in phases.end(self.machine, self.hook_path).items():
-            self.keep_record(phase, text)
+            self.keep_snapshot(phase, text)
 
     def check_predicted(self, name: str) -> None:
         """The fake machine says the same of each phase."""
@@ -297,7 +297,7 @@ class Trial:
         if not predicted.can(self.scenario):
             self.result.notes.append("the fake machine was not asked: there is no PyYAML here")
             return
-        before, found = self.records.pop("before", ""), self.records
+        before, found = self.snapshots.pop("before", ""), self.snapshots
         missing = [phase for phase in predicted.PHASES if phase not in found]
         if not self.demand(bool(before) and not missing, f"{name}: no recordings of {missing}"):
             return
@@ -380,11 +380,11 @@ class Trial:
         left = self.machine.run(f"ls -A {CLAIMS} 2>/dev/null").stdout.split()
         self.demand(not left, f"{name}: claims are left: {' '.join(left)}")
 
-    def check_told(self, name: str, plan: str, error: str) -> None:
+    def check_says(self, name: str, plan: str, error: str) -> None:
         """The person was told what the scenario says."""
         log = self.machine.run("journalctl -o cat -t vfio-console-hook").stdout
         places = {"plan": plan, "log": log, "error": error}
-        for place, pattern in self.scenario.told:
+        for place, pattern in self.scenario.says:
             found = re.search(pattern, places[place])
             self.demand(bool(found), f"{name}: the {place} does not say /{pattern}/")
 
@@ -406,16 +406,16 @@ class Trial:
         if content is None:
             self.result.notes.append(f"no recording {when}")
         else:
-            self.keep_record(when, content.decode())
+            self.keep_snapshot(when, content.decode())
 
-    def keep_record(self, phase: str, text: str) -> None:
+    def keep_snapshot(self, phase: str, text: str) -> None:
         """Keep a recording of the machine in this phase."""
-        self.records[phase] = text
+        self.snapshots[phase] = text
         (self.directory / f"machine-{phase}.tree").write_text(text)
 
     def said(self, when: str) -> None:
         """The program says the same of the machine and of its recording; kept as a text."""
-        for command in said.COMMANDS:
+        for command in printed.COMMANDS:
             of_machine = self.say(command)
             of_recording = self.say(f"--root /root/machine-{when}.tree {command}")
             name = command.partition(" ")[0]
@@ -426,7 +426,7 @@ class Trial:
     def say(self, command: str) -> str:
         """What a command prints, without times, and how it ends."""
         answer = self.machine.run(f"vfio-console-hook {command} 2>&1", 120)
-        return f"{said.timeless(answer.stdout)}[{answer.status}]\n"
+        return f"{printed.without_times(answer.stdout)}[{answer.status}]\n"
 
     def demand(self, holds: bool, otherwise: str) -> bool:
         """Note a failure unless it holds; whether it does."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from .apparmor import AppArmor
 from .by_hand import ByHand
+from .cell import CellTrial
 from .desktop import Desktop
 from .dropin import DropIn
 from .every_call import EveryCall
 from .killed import Killed
 from .newcomer import Newcomer
-from .nobody import Nobody
-from .observed import Observed
 from .rebound import Rebound
 from .reserved import Reserved
 from .sound import Sound, Stuck
@@ -18,10 +17,12 @@ from .terminated import Terminated
 from .traced import Moved, Untouched
 from .trial import Trial
 from .two_vms import TwoVms
+from .unprivileged import Unprivileged
 
 KINDS: dict[str, type[Trial]] = {
     "apparmor": AppArmor,
     "by-hand": ByHand,
+    "cell": CellTrial,
     "cycles": Trial,
     "desktop": Desktop,
     "dropin": DropIn,
@@ -29,13 +30,12 @@ KINDS: dict[str, type[Trial]] = {
     "killed": Killed,
     "moved": Moved,
     "newcomer": Newcomer,
-    "nobody": Nobody,
-    "observed": Observed,
     "rebound": Rebound,
     "reserved": Reserved,
     "sound": Sound,
     "stuck": Stuck,
     "terminated": Terminated,
     "two-vms": TwoVms,
+    "unprivileged": Unprivileged,
     "untouched": Untouched,
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 
-from .meanwhile import Background
+from .background import Background
 from .trial import CLAIMS, LOOK, Trial
 from .vm import UUID, domain_xml
 
@@ -40,7 +40,7 @@ class TwoVms(Trial):
 
     def meanwhile(self, name: str, number: int) -> None:
         """The other VM is refused, and neither the first one nor its record notices."""
-        record = self.record_text()
+        record = self.claim_text()
         state = self.host_state()
         told = self.told()
         answer = self.machine.run(f"virsh start {OTHER}", 180)
@@ -51,7 +51,7 @@ class TwoVms(Trial):
         refused = len(news) == 1 and said in news[0]
         self.demand(refused, f"{name}: the hook did more than to refuse: {news}")
         self.check_running(f"{name} beside the other")
-        self.demand(self.record_text() == record, f"{name}: the record of the first VM changed")
+        self.demand(self.claim_text() == record, f"{name}: the record of the first VM changed")
         self.demand(self.host_state() == state, f"{name}: the host's state changed")
 
     def other_alone(self, number: int) -> None:
@@ -98,6 +98,6 @@ class TwoVms(Trial):
         log = self.machine.run(f"journalctl -o cat -t vfio-console-hook | grep '^{OTHER}:'")
         return log.stdout.splitlines()
 
-    def record_text(self) -> str:
+    def claim_text(self) -> str:
         """The record of the first VM."""
         return self.machine.run(f"cat {CLAIMS}/{UUID}").stdout

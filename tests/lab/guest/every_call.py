@@ -66,7 +66,7 @@ class Machine:
 
     def killed(self, event: str, after: int, whom: str) -> tracer.Run:
         """The same, killed after so many calls."""
-        return tracer.run(self.argv(event), self.xml, after=after, everybody=whom == "all")
+        return tracer.run(self.argv(event), self.xml, after=after, all_processes=whom == "all")
 
     def driver(self) -> str:
         """The name of the driver that the GPU is bound to, or ""."""

@@ -71,17 +71,17 @@ class Run:
     said: str = ""
 
 
-def run(argv: list[str], text: bytes, *, after: int, everybody: bool) -> Run:
+def run(argv: list[str], text: bytes, *, after: int, all_processes: bool) -> Run:
     """Run a program with a text on stdin, and kill it after so many of those calls.
 
-    everybody: with all that it has started, otherwise only the process that made the
+    all_processes: with all that it has started, otherwise only the process that made the
     call. It returns when the program and all that it has started have ended.
     """
     errors = os.memfd_create("errors")
     pid = os.fork()
     if pid == 0:
         _begin(argv, text, errors)
-    tracer = _Tracer(pid, after, everybody)
+    tracer = _Tracer(pid, after, all_processes)
     tracer.follow()
     os.lseek(errors, 0, os.SEEK_SET)
     tracer.run.said = os.read(errors, 65536).decode(errors="replace")
@@ -138,11 +138,11 @@ def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:
 class _Tracer:
     """Follows a program and all that it starts to their ends."""
 
-    def __init__(self, pid: int, after: int, everybody: bool) -> None:
+    def __init__(self, pid: int, after: int, all_processes: bool) -> None:
         self.run = Run()
         self._first = pid
         self._after = after
-        self._everybody = everybody
+        self._all_processes = all_processes
         self._alive = {pid}
         self._begun = {pid}
         os.waitpid(pid, _WALL)
@@ -192,7 +192,7 @@ class _Tracer:
     def _kill(self, pid: int) -> None:
         self.run.killed = True
         # Who is stopped comes last, so that nobody sees the others go.
-        others = self._alive - {pid} if self._everybody else set()
+        others = self._alive - {pid} if self._all_processes else set()
         for victim in (*others, pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)

@@ -1,11 +1,11 @@
-"""Runs inside a lab machine: waits for a point in the hook's work, and kills somebody there.
+"""Runs inside a lab machine: waits for a point in the hook's work and kills processes there.
 
     watcher.py VM EVENT TEXT VICTIM SECONDS
 
-The point is when the hook of that event of the VM runs and the VMs' claims hold the
-text. Prints {"hook": [pid...], "worker": [pid...], "claim": text} as they are then.
-VICTIM says who gets SIGKILL: the whole "hook", its "supervisor" or its "worker" alone,
-"libvirtd", "everything" (libvirtd first, so that it cannot notice), or "nobody".
+The point is reached when the hook handles EVENT of VM and TEXT is in the claims. Prints
+{"hook": [pid...], "worker": [pid...], "claim": text} as of then. VICTIM says which
+processes get SIGKILL: the whole "hook", only its "supervisor" or its "worker", "libvirtd",
+"everything" (libvirtd first, so that it does not see the hook end), or "none".
 Standard library of Python 3.9 only.
 """
 
@@ -22,7 +22,7 @@ HOOK = "/usr/lib/vfio-console-hook/hook"
 
 
 def hooks(vm: str, event: str) -> dict[int, int]:
-    """The processes of the hook for an event: pid -> parent's pid."""
+    """The processes of the hook that handle an event: pid -> parent's pid."""
     found = {}
     for directory in glob.glob("/proc/[0-9]*"):
         try:
@@ -38,14 +38,14 @@ def hooks(vm: str, event: str) -> dict[int, int]:
 
 
 def claims() -> str:
-    """What is written in the claims of all VMs."""
+    """The text of the claims of all VMs."""
     texts = []
     for path in glob.glob("/run/vfio-console-hook/claims/[!.]*"):
         try:
             with open(path) as file:
                 texts.append(file.read())
         except OSError:
-            continue  # it has just been given up
+            continue  # it has just been removed
     return "".join(texts)
 
 
@@ -53,7 +53,7 @@ def victims(kind: str, supervisors: list[int], workers: list[int], daemon: int) 
     """The processes to kill, in this order."""
     hook = supervisors + workers
     kinds = {"hook": hook, "supervisor": supervisors, "worker": workers}
-    kinds.update({"libvirtd": [daemon], "everything": [daemon, *hook], "nobody": []})
+    kinds.update({"libvirtd": [daemon], "everything": [daemon, *hook], "none": []})
     return kinds[kind]
 
 
@@ -64,7 +64,7 @@ def libvirtd() -> int:
 
 
 def main(vm: str, event: str, text: str, victim: str, seconds: str) -> int:
-    """Wait, kill, and say what was there; the exit status."""
+    """Wait for the point, kill, print the processes and claims; the exit status."""
     until = time.monotonic() + float(seconds)
     while time.monotonic() < until:
         found = hooks(vm, event)

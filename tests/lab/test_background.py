@@ -1,4 +1,4 @@
-"""The parts of the trials of accidents and neighbours that need no machine."""
+"""The victims of the watcher, and what else of the machine and VM needs no machine to test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_two_vms_differ_only_in_name_and_uuid() -> None:
 
 
 def test_apparmor_is_off_unless_a_scenario_asks_for_it() -> None:
-    # The kernel obeys the last one (Linux init/main.c, parse_args goes from left to right).
+    # The last one counts: parse_args goes from left to right (Linux init/main.c).
     asking = Hardware((Gpu(),), None, kernel_line="apparmor=1")
 
     words = [word for word in kernel_line(asking).split() if word.startswith("apparmor=")]
@@ -29,11 +29,11 @@ def test_apparmor_is_off_unless_a_scenario_asks_for_it() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "killed"),
-    [("hook", [7, 8]), ("supervisor", [7]), ("worker", [8]), ("nobody", [])],
+    [("hook", [7, 8]), ("supervisor", [7]), ("worker", [8]), ("none", [])],
 )
-def test_the_watcher_kills_whom_it_is_told_to(kind: str, killed: list[int]) -> None:
+def test_the_watcher_kills_the_processes_of_a_victim(kind: str, killed: list[int]) -> None:
     assert watcher.victims(kind, [7], [8], daemon=5) == killed
 
 
-def test_everything_begins_with_libvirtd_so_that_it_cannot_notice() -> None:
+def test_libvirtd_is_killed_before_the_hook_so_that_it_does_not_see_the_hook_end() -> None:
     assert watcher.victims("everything", [7], [8], daemon=5) == [5, 7, 8]

@@ -15,7 +15,7 @@ from . import kernel_log, monitors, phases
 from .images import GUEST
 from .machine import LostMachine
 from .monitors import LIT_AT_LEAST, OTHER_TEXT, TEXT
-from .observation import Console, Foretold, Observation, broken_promises, foretold
+from .observation import Console, Observation, Outlook, broken_promises, outlook_of
 from .pictures import Picture
 from .scenarios import GONE_SENTENCE
 from .trial import BACK_WITHIN_S, HOOK, LOOK, Trial
@@ -28,7 +28,7 @@ SCRIPT_LOG = "/run/lab-script.log"
 KILLED = 124  # timeout(1)
 
 
-class Observed(Trial):
+class CellTrial(Trial):
     """One start and destroy; what was seen is in the result's observation."""
 
     seen: Observation
@@ -57,7 +57,7 @@ class Observed(Trial):
         self.machine.note("the VM")
         self.mark("the VM")
         self.photograph("before", TEXT)
-        self.see(foretold=foretold(self.plan("before")))
+        self.see(outlook=outlook_of(self.plan("before")))
         self.keep_phase("before")
         if self.scenario.hook:
             phases.begin(self.machine, self.hook_path)
@@ -120,7 +120,7 @@ class Observed(Trial):
             error = " ".join(answer.stderr.split())
         self.see(error=error)
         # A refusal of ours is judged by what plan said.
-        if self.seen.foretold is not Foretold.REFUSED:
+        if self.seen.outlook is not Outlook.REFUSED:
             self.fault(f"the VM does not start: {error}")
         return False
 

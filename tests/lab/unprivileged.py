@@ -87,7 +87,7 @@ LOOKS = (
 )
 
 
-class Nobody(Trial):
+class Unprivileged(Trial):
     """Attacks before, while and after a VM of root's runs."""
 
     def run(self) -> None:
@@ -149,7 +149,7 @@ class Nobody(Trial):
             self.demand(fine, f"{name}: `{command}` says {answer.stderr}")
 
     def check_modes(self, name: str) -> None:
-        """What is root's alone, and what everybody may read."""
+        """Only root has access to the claims; every user may read the status files."""
         modes = self.machine.run(
             f"find {RUN} {STATUS} ! -type l -printf '%u %y%m %h\\n' | sort | uniq"
         ).stdout.splitlines()

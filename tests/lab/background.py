@@ -1,7 +1,7 @@
-"""What is done to a machine while libvirt and the hook are at work in it.
+"""Commands in the background of a machine, and a watcher that acts while the hook runs.
 
-A command goes on in the background, and a watcher inside the machine acts at a chosen
-moment: it polls processes and the claim's file there, which is faster than the wire.
+The watcher runs inside the machine and polls processes and claims there, which is faster
+than asking from outside.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WATCHER = "/root/watcher.py"
 
 @dataclass(frozen=True)
 class Moment:
-    """What the watcher saw when it acted: the processes of the hook, and the claim's text."""
+    """The processes of the hook, and the text of the claims, when the watcher acted."""
 
     hook: tuple[int, ...]
     worker: tuple[int, ...]
@@ -25,7 +25,7 @@ class Moment:
 
 
 class Background:
-    """A command that goes on in the machine while other things are done there."""
+    """A command that runs in the background of the machine."""
 
     def __init__(self, machine: Machine, command: str, name: str) -> None:
         self._machine = machine
@@ -39,7 +39,7 @@ class Background:
         )
 
     def wait(self, timeout_s: int) -> Answer:
-        """How the command ended; status 124 when it has not, and goes on."""
+        """How the command ended; status 124 if it is still running after timeout_s."""
         status = f"{self._base}.status"
         answer = self._machine.run(
             f"n=0; until [ -e {status} ]; do n=$((n + 1)); [ $n -lt {timeout_s * 4} ] || exit 124;"
@@ -54,14 +54,13 @@ def watch(
     event: str,
     *,
     claim: str = "",
-    kill: str = "nobody",
+    kill: str = "none",
     vm: str = "gpu",
     timeout_s: int = 90,
 ) -> Moment | None:
-    """Wait until the hook runs for an event and its claim holds a text; what was there then.
+    """Wait until the hook handles an event and a text is in a claim; None after timeout_s.
 
-    kill is who gets SIGKILL at that moment, in the words of guest/watcher.py. None when
-    the moment did not come.
+    kill says which processes get SIGKILL at that moment: a VICTIM of guest/watcher.py.
     """
     machine.put(WATCHER, (GUEST / "watcher.py").read_bytes())
     words = " ".join((vm, event, f"'{claim}'", kill, str(timeout_s)))

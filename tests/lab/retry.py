@@ -1,4 +1,4 @@
-"""Running a scenario, again if its machine was lost before anything was done on it."""
+"""Runs a scenario, and runs it again if its machine was lost before the scenario began."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ ATTEMPTS = 3
 def run(
     scenario: Scenario, kind: type[Trial], boot: Callable[[], Machine], directory: Path
 ) -> Result:
-    """Run a scenario; a machine that is lost before it was ready is booted again.
+    """Run a scenario. A machine that is lost before it is ready is booted again.
 
-    kind is what is done on the machine; boot gives one that has just started.
-    Files go to directory.
+    kind has the steps of the scenario, boot starts a machine. Files go to directory.
     """
     began = time.monotonic()
     result = Result(scenario, Outcome.LOST)
