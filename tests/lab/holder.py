@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .machine import Machine
 
 _PROGRAM = b"""#!/usr/bin/python3 -IS
-# Keeps a file open. The name of this file is the name of the process.
+# Keeps a file open. The process has the name of this file.
 import sys, time
 file = open(sys.argv[1])
 time.sleep(100000)
@@ -16,14 +16,14 @@ time.sleep(100000)
 
 @dataclass(frozen=True)
 class Holder:
-    """So many processes of that name, each of which has the node open."""
+    """count processes with this name, each of which has the node open."""
 
     name: str
     node: str
     count: int = 1
 
     def begin(self, machine: Machine) -> None:
-        """Start them, and wait until they have the node open."""
+        """Start the processes and wait until they have the node open."""
         program = f"/root/{self.name}"
         machine.put(program, _PROGRAM)
         machine.run(f"chmod +x {program}")
@@ -36,9 +36,9 @@ class Holder:
         machine.run(f"n=0; until {opened}; do {tries}; done; pgrep -a {self.name}", 120)
 
     def end(self, machine: Machine) -> None:
-        """End those that are left."""
+        """End the processes that are left."""
         machine.run(f"pkill {self.name}; sleep 1")
 
     def left(self, machine: Machine) -> int:
-        """How many of them run."""
+        """How many of the processes are running."""
         return len(machine.run(f"pgrep {self.name}").stdout.split())

@@ -1,8 +1,7 @@
 """The files a machine boots from: root file systems, firmware, initrd, the program.
 
-A root file system is what mmdebstrap makes of a package list and nothing else;
-all that is the lab's own comes with the initrd (guest/), so that changing the
-lab costs a second and not a new root.
+mmdebstrap makes a root file system from a list of packages and adds nothing. The lab's
+own files come with the initrd (guest/), so a change to the lab does not need a new root.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ PACKAGES = (
     "procps",  # libvirtd.service needs /bin/kill to reload, up to Debian 12
     "psmisc",
     "less",
-    "strace",  # what the hook does to the kernel, seen from outside
+    "strace",  # shows the hook's system calls
 )
-# What only some scenarios need. Nothing of it runs unless the kernel line asks for it
-# (guest/init), so the others on the same root do not notice.
+# Packages for some scenarios. None of them runs unless the kernel line asks for it
+# (guest/init), so other scenarios can use the same root.
 EXTRAS = {
     "bookworm": (
         "apparmor",  # the profiles that confine libvirtd come with libvirt
@@ -51,10 +50,10 @@ EXTRAS = {
         "xserver-xorg-core",
         "xdm",
     ),
-    # A person at a terminal, who reads the manual and presses the tabulator.
+    # For the newcomer at a terminal, with manual pages and completion.
     "trixie": ("tmux", "man-db", "bash-completion"),
 }
-# OVMF differs between releases in how it lights a GPU; this one is known to.
+# Not every release of OVMF lights these GPUs; this one does.
 FIRMWARE_SUITE = "bookworm"
 
 
@@ -69,7 +68,7 @@ def root(cache: Cache, suite_name: str) -> Path:
         argv: list[str | Path] = [
             "mmdebstrap",
             "--variant=minbase",
-            # As debian.Suite has it: a mirror may be behind, its signature counts all the same.
+            # As in debian.Suite: a mirror may be out of date, but its signature must be valid.
             '--aptopt=Acquire::Check-Valid-Until "false"',
             f"--include={','.join(packages)}",
         ]
@@ -102,7 +101,7 @@ def ovmf(cache: Cache) -> Path:
 
 
 def initrd(cache: Cache, name: str, modules: Sequence[tuple[str, bytes]]) -> Path:
-    """An initrd that mounts the root, lays guest/ over it and starts systemd.
+    """An initrd that mounts the root, copies guest/ into it and starts systemd.
 
     modules are kernel modules (name, uncompressed content) in loading order.
     """
@@ -139,7 +138,7 @@ def program(repository: Path) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name in sorted(set(filter(None, names))):
             path = repository / name.decode()
-            # A file that is deleted but not yet committed as deleted is listed too.
+            # git also lists a deleted file whose deletion is not committed.
             if path.exists() or path.is_symlink():
                 tar.add(path, arcname=name.decode(), recursive=False, filter=_as_root)
     return buffer.getvalue()

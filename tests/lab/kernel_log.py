@@ -1,4 +1,4 @@
-"""What the kernel and QEMU write when something is wrong."""
+"""The messages of the kernel and QEMU when something is wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FATAL = re.compile(r"BUG: |kernel BUG|Oops|general protection|Kernel panic")
 
 
 def mark_command(text: str) -> str:
-    """The shell command that writes where later looks into the log begin."""
+    """The shell command that writes a mark, at which since_mark() begins."""
     return f"echo '{_MARK} {text}' > /dev/kmsg"
 
 
@@ -26,11 +26,11 @@ def since_mark(log: str) -> str:
 
 
 def fault(log: str) -> str | None:
-    """The first line that tells of a fault in the kernel, or None."""
+    """The first line that reports a fault in the kernel, or None."""
     return next((line.strip() for line in log.splitlines() if _FAULT.search(line)), None)
 
 
 def gravest(log: str) -> str | None:
-    """What ended a task or the machine, or else the first fault; without its time. Or None."""
+    """The line that ended a task or the machine, else the first fault, without time; or None."""
     line = next((line for line in log.splitlines() if _FATAL.search(line)), fault(log))
     return line and re.sub(r"^(?:\[[^]]*\] *)+", "", line.strip())

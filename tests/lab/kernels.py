@@ -1,4 +1,4 @@
-"""The kernels: Debian's own, and two builds with what Debian leaves out.
+"""The kernels: Debian's own, and two builds with drivers that Debian leaves out.
 
 A kernel is an image, a squashfs of its modules, and an initrd; it runs on the
 root file system of one Debian release. To add one, add a line to KERNELS.
@@ -20,7 +20,7 @@ from .cache import BuildError, Cache, command, sha256
 from .debian import Suite
 
 CONFIG = Path(__file__).parent / "config"
-# What it takes to find and mount the root file system, where it is not built in.
+# The modules that find and mount the root file system, where they are not built in.
 EARLY_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "squashfs", "overlay")
 
 
@@ -28,7 +28,7 @@ EARLY_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "squashfs", "over
 class Kernel:
     """A kernel of the lab: where it comes from and which root it runs on.
 
-    suites are tried in this order, the first that has the packages is taken.
+    suites are tried in this order; the first that has the packages is used.
     fragment is empty for Debian's own image, otherwise the name of a file in
     config/ that is merged with base.config for a build from linux-source.
     """
@@ -85,12 +85,12 @@ def build(cache: Cache, kernel: Kernel) -> Built:
 
 
 def not_offered(cache: Cache, kernel: Kernel) -> str:
-    """Why a kernel of Debian cannot be had from its suite, in a sentence; "" if it can."""
+    """Why a kernel of Debian is not in its suite, as a sentence; "" if it is."""
     try:
         here = Suite(cache, kernel.suites[0]).versions(["linux-image-amd64"])
         below = Suite(cache, kernel.root).versions(["linux-image-amd64"])
     except BuildError as e:
-        # The line of apt that says what is wrong comes last of those that begin so.
+        # The last of apt's error lines has the reason.
         errors = [line for line in str(e).splitlines() if line.startswith("E: ")]
         return errors[-1].removeprefix("E: ") if errors else str(e)
     if kernel.suites[0] != kernel.root and here == below:
@@ -99,7 +99,7 @@ def not_offered(cache: Cache, kernel: Kernel) -> str:
 
 
 def seconds_to_build(cache: Cache, kernel: Kernel) -> float:
-    """A guess, for a time budget: nothing when any build of it is in the cache."""
+    """An estimate for a time budget: 0 when any build of it is in the cache."""
     names = [f"kernel-{kernel.name}", f"root-{kernel.root}"]
     costs = [900.0 if kernel.fragment else 60.0, 120.0]
     there = [any((cache.root / "builds").glob(f"{name}-*/manifest.json")) for name in names]
@@ -186,8 +186,8 @@ def _configure(tree: Path, fragments: Sequence[Path], log: Path) -> None:
     command(["make", "ARCH=x86_64", "olddefconfig"], log=log, cwd=tree)
     have = (tree / ".config").read_text().splitlines()
     wanted = [line for path in fragments for line in path.read_text().splitlines()]
-    # An option that a newer kernel no longer knows cannot be asked for; one
-    # that it knows and refuses means a missing dependency.
+    # An option that a newer kernel no longer has is ignored; one that it has and
+    # refuses lacks a dependency.
     known = {line.split("=")[0].removeprefix("# ").split()[0] for line in have if "CONFIG_" in line}
     for line in wanted:
         if line.startswith("CONFIG_") and line not in have and line.split("=")[0] in known:
@@ -212,7 +212,7 @@ def _pack_modules(tree: Path, directory: Path, log: Path) -> None:
 
 
 def _early_modules(library: Path) -> list[Path]:
-    """The files of EARLY_MODULES and of all they need, in the order to load them."""
+    """The files of EARLY_MODULES and their dependencies, in loading order."""
     needs: dict[str, list[str]] = {}
     for line in (library / "modules.dep").read_text().splitlines():
         file, _, rest = line.partition(":")
@@ -220,7 +220,7 @@ def _early_modules(library: Path) -> list[Path]:
     order: list[str] = []
     for name in EARLY_MODULES:
         for file in needs:
-            # No match means built in. modules.dep lists the last needed first.
+            # No match means built in. modules.dep lists a dependency after its users.
             if Path(file).name.partition(".")[0].replace("-", "_") == name:
                 order += [*reversed(needs[file]), file]
     return [library / file for file in dict.fromkeys(order)]

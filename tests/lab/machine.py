@@ -1,8 +1,8 @@
-"""One QEMU that plays the host under test, and the wire to the agent inside.
+"""One QEMU as the host under test, and the connection to the agent inside.
 
 The machine has an emulated IOMMU, so vfio-pci works in it, and emulated GPUs,
 each behind its own root port and therefore in an IOMMU group of its own. It
-runs without KVM: OVMF does not survive KVM on every nested host.
+runs without KVM: OVMF crashes under KVM on some nested hosts.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PORT = "vfio-lab"
 
 KERNEL_LINE = (
     "console=tty0 console=ttyS0 intel_iommu=on iommu=pt panic=-1"
-    # A loaded machine panics in check_timer now and then.
+    # A busy machine sometimes panics in check_timer.
     " no_timer_check"
-    # Hang detectors count wall clock, of which an emulated CPU gets little.
+    # Hang detectors use wall-clock time, of which an emulated CPU gets little.
     " nowatchdog"
-    # Only where it is looked at; a later apparmor=1 goes before this.
+    # Off unless a scenario needs it; a later apparmor=1 overrides this.
     " apparmor=0"
 )
 # libvirtd probing nested KVM can hang an emulated CPU for minutes.
@@ -40,7 +40,7 @@ NATIVE_DRIVERS = ("bochs", "bochs_drm")
 
 
 class LostMachine(Exception):
-    """The machine died or went silent; ready says whether the agent had answered before."""
+    """The machine died or went silent; ready is whether the agent had answered before."""
 
     def __init__(self, text: str, *, ready: bool) -> None:
         super().__init__(text)
@@ -63,7 +63,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What QEMU is to emulate, and what the kernel is told."""
+    """What QEMU emulates, and the words for the kernel line."""
 
     gpus: tuple[Gpu, ...]
     ovmf: Path | None  # the directory with OVMF; None means SeaBIOS
@@ -74,7 +74,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command in the machine left."""
+    """The exit status and output of a command in the machine."""
 
     status: int
     stdout: str
@@ -94,9 +94,9 @@ def kernel_line(hardware: Hardware) -> str:
 
 
 def qemu_arguments(hardware: Hardware, built: Built, program: Path, directory: Path) -> list[str]:
-    """QEMU's command line but for the serial console, the agent's port and QMP."""
-    # One CPU: with two, QEMU's emulation now and then executes the breakpoint that the
-    # kernel patches its code with (Oops: int3), and machines take longer.
+    """QEMU's command line without the serial console, the agent's port and QMP."""
+    # One CPU: with two, QEMU's emulation sometimes executes the breakpoint of the kernel's
+    # code patching (Oops: int3), and machines take longer.
     argv = ["qemu-system-x86_64", "-accel", hardware.accelerator, "-cpu", "max", "-smp", "1"]
     argv += ["-m", "2048", "-machine", "q35,kernel-irqchip=split"]
     argv += ["-device", "intel-iommu,intremap=on,caching-mode=on"]
@@ -136,7 +136,7 @@ def interactive(hardware: Hardware, built: Built, program: Path) -> int:
 
 
 class Machine:
-    """A running machine; a context manager that never leaves a QEMU behind.
+    """A running machine; as a context manager it never leaves a QEMU behind.
 
     Every method raises LostMachine when the machine no longer answers.
     """
@@ -145,7 +145,7 @@ class Machine:
         self.directory = directory
         self.ready = False
         self._transcript = (directory / "transcript.txt").open("a")
-        # Socket paths may have 107 bytes only, so not in the directory of the results.
+        # Socket paths can have 107 bytes at most, so not in the directory of the results.
         self._sockets = Path(tempfile.mkdtemp(prefix="lab-"))
         self._deadline = time.monotonic() + LIFE_S
         argv = qemu_arguments(hardware, built, program, directory)
@@ -171,7 +171,7 @@ class Machine:
             raise
 
     def run(self, command: str, timeout_s: float = 60) -> Answer:
-        """What a sh command in the machine answers; status 124 when it did not end in time."""
+        """Run a sh command in the machine; its answer, with status 124 after a timeout."""
         request = {"run": command, "timeout": timeout_s}
         reply = self._ask(self._wire, request, timeout_s + 120)
         answer = Answer(int(str(reply["status"])), str(reply["stdout"]), str(reply["stderr"]))
@@ -186,19 +186,19 @@ class Machine:
         self._ask(self._wire, {"put": path, "data": data}, 120)
 
     def get(self, path: str) -> bytes | None:
-        """The content of a file in the machine, None where it cannot be read."""
+        """The content of a file in the machine; None if it cannot be read."""
         data = self._ask(self._wire, {"get": path}, 120).get("data")
         return base64.b64decode(str(data)) if data is not None else None
 
     def screendump(self, gpu: int) -> Picture:
-        """What a monitor on that GPU (by number) shows now."""
+        """The picture that a monitor on that GPU (by number) shows now."""
         path = self._sockets / "screen.ppm"
         arguments = {"filename": str(path), "device": f"gpu{gpu}"}
         self._ask(self._qmp, {"execute": "screendump", "arguments": arguments}, 60)
         return read_ppm(path)
 
     def live_longer(self, seconds: float) -> None:
-        """There is more to do on it than on most."""
+        """Extend the deadline of this machine."""
         self._deadline += seconds
 
     def note(self, text: str) -> None:
@@ -207,7 +207,7 @@ class Machine:
         self._transcript.flush()
 
     def close(self) -> None:
-        """Power the machine off, by force if it does not go."""
+        """Power the machine off, by force if it does not obey."""
         try:
             if self.ready and self._qemu.poll() is None:
                 self._wire.sendall(b'{"run": "echo o > /proc/sysrq-trigger", "timeout": 5}\n')
@@ -250,7 +250,7 @@ class Machine:
         try:
             wire.sendall(json.dumps(request).encode() + b"\n")
         except OSError as e:
-            raise LostMachine(f"the machine went away: {e}", ready=self.ready) from e
+            raise LostMachine(f"the connection to the machine broke: {e}", ready=self.ready) from e
         while True:
             reply = self._receive(wire, timeout_s)
             if "event" not in reply:
@@ -266,9 +266,11 @@ class Machine:
                 text = f"the machine was silent for {timeout_s:.0f} s"
                 raise LostMachine(text, ready=self.ready) from e
             except OSError as e:
-                raise LostMachine(f"the machine went away: {e}", ready=self.ready) from e
+                raise LostMachine(
+                    f"the connection to the machine broke: {e}", ready=self.ready
+                ) from e
             if not data:
-                raise LostMachine("the machine went away", ready=self.ready)
+                raise LostMachine("the machine closed the connection", ready=self.ready)
             self._pending[wire] += data
         line, _, self._pending[wire] = self._pending[wire].partition(b"\n")
         reply: dict[str, object] = json.loads(line)

@@ -1,4 +1,4 @@
-"""The tracer of every_call.py, on a program that makes files: it needs no machine."""
+"""The tracer of every_call.py with a program that creates files; no machine is needed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ open(f"{directory}/c", "w").close()
 
 
 def left(directory: Path, after: int, *, all_processes: bool) -> tuple[bool, set[str]]:
-    """Whether it was killed, and the files that are there then."""
+    """Whether the program was killed, and the files that it has left."""
     directory.mkdir()
     argv = [sys.executable, "-I", "-S", "-c", PROGRAM, str(directory)]
     run = tracer.run(argv, b"", after=after, all_processes=all_processes)
@@ -39,7 +39,7 @@ def test_each_call_that_changes_something_is_seen_once(tmp_path: Path) -> None:
 
     run = tracer.run(argv, b"", after=0, all_processes=True)
 
-    assert (run.status, run.said) == (0, "")
+    assert (run.status, run.stderr) == (0, "")
     calls = [call.partition(": ")[2].replace(str(tmp_path), "") for call in run.calls]
     assert calls == ["openat /a", "write /a '1\\n'", "openat /b", "unlink /a", "openat /c"]
 
@@ -57,13 +57,13 @@ def test_all_of_it_is_killed_right_after_each_of_them(tmp_path: Path) -> None:
     ]
 
 
-def test_or_only_who_made_the_call(tmp_path: Path) -> None:
+def test_or_only_the_process_that_made_the_call(tmp_path: Path) -> None:
     assert left(tmp_path / "sh", 1, all_processes=False) == (True, {"b", "c"})
     assert left(tmp_path / "itself", 4, all_processes=False) == (True, {"b"})
 
 
 @pytest.mark.skipif(MEASURED, reason="coverage writes when a process ends")
-def test_a_program_that_cannot_be_run_is_told(tmp_path: Path) -> None:
+def test_a_program_that_cannot_be_run_ends_with_70(tmp_path: Path) -> None:
     run = tracer.run([str(tmp_path / "missing")], b"", after=1, all_processes=True)
 
     assert (run.status >> 8, run.killed, run.calls) == (70, False, [])

@@ -1,12 +1,13 @@
 """Runs a program and kills it right after the Nth system call that changes anything.
 
-A seccomp filter stops the program, and whatever it starts, at those calls only, so the
-rest of it runs as fast as ever; calls are counted over all its processes together. At
-the Nth one the call is let to its end, and who made it, or all of them, get SIGKILL
-before the next instruction (ptrace(2), PTRACE_EVENT_SECCOMP; seccomp(2), SECCOMP_RET_TRACE).
+A seccomp filter stops the program, and what it starts, at those calls only, so the
+rest runs at full speed. Calls are counted over all its processes together. The Nth call
+completes, and its process, or all of them, get SIGKILL before the next instruction
+(ptrace(2), PTRACE_EVENT_SECCOMP; seccomp(2), SECCOMP_RET_TRACE).
 
-Not counted is what leaves no trace on the machine: reading, looking, waiting, /dev/null,
-talking to the journal over its socket. x86-64, Linux 5.3 or later, standard library of Python 3.9.
+Calls that leave no trace on the machine do not count: reading, waiting, writing to
+/dev/null, logging over the journal's socket. x86-64, Linux 5.3 or later, standard library
+of Python 3.9.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ _CHANGING = {
 _OF_DESCRIPTOR = ("write", "pwrite64", "writev", "ftruncate", "fchmod", "fchown", "ioctl")
 _SECOND_PATH = ("openat", "mkdirat", "mknodat", "unlinkat", "renameat", "renameat2", "fchmodat")
 _MAKING = os.O_CREAT | os.O_TRUNC
-# Those that only ask: TCGETS, TCGETS2, TIOCGWINSZ, FIONREAD; FBIOGET_VSCREENINFO,
-# FBIOGET_FSCREENINFO, FBIOGET_CON2FBMAP; KDGETMODE. And what concerns the descriptor alone:
+# ioctls that only read: TCGETS, TCGETS2, TIOCGWINSZ, FIONREAD; FBIOGET_VSCREENINFO,
+# FBIOGET_FSCREENINFO, FBIOGET_CON2FBMAP; KDGETMODE. And those that concern only the descriptor:
 # FIONBIO, FIONCLEX, FIOCLEX.
 _ASKING = (
     0x5401, 0x802C542A, 0x5413, 0x541B, 0x4600, 0x4602, 0x460F, 0x4B3B, 0x5421, 0x5450, 0x5451
@@ -63,19 +64,19 @@ _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 
 @dataclass
 class Run:
-    """What became of a program: its status as waitpid(2) has it, and the calls that change."""
+    """How a program ended: its status as in waitpid(2), its changing calls, its stderr."""
 
     calls: list[str] = field(default_factory=list)
     status: int = 0
     killed: bool = False
-    said: str = ""
+    stderr: str = ""
 
 
 def run(argv: list[str], text: bytes, *, after: int, all_processes: bool) -> Run:
     """Run a program with a text on stdin, and kill it after so many of those calls.
 
-    all_processes: with all that it has started, otherwise only the process that made the
-    call. It returns when the program and all that it has started have ended.
+    all_processes: kill the program and all that it has started, otherwise only the process
+    that made the call. Returns when all of them have ended.
     """
     errors = os.memfd_create("errors")
     pid = os.fork()
@@ -84,7 +85,7 @@ def run(argv: list[str], text: bytes, *, after: int, all_processes: bool) -> Run
     tracer = _Tracer(pid, after, all_processes)
     tracer.follow()
     os.lseek(errors, 0, os.SEEK_SET)
-    tracer.run.said = os.read(errors, 65536).decode(errors="replace")
+    tracer.run.stderr = os.read(errors, 65536).decode(errors="replace")
     os.close(errors)
     return tracer.run
 
@@ -106,7 +107,7 @@ def _begin(argv: list[str], text: bytes, errors: int) -> None:
 
 
 def _filter() -> None:
-    """Install the filter in this process, for itself and all that it starts."""
+    """Install the filter for this process and all that it starts."""
     asking = [(_IF_EQUAL, len(_ASKING) - at, 0, one) for at, one in enumerate(_ASKING)]
     program = [(_LOAD, 0, 0, _NUMBER_AT)]
     program += _by_argument(_OPENAT, 2, [(_IF_ANY_BIT, 0, 1, _MAKING)])
@@ -122,7 +123,7 @@ def _filter() -> None:
 
 
 def _by_argument(number: int, argument: int, tests: list[_Instruction]) -> list[_Instruction]:
-    """For this call the tests, which look at one argument, go on to TRACE or jump to ALLOW."""
+    """The instructions for one call: the tests of its argument lead to TRACE or to ALLOW."""
     body = [(_LOAD, 0, 0, _ARGUMENTS_AT + 8 * argument), *tests]
     body += [(_RETURN, 0, 0, _RET_TRACE), (_RETURN, 0, 0, _RET_ALLOW)]
     return [(_IF_EQUAL, 0, len(body), number), *body]
@@ -150,11 +151,11 @@ class _Tracer:
         _ptrace(_CONT, pid)
 
     def follow(self) -> None:
-        """Until none of them is left."""
+        """Handle stops until all of them have ended."""
         while self._alive:
             pid, status = os.waitpid(-1, _WALL)
             if os.WIFSTOPPED(status):
-                # One that was killed meanwhile is no longer there to be told to go on.
+                # A process that was killed meanwhile cannot be continued.
                 with contextlib.suppress(ProcessLookupError):
                     self._stopped(pid, os.WSTOPSIG(status), status >> 16)
                 continue
@@ -175,7 +176,7 @@ class _Tracer:
         elif event:
             _ptrace(_CONT, pid)
         else:
-            # Each that is new begins with a SIGSTOP, which is ptrace's and not its own.
+            # A new process begins with a SIGSTOP of ptrace, which it must not get.
             began = number == signal.SIGSTOP and pid not in self._begun
             self._begun.add(pid)
             _ptrace(_CONT, pid, data=0 if began else number)
@@ -186,12 +187,12 @@ class _Tracer:
         if os.devnull not in call.split(" "):
             self.run.calls.append(f"{_command(pid)}: {call}")
             last = len(self.run.calls) == self._after
-        # At its exit it is stopped once more.
+        # PTRACE_SYSCALL stops the process once more when the call returns.
         _ptrace(_SYSCALL if last else _CONT, pid)
 
     def _kill(self, pid: int) -> None:
         self.run.killed = True
-        # Who is stopped comes last, so that nobody sees the others go.
+        # The stopped process comes last, so that it cannot see the others end.
         others = self._alive - {pid} if self._all_processes else set()
         for victim in (*others, pid):
             with contextlib.suppress(ProcessLookupError):
@@ -204,7 +205,7 @@ def _command(pid: int) -> str:
 
 
 def _call(pid: int) -> str:
-    """The call in which a process is stopped, in words."""
+    """The call at which a process is stopped, as text."""
     info = ctypes.create_string_buffer(128)
     _ptrace(_GET_SYSCALL_INFO, pid, len(info), ctypes.addressof(info))
     number, *arguments = struct.unpack_from("=7Q", info.raw, 24)
