@@ -1,8 +1,8 @@
-"""The VM is started and destroyed once, and what comes of it is noted rather than demanded.
+"""A cell of the matrix: one start and destroy of the VM, observed rather than demanded.
 
-The same is looked at whether our hook is at work, the script that guides recommend, or
-none. Demanded is only what our hook promises, and only where it is at work. All that
-could hang is bounded.
+The observation is the same with our hook, with the script that guides recommend, and
+without a hook. Only with our hook there are demands: the promises that it makes. Every
+command that could hang has a timeout.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ KILLED = 124  # timeout(1)
 
 
 class CellTrial(Trial):
-    """One start and destroy; what was seen is in the result's observation."""
+    """One start and destroy, with an Observation in the result."""
 
     seen: Observation
 
     def run(self) -> None:
-        """Set up, observe, and see whether our hook kept its promises."""
+        """Set up, observe, and demand that our hook kept its promises."""
         if not self.set_up():
             return
         self.seen = Observation(*self.versions())
@@ -45,7 +45,7 @@ class CellTrial(Trial):
         except LostMachine as e:
             if self.scenario.hook:
                 raise
-            self.fault(self.epitaph(e))
+            self.fault(self.cause_of_loss(e))
         seen = self.seen
         self.result.notes.append(f"Linux {seen.kernel}, libvirt {seen.libvirt}: {seen.outcome}")
         if self.scenario.hook:
@@ -53,7 +53,7 @@ class CellTrial(Trial):
                 self.demand(False, sentence)
 
     def observe(self) -> None:
-        """The whole life of the VM, with a look at each moment."""
+        """Start and destroy the VM, and observe each phase."""
         self.machine.note("the VM")
         self.mark("the VM")
         self.photograph("before", TEXT)
@@ -78,7 +78,7 @@ class CellTrial(Trial):
             self.check_predicted("the VM")
 
     def see(self, **what: object) -> None:
-        """Note what was seen, for the result too: the machine may be lost with the next look."""
+        """Note an observation, at once in the result too: the next command may lose the machine."""
         self.seen = replace(self.seen, **what)  # type: ignore[arg-type]  # any
         self.machine.note(f"seen: {what}")
         self.result.observation = self.seen
@@ -90,7 +90,7 @@ class CellTrial(Trial):
     # Before
 
     def versions(self) -> tuple[str, str]:
-        """Those of the kernel and of libvirt."""
+        """The versions of the kernel and of libvirt."""
         built = self.machine.run("uname -v").stdout
         debian = re.search(r"Debian (\d[\d.]*)", built)
         release = self.machine.run("uname -r").stdout.strip()
@@ -98,7 +98,7 @@ class CellTrial(Trial):
         return (debian[1] if debian else release, libvirt)
 
     def install_script(self) -> None:
-        """Make the generic script libvirt's hook; libvirt looks for hooks when it starts."""
+        """Install the generic script as libvirt's hook; libvirt looks for hooks when it starts."""
         text = (GUEST / "generic-hook.sh").read_text()
         gpu = "pci_" + re.sub("[:.]", "_", self.leaving[0].address)
         self.machine.put(HOOK, text.replace("@GPU@", gpu).encode())
@@ -119,7 +119,7 @@ class CellTrial(Trial):
         else:
             error = " ".join(answer.stderr.split())
         self.see(error=error)
-        # A refusal of ours is judged by what plan said.
+        # A refusal is no fault if plan predicted it.
         if self.seen.outlook is not Outlook.REFUSED:
             self.fault(f"the VM does not start: {error}")
         return False
@@ -132,7 +132,7 @@ class CellTrial(Trial):
         return len(mapped_bars(maps, self.leaving)) == len(self.leaving)
 
     def ended(self, command: str) -> None:
-        """Run a command of virsh that has to end well; a fault when it does not."""
+        """Run a virsh command that has to succeed; note a fault if it does not."""
         answer = self.machine.run(f"timeout -k 5 {ENDS_WITHIN_S} {command}", 240)
         if answer.status == KILLED:
             self.fault(f"{command} did not end within {ENDS_WITHIN_S} s")
@@ -142,7 +142,7 @@ class CellTrial(Trial):
     # The monitors
 
     def console(self, name: str, monitor: int, like: Picture | None) -> Console:
-        """What a monitor shows of the console; it has to look like a picture, if there is one."""
+        """The console on a monitor; visible only if it looks like a picture, if there is one."""
         other = self.photograph(f"{name}-other", OTHER_TEXT)[monitor]
         text = self.photograph(name, TEXT)[monitor]
         if not monitors.alive(other, text):
@@ -151,7 +151,7 @@ class CellTrial(Trial):
         return Console.VISIBLE if same else Console.DISTORTED
 
     def console_after(self) -> Console:
-        """What the monitor shows when the VM is gone, or a while later if it is nothing yet."""
+        """The console after the VM, once it is visible or BACK_WITHIN_S have passed."""
         until = time.monotonic() + BACK_WITHIN_S
         while True:
             seen = self.console("after", self.scenario.monitor, self.reference)
@@ -163,11 +163,11 @@ class CellTrial(Trial):
     # Afterwards
 
     def look_for_faults(self) -> None:
-        """What the kernel and our hook say of it."""
+        """Note the faults in the logs of the kernel and of our hook."""
         fault = kernel_log.gravest(kernel_log.since_mark(self.machine.run("dmesg").stdout))
         if fault:
             self.fault(f"kernel: {fault}")
-        # The kernel's own buffer is too short for a flood of them.
+        # The kernel's own buffer is too small for so many lines.
         count = f'journalctl -k -b -o cat | grep -c "{kernel_log.BLOCKED_BAR}"'
         blocked = int(self.machine.run(count, 120).stdout.strip() or 0)
         if blocked:
@@ -180,8 +180,8 @@ class CellTrial(Trial):
             log = self.machine.run("journalctl -o cat -t vfio-console-hook").stdout
             self.see(logged_gone=bool(re.search(GONE_SENTENCE, log)))
 
-    def epitaph(self, lost: LostMachine) -> str:
-        """What a machine died of, as far as its serial console tells."""
+    def cause_of_loss(self, lost: LostMachine) -> str:
+        """Why a machine was lost, by its serial console."""
         serial = (self.directory / "serial.log").read_text(errors="replace")
         fault = kernel_log.gravest(serial)
         why = f"the kernel died: {fault}" if fault else str(lost)

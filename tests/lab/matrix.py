@@ -1,8 +1,7 @@
 """The matrix: each kernel of Debian's suites with each kind of console, under its libvirt.
 
-A cell is a scenario (cell.py). The matrix proper has our hook at work; for
-the comparison with what people use today the same cells run with no hook at all, and with
-the script that guides recommend.
+A cell is a scenario (cell.py). The matrix itself runs with our hook. For the comparison
+the same cells run without a hook, and with the script that guides recommend.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from .scenarios import BOCHS, BOCHS_DRM, EFIFB, VGA, After, Scenario
 
 @dataclass(frozen=True)
 class Configuration:
-    """A kind of machine: its name in a scenario's, and in words, and a scenario to copy."""
+    """A kind of machine: its name in names of scenarios, its title, and a scenario to copy."""
 
     name: str
     words: str
@@ -38,7 +37,7 @@ CONFIGURATIONS = (
 
 @dataclass(frozen=True)
 class Hook:
-    """What is installed as libvirt's hook: its name in a scenario's, and in words."""
+    """What is installed as libvirt's hook: its name in names of scenarios, and its title."""
 
     name: str
     words: str
@@ -52,7 +51,7 @@ HOOKS = (NONE, SCRIPT, OURS)
 # One kernel before vfio-pci removed consoles, one that removes those of class 0300, and
 # two that look for the firmware's device.
 COMPARED = ("5.10", "6.1", "6.12", "trixie-backports")
-# What continuous integration runs of it: the newest libvirt and the newest kernel.
+# The cells that continuous integration runs: the newest libvirt and the newest kernel.
 IN_CI = ("matrix-forky-efifb-0300", "matrix-trixie-backports-dual")
 
 
@@ -70,7 +69,7 @@ class Cell:
         return f"{self.kernel} {self.configuration.name}"
 
     def scenario(self) -> Scenario:
-        """What is run for it."""
+        """The scenario of this cell."""
         return replace(
             self.configuration.template,
             name=f"{self.hook.name}-{self.kernel}-{self.configuration.name}",
@@ -99,19 +98,19 @@ CELLS = {cell.scenario().name: cell for cell in (*MATRIX, *AGAINST)}
 
 
 def suite(kernel: str) -> str:
-    """The suite that a kernel of the matrix is from."""
+    """The suite of a kernel of the matrix."""
     return kernels.named(kernel).suites[0]
 
 
 def scenarios(cells: Sequence[Cell]) -> list[Scenario]:
-    """What is run for these cells."""
+    """The scenarios of these cells."""
     return [cell.scenario() for cell in cells]
 
 
 def offered(chosen: Sequence[Scenario], cache: Cache) -> tuple[list[Scenario], dict[str, str]]:
-    """What can be run, without cells of kernels that no suite offers; those kernels, and why.
+    """The scenarios without cells whose kernel no suite offers; those kernels and the reasons.
 
-    Only cells are left out: any other scenario names a kernel that has to be there.
+    Only cells are left out: the kernel of any other scenario has to exist.
     """
     missing = {
         kernel.name: why

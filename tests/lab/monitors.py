@@ -1,4 +1,4 @@
-"""The text on the host's console, and what tells that a monitor shows it."""
+"""The texts for the host's console, and how pictures of a monitor show them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OTHER_TEXT = (
     "ZYXWVUTSRQPONMLKJIHGFEDCBA 9876543210",
 )
 
-# The text stays inside this many pixels in every font and mode the lab meets.
+# The text fits into this many pixels in every font and mode of the lab.
 CORNER = (48 * 8, 8 * 16)
 LIT_AT_LEAST = 0.02
 LIVE_AT_LEAST = 0.02
@@ -32,10 +32,10 @@ def as_written(text: tuple[str, ...]) -> bytes:
 
 
 def alive(one: Picture, other: Picture) -> bool:
-    """Whether pictures with two texts show a console that draws, not one that is left over."""
+    """Whether pictures with two texts differ: the console draws and is no old picture."""
     return one.difference(other) >= LIVE_AT_LEAST
 
 
 def same(one: Picture, other: Picture) -> bool:
-    """Whether two pictures look alike to a person."""
+    """Whether two pictures look the same to a person."""
     return one.difference(other) <= SAME_AT_MOST

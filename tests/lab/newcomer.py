@@ -1,8 +1,7 @@
-"""A newcomer at a terminal: what is typed, what is read, and whether it can be understood.
+"""A newcomer at a terminal: the commands, their screens, and demands on what is readable.
 
-Everything is typed into a terminal of 80 columns, and all that was to be seen there is
-kept as files with the results, in the order in which it was typed: session.txt has it
-all, for a person to read.
+All commands are typed into a terminal of 80 columns. The screens are kept as files with
+the results, in this order; session.txt has the whole session, for people to read.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ MACHINE_FILE = "/root/machine.txt"
 BUSY = "busy"
 BUSY_UUID = "6b1c2c0e-3f0d-4c57-9d61-3a3f6f1f0a03"
 BUSY_S = 45
-# A VM without anything, for whose sake libvirt is at work.
+# A VM without devices, whose start keeps libvirt busy.
 BUSY_XML = f"""<domain type='qemu'>
 <name>{BUSY}</name>
 <uuid>{BUSY_UUID}</uuid>
@@ -30,7 +29,7 @@ BUSY_XML = f"""<domain type='qemu'>
 <os><type arch='x86_64' machine='q35'>hvm</type></os>
 </domain>
 """
-# A VM full of what nobody wants to see in a bug report.
+# A VM full of private data, none of which may be in a bug report.
 SECRETS = ("alice", "hunter2", "52:54:00:ab:cd:ef", "S3CR3T-SERIAL", "diary")
 PRIVATE_XML = """<domain type='qemu'>
 <name>diary</name>
@@ -53,13 +52,12 @@ SLOW_HOOK = f"{HOOK}.d/10-slow"
 _SLOW_HOOK = f"""#!/bin/sh
 [ "$1 $2" != "{BUSY} prepare" ] || sleep {BUSY_S}
 """.encode()
-# libvirt is given 10 s; the rest is for an emulated CPU, and for another machine beside it.
+# The program waits 10 s for libvirt; the rest is for an emulated CPU beside another machine.
 ANSWERS_WITHIN_S = 25
-# An emulated CPU takes ten times as long as one of a real machine.
+# An emulated CPU takes ten times as long as a real one.
 COMES_BACK_WITHIN_S = 60
 LOG_LINES = 10
-# What is copied as a whole may be longer than the terminal is wide: shell lines, and where
-# in a file a mistake is.
+# Lines for copying may be wider than the terminal: shell lines, and positions in files.
 TO_COPY = re.compile(r"\s*(?:# |echo |for |printf |setpci |modprobe |/\S+\.yaml:\d+:\d+: )")
 MISTAKES = b"""keep_consol: never
 holders:
@@ -68,10 +66,10 @@ holders:
 
 
 class Newcomer(Trial):
-    """Looks, starts the VM, looks, ends it, looks again; then what goes wrong."""
+    """Inspects the host before, during and after one run of the VM; then makes mistakes."""
 
     def run(self) -> None:
-        """All that, in the order in which a newcomer would."""
+        """Run all parts in the order of a newcomer."""
         if not self.set_up():
             return
         self.terminal = Terminal(self.machine)
@@ -89,7 +87,7 @@ class Newcomer(Trial):
     # The story
 
     def first_look(self) -> None:
-        """Before anything was done."""
+        """Inspect the host before the first start."""
         self.type(US, 2)
         self.type(f"{US} --help")
         self.type(f"{US} doctor", (0, 1))
@@ -131,7 +129,7 @@ class Newcomer(Trial):
         self.check_log(since)
 
     def refusal(self) -> None:
-        """A program has the framebuffer open."""
+        """Start the VM while a program has the framebuffer open."""
         holder = self.scenario.holder
         assert holder is not None
         holder.begin(self.machine)
@@ -145,7 +143,7 @@ class Newcomer(Trial):
         self.check_claims("refusal")
 
     def bug_report(self) -> None:
-        """record, what of other VMs is in the file, and what the file says by itself."""
+        """Run record; the file has nothing private, and commands work on it."""
         hostdevs = "".join(re.findall(r"(?s)<hostdev.*?</hostdev>", domain_xml(self.leaving)))
         self.machine.put("/root/diary.xml", PRIVATE_XML.format(hostdevs=hostdevs).encode())
         define = self.machine.run("virsh define /root/diary.xml")
@@ -155,14 +153,14 @@ class Newcomer(Trial):
         self.keep("machine.txt", text)
         for secret in (*SECRETS, "lab"):
             found = re.search(rf"(?i).*\b{re.escape(secret)}\b.*", text)
-            self.demand(found is None, f"recorded was {secret}: {found and found[0][:200]}")
+            self.demand(found is None, f"{secret} is in the snapshot: {found and found[0][:200]}")
         self.type(f"{US} --root {MACHINE_FILE} plan gpu")
         self.type(f"{US} --root {MACHINE_FILE} doctor", (0, 1))
         self.type(f"{US} --root {MACHINE_FILE} status")
         self.machine.run("virsh undefine diary --nvram")
 
     def mistakes(self) -> None:
-        """check-config without a file of one's own, with one, and with mistakes in it."""
+        """Run check-config without a file, for a VM, and with mistakes in the VM's file."""
         self.type(f"{US} check-config")
         self.type(f"{US} check-config --vm gpu")
         self.machine.put(CONFIG_FILE, MISTAKES)
@@ -174,25 +172,25 @@ class Newcomer(Trial):
         self.machine.run(f"rm {CONFIG_FILE}")
 
     def manual(self) -> None:
-        """The manual pages, and the tabulator."""
+        """Read the manual pages, and complete commands and names with the tab key."""
         self.shows(self.type(f"man {US} | cat"), "NAME", "EXAMPLES")
         self.shows(self.type(f"man {US}.yaml | cat"), "NAME")
         commands = self.terminal.complete(f"{US} ")
         self.keep("completion.txt", commands)
         for word in ("plan", "status", "doctor", "check-config"):
-            self.demand(word in commands, f"the tabulator does not offer {word}")
+            self.demand(word in commands, f"completion does not offer {word}")
         names = self.terminal.complete(f"{US} plan ")
         self.keep("completion-vm.txt", names)
-        self.demand(f"{US} plan gpu" in names, "the tabulator does not complete the VM's name")
+        self.demand(f"{US} plan gpu" in names, "the VM's name is not completed")
 
     def without_root(self) -> None:
-        """Who forgets sudo is told that root sees more."""
+        """Run commands without sudo: each reports that root can read more."""
         for command in ("plan gpu", "status", "doctor", "record /tmp/nobody.txt"):
             screen = self.type(f"runuser -u nobody -- {US} {command}", (0, 1))
             self.shows(screen, "root")
 
     def pipes(self) -> None:
-        """No escape sequence but on a terminal, and there none with NO_COLOR."""
+        """Escape sequences are written only to a terminal, and not with NO_COLOR."""
         coloured = False
         for command in (f"{US} plan gpu", f"{US} status", f"{US} doctor", f"{US} --help"):
             coloured |= ESCAPE in self.terminal.type(command).coloured
@@ -203,18 +201,18 @@ class Newcomer(Trial):
         self.demand(coloured, "nothing has any colour on a terminal")
 
     def busy_libvirt(self) -> None:
-        """A hook of another VM is at work, which keeps libvirt from answering."""
+        """Run commands while the hook of another VM keeps libvirt from answering."""
         self.machine.put("/root/busy.xml", BUSY_XML.encode())
         self.machine.put(SLOW_HOOK, _SLOW_HOOK)
         self.machine.run(f"chmod 755 {SLOW_HOOK}; virsh define /root/busy.xml")
         starting = Background(self.machine, f"virsh start {BUSY}", BUSY)
         self.machine.run("sleep 3; pgrep -af slow")
         alone = self.terminal.type("timeout 20 virsh -r dumpxml --inactive gpu")
-        told = f"virsh dumpxml beside it: {alone.seconds:.1f} s, status {alone.status}"
-        self.result.notes.append(told)
+        note = f"virsh dumpxml beside it: {alone.seconds:.1f} s, status {alone.status}"
+        self.result.notes.append(note)
         for command in (f"{US} plan gpu", f"{US} status", f"{US} doctor"):
             screen = self.type(command, (0, 1))
-            # doctor asks more than one libvirt.
+            # doctor asks several connections of libvirt.
             late = screen.seconds > ANSWERS_WITHIN_S * (2 if "doctor" in command else 1)
             self.demand(not late, f"{command} took {screen.seconds:.0f} s beside a busy libvirt")
         begun = self.machine.run("pgrep -af slow").stdout
@@ -222,10 +220,10 @@ class Newcomer(Trial):
         starting.wait(90)
         self.machine.run(f"virsh destroy {BUSY}; virsh undefine {BUSY}; rm {SLOW_HOOK}")
 
-    # What is demanded
+    # The demands
 
     def type(self, command: str, status: int | tuple[int, ...] = 0) -> Screen:
-        """Type a command, keep what was to be seen, and demand how it ends."""
+        """Type a command, keep its screen, and demand its exit status."""
         screen = self.terminal.type(command)
         self.typed += 1
         name = f"{self.typed:02}-{slug(command)}"
@@ -240,12 +238,12 @@ class Newcomer(Trial):
         return screen
 
     def check_screen(self, name: str, screen: Screen) -> None:
-        """What holds for whatever the command prints."""
+        """Check what must hold for the output of every command."""
         wrapped = [line for line in screen.wrapped() if not TO_COPY.match(line)]
         if "json" not in screen.command and "prometheus" not in screen.command:
             self.demand(not wrapped, f"{name}: wrapped: {wrapped[:3]}")
-        self.demand(screen.output.isascii(), f"{name}: not everything is ASCII")
-        self.demand("Traceback" not in screen.output, f"{name}: a bug")
+        self.demand(screen.output.isascii(), f"{name}: the output is not all ASCII")
+        self.demand("Traceback" not in screen.output, f"{name}: a traceback")
         late = f"{name}: took {screen.seconds:.0f} s"
         self.demand(screen.seconds <= COMES_BACK_WITHIN_S, late)
 
@@ -255,12 +253,12 @@ class Newcomer(Trial):
             self.demand(word in screen.whole, f"{screen.command} does not show {word!r}")
 
     def names(self, screen: Screen, holder: Holder) -> None:
-        """The program that is in the way is on the screen, however the line was wrapped."""
+        """The holder is on the screen, even if its line is wrapped."""
         found = re.search(rf"{holder.name}\s+\(\d+\)", screen.whole)
         self.demand(bool(found), f"{screen.command} does not name {holder.name}")
 
     def json(self, command: str) -> Any:
-        """What a command says in JSON; None when it is none."""
+        """The JSON value that a command prints; None if it is no JSON."""
         answer = self.machine.run(command, 120)
         try:
             return json.loads(answer.stdout)
@@ -269,12 +267,12 @@ class Newcomer(Trial):
             return None
 
     def check_same_steps(self, planned: Any, held: Any) -> None:
-        """What status says was done is what plan said would be done, in the same order."""
+        """The steps in status are those of plan, in the same order."""
         would, did = steps(planned), [step for one in vms(held) for step in steps(one)]
         self.demand(bool(would) and would == did, f"planned: {would}, done: {did}")
 
     def check_log(self, since: str) -> None:
-        """The log tells one run in a few lines, with fields to search by."""
+        """The log of one run has few lines, and fields to search by."""
         command = f"journalctl -t {US} --no-pager"
         self.type(f"{command} | cat")
         answer = self.machine.run(f"{command} -o json --since '{since}'")
@@ -288,18 +286,16 @@ class Newcomer(Trial):
         self.demand(len(ours.splitlines()) == len(lines), "VM=gpu does not find the lines")
 
     def keep(self, name: str, text: str) -> None:
-        """Leave a text with the results."""
+        """Keep a text with the results."""
         (self.directory / name).write_text(text + "\n")
 
 
 def vms(status: Any) -> list[Any]:
-    """The VMs of what `status --json` says."""
+    """The VMs in the output of `status --json`."""
     return list((status or {}).get("holds", ()))
 
 
-def steps(told: Any) -> list[tuple[str, ...]]:
-    """The steps of a plan or of what a VM holds, without what only one of them tells."""
-    told_of = ("stage", "gpu", "why", "undo")
-    return [
-        tuple(str(step[key] or "") for key in told_of) for step in (told or {}).get("steps", ())
-    ]
+def steps(value: Any) -> list[tuple[str, ...]]:
+    """The steps of a plan or of a VM in status, with the keys that both have."""
+    keys = ("stage", "gpu", "why", "undo")
+    return [tuple(str(step[key] or "") for key in keys) for step in (value or {}).get("steps", ())]

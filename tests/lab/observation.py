@@ -1,4 +1,4 @@
-"""What one start and destroy of a VM did to a machine, and what of it our hook answers for."""
+"""What one start and destroy of a VM did to a machine, and which promises of our hook broke."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ REFUSED_SENTENCE = "the VM would be refused"
 
 
 class Console(Enum):
-    """What a person sees of the host's console on a monitor."""
+    """The host's console on a monitor."""
 
-    VISIBLE = "visible"  # it draws, and looks as it did at first
+    VISIBLE = "visible"  # it draws, and looks as before
     DISTORTED = "distorted"  # it draws, but looks different
-    DEAD = "dead"  # the monitor is dark, or shows what was left over
-    UNKNOWN = "unknown"  # nobody could look any more
+    DEAD = "dead"  # the monitor is dark, or shows an old picture
+    UNKNOWN = "unknown"  # no picture could be taken
 
 
 class Outlook(Enum):
-    """What `plan` said would come of it."""
+    """What `plan` predicted for the console."""
 
     NOTHING = "nothing"  # there was no `plan`
     BACK = "back"
@@ -30,13 +30,13 @@ class Outlook(Enum):
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen on a machine; None or UNKNOWN is what could not be seen on it.
+    """What was seen on a machine; None or UNKNOWN for what could not be seen.
 
-    kernel and libvirt are versions. error is virsh's when the VM did not start. mapped is
-    whether QEMU had BAR 0 of the GPU in its memory. meanwhile is the console on a GPU that
-    stays while the VM ran, None where no GPU stays; after is the console once the VM was
-    gone. faults are sentences. logged_gone is whether our log said that the console
-    would not come back. start_s is how long virsh took to start the VM.
+    kernel and libvirt are versions. error is virsh's error if the VM did not start. mapped
+    is whether QEMU had mapped BAR 0 of the GPU. meanwhile is the console on the GPU that
+    stays while the VM ran, None if no GPU stays. after is the console after the VM. faults
+    are sentences. outlook is what plan predicted, and logged_gone whether our log announced
+    that the console would not come back. start_s is how long virsh took to start the VM.
     """
 
     kernel: str
@@ -52,7 +52,7 @@ class Observation:
 
     @property
     def outcome(self) -> str:
-        """In few words what came of it, where no promise of our hook was broken."""
+        """The result in few words, for a cell in which no promise was broken."""
         if self.error:
             return "refused" if self.outlook is Outlook.REFUSED else "not started"
         if self.after is Console.VISIBLE:
@@ -61,7 +61,7 @@ class Observation:
 
 
 def outlook_of(plan: str) -> Outlook:
-    """What the words of `plan` promise; NOTHING where there are none."""
+    """What the text of `plan` predicts; NOTHING if it is empty."""
     if not plan:
         return Outlook.NOTHING
     if REFUSED_SENTENCE in plan:
@@ -70,12 +70,12 @@ def outlook_of(plan: str) -> Outlook:
 
 
 def broken_promises(seen: Observation) -> list[str]:
-    """Where our hook did something else than it said, or than it is for; a sentence each."""
+    """The promises that our hook did not keep, a sentence each."""
     wrong = list(seen.faults)
     if seen.error:
         return wrong + _of_refusal(seen)
     if seen.outlook is Outlook.REFUSED:
-        wrong.append("the VM started although plan said that it would be refused")
+        wrong.append("the VM started although plan predicted a refusal")
     if not seen.mapped:
         wrong.append("QEMU has not mapped BAR 0")
     if seen.meanwhile not in (None, Console.VISIBLE):
@@ -85,18 +85,24 @@ def broken_promises(seen: Observation) -> list[str]:
 
 def _of_refusal(seen: Observation) -> list[str]:
     if seen.outlook is not Outlook.REFUSED:
-        return [f"the VM did not start although plan said nothing of it: {seen.error}"]
+        return [f"the VM did not start, and plan did not predict that: {seen.error}"]
     if seen.after is not Console.VISIBLE:
-        return [f"the VM was refused, and yet the console is {seen.after.value}"]
+        return [f"the VM was refused, but the console is {seen.after.value}"]
     return []
 
 
 def _of_return(seen: Observation) -> list[str]:
-    said = {"plan": seen.outlook is Outlook.GONE, "log": seen.logged_gone}
+    announced = {"plan": seen.outlook is Outlook.GONE, "log": seen.logged_gone}
     if seen.after is Console.VISIBLE:
         return [
-            f"the console is back although the {p} said it would not be" for p in said if said[p]
+            f"the console is back although the {where} announced its loss"
+            for where, loss in announced.items()
+            if loss
         ]
     if seen.after is Console.DEAD:
-        return [f"the console is gone and the {p} did not say so" for p in said if not said[p]]
+        return [
+            f"the console is gone and the {where} did not announce it"
+            for where, loss in announced.items()
+            if not loss
+        ]
     return [f"the console is {seen.after.value} after the VM"]

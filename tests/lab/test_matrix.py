@@ -21,7 +21,7 @@ REFUSED = replace(GOOD, mapped=None, error="no", outlook=Outlook.REFUSED)
 
 
 @pytest.mark.parametrize(
-    ("plan", "says"),
+    ("plan", "outlook"),
     [
         ("", Outlook.NOTHING),
         ("the VM would start\nwhat is gone will not come back before a reboot\n", Outlook.GONE),
@@ -29,12 +29,12 @@ REFUSED = replace(GOOD, mapped=None, error="no", outlook=Outlook.REFUSED)
         ("the VM would start\n", Outlook.BACK),
     ],
 )
-def test_what_plan_promises_is_read_from_its_words(plan: str, says: Outlook) -> None:
-    assert outlook_of(plan) is says
+def test_the_outlook_is_read_from_the_text_of_plan(plan: str, outlook: Outlook) -> None:
+    assert outlook_of(plan) is outlook
 
 
 @pytest.mark.parametrize("kept", [GOOD, GONE, REFUSED, replace(GOOD, meanwhile=Console.VISIBLE)])
-def test_what_came_as_it_was_said_breaks_no_promise(kept: Observation) -> None:
+def test_an_outcome_that_was_announced_breaks_no_promise(kept: Observation) -> None:
     assert broken_promises(kept) == []
 
 
@@ -42,23 +42,29 @@ def test_what_came_as_it_was_said_breaks_no_promise(kept: Observation) -> None:
     ("seen", "wrong"),
     [
         (replace(GOOD, mapped=False), "QEMU has not mapped BAR 0"),
-        (replace(GOOD, after=Console.DEAD, logged_gone=True), "gone and the plan did not say so"),
-        (replace(GONE, logged_gone=False), "gone and the log did not say so"),
-        (replace(GONE, after=Console.VISIBLE, logged_gone=False), "back although the plan said"),
-        (replace(GOOD, logged_gone=True), "back although the log said"),
+        (
+            replace(GOOD, after=Console.DEAD, logged_gone=True),
+            "gone and the plan did not announce it",
+        ),
+        (replace(GONE, logged_gone=False), "gone and the log did not announce it"),
+        (
+            replace(GONE, after=Console.VISIBLE, logged_gone=False),
+            "back although the plan announced",
+        ),
+        (replace(GOOD, logged_gone=True), "back although the log announced"),
         (replace(GOOD, after=Console.DISTORTED), "the console is distorted"),
         (replace(GOOD, after=Console.UNKNOWN), "the console is unknown"),
         (replace(GOOD, meanwhile=Console.DEAD), "the GPU that stays is not visible"),
-        (replace(GOOD, outlook=Outlook.REFUSED), "started although plan said"),
-        (replace(REFUSED, outlook=Outlook.BACK), "did not start although plan said nothing"),
-        (replace(REFUSED, after=Console.DEAD), "refused, and yet the console is dead"),
+        (replace(GOOD, outlook=Outlook.REFUSED), "started although plan predicted"),
+        (replace(REFUSED, outlook=Outlook.BACK), "did not start, and plan did not predict"),
+        (replace(REFUSED, after=Console.DEAD), "refused, but the console is dead"),
         (replace(GOOD, faults=("kernel: Oops",)), "kernel: Oops"),
     ],
 )
-def test_each_broken_promise_is_told_in_a_sentence(seen: Observation, wrong: str) -> None:
-    (told,) = broken_promises(seen)
+def test_each_broken_promise_is_a_sentence(seen: Observation, wrong: str) -> None:
+    (sentence,) = broken_promises(seen)
 
-    assert wrong in told
+    assert wrong in sentence
 
 
 @pytest.mark.parametrize(
@@ -71,11 +77,13 @@ def test_each_broken_promise_is_told_in_a_sentence(seen: Observation, wrong: str
         (replace(REFUSED, outlook=Outlook.NOTHING), "not started"),
     ],
 )
-def test_nothing_is_called_said_or_refused_without_a_plan(seen: Observation, outcome: str) -> None:
+def test_an_outcome_is_announced_or_refused_only_with_a_plan(
+    seen: Observation, outcome: str
+) -> None:
     assert seen.outcome == outcome
 
 
-# Linux 5.10 when the firmware's device is unbound although a native driver has taken over.
+# Linux 5.10 when the firmware's device is unbound after a native driver has bound.
 DEAD_DEVICE_UNBOUND = """\
 [   47.300811] lab: begin the VM
 [   49.024043] WARNING: CPU: 0 PID: 371 at drivers/video/fbdev/core/fbmem.c:1711 do_unregister
@@ -92,13 +100,13 @@ DEAD_DEVICE_UNBOUND = """\
         ("[    1.0] vfio-pci 0000:01:00.0: enabling device\n", None),
     ],
 )
-def test_of_several_faults_the_gravest_is_told_and_not_its_time(
+def test_of_several_faults_the_gravest_is_found_without_its_time(
     log: str, gravest: str | None
 ) -> None:
     assert kernel_log.gravest(log) == gravest
 
 
-def test_every_kernel_of_debian_meets_every_configuration_once() -> None:
+def test_every_kernel_of_debian_has_every_configuration_once() -> None:
     scenarios = matrix.scenarios(matrix.MATRIX)
 
     debian = {kernel.name for kernel in KERNELS if not kernel.fragment}
@@ -108,7 +116,7 @@ def test_every_kernel_of_debian_meets_every_configuration_once() -> None:
     assert {kernel.root for kernel in KERNELS} == {"bullseye", "bookworm", "trixie", "forky"}
 
 
-def test_the_comparison_runs_what_the_matrix_runs_but_for_the_hook() -> None:
+def test_the_comparison_differs_from_the_matrix_only_in_the_hook() -> None:
     ours = {(c.kernel, c.configuration): c.scenario() for c in matrix.MATRIX}
 
     for cell in matrix.AGAINST:
@@ -124,7 +132,7 @@ def test_cells_are_named_differently_from_scenarios_and_each_other() -> None:
     assert sorted(set(names)) == sorted(names)
 
 
-def test_ci_runs_a_part_of_the_matrix_and_says_which(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ci_runs_a_part_of_the_matrix_and_prints_which(capsys: pytest.CaptureFixture[str]) -> None:
     chosen = command_line.choose(command_line.parse(["--ci"]))
 
     command_line.print_part(chosen)
@@ -136,13 +144,13 @@ def test_ci_runs_a_part_of_the_matrix_and_says_which(capsys: pytest.CaptureFixtu
 
 
 def left_behind(out: Path, cell: matrix.Cell, seen: Observation | None, outcome: Outcome) -> None:
-    """What the lab leaves of a cell that has run."""
+    """Write the files that the lab leaves of a cell."""
     directory = out / cell.scenario().name
     directory.mkdir()
     tables.keep(Result(cell.scenario(), outcome, seconds=71.4, observation=seen), directory)
 
 
-def test_the_table_tells_what_came_of_each_cell_and_which_were_not_run(tmp_path: Path) -> None:
+def test_the_table_has_the_outcome_of_each_cell_and_which_were_not_run(tmp_path: Path) -> None:
     cells = [cell for cell in matrix.MATRIX if cell.kernel == "6.12"]
     left_behind(tmp_path, cells[0], GOOD, Outcome.PASS)
     left_behind(tmp_path, cells[1], GONE, Outcome.PASS)
@@ -157,7 +165,7 @@ def test_the_table_tells_what_came_of_each_cell_and_which_were_not_run(tmp_path:
     )
 
 
-def test_a_whole_new_matrix_does_not_mix_in_cells_of_an_earlier_one(tmp_path: Path) -> None:
+def test_a_new_matrix_has_no_cells_of_an_earlier_one(tmp_path: Path) -> None:
     left_behind(tmp_path, matrix.MATRIX[0], GOOD, Outcome.PASS)
 
     tables.forget(tmp_path)

@@ -1,4 +1,4 @@
-"""What the lab reads of a terminal's screen, without a machine."""
+"""How the lab reads a terminal's screen and JSON, without a machine."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def test_only_a_line_to_copy_may_be_wrapped() -> None:
     assert [bool(TO_COPY.match(line)) for line in wrapped] == [True, False]
 
 
-def test_a_command_names_its_files() -> None:
+def test_files_are_named_after_the_command() -> None:
     assert slug("vfio-console-hook plan gpu --svg /root/gpu.svg") == "plan-gpu-svg-root-gpu-svg"
 
 
-def test_what_is_planned_and_what_was_done_are_compared_by_what_both_tell() -> None:
+def test_steps_of_plan_and_status_are_compared_by_the_keys_of_both() -> None:
     step = {"stage": "native", "gpu": "0000:01:00.0", "why": "it is open"}
     planned = {"steps": [{**step, "do": "# wait", "undo": None}]}
     held = {"holds": [{"vm": "gpu", "steps": [{**step, "past": "closed", "undo": ""}]}]}
@@ -43,5 +43,5 @@ def test_what_is_planned_and_what_was_done_are_compared_by_what_both_tell() -> N
     assert steps(one) == steps(planned) == [("native", "0000:01:00.0", "it is open", "")]
 
 
-def test_a_status_that_is_no_json_holds_no_vm() -> None:
+def test_an_output_that_is_no_json_has_no_vms_and_no_steps() -> None:
     assert (vms(None), steps(None)) == ([], [])

@@ -1,7 +1,7 @@
-"""A user without any rights tries what such a user can: nothing of the hook's obeys.
+"""An unprivileged user attacks the hook, and changes nothing.
 
-The user's own libvirt (qemu:///session) runs the very same hook, without the right to do
-anything. A VM of root's starts and stops beside all that as it always does.
+The user's own libvirt (qemu:///session) runs the same hook without any privilege. In the
+meantime a VM of root starts and stops as always.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ PWNED = "/tmp/pwned"
 SESSION_UUID = "6b1c2c0e-3f0d-4c57-9d61-3a3f6f1f0a99"
 SESSION = "virsh -c qemu:///session"
 OURS = f"{RUN} {STATUS} {CONFIG} {HOOK} /usr/lib/vfio-console-hook"
-# Names, modes, owners, links and contents of all that is the hook's, as one text.
+# Prints names, modes, owners, links and contents of all files of the hook.
 LOOK_AT_OURS = (
     f"find {OURS} -printf '%p %y %m %u %n %l\\n' | sort;"
     f" find {OURS} -type f -exec cat {{}} + | sha256sum"
 )
 
-# Where a program that trusts a user's environment would find something of the user's.
+# Puts files where a program that trusts a user's environment would find them.
 PLANTED = f"""
 set -e
 mkdir -p ~/.config/vfio-console-hook/vms ~/.config/libvirt ~/bin {RUNTIME}/vfio-console-hook
@@ -76,7 +76,7 @@ ATTACKS = (
     "vfio-console-hook recover",
     "vfio-console-hook recover --force",
 )
-# And these say what they can, without a word about Python.
+# Each of these must print what the user may read, without a traceback.
 LOOKS = (
     "vfio-console-hook status",
     "vfio-console-hook status --json",
@@ -88,10 +88,10 @@ LOOKS = (
 
 
 class Unprivileged(Trial):
-    """Attacks before, while and after a VM of root's runs."""
+    """Attacks before, during and after the run of a VM of root."""
 
     def run(self) -> None:
-        """Set up, make the user, let the user's own VM start, then root's with the user about."""
+        """Set up, make the user, start the user's VM, then root's VM beside the attacks."""
         if not self.set_up():
             return
         self.machine.note("the user")
@@ -104,27 +104,27 @@ class Unprivileged(Trial):
         xml = domain_xml(self.leaving, "session", SESSION_UUID)
         self.machine.put(f"{HOME}/session.xml", xml.encode())
         planted = self.as_user(PLANTED)
-        self.demand(planted.ok, f"what is planted: {planted.stderr}")
+        self.demand(planted.ok, f"planting the user's files: {planted.stderr}")
         defined = self.as_user(f"{SESSION} define {HOME}/session.xml", 120)
         self.demand(defined.ok, f"virsh define in qemu:///session: {defined.stderr}")
-        self.session_vm("before", told=1)
+        self.session_vm("before", warnings=1)
         for number in range(1, self.scenario.cycles + 1):
             self.cycle(number)
-        self.session_vm("after", told=3)
+        self.session_vm("after", warnings=3)
         pwned = self.machine.run(f"ls -l {PWNED}")
-        self.demand(not pwned.ok, "something of the user's was run by somebody else")
+        self.demand(not pwned.ok, "another user ran a file of the user")
 
     def as_user(self, command: str, timeout_s: float = 60) -> Answer:
-        """What a sh command of the user's answers."""
+        """Run a sh command as the user; its answer."""
         place = f"HOME={HOME} XDG_RUNTIME_DIR={RUNTIME} PATH={HOME}/bin:/usr/bin:/bin:/usr/sbin"
-        # The user's own programs are for others to trip over.
+        # The user does not run the planted programs.
         script = f"PATH=/usr/bin:/bin:/usr/sbin\n{command}"
         return self.machine.run(
             f"runuser -u {USER} -- env -C {HOME} {place} sh -c {shlex.quote(script)}", timeout_s
         )
 
     def meanwhile(self, name: str, number: int) -> None:
-        """The user tries everything while root's VM runs, which goes on as if nobody did."""
+        """Run all attacks while root's VM runs; the VM and the hook's files do not change."""
         before = self.machine.run(LOOK_AT_OURS).stdout
         self.demand(UUID in before, f"{name}: there is no claim to attack")
         self.check_modes(name)
@@ -136,17 +136,17 @@ class Unprivileged(Trial):
             answer = self.as_user(look, 120)
             self.demand(answer.status in (0, 1, 2), f"{name}: `{look}`: {answer.status}")
             self.check_words(name, look, answer)
-        self.session_vm(name, told=2)
+        self.session_vm(name, warnings=2)
         after = self.machine.run(LOOK_AT_OURS).stdout
-        self.demand(after == before, f"{name}: what is the hook's has changed")
+        self.demand(after == before, f"{name}: a file of the hook has changed")
         self.check_running(name)
 
     def check_words(self, name: str, command: str, answer: Answer) -> None:
-        """A command of ours tells a user in words, and no more than two lines of complaint."""
+        """A command of ours prints at most two lines on stderr, and no traceback."""
         if command.startswith("vfio-console-hook"):
             lines = answer.stderr.splitlines()
             fine = len(lines) <= 2 and "Traceback" not in answer.stderr
-            self.demand(fine, f"{name}: `{command}` says {answer.stderr}")
+            self.demand(fine, f"{name}: `{command}` prints {answer.stderr}")
 
     def check_modes(self, name: str) -> None:
         """Only root has access to the claims; every user may read the status files."""
@@ -160,10 +160,10 @@ class Unprivileged(Trial):
             f"root f644 {STATUS}",
         ]
         wrong = [line for line in modes if line not in allowed]
-        self.demand(not wrong, f"{name}: who may do what in /run: {wrong}")
+        self.demand(not wrong, f"{name}: owners and modes in /run: {wrong}")
 
-    def session_vm(self, name: str, told: int) -> None:
-        """A VM of the user's with the GPU: the hook does nothing, and says so once more."""
+    def session_vm(self, name: str, warnings: int) -> None:
+        """Start a VM of the user with the GPU: the hook only logs, by then so many warnings."""
         self.machine.note(f"qemu:///session {name}")
         state, ours = self.host_state(), self.machine.run(LOOK_AT_OURS).stdout
         start = self.as_user(f"{SESSION} start session", 180)
@@ -175,8 +175,8 @@ class Unprivileged(Trial):
             f"journalctl --sync; journalctl -q -o cat -t vfio-console-hook _UID={UID}"
         )
         lines = log.stdout.splitlines()
-        right = len(lines) == told and all("qemu:///session" in line for line in lines)
-        self.demand(right, f"{name}: the user's journal has, instead of {told} lines: {lines}")
+        right = len(lines) == warnings and all("qemu:///session" in line for line in lines)
+        self.demand(right, f"{name}: the user's journal has, instead of {warnings} lines: {lines}")
         self.demand(self.host_state() == state, f"{name}: the host's state changed")
         same = self.machine.run(LOOK_AT_OURS).stdout == ours
-        self.demand(same, f"{name}: what is the hook's has changed")
+        self.demand(same, f"{name}: a file of the hook has changed")
