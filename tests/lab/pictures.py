@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-# Two pixels are the same unless one channel differs by more than this: a driver
-# may come back with another colour depth.
+# Two pixels are the same unless a channel differs by more than this: a driver
+# may use another colour depth after it was bound again.
 SAME_WITHIN = 72
 
 
@@ -56,7 +56,7 @@ def read_ppm(path: Path) -> Picture:
     Raises ValueError for anything else.
     """
     content = path.read_bytes()
-    # Exactly one blank ends the header: the pixels may look like blanks too.
+    # Exactly one blank ends the header: the bytes of the first pixels may be blanks too.
     header = re.match(rb"P6\s+(\d+)\s+(\d+)\s+255\s", content)
     if not header:
         raise ValueError(f"{path} is no 8 bit PPM picture")

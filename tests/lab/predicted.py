@@ -1,7 +1,7 @@
-"""Keeps the fake machine honest: what it predicts from the record before is what was recorded.
+"""Compares the fake machine with real kernels: it must predict the snapshot of each phase.
 
-The same program that ran in the lab runs here on FakeHost over the record that it made of
-the machine before the VM. After each phase the whole machine must be as the lab's:
+The program that ran in the lab runs here on a FakeHost over its own snapshot of the
+machine before the VM. After each phase the whole machine must be as in the lab:
 
     prepared   the hook has handled prepare; the GPUs are on their old drivers
     bound      it has handled start; they are on vfio-pci, and QEMU does not run yet
@@ -45,31 +45,31 @@ KINDS = (
     "sound", "terminated", "two-vms", "untouched",
 )  # fmt: skip
 
-# No recording tells what a unit is.
+# A snapshot does not contain units.
 _UNIT = "lab-service"
 _LONGEST_DIFFERENCE = 12
 
 
 def can(scenario: Scenario) -> bool:
-    """Whether this Python can: the configuration of a VM is read with PyYAML."""
+    """Whether this Python can predict a scenario: the configuration of a VM needs PyYAML."""
     return not scenario.config or importlib.util.find_spec("yaml") is not None
 
 
 def starts(scenario: Scenario) -> bool:
-    """Whether its first cycle is one VM, started and destroyed, beside which nothing happens."""
+    """Whether the first cycle only starts and destroys one VM."""
     started = scenario.holder is not None or not scenario.refused
     return scenario.hook and scenario.kind in KINDS and started
 
 
 def refuses(scenario: Scenario) -> bool:
-    """Whether the VM is refused at first."""
+    """Whether the first start of the VM is refused."""
     return scenario.hook and scenario.kind in KINDS and bool(scenario.refused)
 
 
 def phases(scenario: Scenario, before: str, directory: Path) -> dict[str, str]:
-    """The machine after each of PHASES, from the record before, by what the fake does.
+    """The fake machine after each of PHASES, from the snapshot before.
 
-    directory is made and holds the machine.
+    directory is created for the machine.
     """
     host = _machine(scenario, before, directory)
     if scenario.kind == "terminated":
@@ -98,11 +98,11 @@ def phases(scenario: Scenario, before: str, directory: Path) -> dict[str, str]:
 
 
 def differences(
-    scenario: Scenario, before: str, recorded: Mapping[str, str], directory: Path
+    scenario: Scenario, before: str, snapshots: Mapping[str, str], directory: Path
 ) -> dict[str, str]:
-    """In which of the recorded phases the fake is wrong, and what is different there.
+    """The phases in which the fake machine is not as the snapshot, and the differences.
 
-    directory is made and holds the machines.
+    directory is created for the machines.
     """
     directory.mkdir()
     try:
@@ -110,8 +110,8 @@ def differences(
     except Exception as error:
         return {"somewhere": f"it stops with {type(error).__name__}: {error}"}
     found = {}
-    for phase in (one for one in PHASES if one in recorded):
-        machines = (normal(recorded[phase], directory / phase), predicted[phase])
+    for phase in (one for one in PHASES if one in snapshots):
+        machines = (normal(snapshots[phase], directory / phase), predicted[phase])
         if phase == "during":
             machines = (
                 _without_guest_writes(machines[0]), _without_guest_writes(machines[1])
@@ -123,9 +123,9 @@ def differences(
 
 
 def refusal(scenario: Scenario, before: str, directory: Path) -> str:
-    """What is wrong with the refusal on the fake machine; "" when it is refused as in the lab.
+    """What is wrong with the refusal on the fake machine; "" if it is as in the lab.
 
-    directory is made and holds the machines.
+    directory is created for the machines.
     """
     directory.mkdir()
     host = _machine(scenario, before, directory / "fake", ending=False)
@@ -141,10 +141,10 @@ def refusal(scenario: Scenario, before: str, directory: Path) -> str:
 
 
 def normal(text: str, directory: Path) -> str:
-    """A recording as the recorder writes it: without comments, in its order.
+    """A snapshot as the program writes it: without comments, in its order.
 
-    Who had what open at that moment is left out, and a power state that the kernel does not
-    know is D0, as on the fake (pci.learn). directory is made for it.
+    Processes with open nodes are left out, and a power state that the kernel does not
+    know is D0, as on the fake (pci.learn). directory is created for the machine.
     """
     directory.mkdir()
     machine = machine_text(unpack(text.partition(SEEN)[0], str(directory)))
@@ -152,7 +152,7 @@ def normal(text: str, directory: Path) -> str:
 
 
 def difference(lab: str, fake: str) -> str:
-    """The lines that only one of two machines has, the lab's with "-", at most a dozen of them."""
+    """The lines that only one of two machines has, the lab's with "-"; at most a dozen."""
     compared = difflib.unified_diff(lab.splitlines(), fake.splitlines(), n=0, lineterm="")
     lines = [line for line in compared if not line.startswith(("---", "+++", "@@"))]
     more = len(lines) - _LONGEST_DIFFERENCE
@@ -160,11 +160,11 @@ def difference(lab: str, fake: str) -> str:
 
 
 def _without_guest_writes(machine: str) -> str:
-    """The machine without what a guest may write to config space of its GPUs through vfio.
+    """The machine without the guest's changes to config space of its GPUs through vfio.
 
-    Its firmware switches SERR on in COMMAND, and the ROM's address is in the BAR
-    since somebody, QEMU or the guest, has read the ROM (Linux drivers/pci/rom.c,
-    pci_map_rom). Neither is the host's doing, and both are gone when the VM is.
+    The guest's firmware enables SERR in COMMAND, and the ROM's address is in its BAR
+    after QEMU or the guest has read the ROM (Linux drivers/pci/rom.c, pci_map_rom).
+    The host does neither, and both are gone after the VM.
     """
     given = re.findall(r"(?m)^l (\S+)/driver -> \S*/drivers/vfio-pci$", machine)
     header = rf"(?m)^(x (?:{'|'.join(map(re.escape, given))})/config = )([0-9a-f]{{128}})$"
@@ -182,9 +182,9 @@ def _without_serr_and_rom(line: re.Match[str]) -> str:
 
 
 def _machine(scenario: Scenario, before: str, directory: Path, *, ending: bool = True) -> FakeHost:
-    """The machine before, with the configuration of the VM and what that names.
+    """The machine before, with the configuration of the VM and the units in that.
 
-    ending: with the configuration by which holders are ended, where there is one.
+    ending: with the configuration that ends holders, if there is one.
     """
     directory.mkdir()
     unpack(before.partition(SEEN)[0], str(directory))
@@ -202,7 +202,7 @@ def _machine(scenario: Scenario, before: str, directory: Path, *, ending: bool =
 
 
 def _hold(scenario: Scenario, host: FakeHost) -> None:
-    """The scenario's processes have its node open."""
+    """Add the scenario's processes, which have its node open."""
     if scenario.holder is None:
         return
     node = scenario.holder.node.lstrip("/")
@@ -216,17 +216,17 @@ def _prepare(host: FakeHost, devices: tuple[str, ...], log: Log) -> None:
 
 
 def _of_class(host: FakeHost, prefix: str) -> list[str]:
-    """The addresses of all devices of a class in the order of the scenario."""
+    """The addresses of all devices of a class, in the order of the scenario."""
     places = {
         host.real(f"sys/bus/pci/devices/{address}") or "": address
         for address in host.list("sys/bus/pci/devices")
         if (host.read(f"sys/bus/pci/devices/{address}/class") or "").startswith(prefix)
     }
-    # Which is that of the root ports, not of the buses behind them.
+    # That is the order of the root ports, not of the buses behind them.
     return [places[place] for place in sorted(places)]
 
 
 def _devices(host: FakeHost, scenario: Scenario) -> tuple[str, ...]:
-    """What the VM gets."""
+    """The addresses of the VM's devices."""
     beside = _of_class(host, "0x0403") if scenario.kind == "sound" else ()
     return (*leaving(scenario, _of_class(host, "0x03")), *beside)

@@ -1,7 +1,7 @@
-"""The driver of the GPU that stays goes and comes back while the VM runs.
+"""The driver of the GPU that stays is unbound and bound again while the VM runs.
 
-With the console on that GPU's framebuffer this is what crashes a host whose only
-console driver is fbcon: the consoles must have somewhere to fall.
+The console is on that GPU's framebuffer. A host whose only console driver is fbcon
+crashes then: another console driver must be able to take the consoles.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from .trial import LOOK, Trial
 
 
 class Rebound(Trial):
-    """Starts and destroys the VM; in the second cycle the host's driver is unbound meanwhile."""
+    """Starts and destroys the VM; in the second cycle the host's driver is unbound and bound."""
 
     def meanwhile(self, name: str, number: int) -> None:
-        """Take the driver away, write on the console that is nowhere, bring it back."""
-        # The first cycle is the one that is recorded.
+        """Unbind the driver, write to the console without a framebuffer, bind the driver."""
+        # Snapshots are taken in the first cycle.
         if number == 1:
             return
         stays = self.scenario.stays[-1]

@@ -1,4 +1,4 @@
-"""The GPU is on vfio-pci before the VM starts, by hand, and stays there after it."""
+"""The GPU is bound to vfio-pci by hand before the VM starts, and stays bound after the VM."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Reserved(Trial):
     """Starts and destroys the VM with managed='no': libvirt neither binds nor re-attaches."""
 
     def set_up(self) -> bool:
-        """The same; and then the GPUs are bound to vfio-pci, as `driverctl set-override` does."""
+        """Set up, then bind the GPUs to vfio-pci as `driverctl set-override` does."""
         if not super().set_up():
             return False
         for gpu in self.leaving:
@@ -24,7 +24,7 @@ class Reserved(Trial):
         return self.check_bound("before") and define.ok
 
     def cycle(self, number: int) -> None:
-        """The same, and what was on vfio-pci is there still."""
+        """Start and destroy the VM; the GPUs are still on vfio-pci."""
         super().cycle(number)
         self.check_bound(f"cycle{number}")
 

@@ -1,4 +1,4 @@
-"""How a scenario ended, and why."""
+"""The result of a scenario."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Outcome(Enum):
 
 @dataclass
 class Result:
-    """The outcome of a scenario with its reasons, and what was observed, in kinds that do."""
+    """The outcome of a scenario with its reasons; a cell of the matrix has an observation."""
 
     scenario: Scenario
     outcome: Outcome

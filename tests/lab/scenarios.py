@@ -1,7 +1,7 @@
-"""The scenarios: what is booted, what is done, and what must come of it.
+"""The scenarios: what is booted, what is done, and what must result.
 
-To add one, write one more literal; trial.py says what every scenario demands
-beyond these lines. The order is the order of priority under a time budget.
+To add one, write one more literal; trial.py has the demands of every scenario.
+The order is the order of priority under a time budget.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ VIRTIO = "virtio_gpudrmfb"
 
 
 class After(Enum):
-    """What becomes of the host's console once the VM is gone."""
+    """The host's console after the VM."""
 
     BACK = "back"  # the monitor shows it, and it is alive
-    GONE = "said to be gone"  # it is dead, and the plan and the log said so
-    EITHER = "not looked at"
+    GONE = "gone, announced"  # it is dead, and the plan and the log announced that
+    EITHER = "not demanded"
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,18 @@ class Scenario:
     console is what must draw on the GPU before the first run: the start of the
     framebuffer's name in /proc/fb, or "text" for vgacon. config is the YAML of
     the VM. refused is a regular expression that virsh's error must match: the
-    VM must not start, and the console must not notice. The processes of holder
-    run during that, end, and the VM must start then. told are places ("plan",
-    "log", "error") and regular expressions that must be found there in the first
-    cycle. stays are the numbers of the GPUs that stay on the host; while the VM
-    runs, the last one's monitor must show a living console, or a dead one if
+    VM must not start, and the console must not change. The processes of holder
+    run during that; after they have ended the VM must start. says has places
+    ("plan", "log", "error") and regular expressions that must be found there in the
+    first cycle. stays are the numbers of the GPUs that stay on the host; while the VM
+    runs, the last one's monitor must show a console that is alive, or dead if
     alive_meanwhile is False. rom_shadowed is whether the kernel must have marked
-    the ROM of the GPU that leaves as shadowed. monitor is the number of the GPU
-    whose monitor shows the console before and after. recorded is the name of the machine
-    in tests/machines whose recording it leaves, with what the program said of it. kind
-    is a name in trials.py, for scenarios that do something else than starting and
+    the ROM of the VM's GPU as shadowed. monitor is the number of the GPU whose monitor
+    shows the console before and after. recorded is the NAME of tests/machines/recorded-NAME.tree,
+    for a scenario that leaves this snapshot and the output of commands with it. kind
+    is a name in trials.py, for scenarios that do something other than starting and
     destroying one VM. script is for the comparison: instead of the program, the script
-    that guides recommend is libvirt's hook (guest/generic-hook.sh); hook is False then.
+    that guides recommend is libvirt's hook (guest/generic-hook.sh); then hook is False.
     """
 
     name: str
@@ -81,26 +81,26 @@ class Scenario:
     kind: str = "cycles"
 
     def seconds(self) -> float:
-        """About how long it takes, for a time budget (two machines on two cores)."""
+        """An estimate of its duration for a time budget (two machines on two cores)."""
         calls = 1800.0 if self.stays else 400.0  # consoles that move are 63 more
         more = {"newcomer": 300.0, "every-call": calls * self.cycles}.get(self.kind, 0.0)
         return 100.0 + 35.0 * self.cycles + (30.0 if self.refused else 0.0) + more
 
 
 def leaving(scenario: Scenario, gpus: Sequence[T]) -> tuple[T, ...]:
-    """Those that the VM gets, of all GPUs in the order of the scenario."""
+    """The GPUs that the VM gets, of all GPUs in the order of the scenario."""
     return tuple(gpu for number, gpu in enumerate(gpus) if number not in scenario.stays)
 
 
 GONE_SENTENCE = r"will not come back before a reboot"
 SAYS_GONE = (("plan", GONE_SENTENCE), ("log", GONE_SENTENCE))
-# The native driver is a module that can be loaded and does not load by itself.
+# The native driver is a module that is not loaded automatically.
 NOAUTOLOAD = "lab.noautoload"
 FB_HOLDER = Holder("fb-holder", "/dev/fb0")
 CARD_HOLDER = Holder("card-holder", "/dev/dri/card0")
 MIXER = Holder("mixer", "/dev/snd/controlC0")
 NAMED_FB_HOLDER = r"fb-holder \(\d+\)"
-# What the host's GPU loses when another one goes, and what helps.
+# The loss of the host's GPU when another GPU leaves, and the remedies.
 OTHERS_CONSOLE = r"(?s)the host's console on \S+ would be gone until a reboot.*bochs.*keep_console"
 
 

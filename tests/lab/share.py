@@ -1,7 +1,7 @@
-"""How much of a VM's start is the hook's: ours / whole, in time and in processor time.
+"""The hook's share of a VM's start, in wall time and in processor time.
 
-A lab machine is emulated and has one processor, so the seconds mean little and the ratio
-something: everything in it is slower alike.
+A lab machine is emulated and has one processor: everything in it is slower by the same
+factor, so the ratio is meaningful and the seconds are not.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from .machine import Machine
 _LOG = "/run/lab-share"
 _EVENTS_OF_A_START = ("prepare", "start", "started")
 
-# Without any process of its own: /proc/uptime is read by the shell, and `times` tells how
-# much processor time its children have used.
+# The shell starts no process for this: it reads /proc/uptime itself, and `times` prints the
+# processor time of its children.
 _SCRIPT = f"""\
 #!/bin/sh
-# The hook, and how long it takes.
+# Runs the hook, and writes how long it took.
 read -r began rest </proc/uptime
 "{{hook}}" "$@"
 status=$?
@@ -27,12 +27,12 @@ read -r ended rest </proc/uptime
 {{{{ echo "$2 $began $ended"; times; }}}} >>{_LOG}
 exit $status
 """
-_TOLD = re.compile(r"(\w+) (\S+) (\S+)\n.*\n(\d+)m([\d.]+)s (\d+)m([\d.]+)s\n")
+_ENTRY = re.compile(r"(\w+) (\S+) (\S+)\n.*\n(\d+)m([\d.]+)s (\d+)m([\d.]+)s\n")
 
 
 @dataclass(frozen=True)
 class Share:
-    """What of something was ours, in seconds."""
+    """The part of a time that was ours, in seconds."""
 
     ours_s: float
     whole_s: float
@@ -44,28 +44,28 @@ class Share:
 
 @dataclass(frozen=True)
 class Reading:
-    """/proc/uptime: how long the machine runs, and how long its one processor had nothing to do."""
+    """/proc/uptime: how long the machine has run, and how long its one processor was idle."""
 
     up_s: float
     idle_s: float
 
     @classmethod
-    def of(cls, machine: Machine) -> Reading:
-        """As it is now."""
+    def now(cls, machine: Machine) -> Reading:
+        """Read it now."""
         up_s, idle_s = machine.run("cat /proc/uptime").stdout.split()
         return cls(float(up_s), float(idle_s))
 
 
 def begin(machine: Machine, hook: str) -> Reading:
-    """From now on the hook's time is taken."""
+    """Measure the hook's time from now on."""
     machine.run(f"rm -f {_LOG}")
     wrapper.install(machine, hook, _SCRIPT)
-    return Reading.of(machine)
+    return Reading.now(machine)
 
 
 def end(machine: Machine, hook: str, began: Reading) -> str:
-    """What of the time since then was the hook's, in words, and no more of it is taken."""
-    ended = Reading.of(machine)
+    """Stop measuring; the hook's share of the time since begin(), in words."""
+    ended = Reading.now(machine)
     wrapper.remove(machine, hook)
     events = read(machine.run(f"cat {_LOG}").stdout)
     whole_s = ended.up_s - began.up_s
@@ -76,10 +76,10 @@ def end(machine: Machine, hook: str, began: Reading) -> str:
     return f"ours / whole start: {share} ({each}); processor: {busy}"
 
 
-def read(told: str) -> dict[str, tuple[float, float]]:
-    """How many seconds each of a start's events of the hook took, and in processor time."""
+def read(log: str) -> dict[str, tuple[float, float]]:
+    """The seconds of each event of a start, in wall time and in processor time."""
     found = {}
-    for event, began, ended, *used in _TOLD.findall(told):
+    for event, began, ended, *used in _ENTRY.findall(log):
         user_m, user_s, system_m, system_s = map(float, used)
         busy_s = 60 * (user_m + system_m) + user_s + system_s
         found[event] = (float(ended) - float(began), busy_s)

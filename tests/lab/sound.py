@@ -1,8 +1,8 @@
-"""A GPU whose sound function goes to the VM too, while a program has that open.
+"""A GPU whose sound function leaves with it, while a program has the sound open.
 
-Its driver waits for the program, beyond any signal (Linux sound/core/init.c,
-snd_card_free), and so does libvirtd, which takes the driver off, and with it
-every client of libvirtd.
+The sound driver waits for the program, uninterruptibly (Linux sound/core/init.c,
+snd_card_free). libvirtd, which unbinds the driver, hangs with it, and so does every
+client of libvirtd.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ STILL_S = 30
 
 
 class Sound(Trial):
-    """Refused by name with the hook; without it, libvirtd hangs until the program ends."""
+    """With the hook the VM is refused; without it, libvirtd hangs until the program ends."""
 
     def run(self) -> None:
-        """With the hook as any scenario with a holder; else the hang, and its end."""
+        """Run as any scenario with a holder; without the hook, wait for the hang and its end."""
         if self.scenario.hook:
             super().run()
             return
@@ -44,7 +44,7 @@ class Sound(Trial):
         self.machine.run("virsh destroy gpu", 180)
 
     def other_devices(self) -> tuple[str, ...]:
-        """The sound function."""
+        """The address of the sound function."""
         found = self.machine.run(
             "cd /sys/bus/pci/devices && for d in *; do"
             " case $(cat $d/class) in 0x0403*) echo $d;; esac; done"
@@ -60,8 +60,8 @@ class Sound(Trial):
         self.demand(sounds.ok, f"{name}: the sound is not back")
 
 
-# A thread of it has files of its own: /proc/PID/fd, which is the main thread's, does not
-# show them.
+# Its thread has its own file table, which /proc/PID/fd, that of the main thread, does not
+# show.
 HIDDEN = b"""#!/usr/bin/python3 -IS
 import ctypes, sys, threading, time
 def hold():
@@ -78,13 +78,13 @@ STUCK = re.compile(
 
 
 class Stuck(Sound):
-    """The hook's own worker is stuck in the kernel: told, left alone, and mended when it is not."""
+    """The hook's worker is stuck in the kernel: reported, not tried again, released later."""
 
     def run(self) -> None:
-        """Let the unbind wait for a program that cannot be found, then let that end."""
+        """Let the unbind wait for a program that cannot be found, then end the program."""
         if not self.set_up():
             return
-        # It is to hang for longer than the kernel finds normal.
+        # The worker hangs for longer than the kernel's hung task timeout.
         self.machine.run("sysctl -w kernel.hung_task_timeout_secs=0")
         self.machine.put("/root/hidden", HIDDEN)
         self.machine.run("chmod +x /root/hidden; setsid /root/hidden /dev/snd/controlC0 >/run/h &")
@@ -97,7 +97,7 @@ class Stuck(Sound):
         self.demand(pid == again, f"process {again} is stuck, and not {pid}: it was tried again")
         recover = self.machine.run("vfio-console-hook recover", 60)
         self.demand(recover.status == 1, "recover does not fail")
-        self.demand(f"process {pid} in" in recover.stdout, f"recover says {recover.stdout}")
+        self.demand(f"process {pid} in" in recover.stdout, f"recover prints {recover.stdout}")
         Trial.check_console(self, "stuck", 0)
         self.machine.run("pkill hidden; sleep 3")
         recover = self.machine.run("vfio-console-hook recover", 60)

@@ -1,7 +1,6 @@
-"""The tables of the matrix and of the comparison, made of what each cell left in the results.
+"""The tables of the matrix and of the comparison, from the results of each cell.
 
-Each cell leaves a cell.json beside its pictures, so cells that were run one after another,
-or again, come together in one table.
+Each cell leaves a cell.json beside its pictures, so cells of several runs are in one table.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ NOT_RUN = "not run"
 
 @dataclass(frozen=True)
 class Row:
-    """A cell and what came of it. mapped is None, and a console "", where nobody could look."""
+    """A cell and its result. mapped is None, and a console "", if it could not be observed."""
 
     cell: Cell
     kernel: str
@@ -38,30 +37,30 @@ class Row:
 
 
 def keep(result: Result, directory: Path) -> None:
-    """Leave what was observed in the directory of a cell; nothing for other scenarios."""
+    """Write the result of a cell into its directory; do nothing for other scenarios."""
     if result.scenario.name not in matrix.CELLS:
         return
     seen = result.observation
     passed = result.outcome is Outcome.PASS
-    record = {
+    value = {
         "outcome": seen.outcome if passed and seen else result.outcome.value,
         "seconds": round(result.seconds),
         "failures": result.failures,
         "notes": result.notes,
         "observation": asdict(seen) if seen else None,
     }
-    text = json.dumps(record, indent=1, default=lambda value: value.value)
+    text = json.dumps(value, indent=1, default=lambda member: member.value)
     (directory / CELL_FILE).write_text(text + "\n")
 
 
 def forget(out: Path) -> None:
-    """Drop what cells left in earlier runs: a table is not to mix them in."""
+    """Remove the results of earlier runs, so that a table does not contain them."""
     for name in matrix.CELLS:
         (out / name / CELL_FILE).unlink(missing_ok=True)
 
 
 def read(out: Path, cells: Sequence[Cell]) -> list[Row]:
-    """Those of the cells that were run, in their order."""
+    """The rows of the cells that were run, in their order."""
     return [
         _row(cell, json.loads(path.read_text()))
         for cell in cells
@@ -70,8 +69,8 @@ def read(out: Path, cells: Sequence[Cell]) -> list[Row]:
     ]
 
 
-def _row(cell: Cell, record: dict[str, object]) -> Row:
-    seen = record["observation"]
+def _row(cell: Cell, result: dict[str, object]) -> Row:
+    seen = result["observation"]
     seen = seen if isinstance(seen, dict) else {}
     unknown = Console.UNKNOWN.value
     after = seen.get("after", unknown)
@@ -79,8 +78,8 @@ def _row(cell: Cell, record: dict[str, object]) -> Row:
         cell,
         kernel=seen.get("kernel", cell.kernel),
         libvirt=seen.get("libvirt", "?"),
-        outcome=str(record["outcome"]),
-        seconds=int(str(record["seconds"])),
+        outcome=str(result["outcome"]),
+        seconds=int(str(result["seconds"])),
         mapped=seen.get("mapped"),
         meanwhile=seen.get("meanwhile") or "",
         after="" if after == unknown else after,
@@ -89,7 +88,7 @@ def _row(cell: Cell, record: dict[str, object]) -> Row:
 
 
 def write(out: Path) -> str:
-    """Write both tables, as far as there is something for them; the text of them."""
+    """Write the tables that have rows; their text."""
     texts = []
     rows = read(out, matrix.MATRIX)
     if rows:
@@ -180,7 +179,7 @@ def _looks(hook: Hook, row: Row | None) -> list[str]:
 
 
 def _troubles(rows: Sequence[Row]) -> Table:
-    """The same with a line a machine, and only what was not as a person would have it."""
+    """The comparison with one line a machine, and only what was wrong there."""
     table = [["kernel", "configuration", *(hook.words for hook in HOOKS)]]
     machines = dict.fromkeys((row.cell.kernel, row.cell.configuration) for row in rows)
     in_order = [(k, c) for k in matrix.COMPARED for c in CONFIGURATIONS if (k, c) in machines]
@@ -199,8 +198,8 @@ def _trouble(row: Row | None) -> str:
     if row.meanwhile not in ("", Console.VISIBLE.value):
         words.append(f"console {row.meanwhile} meanwhile")
     if row.after != Console.VISIBLE.value:
-        said = ", announced" if row.outcome.startswith("gone") else ""
-        words.append(f"console {row.after or '?'} afterwards{said}")
+        announced = ", announced" if row.outcome.startswith("gone") else ""
+        words.append(f"console {row.after or '?'} afterwards{announced}")
     return "; ".join([*words, *(_short(fault) for fault in row.faults)]) or "well"
 
 

@@ -1,4 +1,4 @@
-"""A process that has the GPU open is ended where the configuration names it."""
+"""A process that has the GPU open is ended if the configuration lists it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from .trial import Trial
 
 
 class Terminated(Trial):
-    """Refused without the configuration; with it, the VM runs and the process is gone."""
+    """Without the configuration the VM is refused; with it, the process ends and the VM runs."""
 
     def run(self) -> None:
-        """Let the VM be refused, then configure and start it, each time beside the holder."""
+        """Have the VM refused, then configure and start it, each time beside the holder."""
         holder = self.scenario.holder
         assert holder is not None
         if not self.set_up():
@@ -25,10 +25,10 @@ class Terminated(Trial):
             self.cycle(number)
 
     def configure(self) -> None:
-        """Not yet: first the VM is to be refused."""
+        """Write nothing yet: first the VM must be refused."""
 
     def check_running(self, name: str) -> None:
-        """The VM has the GPU, and nobody else has it open."""
+        """The VM has the GPU, and the holder has ended."""
         super().check_running(name)
         holder = self.scenario.holder
         assert holder is not None

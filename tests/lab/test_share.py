@@ -1,4 +1,4 @@
-"""How the share of the hook is read from what its wrapper writes."""
+"""How the share of the hook is read from the log of its wrapper."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def test_the_events_of_a_start_count_and_not_those_of_its_end() -> None:
     assert seen == {"prepare": (0.7, 0.42), "start": (0.25, 60.15), "started": (0.05, 0.03)}
 
 
-def test_the_share_is_told_in_seconds_and_percent() -> None:
+def test_the_share_is_printed_in_seconds_and_percent() -> None:
     assert str(Share(0.42, 9.84)) == "0.42 s of 9.8 s, 4 %"
