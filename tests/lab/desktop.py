@@ -41,7 +41,7 @@ class Desktop(Trial):
             self.cycle(number)
 
     def configure(self) -> None:
-        """Nothing yet: the refusal comes first."""
+        """Write nothing yet: first the VM must be refused."""
 
     def find_console(self) -> bool:
         """Check that a native driver has the GPU, and that its monitor shows the login box."""

@@ -6,16 +6,16 @@ machine before the VM. After each phase the whole machine must be as in the lab:
     prepared   the hook has handled prepare; the GPUs are on their old drivers
     bound      it has handled start; they are on vfio-pci, and QEMU does not run yet
     during     QEMU runs and has mapped them
-    stopped    it has ended; they are on vfio-pci still
-    after      libvirt has given them back, and the hook has handled release
+    stopped    QEMU has ended; they are still on vfio-pci
+    after      libvirt has re-attached them, and the hook has handled release
 
 and after a refusal as before it. Every run of the lab is compared (trial.py), and
-tests/test_against_lab.py does it again with the records of all kernels in tests/machines.
+tests/test_against_lab.py repeats that with the snapshots of all kernels in tests/machines.
 
-Left out are the kinds in which something else goes on between the two records: in desktop
-a display server, of which the program records nothing, ends and begins; in stuck and
-every-call the first cycle has a history; newcomer and by-hand type commands, on the
-machine of efifb-6.12. Nothing is said of a machine without the hook.
+Kinds are left out if something else happens between two snapshots: in desktop a display
+server, which is not in a snapshot, ends and starts; in stuck and every-call the machine
+changes before the first cycle; newcomer and by-hand run commands, on the machine of
+efifb-6.12. Machines without the hook are not predicted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading what strace saw: lines as strace 6.1 wrote them in the lab."""
+"""Reading traces: lines that strace 6.1 wrote in the lab."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPEN_TO_READ = (
 
 
 def changes(*lines: str) -> list[str]:
-    """What the hook, process 700, does to consoles according to these lines of its own."""
+    """The changes to consoles in these lines of the hook, process 700."""
     return [call.text for call in trace.read("\n".join((HOOK, *lines))).console_changes]
 
 
@@ -59,20 +59,18 @@ def test_a_change_of_a_console_is_seen(line: str) -> None:
         " 0x90800 /* O_RDONLY|O_NONBLOCK|O_CLOEXEC|O_DIRECTORY */) = 3",
     ],
 )
-def test_looking_is_no_change(line: str) -> None:
+def test_reading_is_no_change(line: str) -> None:
     assert changes(line) == []
 
 
 WRITE_BY = '{} write(3</sys/devices/virtual/vtconsole/vtcon1/bind>, "0", 1) = 1'
 
 
-def test_what_libvirtd_itself_does_is_not_the_hooks_doing() -> None:
+def test_calls_of_libvirtd_are_not_the_hooks() -> None:
     assert changes(WRITE_BY.format(600)) == []
 
 
-def test_what_a_child_of_the_hook_does_is_the_hooks_doing_even_before_its_birth_was_reported() -> (
-    None
-):
+def test_calls_of_a_child_are_the_hooks_even_before_the_fork_has_returned() -> None:
     lines = (
         "700 clone3({flags=0x4100 /* CLONE_VM|CLONE_VFORK */}, 88 <unfinished ...>",
         PYTHON,
@@ -97,13 +95,13 @@ def test_a_call_in_two_parts_is_one_call() -> None:
     ]
 
 
-def test_a_call_that_never_came_back_is_seen_too() -> None:
+def test_a_call_that_never_returned_counts() -> None:
     line = '700 write(3</sys/devices/virtual/vtconsole/vtcon1/bind>, "0", 1 <unfinished ...>'
 
     assert len(changes(line)) == 1
 
 
-def test_the_events_that_libvirt_called_the_hook_for_are_read() -> None:
+def test_the_events_are_read_from_the_calls_of_the_hook() -> None:
     seen = trace.read(HOOK + "\n" + HOOK.replace("prepare", "release") + "\n" + PYTHON)
 
     assert seen.events == {"prepare", "release"}

@@ -1,4 +1,4 @@
-"""A terminal in the machine, with a person's shell in it: tmux, whose screen can be read."""
+"""A terminal in the machine with an interactive shell: tmux, whose screen can be read."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ set -g history-limit 20000
 set -g default-terminal tmux-256color
 set -g default-command "exec bash --rcfile {SHELL} -i"
 """
-# The shell tells aside when a command began and ended, and with what status, so that
-# nothing of it is on the screen.
+# The shell writes begin, end and status of each command to files, so that the screen has
+# only the command's output.
 _SHELL = f"""\
 cd /root
 [ ! -r /usr/share/bash-completion/bash_completion ] || . /usr/share/bash-completion/bash_completion
@@ -37,11 +37,11 @@ PROMPT_COMMAND='printf "%s %s\\n" "$?" "$EPOCHREALTIME" >{ENDED}.new; mv {ENDED}
 
 @dataclass(frozen=True)
 class Screen:
-    """What a command left on the screen, from its prompt on, and how it ended.
+    """The screen after a command, from its prompt on, and how the command ended.
 
-    seen has the lines as a person sees them, cut where the terminal wrapped them;
-    whole has them as they were written; coloured is seen with its escape sequences.
-    status is 124 for a command that did not end in time.
+    seen has the lines of the terminal, cut where it wrapped them; whole has the lines as
+    they were written; coloured is seen with escape sequences. status is 124 for a command
+    that did not end in time.
     """
 
     command: str
@@ -53,22 +53,22 @@ class Screen:
 
     @property
     def output(self) -> str:
-        """What the command wrote, without the line that was typed and the next prompt."""
+        """The output of the command, without the typed line and the next prompt."""
         lines = self.whole.split("\n")[1:]
         return "\n".join(lines[:-1] if lines and lines[-1].startswith(PROMPT.strip()) else lines)
 
     def wrapped(self) -> list[str]:
-        """The lines of the output that the terminal had to wrap."""
+        """The lines of the output that the terminal wrapped."""
         return [line for line in self.output.split("\n") if len(line) > COLUMNS]
 
     def write(self, directory: Path, name: str) -> None:
-        """Keep it as NAME.txt, and with its colours as NAME.ansi."""
+        """Write the screen to NAME.txt, and with colours to NAME.ansi."""
         (directory / f"{name}.txt").write_text(self.seen + "\n")
         (directory / f"{name}.ansi").write_text(self.coloured + "\n")
 
 
 class Terminal:
-    """A terminal of 80 columns with a shell that waits for what is typed."""
+    """A terminal of 80 columns with a shell."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -81,7 +81,7 @@ class Terminal:
         self._wait(60)
 
     def type(self, command: str, timeout_s: int = 120) -> Screen:
-        """Type a command on an empty screen, wait for the next prompt, read the screen."""
+        """Type a command on an empty screen and wait for the next prompt; the screen."""
         self._clear()
         self._machine.run(f"rm -f {BEGAN} {ENDED}")
         self._keys(f"-l {shlex.quote(command)}")
@@ -95,11 +95,11 @@ class Terminal:
         return screen
 
     def complete(self, words: str) -> str:
-        """What stands there after words and the tabulator, twice; the line is given up then."""
+        """Type words and press the tab key twice; the screen then. The line is discarded."""
         self._clear()
         self._keys(f"-l {shlex.quote(words)}")
         self._keys("Tab Tab")
-        # Nothing tells when the shell has answered.
+        # Nothing signals that the shell has answered.
         self._machine.run("sleep 4")
         seen = self.read()[0]
         self._machine.run(f"rm -f {ENDED}")
@@ -108,7 +108,7 @@ class Terminal:
         return seen
 
     def read(self) -> tuple[str, str, str]:
-        """The screen with all that scrolled out of it: as seen, unwrapped, with colours."""
+        """The screen and its history: as seen, unwrapped, with colours."""
         texts = []
         for option in ("", "-J", "-e"):
             text = self._machine.run(f"{TMUX} capture-pane -p {option} -S - -t lab").stdout
@@ -128,11 +128,10 @@ class Terminal:
 
     def _how(self) -> tuple[int, float]:
         """The status of the last command, and its seconds by the machine's own clock."""
-        told = self._machine.run(f"cat {ENDED}; cat {BEGAN}").stdout.split()
-        status, ended, began = told
+        status, ended, began = self._machine.run(f"cat {ENDED}; cat {BEGAN}").stdout.split()
         return int(status), float(ended) - float(began)
 
 
 def slug(command: str) -> str:
-    """A command as the name of a file."""
+    """The name of a file for a command."""
     return re.sub(r"[^a-z0-9]+", "-", command.lower().replace("vfio-console-hook", "")).strip("-")

@@ -1,7 +1,7 @@
-"""What strace saw the hook do to the host's consoles.
+"""Finds the hook's changes to the host's consoles in a trace by strace.
 
-Reads the output of `strace -f -y -X verbose`. Whatever a process does that has
-executed a hook or Python, and whatever its children do, is the hook's doing.
+Reads the output of `strace -f -y -X verbose`. The calls of a process that has executed
+a hook or Python, and of its children, are the hook's.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _ATTRIBUTE = re.compile(
 _FRAMEBUFFER = re.compile(r"/dev/fb\d+$")
 _TERMINAL = re.compile(r"/dev/(tty\d*|console|vcs.*)$")
 _ACCESS_MODE = 0o3  # O_ACCMODE; 0 is O_RDONLY
-# FBIOGET_VSCREENINFO, FBIOGET_FSCREENINFO, FBIOGETCMAP, FBIOGET_CON2FBMAP
-# (Linux include/uapi/linux/fb.h): all that only ask.
+# The ioctls that only read: FBIOGET_VSCREENINFO, FBIOGET_FSCREENINFO, FBIOGETCMAP,
+# FBIOGET_CON2FBMAP (Linux include/uapi/linux/fb.h).
 _ASKING = (0x4600, 0x4602, 0x4604, 0x460F)
-# KD* (linux/kd.h) and VT_* (linux/vt.h), those that ask among them.
+# KD* (linux/kd.h) and VT_* (linux/vt.h), including those that only read.
 _CONSOLE_IOCTLS = ("K", "V")
 
 
 @dataclass(frozen=True)
 class Call:
-    """A system call as strace wrote it, without the process id."""
+    """A system call in a trace."""
 
     pid: int
     name: str
@@ -57,19 +57,19 @@ class Call:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the hook did: events are those that libvirt called it for."""
+    """The hook's system calls, and the events for which libvirt called it."""
 
     events: frozenset[str]
     calls: tuple[Call, ...]
 
     @property
     def console_changes(self) -> tuple[Call, ...]:
-        """The calls that change a console, a vtconsole or a framebuffer, or could."""
+        """The calls that change a console, a vtconsole or a framebuffer, or can do so."""
         return tuple(call for call in self.calls if _changes(call))
 
 
 def read(text: str) -> Seen:
-    """What a trace shows of the hook."""
+    """The hook's part of a trace."""
     everything = tuple(calls(text.splitlines()))
     parents = {
         int(call.result): call.pid
@@ -95,7 +95,7 @@ def read(text: str) -> Seen:
 
 
 def calls(lines: Iterable[str]) -> Iterator[Call]:
-    """The system calls; one that strace wrote in two parts is put together."""
+    """The system calls of a trace; one that strace wrote in two parts is one call."""
     begun: dict[str, str] = {}
     for line in lines:
         match = _LINE.match(line)
@@ -111,7 +111,7 @@ def calls(lines: Iterable[str]) -> Iterator[Call]:
         call = _CALL.match(text)
         if call:
             yield Call(int(pid), *call.groups())
-    # What never came back was done all the same.
+    # A call that did not return may have changed something.
     for pid, text in begun.items():
         name, _, arguments = text.partition("(")
         yield Call(int(pid), name, arguments, "?")

@@ -1,4 +1,4 @@
-"""What can be done on a machine, by the name that a scenario gives."""
+"""The kinds of trials by the names in scenarios."""
 
 from __future__ import annotations
 

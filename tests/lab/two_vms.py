@@ -1,9 +1,8 @@
-"""Two VMs with the same GPU in their configuration: the one that runs keeps it.
+"""Two VMs with the same GPU in their configuration: the running one keeps it.
 
-libvirt calls prepare for the second, and when its start fails, release: for a
-VM that never had the GPU, while the first one is at work with it. When the first
-ends and the second starts at the same moment, either may win; the host's console
-must be back once both are gone.
+libvirt calls prepare for the second VM, and release when its start fails, although it
+never had the GPU and the first VM is using it. When the first ends and the second starts
+at the same moment, either may win; the host's console must be back after both.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from .vm import UUID, domain_xml
 
 OTHER = "other"
 OTHER_UUID = "6b1c2c0e-3f0d-4c57-9d61-3a3f6f1f0a02"
-# Moments between the end of one VM and the start of the other, in seconds.
+# Seconds between the end of one VM and the start of the other.
 PAUSES = (0.0, 1.0, 3.0)
 
 
@@ -24,7 +23,7 @@ class TwoVms(Trial):
     """The other VM is refused while the first runs, then gets the GPU, then they race."""
 
     def run(self) -> None:
-        """Set up both VMs and try all that."""
+        """Define both VMs, then run the cycles and the races."""
         if not self.set_up():
             return
         path = f"/root/{OTHER}.xml"
@@ -39,23 +38,23 @@ class TwoVms(Trial):
             self.race(pause_s)
 
     def meanwhile(self, name: str, number: int) -> None:
-        """The other VM is refused, and neither the first one nor its record notices."""
-        record = self.claim_text()
+        """The other VM is refused; the first VM and its claim do not change."""
+        claim = self.claim_text()
         state = self.host_state()
-        told = self.told()
+        logged = self.logged()
         answer = self.machine.run(f"virsh start {OTHER}", 180)
         self.demand(not answer.ok, f"{name}: the other VM got the GPU of the running one")
-        said = "belongs to the VM gpu"
-        self.demand(said in answer.stderr, f"{name}: virsh does not say {said!r}: {answer.stderr}")
-        news = self.told()[len(told) :]
-        refused = len(news) == 1 and said in news[0]
-        self.demand(refused, f"{name}: the hook did more than to refuse: {news}")
+        text = "belongs to the VM gpu"
+        self.demand(text in answer.stderr, f"{name}: no {text!r} in the error: {answer.stderr}")
+        news = self.logged()[len(logged) :]
+        refused = len(news) == 1 and text in news[0]
+        self.demand(refused, f"{name}: the hook did not only refuse: {news}")
         self.check_running(f"{name} beside the other")
-        self.demand(self.claim_text() == record, f"{name}: the record of the first VM changed")
+        self.demand(self.claim_text() == claim, f"{name}: the claim of the first VM changed")
         self.demand(self.host_state() == state, f"{name}: the host's state changed")
 
     def other_alone(self, number: int) -> None:
-        """With the first VM gone, the other one has the GPU like any."""
+        """After the first VM the other one gets the GPU."""
         name = f"other{number}"
         self.machine.note(name)
         self.mark(name)
@@ -69,7 +68,7 @@ class TwoVms(Trial):
         self.check_claims(name)
 
     def race(self, pause_s: float) -> None:
-        """One ends and the other starts; in the end the host has its console back."""
+        """One VM ends while the other starts; after both the host has its console back."""
         name = f"race{pause_s:g}"
         self.machine.note(name)
         self.mark(name)
@@ -93,11 +92,11 @@ class TwoVms(Trial):
         self.check_kernel(name)
         self.check_claims(name)
 
-    def told(self) -> list[str]:
-        """What the hook has logged of the other VM so far."""
+    def logged(self) -> list[str]:
+        """The lines of the hook's log about the other VM so far."""
         log = self.machine.run(f"journalctl -o cat -t vfio-console-hook | grep '^{OTHER}:'")
         return log.stdout.splitlines()
 
     def claim_text(self) -> str:
-        """The record of the first VM."""
+        """The text of the first VM's claim."""
         return self.machine.run(f"cat {CLAIMS}/{UUID}").stdout

@@ -1,4 +1,4 @@
-"""The VM that gets the GPUs, seen from the machine under test."""
+"""The VM that gets the GPUs of the machine under test."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GuestGpu:
-    """A GPU as the kernel in the machine sees it.
+    """A GPU as seen by the kernel in the machine.
 
-    rom_shadowed: line 7 of its `resource` says that the ROM is shadowed at c0000
-    (IORESOURCE_ROM_SHADOW), by which Linux 6.0 to 6.10 decide what vfio-pci removes.
+    rom_shadowed: line 7 of `resource` has the flag that the ROM is shadowed at c0000
+    (IORESOURCE_ROM_SHADOW), on which Linux 6.0 to 6.10 base what vfio-pci removes.
     """
 
     address: str
@@ -34,7 +34,7 @@ UUID = "6b1c2c0e-3f0d-4c57-9d61-3a3f6f1f0a01"
 def domain_xml(
     gpus: tuple[GuestGpu, ...], name: str = VM, uuid: str = UUID, others: tuple[str, ...] = ()
 ) -> str:
-    """A VM of 64 MiB without a disk that owns the GPUs, and other devices by their addresses."""
+    """A VM of 64 MiB without a disk, with the GPUs and the devices at other addresses."""
     hostdevs = ""
     for address in (*(gpu.address for gpu in gpus), *others):
         domain, bus, slot, function = re.split("[:.]", address)
@@ -61,7 +61,7 @@ def domain_xml(
 
 
 def mapped_bars(maps: str, gpus: tuple[GuestGpu, ...]) -> list[str]:
-    """Those lines of /proc/PID/maps that map the whole BAR 0 of a GPU through vfio.
+    """The lines of /proc/PID/maps that map the whole BAR 0 of a GPU through vfio.
 
     The offset of BAR 0 is 0 (region n begins at n << 40), but 5.10 rewrites it
     to the bus address (Linux drivers/vfio/pci/vfio_pci.c, vfio_pci_mmap, vm_pgoff).

@@ -1,11 +1,11 @@
-"""Runs inside a lab machine: does what the lab asks, one JSON line at a time.
+"""Runs inside a lab machine: handles the lab's requests, one JSON line each.
 
     {"run": "a sh command", "timeout": seconds} -> {"status": n, "stdout": ..., "stderr": ...}
     {"put": "path", "data": base64}             -> {}
     {"get": "path"}                             -> {"data": base64} or {"error": ...}
 
-A command that does not end in time is killed with all it started, and answers
-with status 124, as timeout(1) does. Standard library of Python 3.9 only.
+A command that does not end in time is killed with all that it has started, and its
+status is 124, as with timeout(1). Standard library of Python 3.9 only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PORT = "vfio-lab"
 
 
 def port_device() -> str:
-    """The device file of our virtio-serial port, found without udev's help."""
+    """The device file of our virtio-serial port, found without udev."""
     while True:
         for path in glob.glob("/sys/class/virtio-ports/*/name"):
             with open(path) as file:
@@ -33,10 +33,10 @@ def port_device() -> str:
 
 
 def run(command: str, timeout_s: float) -> dict[str, object]:
-    """Run a shell command to its end, or to its deadline.
+    """Run a shell command until it ends or times out.
 
-    The output goes to files, so a background child that keeps them open does
-    not keep us waiting.
+    The output goes to files, so this does not wait for a background child that keeps
+    them open.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = subprocess.Popen(
@@ -60,7 +60,7 @@ def run(command: str, timeout_s: float) -> dict[str, object]:
 
 
 def answer(request: dict[str, str]) -> dict[str, object]:
-    """What to send back for one request."""
+    """The reply to a request."""
     if "run" in request:
         return run(request["run"], float(request["timeout"]))
     if "put" in request:
@@ -76,13 +76,13 @@ def answer(request: dict[str, str]) -> dict[str, object]:
 
 
 def main() -> None:
-    """Say hello, then serve until the machine goes away."""
+    """Send hello, then handle requests until the machine is powered off."""
     with open(port_device(), "r+b", buffering=0) as port:
         port.write(json.dumps({"hello": os.uname().release}).encode() + b"\n")
         pending = b""
         while True:
             data = port.read(65536)
-            if not data:  # nobody is connected outside
+            if not data:  # the lab is not connected
                 time.sleep(0.2)
                 continue
             pending += data

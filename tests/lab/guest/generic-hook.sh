@@ -1,9 +1,9 @@
 #!/bin/sh
-# What guides to single GPU passthrough recommend as /etc/libvirt/hooks/qemu, written by us
-# for the comparison: the same steps whatever the machine is like, errors ignored, nothing
-# looked at. Runs inside a lab machine. The lab puts the GPU's name for virsh in place of @GPU@.
+# The hook that guides to single GPU passthrough recommend, written by us for the comparison:
+# the same steps on every machine, without a check, ignoring errors. Runs inside a lab
+# machine. The lab replaces @GPU@ by the GPU's name for virsh.
 
-# What it did is kept for the person who reads the transcript.
+# A log for people who read the transcript.
 exec >> /run/lab-script.log 2>&1
 set -x
 
@@ -16,7 +16,7 @@ prepare/begin)
     echo 0 > $vtcon/vtcon0/bind
     echo 0 > $vtcon/vtcon1/bind
     echo efi-framebuffer.0 > $efifb/unbind
-    # "Avoid a race condition", say the guides.
+    # The guides: "Avoid a race condition".
     sleep 2
     modprobe vfio-pci
     virsh nodedev-detach @GPU@
