@@ -1,1 +1,1 @@
-"""What the program costs, measured side by side with what it is compared to."""
+"""Measures what the program costs, in turns with the programs it is compared to."""

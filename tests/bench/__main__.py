@@ -1,10 +1,10 @@
-"""python -m tests.bench: what the hook costs, beside what it is compared to.
+"""python -m tests.bench: the cost of the hook and of the programs it is compared to.
 
     --quick               fewer rounds and sizes, for every change
     --rounds N            how often each side of the gate runs (default 200, quick 60)
 
-Prints a Markdown table. A row that is over its bar is measured again, up to two times, and its
-best counts: what else the machine does can only add to it. Exits with 1 when that is still over.
+Prints a Markdown table. A row over its bar is measured again, up to two times, and the best
+counts: other load on the machine can only add to it. Exits with 1 if the best is over the bar.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HEAD = """\
 
 @dataclass(frozen=True)
 class Sizes:
-    """What each thing is grown to, from the smallest on."""
+    """The sizes to measure, smallest first."""
 
     xml_kib: tuple[int, ...]
     hostdevs: tuple[int, ...]
@@ -59,7 +59,7 @@ QUICK = Sizes(
 
 
 def measurements(rounds: int, quick: bool) -> Iterator[Measurement]:
-    """What is to be measured, each in a directory of its own."""
+    """The measurements; each needs a directory of its own."""
     # A Python takes twenty times as long as a shell.
     yield partial(gate_rows, rounds=rounds)
     yield partial(events.rows, rounds=max(rounds // 10, 5))
@@ -98,7 +98,7 @@ def _value(row: Measured) -> float:
 
 
 def over(row: Measured) -> bool:
-    """Whether it is more than it may be."""
+    """Whether a row is over its bar."""
     return row.value > row.bar
 
 
@@ -112,7 +112,7 @@ def line(row: Measured) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table; 1 when a row is over its bar."""
+    """Print the table; 1 if a row is over its bar."""
     options = _parse(arguments)
     rounds = options.rounds or (60 if options.quick else 200)
     print(HEAD)

@@ -1,8 +1,8 @@
-"""What may grow: the XML, the host devices in it, /proc/iomem, the claims of other VMs.
+"""Cost by size: of the XML, the host devices in it, /proc/iomem, the claims of other VMs.
 
-Each size is an event that goes through the real gate, which starts Python where there is a
-GPU in the XML; only the machine is a recorded one. Beside it runs a program that cannot do
-with less: the same Python, which only reads the same bytes.
+Each size is an event through the real gate, which starts Python if a GPU is in the XML; only
+the machine is a snapshot. It is compared to the least possible: the same Python, which only
+reads the same bytes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _NOTE = """\
 
 @dataclass(frozen=True)
 class Filling:
-    """What makes an XML large: copies of an element, before a line of the XML."""
+    """Makes an XML large: copies of an element before a line of the XML."""
 
     name: str
     element: str
@@ -84,9 +84,9 @@ METADATA = Filling("metadata", _NOTE, "  <memory ", "  <metadata>\n{}  </metadat
 def gate(
     directory: Path, rounds: int, sizes_kib: Sequence[int], filling: Filling
 ) -> tuple[Row | Growth, ...]:
-    """The five events of a VM without a PCI host device, beside a hook that is empty.
+    """The five events of a VM without a PCI host device, compared to an empty hook.
 
-    Up to NEAR_KIB both are compared, and what is larger may only grow as its size.
+    Up to NEAR_KIB the ratio counts, beyond that only the growth.
     """
     scripts = write_scripts(directory)
 
@@ -105,7 +105,7 @@ def gate(
 
 
 def xml(directory: Path, rounds: int, sizes_kib: Sequence[int], filling: Filling) -> Growth:
-    """prepare of a VM with a GPU, beside a Python that parses the same XML."""
+    """prepare of a VM with a GPU, compared to a Python that parses the same XML."""
     machine = Machine(directory, "prepare")
 
     def sides(kib: int) -> Sides:
@@ -117,7 +117,7 @@ def xml(directory: Path, rounds: int, sizes_kib: Sequence[int], filling: Filling
 
 
 def hostdevs(directory: Path, rounds: int, counts: Sequence[int]) -> Growth:
-    """prepare of a VM with a GPU and other host devices, beside a Python that parses the XML."""
+    """prepare of a VM with a GPU and other devices, compared to a Python that parses the XML."""
     machine = Machine(directory, "prepare")
     others = machine.add_devices(max(counts) - 1)
 
@@ -131,9 +131,9 @@ def hostdevs(directory: Path, rounds: int, counts: Sequence[int]) -> Growth:
 
 @dataclass(frozen=True)
 class Crowding:
-    """What a machine may have much of, and a Python that only reads it.
+    """Something that a machine can have much of, and a Python that only reads it.
 
-    add puts so much there, and gives back the path that program reads.
+    add puts that much on a machine and returns the path that program reads.
     """
 
     what: str
@@ -159,7 +159,7 @@ def crowded(directory: Path, rounds: int, counts: Sequence[int], crowding: Crowd
 
 
 def _grown(what: str, sizes: Sequence[int], sides: Callable[[int], Sides], rounds: int) -> Growth:
-    """What came of the runs that sides makes for each size: ours, and those of the floor."""
+    """The growth of the runs that sides makes for each size: ours, and those of the floor."""
     costs = interleaved([side for size in sizes for side in sides(size)], rounds)
     pairs = zip(sizes, costs[::2], costs[1::2])
     return Growth(what, tuple(Point(size, ours.cpu_s, floor.cpu_s) for size, ours, floor in pairs))

@@ -1,4 +1,4 @@
-"""The comparisons: which runs stand against which, and what ratio is still good."""
+"""The comparisons: which runs are compared, and the highest acceptable ratio."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Row:
 
     @property
     def value(self) -> float:
-        """How many times as much ours costs: what the bar is for."""
+        """The ratio of the costs, which the bar limits."""
         return self.ours_s / self.theirs_s
 
 
 def plain_domain() -> bytes:
-    """The XML, of some kilobytes, of a common VM that is assigned no host device."""
+    """The XML, of some kilobytes, of a common VM without host devices."""
     return (Path(__file__).parent / "plain.xml").read_bytes()
 
 
 def usb_domain() -> bytes:
-    """The same VM with a USB device of the host, which is a hostdev, but none of ours."""
+    """The same VM with a USB device of the host: a hostdev, but no PCI device."""
     usb = b"""    <hostdev mode='subsystem' type='usb' managed='yes'>
       <source>
         <address bus='1' device='4'/>
@@ -72,10 +72,9 @@ def gate_rows(directory: Path, rounds: int) -> tuple[Row, ...]:
 
 
 def write_scripts(directory: Path) -> tuple[Path, Path]:
-    """The gate and a hook that is empty, both written into directory.
+    """The gate and an empty hook, both written into directory.
 
-    The gate looks for claims in a directory of there, which is empty as it is on a host
-    whose VMs hold nothing.
+    The gate looks for claims below directory, and finds none, as on a host without claims.
     """
     by_name = directory / "run/by-name"
     by_name.mkdir(parents=True)

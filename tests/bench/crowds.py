@@ -1,6 +1,6 @@
-"""Two hundred VMs that start at once, beside the same one by one; and beside one that hangs.
+"""200 VMs that start at once, compared to one by one; and other VMs while a worker hangs.
 
-What must hold for the claims of so many is in tests/trust (storm.py), which this measures.
+tests/trust (storm.py) runs them and checks their claims; this module measures it.
 """
 
 from __future__ import annotations

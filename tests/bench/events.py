@@ -1,7 +1,7 @@
-"""The events of a VM with one GPU, and a Python that only imports lxml.etree and yaml.
+"""The events of a VM with one GPU, compared to a Python that imports lxml.etree and yaml.
 
-Each goes through the real gate, which starts Python; only the machine is a recorded one
-(pretending.py). With yaml, because a hook whose configuration sets anything loads it.
+Each goes through the real gate, which starts Python; only the machine is a snapshot
+(pretending.py). yaml, because a hook whose configuration sets anything loads it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.bench.measure import Run, cost, interleaved
 from tests.libvirt_xml import domain_xml
 
 PREPARE_BAR = 1.5
-# Of the floor, Python with dataclasses and json alone is half in each of the two events.
+# In each of the two events, half of the floor is Python with dataclasses and json alone.
 TOGETHER_BAR = 1.9
 IMPORTS = ("/usr/bin/python3", "-I", "-c", "import lxml.etree, yaml")
 PREPARE, *AFTERWARDS = (("prepare", "begin"), ("start", "begin"), ("release", "end"))
@@ -25,7 +25,7 @@ def rows(directory: Path, rounds: int) -> tuple[Row, ...]:
     xml = domain_xml(GPU, name=NAME)
     fresh, claimed = Machine(directory / "fresh"), Machine(directory / "claimed")
     for one in (fresh, claimed):
-        cost(one.run(PREPARE, xml))  # leaves its claim, and what is kept for the whole boot
+        cost(one.run(PREPARE, xml))  # leaves its claim, and the files that last for the whole boot
     fresh.drop_claims()
     runs = [fresh.run(PREPARE, xml), *(claimed.run(event, xml) for event in AFTERWARDS)]
     prepare, *afterwards, floor = interleaved([*([run] for run in runs), [Run(IMPORTS)]], rounds)

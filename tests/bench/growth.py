@@ -1,11 +1,10 @@
 """How cost grows with size, and whether it grows faster than that.
 
-What a run costs without any size (the start of sh or of Python) is subtracted: of cost and
-size, those of the smallest. Through the larger half of what is left goes a straight line in
-logarithms, by least squares; what sticks out less from that start is more noise, and weighs
-less. The slope is the exponent: 1 when twice the size costs twice as much, 2 when it costs
-four times as much. Where the largest costs hardly more than the smallest there is nothing
-to fit, and the exponent is 0.
+The fixed cost of a run (the start of sh or of Python) is subtracted: cost and size of the
+smallest are subtracted from all others. A straight line is fitted to the logarithms of the
+larger half by least squares; a point closer to the fixed cost has more noise and less weight.
+The slope is the exponent: 1 when twice the size costs twice as much, 2 when it costs four
+times as much. If the largest costs hardly more than the smallest, the exponent is 0.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from dataclasses import dataclass
 from math import log
 
 BAR = 1.15
-"""The greatest exponent that counts as linear: what is measured twice differs by some
-hundredths, and caches get too small."""
+"""The greatest exponent that counts as linear: measurements vary by some hundredths, and
+large inputs exceed the caches."""
 
-# Of the smallest's cost. Less than that is noise.
+# A fraction of the smallest cost; a difference below it is noise.
 _NOTICED = 0.1
 
 
@@ -33,7 +32,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Growth:
-    """What one thing costs at several sizes, the smallest first."""
+    """The cost of one thing at several sizes, the smallest first."""
 
     what: str
     points: tuple[Point, ...]
@@ -43,29 +42,29 @@ class Growth:
 
     @property
     def exponent(self) -> float:
-        """How cost grows: 1 is linear, 0 not at all."""
+        """The power of size with which the cost grows: 1 is linear, 0 is constant."""
         return exponent([one.size for one in self.points], [one.ours_s for one in self.points])
 
     @property
     def ours_s(self) -> float:
-        """What the largest costs."""
+        """The cost of the largest size."""
         return self.points[-1].ours_s
 
     @property
     def theirs_s(self) -> float:
-        """What it costs what it is compared to."""
+        """The cost of the largest size in the program it is compared to."""
         return self.points[-1].floor_s
 
     @property
     def value(self) -> float:
-        """What the bar is for."""
+        """The exponent, which the bar limits."""
         return self.exponent
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """The exponent that cost grows with; see the top of this module.
+    """The exponent with which cost grows; see the top of this module.
 
-    Raises ValueError when there are fewer than four sizes, from which nothing follows.
+    Raises ValueError for fewer than four sizes.
     """
     if len(sizes) < 4 or len(sizes) != len(costs):
         raise ValueError(f"{len(sizes)} sizes are too few")
@@ -81,7 +80,7 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 
 def _slope(points: Sequence[tuple[float, float, float]]) -> float:
-    """That of the line through points (x, y, weight); 0 for a single one."""
+    """The slope of the line through points (x, y, weight); 0 for a single point."""
     total = sum(weight for _, _, weight in points)
     middle = sum(x * weight for x, _, weight in points) / total
     height = sum(y * weight for _, y, weight in points) / total

@@ -1,7 +1,7 @@
-"""Looking for the holders of a GPU, beside a bare loop of readlink over the same descriptors.
+"""The search for holders of a GPU, compared to a loop of readlink over the same descriptors.
 
-A big host is made up of processes that sleep, with files that they inherit. Both
-sides are measured in this process, in turns, by the processor time that they take.
+Sleeping processes with inherited files imitate a large host. Both sides are measured in
+this process, in turns, by their processor time.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from vfio_console_hook.machine.host import Host
 DESCRIPTORS = 50
 """How many files each process has open."""
 BAR = 1.3
-# No process has these open, but one must be there, so that it has a number.
+# No process has these open, but one must exist, so that it has a device number.
 NODES = ("dev/fb99", "dev/dri/card99", "dev/dri/renderD227", "dev/i2c-99", "dev/kmsg")
 _STANDARD = 3
 
 
 class Some(Host):
-    """This machine, as if it had no other processes than these."""
+    """This machine with only some of its processes."""
 
     def __init__(self, pids: Sequence[int]) -> None:
         super().__init__()
@@ -41,10 +41,10 @@ class Some(Host):
 
 
 def rows(directory: Path, rounds: int, counts: Sequence[int]) -> tuple[Row | Growth, ...]:
-    """Looks at ever more processes, and only reading the links of their descriptors.
+    """The search in growing numbers of processes, compared to reading the links only.
 
-    That loop is given the names of all links; finding them is in our time alone, as
-    are the mappings.
+    That loop gets the names of all links; only our side has to list them and to read the
+    mappings.
     """
     sides: list[Callable[[], None]] = []
     with _sleepers(directory, max(counts)) as pids:
@@ -65,7 +65,7 @@ def rows(directory: Path, rounds: int, counts: Sequence[int]) -> tuple[Row | Gro
 
 def _look(host: Host) -> None:
     if holders.holders_of(host, NODES):
-        raise RuntimeError("a process holds what does not exist")
+        raise RuntimeError("found a holder of a node that does not exist")
 
 
 def _read(links: Sequence[str]) -> None:
@@ -74,7 +74,7 @@ def _read(links: Sequence[str]) -> None:
 
 
 def _turns(sides: Sequence[Callable[[], None]], rounds: int) -> tuple[float, ...]:
-    """The median CPU time of each side, in seconds, after one round that is not counted."""
+    """The median CPU time of each side, in seconds, without the first round."""
     times: list[list[float]] = [[] for _ in sides]
     order = list(range(len(sides)))
     for _ in range(rounds + 1):
@@ -89,14 +89,14 @@ def _turns(sides: Sequence[Callable[[], None]], rounds: int) -> tuple[float, ...
 
 @contextmanager
 def _sleepers(directory: Path, count: int) -> Iterator[list[int]]:
-    """Processes that sleep, with files open that they inherited from this one."""
+    """Sleeping processes with open files that they have inherited from this process."""
     files: list[int] = []
     pids: list[int] = []
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     actions: list[tuple[int, ...]] = [
         (os.POSIX_SPAWN_DUP2, null, number) for number in range(_STANDARD)
     ]
-    # What this process has got itself is not for them.
+    # They must not inherit the descriptors that this process has inherited.
     actions += [(os.POSIX_SPAWN_CLOSE, number) for number in _inherited()]
     try:
         for number in range(DESCRIPTORS - _STANDARD):
@@ -106,8 +106,8 @@ def _sleepers(directory: Path, count: int) -> Iterator[list[int]]:
             sleep = ("/bin/sleep", "infinity")
             pids.append(os.posix_spawn(sleep[0], sleep, {}, file_actions=actions))
         for pid in pids:
-            # A fork of ours has our mappings, and a program that is just being loaded
-            # has its libraries open.
+            # Before exec the process has our mappings, and while it is loaded it has
+            # libraries open.
             while len(os.listdir(f"/proc/{pid}/fd")) != DESCRIPTORS or not _sleeps(pid):
                 time.sleep(0.01)
         yield pids
@@ -121,14 +121,14 @@ def _sleepers(directory: Path, count: int) -> Iterator[list[int]]:
 
 
 def _inherited() -> list[int]:
-    """The descriptors, beyond the standard ones, that a program started here would get."""
+    """The descriptors, except the standard ones, that a program started here would inherit."""
     numbers = [int(name) for name in os.listdir("/proc/self/fd") if int(name) >= _STANDARD]
-    # One of them was that of the directory.
+    # One of them was the listed directory itself.
     there = [number for number in numbers if os.path.lexists(f"/proc/self/fd/{number}")]
     return [number for number in there if os.get_inheritable(number)]
 
 
 def _sleeps(pid: int) -> bool:
-    """Whether it is a sleep that has come to its sleeping."""
+    """Whether a process has become sleep(1) and is asleep."""
     name, _, rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")
     return name.endswith("(sleep") and rest.split()[0] == "S"

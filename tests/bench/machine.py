@@ -1,4 +1,4 @@
-"""A recorded machine that can be made larger, and the gate on it."""
+"""A machine from a snapshot that can be made larger, with the gate on it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAME = "win11"
 
 
 class Machine:
-    """MACHINE in a directory, which is made. Its events go to a function of pretending.py."""
+    """MACHINE in a new directory. Its events go to a function of pretending.py."""
 
     def __init__(self, directory: Path, handler: str = "main") -> None:
         for folder in ("vfio_console_hook", "tests/bench"):
@@ -37,7 +37,7 @@ class Machine:
         )
 
     def run(self, event: tuple[str, str], xml: bytes) -> Run:
-        """An event, as libvirt has it run by the gate."""
+        """An event as libvirt starts it: through the gate."""
         return Run((str(self._gate), NAME, *event, "-"), xml)
 
     def drop_claims(self) -> None:
@@ -47,7 +47,7 @@ class Machine:
                 file.unlink()
 
     def add_devices(self, count: int) -> list[str]:
-        """The addresses of that many devices that are no GPUs: virtual functions of an NVMe."""
+        """Add that many devices, virtual functions of an NVMe; their addresses."""
         addresses = [f"0000:{0x20 + n // 8:02x}:00.{n % 8}" for n in range(count)]
         for address in addresses:
             folder = self.root / "sys/bus/pci/devices" / address
@@ -58,7 +58,7 @@ class Machine:
         return addresses
 
     def grow_iomem(self, count: int) -> Path:
-        """Give /proc/iomem that many lines; its path. The new ones lie above all others."""
+        """Give /proc/iomem that many lines, the new ones above all others; its path."""
         path = self.root / "proc/iomem"
         lines = path.read_text(encoding="utf-8").splitlines()
         if count < len(lines):
@@ -71,7 +71,7 @@ class Machine:
         return path
 
     def add_claims(self, count: int) -> Path:
-        """Make claims of that many VMs which run and hold a GPU each; their directory."""
+        """Make the claims of that many running VMs with a GPU each; their directory."""
         boot = (self.root / "proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         for folder in (RUN, CLAIMS, BY_NAME):
             (self.root / folder).mkdir(mode=0o700)
@@ -84,7 +84,7 @@ class Machine:
 
 
 def _claims(boot: str, count: int) -> Iterator[tuple[str, str]]:
-    """(uuid, text) of the claim of each VM: that of a real one with another name, uuid and GPU."""
+    """(uuid, text) of each VM's claim: a real claim with another name, uuid and GPU."""
     recorded = entries(snapshots.text(RUNNING))
     (real,) = (one for one in recorded if one.path.startswith(f"{CLAIMS}/"))
     head, _, rest = real.content.decode().partition("\n")

@@ -1,7 +1,7 @@
-"""Runs commands in turns and says what each of them cost.
+"""Runs commands in turns and measures the cost of each.
 
 Each command is started as libvirt starts a hook: no shell, the XML through a pipe on
-stdin, which it may leave unread (virCommandProcessIO), stdout and stderr elsewhere, and
+stdin, which it may leave unread (virCommandProcessIO), stdout and stderr redirected, and
 an environment of LC_ALL and PATH.
 """
 
@@ -19,7 +19,7 @@ from tests.gate import ENVIRONMENT
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run, or the runs of one round together, took, in seconds."""
+    """The time of one run, or of the runs of one round together, in seconds."""
 
     wall_s: float
     cpu_s: float
@@ -30,17 +30,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class Run:
-    """One command and what it finds on stdin."""
+    """One command and its stdin."""
 
     argv: tuple[str, ...]
     stdin: bytes = b""
 
 
 def cost(run: Run) -> Cost:
-    """What one run costs: wall time, and user and system time with its children's.
+    """The cost of one run: wall time, and user and system time with its children's.
 
     Raises RuntimeError when the command does not end with 0: a command that
-    fails early is cheap, and would be praised for it.
+    fails early would seem cheap.
     """
     reader, writer = os.pipe()
     actions = [
@@ -62,7 +62,7 @@ def cost(run: Run) -> Cost:
 
 
 def _feed(writer: int, content: bytes) -> None:
-    """Write all of it to the pipe, or as much as is wanted, and close it."""
+    """Write content to the pipe until the reader closes it, then close it too."""
     left = memoryview(content)
     try:
         while left:
@@ -74,10 +74,10 @@ def _feed(writer: int, content: bytes) -> None:
 
 
 def interleaved(sides: Sequence[Sequence[Run]], rounds: int) -> tuple[Cost, ...]:
-    """The median cost of each side, all of whose runs are summed up in a round.
+    """The median cost of each side, whose runs are added up in each round.
 
-    The sides take turns in every round, and in the other order in every second
-    one, so that a machine that gets slower or faster meanwhile favours none.
+    The sides take turns in every round, in reverse order in every second one, so that a
+    machine that becomes slower or faster favours none.
     """
     costs: list[list[Cost]] = [[] for _ in sides]
     order = list(range(len(sides)))

@@ -1,7 +1,7 @@
-"""The real Host over a recorded machine, to which every run is the first one.
+"""The real Host over a snapshot that does not change, so that every run is like the first.
 
-What the hook writes to the machine is kept in memory only, and shown. What it reads is
-read from files, as the running machine's; so a run costs what it would cost there.
+The hook's writes to the machine stay in memory, and reads return them. All other reads are
+from files, as on the running machine, so a run costs the same as there.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from vfio_console_hook.machine.host import Host
 
 
 class Pretending(Host):
-    """A machine whose VM has come to an operation of libvirt.
+    """A machine at an operation of a VM.
 
-    Since prepare the firmware's framebuffer is unbound and memory decoding is off, and
-    vfio-pci has the GPU for start.
+    After prepare the firmware's framebuffer is unbound and memory decoding is off; at
+    start vfio-pci has the GPU.
     """
 
     def __init__(self, root: str, operation: str) -> None:
@@ -56,8 +56,8 @@ class Pretending(Host):
 def main(root: str, argv: list[str]) -> int:
     """Run one event on the machine below root; the exit status.
 
-    Afterwards the claims are as before, so that the next run finds them so. Only where
-    there is no directory for it yet, it stays: that is how the first prepare leaves one.
+    Afterwards the claims are as before, for the next run. If there was no directory of
+    claims, the claim stays: so the first prepare leaves one.
     """
     host = Pretending(root, argv[1])
     if not host.exists(CLAIMS):
@@ -74,8 +74,8 @@ def main(root: str, argv: list[str]) -> int:
 def prepare(root: str, argv: list[str]) -> int:
     """Run prepare on the machine below root; the exit status.
 
-    Afterwards its claim is gone. Those of other VMs are not even looked at, as there may
-    be many.
+    Afterwards its claim is removed. The claims of other VMs are not read, as there may be
+    many.
     """
     host = Pretending(root, argv[1])
     status = hook.main(argv, host=host)
@@ -86,7 +86,7 @@ def prepare(root: str, argv: list[str]) -> int:
 
 
 def _claims(host: Host) -> dict[str, bytes | str]:
-    """The files and links that are claims, with what is in them."""
+    """The files and links of claims, with their contents."""
     found: dict[str, bytes | str] = {}
     for folder in (CLAIMS, BY_NAME):
         for name in os.listdir(host.path(folder)):

@@ -100,7 +100,7 @@ class Newcomer(Trial):
         self.type(f"{US} plan gqu", 1)
         self.type(f"{US} status")
         self.record("before")
-        self.said("before")
+        self.check_commands("before")
 
     def one_run(self) -> None:
         """plan, start, status, destroy, status, doctor."""
@@ -118,7 +118,7 @@ class Newcomer(Trial):
         self.type(f"{US} plan gpu", (0, 1, 2))
         self.type(f"{US} doctor", (0, 1))
         self.record("during")
-        self.said("during")
+        self.check_commands("during")
         self.type("virsh destroy gpu")
         after = self.type(f"{US} status")
         self.demand("no VM holds a GPU" in after.whole, "after the run status does not say so")

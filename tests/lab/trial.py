@@ -1,13 +1,13 @@
-"""One run of a scenario: what is done to the machine, and what is demanded of it.
+"""One run of a scenario: its steps on the machine, and its demands.
 
-A text is written on the host's console and its monitor is photographed; libvirt
-starts the VM; QEMU must have mapped the GPU's memory; libvirt destroys the VM;
-the same text is written again and the picture must be the same again, while
-another text in between must have changed it, so a frozen picture cannot pass.
+The trial writes a text to the host's console and takes a picture of its monitor; libvirt
+starts the VM; QEMU must have mapped the GPU's memory; libvirt destroys the VM; with the
+same text the picture must be the same again, and another text in between must have
+changed it, so a frozen picture cannot pass.
 
-In the first cycle the machine is recorded after each phase, and each must be as the fake
-machine predicts from the first record (predicted.py); in the last it is seen how much of
-the start is the hook's.
+The first cycle takes a snapshot of the machine after each phase, and each must be as the
+fake machine predicts from the first snapshot (predicted.py). The last cycle measures the
+hook's share of the start.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ PROGRAM = "/root/vfio-console-hook"
 DOMAIN_FILE = "/root/gpu.xml"
 CONFIG_FILE = "/etc/vfio-console-hook/vms/gpu.yaml"
 HOOK = "/etc/libvirt/hooks/qemu"
-# For the person who reads the transcript.
+# For people who read the transcript.
 LOOK = "cat /proc/fb; cd /sys/class/vtconsole; grep -H . */name */bind; cat /proc/iomem"
 CLAIMS = "/run/vfio-console-hook/claims"
 
 BACK_WITHIN_S = 25
 REFUSED_WITHIN_S = 60
-# libvirt 7.0 cuts its message at 1022 bytes, of which about 190 are its own words.
+# libvirt 7.0 cuts its message at 1022 bytes, of which about 190 are its own text.
 ERROR_BYTES = 800
 
 
 class Trial:
-    """A scenario on a machine that is up; what goes wrong is collected in its result."""
+    """A scenario on a machine that is up; failures are collected in its result."""
 
     def __init__(
         self, scenario: Scenario, machine: Machine, directory: Path, result: Result
@@ -54,10 +54,10 @@ class Trial:
         self.snapshots: dict[str, str] = {}
 
     hook_path = HOOK
-    """Where ours is."""
+    """The path of our hook."""
 
     def run(self) -> None:
-        """Set up, try what must be refused, then start and destroy the VM."""
+        """Set up, start the VM when it must be refused, then start and destroy it."""
         if not self.set_up():
             return
         scenario = self.scenario
@@ -77,15 +77,15 @@ class Trial:
         """The GPUs that the VM gets."""
         return scenarios.leaving(self.scenario, self.gpus)
 
-    # What every run begins with
+    # The beginning of every run
 
     def set_up(self) -> bool:
-        """Install the program, define the VM, find the console. False: no use to go on."""
+        """Install the program, define the VM, find the console; whether all that succeeded."""
         self.machine.note("set up")
         ready = "until virsh -q list >/dev/null 2>&1; do sleep 1; done"
         if not self.demand(self.machine.run(ready, 180).ok, "libvirtd did not come up"):
             return False
-        # From here on the pictured console belongs to us.
+        # From here on no other text is written to the console in the pictures.
         self.machine.run("dmesg -n 1; udevadm settle -t 60")
         self.gpus = self.find_gpus()
         expected = len(self.scenario.gpus)
@@ -93,8 +93,8 @@ class Trial:
             return False
         shadowed = [gpu.rom_shadowed for gpu in self.leaving]
         wanted = self.scenario.rom_shadowed
-        told = f"whether the ROM of what leaves is shadowed: {shadowed}, not {wanted}"
-        if not self.demand(wanted is None or set(shadowed) == {wanted}, told):
+        otherwise = f"whether the ROM of the VM's GPUs is shadowed: {shadowed}, not {wanted}"
+        if not self.demand(wanted is None or set(shadowed) == {wanted}, otherwise):
             return False
         if self.scenario.hook and not self.install():
             return False
@@ -106,12 +106,12 @@ class Trial:
         return self.find_console()
 
     def other_devices(self) -> tuple[str, ...]:
-        """The addresses of what else the VM gets."""
+        """The addresses of other devices that the VM gets."""
         return ()
 
     def find_gpus(self) -> tuple[GuestGpu, ...]:
         """The display devices in the machine, in the order of QEMU's command line."""
-        # By the place of the root port, not by the address behind it.
+        # In the order of the root ports, not of the addresses behind them.
         listing = self.machine.run(
             "cd /sys/bus/pci/devices && for d in *; do"
             ' case $(cat $d/class) in 0x03*) echo "$(readlink -f $d)";; esac; done | sort'
@@ -124,8 +124,8 @@ class Trial:
     def install(self) -> bool:
         """Run install.sh and write the VM's configuration."""
         answer = self.machine.run(f"cd {PROGRAM} && sh install.sh", 240)
-        said = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
-        if not self.demand(answer.ok, f"install.sh: {' '.join(said)}"):
+        lines = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
+        if not self.demand(answer.ok, f"install.sh: {' '.join(lines)}"):
             return False
         self.configure()
         return True
@@ -154,7 +154,7 @@ class Trial:
     # A start that must be refused
 
     def refused_start(self, number: int) -> None:
-        """Start the VM in vain; the host must not notice."""
+        """Start the VM in vain; the host must not change."""
         self.machine.note(f"refused start {number}")
         self.mark(f"refused start {number}")
         self.write(TEXT)
@@ -174,7 +174,7 @@ class Trial:
         text = error or ""
         self.demand(
             bool(re.search(self.scenario.refused, text)),
-            f"{name}: the error does not say /{self.scenario.refused}/: {text}",
+            f"{name}: no /{self.scenario.refused}/ in the error: {text}",
         )
         self.check_says(name, plan, text)
         self.demand(monitors.same(before, after), f"{name}: the picture changed")
@@ -188,31 +188,32 @@ class Trial:
         self.check_claims(name)
 
     def check_untouched(self, name: str, number: int, before: str) -> None:
-        """The whole machine is as before, and the fake machine would have refused it too."""
+        """The whole machine is as before, and the fake machine refuses the VM too."""
         difference = predicted.difference(before, phases.now(self.machine))
-        self.demand(bool(before), f"{name}: the machine could not be recorded")
+        self.demand(bool(before), f"{name}: no snapshot of the machine")
         self.demand(not difference, f"{name}: the machine changed:\n{difference}")
-        asked = predicted.refuses(self.scenario) and predicted.can(self.scenario)
-        if number == 1 and asked:
+        predictable = predicted.refuses(self.scenario) and predicted.can(self.scenario)
+        if number == 1 and predictable:
             (self.directory / "machine-refused.tree").write_text(before)
             with tempfile.TemporaryDirectory() as directory:
                 wrong = predicted.refusal(self.scenario, before, Path(directory) / "machines")
             self.demand(not wrong, f"{name}: {wrong}")
 
     def check_error_whole(self, name: str, error: str) -> None:
-        """virsh shows all that the hook says, which is what it says when it is run by hand."""
+        """virsh shows the whole error of the hook, as printed when it is run by hand."""
         alone = self.machine.run(
             f"virsh dumpxml gpu | LC_ALL=C PATH=/bin:/usr/bin {HOOK} gpu prepare begin -", 120
         )
         self.demand(alone.status == 1, f"{name}: run by hand the hook does not refuse")
-        said = " ".join(alone.stderr.split())
+        printed_error = " ".join(alone.stderr.split())
         shown = " ".join(error.split())
-        self.demand(bool(said) and said in shown, f"{name}: virsh does not show {said!r}")
+        whole = bool(printed_error) and printed_error in shown
+        self.demand(whole, f"{name}: virsh does not show {printed_error!r}")
         size = len(alone.stderr.encode())
         self.demand(size < ERROR_BYTES, f"{name}: the error has {size} bytes")
 
     def host_state(self) -> str:
-        """Drivers, framebuffers and claims of the GPUs, to be compared with a later look."""
+        """Drivers, framebuffers and memory of the GPUs, as a text to compare."""
         drivers = " ".join(f"/sys/bus/pci/devices/{gpu.address}/driver" for gpu in self.gpus)
         return self.machine.run(
             f"readlink {drivers}; cat /proc/fb; grep -H . /sys/class/vtconsole/*/*;"
@@ -232,7 +233,7 @@ class Trial:
         if number == 1:
             self.record("before")
             if self.scenario.recorded:
-                self.said("before")
+                self.check_commands("before")
         error = self.start_watched(number)
         if self.demand(error is None, f"{name}: virsh start: {error}"):
             time.sleep(5)
@@ -257,15 +258,15 @@ class Trial:
                 self.check_predicted(name)
 
     def meanwhile(self, name: str, number: int) -> None:
-        """What else is done while the VM runs; nothing, but in some kinds."""
+        """Do more while the VM runs; some kinds override this."""
 
     def start(self) -> str | None:
-        """Start the VM; what virsh complained about, or None."""
+        """Start the VM; the error of virsh, or None."""
         answer = self.machine.run("virsh start gpu", 240)
         return None if answer.ok else answer.stderr.strip()
 
     def start_watched(self, number: int) -> str | None:
-        """The same, with phases recorded in the first cycle, and the time taken in the last."""
+        """Start the VM, in the first cycle with snapshots of phases, in the last with times."""
         if not self.scenario.hook or 1 < number < self.scenario.cycles:
             return self.start()
         if number == 1:
@@ -273,39 +274,39 @@ class Trial:
             return self.start()
         began = share.begin(self.machine, self.hook_path)
         error = self.start()
-        told = share.end(self.machine, self.hook_path, began)
+        note = share.end(self.machine, self.hook_path, began)
         if error is None:
-            self.result.notes.append(told)
+            self.result.notes.append(note)
         return error
 
     def keep_phase(self, phase: str) -> None:
-        """Record the machine as it is now; sooner than record(), which looks at more."""
+        """Keep a snapshot of the machine now; faster than record(), which includes more."""
         if self.scenario.hook:
             self.keep_snapshot(phase, phases.now(self.machine))
 
     def keep_phases(self) -> None:
-        """Take what was recorded since phases.begin()."""
+        """Keep the snapshots since phases.begin()."""
         if not self.scenario.hook:
             return
         for phase, text in phases.end(self.machine, self.hook_path).items():
             self.keep_snapshot(phase, text)
 
     def check_predicted(self, name: str) -> None:
-        """The fake machine says the same of each phase."""
+        """The fake machine predicts each phase."""
         if not predicted.starts(self.scenario):
             return
         if not predicted.can(self.scenario):
-            self.result.notes.append("the fake machine was not asked: there is no PyYAML here")
+            self.result.notes.append("not compared with the fake machine: no PyYAML here")
             return
         before, found = self.snapshots.pop("before", ""), self.snapshots
         missing = [phase for phase in predicted.PHASES if phase not in found]
-        if not self.demand(bool(before) and not missing, f"{name}: no recordings of {missing}"):
+        if not self.demand(bool(before) and not missing, f"{name}: no snapshots of {missing}"):
             return
         with tempfile.TemporaryDirectory() as directory:
             machines = Path(directory) / "machines"
             wrong = predicted.differences(self.scenario, before, found, machines)
         for phase, difference in wrong.items():
-            self.demand(False, f"{name}: {phase} the fake is wrong:\n{difference}")
+            self.demand(False, f"{name}: the fake is wrong in phase {phase}:\n{difference}")
         self.result.notes.append(f"{len(found) - len(wrong)} of {len(found)} phases as predicted")
 
     def check_running(self, name: str) -> None:
@@ -313,7 +314,7 @@ class Trial:
         self.check_mapped(name, "gpu")
 
     def check_mapped(self, name: str, vm: str) -> None:
-        """The same of a VM by its name."""
+        """A VM runs, and QEMU has mapped BAR 0 of each GPU, or none of them."""
         state = self.machine.run(f"virsh domstate {vm}").stdout.strip()
         self.demand(state == "running", f"{name}: the VM is {state!r}, not running")
         maps = self.machine.run(
@@ -324,7 +325,7 @@ class Trial:
         self.demand(mapped == wanted, f"{name}: {mapped} GPUs have BAR 0 mapped, not {wanted}")
 
     def check_other_monitor(self, name: str) -> None:
-        """The last GPU that stays shows a living console, or a dead one where one is expected."""
+        """The console on the last GPU that stays is alive, or dead if that is expected."""
         self.machine.run(LOOK)
         monitor = self.scenario.stays[-1]
         other = self.photograph(f"{name}-meanwhile-other", OTHER_TEXT)[monitor]
@@ -337,7 +338,7 @@ class Trial:
         )
 
     def check_console(self, name: str, number: int) -> None:
-        """The console is back and alive, or dead where it was said that it would be."""
+        """The console is back and alive, or dead if that was announced."""
         deadline = time.monotonic() + BACK_WITHIN_S
         while True:
             other = self.photograph(f"{name}-other", OTHER_TEXT)[self.scenario.monitor]
@@ -350,7 +351,7 @@ class Trial:
         if self.scenario.after is After.EITHER:
             self.result.notes.append(f"{name}: the console is {'back' if alive else 'gone'}")
         elif self.scenario.after is After.GONE:
-            self.demand(not alive, f"{name}: the console came back although it was said to be gone")
+            self.demand(not alive, f"{name}: the console came back although its loss was announced")
         else:
             self.demand(alive, f"{name}: the console is dead")
             assert self.reference is not None
@@ -358,7 +359,7 @@ class Trial:
             same = same and monitors.same(self.reference, after)
             self.demand(not alive or same, f"{name}: the console does not look as before")
 
-    # What is looked at in both
+    # Checks of both kinds of start
 
     def check_kernel(self, name: str) -> None:
         """No fault in the kernel log, and a blocked BAR only where one is expected."""
@@ -369,27 +370,27 @@ class Trial:
         blocked = kernel_log.BLOCKED_BAR in log
         unmapped = kernel_log.NO_MAPPING in qemu
         if self.scenario.hook:
-            self.demand(not blocked, f"{name}: the kernel says {kernel_log.BLOCKED_BAR!r}")
-            self.demand(not unmapped, f"{name}: QEMU says {kernel_log.NO_MAPPING!r}")
+            self.demand(not blocked, f"{name}: {kernel_log.BLOCKED_BAR!r} is in the kernel log")
+            self.demand(not unmapped, f"{name}: {kernel_log.NO_MAPPING!r} is in QEMU's log")
         elif not self.scenario.mapped:
-            self.demand(blocked, f"{name}: the kernel does not say {kernel_log.BLOCKED_BAR!r}")
+            self.demand(blocked, f"{name}: no {kernel_log.BLOCKED_BAR!r} in the kernel log")
 
     def check_claims(self, name: str) -> None:
-        """Nothing is held for a VM that does not run."""
+        """No claim is left of a VM that is not running."""
         self.machine.run("vfio-console-hook status; ls -lR /run/vfio-console-hook")
         left = self.machine.run(f"ls -A {CLAIMS} 2>/dev/null").stdout.split()
         self.demand(not left, f"{name}: claims are left: {' '.join(left)}")
 
     def check_says(self, name: str, plan: str, error: str) -> None:
-        """The person was told what the scenario says."""
+        """The texts of the scenario are in the plan, the log and the error."""
         log = self.machine.run("journalctl -o cat -t vfio-console-hook").stdout
         places = {"plan": plan, "log": log, "error": error}
         for place, pattern in self.scenario.says:
             found = re.search(pattern, places[place])
-            self.demand(bool(found), f"{name}: the {place} does not say /{pattern}/")
+            self.demand(bool(found), f"{name}: no /{pattern}/ in the {place}")
 
     def plan(self, name: str) -> str:
-        """What the program would do, as it says; kept beside the pictures."""
+        """The output of `plan`, kept beside the pictures."""
         if not self.scenario.hook:
             return ""
         answer = self.machine.run(f"vfio-console-hook plan --xml {DOMAIN_FILE}", 120)
@@ -397,46 +398,46 @@ class Trial:
         return answer.stdout + answer.stderr
 
     def record(self, when: str) -> None:
-        """Keep the machine as the program records it, for tests without a kernel."""
+        """Keep a snapshot by `vfio-console-hook record`, for tests without a kernel."""
         if not self.scenario.hook:
             return
         path = f"/root/machine-{when}.tree"
         answer = self.machine.run(f"vfio-console-hook record {path}", 180)
         content = self.machine.get(path) if answer.ok else None
         if content is None:
-            self.result.notes.append(f"no recording {when}")
+            self.result.notes.append(f"no snapshot {when}")
         else:
             self.keep_snapshot(when, content.decode())
 
     def keep_snapshot(self, phase: str, text: str) -> None:
-        """Keep a recording of the machine in this phase."""
+        """Keep a snapshot of the machine in this phase."""
         self.snapshots[phase] = text
         (self.directory / f"machine-{phase}.tree").write_text(text)
 
-    def said(self, when: str) -> None:
-        """The program says the same of the machine and of its recording; kept as a text."""
+    def check_commands(self, when: str) -> None:
+        """Commands print the same about the machine and about its snapshot; kept as texts."""
         for command in printed.COMMANDS:
-            of_machine = self.say(command)
-            of_recording = self.say(f"--root /root/machine-{when}.tree {command}")
+            of_machine = self.output(command)
+            of_snapshot = self.output(f"--root /root/machine-{when}.tree {command}")
             name = command.partition(" ")[0]
             (self.directory / f"machine-{when}-{name}.txt").write_text(of_machine)
-            told = f"{command} says something else of the recording {when}: {of_recording}"
-            self.demand(of_recording == of_machine, told)
+            otherwise = f"{command} prints something else about the snapshot {when}: {of_snapshot}"
+            self.demand(of_snapshot == of_machine, otherwise)
 
-    def say(self, command: str) -> str:
-        """What a command prints, without times, and how it ends."""
+    def output(self, command: str) -> str:
+        """The output of a command, without times, and its exit status."""
         answer = self.machine.run(f"vfio-console-hook {command} 2>&1", 120)
         return f"{printed.without_times(answer.stdout)}[{answer.status}]\n"
 
     def demand(self, holds: bool, otherwise: str) -> bool:
-        """Note a failure unless it holds; whether it does."""
+        """Note a failure unless a condition holds; whether it holds."""
         if not holds:
             self.result.failures.append(otherwise)
             self.machine.note(f"FAILURE: {otherwise}")
         return holds
 
     def mark(self, text: str) -> None:
-        """Where later looks into the kernel log begin."""
+        """Write the mark in the kernel log at which check_kernel() begins."""
         self.machine.run(kernel_log.mark_command(text))
 
     # The monitor
@@ -452,7 +453,7 @@ class Trial:
         self.machine.run("timeout 20 cat /run/lab-text > /dev/tty1; sleep 1")
 
     def pictures(self, name: str) -> list[Picture]:
-        """The corner with the text of each GPU's monitor; the whole is kept as PNG."""
+        """The corner with the text of each GPU's monitor; whole pictures are kept as PNG."""
         corners = []
         for number in range(len(self.scenario.gpus)):
             picture = self.machine.screendump(number)
@@ -463,7 +464,7 @@ class Trial:
         return corners
 
     def keep_logs(self) -> None:
-        """Copy the machine's own logs to the results, as far as it still answers."""
+        """Copy the machine's own logs to the results, unless the machine is lost."""
         logs = {
             "dmesg.txt": "dmesg",
             "journal.txt": "journalctl -b --no-hostname",
