@@ -7,19 +7,13 @@ could neither read other processes' descriptors nor stop units.
 
 from __future__ import annotations
 
+from . import service
 from .background import Background, watch
 from .trial import Trial
 
 PROFILE = "libvirtd (enforce)"
-UNIT = "lab-service"
-# It stops slowly, so that the hook can be inspected in the meantime.
-UNIT_FILE = """\
-[Unit]
-Description=A service that has to stop before the VM gets the GPU
-[Service]
-ExecStart=/usr/bin/sleep infinity
-ExecStop=/usr/bin/sleep 2
-"""
+# Slow enough to inspect the hook in the meantime.
+SERVICE_STOPS_IN_S = 2
 
 
 class AppArmor(Trial):
@@ -29,8 +23,7 @@ class AppArmor(Trial):
         """Check that the profile is enforced, then have the VM refused, started and destroyed."""
         if not self.set_up() or not self.confined():
             return
-        self.machine.put(f"/etc/systemd/system/{UNIT}.service", UNIT_FILE.encode())
-        self.machine.run(f"systemctl daemon-reload; systemctl start {UNIT}")
+        service.start(self.machine, SERVICE_STOPS_IN_S)
         holder = self.scenario.holder
         assert holder
         holder.begin(self.machine)
@@ -52,16 +45,15 @@ class AppArmor(Trial):
     def check_profiles(self, name: str) -> None:
         """The gate runs in libvirtd's profile, its Python is unconfined."""
         starting = Background(self.machine, "virsh start gpu", "starting")
-        moment = watch(self.machine, "prepare")
-        if not self.demand(moment is not None, f"{name}: the hook was not seen"):
+        hook = watch(self.machine, "prepare")
+        if not self.demand(hook is not None, f"{name}: the hook was not seen"):
             return
-        assert moment
-        gate = self.machine.run(f"ps -o ppid= {moment.hook[0]}").stdout.strip()
+        gate = self.machine.run(f"ps -o ppid= {hook}").stdout.strip()
         seen = {
             kind: self.machine.run(f"cat /proc/{pid}/attr/current").stdout.strip()
-            for kind, pid in (("gate", gate), ("program", moment.hook[0]))
+            for kind, pid in (("gate", gate), ("program", hook))
         }
-        self.machine.run(f"ps -o pid,ppid,label:40,args {gate} {moment.hook[0]}")
+        self.machine.run(f"ps -o pid,ppid,label:40,args {gate} {hook}")
         wanted = {"gate": PROFILE, "program": "unconfined"}
         self.demand(seen == wanted, f"{name}: the profiles are {seen}")
         started = starting.wait(180)
@@ -81,7 +73,7 @@ class AppArmor(Trial):
 
     def active(self) -> bool:
         """Whether the service runs."""
-        return self.machine.run(f"systemctl is-active {UNIT}").ok
+        return self.machine.run(f"systemctl is-active {service.UNIT}").ok
 
     def check_denied(self) -> None:
         """AppArmor denied the hook nothing."""

@@ -7,21 +7,13 @@ than asking from outside.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 from .images import GUEST
 from .machine import Answer, Machine
+from .vm import VM
 
 WATCHER = "/root/watcher.py"
-
-
-@dataclass(frozen=True)
-class Moment:
-    """The processes of the hook, and the text of the claims, when the watcher acted."""
-
-    hook: tuple[int, ...]
-    worker: tuple[int, ...]
-    claim: str
+WATCHES_S = 90
 
 
 class Background:
@@ -55,17 +47,13 @@ def watch(
     *,
     claim: str = "",
     kill: str = "none",
-    vm: str = "gpu",
-    timeout_s: int = 90,
-) -> Moment | None:
-    """Wait until the hook handles an event and a text is in a claim; None after timeout_s.
+) -> int | None:
+    """Wait until the hook handles an event and a text is in a claim; the hook's process id.
 
-    kill says which processes get SIGKILL at that moment: a VICTIM of guest/watcher.py.
+    None if that does not happen within WATCHES_S. kill is the VICTIM for guest/watcher.py:
+    the processes that get SIGKILL at that moment.
     """
     machine.put(WATCHER, (GUEST / "watcher.py").read_bytes())
-    words = " ".join((vm, event, f"'{claim}'", kill, str(timeout_s)))
-    answer = machine.run(f"python3 {WATCHER} {words}", timeout_s + 60)
-    if not answer.ok:
-        return None
-    seen = json.loads(answer.stdout)
-    return Moment(tuple(seen["hook"]), tuple(seen["worker"]), seen["claim"])
+    words = " ".join((VM, event, f"'{claim}'", kill, str(WATCHES_S)))
+    answer = machine.run(f"python3 {WATCHER} {words}", WATCHES_S + 60)
+    return int(json.loads(answer.stdout)["hook"][0]) if answer.ok else None

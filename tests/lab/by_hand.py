@@ -9,7 +9,7 @@ class ByHand(Trial):
     """take --vfio, then a VM that must not start, recover, and give."""
 
     def run(self) -> None:
-        """Take and give as often as the scenario says."""
+        """Take and give once in each cycle of the scenario."""
         if not self.set_up():
             return
         for number in range(1, self.scenario.cycles + 1):

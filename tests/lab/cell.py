@@ -19,7 +19,7 @@ from .observation import Console, Observation, Outlook, broken_promises, outlook
 from .pictures import Picture
 from .scenarios import GONE_SENTENCE
 from .trial import BACK_WITHIN_S, HOOK, LOOK, Trial
-from .vm import mapped_bars
+from .vm import VM
 
 # A start takes 10 to 25 s on a machine that is emulated beside another one.
 ENDS_WITHIN_S = 100
@@ -64,7 +64,7 @@ class CellTrial(Trial):
         started = self.started()
         if started:
             time.sleep(RUNS_S)
-            self.see(mapped=self.maps_bar_0())
+            self.see(mapped=self.mapped_gpus(VM) == len(self.leaving))
             self.keep_phase("during")
         self.pictures("during")
         if started and self.scenario.stays:
@@ -123,13 +123,6 @@ class CellTrial(Trial):
         if self.seen.outlook is not Outlook.REFUSED:
             self.fault(f"the VM does not start: {error}")
         return False
-
-    def maps_bar_0(self) -> bool:
-        """Whether QEMU runs and has mapped BAR 0 of each GPU."""
-        maps = self.machine.run(
-            "cat /proc/$(cat /run/libvirt/qemu/gpu.pid)/maps | grep vfio; cat /proc/iomem"
-        ).stdout
-        return len(mapped_bars(maps, self.leaving)) == len(self.leaving)
 
     def ended(self, command: str) -> None:
         """Run a virsh command that has to succeed; note a fault if it does not."""

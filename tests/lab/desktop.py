@@ -66,7 +66,7 @@ class Desktop(Trial):
         self.plan(name)
         error = self.start() or "nothing, the VM started"
         named = f"Xorg ({server}) [xdm.service]"
-        self.demand(named in error, f"{name}: the error does not say {named!r}: {error}")
+        self.demand(named in error, f"{name}: no {named!r} in the error: {error}")
         self.demand(self.server() == server, f"{name}: the display server is another one now")
         self.check_desktop(name)
         self.check_kernel(name)

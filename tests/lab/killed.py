@@ -9,18 +9,11 @@ from __future__ import annotations
 
 import time
 
-from .background import Background, Moment, watch
+from . import service
+from .background import Background, watch
 from .trial import CLAIMS, LOOK, Trial
 
-UNIT = "lab-service"
-STOPS_IN_S = 6
-UNIT_FILE = f"""\
-[Unit]
-Description=A service that has to stop before the VM gets the GPU
-[Service]
-ExecStart=/usr/bin/sleep infinity
-ExecStop=/usr/bin/sleep {STOPS_IN_S}
-"""
+SERVICE_STOPS_IN_S = 6
 RECOVER = "vfio-console-hook-recover.service"
 NOT_RELEASED = "an earlier run was not released"
 LIBVIRTD = "libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket"
@@ -40,8 +33,7 @@ class Killed(Trial):
         """
         if not self.set_up():
             return
-        self.machine.put(f"/etc/systemd/system/{UNIT}.service", UNIT_FILE.encode())
-        self.machine.run(f"systemctl daemon-reload; systemctl start {UNIT}")
+        service.start(self.machine, SERVICE_STOPS_IN_S)
         self.cycle(1)
         for kill in (
             self.hook_killed_while_a_service_stops,
@@ -96,13 +88,13 @@ class Killed(Trial):
         """The hook goes on, and libvirtd never calls it for the end of the VM."""
         self.hold()
         starting = self.starting()
-        moment = self.watch(name, "prepare", WAITING, "libvirtd")
+        hook = self.watch(name, "prepare", WAITING, "libvirtd")
         self.demand(not starting.wait(180).ok, f"{name}: the VM started")
         # recover must undo nothing while the hook is still running.
         self.machine.run("vfio-console-hook recover", 60)
         self.let_go()
-        if moment:
-            gone = f"n=0; while [ -e /proc/{moment.hook[0]} ]; do sleep 0.5; done"
+        if hook:
+            gone = f"while [ -e /proc/{hook} ]; do sleep 0.5; done"
             self.demand(self.machine.run(gone, 90).ok, f"{name}: the hook did not end")
         self.wait_for_libvirtd(name)
 
@@ -123,15 +115,11 @@ class Killed(Trial):
             self.machine.run("virsh destroy gpu", 180)
         self.machine.run(f"systemctl unmask --runtime {RECOVER}")
         log = self.machine.run("journalctl -o cat -t vfio-console-hook").stdout
-        self.demand(NOT_RELEASED in log, f"{name}: the log does not say {NOT_RELEASED!r}")
+        self.demand(NOT_RELEASED in log, f"{name}: no {NOT_RELEASED!r} in the log")
 
     def kill_everything(self, name: str) -> None:
         """Kill the hook and libvirtd, which after its restart does not know of the VM's start."""
-        self.hold()
-        starting = self.starting()
-        self.watch(name, "prepare", WAITING, "everything")
-        self.demand(not starting.wait(180).ok, f"{name}: the VM started")
-        self.let_go()
+        self.killed_while_waiting(name, "everything")
         self.wait_for_libvirtd(name)
 
     # the running VM
@@ -219,18 +207,19 @@ class Killed(Trial):
     def check_claims(self, name: str) -> None:
         """There is no claim, and the service runs again."""
         super().check_claims(name)
-        active = f"n=0; until systemctl is-active {UNIT}; do n=$((n+1)); [ $n -lt 60 ] || exit 1;"
-        back = self.machine.run(f"{active} sleep 0.5; done", 60).ok
+        active = f"systemctl is-active {service.UNIT}"
+        tries = "n=$((n + 1)); [ $n -lt 60 ] || exit 1; sleep 0.5"
+        back = self.machine.run(f"n=0; until {active}; do {tries}; done", 60).ok
         if not self.demand(back, f"{name}: the service does not run"):
-            self.machine.run(f"systemctl start {UNIT}")  # the next kill needs it
+            self.machine.run(f"systemctl start {service.UNIT}")  # the next kill needs it
 
-    def watch(self, name: str, event: str, claim: str, victim: str) -> Moment | None:
-        """Wait for a point and kill the processes of a victim there."""
-        moment = watch(self.machine, event, claim=claim, kill=victim)
-        self.demand(moment is not None, f"{name}: the hook did not come to that point")
-        if moment:
+    def watch(self, name: str, event: str, claim: str, victim: str) -> int | None:
+        """Wait for a point and kill the processes of a victim there; the process of the hook."""
+        hook = watch(self.machine, event, claim=claim, kill=victim)
+        self.demand(hook is not None, f"{name}: the hook did not reach that point")
+        if hook:
             self.machine.note(f"killed: {victim}")
-        return moment
+        return hook
 
     def starting(self) -> Background:
         """Start the VM in the background."""

@@ -121,7 +121,7 @@ class Newcomer(Trial):
         self.check_commands("during")
         self.type("virsh destroy gpu")
         after = self.type(f"{US} status")
-        self.demand("no VM holds a GPU" in after.whole, "after the run status does not say so")
+        self.demand("no VM holds a GPU" in after.whole, "after the run status lists a VM")
         self.demand(not vms(self.json(f"{US} status --json")), "after the run a VM holds a GPU")
         self.type(f"{US} doctor", (0, 1))
         self.check_console("one run", 0)
@@ -197,7 +197,7 @@ class Newcomer(Trial):
             piped = self.machine.run(command)
             self.demand(ESCAPE not in piped.stdout + piped.stderr, f"{command} colours a pipe")
             plain = self.terminal.type(f"NO_COLOR=1 {command}")
-            self.demand(ESCAPE not in plain.coloured, f"{command} colours in spite of NO_COLOR")
+            self.demand(ESCAPE not in plain.coloured, f"{command} colours despite NO_COLOR")
         self.demand(coloured, "nothing has any colour on a terminal")
 
     def busy_libvirt(self) -> None:

@@ -37,6 +37,7 @@ from vfio_console_hook.machine.snapshot import unpack
 from ..fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, systemd
 from ..natives import BOCHS, SOUND
 from .scenarios import Scenario, leaving
+from .service import UNIT
 from .vm import UUID, VM
 
 PHASES = ("prepared", "bound", "during", "stopped", "after")
@@ -45,8 +46,6 @@ KINDS = (
     "sound", "terminated", "two-vms", "untouched",
 )  # fmt: skip
 
-# A snapshot does not contain units.
-_UNIT = "lab-service"
 _LONGEST_DIFFERENCE = 12
 
 
@@ -193,9 +192,10 @@ def _machine(scenario: Scenario, before: str, directory: Path, *, ending: bool =
         host.tree.put(f"fake/native/{address}", BOCHS)
     for address in _of_class(host, "0x0403"):
         host.tree.put(f"fake/native/{address}", SOUND)
-    if _UNIT in scenario.config:
+    if UNIT in scenario.config:
+        # A snapshot does not contain units.
         systemd.install(host.tree)
-        systemd.put(host.tree, f"{_UNIT}.service", systemd.Unit(active="active"))
+        systemd.put(host.tree, f"{UNIT}.service", systemd.Unit(active="active"))
     if scenario.config and (ending or scenario.kind != "terminated"):
         host.tree.put(f"etc/vfio-console-hook/vms/{VM}.yaml", scenario.config)
     return host

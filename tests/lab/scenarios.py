@@ -31,7 +31,7 @@ class After(Enum):
     """The host's console after the VM."""
 
     BACK = "back"  # the monitor shows it, and it is alive
-    GONE = "gone, announced"  # it is dead, and the plan and the log announced that
+    GONE = "gone, announced"  # it is dead, as the plan and the log have announced
     EITHER = "not demanded"
 
 
@@ -43,8 +43,8 @@ class Scenario:
     framebuffer's name in /proc/fb, or "text" for vgacon. config is the YAML of
     the VM. refused is a regular expression that virsh's error must match: the
     VM must not start, and the console must not change. The processes of holder
-    run during that; after they have ended the VM must start. says has places
-    ("plan", "log", "error") and regular expressions that must be found there in the
+    run during that; after they have ended the VM must start. texts are places
+    ("plan", "log", "error") and regular expressions that must match there in the
     first cycle. stays are the numbers of the GPUs that stay on the host; while the VM
     runs, the last one's monitor must show a console that is alive, or dead if
     alive_meanwhile is False. rom_shadowed is whether the kernel must have marked
@@ -70,7 +70,7 @@ class Scenario:
     refused: str = ""
     mapped: bool = True
     after: After = After.BACK
-    says: tuple[tuple[str, str], ...] = ()
+    texts: tuple[tuple[str, str], ...] = ()
     stays: tuple[int, ...] = ()
     alive_meanwhile: bool = True
     rom_shadowed: bool | None = None
@@ -93,7 +93,7 @@ def leaving(scenario: Scenario, gpus: Sequence[T]) -> tuple[T, ...]:
 
 
 GONE_SENTENCE = r"will not come back before a reboot"
-SAYS_GONE = (("plan", GONE_SENTENCE), ("log", GONE_SENTENCE))
+LOSS_ANNOUNCED = (("plan", GONE_SENTENCE), ("log", GONE_SENTENCE))
 # The native driver is a module that is not loaded automatically.
 NOAUTOLOAD = "lab.noautoload"
 FB_HOLDER = Holder("fb-holder", "/dev/fb0")
@@ -120,7 +120,7 @@ def _killed(kernel: str) -> Scenario:
 SCENARIOS = (
     Scenario("efifb-5.10", "5.10", EFIFB, smoke=True),
     Scenario("efifb-6.12", "6.12", EFIFB, smoke=True),
-    Scenario("efifb-6.1", "6.1", EFIFB, after=After.GONE, says=SAYS_GONE, smoke=True),
+    Scenario("efifb-6.1", "6.1", EFIFB, after=After.GONE, texts=LOSS_ANNOUNCED, smoke=True),
     Scenario(
         "dual-boot-leaves",
         "6.1",
@@ -194,7 +194,7 @@ SCENARIOS = (
         config="keep_console: never\n",
         alive_meanwhile=False,
         after=After.GONE,
-        says=SAYS_GONE,
+        texts=LOSS_ANNOUNCED,
     ),
     Scenario(
         "dual-boot-leaves-efifb-5.10",
@@ -330,7 +330,7 @@ SCENARIOS = (
         kernel_line=NOAUTOLOAD,
         config="bootfb: rescan\n",
         after=After.GONE,
-        says=SAYS_GONE,
+        texts=LOSS_ANNOUNCED,
     ),
     Scenario(
         "reserved-0380-rescan",
@@ -340,7 +340,7 @@ SCENARIOS = (
         kernel_line=NOAUTOLOAD,
         config="bootfb: rescan\n",
         after=After.GONE,
-        says=SAYS_GONE,
+        texts=LOSS_ANNOUNCED,
         kind="reserved",
     ),
     Scenario("efidrm", "own-7", EFIDRM, gpus=(BOCHS,), kernel_line=NOAUTOLOAD),

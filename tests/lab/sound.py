@@ -107,7 +107,7 @@ class Stuck(Sound):
         self.cycle(1)
 
     def start_in_vain(self, name: str) -> str:
-        """Start the VM; the process that is stuck, by what virsh says."""
+        """Start the VM in vain; the process that is stuck according to virsh's error."""
         began = time.monotonic()
         error = self.start() or ""
         self.result.notes.append(f"{name}: virsh start took {time.monotonic() - began:.0f} s")

@@ -176,7 +176,7 @@ class Trial:
             bool(re.search(self.scenario.refused, text)),
             f"{name}: no /{self.scenario.refused}/ in the error: {text}",
         )
-        self.check_says(name, plan, text)
+        self.check_texts(name, plan, text)
         self.demand(monitors.same(before, after), f"{name}: the picture changed")
         self.demand(self.host_state() == state, f"{name}: the host's state changed")
         self.check_untouched(name, number, machine)
@@ -253,7 +253,7 @@ class Trial:
         if self.scenario.hook:
             self.check_claims(name)
             if number == 1:
-                self.check_says(name, plan, error or "")
+                self.check_texts(name, plan, error or "")
                 self.record("after")
                 self.check_predicted(name)
 
@@ -317,12 +317,16 @@ class Trial:
         """A VM runs, and QEMU has mapped BAR 0 of each GPU, or none of them."""
         state = self.machine.run(f"virsh domstate {vm}").stdout.strip()
         self.demand(state == "running", f"{name}: the VM is {state!r}, not running")
+        mapped = self.mapped_gpus(vm)
+        wanted = len(self.leaving) if self.scenario.mapped else 0
+        self.demand(mapped == wanted, f"{name}: {mapped} GPUs have BAR 0 mapped, not {wanted}")
+
+    def mapped_gpus(self, vm: str) -> int:
+        """How many GPUs of a VM have BAR 0 mapped by its QEMU."""
         maps = self.machine.run(
             f"cat /proc/$(cat /run/libvirt/qemu/{vm}.pid)/maps | grep vfio; cat /proc/iomem"
         ).stdout
-        mapped = len(mapped_bars(maps, self.leaving))
-        wanted = len(self.leaving) if self.scenario.mapped else 0
-        self.demand(mapped == wanted, f"{name}: {mapped} GPUs have BAR 0 mapped, not {wanted}")
+        return len(mapped_bars(maps, self.leaving))
 
     def check_other_monitor(self, name: str) -> None:
         """The console on the last GPU that stays is alive, or dead if that is expected."""
@@ -381,11 +385,11 @@ class Trial:
         left = self.machine.run(f"ls -A {CLAIMS} 2>/dev/null").stdout.split()
         self.demand(not left, f"{name}: claims are left: {' '.join(left)}")
 
-    def check_says(self, name: str, plan: str, error: str) -> None:
+    def check_texts(self, name: str, plan: str, error: str) -> None:
         """The texts of the scenario are in the plan, the log and the error."""
         log = self.machine.run("journalctl -o cat -t vfio-console-hook").stdout
         places = {"plan": plan, "log": log, "error": error}
-        for place, pattern in self.scenario.says:
+        for place, pattern in self.scenario.texts:
             found = re.search(pattern, places[place])
             self.demand(bool(found), f"{name}: no /{pattern}/ in the {place}")
 
