@@ -85,8 +85,8 @@ class Machine:
 
 def _claims(boot: str, count: int) -> Iterator[tuple[str, str]]:
     """(uuid, text) of each VM's claim: a real claim with another name, uuid and GPU."""
-    recorded = entries(snapshots.text(RUNNING))
-    (real,) = (one for one in recorded if one.path.startswith(f"{CLAIMS}/"))
+    running = entries(snapshots.text(RUNNING))
+    (real,) = (one for one in running if one.path.startswith(f"{CLAIMS}/"))
     head, _, rest = real.content.decode().partition("\n")
     for number in range(count):
         uuid = f"00000000-0000-4000-8000-{number:012x}"
