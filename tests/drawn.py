@@ -9,7 +9,8 @@ from tests import snapshots
 from tests.building import M
 from vfio_console_hook.machine import gpu, pci
 from vfio_console_hook.machine.gpu import Gpu
-from vfio_console_hook.machine.memory import Bar, Range, Reservation
+from vfio_console_hook.machine.iomem import Reservation
+from vfio_console_hook.machine.memory import Bar, Range
 from vfio_console_hook.machine.snapshot import unpack
 
 # One snapshot was made without root, so its iomem has no addresses.

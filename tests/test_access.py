@@ -20,7 +20,7 @@ from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.claims.history import STATUS
 from vfio_console_hook.errors import ClaimError
 from vfio_console_hook.log import SNAPSHOT_LOG
-from vfio_console_hook.machine import access, runfiles
+from vfio_console_hook.machine import paths, runfiles
 from vfio_console_hook.machine.host import Host
 from vfio_console_hook.machine.runfiles import RUN
 from vfio_console_hook.machine.snapshot import SnapshotHost
@@ -160,15 +160,15 @@ def test_a_path_is_resolved_to_one_without_links(tmp_path: Path) -> None:
     for one in ("a", "a/b", "a/b/file"):
         (tmp_path / one).chmod(0o700)
 
-    way = access.resolve(SnapshotHost(str(tmp_path)), "link/file")
+    way = paths.resolve(SnapshotHost(str(tmp_path)), "link/file")
 
-    assert way == access.Resolved("a/b/file")
+    assert way == paths.Resolved("a/b/file")
 
 
 def test_a_path_with_too_many_links_is_not_resolved(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to("circle")
 
-    assert access.resolve(SnapshotHost(str(tmp_path)), "circle/file") == access.Resolved()
+    assert paths.resolve(SnapshotHost(str(tmp_path)), "circle/file") == paths.Resolved()
 
 
 def test_a_command_that_others_can_write_is_a_mistake_with_its_line(

@@ -7,7 +7,8 @@ import pytest
 from tests import events
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost
-from vfio_console_hook.actions.consoles import MapConsoles, ShowConsoles
+from vfio_console_hook.actions.console_moves import MapConsoles
+from vfio_console_hook.actions.consoles import ShowConsoles
 from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev

@@ -19,11 +19,12 @@ from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost
 from tests.hosts import DISPLAY, firmware_on, lab_gpu
 from vfio_console_hook.errors import HostError
-from vfio_console_hook.machine import console, firmware, gpu, kernel, memory, pci
+from vfio_console_hook.machine import console, firmware, gpu, iomem, kernel, memory, pci
 from vfio_console_hook.machine.console import Framebuffer, Vtconsole
 from vfio_console_hook.machine.firmware import FirmwareDevice
 from vfio_console_hook.machine.gpu import Gpu
-from vfio_console_hook.machine.memory import Bar, Range, Reservation
+from vfio_console_hook.machine.iomem import Reservation
+from vfio_console_hook.machine.memory import Bar, Range
 from vfio_console_hook.machine.snapshot import SnapshotHost, unpack
 
 GPU = "0000:01:00.0"
@@ -417,7 +418,9 @@ def test_a_line_inside_a_bar_is_a_reservation_and_one_that_holds_the_bar_is_not(
 ) -> None:
     host = with_iomem(tmp_path, *lines)
 
-    assert [str(one) for one in memory.reservations(memory.iomem(host), GPU, (BAR0,))] == reserved
+    found = iomem.reservations(iomem.reserved_ranges(host), GPU, (BAR0,))
+
+    assert [str(one) for one in found] == reserved
 
 
 def test_only_reservations_of_vfio_are_not_foreign(machine: MachineFactory) -> None:
@@ -440,7 +443,7 @@ def test_addresses_above_4_gib_are_not_truncated(tmp_path: Path) -> None:
         "  2800000000-2801fa3fff : BOOTFB",
     )
 
-    assert memory.iomem(host) == (
+    assert iomem.reserved_ranges(host) == (
         (Range(0x2800000000, 0x2FFFFFFFFF), "0000:c3:00.0"),
         (STRIX_PICTURE, "BOOTFB"),
     )
@@ -454,7 +457,7 @@ def test_an_iomem_without_ranges_is_an_error(tmp_path: Path, lines: tuple[str, .
     host = with_iomem(tmp_path, *lines)
 
     with pytest.raises(HostError) as caught:
-        memory.iomem(host)
+        iomem.reserved_ranges(host)
 
     assert caught.value.text == (
         "cannot tell who has reserved the GPU's memory: /proc/iomem shows no addresses"

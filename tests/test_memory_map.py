@@ -14,7 +14,8 @@ from tests.drawn import BASE, MACHINES, a_gpu, gpus, reservation, sized
 from vfio_console_hook.commands.plan import memory_map
 from vfio_console_hook.commands.plan.memory_map import CONSOLE, DRIVER, UNKNOWN, VFIO, Kind
 from vfio_console_hook.commands.terminal import Terminal
-from vfio_console_hook.machine.memory import Bar, Reservation
+from vfio_console_hook.machine.iomem import Reservation
+from vfio_console_hook.machine.memory import Bar
 
 TERMINAL = Terminal()
 

@@ -26,7 +26,7 @@ from tests.fakehost import (
 from tests.gate import ROOT
 from tests.hosts import DISPLAY, VGA, firmware_on, lab, lab_gpu
 from tests.libvirt_xml import domain_xml
-from vfio_console_hook.actions.consoles import MapConsoles
+from vfio_console_hook.actions.console_moves import MapConsoles
 from vfio_console_hook.actions.firmware import Decode
 from vfio_console_hook.claims.step import Step
 from vfio_console_hook.commands.plan import plan

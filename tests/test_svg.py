@@ -13,7 +13,8 @@ from tests.conftest import Golden
 from tests.drawn import BASE, MACHINES, a_gpu, gpus, reservation, sized
 from vfio_console_hook.commands.plan import drawing
 from vfio_console_hook.machine.gpu import Gpu
-from vfio_console_hook.machine.memory import Bar, Reservation
+from vfio_console_hook.machine.iomem import Reservation
+from vfio_console_hook.machine.memory import Bar
 
 SVG = "{http://www.w3.org/2000/svg}"
 # The least that a part may be wide, and half of what a width is rounded to.

@@ -7,13 +7,15 @@ from importlib import import_module
 from .action import Action
 
 MODULES = {
-    "consoles": ("leave-framebuffers", "map-consoles", "quiet-text", "show-consoles"),
+    "console_moves": ("leave-framebuffers", "map-consoles"),
+    "consoles": ("show-consoles",),
     "device": ("bind-native", "find-again", "rescan"),
     "firmware": ("decode", "rebind", "unbind"),
     "holders": ("await-closed",),
     "modules": ("free-framebuffers", "load-modules", "reserve", "unload-modules", "unreserve"),
     "native": ("return-native", "unbind-native"),
     "services": ("start-by-command", "start-units", "stop-by-command", "stop-units"),
+    "text_mode": ("quiet-text",),
     "vfio": ("bind-vfio", "unbind-vfio"),
 }
 """The kinds of actions, by the module of this room that has them."""

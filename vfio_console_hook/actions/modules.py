@@ -10,7 +10,7 @@ from ..machine.gpu import gpus_among
 from ..machine.host import Host
 from ..machine.pci import is_vfio
 from .action import Action
-from .consoles import LeaveFramebuffers
+from .console_moves import LeaveFramebuffers
 from .native import VFIO, clear_reservation, driver_override
 
 _PCI = "sys/bus/pci"

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable, Iterator
 
 from ..errors import ConfigError
-from ..machine import access
+from ..machine import access, paths
 from ..machine.host import Host
 from .settings import KEYS, Config, Holders, Key, Service
 
@@ -151,12 +151,12 @@ def _files_for(host: Host, name: str, uuid: str, mistakes: list[Mistake]) -> Ite
 
 def never_read(host: Host) -> Iterator[Mistake]:
     """The files that have the wrong name or place, so that they are never read."""
-    for name in _names_in(host, access.resolve(host, DIRECTORY).path):
+    for name in _names_in(host, paths.resolve(host, DIRECTORY).path):
         if name.endswith((".yaml", ".yml")) and name != "default.yaml":
             yield _mistake(
                 f"/{DIRECTORY}/{name}", f"is never read; the file for one VM is /{VMS}/NAME.yaml"
             )
-    for name in _names_in(host, access.resolve(host, VMS).path):
+    for name in _names_in(host, paths.resolve(host, VMS).path):
         if name == ".yaml" or not name.endswith(".yaml"):
             text = "is never read; its name must be that of a VM, and .yaml"
             yield _mistake(f"/{VMS}/{name}", text)
@@ -180,13 +180,13 @@ def _trusted_directory(host: Host, path: str, mistakes: list[Mistake]) -> str:
 
 def _trusted_path(host: Host, path: str, mistakes: list[Mistake]) -> str:
     """A trusted path without links; "" when nothing is there, or it cannot be trusted."""
-    way = access.resolve(host, path)
+    way = paths.resolve(host, path)
     if way.why:
         mistakes.append(_untrusted(way))
     return way.path
 
 
-def _untrusted(way: access.Resolved) -> Mistake:
+def _untrusted(way: paths.Resolved) -> Mistake:
     mend = f", run `chmod go-w /{way.untrusted}`" if way.why == access.WRITABLE else ""
     return _mistake(f"/{way.untrusted}", way.why + mend)
 
@@ -229,7 +229,7 @@ def _content(host: Host, path: str, mistakes: list[Mistake]) -> bytes:
     if not stat.S_ISREG(status.st_mode):
         mistakes.append(_mistake(f"/{path}", "is not a regular file"))
     elif why:
-        mistakes.append(_untrusted(access.Resolved("", end, why)))
+        mistakes.append(_untrusted(paths.Resolved("", end, why)))
     elif len(content) > _MAX_BYTES:
         mistakes.append(_too_long(f"/{path}", max(status.st_size, len(content))))
     else:
@@ -245,7 +245,7 @@ def _untrusted_programs(host: Host, services: tuple[object, ...], origin: str) -
             continue
         commands = (one.active, one.stop, one.start)
         for program in dict.fromkeys(words[0] for words in commands if words):
-            way = access.resolve(host, program)
+            way = paths.resolve(host, program)
             if way.why:
                 text = f"{program} of {one.name} is not run as root: {_untrusted(way)}"
                 yield _mistake(file, text, int(line), 1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ..actions.consoles import LeaveFramebuffers, QuietText, ShowConsoles
+from ..actions.console_moves import LeaveFramebuffers
+from ..actions.consoles import ShowConsoles
 from ..actions.firmware import Rebind
+from ..actions.text_mode import QuietText
 from ..claims.step import Step
 from ..stages.handover import Handover
 

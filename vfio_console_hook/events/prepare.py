@@ -7,7 +7,7 @@ before it is done. What fails is undone at once, and then the VM does not start.
 from __future__ import annotations
 
 from ..actions.action import Action
-from ..actions.consoles import MapConsoles
+from ..actions.console_moves import MapConsoles
 from ..claims import in_use, ownership
 from ..claims.claim import Claim
 from ..claims.directory import Claims
@@ -134,7 +134,7 @@ def check_free(one: Gpu, handover: Handover) -> None:
             reservation.name == BOOTFB or reservation.name.startswith("simple")
         ):  # fmt: skip
             continue  # vfio-pci takes it along; start looks again
-        raise refusals.still_reserved(one, reservation)
+        raise refusals.still_reserved(one.address, reservation)
 
 
 # -- doing

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from ..errors import RefusedError, StepError
 from ..machine import pci
-from ..machine.gpu import Gpu
 from ..machine.host import Host
-from ..machine.memory import Reservation
+from ..machine.iomem import Reservation
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
@@ -39,10 +38,10 @@ def refuse_unassignable(host: Host, assignment: Assignment) -> None:
             )
 
 
-def still_reserved(one: Gpu, reservation: Reservation) -> StepError:
+def still_reserved(address: str, reservation: Reservation) -> StepError:
     """The error for a GPU of which not all memory is free: QEMU could not map it."""
     return StepError(
         f"{reservation.name} still reserves {reservation.range} in BAR {reservation.bar} of"
-        f" {one.address}, so QEMU could not map it",
+        f" {address}, so QEMU could not map it",
         hint=f"look for what uses {reservation.name}, with `vfio-console-hook plan`",
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from ..actions.consoles import LeaveFramebuffers, MapConsoles, ShowConsoles
 from ..actions.firmware import Rebind
 from ..claims.claim import Claim
 from ..errors import HookError, StepError
 from ..log import Log
-from ..machine import console, gpu
+from ..machine import console, iomem, memory, pci
+from ..machine.host import Host
 from ..machine.worker import Supervisor, call
 from . import refusals
+
+# The kinds of actions that move consoles to a framebuffer that stays, or off all of them.
+_MOVES = ("leave-framebuffers", "map-consoles")
 
 
 def start(claim: Claim, log: Log, run: Supervisor = call) -> None:
@@ -35,17 +38,27 @@ def started(claim: Claim, log: Log, run: Supervisor = call) -> None:
 
 def _look_again(claim: Claim, log: Log) -> None:
     with claim.work():
-        for one in gpu.gpus_among(claim.host, claim.gpus):
-            if not one.vfio:
-                driver = f"bound to {one.driver}" if one.driver else "without a driver"
-                raise StepError(
-                    f"{one.address} is {driver}, not on vfio-pci, so the VM cannot have it"
-                )
-            for reservation in one.foreign_reservations:
-                raise refusals.still_reserved(one, reservation)
+        reserved = iomem.reserved_ranges(claim.host)
+        for address in claim.gpus:
+            _refuse_unready(claim.host, address, reserved)
         _warn_of_losses(claim, log)
         meanwhile = _revive_consoles(claim, log)
         log.info(f"on vfio-pci, and nothing of the host is in QEMU's way{meanwhile}")
+
+
+def _refuse_unready(
+    host: Host, address: str, reserved: tuple[tuple[memory.Range, str], ...]
+) -> None:
+    """Raise StepError for a GPU that is not on vfio-pci, or of which not all memory is free."""
+    # A Gpu has more than is asked here, and takes 2 ms to load.
+    bars = memory.memory_bars(host, address)
+    if not pci.is_vfio(host, address):
+        driver = host.link_name(f"sys/bus/pci/devices/{address}/driver")
+        what = f"bound to {driver}" if driver else "without a driver"
+        raise StepError(f"{address} is {what}, not on vfio-pci, so the VM cannot have it")
+    for reservation in iomem.reservations(reserved, address, bars):
+        if not reservation.vfio:
+            raise refusals.still_reserved(address, reservation)
 
 
 def _warn_of_losses(claim: Claim, log: Log) -> None:
@@ -62,13 +75,13 @@ def _revive_consoles(claim: Claim, log: Log) -> str:
     # When a framebuffer goes that carried consoles, the kernel may drop all of
     # them to the dummy console although another framebuffer is alive (fbcon.c,
     # fbcon_fb_unbind). What is left now belongs to the host.
-    moved = [
-        step.do
-        for _, step in claim.open_steps
-        if isinstance(step.do, (LeaveFramebuffers, MapConsoles))
-    ]
+    moved = [step.do for _, step in claim.open_steps if step.do and step.do.kind in _MOVES]
     if not moved or not console.framebuffers(claim.host):
         return ""
+    # Only for hosts with another framebuffer: these take 2 ms to load.
+    from ..actions.console_moves import MapConsoles
+    from ..actions.consoles import ShowConsoles
+
     target = next((one.fb for one in moved if isinstance(one, MapConsoles)), "")
     try:
         ShowConsoles(0, target).apply(claim.host)

@@ -13,7 +13,8 @@ import re
 from dataclasses import dataclass
 
 from .host import Host
-from .memory import Bar, Range, Reservation
+from .iomem import Reservation
+from .memory import Bar, Range
 
 _DEVICE = re.compile(
     r"(?:(?:efi|vesa|simple|coreboot|vga|ega)-framebuffer|vga16fb|of-display)\.\d+"

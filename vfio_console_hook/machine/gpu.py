@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import console, firmware, memory, pci
+from . import console, firmware, iomem, memory, pci
 from .console import Framebuffer
 from .firmware import FirmwareDevice
 from .host import Host
-from .memory import Bar, Reservation
+from .iomem import Reservation
+from .memory import Bar
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def gpus_among(host: Host, addresses: tuple[str, ...]) -> tuple[Gpu, ...]:
     if not any(classes.values()):
         return ()
     # Read once for all of them.
-    reserved = memory.iomem(host)
+    reserved = iomem.reserved_ranges(host)
     framebuffers = console.framebuffers(host)
     cards = _cards(host)
     return tuple(
@@ -79,7 +80,7 @@ def _gpu(
 ) -> Gpu:
     device = f"sys/bus/pci/devices/{address}"
     bars = memory.memory_bars(host, address)
-    reservations = memory.reservations(reserved, address, bars)
+    reservations = iomem.reservations(reserved, address, bars)
     driver = host.link_name(f"{device}/driver")
     vfio = driver == pci.VFIO or host.exists(f"{device}/{pci.VFIO_DIRECTORY}")
     found = firmware.devices_of(host, address, bars, reservations, driver is not None and not vfio)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..actions.consoles import MapConsoles, ShowConsoles
+from ..actions.console_moves import MapConsoles
+from ..actions.consoles import ShowConsoles
 from ..claims.step import Step
 from ..errors import RefusedError
 from ..machine import console

@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ..actions.consoles import LeaveFramebuffers, QuietText, ShowConsoles
+from ..actions.console_moves import LeaveFramebuffers
+from ..actions.consoles import ShowConsoles
+from ..actions.text_mode import QuietText
 from ..claims.step import Step
 from ..errors import HostError
 from ..machine import console

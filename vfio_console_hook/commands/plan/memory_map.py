@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from ...machine import firmware
 from ...machine.gpu import Gpu
-from ...machine.memory import Bar, Range, Reservation
+from ...machine.iomem import Reservation
+from ...machine.memory import Bar, Range
 from ..terminal import Terminal
 
 
