@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "hooks/qemu"
+LAUNCHER = ROOT / "hooks/launch.py"
 
 PYTHON = "/usr/bin/python3"
 PROGRAM = "/usr/lib/vfio-console-hook/hook"
@@ -19,17 +20,12 @@ RUN_DIR = "/run/vfio-console-hook"
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 """What a hook finds in its environment, as libvirtd hands it on."""
 
-# Like hooks/launch.py, and as small, because a script is compiled in every run.
-_PROGRAM = """\
-import gc, os, sys
-gc.disable()
-sys.dont_write_bytecode = True
-sys.path.insert(0, {root!r})
-from {module} import {function}
-status = {function}({machine!r}, sys.argv[1:])
-sys.stderr.flush()
-os._exit(status)
-"""
+# What of hooks/launch.py another machine needs in another way.
+_LAUNCHED = (
+    ("os.path.realpath(here)", "{root!r}"),
+    ("from vfio_console_hook.hook import main", "from {module} import {function} as main"),
+    ("main(sys.argv[1:])", "main({machine!r}, sys.argv[1:])"),
+)
 
 
 def write_gate(
@@ -56,14 +52,20 @@ def write_gate(
 
 
 def write_program(target: Path, handler: str, machine: str) -> Path:
-    """Writes a program for a gate to target, which handles events of another machine.
+    """Writes hooks/launch.py to target, changed to handle events of another machine.
 
     handler is the dotted name of a function that takes the machine's directory and the
-    words of the event, and gives back the exit status. Returns target.
+    words of the event, and gives back the exit status. Returns target. Raises ValueError
+    when hooks/launch.py is not what this function knows.
     """
     module, _, function = handler.rpartition(".")
     values = {"root": str(ROOT), "module": module, "function": function, "machine": machine}
-    target.write_text(_PROGRAM.format(**values), encoding="utf-8")
+    text = LAUNCHER.read_text(encoding="utf-8")
+    for code, wanted in _LAUNCHED:
+        if text.count(code) != 1:
+            raise ValueError(f"hooks/launch.py has no single {code}")
+        text = text.replace(code, wanted.format(**values))
+    target.write_text(text, encoding="utf-8")
     return target
 
 

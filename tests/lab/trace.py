@@ -56,7 +56,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Seen:
+class HookTrace:
     """The hook's system calls, and the events for which libvirt called it."""
 
     events: frozenset[str]
@@ -68,7 +68,7 @@ class Seen:
         return tuple(call for call in self.calls if _changes(call))
 
 
-def read(text: str) -> Seen:
+def read(text: str) -> HookTrace:
     """The hook's part of a trace."""
     everything = tuple(calls(text.splitlines()))
     parents = {
@@ -91,7 +91,7 @@ def read(text: str) -> Seen:
     # The words: the program, argv[0], the VM, the operation.
     words = [_PATH.findall(arguments) for _, arguments in executed]
     events = frozenset(one[3] for one in words if one[0].startswith(_HOOKS) and len(one) > 3)
-    return Seen(events, tuple(call for call in everything if belongs(call.pid)))
+    return HookTrace(events, tuple(call for call in everything if belongs(call.pid)))
 
 
 def calls(lines: Iterable[str]) -> Iterator[Call]:

@@ -37,7 +37,7 @@ class Traced(Trial):
         )
         self.check_trace(seen)
 
-    def check_trace(self, seen: trace.Seen) -> None:
+    def check_trace(self, seen: trace.HookTrace) -> None:
         """Demand what the trace must show."""
         raise NotImplementedError
 
@@ -45,7 +45,7 @@ class Traced(Trial):
 class Moved(Traced):
     """The consoles move, and the trace shows it; so it would also show it in Untouched."""
 
-    def check_trace(self, seen: trace.Seen) -> None:
+    def check_trace(self, seen: trace.HookTrace) -> None:
         """At least all 63 consoles were mapped to the GPU that stays."""
         mapped = [call for call in seen.console_changes if "FBIOPUT_CON2FBMAP" in call.text]
         self.demand(len(mapped) >= 63, f"the trace shows {len(mapped)} consoles mapped, not 63")
@@ -56,7 +56,7 @@ class Untouched(Traced):
 
     shown: Picture | None = None
 
-    def check_trace(self, seen: trace.Seen) -> None:
+    def check_trace(self, seen: trace.HookTrace) -> None:
         """No change of a console, vtconsole or framebuffer."""
         for call in seen.console_changes[:5]:
             self.demand(False, f"the hook changes the host's console: {call.text}")

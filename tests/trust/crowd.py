@@ -69,14 +69,14 @@ class Vm:
 
 
 @dataclass
-class Seen:
+class Tally:
     """What came of events: the processor time of all, and what libvirt was shown."""
 
     cpu_s: float = 0.0
     events: int = 0
     refusals: dict[str, str] = field(default_factory=dict)
 
-    def add(self, other: Seen) -> None:
+    def add(self, other: Tally) -> None:
         self.cpu_s += other.cpu_s
         self.events += other.events
         self.refusals.update(other.refusals)
@@ -102,42 +102,42 @@ class Crowd:
     def host(self) -> SharedHost:
         return SharedHost(str(self.root))
 
-    def all(self, act: Callable[[Vm], Seen], vms: Iterable[Vm], threads: int) -> Seen:
+    def all(self, act: Callable[[Vm], Tally], vms: Iterable[Vm], threads: int) -> Tally:
         """Do the same to VMs, so many at a time."""
-        total = Seen()
+        total = Tally()
         with ThreadPoolExecutor(threads) as pool:
-            for seen in pool.map(act, vms):
-                total.add(seen)
+            for tally in pool.map(act, vms):
+                total.add(tally)
         return total
 
-    def start(self, vm: Vm) -> Seen:
+    def start(self, vm: Vm) -> Tally:
         """libvirt starts a VM; it goes no further when a hook refuses."""
-        seen = Seen()
+        tally = Tally()
         for operation, suboperation in _BEGINNING:
-            self.event(vm, operation, suboperation, seen)
-            if seen.refusals:
+            self.event(vm, operation, suboperation, tally)
+            if tally.refusals:
                 break
             if operation == "prepare" and vm.gpu:
                 self._libvirt[vm.gpu].detach(vm.gpu)
-        return seen
+        return tally
 
-    def stop(self, vm: Vm) -> Seen:
+    def stop(self, vm: Vm) -> Tally:
         """The VM has ended."""
-        seen = Seen()
+        tally = Tally()
         for operation, suboperation in _END:
             if operation == "release" and vm.gpu:
                 self._libvirt[vm.gpu].reattach(vm.gpu)
-            self.event(vm, operation, suboperation, seen)
-        return seen
+            self.event(vm, operation, suboperation, tally)
+        return tally
 
-    def alone(self, vm: Vm) -> Seen:
+    def alone(self, vm: Vm) -> Tally:
         """A VM starts and ends, and no other one does."""
-        seen = self.start(vm)
-        seen.add(self.stop(vm))
-        return seen
+        tally = self.start(vm)
+        tally.add(self.stop(vm))
+        return tally
 
-    def event(self, vm: Vm, operation: str, suboperation: str, seen: Seen) -> None:
-        """libvirt calls the hook, which is the gate; what came of it is added to seen."""
+    def event(self, vm: Vm, operation: str, suboperation: str, tally: Tally) -> None:
+        """libvirt calls the hook, which is the gate; what came of it is added to tally."""
         gpus = (vm.gpu,) if vm.gpu else ()
         reader, writer = os.pipe()
         os.write(writer, domain_xml(*gpus, name=vm.name, uuid=vm.uuid, event=operation))
@@ -154,10 +154,10 @@ class Crowd:
             _, status, usage = os.wait4(pid, 0)
             stderr.seek(0)
             text = stderr.read().decode(errors="replace")
-        seen.events += 1
-        seen.cpu_s += usage.ru_utime + usage.ru_stime
+        tally.events += 1
+        tally.cpu_s += usage.ru_utime + usage.ru_stime
         if status or text:
-            seen.refusals[vm.name] = f"{operation}: {os.waitstatus_to_exitcode(status)} {text}"
+            tally.refusals[vm.name] = f"{operation}: {os.waitstatus_to_exitcode(status)} {text}"
 
     def longest_wait_s(self) -> float:
         """The longest that a hook has waited for the lock of the claims since the last time."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.fakehost import FakeHost, close_device, open_device
 from tests.trust.check import Check, Effort, Outcome, in_memory
-from tests.trust.crowd import GPUS, LIBVIRT_THREADS, TIMEOUT_S, Crowd, Seen, Vm, address
+from tests.trust.crowd import GPUS, LIBVIRT_THREADS, TIMEOUT_S, Crowd, Tally, Vm, address
 from tests.trust.shared import HANG, SLOW
 from vfio_console_hook.claims.claim import CLAIMS
 from vfio_console_hook.claims.directory import BY_NAME, Claims
@@ -36,7 +36,7 @@ class Part:
     only shown: what else a machine does is in it, so the bars are in tests/bench.
     """
 
-    seen: Seen
+    tally: Tally
     figure: str
     wrong: list[str]
     ours_s: float = 0.0
@@ -52,7 +52,7 @@ def run(effort: Effort) -> Outcome:
         part = play(act, effort.directory, effort.quick)
         failures += part.wrong
         figures.append(part.figure)
-        events += part.seen.events
+        events += part.tally.events
     return Outcome(events, tuple(failures), "; ".join(figures))
 
 
@@ -69,7 +69,7 @@ def start_and_stop(crowd: Crowd, quick: bool) -> Part:
     """All start, then all end. In turns with each of them alone, for the price."""
     wrong: list[str] = []
     before = _gpus(crowd.host)
-    alone, together = Seen(), Seen()
+    alone, together = Tally(), Tally()
     wait_s = 0.0
     for threads in (LIBVIRT_THREADS,) if quick else (LIBVIRT_THREADS, len(VMS)):
         alone.add(crowd.all(crowd.alone, VMS, 1))
@@ -96,13 +96,13 @@ def start_and_stop(crowd: Crowd, quick: bool) -> Part:
 def _want_the_same(crowd: Crowd, quick: bool) -> Part:
     """As many VMs as there are GPUs want one and the same: one gets it, the others are refused."""
     vms = [Vm.of(number, address(3)) for number in range(1, GPUS + 1)]
-    seen = Seen()
+    tally = Tally()
     crowd.host.tree.put(SLOW, "0.1")
     with ThreadPoolExecutor(len(vms)) as pool:
-        list(pool.map(lambda vm: crowd.event(vm, "prepare", "begin", seen), vms))
-    won = [vm for vm in vms if vm.name not in seen.refusals]
+        list(pool.map(lambda vm: crowd.event(vm, "prepare", "begin", tally), vms))
+    won = [vm for vm in vms if vm.name not in tally.refusals]
     wrong = [] if len(won) == 1 else [f"{len(won)} VMs have got the same GPU"]
-    for text in seen.refusals.values():
+    for text in tally.refusals.values():
         lines = text.splitlines()
         if f" 1 vfio-console-hook: {address(3)} belongs to the VM " not in lines[0] or lines[2:]:
             wrong.append(f"no sentence about the GPU: {text!r}")
@@ -110,7 +110,7 @@ def _want_the_same(crowd: Crowd, quick: bool) -> Part:
         held = [one.name for one in Claims(crowd.host).readable()]
         wrong += [] if held == [vm.name] else [f"{vm.name} has the GPU, and {held} hold it"]
         crowd.stop(vm)
-    return Part(seen, f"{len(vms)} want one GPU: 1 gets it", wrong + _left_behind(crowd.host))
+    return Part(tally, f"{len(vms)} want one GPU: 1 gets it", wrong + _left_behind(crowd.host))
 
 
 def one_hangs(crowd: Crowd, quick: bool) -> Part:
@@ -118,13 +118,13 @@ def one_hangs(crowd: Crowd, quick: bool) -> Part:
     hung, others = WITH_GPU[-1], VMS[: GPUS - 1] if not quick else VMS[:8]
     others += VMS[-40:]
 
-    def cycle() -> tuple[Seen, float]:
+    def cycle() -> tuple[Tally, float]:
         began = time.monotonic()
-        seen = crowd.all(crowd.start, others, LIBVIRT_THREADS - 1)
-        seen.add(crowd.all(crowd.stop, others, LIBVIRT_THREADS - 1))
-        return seen, time.monotonic() - began
+        tally = crowd.all(crowd.start, others, LIBVIRT_THREADS - 1)
+        tally.add(crowd.all(crowd.stop, others, LIBVIRT_THREADS - 1))
+        return tally, time.monotonic() - began
 
-    seen, without_s = cycle()
+    tally, without_s = cycle()
     crowd.host.tree.put(HANG, hung.gpu)
     began = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
@@ -136,20 +136,20 @@ def one_hangs(crowd: Crowd, quick: bool) -> Part:
         crowd.host.tree.remove(HANG)
         last, last_s = cycle()
         for one in (with_hung, last, start.result(), crowd.stop(hung)):
-            seen.add(one)
+            tally.add(one)
     if took_s >= TIMEOUT_S / 2:
         wrong.append(f"the others took {took_s:.0f} s, until the one that hangs was given up")
     otherwise_s = (without_s + last_s) / 2
     figure = f"while one worker hangs the others take {with_s / otherwise_s:.2f} times as long"
-    wrong += _refused(seen) + _left_behind(crowd.host)
-    return Part(seen, figure, wrong, with_s, otherwise_s)
+    wrong += _refused(tally) + _left_behind(crowd.host)
+    return Part(tally, figure, wrong, with_s, otherwise_s)
 
 
 def _many_claims(crowd: Crowd, quick: bool) -> Part:
     """A thousand other VMs have claims: no hook waits for the lock too long."""
     host = crowd.host
-    seen = Seen()
-    crowd.event(WITH_GPU[0], "prepare", "begin", seen)
+    tally = Tally()
+    crowd.event(WITH_GPU[0], "prepare", "begin", tally)
     example = (crowd.root / CLAIMS / WITH_GPU[0].uuid).read_text()
     crowd.stop(WITH_GPU[0])
     for number in range(_CLAIMS):
@@ -162,21 +162,21 @@ def _many_claims(crowd: Crowd, quick: bool) -> Part:
     crowd.longest_wait_s()
     vms = VMS[:4] + VMS[-40:] if quick else VMS
     for act in (crowd.start, crowd.stop):
-        seen.add(crowd.all(act, vms, LIBVIRT_THREADS))
+        tally.add(crowd.all(act, vms, LIBVIRT_THREADS))
     wait_s = crowd.longest_wait_s()
     left = len(host.list(CLAIMS))
-    wrong = _refused(seen)
+    wrong = _refused(tally)
     if left != _CLAIMS:
         wrong.append(f"{left} claims are left, not those {_CLAIMS} of others")
     figure = f"with {_CLAIMS:,} claims there, at most {wait_s:.2f} s for the lock"
-    return Part(seen, figure, wrong)
+    return Part(tally, figure, wrong)
 
 
 # -- what must hold
 
 
-def _refused(seen: Seen) -> list[str]:
-    return [f"{name}: {text!r}" for name, text in seen.refusals.items()]
+def _refused(tally: Tally) -> list[str]:
+    return [f"{name}: {text!r}" for name, text in tally.refusals.items()]
 
 
 def _lost_claims(host: FakeHost) -> list[str]:
@@ -228,7 +228,7 @@ def _gpus(host: FakeHost) -> list[tuple[str, str | None, int, int]]:
     return [*found, ("efifb", None, iomem.count(": efifb"), len(iomem.splitlines()))]
 
 
-def _await_worker(host: FakeHost, vm: Vm, start: Future[Seen]) -> list[str]:
+def _await_worker(host: FakeHost, vm: Vm, start: Future[Tally]) -> list[str]:
     """Wait until the worker of a VM hangs, which its claim shows: a step begun and not done."""
 
     def hangs() -> bool:
