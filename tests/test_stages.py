@@ -32,16 +32,17 @@ from vfio_console_hook.claims.step import Step
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.commands.plan import text as plan_text
 from vfio_console_hook.commands.terminal import Terminal
-from vfio_console_hook.config.settings import Config, Holders, Service
+from vfio_console_hook.config.settings import Config, Holders, Release, Service
 from vfio_console_hook.domain import Domain, Hostdev, parse
 from vfio_console_hook.errors import HookError, RefusedError, StepError
 from vfio_console_hook.events.outlook import outlook
 from vfio_console_hook.log import SNAPSHOT_LOG, Log
 from vfio_console_hook.machine.runfiles import RUN
+from vfio_console_hook.stages import order
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 GPU, SECOND = "0000:01:00.0", "0000:02:00.0"
-STAGES = ("services", "preflight", "collateral", *Config().stages, "sound", "native", "vfio")
+STAGES = order.NAMES
 NOW = Config(holders=Holders(wait_s=0))
 
 
@@ -89,6 +90,7 @@ PLANS = (
     Plan("fb0-held-by-plymouth", "fb0-held-by-plymouth", ("0000:00:02.0",)),
     Plan("efifb-5.10", "efifb-5.10"),
     Plan("efifb-6.1", "efifb-6.1"),
+    Plan("efifb-6.1-load", "efifb-6.1", config=Config(release=Release("load"))),
     Plan("efifb-6.12", "efifb-6.12"),
     Plan("efifb-6.12-locked-down", "efifb-6.12", lockdown="none [integrity] confidentiality"),
     Plan("efifb-0380-6.12", "efifb-0380-6.12"),

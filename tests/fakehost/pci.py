@@ -537,11 +537,7 @@ def _register_drivers(tree: Tree, module: str) -> None:
     if module in ("vfio-pci", "vfio_pci"):
         drivers, module = {VFIO}, "vfio_pci"
     for driver in drivers:
-        if tree.readlink(f"{BUS}/drivers/{driver}/module") is None:
-            tree.link(f"{BUS}/drivers/{driver}/module", f"sys/module/{module}")
-        for door in ("bind", "unbind"):
-            if not tree.exists(f"{BUS}/drivers/{driver}/{door}"):
-                tree.put(f"{BUS}/drivers/{driver}/{door}", "")
+        _add_driver(tree, driver, module)
     for address, found in waiting:
         matches = found is not None and found.driver in drivers
         allowed = _override(tree, address) in (None, found.driver if found else None)
@@ -552,6 +548,18 @@ def _register_drivers(tree: Tree, module: str) -> None:
     for address in tree.list(f"{BUS}/devices") if VFIO in drivers else ():
         if _override(tree, address) == VFIO and bound_driver(tree, address) is None:
             write_probe(tree, address)
+
+
+def _add_driver(tree: Tree, driver: str, module: str) -> None:
+    """bus_add_driver() and module_add_driver() (drivers/base/module.c)."""
+    if tree.readlink(f"{BUS}/drivers/{driver}/module") is None:
+        tree.link(f"{BUS}/drivers/{driver}/module", f"sys/module/{module}")
+        # The program does not ask for those of fake/modules, and snapshots lack them.
+        if driver != VFIO and module not in modules.known(tree):
+            tree.link(f"sys/module/{module}/drivers/pci:{driver}", f"{BUS}/drivers/{driver}")
+    for door in ("bind", "unbind"):
+        if not tree.exists(f"{BUS}/drivers/{driver}/{door}"):
+            tree.put(f"{BUS}/drivers/{driver}/{door}", "")
 
 
 def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import LostError, StepError
+from ..machine.gpu import gpus_among
 from ..machine.host import Host
-from .action import Action
+from ..machine.pci import is_vfio
+from .action import Action, require_on_bus
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,54 @@ class BindNative(Action):
 
     def past(self) -> str:
         return f"bound {self.gpu} to its own driver"
+
+
+@dataclass(frozen=True)
+class LoadNative(Action):
+    """Load the module of the GPU's own driver after a VM, and bind that to it.
+
+    Nothing is done if the firmware's console is back. A blacklist only keeps udev from
+    loading a module (modprobe.d(5)), and a GPU that was on vfio-pci before the VM is left
+    there by libvirt, so both are overruled here.
+    """
+
+    gpu: str
+    module: str
+    kind = "load-native"
+
+    def apply(self, host: Host) -> None:
+        require_on_bus(host, self.gpu)
+        device = f"sys/bus/pci/devices/{self.gpu}"
+        vfio = is_vfio(host, self.gpu)
+        if not vfio and host.link_name(f"{device}/driver") is not None:
+            return
+        if any(one.driver for gpu in gpus_among(host, (self.gpu,)) for one in gpu.firmware):
+            return
+        host.run("/sbin/modprobe", self.module)
+        if vfio:
+            host.write(f"{device}/driver/unbind", self.gpu)
+        if host.read(f"{device}/driver_override") == "vfio-pci":
+            host.write(f"{device}/driver_override", "\n")
+        # Not drivers_probe: vfio-pci matches the GPU too if it was given its id.
+        for name in host.list(f"sys/module/{self.module}/drivers"):
+            bus, _, driver = name.partition(":")
+            if bus == "pci" and host.link_name(f"{device}/driver") is None:
+                host.write(f"sys/bus/pci/drivers/{driver}/bind", self.gpu)
+        if host.link_name(f"{device}/driver") is None:
+            raise LostError(
+                f"{self.module} did not bind to {self.gpu} after the VM",
+                hint="see `journalctl -k` for messages about the GPU",
+            )
+
+    def shell(self) -> str:
+        return (
+            f"modprobe {self.module};"
+            f" echo {self.gpu} > /sys/bus/pci/devices/{self.gpu}/driver/unbind;"
+            f" echo {self.gpu} > /sys/module/{self.module}/drivers/pci:*/bind"
+        )
+
+    def past(self) -> str:
+        return f"loaded {self.module} for {self.gpu}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from .action import Action
 MODULES = {
     "console_moves": ("leave-framebuffers", "map-consoles"),
     "consoles": ("show-consoles",),
-    "device": ("bind-native", "find-again", "rescan"),
+    "device": ("bind-native", "find-again", "load-native", "rescan"),
     "firmware": ("decode", "rebind", "unbind"),
     "holders": ("await-closed",),
     "modules": ("free-framebuffers", "load-modules", "reserve", "unload-modules", "unreserve"),

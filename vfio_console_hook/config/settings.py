@@ -134,6 +134,17 @@ class Holders:
 
 
 @dataclass(frozen=True)
+class Release:
+    """The group "release": what is done once the VM has ended."""
+
+    native: str = _setting(
+        _one_of("leave", "load"),
+        "leave",
+        "Whether to load a GPU's own driver after the VM if something keeps it off the host.",
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """The settings for one VM; Config() has the defaults."""
 
@@ -173,6 +184,7 @@ class Config:
         "What is stopped, if it runs, before the GPU is taken, and started again afterwards.",
     )
     holders: Holders = Holders()
+    release: Release = Release()
     on_failure: str = _setting(
         _one_of("abort", "start"), "abort", "What happens to the VM when its GPUs cannot be freed."
     )

@@ -7,6 +7,8 @@ from ..actions.consoles import ShowConsoles
 from ..actions.firmware import Rebind
 from ..actions.text_mode import QuietText
 from ..claims.step import Step
+from ..machine.host import Host
+from ..stages import load
 from ..stages.handover import Handover
 
 
@@ -18,8 +20,21 @@ def outlook(handover: Handover, steps: tuple[Step, ...]) -> str:
     return _consoles_back(handover, steps) + (again if names else "")
 
 
+def after_vm(host: Host, handover: Handover, steps: tuple[Step, ...]) -> str:
+    """The same, with what would give back a console that is lost. Raises HostError."""
+    # A driver that prepare binds shows the console instead.
+    lost = any(step.loses and not (step.do and step.do.kind == "bind-native") for step in steps)
+    advice = load.advice(host, handover) if lost else ""
+    return outlook(handover, steps) + (f"; {advice}" if advice else "")
+
+
 def _consoles_back(handover: Handover, steps: tuple[Step, ...]) -> str:
     losses = [step.loses for step in steps if step.loses]
+    if losses and any(step.undo and step.stage == load.NAME for step in steps):
+        from ..actions.device import LoadNative
+
+        loads = [step.undo.module for step in steps if isinstance(step.undo, LoadNative)]
+        return f"the console comes back with {' and '.join(loads)}, which release loads"
     if losses:
         return "; ".join(dict.fromkeys(losses))
     back = [step.undo.device for step in steps if isinstance(step.undo, Rebind)]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ..claims.step import Step
 from ..config.settings import CONSOLE_STAGES
 from ..machine.host import Host
-from . import collateral, drm_aperture, fbcon, fbdev, preflight, vgacon
+from . import collateral, drm_aperture, fbcon, fbdev, load, preflight, vgacon
 from .handover import Handover
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 # Services first: they hold the GPU, and preflight looks for what still holds it once
 # they are stopped. preflight and collateral refuse, so they come before any other
-# change. fbcon comes while the framebuffers are there and consoles can be moved. From
-# there the order is that of Linux commit d17378062079: DRM aperture drivers, fbdev
-# drivers, vgacon. Sound goes before the GPU and comes back after it, because its driver
-# works together with that of the GPU (Linux drm_audio_component).
-NAMES = ("services", "preflight", "collateral", *CONSOLE_STAGES, "sound", "native", "vfio")
+# change. fbcon comes while the framebuffers are there and consoles can be moved. load only
+# has an undo, which comes when the firmware's drivers are back, and before the consoles are
+# looked after. From there the order is that of Linux commit d17378062079: DRM aperture
+# drivers, fbdev drivers, vgacon. Sound goes before the GPU and comes back after it, because
+# its driver works together with that of the GPU (Linux drm_audio_component).
+NAMES = (
+    "services", "preflight", "collateral", "fbcon", "load", "drm_aperture", "fbdev", "vgacon",
+    "sound", "native", "vfio",
+)  # fmt: skip
 
 
 def plan(host: Host, handover: Handover) -> tuple[Step, ...]:
@@ -48,7 +52,7 @@ def _stages(handover: Handover) -> Iterator[Any]:
         from . import services
 
         yield services
-    yield from (preflight, collateral, fbcon, drm_aperture, fbdev, vgacon)
+    yield from (preflight, collateral, fbcon, load, drm_aperture, fbdev, vgacon)
     if handover.siblings:
         from . import sound
 

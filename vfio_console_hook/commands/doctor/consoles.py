@@ -9,7 +9,7 @@ from ...config import load
 from ...domain import Domain
 from ...errors import ConfigError, HookError, RefusedError
 from ...events.assignment import assignment_of
-from ...events.outlook import outlook
+from ...events.outlook import after_vm
 from ...events.prepare import look_ahead
 from ...machine import console, gpu, kernel, pci
 from ...machine.firmware import BOOTFB
@@ -143,7 +143,7 @@ def _outlook(host: Host, vm: Domain) -> Finding:
         return Finding(FAIL if real else WARN, title, f"{start}: {error.text}", error.hint)
     except HookError as error:
         return could_not_check(title, error)
-    text = outlook(handover, steps)
+    text = after_vm(host, handover, steps)
     if any(step.loses for step in steps):
         return warning(text, "keep SSH or a serial console at hand when you start it", of=title)
     return passed(text, of=title)

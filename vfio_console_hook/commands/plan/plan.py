@@ -21,7 +21,7 @@ from ...domain import Domain, Hostdev
 from ...errors import HookError, RefusedError, StuckError
 from ...events import prepare, refusals
 from ...events.assignment import assignment_of
-from ...events.outlook import outlook
+from ...events.outlook import after_vm, outlook
 from ...machine import console, gpu, pci
 from ...machine.gpu import Gpu
 from ...machine.host import Host
@@ -205,7 +205,7 @@ def plan_for(
     except HookError as error:
         return _with_verdict(host, domain, settings, plan, error)
     note = _unclaimed_note(plan, assigned)
-    plan = replace(plan, steps=steps, note=note, after=outlook(handover, steps))
+    plan = replace(plan, steps=steps, note=note, after=after_vm(host, handover, steps))
     holders, blocked = planned_holders(host, steps, found)
     refusal = blocked or _left_reserved(handover, steps)
     return _with_verdict(host, domain, settings, replace(plan, holders=holders), refusal)
