@@ -167,7 +167,7 @@ def fit(
 def build(cache: Cache, chosen: Sequence[Scenario], out: Path) -> Lab:
     """Build or find what the chosen scenarios boot from."""
     wanted = [kernels.named(name) for name in dict.fromkeys(s.kernel for s in chosen)]
-    require_tools(own_kernels=any(kernel.fragment for kernel in wanted))
+    require_tools(own_kernels=any(kernel.fragments for kernel in wanted))
     out.mkdir(parents=True, exist_ok=True)
     program = out / "program.tar"
     program.write_bytes(images.program(REPOSITORY))
@@ -249,7 +249,7 @@ def print_list() -> None:
 def shell(cache: Cache, name: str) -> int:
     """Open a root shell in a machine with this kernel and one GPU; QEMU's exit status."""
     kernel = kernels.named(name)
-    require_tools(own_kernels=bool(kernel.fragment))
+    require_tools(own_kernels=bool(kernel.fragments))
     built = kernels.build(cache, kernel)
     program = cache.root / "program.tar"
     program.write_bytes(images.program(REPOSITORY))

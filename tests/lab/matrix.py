@@ -91,7 +91,7 @@ def _cells(names: Sequence[str], hooks: Sequence[Hook]) -> tuple[Cell, ...]:
     )
 
 
-DEBIAN_KERNELS = tuple(kernel.name for kernel in kernels.KERNELS if not kernel.fragment)
+DEBIAN_KERNELS = tuple(kernel.name for kernel in kernels.KERNELS if not kernel.fragments)
 MATRIX = _cells(DEBIAN_KERNELS, (OURS,))
 AGAINST = _cells(COMPARED, (NONE, SCRIPT))
 CELLS = {cell.scenario().name: cell for cell in (*MATRIX, *AGAINST)}
