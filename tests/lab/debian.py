@@ -110,6 +110,25 @@ class Suite:
             command(["dpkg-deb", "-x", deb, directory], log=log)
         shutil.rmtree(debs)
 
+    def version_of(self, package: str) -> str:
+        """The newest version of a package that the suite lists; "" if it lists none."""
+        answer = _answer(*self._apt("apt-cache", "madison", package)).stdout
+        return answer.split("|")[1].strip() if "|" in answer else ""
+
+    def unpack_pooled(self, source: str, name: str, directory: Path, log: Path) -> None:
+        """Unpack a package that the pool still has but no list names, without its signature.
+
+        name is PACKAGE_VERSION. Backports keep the metapackages of older kernels, and some
+        of what these depend on only in the pool.
+        """
+        deb = directory / "debs" / f"{name}_amd64.deb"
+        deb.parent.mkdir(parents=True)
+        address = f"{mirror()}/pool/main/{source[0]}/{source}/{deb.name}"
+        helper = [*self._apt("/usr/lib/apt/apt-helper"), "download-file", address, str(deb)]
+        command(helper, log=log)
+        command(["dpkg-deb", "-x", deb, directory], log=log)
+        shutil.rmtree(deb.parent)
+
     def _refresh(self) -> None:
         for name in ("lists/partial", "cache/archives/partial", "etc"):
             (self._root / name).mkdir(parents=True, exist_ok=True)

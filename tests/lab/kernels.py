@@ -30,13 +30,15 @@ class Kernel:
 
     suites are tried in this order; the first that has the packages is used.
     fragments is empty for Debian's own image, otherwise names files in config/ that are
-    merged over base.config, in this order, for a build from linux-source.
+    merged over base.config, in this order, for a build from linux-source. abi is that of one
+    release of Debian's, such as "6.16.12+deb13-amd64"; "" means the newest of the suite.
     """
 
     name: str
     root: str
     suites: tuple[str, ...]
     fragments: tuple[str, ...] = ()
+    abi: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,12 @@ KERNELS = (
     Kernel("bookworm-backports", root="bookworm", suites=("bookworm-backports",)),
     Kernel("trixie-backports", root="trixie", suites=("trixie-backports",)),
     Kernel("forky", root="forky", suites=("forky",)),
+    # Each is on one side of a change: efidrm in the source (6.16), boot_display (6.18), BARs
+    # reserved when the device is opened (between 6.19 and 7.1).
+    *(
+        Kernel(name, "trixie", ("trixie-backports",), abi=f"{name}+deb13-amd64")
+        for name in ("6.16.12", "6.17.13", "6.18.15", "6.19.14", "7.0.13", "7.1.13")
+    ),
     Kernel("own-6.12", root="trixie", suites=("trixie",), fragments=("simpledrm",)),
     Kernel("own-7", root="trixie", suites=NEWEST, fragments=("efidrm",)),
     *(
@@ -94,6 +102,9 @@ def build(cache: Cache, kernel: Kernel) -> Built:
 def not_offered(cache: Cache, kernel: Kernel) -> str:
     """Why a kernel of Debian is not in its suite, as a sentence; "" if it is."""
     try:
+        if kernel.abi:
+            there = Suite(cache, kernel.suites[0]).version_of(f"linux-image-{kernel.abi}")
+            return "" if there else f"{kernel.suites[0]} no longer has linux-image-{kernel.abi}"
         here = Suite(cache, kernel.suites[0]).versions(["linux-image-amd64"])
         below = Suite(cache, kernel.root).versions(["linux-image-amd64"])
     except BuildError as e:
@@ -120,18 +131,14 @@ def _from_package(cache: Cache, kernel: Kernel) -> Path:
     linux-base, linux-binary and linux-modules, with the image beside the modules.
     """
     suite = Suite(cache, kernel.suites[0])
-    found = suite.versions(["linux-image-amd64"])
-    kinds = ("linux-image-", "linux-base-", "linux-binary-", "linux-modules-")
-    packages = {
-        name: version
-        for name, version in found.items()
-        if name.startswith(kinds) and name[len("linux-") :].split("-")[1][0].isdigit()
-    }
+    packages, pooled = _packages_of(suite, kernel.abi)
 
     def make(directory: Path, log: Path) -> None:
         tree = directory / "tree"
         for name, version in packages.items():
             suite.unpack(name, version, tree, log)
+        for name in pooled:
+            suite.unpack_pooled("linux", name, tree, log)
         library = tree / "usr/lib/modules"
         if not library.exists():
             library.parent.mkdir(parents=True, exist_ok=True)
@@ -141,8 +148,33 @@ def _from_package(cache: Cache, kernel: Kernel) -> Path:
         shutil.copy(image, directory / "vmlinuz")
         _pack_modules(tree, directory, log)
 
-    recipe = {"packages": packages, "early": EARLY_MODULES}
+    recipe: dict[str, object] = {"packages": packages, "early": EARLY_MODULES}
+    if pooled:
+        recipe["pooled"] = pooled
     return cache.build(f"kernel-{kernel.name}", recipe, make)
+
+
+def _packages_of(suite: Suite, abi: str) -> tuple[dict[str, str], list[str]]:
+    """The packages of a kernel with their versions, and those that only the pool has.
+
+    Raises BuildError.
+    """
+    if not abi:
+        found = suite.versions(["linux-image-amd64"])
+        kinds = ("linux-image-", "linux-base-", "linux-binary-", "linux-modules-")
+        return {
+            name: version
+            for name, version in found.items()
+            if name.startswith(kinds) and name[len("linux-") :].split("-")[1][0].isdigit()
+        }, []
+    binary, image = f"linux-binary-{abi}", f"linux-image-{abi}"
+    version = suite.version_of(binary)
+    if version:
+        return {binary: version}, [f"linux-{kind}-{abi}_{version}" for kind in ("modules", "base")]
+    version = suite.version_of(image)
+    if not version:
+        raise BuildError(f"{suite.name} no longer has {image}")
+    return {image: version}, []
 
 
 def _from_source(cache: Cache, kernel: Kernel) -> Path:
