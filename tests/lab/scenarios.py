@@ -12,6 +12,7 @@ from enum import Enum
 from typing import TypeVar
 
 from .holder import Holder
+from .kernels import KERNELS
 from .machine import Gpu
 
 T = TypeVar("T")
@@ -115,6 +116,26 @@ def _killed(kernel: str) -> Scenario:
         kind="killed",
         cycles=12,
     )
+
+
+SHAPED = tuple(kernel.name for kernel in KERNELS if "distribution" in kernel.fragments)
+
+
+def _shaped(kernel: str) -> Scenario:
+    """One GPU of class 0300 without a native driver, on a kernel shaped like a distribution's."""
+    return Scenario(
+        f"simpledrm-0300-{kernel}",
+        kernel,
+        SIMPLEDRM,
+        kernel_line=NOAUTOLOAD,
+        after=After.GONE,
+        texts=LOSS_ANNOUNCED,
+    )
+
+
+def _native(kernel: str) -> Scenario:
+    """One GPU with its native driver, which is a module."""
+    return Scenario(f"native-{kernel}", kernel, BOCHS_DRM, native_driver=True)
 
 
 SCENARIOS = (
@@ -346,6 +367,8 @@ SCENARIOS = (
     Scenario("efidrm", "own-7", EFIDRM, gpus=(BOCHS,), kernel_line=NOAUTOLOAD),
     Scenario("efidrm-0300", "own-7", EFIDRM, kernel_line=NOAUTOLOAD),
     Scenario("native", "6.1", BOCHS_DRM, native_driver=True),
+    *(_shaped(kernel) for kernel in SHAPED),
+    *(_native(kernel) for kernel in SHAPED),
     Scenario(
         "control-dual-boot-leaves",
         "6.1",

@@ -31,6 +31,14 @@ CONFIG_FILE = "/etc/vfio-console-hook/vms/gpu.yaml"
 HOOK = "/etc/libvirt/hooks/qemu"
 # For people who read the transcript.
 LOOK = "cat /proc/fb; cd /sys/class/vtconsole; grep -H . */name */bind; cat /proc/iomem"
+# What draws the console: the name of the first framebuffer. Kernels without fb devices
+# (FB_DEVICE=n) have no /proc/fb; there, the firmware's driver by its reservation, or else
+# the driver of the first card.
+CONSOLE = (
+    "if [ -e /proc/fb ]; then sed -n '1s/^[0-9]* //p' /proc/fb;"
+    " elif grep -oE 'simpledrm|efifb|efidrm' /proc/iomem; then :;"
+    " else readlink /sys/class/drm/card0/device/driver | sed 's,.*/,,'; fi"
+)
 CLAIMS = "/run/vfio-console-hook/claims"
 
 BACK_WITHIN_S = 25
@@ -138,10 +146,10 @@ class Trial:
     def find_console(self) -> bool:
         """Check which driver draws the console, and that the first GPU's monitor shows it."""
         self.machine.run(LOOK)
-        framebuffer = self.machine.run("cat /proc/fb 2>/dev/null").stdout.partition(" ")[2]
+        drawn_by = self.machine.run(CONSOLE).stdout.strip()
         console = self.scenario.console
-        found = not framebuffer if console == "text" else framebuffer.startswith(console)
-        if not self.demand(found, f"the console is {framebuffer.strip() or 'text'}, not {console}"):
+        found = not drawn_by if console == "text" else drawn_by.startswith(console)
+        if not self.demand(found, f"the console is {drawn_by or 'text'}, not {console}"):
             return False
         one = self.photograph("", TEXT)[self.scenario.monitor]
         other = self.photograph("", OTHER_TEXT)[self.scenario.monitor]
@@ -216,7 +224,8 @@ class Trial:
         """Drivers, framebuffers and memory of the GPUs, as a text to compare."""
         drivers = " ".join(f"/sys/bus/pci/devices/{gpu.address}/driver" for gpu in self.gpus)
         return self.machine.run(
-            f"readlink {drivers}; cat /proc/fb; grep -H . /sys/class/vtconsole/*/*;"
+            f"readlink {drivers}; cat /proc/fb; ls /sys/class/drm;"
+            " grep -H . /sys/class/vtconsole/*/*;"
             " ls -l /sys/bus/platform/devices | sed 's/.* root root//' | cut -c 20-;"
             " grep -iE 'fb|drm|vga|vfio' /proc/iomem"
         ).stdout
