@@ -629,6 +629,88 @@ def test_consoles_and_framebuffers_that_are_not_there_are_refused(
     assert failure(lambda: host.map_console("fb0", console, index)) == "EINVAL"
 
 
+# -- a driver whose probe gives up after the aperture helper
+
+
+def vmwgfx(host: FakeHost, address: str = GPU) -> FakeHost:
+    """The machine once vmwgfx, a module of its kernel, has probed a device that it rejects."""
+    host.tree.put("fake/modules", "vmwgfx\n")
+    host.run("/sbin/modprobe", "-b", "vmwgfx")
+    host.write(f"sys/bus/pci/devices/{address}/driver_override", "vmwgfx")
+    host.write("sys/bus/pci/drivers_probe", address)
+    host.write(f"sys/bus/pci/devices/{address}/driver_override", "\n")
+    return host
+
+
+def state(host: FakeHost, *names: str) -> list[str | None]:
+    return [host.read(f"sys/bus/pci/devices/{GPU}/{name}") for name in names]
+
+
+@pytest.mark.parametrize("kernel", ["5.18.0", "6.1", "6.12", "7.3"])
+def test_a_probe_that_gives_up_frees_bootfb_of_class_0380(
+    machine: MachineFactory, kernel: str
+) -> None:
+    host = machine(lab(kernel, "simpledrm", DISPLAY))
+    attributes = ("enable", "power_state", "driver_override")
+    before = state(host, *attributes)
+
+    vmwgfx(host)
+
+    assert reserved(host) == []
+    assert host.list("sys/bus/platform/devices") == ()
+    assert host.link_name(f"sys/bus/pci/devices/{GPU}/driver") is None
+    assert state(host, *attributes) == before
+    assert host.log[-1] == f"vmwgfx {GPU}: probe with driver vmwgfx failed with error -22"
+    to_vfio(host)
+    assert open_device(host, GPU) == []
+
+
+@pytest.mark.parametrize(("kernel", "left"), [("6.1", ["BOOTFB"]), ("6.12", [])])
+def test_that_probe_finds_a_device_without_a_driver_only_by_its_parent(
+    machine: MachineFactory, kernel: str, left: list[str]
+) -> None:
+    # 6.1.47 to 6.10.7 look for a shadowed ROM or the default device, which 0380 never is.
+    made = lab("6.1.176", "simpledrm", DISPLAY) if kernel == "6.1" else None
+    host = machine(made or lab(kernel, "simpledrm", DISPLAY))
+
+    unbind(host, "simple-framebuffer")
+    vmwgfx(host)
+
+    assert reserved(host) == left
+
+
+def test_an_override_of_its_name_is_probed_as_soon_as_the_module_is_loaded(
+    machine: MachineFactory,
+) -> None:
+    host = machine(lab("6.12", "simpledrm", DISPLAY))
+    host.tree.put("fake/modules", "vmwgfx\n")
+
+    host.write(f"sys/bus/pci/devices/{GPU}/driver_override", "vmwgfx")
+    host.run("/sbin/modprobe", "vmwgfx")
+
+    assert reserved(host) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("ro nomodeset", "could not insert 'vmwgfx': No such device"),
+        ("module_blacklist=amdgpu,vmwgfx", "could not insert 'vmwgfx': Operation not permitted"),
+    ],
+)
+def test_the_command_line_can_keep_vmwgfx_from_loading(
+    machine: MachineFactory, words: str, why: str
+) -> None:
+    host = machine(lab("6.12", "simpledrm", DISPLAY))
+    host.tree.put("fake/modules", "vmwgfx\n")
+    host.tree.put("proc/cmdline", words)
+
+    with pytest.raises(HostError) as caught:
+        host.run("/sbin/modprobe", "-b", "vmwgfx")
+
+    assert why in caught.value.text
+
+
 # -- libvirt, modprobe
 
 

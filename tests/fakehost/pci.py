@@ -31,6 +31,8 @@ _COMMAND, _COMMAND_IO, _COMMAND_MEMORY, _COMMAND_MASTER = 4, 0x1, 0x2, 0x4
 _COMMAND_NO_INTX = 0x400
 _BARS = 0x10
 _4G = 1 << 32
+_VMWGFX = "vmwgfx"
+_VMWARE_SVGA = ("0x0405", "0x0406")
 Refused = sysfb.Refused
 
 
@@ -222,9 +224,31 @@ def _probe(tree: Tree, address: str, driver: str) -> None:
         _vfio_probe(tree, address)
     elif matching is not None and matching.driver == driver:
         _native_probe(tree, address, matching)
+    elif driver == _VMWGFX:
+        _vmw_probe(tree, address)
+        return
     else:
-        return  # an override that names a driver that does not match
+        # pci_match_device() lets any driver probe what is overridden for it; what this one
+        # does with a device that it does not know was not read.
+        return
     tree.link(f"{device_path(tree, address)}/driver", f"{BUS}/drivers/{driver}")
+
+
+def _vmw_probe(tree: Tree, address: str) -> None:
+    """vmw_probe() (drivers/gpu/drm/vmwgfx/vmwgfx_drv.c) of a device that is no SVGA device.
+
+    pci_match_device() gives pci_device_id_any for it, which vmw_setup_pci_resources()
+    rejects with EINVAL, before it has mapped or written anything. What came before are the
+    aperture helper, pcim_enable_device() and pci_set_master(); the last two are taken back
+    (devres), and memory decoding stays on, as after every pci_disable_device().
+    """
+    if tree.read(f"{BUS}/devices/{address}/device") in _VMWARE_SVGA:
+        raise NotImplementedError(f"{address} is an SVGA device, which vmwgfx would drive")
+    _take_from_firmware(tree, address)
+    enable(tree, address)
+    _set_command(tree, address, on=_COMMAND_MASTER)
+    disable(tree, address)
+    tree.log(f"vmwgfx {address}: probe with driver vmwgfx failed with error -22")
 
 
 def write_unbind(tree: Tree, driver: str, address: str) -> None:
@@ -491,6 +515,7 @@ def load_module(tree: Tree, module: str) -> None:
     if known is not None:
         if modules.loaded(tree, module):
             return
+        _check_command_line(tree, module)
         for needed in known.needs:
             load_module(tree, needed)
         modules.add(tree, module)
@@ -504,6 +529,17 @@ def load_module(tree: Tree, module: str) -> None:
     if not known.alone and not any(_devices_of(tree, one) for one in _drivers_of(tree, module)):
         # nvidia_init_module() (nv.c): "No NVIDIA devices probed."
         unload_module(tree, module)
+        raise Refused(errno.ENODEV, module)
+
+
+def _check_command_line(tree: Tree, module: str) -> None:
+    """blacklisted() (kernel/module/main.c), and drm_firmware_drivers_only(). Raises Refused."""
+    words = (tree.read("proc/cmdline") or "").split()
+    never = [name for word in words for name in word.partition("module_blacklist=")[2].split(",")]
+    if module in never:
+        raise Refused(errno.EPERM, module)
+    if module == _VMWGFX and "nomodeset" in words:
+        # drm_pci_register_driver() (include/drm/drm_module.h)
         raise Refused(errno.ENODEV, module)
 
 
@@ -536,6 +572,8 @@ def _register_drivers(tree: Tree, module: str) -> None:
     drivers = {found.driver for _, found in waiting if found and found.module == module}
     if module in ("vfio-pci", "vfio_pci"):
         drivers, module = {VFIO}, "vfio_pci"
+    if module == _VMWGFX:
+        drivers = {_VMWGFX}
     for driver in drivers:
         _add_driver(tree, driver, module)
     for address, found in waiting:
@@ -545,8 +583,8 @@ def _register_drivers(tree: Tree, module: str) -> None:
             write_probe(tree, address)
     # driver_attach() asks for every device, and pci_match_device() finds that a
     # driver_override of this name matches whatever the device is.
-    for address in tree.list(f"{BUS}/devices") if VFIO in drivers else ():
-        if _override(tree, address) == VFIO and bound_driver(tree, address) is None:
+    for address in tree.list(f"{BUS}/devices"):
+        if _override(tree, address) in drivers and bound_driver(tree, address) is None:
             write_probe(tree, address)
 
 
@@ -569,8 +607,10 @@ def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:
     does not load it, without a word and with status 0.
     """
     blacklist = (tree.read("fake/blacklist") or "").split()
+    commands = [line for line in (tree.read("fake/install") or "").splitlines() if line]
     if arguments == ("--showconfig",):
-        return "\n".join(f"blacklist {module}" for module in blacklist)
+        lines = [f"blacklist {module}" for module in blacklist]
+        return "\n".join(lines + [f"install {line}" for line in commands])
     wanted = arguments[-1]
     if arguments[0] == "-r":
         _rmmod(tree, wanted)
@@ -598,6 +638,11 @@ def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:
 
 
 def _insmod(tree: Tree, arguments: tuple[str, ...], module: str) -> None:
+    """kmod_module_probe_insert_module(); fake/install has the install commands, one a line."""
+    for line in (tree.read("fake/install") or "").splitlines():
+        if line.split()[0] == module:
+            why = f"ERROR: Error running install command '{line.split(None, 1)[1]}' for module"
+            raise modules.failed(arguments, f"{why} {module}: retcode 1")
     try:
         load_module(tree, module)
     except Refused as error:
