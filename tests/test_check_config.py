@@ -78,8 +78,8 @@ def test_each_mistake_in_each_file_has_a_line_of_its_own(host: FakeHost, capsys:
     assert (status, err, len(lines)) == (1, "", 35)
     assert lines[:3] == [
         f"/{DEFAULT}:1:1: unknown key 'stage', did you mean 'stages'?",
-        f"/{DEFAULT}:2:9: bad value 'Native' for 'bootfb', it must be one of refuse, native,"
-        " rescan, did you mean native?",
+        f"/{DEFAULT}:2:9: bad value 'Native' for 'bootfb', it must be one of aperture, refuse,"
+        " native, rescan, did you mean native?",
         f"/{DEFAULT}:4:11: bad value 'soon' for 'holders.wait_s', it must be a number from 0 to"
         " 600",
     ]
@@ -215,8 +215,8 @@ def test_files_and_mistakes_as_json(host: FakeHost, capsys: Capture) -> None:
                     {
                         "line": 1,
                         "column": 9,
-                        "text": "bad value 1 for 'bootfb', it must be one of refuse, native,"
-                        " rescan",
+                        "text": "bad value 1 for 'bootfb', it must be one of aperture, refuse,"
+                        " native, rescan",
                     }
                 ],
             },

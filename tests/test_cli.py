@@ -84,8 +84,9 @@ def test_a_refused_plan_prints_the_gpu_and_the_sentence(
     assert (status, capsys.readouterr()) == (1, (golden, ""))
     assert golden.endswith(
         "\n\nthe VM would be refused: BOOTFB of simple-framebuffer.0 holds memory of\n"
-        "  0000:00:02.0, and this kernel does not free it for vfio-pci\n"
-        "hint: boot with initcall_blacklist=sysfb_init\n"
+        "  0000:00:02.0, and `bootfb: aperture` cannot free it: no firmware driver is\n"
+        "  bound to simple-framebuffer.0, so the kernel does not find it\n"
+        "hint: try to boot with initcall_blacklist=sysfb_init\n"
     )
 
 

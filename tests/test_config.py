@@ -66,7 +66,7 @@ def test_without_any_file_everything_has_its_default(tmp_path: Path) -> None:
     assert configuration(SnapshotHost(str(tmp_path)), "win11", UUID) == Config(
         enabled=True,
         stages=("fbcon", "drm_aperture", "fbdev", "vgacon"),
-        bootfb="refuse",
+        bootfb="aperture",
         keep_console="auto",
         holders=Holders(wait_s=5),
         on_failure="abort",
@@ -437,7 +437,7 @@ def test_text_that_is_not_utf8_is_a_mistake(etc: Etc, content: bytes, place: str
 def test_a_long_value_is_cut(etc: Etc) -> None:
     etc.put(DEFAULT, f"bootfb: {'x' * 1000}\n")
 
-    text = f"'{'x' * 56}... for 'bootfb', it must be one of refuse, native, rescan"
+    text = f"'{'x' * 56}... for 'bootfb', it must be one of aperture, refuse, native, rescan"
     assert mistakes(etc) == f"{DEFAULT}:1:9: bad value {text}"
 
 
@@ -455,8 +455,8 @@ def test_all_mistakes_in_all_files_are_reported_at_once(etc: Etc) -> None:
         f"{FILES}/vms/{UUID}.yaml:1:5: a second `: ` in one line",
         "put the value in quotes if it belongs to it",
         f"{WIN11}:2:3: unknown key 'wait' in 'holders', did you mean 'wait_s'?",
-        f"{WIN11}:3:9: bad value 'nativ' for 'bootfb', it must be one of refuse, native, rescan,"
-        " did you mean native?",
+        f"{WIN11}:3:9: bad value 'nativ' for 'bootfb', it must be one of aperture, refuse,"
+        " native, rescan, did you mean native?",
     ]
 
 

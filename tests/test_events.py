@@ -35,8 +35,8 @@ OTHER_UUID = "11111111-2222-4333-8444-555555555555"
 Machine = Callable[..., FakeHost]
 
 
-BOOTFB_NATIVE, BOOTFB_RESCAN = (
-    f"holders: {{wait_s: 0}}\nbootfb: {policy}\n" for policy in ("native", "rescan")
+BOOTFB_APERTURE, BOOTFB_NATIVE, BOOTFB_RESCAN = (
+    f"holders: {{wait_s: 0}}\nbootfb: {policy}\n" for policy in ("aperture", "native", "rescan")
 )
 APU_ALLOWED = "holders: {wait_s: 0}\napu: allow\n"
 
@@ -50,6 +50,7 @@ CASES = (
     Subject("vgacon-5.10"),
     Subject("native-6.1"),
     Subject("simpledrm-0300-6.12"),
+    Subject("simpledrm-0380-6.17", settings=BOOTFB_APERTURE),
     Subject("simpledrm-0380-6.12", settings=BOOTFB_NATIVE),
     Subject("simpledrm-0380-6.12", settings=BOOTFB_RESCAN),
     Subject("two-in-one-6.12", ("0000:01:00.0", "0000:02:00.0")),
@@ -574,15 +575,15 @@ def test_a_reservation_that_no_stage_handles_is_named_and_refused(machine: Machi
     assert sentence.endswith("in BAR 0 of 0000:01:00.0, and this hook cannot free it")
 
 
-def test_bootfb_is_refused_by_default_and_the_alternatives_are_named(machine: Machine) -> None:
+def test_without_vmwgfx_bootfb_is_refused_and_the_alternatives_are_named(machine: Machine) -> None:
     host = machine("simpledrm-0380-6.12")
 
     with pytest.raises(RefusedError) as caught:
         prepare(host, Subject("simpledrm-0380-6.12"))
 
     assert caught.value.text == (
-        "BOOTFB of simple-framebuffer.0 holds memory of 0000:01:00.0, and this kernel does not"
-        " free it for vfio-pci"
+        "BOOTFB of simple-framebuffer.0 holds memory of 0000:01:00.0, and `bootfb: aperture`"
+        " cannot free it: no module vmwgfx was found for this kernel"
     )
     assert "bootfb: native" in caught.value.hint
     assert "bootfb: rescan" in caught.value.hint

@@ -815,7 +815,8 @@ def test_through_the_gate_a_refusal_is_only_the_error_text(
     assert answer == (
         1,
         b"",
-        b"vfio-console-hook: BOOTFB of simple-framebuffer.0 holds memory of 0000:01:00.0, and this"
-        b" kernel does not free it for vfio-pci\nhint: set `bootfb: native` or `bootfb: rescan` for"
-        b" this VM, or boot with initcall_blacklist=sysfb_init\n",
+        b"vfio-console-hook: BOOTFB of simple-framebuffer.0 holds memory of 0000:01:00.0, and"
+        b" `bootfb: aperture` cannot free it: no module vmwgfx was found for this kernel\nhint: set"
+        b" `bootfb: native` or `bootfb: rescan` for this VM, or try to boot with"
+        b" initcall_blacklist=sysfb_init\n",
     )

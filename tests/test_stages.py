@@ -76,6 +76,7 @@ PLANS = (
     Plan("amd-strix-halo-0380", "amd-strix-halo-0380", ("0000:c3:00.0",)),
     Plan("amd-strix-halo-0380-native", "amd-strix-halo-0380", ("0000:c3:00.0",),
          Config(bootfb="native")),
+    Plan("amd-strix-halo-0380-blacklist", "amd-strix-halo-0380-blacklist", ("0000:c3:00.0",)),
     Plan("intel-bootfb-no-driver", "intel-bootfb-no-driver", ("0000:00:02.0",)),
     Plan("iomem-without-root", "iomem-without-root"),
     Plan("nvidia-bootfb-bar3", "nvidia-bootfb-bar3"),
@@ -99,6 +100,8 @@ PLANS = (
     Plan("vesafb-5.10", "vesafb-5.10", ("0000:00:05.0",)),
     Plan("efidrm-7", "efidrm-7"),
     Plan("simpledrm-0300-6.12", "simpledrm-0300-6.12"),
+    Plan("simpledrm-0380-6.17", "simpledrm-0380-6.17"),
+    Plan("simpledrm-0380-6.17-refuse", "simpledrm-0380-6.17", config=Config(bootfb="refuse")),
     Plan("simpledrm-0380-6.12-native", "simpledrm-0380-6.12", config=Config(bootfb="native"),
          blacklist=False),
     Plan("simpledrm-0380-6.12-rescan", "simpledrm-0380-6.12", config=Config(bootfb="rescan")),
@@ -439,7 +442,7 @@ def test_without_a_driver_for_the_gpu_bootfb_native_is_refused(machine: MachineF
 def test_bootfb_native_is_refused_when_the_kernel_would_not_find_the_framebuffer(
     machine: MachineFactory,
 ) -> None:
-    host = machine(replace(lab("6.12", "simpledrm", DISPLAY, bound=False), extra=()))
+    host = machine(replace(lab("6.1", "simpledrm", DISPLAY, bound=False), extra=()))
 
     assert refusal(host, GPU, config=NATIVE).startswith(
         "`bootfb: native` cannot free BOOTFB of 0000:01:00.0: no firmware driver is bound to"
@@ -454,21 +457,23 @@ def test_bootfb_native_is_refused_on_5_x_where_bootfb_stays(
     host = machine(replace(lab(series, "simplefb", DISPLAY), extra=()))
 
     assert refusal(host, GPU, config=NATIVE) == (
-        "`bootfb: native` cannot free BOOTFB of 0000:01:00.0 in this kernel"
-        " (hint: boot with initcall_blacklist=sysfb_init)"
+        "`bootfb: native` cannot free BOOTFB of 0000:01:00.0: Linux before 5.18 does not unregister"
+        " simple-framebuffer.0 for a DRM driver (hint: try to boot with"
+        " initcall_blacklist=sysfb_init)"
     )
 
 
-@pytest.mark.parametrize("series", ["5.10", "6.1"])
+@pytest.mark.parametrize(
+    ("series", "also"), [("5.10", ""), ("6.1", "set `bootfb: native` for this VM, or ")]
+)
 def test_a_rescan_that_leaves_the_kernel_a_dangling_pointer_is_refused(
-    machine: MachineFactory, series: str
+    machine: MachineFactory, series: str, also: str
 ) -> None:
     host = machine(lab(series, "simplefb", DISPLAY))
 
     assert refusal(host, GPU, config=RESCAN) == (
-        "`bootfb: rescan` is not safe in this kernel: simple-framebuffer.0 is not below"
-        " 0000:01:00.0 in sysfs (hint: use Linux 6.9 or later, or boot with"
-        " initcall_blacklist=sysfb_init)"
+        "`bootfb: rescan` is not safe before Linux 6.9: simple-framebuffer.0 is not below"
+        f" 0000:01:00.0 in sysfs (hint: {also}try to boot with initcall_blacklist=sysfb_init)"
     )
 
 
@@ -477,8 +482,9 @@ def test_bootfb_of_a_vga_card_is_refused_on_kernels_that_do_not_remove_consoles(
     machine: MachineFactory, driver: str, series: str
 ) -> None:
     assert refusal(machine(lab(series, driver)), GPU) == (
-        "BOOTFB of simple-framebuffer.0 holds memory of 0000:01:00.0, and this kernel does not"
-        " free it for vfio-pci (hint: boot with initcall_blacklist=sysfb_init)"
+        "BOOTFB of simple-framebuffer.0 holds memory of 0000:01:00.0, and `bootfb: aperture` cannot"
+        " free it: Linux before 5.18 does not unregister simple-framebuffer.0 for a DRM driver"
+        " (hint: try to boot with initcall_blacklist=sysfb_init)"
     )
 
 
@@ -526,7 +532,8 @@ def test_bootfb_native_is_refused_for_a_gpu_on_vfio_pci(machine: MachineFactory)
 
     assert refusal(FakeHost(host.root), GPU, config=NATIVE) == (
         "`bootfb: native` cannot free BOOTFB of 0000:01:00.0: it is already bound to vfio-pci"
-        " (hint: set `bootfb: rescan` for this VM, or boot with initcall_blacklist=sysfb_init)"
+        " (hint: set `bootfb: rescan` for this VM, or try to boot with"
+        " initcall_blacklist=sysfb_init)"
     )
 
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from .action import Action
 
 MODULES = {
+    "aperture": ("end-probe", "probe-aperture"),
     "console_moves": ("leave-framebuffers", "map-consoles"),
     "consoles": ("show-consoles",),
     "device": ("bind-native", "find-again", "load-native", "rescan"),

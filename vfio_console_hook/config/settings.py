@@ -159,8 +159,8 @@ class Config:
         "The console drivers that are taken off a GPU; they always run in this order.",
     )
     bootfb: str = _setting(
-        _one_of("refuse", "native", "rescan"),
-        "refuse",
+        _one_of("aperture", "refuse", "native", "rescan"),
+        "aperture",
         "What to do when the kernel does not free the memory of simple-framebuffer.0 (BOOTFB).",
     )
     keep_console: str = _setting(

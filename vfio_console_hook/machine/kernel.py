@@ -49,6 +49,19 @@ def locked_down(host: Host) -> bool:
     return state is not None and "[none]" not in state
 
 
+def parameter(host: Host, name: str) -> tuple[str, ...] | None:
+    """The values of a parameter on the kernel command line, split at commas; None without it.
+
+    name has "_" for "-", which are the same to the kernel (kernel/params.c, parameq).
+    """
+    found = None
+    for word in (host.read("proc/cmdline") or "").split():
+        key, _, value = word.partition("=")
+        if key.replace("-", "_") == name:
+            found = (*(found or ()), *(one for one in value.split(",") if one))
+    return found
+
+
 def has_symbol(host: Host, name: str) -> bool | None:
     """Whether the kernel or a loaded module has this function; None when that is not known."""
     symbols = host.read_bytes("proc/kallsyms")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from ..errors import HostError
+from . import kernel
 from .host import Host
 
 _MODPROBE = "/sbin/modprobe"
@@ -29,15 +31,40 @@ class Candidates:
 
 def modules_for(host: Host, address: str) -> Candidates:
     """The modules for a PCI device. Raises HostError."""
-    modalias = host.read(f"sys/bus/pci/devices/{address}/modalias") or ""
+    return candidates(host, host.read(f"sys/bus/pci/devices/{address}/modalias") or "")
+
+
+def candidates(host: Host, name: str) -> Candidates:
+    """The modules for a modalias, or of this name. Raises HostError."""
     try:
-        modules = tuple(host.run(_MODPROBE, "--resolve-alias", modalias).split())
+        modules = tuple(host.run(_MODPROBE, "--resolve-alias", name).split())
     except HostError:
         return Candidates()  # modprobe fails for a device without a module
-    # --resolve-alias prints blacklisted modules too, even with -b.
-    settings = host.run(_MODPROBE, "--showconfig").splitlines()
-    never = {line.split()[1] for line in settings if line.startswith("blacklist ")}
+    never = _blacklisted(host)
     return Candidates(modules, tuple(module for module in modules if module in never))
+
+
+def _blacklisted(host: Host) -> set[str]:
+    """The modules that modprobe -b or the kernel does not load. Raises HostError."""
+    # Linux kernel/module/main.c, blacklisted().
+    never = {one.replace("-", "_") for one in kernel.parameter(host, "module_blacklist") or ()}
+    # --resolve-alias prints blacklisted modules too, even with -b.
+    for line in host.run(_MODPROBE, "--showconfig").splitlines():
+        words = line.split()
+        refused = words[:1] == ["install"] and os.path.basename(words[-1]) in ("true", "false")
+        if words[:1] == ["blacklist"] or (refused and len(words) == 3):
+            never.add(words[1])
+    return never
+
+
+def why_none_loads(host: Host) -> str:
+    """Why this kernel loads no DRM driver any more, as a clause; "" if it does."""
+    if kernel.parameter(host, "nomodeset") is not None:
+        # drm_firmware_drivers_only() (Linux include/drm/drm_module.h)
+        return "nomodeset on the kernel command line keeps DRM drivers from loading"
+    if host.read("proc/sys/kernel/modules_disabled") == "1":
+        return "this kernel loads no more modules (kernel.modules_disabled)"
+    return ""
 
 
 def loaded(host: Host, module: str) -> bool:

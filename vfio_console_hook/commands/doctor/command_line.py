@@ -124,7 +124,7 @@ def _sysfb_init(system: System, word: str) -> Finding:
     for address in system.gpus():
         if not (removes and pci.display_class(host, address) == VGA):
             text = (
-                f"keeps BOOTFB out of the memory of {address}, which this kernel could not free;"
+                f"keeps BOOTFB out of the memory of {address}, which vfio-pci would not free;"
                 " the host has no firmware console with it"
             )
             return passed(text, of=word)

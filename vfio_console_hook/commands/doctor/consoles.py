@@ -16,6 +16,7 @@ from ...machine.firmware import BOOTFB
 from ...machine.gpu import Gpu
 from ...machine.host import Host
 from ...machine.pci import VGA
+from ...stages.firmware import bootfb as bootfb_stage
 from .finding import FAIL, WARN, Finding, check, could_not_check, need_recorded, passed, warning
 from .system import NO_VM, System, gpus_among, imagined_vm
 
@@ -57,6 +58,8 @@ def bootfb(system: System) -> Iterator[Finding]:
             yield passed("it reserves no memory of this GPU", of=title)
         elif _frees_bootfb(host, one):
             yield passed(f"{ranges[0]}, which vfio-pci of this kernel frees", of=title)
+        elif _aperture_frees(host, one):
+            yield passed(f"{ranges[0]}, which `bootfb: aperture` frees", of=title)
         else:
             text = f"{ranges[0]}, which this kernel does not free for vfio-pci"
             yield warning(text, "see `bootfb` in the configuration", of=title)
@@ -65,6 +68,13 @@ def bootfb(system: System) -> Iterator[Finding]:
 def _frees_bootfb(host: Host, one: Gpu) -> bool:
     seen = any(device.driver or device.parent for device in one.firmware if device.owns_memory)
     return one.native or (seen and one.pci_class == VGA and kernel.removes_consoles(host))
+
+
+def _aperture_frees(host: Host, one: Gpu) -> bool:
+    return any(
+        device.owns_memory and not bootfb_stage.why_no_aperture(host, one, device)
+        for device in one.firmware
+    )
 
 
 @check("kernel lockdown")

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...actions.aperture import ProbeAperture
 from ...actions.device import BindNative, Rescan
 from ...actions.firmware import Unbind
 from ...actions.native import ReturnNative
@@ -258,7 +259,7 @@ def _libvirt_refusal(host: Host, domain: Domain) -> RefusedError | None:
 
 
 # Changes that free memory which a firmware driver has reserved.
-_FREEING = (Unbind, Rescan, BindNative)
+_FREEING = (Unbind, ProbeAperture, Rescan, BindNative)
 
 
 def _left_reserved(handover: Handover, steps: tuple[Step, ...]) -> HookError | None:

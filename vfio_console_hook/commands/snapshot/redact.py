@@ -306,7 +306,7 @@ MASKS: tuple[tuple[re.Pattern[str], Callable[[str, Replacements], str]], ...] = 
         (r"etc/apparmor\.d/.*", _only(r"bin/.*x\s*,")),
         (r"sys/kernel/security/apparmor/profiles", _only(r"libvirtd|virtqemud|/python")),
         (r"(?:usr/)?lib/modules/.*/modules\.(?:dep|builtin)", _only(_GPU_MODULES)),
-        (r"ran/.*modprobe --showconfig", _only("^blacklist ")),
+        (r"ran/.*modprobe --showconfig", _only(r"^blacklist |^install \S+ \S*/(?:true|false)$")),
         (r"ran/.*(?:journalctl|ausearch|dmesg|denied).*(?<!\.failed)|var/log/.*", _denials),
     )
 )  # fmt: skip

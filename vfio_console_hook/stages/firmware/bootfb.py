@@ -3,18 +3,23 @@
 Unbinding simpledrm or simplefb does not free the BAR: BOOTFB stays with the platform
 device, and even a reservation that is not busy blocks vfio's request for the whole BAR
 (Linux kernel/resource.c, __request_region). Only the kernel can unregister the device.
+vfio-pci lets it for class 0300 and from Linux 6.0 on; otherwise the configuration has the
+way. An efi- or vesa-framebuffer needs none of this: its unbind frees the BAR and can be
+undone (sysfb.py), so Debian's kernels, which have no simple-framebuffer, do not come here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from ...actions.aperture import DRIVER, EndProbe, ProbeAperture
 from ...actions.device import BindNative, FindAgain, Rescan
-from ...actions.native import ReturnNative, UnbindNative
+from ...actions.firmware import decodes_memory
+from ...actions.native import ReturnNative, UnbindNative, driver_override
 from ...actions.vfio import BindVfio
 from ...claims.step import Step
 from ...errors import RefusedError
-from ...machine import drivers, kernel, modules
+from ...machine import drivers, kernel, modules, pci
 from ...machine.firmware import BOOTFB, FirmwareDevice
 from ...machine.gpu import Gpu
 from ...machine.host import Host
@@ -23,10 +28,13 @@ from ..preflight import await_closed
 from . import sysfb
 
 _GONE = "this host's firmware console will not come back before a reboot"
-_NO_SYSFB = "boot with initcall_blacklist=sysfb_init"
+_NO_SYSFB = "initcall_blacklist=sysfb_init"
 # Before "fbdev: Hot-unplug firmware fb devices" (27599aacbaef) and the commits around it
-# BOOTFB stays when a native driver binds; no symbol shows it.
-_NATIVE_SINCE = (5, 18)
+# BOOTFB stays when a native driver binds; no symbol of that time shows it.
+_REMOVED_SINCE = (5, 18)
+# "video/aperture: optionally match the device in sysfb_disable()" (b49420d6a1ae)
+_MATCHED_SINCE = (6, 10, 8)
+_VMWARE = "0x15ad"
 
 
 def plan(
@@ -34,7 +42,7 @@ def plan(
 ) -> Iterator[Step]:
     """What frees BOOTFB, as the configuration allows.
 
-    Raises RefusedError, with the alternatives, where nothing that is allowed frees it.
+    Raises RefusedError, with what would free it on this machine, where that does not.
     """
     if gpu.native or not any(reservation.name == BOOTFB for reservation in gpu.reservations):
         return
@@ -49,27 +57,115 @@ def plan(
             undo=None,
             loses=f"{_GONE}: vfio-pci removes {device.name} for good",
         )
-    elif handover.config.bootfb == "native":
-        yield from _bind_native(host, gpu, device, handover, stage)
-    elif handover.config.bootfb == "rescan":
-        yield from _rescan(gpu, device, stage)
-    else:
+        return
+    policy = handover.config.bootfb
+    try:
+        if policy not in _WAYS:
+            raise RefusedError(
+                f"BOOTFB of {device.name} holds memory of {gpu.address}, and this kernel"
+                " does not free it for vfio-pci"
+            )
+        yield from _WAYS[policy](host, gpu, device, handover, stage)
+    except RefusedError as error:
+        hint = _ways_out(host, gpu, device, handover, stage)
+        raise RefusedError(error.text, hint=hint) from error
+
+
+def _ways_out(
+    host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover, stage: str
+) -> str:
+    """What would free BOOTFB on this machine, as a hint: each was planned, and not refused."""
+    others = (policy for policy in _WAYS if policy != handover.config.bootfb)
+    works = [one for one in others if _works(_WAYS[one](host, gpu, device, handover, stage))]
+    names = " or ".join(f"`bootfb: {one}`" for one in works)
+    allowed = f"set {names.replace(' or ', ', ', len(works) - 2)} for this VM" if works else ""
+    if "sysfb_init" in (kernel.parameter(host, "initcall_blacklist") or ()):
+        # Kernels built with LTO give initcalls other names (include/linux/init.h, __initcall_id).
+        useless = f"{_NO_SYSFB} on the kernel command line has no effect on this kernel"
+        return f"{allowed}; {useless}" if allowed else useless
+    boot = f"try to boot with {_NO_SYSFB}"
+    return f"{allowed}, or {boot}" if allowed else boot
+
+
+def _works(steps: Iterator[Step]) -> bool:
+    try:
+        return bool(tuple(steps))
+    except RefusedError:
+        return False
+
+
+def _why_unseen(host: Host, gpu: Gpu, device: FirmwareDevice) -> str:
+    """Why the kernel would not remove the device for a DRM driver that probes the GPU; or ""."""
+    if not (kernel.removes_consoles(host) or kernel.release(host) >= _REMOVED_SINCE):
+        return f"Linux before 5.18 does not unregister {device.name} for a DRM driver"
+    if gpu.vfio:
+        return "it is already bound to vfio-pci"
+    if device.driver is not None:
+        return ""  # by the memory of the driver that is bound (aperture_detach_devices)
+    # By the device's parent (sysfb_disable), which is not known while decoding is off.
+    matched = device.parent == gpu.address and kernel.release(host) >= _MATCHED_SINCE
+    if matched and decodes_memory(host, gpu.address):
+        return ""
+    return f"no firmware driver is bound to {device.name}, so the kernel does not find it"
+
+
+# -- bootfb: aperture
+
+
+def why_no_aperture(host: Host, gpu: Gpu, device: FirmwareDevice) -> str:
+    """Why `bootfb: aperture` cannot free the BOOTFB of a device, as a clause; "" if it can.
+
+    Raises HostError.
+    """
+    if host.read(f"sys/bus/pci/devices/{gpu.address}/vendor") == _VMWARE:
+        return f"{gpu.address} is a GPU of VMware, which {DRIVER} would drive"
+    return _why_unseen(host, gpu, device) or _why_no_probe(host, gpu)
+
+
+def _why_no_probe(host: Host, gpu: Gpu) -> str:
+    """Why vmwgfx cannot be had for a probe; "" if it is there or can be loaded.
+
+    If it is there already it may drive a device of its own: only the GPU is probed.
+    """
+    if host.exists(f"sys/bus/pci/drivers/{DRIVER}"):
+        return ""
+    found = modules.candidates(host, DRIVER)
+    if not found.found:
+        return f"no module {DRIVER} was found for this kernel"
+    if not found.allowed:
+        return f"{DRIVER} is blacklisted"
+    for address in pci.displays(host):
+        device = f"sys/bus/pci/devices/{address}"
+        if host.read(f"{device}/vendor") == _VMWARE and not host.exists(f"{device}/driver"):
+            return f"loading {DRIVER} would bind it to {address} too"
+    return modules.why_none_loads(host)
+
+
+def _aperture(
+    host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover, stage: str
+) -> Iterator[Step]:
+    why_not = why_no_aperture(host, gpu, device)
+    if why_not:
         raise RefusedError(
-            f"BOOTFB of {device.name} holds memory of {gpu.address}, and this kernel"
-            " does not free it for vfio-pci",
-            hint=_alternatives(host, gpu, device),
+            f"BOOTFB of {device.name} holds memory of {gpu.address}, and `bootfb: aperture` cannot"
+            f" free it: {why_not}"
         )
-
-
-def _alternatives(host: Host, gpu: Gpu, device: FirmwareDevice, *, native: bool = True) -> str:
-    """What may help on this machine, as a hint; without `bootfb: native` unless native."""
-    policies = []
-    if native and kernel.release(host) >= _NATIVE_SINCE and device.driver is not None:
-        policies.append("`bootfb: native`")
-    if device.parent == gpu.address:
-        policies.append("`bootfb: rescan`")
-    set_policy = f"set {' or '.join(policies)} for this VM, or " if policies else ""
-    return f"{set_policy}{_NO_SYSFB}"
+    # The firmware driver is left bound: before 6.10.8 the kernel finds only a bound one.
+    fields = (
+        gpu.address,
+        device.name,
+        driver_override(host, gpu.address),
+        not host.exists(f"sys/bus/pci/drivers/{DRIVER}"),
+    )
+    yield Step(
+        stage=stage,
+        gpu=gpu.address,
+        why=f"a probe by {DRIVER}, which rejects this GPU, makes the kernel remove {device.name}"
+        " and its BOOTFB",
+        do=ProbeAperture(*fields),
+        undo=EndProbe(*fields),
+        loses=f"{_GONE}: the kernel removes {device.name} for good",
+    )
 
 
 # -- bootfb: native
@@ -78,9 +174,11 @@ def _alternatives(host: Host, gpu: Gpu, device: FirmwareDevice, *, native: bool 
 def _bind_native(
     host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover, stage: str
 ) -> Iterator[Step]:
-    _refuse_useless(host, gpu, device)
+    why_not = _why_unseen(host, gpu, device)
+    if why_not:
+        raise RefusedError(f"`bootfb: native` cannot free BOOTFB of {gpu.address}: {why_not}")
     modalias = host.read(f"sys/bus/pci/devices/{gpu.address}/modalias") or ""
-    module = _native_module(host, gpu, device)
+    module = _native_module(host, gpu)
     yield Step(
         stage=stage,
         gpu=gpu.address,
@@ -106,21 +204,7 @@ def _bind_native(
         )
 
 
-def _refuse_useless(host: Host, gpu: Gpu, device: FirmwareDevice) -> None:
-    """Raise RefusedError where binding a native driver would not free BOOTFB."""
-    what = f"`bootfb: native` cannot free BOOTFB of {gpu.address}"
-    if kernel.release(host) < _NATIVE_SINCE:
-        raise RefusedError(f"{what} in this kernel", hint=_NO_SYSFB)
-    why = ""
-    if gpu.vfio:
-        why = "it is already bound to vfio-pci"
-    elif device.driver is None:
-        why = f"no firmware driver is bound to {device.name}, so the kernel does not find it"
-    if why:
-        raise RefusedError(f"{what}: {why}", hint=_alternatives(host, gpu, device, native=False))
-
-
-def _native_module(host: Host, gpu: Gpu, device: FirmwareDevice) -> str:
+def _native_module(host: Host, gpu: Gpu) -> str:
     """The module that modprobe would load for the GPU. Raises RefusedError, HostError."""
     wanted = modules.modules_for(host, gpu.address)
     unsafe = f"`bootfb: native` is not safe on {gpu.address}"
@@ -130,15 +214,19 @@ def _native_module(host: Host, gpu: Gpu, device: FirmwareDevice) -> str:
         wrong = f"{unsafe}: unbinding {wanted.allowed[0]} again may hang"
     elif drivers.is_apu(host, gpu.address):
         wrong = f"{unsafe}: it is part of an AMD processor, and unbinding its driver may hang"
+    elif modules.why_none_loads(host):
+        wrong = f"`bootfb: native` cannot load {wanted.allowed[0]}: {modules.why_none_loads(host)}"
     else:
         return wanted.allowed[0]
-    raise RefusedError(wrong, hint=_alternatives(host, gpu, device, native=False))
+    raise RefusedError(wrong)
 
 
 # -- bootfb: rescan
 
 
-def _rescan(gpu: Gpu, device: FirmwareDevice, stage: str) -> Iterator[Step]:
+def _rescan(
+    host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover, stage: str
+) -> Iterator[Step]:
     """The unbind and the rescan, with what has to be on disk before the rescan.
 
     What has an undo is done once more for a VM that takes the steps over, so the rescan
@@ -148,9 +236,8 @@ def _rescan(gpu: Gpu, device: FirmwareDevice, stage: str) -> Iterator[Step]:
         # Older kernels keep pointers into the freed PCI device and use them later
         # (kernel GPF in efifb_probe and platform_device_del).
         raise RefusedError(
-            f"`bootfb: rescan` is not safe in this kernel: {device.name} is not below"
-            f" {gpu.address} in sysfs",
-            hint=f"use Linux 6.9 or later, or {_NO_SYSFB}",
+            f"`bootfb: rescan` is not safe before Linux 6.9: {device.name} is not below"
+            f" {gpu.address} in sysfs"
         )
     if device.driver is not None:
         # The undo is only for a prepare that fails before the rescan: after it the device
@@ -170,3 +257,8 @@ def _rescan(gpu: Gpu, device: FirmwareDevice, stage: str) -> Iterator[Step]:
         # libvirt leaves on vfio-pci what was there before the VM started.
         why = "it was on vfio-pci before"
         yield Step(stage=stage, gpu=gpu.address, why=why, do=on_vfio, undo=None)
+
+
+_Way = Callable[[Host, Gpu, FirmwareDevice, Handover, str], Iterator[Step]]
+_WAYS: dict[str, _Way] = {"aperture": _aperture, "native": _bind_native, "rescan": _rescan}
+"""What yields the steps, or raises RefusedError, by the value of `bootfb`."""
