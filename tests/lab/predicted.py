@@ -36,6 +36,7 @@ from vfio_console_hook.machine.snapshot import unpack
 
 from ..fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, systemd
 from ..natives import BOCHS, SOUND
+from . import kernels
 from .scenarios import Scenario, leaving
 from .service import UNIT
 from .vm import UUID, VM
@@ -192,6 +193,8 @@ def _machine(scenario: Scenario, before: str, directory: Path, *, ending: bool =
         host.tree.put(f"fake/native/{address}", BOCHS)
     for address in _of_class(host, "0x0403"):
         host.tree.put(f"fake/native/{address}", SOUND)
+    if "distribution" in kernels.named(scenario.kernel).fragments:
+        host.tree.put("fake/modules", "vmwgfx")
     if UNIT in scenario.config:
         # A snapshot does not contain units.
         systemd.install(host.tree)

@@ -85,7 +85,8 @@ class Scenario:
     def seconds(self) -> float:
         """An estimate of its duration for a time budget (two machines on two cores)."""
         calls = 1800.0 if self.stays else 400.0  # consoles that move are 63 more
-        more = {"newcomer": 300.0, "every-call": calls * self.cycles}.get(self.kind, 0.0)
+        kinds = {"newcomer": 300.0, "killed-probe": 900.0, "every-call": calls * self.cycles}
+        more = kinds.get(self.kind, 0.0)
         return 100.0 + 35.0 * self.cycles + (30.0 if self.refused else 0.0) + more
 
 
@@ -150,6 +151,21 @@ def _refused(kernel: str) -> Scenario:
 def _native(kernel: str) -> Scenario:
     """One GPU with its native driver, which is a module."""
     return Scenario(f"native-{kernel}", kernel, BOCHS_DRM, native_driver=True)
+
+
+def _aperture(name: str, kernel: str, kind: str = "cycles") -> Scenario:
+    """BOOTFB on class 0380, and no configuration at all: vmwgfx is a module of the kernel."""
+    return Scenario(
+        name,
+        kernel,
+        SIMPLEDRM,
+        gpus=(BOCHS,),
+        kernel_line=NOAUTOLOAD,
+        after=After.GONE,
+        # The kills of the other kind have removed BOOTFB before the first cycle.
+        texts=(*LOSS_ANNOUNCED, ("plan", r"vmwgfx")) if kind == "cycles" else (),
+        kind=kind,
+    )
 
 
 SCENARIOS = (
@@ -349,6 +365,10 @@ SCENARIOS = (
         kernel_line=NOAUTOLOAD,
         refused=r"bootfb",
     ),
+    _aperture("simpledrm-0380-aperture", "ubuntu-6.12"),
+    _aperture("simpledrm-0380-aperture-7", "ubuntu-7"),
+    _aperture("simpledrm-0380-aperture-fedora", "fedora-6.12"),
+    _aperture("killed-probe", "ubuntu-6.12", "killed-probe"),
     Scenario(
         "simpledrm-0380-native",
         "own-6.12",

@@ -9,6 +9,7 @@ from .desktop import Desktop
 from .dropin import DropIn
 from .every_call import EveryCall
 from .killed import Killed
+from .killed_probe import KilledProbe
 from .newcomer import Newcomer
 from .rebound import Rebound
 from .reserved import Reserved
@@ -28,6 +29,7 @@ KINDS: dict[str, type[Trial]] = {
     "dropin": DropIn,
     "every-call": EveryCall,
     "killed": Killed,
+    "killed-probe": KilledProbe,
     "moved": Moved,
     "newcomer": Newcomer,
     "rebound": Rebound,

@@ -204,13 +204,17 @@ def built(sketch: Sketch) -> Machine:
         firmware = (firmware_on(gpus[sketch.lit], sketch.firmware, sketch.kernel),)
     drawing = [one for one in gpus if one.bound and one.words.get("fb")]
     modules, symbols = _modules(sketch)
+    # Kernels that boot with simpledrm have vmwgfx; fake/modules is written for nvidia's already.
+    has_vmwgfx = sketch.firmware == "simpledrm" and not modules
+    extra = ("d sys/module", "f fake/modules = vmwgfx") if has_vmwgfx else ()
     blacklist = sorted({one.words.get("module", one.words["driver"]) for one in gpus if one.native})
+    if sketch.blacklist:
+        extra = (*extra, f"f fake/blacklist = {' '.join(blacklist)}")
     return Machine(
         "sketch", (repr(sketch),), sketch.kernel, tuple(functions), firmware,
         consoles=_consoles(sketch, boot, drawing=bool(drawing or firmware)),
         console_fb=_primary(gpus, drawing, firmware),
-        extra=(f"f fake/blacklist = {' '.join(blacklist)}",) if sketch.blacklist else (),
-        modules=modules, symbols=symbols,
+        extra=extra, modules=modules, symbols=symbols,
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def _is_listed(kind: str, what: str, listed: str, kinds: set[str]) -> bool:
         return True
     if "modprobe" in what:
         return bool(kinds & {"reserve", "bind-native", "unload-modules", "load-modules",
-                             "bind-vfio"})  # fmt: skip
+                             "bind-vfio", "probe-aperture", "end-probe"})  # fmt: skip
     if "systemctl" in what:
         return SERVICE in what and SERVICE in listed
     return False
