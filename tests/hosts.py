@@ -107,3 +107,17 @@ def lit_second(kernel: str) -> Machine:
         ),
         kernel, (host, leaving), (firmware_on(leaving, "efifb", kernel),), console_fb=1,
     )  # fmt: skip
+
+
+def unshadowed_boot(kernel: str, driver: str = "efifb", pci_class: int = VGA) -> Machine:
+    """The boot GPU, lit, behind a bridge without VGA routing, and one on the root bus.
+
+    The kernel marks the ROM of the second as shadowed and not that of the first
+    (arch/x86/pci/fixup.c, pci_fixup_video). Nothing drives either.
+    """
+    boot = replace(lab_gpu(pci_class=pci_class), shadow=False, native="")
+    second = replace(
+        lab_gpu("0000:00:02.0", base=0xD0000000), bridge="", boot_vga=False, shadow=True, native=""
+    )
+    lit = firmware_on(boot, driver, kernel)
+    return Machine(f"unshadowed-boot-{kernel}", (), kernel, (boot, second), (lit,))

@@ -28,7 +28,7 @@ from tests.fakehost import (
     open_device,
     snapshot,
 )  # fmt: skip
-from tests.hosts import DISPLAY, VGA, lab, lab_gpu, text_mode, two_native
+from tests.hosts import DISPLAY, VGA, lab, lab_gpu, text_mode, two_native, unshadowed_boot
 from tests.snapshots import FOLDER
 from vfio_console_hook.commands.snapshot.writer import SEEN
 from vfio_console_hook.errors import HostError
@@ -285,6 +285,70 @@ def test_vfio_on_a_second_vga_takes_the_hosts_efifb_on_6_1(
     assert host.exists(EFI_DEVICE) is kept
     assert reserved(host) == (["efifb"] if kept else [])
     assert consoles(host)[0] == f"vtcon0 (S) dummy device {int(not kept)}"
+
+
+# By release: whether the boot GPU, whose ROM is not shadowed, takes the firmware's device, and
+# whether a second GPU does whose ROM is. drivers/video/aperture.c and drivers/firmware/sysfb.c
+# were read in 6.1.176, 6.2, 6.3, 6.6.87, 6.8.1, 6.11.11 and 6.12; 6.8.1 was run too.
+SELECTED = {
+    "6.0.12": (True, True), "6.1.46": (True, True), "6.1.47": (False, True),
+    "6.1.176": (False, True), "6.2.16": (True, True), "6.3.7": (True, True),
+    "6.4.0": (True, True), "6.5.13": (True, False), "6.6.87": (True, False),
+    "6.8.1": (True, False), "6.9.0": (True, False), "6.10.7": (True, False),
+    "6.10.8": (True, False), "6.11.11": (True, False), "6.12.107": (True, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", SELECTED)
+def test_vfio_unregisters_an_unbound_firmware_device_with_the_gpu_that_the_release_selects(
+    machine: MachineFactory, kernel: str
+) -> None:
+    gone = []
+    for address in (GPU, "0000:00:02.0"):
+        host = machine(unshadowed_boot(kernel))
+        unbind(host)
+        to_vfio(host, address)
+        gone.append(not host.exists(EFI_DEVICE))
+
+    assert tuple(gone) == SELECTED[kernel]
+
+
+@pytest.mark.parametrize("kernel", ["6.1.176", "6.8.1", "6.12.107"])
+def test_vfio_unregisters_a_bound_firmware_device_in_a_bar_of_its_gpu_whatever_is_selected(
+    machine: MachineFactory, kernel: str
+) -> None:
+    host = machine(unshadowed_boot(kernel))
+
+    to_vfio(host)
+
+    assert not host.exists(EFI_DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kept"), [("6.9.0", False), ("6.10.7", False), ("6.10.8", True)]
+)
+def test_memory_decoding_that_is_off_saves_the_firmware_device_from_6_10_8_on(
+    machine: MachineFactory, kernel: str, kept: bool
+) -> None:
+    host = machine(unshadowed_boot(kernel))
+    unbind(host)
+    host.poke(f"sys/bus/pci/devices/{GPU}/config", 4, b"\1\0")
+
+    to_vfio(host)
+
+    assert host.exists(EFI_DEVICE) is kept
+
+
+@pytest.mark.parametrize(("kernel", "removed"), [("6.1.176", False), ("6.8.1", True)])
+def test_vgacon_goes_with_the_default_vga_device_and_in_6_1_only_if_its_rom_is_shadowed(
+    machine: MachineFactory, kernel: str, removed: bool
+) -> None:
+    text = text_mode(kernel)
+    host = machine(replace(text, pci=(replace(text.pci[0], shadow=False),)))
+
+    to_vfio(host)
+
+    assert ("vtcon0 (S) VGA+ 1" not in consoles(host)) is removed
 
 
 # -- BOOTFB

@@ -421,30 +421,59 @@ def remove_conflicting_devices(tree: Tree, address: str) -> None:
         sysfb.disable(tree)
     for bar in bars(tree, address):
         sysfb.detach_overlapping(tree, bar.range.first, bar.range.last)
-    release = tree.release()
-    primary_only = (6, 1, 50) <= release < (6, 10, 8)
-    if not primary_only or _rom_shadowed(tree, address):
-        remove_vgacon(tree, address)
+    # 6.1.50 took "video/aperture: Only kick vgacon when the pdev is decoding vga" and
+    # "Move vga handling to pci function" without 6.5's vga_default_device(), which
+    # vga_remove_vgacon() asks for itself.
+    primary_only = (6, 1, 50) <= tree.release() < (6, 2, 0)
+    if is_default_vga(tree, address) and (not primary_only or _rom_shadowed(tree, address)):
+        remove_legacy_vga(tree, address)
 
 
 def _sysfb_selected(tree: Tree, address: str) -> bool:
-    """Whose driver makes sysfb_disable() unregister the firmware's framebuffer.
+    """Whether a driver of this device makes sysfb_disable() unregister the firmware's framebuffer.
 
-    6.0.3 to 6.1.46: anyone's. 6.1.47 to 6.10.7: that of a device whose ROM is
-    shadowed ("primary"). Since 6.10.8: that of its owner, or anyone's when it has
-    none; an owner that does not decode memory is neither (sysfb_parent_dev gives
-    an error, drivers/firmware/sysfb.c).
+    aperture_remove_conflicting_pci_devices(), by release:
+
+    any, 6.0.3 to 6.1.46 and 6.2 to 6.4: "video/aperture: Disable and unregister sysfb devices
+    via aperture helpers" (5e0137612430); native drivers, and 6.0.0 to 6.0.2, by way of fbmem.c's
+    remove_conflicting_framebuffers() ("fbdev: Disable sysfb device registration when removing
+    conflicting FBs", ee7a69aa38d8, in 5.18.13).
+    shadowed, 6.1.47 and later 6.1.y: "Only remove sysfb on the default vga pci device"
+    (5ae3716cfdcd) on top of an older `primary`, the ROM's IORESOURCE_ROM_SHADOW.
+    default, 6.5 to 6.10.7: the same commit, and `primary` is pdev == vga_default_device().
+    owner, 6.10.8 on: "optionally match the device in sysfb_disable()" (b49420d6a1ae); an
+    owner that does not decode memory is neither the device nor none (sysfb_parent_dev gives an
+    error, drivers/firmware/sysfb.c).
+
+    A vendor's kernel has one of these words in fake/sysfb_rule.
     """
-    release = tree.release()
-    if release < (6, 0, 3) and not (tree.has_symbol("sysfb_disable") and release >= (5, 18, 13)):
-        return False
-    if release < (6, 1, 47):
-        return True
-    if release < (6, 10, 8):
+    rule = tree.read("fake/sysfb_rule") or _sysfb_rule(tree)
+    if rule == "shadowed":
         return _rom_shadowed(tree, address)
+    if rule == "default":
+        return is_default_vga(tree, address)
+    if rule != "owner":
+        return rule == "any"
     owners = [owner_of(tree, found.start) for found in sysfb.platforms(tree)]
     owner = next((one for one in owners if one), None)
     return owner is None or (owner == address and decodes_memory(tree, owner))
+
+
+def _sysfb_rule(tree: Tree) -> str:
+    release = tree.release()
+    if release >= (6, 10, 8):
+        return "owner"
+    if release >= (6, 5, 0):
+        return "default"
+    if (6, 1, 47) <= release < (6, 2, 0):
+        return "shadowed"
+    disables = tree.has_symbol("sysfb_disable") and release >= (5, 18, 13)
+    return "any" if disables or release >= (6, 0, 3) else "none"
+
+
+def is_default_vga(tree: Tree, address: str) -> bool:
+    """pdev == vga_default_device(), which boot_vga shows; only class 0300 can be it."""
+    return _vfio_is_vga(tree, address) and tree.read(f"{BUS}/devices/{address}/boot_vga") == "1"
 
 
 def _rom_shadowed(tree: Tree, address: str) -> bool:
@@ -452,10 +481,13 @@ def _rom_shadowed(tree: Tree, address: str) -> bool:
     return bool(_flags(tree, address)[6] & _ROM_SHADOW)
 
 
-def remove_vgacon(tree: Tree, address: str) -> None:
-    """vga_remove_vgacon(): only for the default VGA device; it never comes back."""
-    if tree.read(f"{BUS}/devices/{address}/boot_vga") != "1":
-        return
+_VGA_MEMORY = (0xA0000, 0xBFFFF)
+
+
+def remove_legacy_vga(tree: Tree, address: str) -> None:
+    """__aperture_remove_legacy_vga_devices(), for the default VGA device: it never comes back."""
+    sysfb.detach_overlapping(tree, *_VGA_MEMORY)
+    # vga_remove_vgacon()
     tree.log(f"vfio-pci {address}: vgaarb: deactivate vga console")
     if vt.is_bound(tree, vt.VGACON):
         vt.take_over(tree, vt.DUMMY)
@@ -506,7 +538,8 @@ def _take_from_firmware(tree: Tree, address: str) -> None:
         return
     for bar in bars(tree, address):
         sysfb.unregister_overlapping_framebuffers(tree, bar.range.first, bar.range.last)
-    remove_vgacon(tree, address)
+    if is_default_vga(tree, address):
+        remove_legacy_vga(tree, address)
 
 
 def load_module(tree: Tree, module: str) -> None:
