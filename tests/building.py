@@ -18,10 +18,11 @@ VGA_TEXT = ("1 (S) VGA+",)
 
 DEBIAN = {
     "5.10": "5.10.0-41-amd64",
-    "6.1": "6.1.0-49-amd64",
+    "6.1": "6.1.0-50-amd64",
     "6.12": "6.12.107+deb13-amd64",
     "7.3": "7.3.4+deb14-amd64",
 }
+UNAME_V = {"6.1.0-50-amd64": "#1 SMP PREEMPT_DYNAMIC Debian 6.1.176-1 (2026-07-02)"}
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ def render(machine: Machine) -> str:
     lines = [f"# {line}" for line in ("vfio-console-hook machine", *machine.about)]
     release = DEBIAN.get(machine.kernel, machine.kernel)
     lines += [f"f proc/sys/kernel/osrelease = {release}"]
+    lines += [f"f proc/sys/kernel/version = {UNAME_V[release]}"] if release in UNAME_V else []
     lines += ["f proc/sys/kernel/random/boot_id = 5c3a7f0e-2c52-4b61-9d7e-0d5d7a1f9b42"]
     lines += ["f sys/kernel/security/lockdown = [none] integrity confidentiality"]
     lines += ["f sys/class/tty/tty0/active = tty1", "f dev/tty1"]
@@ -168,8 +170,12 @@ def _driver(bus: str, name: str) -> list[str]:
 
 
 def _symbols(machine: Machine) -> list[str]:
-    aperture = ["aperture_remove_conflicting_pci_devices", "sysfb_disable"]
-    return ["vga_remove_vgacon", *(aperture if machine.series >= (6, 0) else ()), *machine.symbols]
+    found = ["vga_remove_vgacon"]
+    if machine.series >= (6, 0):
+        found += ["aperture_remove_conflicting_pci_devices", "sysfb_disable"]
+    if machine.series >= (6, 5):
+        found += ["__aperture_remove_legacy_vga_devices"]
+    return [*found, *machine.symbols]
 
 
 def _ranges(machine: Machine) -> list[tuple[int, int, str]]:

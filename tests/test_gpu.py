@@ -579,15 +579,18 @@ BOOT = "5c3a7f0e-2c52-4b61-9d7e-0d5d7a1f9b42"
 
 
 def test_a_cached_answer_of_this_boot_is_used(machine: MachineFactory) -> None:
-    host = cached(machine("efifb-6.12"), json.dumps({"boot": BOOT, "removes_consoles": False}))
+    found = {"boot": BOOT, "removes_consoles": False, "vga_helper": None}
+    host = cached(machine("efifb-6.12"), json.dumps(found))
 
-    assert kernel.removes_consoles(host) is False
+    assert (kernel.removes_consoles(host), kernel.has_vga_helper(host)) == (False, None)
 
 
 @pytest.mark.parametrize(
     "text",
-    ['{"boot": "other", "removes_consoles": false}', "", "{", "[]", "null", "\udcff",
-     f'{{"boot": "{BOOT}"}}', f'{{"boot": "{BOOT}", "removes_consoles": "no"}}'],
+    ['{"boot": "other", "removes_consoles": false, "vga_helper": false}', "", "{", "[]", "null",
+     "\udcff", f'{{"boot": "{BOOT}"}}', f'{{"boot": "{BOOT}", "removes_consoles": false}}',
+     f'{{"boot": "{BOOT}", "removes_consoles": "no", "vga_helper": false}}',
+     f'{{"boot": "{BOOT}", "removes_consoles": [], "vga_helper": false}}'],
 )  # fmt: skip
 def test_a_cached_answer_of_another_boot_or_garbage_is_not_used(
     machine: MachineFactory, text: str
@@ -600,7 +603,7 @@ def test_a_cached_answer_of_another_boot_or_garbage_is_not_used(
 
     assert kernel.removes_consoles(host) is True
     assert json.loads(host.read("run/vfio-console-hook/kernel") or "") == {
-        "boot": BOOT, "removes_consoles": True,
+        "boot": BOOT, "removes_consoles": True, "vga_helper": False,
     }  # fmt: skip
 
 
@@ -624,6 +627,25 @@ def test_the_kernel_release_is_three_numbers_or_zeros(
     host = unpack(f"f proc/sys/kernel/osrelease = {text}", str(tmp_path))
 
     assert kernel.release(host) == release
+
+
+@pytest.mark.parametrize(
+    ("text", "version", "release"),
+    [
+        ("6.1.0-50-amd64", "#1 SMP PREEMPT_DYNAMIC Debian 6.1.176-1 (2026-07-02)", (6, 1, 176)),
+        ("5.10.0-41-rt-amd64", "#1 SMP PREEMPT_RT Debian 5.10.223-1 (2024-08-10)", (5, 10, 223)),
+        ("6.1.0-50-amd64", "#1 SMP Debian 6.12.107-1~bpo12+1 (2026-01-01)", (6, 1, 0)),
+        ("6.8.0-31-generic", "#31-Ubuntu SMP PREEMPT_DYNAMIC Sat Apr 20 00:40:06 UTC", (6, 8, 0)),
+        ("6.12.107+deb13-amd64", "#1 SMP Debian 6.12.9-1 (2026-01-01)", (6, 12, 107)),
+    ],
+    ids=["debian", "realtime", "another-series", "ubuntu", "known"],
+)
+def test_the_version_of_debians_package_completes_the_kernel_release(
+    tmp_path: Path, text: str, version: str, release: tuple[int, int, int]
+) -> None:
+    lines = f"f proc/sys/kernel/osrelease = {text}\nf proc/sys/kernel/version = {version}"
+
+    assert kernel.release(unpack(lines, str(tmp_path))) == release
 
 
 @pytest.mark.parametrize(

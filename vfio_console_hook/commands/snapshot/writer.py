@@ -17,7 +17,7 @@ from ...config import load
 from ...domain import Domain
 from ...errors import HookError, HostError
 from ...log import printable
-from ...machine import drivers, modules
+from ...machine import drivers, kernel, modules
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
 from ...machine.pci import displays
@@ -38,7 +38,7 @@ _DEVICE_FILES = (
 )  # fmt: skip
 _PLAIN_FILES = (
     "proc/iomem", "proc/ioports", "proc/fb", "proc/sys/kernel/osrelease",
-    "proc/sys/kernel/random/boot_id", "sys/kernel/security/lockdown",
+    "proc/sys/kernel/version", "proc/sys/kernel/random/boot_id", "sys/kernel/security/lockdown",
     "sys/class/tty/tty0/active",
 )  # fmt: skip
 _DEVICE_LINKS = ("driver", "subsystem", "iommu_group", "physfn", "virtfn*")
@@ -47,7 +47,7 @@ _FIRMWARE_DEVICE = re.compile(r".*/(?:[^/]*-framebuffer|vga16fb|of-display)\.\d+
 # _text is in every table: it shows that the table can be read.
 SYMBOLS = (
     "_text",
-    "aperture_remove_conflicting_pci_devices",
+    *kernel.SYMBOLS.values(),
     "sysfb_disable",
     "nvidia_modeset_remove",
     "radeon_pci_remove",
