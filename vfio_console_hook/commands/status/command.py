@@ -106,6 +106,8 @@ def _steps(one: HeldClaim, terminal: Terminal) -> str:
         text += terminal.wrapped(f"  {number:2}. {_past(step)}", "      ")
     for lost in one.lost:
         text += _warned(f"cannot be undone: {lost}", terminal)
+    for losing in one.losing:
+        text += _warned(losing, terminal)
     if one.undo:
         text += terminal.wrapped(f"  {_undone_by(one)}; by hand, once the VM is off:", "  ")
         # A shell line is never wrapped: people copy it.

@@ -15,7 +15,7 @@ from ...claims.claim import Claim
 from ...claims.directory import Claims
 from ...claims.step import Step
 from ...errors import ClaimError, HookError, HostError
-from ...machine import console
+from ...machine import console, pci
 from ...machine.console import Framebuffer, Vtconsole
 from ...machine.host import Host, seconds
 from ..command import attributes
@@ -36,7 +36,8 @@ class HeldStep:
     """A step that was done for a VM, as text.
 
     state is "begun", "done" or "undone". undo is the shell line that undoes it, "" when
-    it needs none or cannot be undone. lost is what will not come back, "" for nothing.
+    it needs none or cannot be undone. lost is what will not come back, "" for nothing;
+    losing the same as long as the GPU is not on vfio-pci, and the undo still helps.
     """
 
     stage: str
@@ -46,6 +47,7 @@ class HeldStep:
     state: str
     undo: str
     lost: str
+    losing: str
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ class HeldClaim:
     def lost(self) -> tuple[str, ...]:
         """What will not come back, without repetitions."""
         return tuple(dict.fromkeys(step.lost for step in self.steps if step.lost))
+
+    @property
+    def losing(self) -> tuple[str, ...]:
+        """What will not come back once the GPU is on vfio-pci, without repetitions."""
+        return tuple(dict.fromkeys(step.losing for step in self.steps if step.losing))
 
     @property
     def open(self) -> int:
@@ -202,7 +209,7 @@ def _state(claim: Claim, number: int) -> str:
 
 
 def _held_step(host: Host, step: Step, state: str) -> HeldStep:
-    undo, lost = step.undo, ""
+    undo, lost, losing = step.undo, "", ""
     if state == "undone":
         undo = None
     elif isinstance(undo, Rebind) and undo.gone(host):
@@ -213,6 +220,8 @@ def _held_step(host: Host, step: Step, state: str) -> HeldStep:
         undo = None
     elif undo is None:
         lost = step.loses
+    elif step.loses and not pci.is_vfio(host, step.gpu):
+        losing = step.loses
     return HeldStep(
         stage=step.stage,
         gpu=step.gpu,
@@ -221,6 +230,7 @@ def _held_step(host: Host, step: Step, state: str) -> HeldStep:
         state=state,
         undo=undo.shell() if undo else "",
         lost=lost,
+        losing=losing,
     )
 
 
@@ -280,7 +290,7 @@ def _claim_json(one: HeldClaim) -> dict[str, Any]:
     return {
         **vars(one),
         "steps": [{**vars(step), "undo": step.undo or None} for step in one.steps],
-        **attributes(one, "undo", "lost"),
+        **attributes(one, "undo", "lost", "losing"),
     }
 
 
