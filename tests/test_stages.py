@@ -92,6 +92,7 @@ PLANS = (
     Plan("efifb-5.10", "efifb-5.10"),
     Plan("efifb-6.1", "efifb-6.1"),
     Plan("efifb-6.1-load", "efifb-6.1", config=Config(release=Release("load"))),
+    Plan("efifb-6.9", "efifb-6.9"),
     Plan("efifb-6.12", "efifb-6.12"),
     Plan("efifb-6.12-locked-down", "efifb-6.12", lockdown="none [integrity] confidentiality"),
     Plan("efifb-0380-6.12", "efifb-0380-6.12"),
@@ -133,7 +134,10 @@ PLANS = (
     Plan("second-vga-refuse", "lab-second-vga-never", ("0000:00:06.0",)),
     Plan("second-vga-never", "lab-second-vga-never", ("0000:00:06.0",),
          Config(keep_console="never")),
+    Plan("bmc-efifb-6.2", "bmc-efifb-6.2", (SECOND,)),
     # two GPUs, one leaves
+    Plan("boot-vga-not-shadowed-6.8", "boot-vga-not-shadowed-6.8"),
+    Plan("boot-vga-not-shadowed-6.8-second", "boot-vga-not-shadowed-6.8", ("0000:00:02.0",)),
     Plan("intel-and-nvidia", "intel-and-nvidia"),
     Plan("intel-and-nvidia-boot-gpu", "intel-and-nvidia", ("0000:00:02.0",)),
     Plan("two-amd-boot-gpu", "two-amd", ("0000:03:00.0",)),

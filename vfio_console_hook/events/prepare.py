@@ -15,10 +15,11 @@ from ..claims.step import Step
 from ..config.settings import Config
 from ..errors import CutOffError, HookError, LostError, StuckError
 from ..log import Log
-from ..machine import console, gpu, kernel
+from ..machine import console, gpu, removal
 from ..machine.firmware import BOOTFB
 from ..machine.gpu import Gpu
 from ..machine.host import Host
+from ..machine.removal import Removal
 from ..machine.worker import Deadline, Supervisor, call
 from ..stages import order
 from ..stages.handover import Handover
@@ -99,7 +100,7 @@ def look_ahead(
 ) -> tuple[Handover, tuple[Step, ...]]:
     """What leaves with a VM and the steps for it; nothing is changed. Raises HookError."""
     if not assignment.gpus:
-        return Handover((), assignment.unmanaged, frozenset(), config, False), ()
+        return Handover((), assignment.unmanaged, frozenset(), config, Removal(())), ()
     gpus = gpu.gpus_among(host, assignment.gpus)
     others = Claims(host).others(assignment.uuid, host.boot_id)
     ownership.refuse_taken(host, assignment.gpus, others)
@@ -109,7 +110,7 @@ def look_ahead(
         unmanaged=assignment.unmanaged,
         taken=frozenset(taken),
         config=config.within_timeout(),
-        kernel_removes=kernel.removes_consoles(host),
+        removal=removal.of_kernel(host),
         bind_vfio=assignment.bind_vfio,
         siblings=assignment.siblings,
         vtconsoles=console.vtconsoles(host),
@@ -127,7 +128,7 @@ def check_free(one: Gpu, handover: Handover) -> None:
     """Look at the GPU after the steps. Raises StepError when something is still reserved in it."""
     if one.native:
         return  # libvirt detaches the driver next, and its reservations go with it
-    expected = one.firmware and handover.kernel_removes_from(one)
+    expected = one.firmware and handover.removal.acts_on(one)
     for reservation in one.foreign_reservations:
         simple = any(device.owns_memory for device in one.firmware)
         if expected and simple and (

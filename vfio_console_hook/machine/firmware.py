@@ -12,6 +12,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from . import pci
 from .host import Host
 from .iomem import Reservation
 from .memory import Bar, Range
@@ -139,7 +140,7 @@ def _belongs(host: Host, device: FirmwareDevice, address: str, bars: tuple[Bar, 
     if device.parent is not None:
         return device.parent == address
     if device.kind == _LEGACY_VGA:
-        return host.read(f"sys/bus/pci/devices/{address}/boot_vga") == "1"
+        return pci.is_boot_vga(host, address)
     if device.range is not None:
         return True  # its reservation lies in a BAR of this GPU
     where = _drawn_at(host, device) or screen_memory(host)

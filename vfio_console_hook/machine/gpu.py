@@ -92,7 +92,7 @@ def _gpu(
         driver=driver,
         vfio=vfio,
         virtual=pci.is_virtual(host, address),
-        boot_vga=host.read(f"{device}/boot_vga") == "1",
+        boot_vga=pci_class == pci.VGA and host.read(f"{device}/boot_vga") == "1",
         framebuffers=tuple(fb.name for fb in framebuffers if fb.pci == address or fb.name in own),
         cards=tuple(name for name, parent in cards if parent == address or name in own),
         firmware=found,

@@ -66,10 +66,9 @@ _ROM_SHADOW = 0x2
 
 
 def rom_shadowed(host: Host, address: str) -> bool:
-    """Whether the kernel treats the device as the primary display because of its ROM.
+    """Whether the kernel has found a copy of the device's ROM in memory.
 
-    Linux 6.1.47 to 6.10 do so when vfio-pci binds (vfio_pci_core.c, aperture.c).
-    `boot_vga` may differ (arch/x86/pci/fixup.c, pci_fixup_video).
+    Source: arch/x86/pci/fixup.c, pci_fixup_video. `boot_vga` may differ.
     """
     lines = _resource(host, address) or ()
     return len(lines) > _ROM_LINE and bool(lines[_ROM_LINE][2] & _ROM_SHADOW)

@@ -52,6 +52,15 @@ def displays(host: Host) -> tuple[str, ...]:
     )
 
 
+def is_boot_vga(host: Host, address: str) -> bool:
+    """Whether the device is the kernel's default VGA device, which only class 0300 can be.
+
+    Source: pci-sysfs.c, boot_vga_show. Patches in discussion show the file for other classes.
+    """
+    shown = host.read(f"sys/bus/pci/devices/{address}/boot_vga") == "1"
+    return shown and pci_class_of(host, address) == VGA
+
+
 def slot(address: str) -> str:
     """The slot that a PCI function is in: its address without the function number."""
     return address.rpartition(".")[0]

@@ -1,9 +1,8 @@
 """Firmware consoles of GPUs that stay, which vfio-pci removes together with this one's.
 
-The kernel cannot tell which GPU a firmware device without a parent in sysfs is on. Linux
-6.0 to 6.8 remove it with a GPU whose ROM is shadowed, or with any, and later ones with
-any (drivers/firmware/sysfb.c, sysfb_disable). The person then loses the console of a GPU
-that no VM has asked for, until a reboot.
+Before Linux 6.10.8 the kernel does not ask which GPU a firmware device is on, and later ones
+cannot tell of a device without a parent in sysfs (machine/removal.py). The person then
+loses the console of a GPU that no VM has asked for, until a reboot.
 """
 
 from __future__ import annotations
@@ -12,10 +11,11 @@ from collections.abc import Iterator
 
 from ..claims.step import Step
 from ..errors import RefusedError
-from ..machine import console, firmware, kernel, memory
+from ..machine import console, firmware
 from ..machine.gpu import Gpu, gpus_among
 from ..machine.host import Host
 from ..machine.pci import displays
+from ..machine.removal import Removed
 from .handover import Handover
 
 NAME = "collateral"
@@ -26,25 +26,43 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
 
     For most GPUs there is none. Raises RefusedError where the configuration allows neither.
     """
-    for device, owner in _removed_with(host, gpu, handover):
+    for device, owner, removed in _removed_with(host, gpu, handover):
         if handover.config.keep_console == "never" or owner is None or not _draws(host, device):
             yield Step(
                 stage=NAME,
                 gpu=gpu.address,
-                why=f"vfio-pci of this kernel also removes {device}, which is not on this GPU",
+                why=_why(device, removed),
                 do=None,
                 undo=None,
-                loses="the console of another GPU will not come back before a reboot: vfio-pci of"
-                f" this kernel removes {device} when it binds to {gpu.address}",
+                loses=_loss(gpu, device, removed),
             )
         # A driver for a GPU that another VM is taking just now would not save its console.
         elif handover.config.host_driver == "load" and owner not in handover.taken:
-            yield from _load_driver(host, gpu, owner, device)
+            yield from _load_driver(host, gpu, owner, device, removed)
         else:
-            raise _refusal(host, gpu, owner, device)
+            raise _refusal(host, gpu, owner, device, removed)
 
 
-def _load_driver(host: Host, gpu: Gpu, owner: str, device: str) -> Iterator[Step]:
+def _why(device: str, removed: Removed) -> str:
+    removes = "also removes" if removed is Removed.YES else "may also remove"
+    return f"vfio-pci of this kernel {removes} {device}, which is not on this GPU"
+
+
+def _loss(gpu: Gpu, device: str, removed: Removed) -> str:
+    if removed is Removed.YES:
+        return (
+            "the console of another GPU will not come back before a reboot: vfio-pci of this"
+            f" kernel removes {device} when it binds to {gpu.address}"
+        )
+    return (
+        "the console of another GPU may not come back before a reboot: nothing shows whether"
+        f" vfio-pci of this kernel removes {device} when it binds to {gpu.address}"
+    )
+
+
+def _load_driver(
+    host: Host, gpu: Gpu, owner: str, device: str, removed: Removed
+) -> Iterator[Step]:
     """The bind of the own driver of the GPU that stays, and what keeps it off the other one."""
     # These take 5 ms to load, and hardly any host needs them.
     from ..actions.device import BindNative
@@ -66,8 +84,8 @@ def _load_driver(host: Host, gpu: Gpu, owner: str, device: str) -> Iterator[Step
     yield Step(
         stage=NAME,
         gpu=gpu.address,
-        why=f"vfio-pci of this kernel also removes {device}, so {owner}, which stays, needs its"
-        f" own driver {module} for the console",
+        why=f"{_why(device, removed)}, so {owner}, which stays, needs its own driver {module} for"
+        " the console",
         do=BindNative(owner, host.read(f"sys/bus/pci/devices/{owner}/modalias") or ""),
         undo=None,
         loses=f"the firmware console of {owner} does not come back; {module} shows the console"
@@ -75,35 +93,31 @@ def _load_driver(host: Host, gpu: Gpu, owner: str, device: str) -> Iterator[Step
     )
 
 
-def _removed_with(host: Host, gpu: Gpu, handover: Handover) -> Iterator[tuple[str, str | None]]:
-    """The firmware devices of other GPUs that go when vfio-pci binds to gpu: (name, owner).
+def _removed_with(
+    host: Host, gpu: Gpu, handover: Handover
+) -> Iterator[tuple[str, str | None, Removed]]:
+    """The firmware devices of other GPUs that go when vfio-pci binds to gpu, or may.
 
-    Each draws now, or will draw again when the VM ends that has the owner.
+    Each as (name, owner, whether it goes). Each draws now, or will draw again when the VM
+    ends that has the owner.
     """
-    if gpu.vfio or not handover.kernel_removes_from(gpu) or not _removes_others(host, gpu):
+    if gpu.vfio or not handover.removal.acts_on(gpu):
         return
     ours = {device.name for one in handover.gpus for device in one.firmware}
     for name in firmware.devices(host):
-        if name in ours or console.pci_ancestor(host, f"sys/bus/platform/devices/{name}"):
+        if name in ours:
             continue
         owner = _owner(host, name, handover)
-        if owner in handover.taken or _draws(host, name):
-            yield name, owner
+        parent = console.pci_ancestor(host, f"sys/bus/platform/devices/{name}")
+        removed = handover.removal.of_sysfb(
+            host, gpu, name, parent, placed=owner is not None
+        )
+        if removed and (owner in handover.taken or _draws(host, name)):
+            yield name, owner, removed
 
 
 def _draws(host: Host, device: str) -> bool:
     return host.link_name(f"sys/bus/platform/devices/{device}/driver") is not None
-
-
-def _removes_others(host: Host, gpu: Gpu) -> bool:
-    """Whether vfio-pci on this GPU removes firmware devices without a parent in sysfs."""
-    release = kernel.release(host)
-    # 6.9 and later have put the device below its GPU, and one without a parent may be on
-    # any. Linux 6.0.3 to 6.1.46 do not look at all ("video/aperture: Only remove sysfb on
-    # the default vga pci device", 5ae3716cfdcd, in 6.1.47); only the version shows it,
-    # which distributions with their own numbers hide.
-    takes_any = release >= (6, 9) or ((6, 0, 3) <= release < (6, 1, 47) and release[2] > 0)
-    return takes_any or memory.rom_shadowed(host, gpu.address)
 
 
 def _owner(host: Host, device: str, handover: Handover) -> str | None:
@@ -130,7 +144,7 @@ def _driver_for(host: Host, owner: str, device: str, gpu: Gpu) -> str:
     return wanted.allowed[0]
 
 
-def _refusal(host: Host, gpu: Gpu, owner: str, device: str) -> RefusedError:
+def _refusal(host: Host, gpu: Gpu, owner: str, device: str, removed: Removed) -> RefusedError:
     from ..machine import modules  # as above
 
     wanted = modules.modules_for(host, owner)
@@ -138,8 +152,13 @@ def _refusal(host: Host, gpu: Gpu, owner: str, device: str) -> RefusedError:
     for module in wanted.found[:1]:
         how = "(it is blacklisted)" if module in wanted.blacklisted else "or by `host_driver: load`"
         load = f"load {module} for {owner} at boot {how}, or "
-    return RefusedError(
+    text = (
         f"the host's console on {owner} would be gone until a reboot: vfio-pci of this kernel"
-        f" removes {device} when it binds to {gpu.address}",
-        hint=f"{load}set `keep_console: never` to give that console up",
+        f" removes {device} when it binds to {gpu.address}"
     )
+    if removed is Removed.MAY:
+        text = (
+            f"the host's console on {owner} may be gone until a reboot: nothing shows whether"
+            f" vfio-pci of this kernel removes {device} when it binds to {gpu.address}"
+        )
+    return RefusedError(text, hint=f"{load}set `keep_console: never` to give that console up")

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from ..config.settings import Config
 from ..machine.console import Framebuffer, Vtconsole
+from ..machine.firmware import FirmwareDevice
 from ..machine.gpu import Gpu, gpus_among
 from ..machine.host import Host
-from ..machine.pci import VGA
+from ..machine.removal import Removal, Removed
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,9 @@ class Handover:
     """The GPUs that go to one VM, and what the stages decide by.
 
     unmanaged are the addresses that libvirt does not detach itself (managed='no').
-    taken are GPUs that other VMs hold. kernel_removes is whether vfio-pci of this
-    kernel removes console drivers, for class 0300. bind_vfio is whether the GPUs have
-    to be bound to vfio-pci here, because libvirt does not do it. siblings are the
+    taken are GPUs that other VMs hold. removal is what vfio-pci of this kernel removes
+    by itself. bind_vfio is whether the GPUs have to be bound to vfio-pci here, because
+    libvirt does not do it. siblings are the
     addresses of the other devices that go to the VM. vtconsoles and framebuffers are
     those of the whole host.
     """
@@ -27,7 +28,7 @@ class Handover:
     unmanaged: frozenset[str]
     taken: frozenset[str]
     config: Config
-    kernel_removes: bool
+    removal: Removal
     bind_vfio: bool = False
     siblings: tuple[str, ...] = ()
     vtconsoles: tuple[Vtconsole, ...] = ()
@@ -49,6 +50,20 @@ class Handover:
         theirs = {name for gpu in gpus_among(host, present) for name in gpu.framebuffers}
         return [fb for fb in found if fb.name not in theirs]
 
-    def kernel_removes_from(self, gpu: Gpu) -> bool:
-        """Whether vfio-pci will remove this GPU's console drivers (Linux vfio_pci_is_vga)."""
-        return self.kernel_removes and gpu.pci_class == VGA
+    def removed(
+        self, host: Host, device: FirmwareDevice, *, bound: bool, undecoded: str = ""
+    ) -> Removed:
+        """Whether a firmware device of these GPUs is gone once vfio-pci is bound to all of them.
+
+        bound: it has a driver by then. undecoded is a GPU whose memory decoding is off by then.
+        """
+        return max(
+            (
+                self.removal.of_device(
+                    host, one, device, bound=bound, decodes=one.address != undecoded
+                )
+                for one in self.gpus
+                if not one.vfio
+            ),
+            default=Removed.NO,
+        )

@@ -110,7 +110,7 @@ def _refuse_last_driver(host: Host, gpu: Gpu, handover: Handover) -> None:
         return
     # vfio-pci removes vgacon from the boot VGA device, and registers the dummy console
     # only if vgacon is bound then (vgaarb.c, vga_remove_vgacon).
-    text_goes = any(one.boot_vga and handover.kernel_removes_from(one) for one in handover.gpus)
+    text_goes = any(handover.removal.of_text(host, one) for one in handover.gpus)
     left = [
         one.driver
         for one in handover.vtconsoles

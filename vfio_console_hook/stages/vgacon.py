@@ -19,19 +19,28 @@ from ..errors import HostError
 from ..machine import console
 from ..machine.gpu import Gpu
 from ..machine.host import Host
-from ..machine.pci import VGA
+from ..machine.removal import Removed
 from .handover import Handover
 
 NAME = "vgacon"
+_LOSS = (
+    "this host's text console will not come back before a reboot: vfio-pci of this kernel removes"
+    " vgacon for good"
+)
+_MAY_LOSE = (
+    "this host's text console may not come back before a reboot: nothing shows whether vfio-pci of"
+    " this kernel removes vgacon"
+)
 
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """What keeps the text console off the card, as this kernel needs it. Raises HostError."""
     vtconsoles = handover.vtconsoles
     vgacon = next((c for c in vtconsoles if c.driver == console.VGACON), None)
-    if vgacon is None or gpu.pci_class != VGA or not gpu.boot_vga or gpu.vfio:
+    if vgacon is None or not gpu.boot_vga or gpu.vfio:
         return
-    if not handover.kernel_removes_from(gpu):
+    removed = handover.removal.of_text(host, gpu)
+    if removed is Removed.NO:
         if vgacon.bound:
             yield from _stop_text(host, gpu)
     elif vgacon.bound:
@@ -41,8 +50,7 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
             why="vfio-pci removes the text console itself",
             do=None,
             undo=None,
-            loses="this host's text console will not come back before a reboot: vfio-pci of this"
-            " kernel removes vgacon for good",
+            loses=_LOSS if removed is Removed.YES else _MAY_LOSE,
         )
     elif any(c.bound and c.driver == console.FBCON for c in vtconsoles):
         # The event start moves the consoles back to a framebuffer that stays.

@@ -159,7 +159,7 @@ def _reserved(host: Host, word: str, driver: str, address: str) -> Finding:
         advice = f"{_REMOVE}; or load {driver} earlier, with a softdep in /etc/modprobe.d"
         return warning(text, advice, of=word)
     text = f"has kept {address} from the host since boot; this hook does not need it"
-    if host.read(f"{_PCI}/{address}/boot_vga") == "1":
+    if pci.is_boot_vga(host, address):
         return warning(f"{text}, and it is the boot GPU", _FOR_THE_CONSOLE, of=word)
     return passed(text, of=word)
 

@@ -11,11 +11,12 @@ from ...errors import ConfigError, HookError, RefusedError
 from ...events.assignment import assignment_of
 from ...events.outlook import after_vm
 from ...events.prepare import look_ahead
-from ...machine import console, gpu, kernel, pci
+from ...machine import console, gpu, kernel, pci, removal
 from ...machine.firmware import BOOTFB
 from ...machine.gpu import Gpu
 from ...machine.host import Host
 from ...machine.pci import VGA
+from ...machine.removal import Removed
 from ...stages.firmware import bootfb as bootfb_stage
 from .finding import FAIL, WARN, Finding, check, could_not_check, need_recorded, passed, warning
 from .system import NO_VM, System, gpus_among, imagined_vm
@@ -28,7 +29,7 @@ _LOCKDOWN = "sys/kernel/security/lockdown"
 def console_removal(system: System) -> Iterator[Finding]:
     """What vfio-pci of this kernel removes itself when it binds each GPU."""
     host = system.host
-    removes = kernel.removes_consoles(host)
+    removes = not removal.of_kernel(host).never
     addresses = system.gpus()
     if not addresses:
         yield warning("this host has none")
@@ -66,8 +67,12 @@ def bootfb(system: System) -> Iterator[Finding]:
 
 
 def _frees_bootfb(host: Host, one: Gpu) -> bool:
-    seen = any(device.driver or device.parent for device in one.firmware if device.owns_memory)
-    return one.native or (seen and one.pci_class == VGA and kernel.removes_consoles(host))
+    rule = removal.of_kernel(host)
+    return one.native or any(
+        rule.of_device(host, one, device, bound=device.driver is not None) is Removed.YES
+        for device in one.firmware
+        if device.owns_memory
+    )
 
 
 def _aperture_frees(host: Host, one: Gpu) -> bool:
@@ -88,8 +93,12 @@ def kernel_lockdown(system: System) -> Iterator[Finding]:
         yield passed("the kernel is not locked down")
         return
     mode = (state or "").partition("[")[2].partition("]")[0]
-    if not kernel.removes_consoles(host):
+    rule = removal.of_kernel(host)
+    if rule.never:
         yield passed(f"{mode}, which is harmless: vfio-pci of this kernel removes no console")
+        return
+    if not rule.knows_owners:
+        yield passed(f"{mode}, which changes nothing: this hook writes no config space here")
         return
     yield warning(
         f"{mode}, so a firmware console that vfio-pci removes cannot be saved",

@@ -27,6 +27,7 @@ from ...machine import console, gpu, pci
 from ...machine.gpu import Gpu
 from ...machine.host import Host
 from ...machine.memory import Range
+from ...machine.removal import Removal
 from ...stages.handover import Handover
 from ..command import attributes
 from .holders import PlannedHolder, current_holders, planned_holders
@@ -283,7 +284,7 @@ def _claimed_plan(
     """The plan for a VM that holds its GPUs: the steps are those that were taken."""
     steps = tuple(claim.steps)
     gpus = tuple(_as_before(one, steps) for one in plan.gpus)
-    after = outlook(Handover(gpus, frozenset(), frozenset(), settings, False), steps)
+    after = outlook(Handover(gpus, frozenset(), frozenset(), settings, Removal(())), steps)
     note = _claim_note(host, plan, claim, assigned)
     return replace(plan, verdict=START, steps=steps, after=after, note=note)
 

@@ -19,10 +19,11 @@ from ...actions.native import ReturnNative, UnbindNative, driver_override
 from ...actions.vfio import BindVfio
 from ...claims.step import Step
 from ...errors import RefusedError
-from ...machine import drivers, kernel, modules, pci
+from ...machine import drivers, kernel, modules, pci, removal
 from ...machine.firmware import BOOTFB, FirmwareDevice
 from ...machine.gpu import Gpu
 from ...machine.host import Host
+from ...machine.removal import Removed
 from ..handover import Handover
 from ..preflight import await_closed
 from . import sysfb
@@ -32,8 +33,6 @@ _NO_SYSFB = "initcall_blacklist=sysfb_init"
 # Before "fbdev: Hot-unplug firmware fb devices" (27599aacbaef) and the commits around it
 # BOOTFB stays when a native driver binds; no symbol of that time shows it.
 _REMOVED_SINCE = (5, 18)
-# "video/aperture: optionally match the device in sysfb_disable()" (b49420d6a1ae)
-_MATCHED_SINCE = (6, 10, 8)
 _VMWARE = "0x15ad"
 
 
@@ -46,7 +45,7 @@ def plan(
     """
     if gpu.native or not any(reservation.name == BOOTFB for reservation in gpu.reservations):
         return
-    if handover.kernel_removes_from(gpu) and not gpu.vfio and (device.driver or device.parent):
+    if handover.removed(host, device, bound=device.driver is not None) is Removed.YES:
         # The driver is left bound: vfio-pci finds the device by the driver's aperture and
         # removes it with BOOTFB; some kernels would not find it after an unbind.
         yield Step(
@@ -96,15 +95,17 @@ def _works(steps: Iterator[Step]) -> bool:
 
 def _why_unseen(host: Host, gpu: Gpu, device: FirmwareDevice) -> str:
     """Why the kernel would not remove the device for a DRM driver that probes the GPU; or ""."""
-    if not (kernel.removes_consoles(host) or kernel.release(host) >= _REMOVED_SINCE):
+    rule = removal.of_kernel(host)
+    if rule.never and kernel.release(host) < _REMOVED_SINCE:
         return f"Linux before 5.18 does not unregister {device.name} for a DRM driver"
     if gpu.vfio:
         return "it is already bound to vfio-pci"
     if device.driver is not None:
         return ""  # by the memory of the driver that is bound (aperture_detach_devices)
-    # By the device's parent (sysfb_disable), which is not known while decoding is off.
-    matched = device.parent == gpu.address and kernel.release(host) >= _MATCHED_SINCE
-    if matched and decodes_memory(host, gpu.address):
+    # Or because the GPU is selected (sysfb_disable).
+    decodes = decodes_memory(host, gpu.address)
+    selected = rule.selects(host, gpu, device.parent, placed=True, decodes=decodes)
+    if selected is Removed.YES:
         return ""
     return f"no firmware driver is bound to {device.name}, so the kernel does not find it"
 

@@ -1,8 +1,8 @@
 """Freeing what efi-framebuffer.0 and vesa-framebuffer.0 show, which own no memory themselves.
 
 Unbinding the driver frees the BAR, and binding it again brings the console back, if
-vfio-pci has not removed the platform device meanwhile: for class 0300 the kernel
-unregisters it, unless it cannot match it to the GPU.
+vfio-pci has not removed the platform device meanwhile (machine/removal.py). A kernel
+that looks for the device by its GPU does not find it while that decodes no memory.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 
 from ...actions.firmware import Decode, Rebind, Unbind
 from ...claims.step import Step
-from ...machine import kernel, memory
+from ...machine import kernel
 from ...machine.firmware import FirmwareDevice
 from ...machine.gpu import Gpu
 from ...machine.host import Host
+from ...machine.removal import Removed
 from ..handover import Handover
 
 
@@ -25,10 +26,10 @@ def plan(
     if device.driver is None or device.dead or gpu.native:
         # Linux 5.10 panics when a device that a native driver took over is unbound.
         return
-    survives = _survives_vfio(host, gpu, device, handover)
-    loses = "" if survives and not gpu.vfio else _loss(host, gpu, device)
+    decode_off = _decode_off_helps(host, gpu, device, handover)
+    loses = _loss(host, gpu, device, handover, gpu.address if decode_off else "")
     yield unbind_step(gpu, device, device.driver, stage, loses)
-    if survives and _needs_decode_off(gpu, device, handover):
+    if decode_off:
         yield _decode_off_step(gpu, device, stage)
 
 
@@ -57,8 +58,7 @@ def missing_decode_steps(host: Host, handover: Handover, steps: Sequence[Step]) 
         for device in gpu.firmware:
             if device.name not in rebound or device.driver is not None or gpu.address in done:
                 continue
-            needed = _needs_decode_off(gpu, device, handover)
-            if needed and _survives_vfio(host, gpu, device, handover):
+            if _decode_off_helps(host, gpu, device, handover):
                 yield _decode_off_step(gpu, device, rebound[device.name])
 
 
@@ -73,33 +73,32 @@ def _decode_off_step(gpu: Gpu, device: FirmwareDevice, stage: str) -> Step:
     )
 
 
-def _needs_decode_off(gpu: Gpu, device: FirmwareDevice, handover: Handover) -> bool:
-    return not gpu.vfio and handover.kernel_removes_from(gpu) and device.parent == gpu.address
+def _decode_off_helps(host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover) -> bool:
+    """Whether vfio-pci may leave the device in place if the GPU's memory decoding is off."""
+    if gpu.vfio or not handover.removal.knows_owners or kernel.locked_down(host):
+        return False
+    off = handover.removed(host, device, bound=False, undecoded=gpu.address)
+    return off < handover.removed(host, device, bound=False)
 
 
-def _survives_vfio(host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover) -> bool:
-    """Whether the platform device still exists once vfio-pci is bound, given the decode step."""
-    if device.parent == gpu.address:
-        return not (handover.kernel_removes_from(gpu) and kernel.locked_down(host))
-    # Linux 6.1.47 to 6.8 unregister it only with a GPU whose ROM is shadowed, be it this
-    # one or another that leaves with it; 6.0.3 to 6.1.46 always do, and only the version
-    # shows which. So this assumes the newer ones, and release reports what happened.
-    return not any(
-        handover.kernel_removes_from(one)
-        and not one.vfio
-        and memory.rom_shadowed(host, one.address)
-        for one in handover.gpus
-    )
-
-
-def _loss(host: Host, gpu: Gpu, device: FirmwareDevice) -> str:
-    """What the person loses where the console does not come back, as a clause."""
+def _loss(
+    host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover, undecoded: str
+) -> str:
+    """What the person loses where the console does not come back, as a clause; else ""."""
     if gpu.vfio:
         return f"the firmware console stays off while {gpu.address} is bound to vfio-pci"
+    removed = handover.removed(host, device, bound=False, undecoded=undecoded)
+    if removed is Removed.NO:
+        return ""
+    if removed is Removed.MAY:
+        return (
+            "this host's console may not come back before a reboot: nothing shows whether vfio-pci"
+            f" of this kernel removes {device.name}"
+        )
     loss = (
         "this host's console will not come back before a reboot: vfio-pci of this kernel"
         f" removes {device.name} for good"
     )
-    if device.parent == gpu.address and kernel.locked_down(host):
+    if handover.removal.knows_owners and device.parent == gpu.address and kernel.locked_down(host):
         loss += ", and kernel lockdown makes that unavoidable"
     return loss
