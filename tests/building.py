@@ -101,7 +101,10 @@ class Module:
 
 @dataclass(frozen=True)
 class Machine:
-    """about: comments for the top of the text, one line each."""
+    """about: comments for the top of the text, one line each.
+
+    fb_device: the kernel shows its framebuffers. deferred: fbcon waits for the first text.
+    """
 
     name: str
     about: tuple[str, ...]
@@ -113,6 +116,13 @@ class Machine:
     extra: tuple[str, ...] = field(default=())
     modules: tuple[Module, ...] = ()
     symbols: tuple[str, ...] = ()
+    fb_device: bool = True
+    deferred: bool = False
+
+    @property
+    def on_framebuffers(self) -> bool:
+        """Whether fbcon draws."""
+        return any(console.startswith("1 (M) frame") for console in self.consoles)
 
     @property
     def series(self) -> tuple[int, int]:
@@ -347,14 +357,21 @@ def _nodes(machine: Machine) -> list[str]:
     for path, title, start, size, render, connectors in drawing:
         if title.endswith("drmfb"):
             lines += _card(path, cards, connectors)
+            if not machine.fb_device:
+                on_it = machine.on_framebuffers and len(fbs) == machine.console_fb
+                lines += _monitors(path, cards, connectors, on_it)
             start, cards = 0, cards + 1
         if render:
             lines += _node(path, "drm", f"renderD{128 + renders}")
             renders += 1
         fb = f"fb{len(fbs)}"
+        fbs.append(f"{len(fbs)} {title}")
+        if not machine.fb_device:
+            continue
         lines += [*_node(path, "graphics", fb), f"f {path}/graphics/{fb}/name = {title}"]
         lines += [f"f dev/{fb}", f"f ioctl/{fb}/memory = {start:#x} {size}"]
-        fbs.append(f"{len(fbs)} {title}")
+    if not machine.fb_device:
+        return lines
     lines += ["f proc/fb" + (f" = {fbs[0]}" if len(fbs) == 1 else "")]
     lines += [f"|{fb}" for fb in fbs] if len(fbs) > 1 else []
     return lines
@@ -377,9 +394,18 @@ def _card(path: str, number: int, connectors: tuple[str, ...]) -> list[str]:
     return lines
 
 
+def _monitors(path: str, number: int, connectors: tuple[str, ...], lit: bool) -> list[str]:
+    lines = []
+    for connector in connectors:
+        folder = f"{path}/drm/card{number}/card{number}-{connector}"
+        lines += [f"f {folder}/status = connected"]
+        lines += [f"f {folder}/enabled = {'enabled' if lit else 'disabled'}"]
+    return lines
+
+
 def _modules(machine: Machine) -> list[str]:
     lines = ["f fake/modules", *(f"|{module.line}" for module in machine.modules)]
-    on_screen = any(console.startswith("1 (M) frame") for console in machine.consoles)
+    on_screen = machine.on_framebuffers
     for module in machine.modules:
         folder = f"sys/module/{module.name}"
         users = [other.name for other in machine.modules if module.name in other.needs]
@@ -403,7 +429,14 @@ def _consoles(machine: Machine) -> list[str]:
         node = f"sys/devices/virtual/vtconsole/vtcon{slot}"
         lines += [f"d {node}", _link(f"sys/class/vtconsole/vtcon{slot}", node)]
         lines += [f"f {node}/name = {name}", f"f {node}/bind = {bound}"]
-    if any("frame buffer" in console for console in machine.consoles):
-        bound_to_fb = any(console.startswith("1 (M) frame") for console in machine.consoles)
-        lines += [f"f ioctl/con2fbmap = 1-63 {machine.console_fb if bound_to_fb else '-'}"]
+    if not machine.fb_device or machine.deferred:
+        folder = "sys/devices/virtual/graphics/fbcon"
+        lines += [f"d {folder}", _link("sys/class/graphics/fbcon", folder)]
+    if not machine.fb_device:
+        return lines
+    if machine.deferred:
+        lines += ["f ioctl/con2fbmap = 1-63 0"]  # con2fb_map[] is zeros
+    elif any("frame buffer" in console for console in machine.consoles):
+        where = machine.console_fb if machine.on_framebuffers else "-"
+        lines += [f"f ioctl/con2fbmap = 1-63 {where}"]
     return lines

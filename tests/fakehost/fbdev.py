@@ -39,7 +39,12 @@ def register(tree: Tree, device: str, title: str, memory: tuple[int, int]) -> st
 
     memory is start and size as FBIOGET_FSCREENINFO gives them.
     """
-    fb = _lowest_free(tree, "graphics", "fb", 0)
+    taken = fbcon.registered(tree)
+    fb = next(f"fb{n}" for n in range(256) if n not in taken)
+    if not fbcon.has_devices(tree):
+        tree.put(f"{fbcon.REGISTRY}/{fb}", f"{device}\n{title}")
+        fbcon.fb_registered(tree, int(fb[2:]))
+        return fb
     _add_node(tree, device, "graphics", fb)
     tree.put(f"{device}/graphics/{fb}/name", title)
     tree.put(f"dev/{fb}", "")
@@ -54,6 +59,10 @@ def register(tree: Tree, device: str, title: str, memory: tuple[int, int]) -> st
 def unregister(tree: Tree, device: str, fb: str) -> None:
     """unregister_framebuffer(): the consoles leave first, then the nodes go."""
     fbcon.fb_unbind(tree, int(fb[2:]))
+    if not fbcon.has_devices(tree):
+        tree.remove(f"{fbcon.REGISTRY}/{fb}")
+        fbcon.fb_unregistered(tree, int(fb[2:]))
+        return
     _remove_node(tree, device, "graphics", fb, f"dev/{fb}")
     tree.remove(f"ioctl/{fb}")
     lines = (tree.read("proc/fb") or "").splitlines()
@@ -62,7 +71,9 @@ def unregister(tree: Tree, device: str, fb: str) -> None:
 
 
 def framebuffers(tree: Tree, device: str) -> tuple[str, ...]:
-    return tuple(name for name in tree.list(f"{device}/graphics") if name.startswith("fb"))
+    """Those of a device, a real path in sysfs."""
+    fbs = (f"fb{n}" for n in fbcon.registered(tree) if fbcon.device_of(tree, n) == device)
+    return tuple(fbs)
 
 
 def add_card(
@@ -81,6 +92,9 @@ def add_card(
         name = f"{card}-{_next_connector(tree, connector.rpartition('-')[0])}"
         tree.make_directory(f"{device}/drm/{card}/{name}")
         tree.link(f"sys/class/drm/{name}", f"{device}/drm/{card}/{name}")
+        if not fbcon.has_devices(tree):  # other machines were recorded without these
+            tree.put(f"{device}/drm/{card}/{name}/status", "connected")
+            tree.put(f"{device}/drm/{card}/{name}/enabled", "disabled")
 
 
 def _next_connector(tree: Tree, kind: str) -> str:

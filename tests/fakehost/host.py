@@ -62,6 +62,7 @@ class FakeHost(SnapshotHost):
         self.pauses: list[float] = []
         self._now = 0.0
         with self._kernel_lock():
+            fbcon.learn(self.tree)
             sysfb.learn(self.tree)
             pci.learn(self.tree)
             modules.settle(self.tree)
@@ -179,6 +180,10 @@ class FakeHost(SnapshotHost):
     def fault(self) -> str | None:
         """Why the kernel is dead, if it is."""
         return self.tree.read("fake/fault")
+
+    def print_text(self) -> None:
+        """Another program writes to the console: it does not count as a change."""
+        fbcon.print_text(self.tree)
 
     def load_module(self, module: str) -> None:
         """modprobe MODULE by another program: it does not count as a change."""

@@ -8,6 +8,8 @@ What sysfs does not show lies below fake/:
     fake/blacklist           modules that are not loaded by modalias, one a line
     fake/modules             modules that can be unloaded, and what they need (modules.py)
     fake/fbcon               variables of fbcon.c (fbcon.py)
+    fake/fb/fbN              framebuffers of a kernel without fb devices, and
+    fake/con2fbmap           which of them each console is on (fbcon.py)
     fake/held                memory of framebuffers that are gone but still open
     fake/removed/ADDRESS     a PCI device that is off the bus
     fake/saved/ADDRESS       config space as vfio saved it, while a VM has the device open
