@@ -7,7 +7,7 @@ import pytest
 from tests import events
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost
-from vfio_console_hook.actions.console_moves import MapConsoles
+from vfio_console_hook.actions.console_moves import LeaveFramebuffers, MapConsoles
 from vfio_console_hook.actions.consoles import ShowConsoles
 from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.config.settings import Config, Holders
@@ -60,12 +60,15 @@ def test_a_gpu_in_keep_console_that_cannot_show_the_consoles_is_refused(
     assert (caught.value.text, caught.value.hint) == (text, hint)
 
 
-def test_a_gpu_without_its_framebuffer_cannot_have_the_consoles(machine: MachineFactory) -> None:
+def test_a_framebuffer_without_its_node_gets_the_consoles_when_the_other_gpu_has_left(
+    machine: MachineFactory,
+) -> None:
     host = machine("two-amd")
     host.tree.remove("dev/fb1")
 
-    with pytest.raises(RefusedError):
-        moves(host, SECOND)
+    _, steps = events.look(host, VM, Config(keep_console=SECOND, apu="allow", holders=Holders(0)))
+
+    assert [step.do for step in steps if step.stage == "fbcon"] == [LeaveFramebuffers()]
 
 
 def test_consoles_that_cannot_be_moved_back_are_reported_with_a_remedy(

@@ -42,11 +42,11 @@ class MapConsoles(Action):
         if not wanted <= present:
             raise LostError(f"the consoles stay on {self.fb}: the framebuffer they were on is gone")
 
-    def _map(self, host: Host) -> set[int]:
+    def _map(self, host: Host) -> set[int | None]:
         """Map the consoles whose framebuffer exists; the numbers of all that exist."""
         present = _indices(host)
         for number, index in zip(CONSOLES, self.indices):
-            if index not in present:
+            if index is None or index not in present:
                 continue
             try:
                 host.map_console(self.fb, number, index)
@@ -74,14 +74,18 @@ class MapConsoles(Action):
         return f"moved the consoles to {' and '.join(f'fb{index}' for index in targets)}"
 
 
-def _indices(host: Host) -> set[int]:
+def _indices(host: Host) -> set[int | None]:
     return {fb.index for fb in console.framebuffers(host)}
 
 
 @dataclass(frozen=True)
 class LeaveFramebuffers(Action):
-    """Unbind fbcon, so that the consoles fall to the next driver: to vgacon, if there is one."""
+    """Unbind fbcon, so that the consoles fall to the next driver: to vgacon, if there is one.
 
+    until_release: they stay there; otherwise start shows them on a framebuffer that stays.
+    """
+
+    until_release: bool = False
     kind = "leave-framebuffers"
 
     def apply(self, host: Host) -> None:

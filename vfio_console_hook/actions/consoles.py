@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..errors import LostError
 from ..machine import console
+from ..machine.console import Framebuffer
 from ..machine.host import Host
 from .action import Action
 
@@ -25,27 +26,25 @@ class ShowConsoles(Action):
     def apply(self, host: Host) -> None:
         if not host.wait(lambda: bool(console.framebuffers(host)), self.wait_s):
             raise _no_framebuffer()
-        if host.wait(lambda: fbcon_bound(host), 1):
+        # Where fb devices are missing, a framebuffer may come some time after its card does.
+        host.wait(lambda: fbcon_bound(host) or _fbcon_there(host), self.wait_s)
+        if host.wait(lambda: fbcon_bound(host), min(self.wait_s, 1)):
             return
-        # Writing 1 to fbcon's `bind` only takes consoles from an (S) driver (vt_bind);
-        # mapping one takes them from any driver (fbcon.c, set_con2fb_map), but does
-        # nothing where con2fb_map already has that framebuffer. So try both.
-        for vtconsole in console.vtconsoles(host):
-            if vtconsole.driver == console.FBCON:
-                host.write(vtconsole.bind_path, "1")
         present = console.framebuffers(host)
         if not present:  # its GPU has just been pulled out
             raise _no_framebuffer()
         fb = next((one for one in present if one.name == self.fb), present[0])
-        if not fbcon_bound(host) and host.exists(f"dev/{fb.name}"):
+        # Mapping a console takes all of them from any driver (Linux fbcon.c, set_con2fb_map), but
+        # does nothing where con2fb_map already has that framebuffer. Writing 1 to fbcon's
+        # `bind` only takes them from an (S) driver (vt.c, vt_bind), and leaves
+        # fbcon_has_console_bind unset, which LeaveFramebuffers has to make up for. So it is second.
+        if fb.index is not None and host.exists(f"dev/{fb.name}"):
             host.map_console(fb.name, 1, fb.index)
+        for vtconsole in console.vtconsoles(host):
+            if vtconsole.driver == console.FBCON and not fbcon_bound(host):
+                host.write(vtconsole.bind_path, "1")
         if not fbcon_bound(host):
-            # No (S) driver, and con2fb_map[] already has the only possible framebuffer.
-            raise LostError(
-                f"cannot move the consoles to {fb.name} now: this kernel moves them back only when"
-                " a framebuffer appears",
-                hint="set `keep_console: auto`, which moves the consoles before the GPU leaves",
-            )
+            raise _unmoved(host, fb)
 
     def shell(self) -> str:
         return (
@@ -62,6 +61,23 @@ def _no_framebuffer() -> LostError:
         "the host's console will not come back before a reboot: no framebuffer is left",
         hint="load the native driver of a GPU that stays on the host",
     )
+
+
+def _unmoved(host: Host, fb: Framebuffer) -> LostError:
+    if console.has_fb_devices(host):
+        # No (S) driver, and con2fb_map[] already has the only possible framebuffer.
+        hint = "set `keep_console: auto`, which moves the consoles before the GPU leaves"
+    else:
+        hint = "a driver that binds its GPU again brings a framebuffer, and the consoles with it"
+    return LostError(
+        f"cannot move the consoles to {fb.name} now: this kernel moves them back only when a"
+        " framebuffer appears",
+        hint=hint,
+    )
+
+
+def _fbcon_there(host: Host) -> bool:
+    return any(one.driver == console.FBCON for one in console.vtconsoles(host))
 
 
 def fbcon_bound(host: Host) -> bool:

@@ -50,4 +50,6 @@ def _consoles_back(handover: Handover, steps: tuple[Step, ...]) -> str:
         return "the text console comes back"
     if shown:
         return "the host's console comes back only if a driver takes the GPU again"
+    if handover.waits_for_text:
+        return "the consoles are not drawn yet, and stay so until the first text"
     return "there is nothing to give back: no console of the host is on it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..actions.action import Action
 from ..actions.firmware import Rebind
 from ..claims.claim import Claim
 from ..errors import HookError, StepError
@@ -13,6 +14,12 @@ from . import refusals
 
 # The kinds of actions that move consoles to a framebuffer that stays, or off all of them.
 _MOVES = ("leave-framebuffers", "map-consoles")
+
+
+def _moved(claim: Claim) -> list[Action]:
+    """What prepare did to the consoles that start has to look after."""
+    found = [step.do for _, step in claim.open_steps if step.do and step.do.kind in _MOVES]
+    return [one for one in found if not getattr(one, "until_release", False)]
 
 
 def start(claim: Claim, log: Log, run: Supervisor = call) -> None:
@@ -75,7 +82,7 @@ def _revive_consoles(claim: Claim, log: Log) -> str:
     # When a framebuffer goes that carried consoles, the kernel may drop all of
     # them to the dummy console although another framebuffer is alive (fbcon.c,
     # fbcon_fb_unbind). What is left now belongs to the host.
-    moved = [step.do for _, step in claim.open_steps if step.do and step.do.kind in _MOVES]
+    moved = _moved(claim)
     if not moved or not console.framebuffers(claim.host):
         return ""
     # Only for hosts with another framebuffer: these take 2 ms to load.

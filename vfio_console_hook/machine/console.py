@@ -9,6 +9,8 @@ from .host import Host
 
 FBCON = "frame buffer device"
 VGACON = "VGA+"
+DUMMY = "dummy device"
+"""The console driver that shows nothing (Linux drivers/video/console/dummycon.c)."""
 _FRAMEBUFFER = re.compile(r"fb(\d+)")
 
 
@@ -32,10 +34,14 @@ class Vtconsole:
 
 @dataclass(frozen=True)
 class Framebuffer:
-    """fbN: its number, the name that its driver gave it, and its PCI device."""
+    """fbN: its number, the name that its driver gave it, and its PCI device.
+
+    Where the kernel has no fb devices: the card, or the firmware device, that it is made
+    for, and the driver; index is None.
+    """
 
     name: str
-    index: int
+    index: int | None
     title: str
     pci: str | None
 
@@ -51,20 +57,60 @@ def vtconsoles(host: Host) -> tuple[Vtconsole, ...]:
     return tuple(found)
 
 
+def has_fb_devices(host: Host) -> bool:
+    """Whether the kernel shows framebuffers as /dev/fbN and in /sys/class/graphics.
+
+    With FB_DEVICE=n, as on Fedora and RHEL, it shows neither, and no /proc/fb (Linux
+    drivers/video/fbdev/core/Makefile); the framebuffers and fbcon are there all the same.
+    """
+    return host.exists("proc/fb") or bool(_numbers(host))
+
+
+def _numbers(host: Host) -> list[int]:
+    names = map(_FRAMEBUFFER.fullmatch, host.list("sys/class/graphics"))
+    return sorted(int(match[1]) for match in names if match)
+
+
+def has_fbcon(host: Host) -> bool:
+    """Whether the kernel can draw consoles on framebuffers (fbcon.c, fb_console_init)."""
+    return host.exists("sys/class/graphics/fbcon") or any(
+        one.driver == FBCON for one in vtconsoles(host)
+    )
+
+
+def waits_for_text(host: Host) -> bool:
+    """Whether fbcon takes the consoles over only when the first text is drawn.
+
+    Until then it is no console driver, and the firmware's picture stays on the monitor
+    (Linux fbcon.c, FRAMEBUFFER_CONSOLE_DEFERRED_TAKEOVER, fbcon_output_notifier).
+    """
+    drivers = vtconsoles(host)
+    return (
+        any(one.bound and one.driver == DUMMY for one in drivers)
+        and all(one.driver != FBCON for one in drivers)
+        and host.exists("sys/class/graphics/fbcon")
+        and bool(framebuffers(host))
+    )
+
+
 def framebuffers(host: Host) -> tuple[Framebuffer, ...]:
     """The registered framebuffers, by number."""
-    names = map(_FRAMEBUFFER.fullmatch, host.list("sys/class/graphics"))
-    found = [
+    numbers = _numbers(host)
+    if not numbers and not host.exists("proc/fb"):
+        if not has_fbcon(host):
+            return ()  # nothing draws consoles on them
+        from . import drm  # only such kernels need it
+
+        return drm.framebuffers(host)
+    return tuple(
         Framebuffer(
-            name=match[0],
-            index=int(match[1]),
-            title=host.read(f"sys/class/graphics/{match[0]}/name") or "",
-            pci=pci_ancestor(host, f"sys/class/graphics/{match[0]}"),
+            name=f"fb{number}",
+            index=number,
+            title=host.read(f"sys/class/graphics/fb{number}/name") or "",
+            pci=pci_ancestor(host, f"sys/class/graphics/fb{number}"),
         )
-        for match in names
-        if match
-    ]
-    return tuple(sorted(found, key=lambda fb: fb.index))
+        for number in numbers
+    )
 
 
 def pci_ancestor(host: Host, path: str) -> str | None:
@@ -85,4 +131,9 @@ def current_display(host: Host) -> str:
     if FBCON in bound:
         fbs = ", ".join(f"{fb.name} ({fb.title})" for fb in framebuffers(host))
         return f"framebuffer console on {fbs or 'no framebuffer'}"
+    if waits_for_text(host):
+        fbs = ", ".join(f"{fb.name} ({fb.title})" for fb in framebuffers(host))
+        return f"not drawn yet; the first text brings the framebuffer console up on {fbs}"
+    if not bound and not host.exists("sys/class/tty/tty0"):
+        return "none, because this kernel has no virtual terminals"
     return " and ".join(bound) or "no console driver"

@@ -92,6 +92,12 @@ def _kind(name: str) -> str:
     return _LEGACY_VGA if kind.startswith(("vga", "ega")) else kind
 
 
+def fbdev_driver(name: str) -> str:
+    """The fbdev driver of a firmware device, such as "efifb" for "efi-framebuffer.0"."""
+    kind = _kind(name)
+    return next((one for one in _RESERVED_AS[kind] if one.endswith("fb")), kind)
+
+
 def devices(host: Host) -> tuple[str, ...]:
     """The names of all firmware framebuffer devices of this machine."""
     return tuple(name for name in host.list("sys/bus/platform/devices") if _DEVICE.fullmatch(name))
@@ -124,7 +130,10 @@ def _device(
     own = next(bootfb, reservation)
     framebuffers = host.list(f"{link}/graphics")
     cards = tuple(card for card in host.list(f"{link}/drm") if card.startswith("card"))
-    draws = reservation is not None and (bool(framebuffers or cards) or not native)
+    # Without fb devices nothing but the reservation shows an fbdev driver. Such kernels remove
+    # the whole device when a native driver takes over, so a bound one draws.
+    seen = bool(framebuffers or cards) or not host.exists("proc/fb")
+    draws = reservation is not None and (seen or not native)
     return FirmwareDevice(
         name=name,
         driver=host.link_name(f"{link}/driver"),

@@ -17,7 +17,8 @@ class Gpu:
     """One PCI function of display class, as it is at this moment.
 
     pci_class is base class and subclass, such as 0x0300. driver is None when none is
-    bound. framebuffers and cards are those of any driver, firmware drivers included.
+    bound. framebuffers (names as in console.framebuffers()) and cards are those of any
+    driver, firmware drivers included.
     reservations are those inside its BARs.
     """
 
@@ -84,7 +85,7 @@ def _gpu(
     driver = host.link_name(f"{device}/driver")
     vfio = driver == pci.VFIO or host.exists(f"{device}/{pci.VFIO_DIRECTORY}")
     found = firmware.devices_of(host, address, bars, reservations, driver is not None and not vfio)
-    own = {name for one in found for name in (*one.framebuffers, *one.cards)}
+    own = {name for one in found for name in (one.name, *one.framebuffers, *one.cards)}
     return Gpu(
         address=address,
         pci_class=pci_class,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 
-from . import pci
+from . import console, pci
 from .firmware import PCI_ADDRESS
 from .gpu import Gpu
 from .host import Host
@@ -34,7 +34,7 @@ def nodes_to_close(
     leaving = {one.address for one in gpus}
     slots = {pci.slot(address) for address in leaving}
     leaving |= {address for address in siblings if pci.slot(address) in slots}
-    found = [node for one in gpus for node in _display_nodes(one)]
+    found = [node for one in gpus for node in _display_nodes(host, one)]
     found += [f"dev/{name}" for name in _class_devices_of(host, "i2c-dev", leaving)]
     found += [
         f"sys/class/backlight/{name}" for name in _class_devices_of(host, "backlight", leaving)
@@ -58,12 +58,13 @@ def sound_nodes(host: Host, addresses: Collection[str]) -> Iterator[str]:
     )
 
 
-def _display_nodes(one: Gpu) -> Iterator[str]:
+def _display_nodes(host: Host, one: Gpu) -> Iterator[str]:
     """Its framebuffers and cards; not those of firmware DRM drivers, which can be unbound."""
     unplugged = {
         name for device in one.firmware if device.drm for name in device.framebuffers + device.cards
     }
-    yield from (f"dev/{name}" for name in one.framebuffers if name not in unplugged)
+    if console.has_fb_devices(host):
+        yield from (f"dev/{name}" for name in one.framebuffers if name not in unplugged)
     yield from (f"dev/dri/{name}" for name in one.cards if name not in unplugged)
 
 

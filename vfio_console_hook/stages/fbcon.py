@@ -5,21 +5,28 @@ framebuffers, in every release. When the last one goes, the consoles fall to the
 console, and the person sees nothing until release. When another one stays, they are
 moved before anything is unbound: otherwise the kernel may give all of them to the dummy
 console although a framebuffer is left (fbcon_fb_unbind).
+
+Without fb devices (FB_DEVICE=n) nothing can map a console. There fbcon is unbound before the
+GPU leaves and bound again when it has left, at the event start: then it draws on what is
+left. It is not enough to bind it then. The kernel does not notice that it is bound through
+sysfs (fbcon_has_console_bind), and when the GPU left the next time, the consoles would stay
+on a framebuffer that is gone: the next text is a NULL dereference (seen on 6.12).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..actions.console_moves import MapConsoles
+from ..actions.console_moves import LeaveFramebuffers, MapConsoles
 from ..actions.consoles import ShowConsoles
 from ..claims.step import Step
 from ..errors import RefusedError
-from ..machine import console
+from ..machine import console, drm, firmware
 from ..machine.console import Framebuffer
 from ..machine.gpu import Gpu, gpus_among
 from ..machine.host import Host
 from ..machine.host.consoles import CONSOLES
+from ..machine.pci import displays
 from .handover import Handover
 
 NAME = "fbcon"
@@ -27,16 +34,18 @@ NAME = "fbcon"
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """The move of the consoles off this GPU, and what moves them back; only that if none stays."""
-    drawing = any(c.bound and c.driver == console.FBCON for c in handover.vtconsoles)
-    if not gpu.framebuffers or not drawing:
+    if not gpu.framebuffers or not handover.fbcon_draws:
         return
     targets = possible_targets(host, handover)
+    nodeless = bool(handover.staying_framebuffers(host)) or not console.has_fb_devices(host)
+    if not targets and nodeless:
+        yield from _without_devices(host, gpu, handover)
+        return
     mapped = _current_map(host, targets, handover)
     own = {fb.index for fb in handover.framebuffers if fb.name in gpu.framebuffers}
     if mapped is not None and not own.intersection(mapped):
         return
-    # A native driver's framebuffer may appear some time after libvirt's probe.
-    wait_s = 10 if gpu.native else 1
+    wait_s = _wait_s(gpu)
     yield Step(
         stage=NAME,
         gpu=gpu.address,
@@ -55,6 +64,83 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
         )
 
 
+def _without_devices(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
+    """The steps where the kernel has no fb devices. Raises RefusedError."""
+    staying = handover.staying_framebuffers(host)
+    place = handover.config.keep_console
+    if staying and place not in ("never", "auto"):
+        _refuse_choice(host, staying, handover)
+    if staying and shown_elsewhere(host, gpu, staying):
+        return
+    names = " or ".join(f"{fb.name} ({fb.title})" for fb in staying)
+    why = "the host's consoles are on this GPU; release moves them back"
+    if not staying and gpu is not _likely(host, handover):
+        return
+    if not staying:
+        # One that was bound through sysfs is unbound here, or the kernel would crash.
+        leave = len(displays(host)) > 1 and len(handover.vtconsoles) > 1
+        do = LeaveFramebuffers(until_release=True) if leave else None
+    elif place == "never":
+        why += "; until then no monitor shows them (keep_console: never)"
+        do = LeaveFramebuffers(until_release=True)
+    elif handover.fbcon_can_return(host):
+        why = (
+            "there is no /dev/fbN to move the consoles through, so they leave this GPU first;"
+            f" when vfio-pci has it, start shows them on {names}; release moves them back"
+        )
+        do = LeaveFramebuffers()
+    else:
+        why += (
+            f"; until then no monitor shows them, not even that of {names}: there is no /dev/fbN"
+            " to move them through, and the kernel has lost the console driver of the boot, vgacon"
+        )
+        do = None
+    yield Step(NAME, gpu.address, why, do, ShowConsoles(_wait_s(gpu)))
+
+
+def _likely(host: Host, handover: Handover) -> Gpu:
+    """The GPU of the VM that has the consoles, if all that have a framebuffer leave with it."""
+    shown = [one for one in handover.gpus if one.framebuffers]
+    return next((one for one in shown if _may_be_primary(host, one)), shown[0])
+
+
+def _refuse_choice(host: Host, staying: list[Framebuffer], handover: Handover) -> None:
+    """Refuse a `keep_console` that the kernel does not follow."""
+    wanted = _named(host, staying, handover)
+    if len(staying) > 1:
+        raise RefusedError(
+            f"`keep_console` names {handover.config.keep_console}, but without /dev/fbN the kernel"
+            f" chooses between {wanted.name} and others itself",
+            hint="set `keep_console: auto`",
+        )
+
+
+def shown_elsewhere(host: Host, gpu: Gpu, staying: list[Framebuffer]) -> bool:
+    """Whether the consoles are on a GPU that stays, as far as this kernel shows it.
+
+    They are on the primary device, if it has a framebuffer (Linux fbcon.c,
+    fbcon_select_primary): the boot VGA device, or the one that the firmware lit. Elsewhere,
+    the monitor that shows a picture tells.
+    """
+    others = gpus_among(host, tuple(dict.fromkeys(fb.pci for fb in staying if fb.pci)))
+    if not others or _may_be_primary(host, gpu):
+        return False
+    if any(_may_be_primary(host, one) for one in others):
+        return True
+    return not drm.lit(host, gpu.address) and any(drm.lit(host, one.address) for one in others)
+
+
+def _may_be_primary(host: Host, gpu: Gpu) -> bool:
+    screen = firmware.screen_memory(host)
+    lit = screen is not None and any(bar.range.overlaps(screen) for bar in gpu.bars)
+    return gpu.boot_vga or bool(gpu.firmware) or lit
+
+
+def _wait_s(gpu: Gpu) -> float:
+    # A native driver's framebuffer may appear some time after libvirt's probe.
+    return 10 if gpu.native else 1
+
+
 def possible_targets(host: Host, handover: Handover) -> list[Framebuffer]:
     """The framebuffers that stay on the host and have the node to move consoles through."""
     staying = handover.staying_framebuffers(host)
@@ -71,6 +157,12 @@ def _target(host: Host, targets: list[Framebuffer], handover: Handover) -> Frame
         return None
     if place == "auto":
         return targets[0] if targets else None
+    return _named(host, targets, handover)
+
+
+def _named(host: Host, targets: list[Framebuffer], handover: Handover) -> Framebuffer:
+    """The framebuffer of the GPU that `keep_console` names. Raises RefusedError."""
+    place = handover.config.keep_console
     if place in handover.addresses:
         raise RefusedError(
             f"`keep_console` names {place}, which goes to the VM itself",

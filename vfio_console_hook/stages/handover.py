@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config.settings import Config
-from ..machine.console import Framebuffer, Vtconsole
+from ..machine.console import DUMMY, FBCON, VGACON, Framebuffer, Vtconsole
 from ..machine.firmware import FirmwareDevice
 from ..machine.gpu import Gpu, gpus_among
 from ..machine.host import Host
@@ -37,6 +37,29 @@ class Handover:
     @property
     def addresses(self) -> frozenset[str]:
         return frozenset(gpu.address for gpu in self.gpus)
+
+    @property
+    def fbcon_draws(self) -> bool:
+        """Whether the host's consoles are on framebuffers."""
+        return any(one.bound and one.driver == FBCON for one in self.vtconsoles)
+
+    @property
+    def waits_for_text(self) -> bool:
+        """Whether fbcon has not taken the consoles over yet (console.waits_for_text())."""
+        names = {one.driver for one in self.vtconsoles}
+        return names == {DUMMY} and bool(self.framebuffers)
+
+    def text_goes(self, host: Host) -> bool:
+        """Whether vfio-pci removes vgacon with one of these GPUs, or may do so."""
+        return any(self.removal.of_text(host, one) for one in self.gpus)
+
+    def fbcon_can_return(self, host: Host) -> bool:
+        """Whether writing 1 to fbcon's `bind` will move the consoles to a framebuffer.
+
+        It takes them from the (S) driver only (Linux vt.c, vt_bind).
+        """
+        goes = self.text_goes(host)
+        return any(one.static and not (one.driver == VGACON and goes) for one in self.vtconsoles)
 
     def staying_framebuffers(self, host: Host) -> list[Framebuffer]:
         """The framebuffers of neither this VM's GPUs nor those that other VMs hold, by number."""

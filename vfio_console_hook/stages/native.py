@@ -26,7 +26,7 @@ from ..actions.native import (
 )
 from ..claims.step import Step
 from ..errors import RefusedError
-from ..machine import drivers, kernel, modules
+from ..machine import console, drivers, kernel, modules
 from ..machine.drivers import Driver
 from ..machine.gpu import Gpu
 from ..machine.host import Host
@@ -139,7 +139,8 @@ def _unload(
 ) -> Iterator[Step]:
     addresses = tuple(one.address for one in going)
     framebuffers = tuple(name for one in going for name in one.framebuffers)
-    if framebuffers and not _consoles_move(host, handover):
+    # If nothing is drawn on them, fbcon does not use the module.
+    if framebuffers and handover.fbcon_draws and not _consoles_move(host, going, handover):
         yield Step(
             stage=NAME,
             gpu=addresses[0],
@@ -159,11 +160,17 @@ def _unload(
     )
 
 
-def _consoles_move(host: Host, handover: Handover) -> bool:
-    """Whether the stage fbcon has moved the consoles away by then."""
+def _consoles_move(host: Host, going: tuple[Gpu, ...], handover: Handover) -> bool:
+    """Whether the stage fbcon has moved the consoles away by then, or they are not there."""
     config = handover.config
     wanted = fbcon.NAME in config.stages and config.keep_console != "never"
-    return wanted and bool(fbcon.possible_targets(host, handover))
+    if console.has_fb_devices(host):
+        return wanted and bool(fbcon.possible_targets(host, handover))
+    staying = handover.staying_framebuffers(host)
+    shown = (one for one in going if one.framebuffers)
+    if staying and all(fbcon.shown_elsewhere(host, one, staying) for one in shown):
+        return True
+    return wanted and bool(staying) and handover.fbcon_can_return(host)
 
 
 def _staying_devices(host: Host, driver: Driver, going: tuple[Gpu, ...]) -> list[str]:

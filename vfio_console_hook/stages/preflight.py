@@ -17,6 +17,7 @@ from ..machine import console, firmware, kernel, nodes
 from ..machine.gpu import Gpu
 from ..machine.host import Host
 from ..machine.pci import is_vfio
+from . import fbcon
 from .handover import Handover
 
 NAME = "preflight"
@@ -106,16 +107,27 @@ def _refuse_last_driver(host: Host, gpu: Gpu, handover: Handover) -> None:
     It then keeps the consoles without a framebuffer, and the next text is a NULL
     dereference (Linux fbcon.c, fbcon_cursor; seen on 6.1 and 7.3).
     """
-    if not gpu.framebuffers or handover.staying_framebuffers(host):
+    if not gpu.framebuffers:
         return
+    if fbcon.possible_targets(host, handover):
+        return
+    staying = handover.staying_framebuffers(host)
     # vfio-pci removes vgacon from the boot VGA device, and registers the dummy console
     # only if vgacon is bound then (vgaarb.c, vga_remove_vgacon).
-    text_goes = any(handover.removal.of_text(host, one) for one in handover.gpus)
+    text_goes = handover.text_goes(host)
     left = [
         one.driver
         for one in handover.vtconsoles
         if one.bound or one.driver != console.VGACON or not text_goes
     ]
+    if left == [console.FBCON] and staying:
+        if not fbcon.shown_elsewhere(host, gpu, staying):
+            raise RefusedError(
+                f"the host's consoles are on {gpu.address}, fbcon is their only driver, and there"
+                " is no /dev/fbN to move them through: the kernel would crash at the next text",
+                hint="reboot, and start this VM before any other that takes the boot GPU",
+            )
+        return
     if left == [console.FBCON]:
         raise RefusedError(
             f"{gpu.address} has the host's last framebuffer, and fbcon would be the only console"

@@ -20,6 +20,7 @@ from ..machine import console
 from ..machine.gpu import Gpu
 from ..machine.host import Host
 from ..machine.removal import Removed
+from . import fbcon
 from .handover import Handover
 
 NAME = "vgacon"
@@ -52,8 +53,10 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
             undo=None,
             loses=_LOSS if removed is Removed.YES else _MAY_LOSE,
         )
-    elif any(c.bound and c.driver == console.FBCON for c in vtconsoles):
-        # The event start moves the consoles back to a framebuffer that stays.
+    elif handover.fbcon_draws and _can_return(host, handover):
+        # The event start moves the consoles back to a framebuffer that stays. Without its
+        # node nothing could: there fbcon stays bound, as the only driver, and preflight
+        # does not let that framebuffer go.
         yield Step(
             stage=NAME,
             gpu=gpu.address,
@@ -63,6 +66,12 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
             do=LeaveFramebuffers(),
             undo=ShowConsoles(1),
         )
+
+
+def _can_return(host: Host, handover: Handover) -> bool:
+    if not handover.staying_framebuffers(host):
+        return True
+    return bool(fbcon.possible_targets(host, handover))
 
 
 def _stop_text(host: Host, gpu: Gpu) -> Iterator[Step]:

@@ -167,6 +167,9 @@ def _reserved(host: Host, word: str, driver: str, address: str) -> Finding:
 def _fbcon_map(host: Host, word: str, digits: str) -> Finding:
     """fbcon=map:0123, one digit a console, repeated (Linux fbcon.c, fb_console_setup)."""
     wanted = sorted({f"fb{digit}" for digit in digits if digit.isdigit()})
+    if not console.has_fb_devices(host):
+        text = f"maps the consoles to {' and '.join(wanted)}, which this kernel does not show"
+        return passed(text, of=word)
     missing = [one for one in wanted if one not in {fb.name for fb in console.framebuffers(host)}]
     if missing:
         text = f"there is no {missing[0]}, so the consoles mapped to it show nothing"

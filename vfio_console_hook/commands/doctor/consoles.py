@@ -114,9 +114,10 @@ def console_drivers(system: System) -> Iterator[Finding]:
     names = [one.driver for one in console.vtconsoles(host)]
     if not names:
         need_recorded(host, _VTCONSOLES)
-        yield passed("there is none, so no screen shows text")
+        yield passed("there is none, so the kernel shows text on no screen")
     elif names != [console.FBCON]:
         yield passed(f"{' and '.join(names)}; drawing now: {console.current_display(host)}")
+        yield from _without_devices(host)
     else:
         yield Finding(
             FAIL if _all_framebuffers_go(system) else WARN,
@@ -125,6 +126,23 @@ def console_drivers(system: System) -> Iterator[Finding]:
             " text, so this hook refuses to take the last one",
             "reboot, and start this VM before any other that takes the boot GPU",
         )
+
+
+def _without_devices(host: Host) -> Iterator[Finding]:
+    """What becomes of the consoles on a kernel without fb devices, if a GPU stays."""
+    if console.has_fb_devices(host) or len(console.framebuffers(host)) < 2:
+        return
+    title = "consoles on the GPU that stays"
+    if any(one.static for one in console.vtconsoles(host)):
+        when = "they are shown there as soon as the other one has left"
+        yield passed(f"this kernel has no /dev/fbN, so {when}", of=title)
+        return
+    yield warning(
+        "this kernel has no /dev/fbN and has lost the console driver of the boot, so while a VM has"
+        " the GPU with the consoles no monitor shows them",
+        "boot with EFI, where the kernel keeps the dummy console; or keep SSH at hand",
+        of=title,
+    )
 
 
 def _all_framebuffers_go(system: System) -> bool:

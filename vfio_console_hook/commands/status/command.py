@@ -155,7 +155,9 @@ def _unclaimed(address: str, terminal: Terminal) -> str:
 
 
 def _consoles(found: Overview) -> str:
-    return found.drawing + ("" if found.console_alive else ", so no monitor shows them")
+    # Without a console driver the kernel has no virtual terminals that could be shown.
+    dark = found.vtconsoles and not found.console_alive
+    return found.drawing + (", so no monitor shows them" if dark else "")
 
 
 def _last(found: Overview, terminal: Terminal) -> str:

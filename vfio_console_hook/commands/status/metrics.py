@@ -27,7 +27,9 @@ class Family:
 def text(found: Overview) -> str:
     """All metrics, each line ended. Those about claims are left out when none can be read."""
     claims = () if found.unseen else _claim_families(found)
-    families = (*claims, *_event_families(found), _console_family(found))
+    # A kernel without virtual terminals has no consoles that could be dead.
+    consoles = (_console_family(found),) if found.vtconsoles else ()
+    families = (*claims, *_event_families(found), *consoles)
     return "".join(_family_text(family) for family in families)
 
 
@@ -97,7 +99,8 @@ def _event_families(found: Overview) -> tuple[Family, ...]:
 def _console_family(found: Overview) -> Family:
     return Family(
         "console_alive",
-        "1 when a console driver other than the dummy shows the host's consoles.",
+        "1 when the host's consoles are shown, or will be with the first text; 0 when the dummy"
+        " console has them.",
         {(): int(found.console_alive)},
     )
 

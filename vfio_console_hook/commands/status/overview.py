@@ -27,8 +27,6 @@ _PHASES = {
     "started": ("running", "running"),
     "release": ("giving back", "given back in part"),
 }
-DUMMY = "dummy device"
-"""The console driver that shows nothing (Linux drivers/video/console/dummycon.c)."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +134,13 @@ class Overview:
     vtconsoles: tuple[Vtconsole, ...]
     framebuffers: tuple[Framebuffer, ...]
     drawing: str
+    waits_for_text: bool
 
     @property
     def console_alive(self) -> bool:
-        """Whether a console driver that shows something is bound."""
-        return any(one.bound and one.driver != DUMMY for one in self.vtconsoles)
+        """Whether the bound console driver shows something, or fbcon waits for the first text."""
+        shown = any(one.bound and one.driver != console.DUMMY for one in self.vtconsoles)
+        return shown or self.waits_for_text
 
     @property
     def last(self) -> tuple[History, Event] | None:
@@ -177,6 +177,7 @@ def current(host: Host) -> Overview:
         vtconsoles=console.vtconsoles(host),
         framebuffers=console.framebuffers(host),
         drawing=console.current_display(host),
+        waits_for_text=console.waits_for_text(host),
     )
 
 
