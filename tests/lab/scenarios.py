@@ -41,8 +41,7 @@ class Scenario:
     """One machine and what must happen on it.
 
     console is what must draw on the GPU before the first run: the start of the
-    framebuffer's name in /proc/fb, or of its driver's where the kernel has no fb
-    devices (trial.CONSOLE), or "text" for vgacon. config is the YAML of
+    framebuffer's name in /proc/fb, or "text" for vgacon. config is the YAML of
     the VM. refused is a regular expression that virsh's error must match: the
     VM must not start, and the console must not change. The processes of holder
     run during that; after they have ended the VM must start. texts are places
@@ -103,6 +102,11 @@ FB_HOLDER = Holder("fb-holder", "/dev/fb0")
 CARD_HOLDER = Holder("card-holder", "/dev/dri/card0")
 MIXER = Holder("mixer", "/dev/snd/controlC0")
 NAMED_FB_HOLDER = r"fb-holder \(\d+\)"
+# Nothing is drawn on the consoles, so that fbcon has no reason to take them over.
+QUIET = (
+    "quiet loglevel=0 systemd.show_status=false"
+    " vt.global_cursor_default=0"
+)
 # The loss of the host's GPU when another GPU leaves, and the remedies.
 OTHERS_CONSOLE = r"(?s)the host's console on \S+ would be gone until a reboot.*bochs.*keep_console"
 
@@ -132,19 +136,6 @@ def _shaped(kernel: str) -> Scenario:
         kernel_line=NOAUTOLOAD,
         after=After.GONE,
         texts=LOSS_ANNOUNCED,
-    )
-
-
-def _refused(kernel: str) -> Scenario:
-    """One GPU of class 0380, whose memory the firmware's device keeps reserved (BOOTFB)."""
-    return Scenario(
-        f"simpledrm-0380-refuse-{kernel}",
-        kernel,
-        SIMPLEDRM,
-        gpus=(BOCHS,),
-        kernel_line=NOAUTOLOAD,
-        config="bootfb: refuse\n",
-        refused=r"bootfb",
     )
 
 
@@ -403,7 +394,45 @@ SCENARIOS = (
     Scenario("native", "6.1", BOCHS_DRM, native_driver=True),
     *(_shaped(kernel) for kernel in SHAPED),
     *(_native(kernel) for kernel in SHAPED),
-    *(_refused(kernel) for kernel in SHAPED),
+    # Without fb devices nothing can map a console.
+    Scenario(
+        "dual-boot-leaves-fedora-6.12",
+        "fedora-6.12",
+        BOCHS_DRM,
+        gpus=(VGA, BOCHS),
+        native_driver=True,
+        stays=(1,),
+    ),
+    Scenario(
+        "dual-second-leaves-fedora-6.12",
+        "fedora-6.12",
+        BOCHS_DRM,
+        gpus=(VGA, BOCHS),
+        native_driver=True,
+        stays=(0,),
+        kind="untouched",
+    ),
+    Scenario(
+        "control-dual-boot-leaves-fedora-6.12",
+        "fedora-6.12",
+        BOCHS_DRM,
+        gpus=(VGA, BOCHS),
+        native_driver=True,
+        hook=False,
+        stays=(1,),
+        alive_meanwhile=False,
+        cycles=1,
+    ),
+    Scenario(
+        "quiet-fedora-6.12",
+        "fedora-6.12",
+        BOCHS_DRM,
+        gpus=(VGA, BOCHS),
+        native_driver=True,
+        kernel_line=QUIET,
+        stays=(1,),
+        kind="quiet",
+    ),
     Scenario(
         "control-dual-boot-leaves",
         "6.1",

@@ -11,6 +11,7 @@ from .every_call import EveryCall
 from .killed import Killed
 from .killed_probe import KilledProbe
 from .newcomer import Newcomer
+from .quiet import Quiet
 from .rebound import Rebound
 from .reserved import Reserved
 from .sound import Sound, Stuck
@@ -32,6 +33,7 @@ KINDS: dict[str, type[Trial]] = {
     "killed-probe": KilledProbe,
     "moved": Moved,
     "newcomer": Newcomer,
+    "quiet": Quiet,
     "rebound": Rebound,
     "reserved": Reserved,
     "sound": Sound,
