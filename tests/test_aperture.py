@@ -251,6 +251,32 @@ def test_no_configuration_is_needed_on_any_kernel_that_removes_the_device(
     assert (started, open_device(host, GPU)) == (plan.START, [])
 
 
+def test_a_3d_controller_is_freed_too(machine: MachineFactory) -> None:
+    made = lab("6.8.0-31-generic", "simpledrm", DISPLAY)
+    gpu = replace(made.pci[0], pci_class=0x0302)
+    host = machine(replace(made, pci=(gpu,), extra=("f fake/modules = vmwgfx",)))
+
+    started = verdict(host)
+    FakeLibvirt(host).detach(GPU)
+
+    assert (started, open_device(host, GPU)) == (plan.START, [])
+
+
+@pytest.mark.parametrize(("blacklist", "works"), [("amdgpu", True), ("amdgpu vmwgfx", False)])
+def test_strix_halo_on_a_kernel_with_vmwgfx(
+    machine: MachineFactory, blacklist: str, works: bool
+) -> None:
+    host = machine("amd-strix-halo-0380-blacklist")
+    host.tree.put("fake/modules", "vmwgfx")
+    host.tree.put("fake/blacklist", blacklist)
+
+    made = plan.plan_for(host, parse(domain_xml("0000:c3:00.0")), NOW)
+
+    assert (made.verdict == plan.START) is works
+    assert "initcall_blacklist=sysfb_init on the kernel command line" in made.hint or works
+    assert not {"native", "boot"} & {word.strip("`") for word in made.hint.split()}
+
+
 @pytest.mark.parametrize("kernel", ["5.10", "5.15.100", "5.17.15"])
 def test_earlier_kernels_are_refused(machine: MachineFactory, kernel: str) -> None:
     driver = "simplefb" if kernel == "5.10" else "simpledrm"

@@ -334,6 +334,23 @@ def test_a_machine_that_reacts_prints_the_output_in_its_snapshot(
     assert host.run(*command) == "blacklist nouveau"
 
 
+def test_what_keeps_a_module_from_loading_is_in_a_snapshot(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    host = machine("simpledrm-0380-6.17")
+    with_vm(host, "vm1", *displays(host))
+    commands = "vmwgfx /bin/false\nsnd /sbin/modprobe --ignore-install snd; /home/me/sound\n"
+    host.tree.put("fake/install", commands)
+    file = tmp_path / "machine.tree"
+
+    text = snapshot_of(capsys, host, file)
+
+    assert ("install vmwgfx /bin/false" in text, "/home/me/sound" in text) == (True, False)
+    assert printed(capsys, None, "--root", str(file), "plan", "vm1") == (
+        printed(capsys, host, "plan", "vm1")
+    )
+
+
 def test_a_folder_that_is_a_link_is_once_in_a_snapshot(
     machine: MachineFactory, capsys: Capture, tmp_path: Path
 ) -> None:

@@ -359,6 +359,12 @@ SCENARIOS = (
     _aperture("simpledrm-0380-aperture", "ubuntu-6.12"),
     _aperture("simpledrm-0380-aperture-7", "ubuntu-7"),
     _aperture("simpledrm-0380-aperture-fedora", "fedora-6.12"),
+    replace(
+        _aperture("dual-aperture", "ubuntu-6.12"),
+        gpus=(BOCHS, VIRTIO_GPU),
+        kernel_line="",
+        stays=(1,),
+    ),
     _aperture("killed-probe", "ubuntu-6.12", "killed-probe"),
     Scenario(
         "simpledrm-0380-native",
