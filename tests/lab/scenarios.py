@@ -358,7 +358,7 @@ SCENARIOS = (
     ),
     _aperture("simpledrm-0380-aperture", "ubuntu-6.12"),
     _aperture("simpledrm-0380-aperture-7", "ubuntu-7"),
-    _aperture("simpledrm-0380-aperture-fedora", "fedora-6.12"),
+    _aperture("simpledrm-0380-aperture-fedora", "fedora-7"),
     replace(
         _aperture("dual-aperture", "ubuntu-6.12"),
         gpus=(BOCHS, VIRTIO_GPU),
