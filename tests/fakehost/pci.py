@@ -365,7 +365,7 @@ def _vfio_is_vga(tree: Tree, address: str) -> bool:
 def open_device(tree: Tree, address: str) -> list[int]:
     """The BARs that a VM which opens the device cannot have.
 
-    Up to 6.19 each BAR is requested when it is mapped, from 7.1 on all of them
+    Up to 7.0 each BAR is requested when it is mapped, from 7.1 on all of them
     at the open (vfio_pci_core_map_bars); for a VM that maps all at once it is the
     same (__pci_request_region).
     """
@@ -393,8 +393,13 @@ def _show(tree: Tree, address: str, bar: Bar) -> str:
 
 
 def _reservation_of_vfio(tree: Tree) -> str:
-    """The name in /proc/iomem: vfio_pci_core_map_bars() writes "vfio" (seen on 7.3)."""
-    return VFIO if tree.release() < (7, 1, 0) else "vfio"
+    """The name of a mapped BAR in /proc/iomem.
+
+    Up to 6.18 vfio_pci_core_mmap() requests it itself, as "vfio-pci"; in 6.19 and 7.0 it calls
+    vfio_pci_core_setup_barmap() for that, and from 7.1 on vfio_pci_core_map_bars() has done
+    it: both write "vfio" (read in Debian's modules from 6.12.117 to 7.3.4).
+    """
+    return VFIO if tree.release() < (6, 19, 0) else "vfio"
 
 
 def close_device(tree: Tree, address: str) -> None:

@@ -4,16 +4,17 @@
     tests/lab/run efifb-5.10 native  only these
     tests/lab/run --smoke            a few that cover much in a short time
     tests/lab/run --ci --budget 30   as many as fit into 30 minutes, by priority
-    tests/lab/run --matrix           each kernel of Debian's suites with each kind of console
+    tests/lab/run --matrix           kernels of Debian's suites with each kind of console
     tests/lab/run --matrix --against the same, compared with no hook and the guides' script
     tests/lab/run --list             list scenarios and kernels
     tests/lab/run --build-only       fill the cache and stop
     tests/lab/run --shell 6.12       a root shell in that kernel (leave with ctrl-a x)
 
 A QEMU plays the host under test: an emulated IOMMU, one or two emulated GPUs,
-a Debian root file system with systemd and libvirtd, and a Debian kernel or one
-of our own. There install.sh installs the working tree, and libvirtd starts and
-destroys a nested machine that owns the GPU. KVM is not needed.
+a Debian root file system with systemd and libvirtd, and a Debian kernel or a build
+of Debian's source with the options of another distribution. There install.sh installs
+the working tree, and libvirtd starts and destroys a nested machine that owns the GPU.
+KVM is not needed.
 
 Downloads and builds stay in ~/.cache/vfio-console-hook-lab, keyed by what they were
 made from. The lab changes nothing else on this machine, except that apt-get installs

@@ -64,7 +64,7 @@ KERNELS = (
     Kernel("trixie-backports", root="trixie", suites=("trixie-backports",)),
     Kernel("forky", root="forky", suites=("forky",)),
     # Each is on one side of a change: efidrm in the source (6.16), boot_display (6.18), BARs
-    # reserved when the device is opened (between 6.19 and 7.1).
+    # reserved when the device is opened (7.1).
     *(
         Kernel(name, "trixie", ("trixie-backports",), abi=f"{name}+deb13-amd64")
         for name in ("6.16.12", "6.17.13", "6.18.15", "6.19.14", "7.0.13", "7.1.13")

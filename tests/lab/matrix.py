@@ -1,4 +1,4 @@
-"""The matrix: each kernel of Debian's suites with each kind of console, under its libvirt.
+"""The matrix: kernels of Debian's suites with each kind of console, under their libvirt.
 
 A cell is a scenario (cell.py). The matrix itself runs with our hook. For the comparison
 the same cells run without a hook, and with the script that guides recommend.
