@@ -9,8 +9,10 @@ from vfio_console_hook.domain import Domain
 from vfio_console_hook.events import prepare as preparing
 from vfio_console_hook.events import release as releasing
 from vfio_console_hook.events import start as starting
+from vfio_console_hook.events import stopped as stopping
 from vfio_console_hook.events.assignment import assignment_of
 from vfio_console_hook.log import Log
+from vfio_console_hook.machine import console
 from vfio_console_hook.machine.host import Host
 from vfio_console_hook.machine.worker import Supervisor, call
 from vfio_console_hook.stages.handover import Handover
@@ -35,6 +37,14 @@ def check(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
     claim = ownership.acquire(host, uuid, "started")
     if claim is not None:
         starting.started(claim, log, run)
+
+
+def stop(host: Host, uuid: str, log: Log, run: Supervisor = call) -> None:
+    if console.has_fb_devices(host):
+        return
+    claim = ownership.acquire(host, uuid, "stopped")
+    if claim is not None:
+        stopping.stopped(claim, log, run)
 
 
 def release(

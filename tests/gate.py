@@ -16,6 +16,7 @@ LAUNCHER = ROOT / "hooks/launch.py"
 PYTHON = "/usr/bin/python3"
 PROGRAM = "/usr/lib/vfio-console-hook/hook"
 RUN_DIR = "/run/vfio-console-hook"
+FRAMEBUFFERS = "/proc/fb"
 
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 """What a hook finds in its environment, as libvirtd hands it on."""
@@ -29,7 +30,12 @@ _LAUNCHED = (
 
 
 def write_gate(
-    target: Path, *, python: str = PYTHON, program: str = PROGRAM, run_dir: str = RUN_DIR
+    target: Path,
+    *,
+    python: str = PYTHON,
+    program: str = PROGRAM,
+    run_dir: str = RUN_DIR,
+    framebuffers: str = FRAMEBUFFERS,
 ) -> Path:
     """Writes an executable copy of the gate to target, with these paths; returns target.
 
@@ -40,6 +46,7 @@ def write_gate(
         ("PYTHON", PYTHON, python),
         ("PROGRAM", PROGRAM, program),
         ("RUN_DIR", RUN_DIR, run_dir),
+        ("FRAMEBUFFERS", FRAMEBUFFERS, framebuffers),
     ):
         line = f"\n{name}={installed}\n"
         if text.count(line) != 1:
@@ -82,4 +89,10 @@ def gate_over(root: str, directory: Path, *, python: str = sys.executable) -> Pa
         encoding="utf-8",
     )
     run_dir = root + RUN_DIR
-    return write_gate(directory / "qemu", python=python, program=str(program), run_dir=run_dir)
+    return write_gate(
+        directory / "qemu",
+        python=python,
+        program=str(program),
+        run_dir=run_dir,
+        framebuffers=f"{root}/proc/fb",
+    )

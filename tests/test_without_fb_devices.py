@@ -73,6 +73,8 @@ def life(host: FakeHost, gpus: tuple[str, ...], config: Config = NOW) -> Seen:
     meanwhile = drawn_on(host)
     for one in gpus:
         close_device(host, one)
+    events.stop(host, UUID, log)
+    for one in gpus:
         libvirt.reattach(one)
     events.release(host, UUID, log)
     assert Claims(host).find(UUID) is None
@@ -202,6 +204,43 @@ def test_keep_console_cannot_choose_between_two(machine: MachineFactory) -> None
 
 
 # -- what goes wrong
+
+
+def test_a_gpu_may_leave_without_the_hook_afterwards(machine: MachineFactory) -> None:
+    host = machine(FEDORA)
+    life(host, (BOOT_GPU,))
+
+    host.write(f"sys/bus/pci/devices/{BOOT_GPU}/driver/unbind", BOOT_GPU)
+
+    assert (host.fault, drawn_on(host)) == (None, None)
+
+
+def test_the_consoles_come_back_although_the_gpu_does_not(machine: MachineFactory) -> None:
+    host = machine(FEDORA)
+    libvirt, log = FakeLibvirt(host), Log(host, "win11")
+    events.prepare(host, vm(BOOT_GPU), NOW, log)
+    libvirt.detach(BOOT_GPU)
+    events.start(host, UUID, log)
+    events.stop(host, UUID, log)
+
+    events.release(host, UUID, log)
+
+    assert drawn_on(host) == 1
+
+
+def test_stopped_is_for_what_start_has_bound(machine: MachineFactory) -> None:
+    host = machine(FEDORA)
+    log = Log(host, "win11")
+    events.prepare(host, vm(SECOND), NOW, log)
+    FakeLibvirt(host).detach(SECOND)
+    events.start(host, UUID, log)
+
+    events.stop(host, UUID, log)
+
+    assert drawn_on(host) == 0
+    claim = Claims(host).find(UUID)
+    assert claim is not None
+    assert claim.phase == "stopped"
 
 
 def test_the_last_framebuffer_may_follow_the_first(machine: MachineFactory) -> None:

@@ -205,6 +205,16 @@ def _started(event: _Event, xml: bytes | None) -> None:
     _with_claim(event, started)
 
 
+def _stopped(event: _Event, xml: bytes | None) -> None:
+    from .machine import console
+
+    # As the gate, which asks this first: other kernels have nothing to do here.
+    if not console.has_fb_devices(event.host):
+        from .events.stopped import stopped
+
+        _with_claim(event, stopped)
+
+
 def _release(event: _Event, xml: bytes | None) -> None:
     from .events.release import release
 
@@ -242,5 +252,6 @@ _EVENTS = {
     "start begin": _start,
     "started begin": _started,
     "reconnect begin": _started,
+    "stopped end": _stopped,
     "release end": _release,
 }

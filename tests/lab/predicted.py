@@ -89,6 +89,7 @@ def phases(scenario: Scenario, before: str, directory: Path) -> dict[str, str]:
     found["during"] = machine_text(host) + "".join(f"# blocked: BAR {bar}\n" for bar in blocked)
     for address in devices:
         close_device(host, address)
+    events.stop(host, UUID, log)
     found["stopped"] = machine_text(host)
     for address in devices:
         libvirt.reattach(address)

@@ -16,7 +16,7 @@ from . import refusals
 _MOVES = ("leave-framebuffers", "map-consoles")
 
 
-def _moved(claim: Claim) -> list[Action]:
+def moved_consoles(claim: Claim) -> list[Action]:
     """What prepare did to the consoles that start has to look after."""
     found = [step.do for _, step in claim.open_steps if step.do and step.do.kind in _MOVES]
     return [one for one in found if not getattr(one, "until_release", False)]
@@ -82,7 +82,7 @@ def _revive_consoles(claim: Claim, log: Log) -> str:
     # When a framebuffer goes that carried consoles, the kernel may drop all of
     # them to the dummy console although another framebuffer is alive (fbcon.c,
     # fbcon_fb_unbind). What is left now belongs to the host.
-    moved = _moved(claim)
+    moved = moved_consoles(claim)
     if not moved or not console.framebuffers(claim.host):
         return ""
     # Only for hosts with another framebuffer: these take 2 ms to load.

@@ -25,6 +25,7 @@ _PHASES = {
     "prepare": ("preparing", "starting"),
     "start": ("starting", "starting"),
     "started": ("running", "running"),
+    "stopped": ("stopping", "stopping"),
     "release": ("giving back", "given back in part"),
 }
 

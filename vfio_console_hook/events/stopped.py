@@ -1,0 +1,33 @@
+"""stopped: QEMU has ended, and libvirt is about to give the GPUs back to their drivers.
+
+Only for kernels without fb devices. There start has bound fbcon through sysfs, which the
+kernel does not notice (fbcon_has_console_bind): if a GPU with the consoles left later in any
+other way than through this hook, the next text would be a NULL dereference. fbcon that is
+unbound when the GPU's framebuffer comes back takes the consoles over anew, and all is as at
+boot (Linux fbcon.c, set_con2fb_map, do_fbcon_takeover; seen on 6.12).
+"""
+
+from __future__ import annotations
+
+from ..claims.claim import Claim
+from ..log import Log
+from ..machine.worker import Supervisor, call
+from .start import moved_consoles
+
+
+def stopped(claim: Claim, log: Log, run: Supervisor = call) -> None:
+    """Unbind fbcon if start has bound it for this VM; release sees that it is bound again.
+
+    Raises HookError; libvirt goes on all the same.
+    """
+    log = log.about("stopped", claim.uuid, claim.gpus)
+
+    def work() -> None:
+        with claim.work():
+            for action in moved_consoles(claim):
+                if action.kind == "leave-framebuffers":
+                    action.apply(claim.host)
+                    log.info("unbound fbcon until the GPU's framebuffer is back")
+                    return
+
+    run(work)
