@@ -283,6 +283,36 @@ def test_a_console_that_may_be_gone_comes_back_if_it_is_not(
     assert ("efi-framebuffer.0 is gone" in log) == (rule == "any")
 
 
+@pytest.mark.parametrize(("rule", "level", "said"), [
+    ("any", "warning", "the firmware console on efi-framebuffer.0 will not come back before a"
+     " reboot: vfio-pci has removed it"),
+    ("shadowed", "info", "vfio-pci has left efi-framebuffer.0 in place"),
+])  # fmt: skip
+def test_release_reports_what_became_of_a_console_of_another_gpu_that_may_be_gone(
+    machine: MachineFactory, rule: str, level: str, said: str
+) -> None:
+    host = machine(on(("6.1.0-vendor", rule, (), False), nothing_shadowed("6.1.0-vendor")))
+    losses = [step.loses for step in events.look(host, vm(SECOND), NOW)[1] if step.loses]
+
+    events.prepare(host, vm(SECOND), NOW, Log(host, "win11"))
+    libvirt = FakeLibvirt(host)
+    libvirt.detach(SECOND)
+    libvirt.reattach(SECOND)
+    events.release(host, UUID, Log(host, "win11"))
+
+    released = [
+        line.partition(f"release {SECOND}: ")
+        for line in (host.read(SNAPSHOT_LOG) or "").splitlines()
+        if "release 0" in line
+    ]
+    assert losses == [
+        "the console of another GPU may not come back before a reboot: nothing shows whether"
+        f" vfio-pci of this kernel removes efi-framebuffer.0 when it binds to {SECOND}"
+    ]
+    assert (f"{level}: win11: ", said) in [(head, text) for head, _, text in released]
+    assert host.list("run/vfio-console-hook/claims") == ()
+
+
 def test_a_console_of_another_gpu_that_may_go_is_refused(machine: MachineFactory) -> None:
     host = machine(on(("6.1.0-vendor", "shadowed", (), False), nothing_shadowed("6.1.0-vendor")))
 

@@ -13,6 +13,7 @@ MODULES = {
     "device": ("bind-native", "find-again", "load-native", "rescan"),
     "firmware": ("decode", "rebind", "unbind"),
     "holders": ("await-closed",),
+    "look": ("look-for",),
     "modules": ("free-framebuffers", "load-modules", "reserve", "unload-modules", "unreserve"),
     "native": ("return-native", "unbind-native"),
     "services": ("start-by-command", "start-units", "stop-by-command", "stop-units"),

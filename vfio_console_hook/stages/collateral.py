@@ -28,14 +28,7 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """
     for device, owner, removed in _removed_with(host, gpu, handover):
         if handover.config.keep_console == "never" or owner is None or not _draws(host, device):
-            yield Step(
-                stage=NAME,
-                gpu=gpu.address,
-                why=_why(device, removed),
-                do=None,
-                undo=None,
-                loses=_loss(gpu, device, removed),
-            )
+            yield _loss_step(gpu, device, removed)
         # A driver for a GPU that another VM is taking just now would not save its console.
         elif handover.config.host_driver == "load" and owner not in handover.taken:
             yield from _load_driver(host, gpu, owner, device, removed)
@@ -48,16 +41,22 @@ def _why(device: str, removed: Removed) -> str:
     return f"vfio-pci of this kernel {removes} {device}, which is not on this GPU"
 
 
-def _loss(gpu: Gpu, device: str, removed: Removed) -> str:
-    if removed is Removed.YES:
-        return (
-            "the console of another GPU will not come back before a reboot: vfio-pci of this"
-            f" kernel removes {device} when it binds to {gpu.address}"
-        )
-    return (
-        "the console of another GPU may not come back before a reboot: nothing shows whether"
-        f" vfio-pci of this kernel removes {device} when it binds to {gpu.address}"
+def _loss_step(gpu: Gpu, device: str, removed: Removed) -> Step:
+    """The loss, known or possible; release reports what has become of a possible one."""
+    why, undo = _why(device, removed), None
+    loses = (
+        "the console of another GPU will not come back before a reboot: vfio-pci of this"
+        f" kernel removes {device} when it binds to {gpu.address}"
     )
+    if removed is Removed.MAY:
+        from ..actions.look import LookFor  # hardly any host needs it
+
+        undo = LookFor(device, gpu.address)
+        loses = (
+            "the console of another GPU may not come back before a reboot: nothing shows whether"
+            f" vfio-pci of this kernel removes {device} when it binds to {gpu.address}"
+        )
+    return Step(stage=NAME, gpu=gpu.address, why=why, do=None, undo=undo, loses=loses)
 
 
 def _load_driver(

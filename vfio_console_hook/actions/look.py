@@ -1,0 +1,34 @@
+"""Looking whether the kernel has removed a firmware framebuffer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import LostError
+from ..machine.host import Host
+from .action import Action
+
+
+@dataclass(frozen=True)
+class LookFor(Action):
+    """Report what has become of a platform device when gpu was on vfio-pci; changes nothing.
+
+    Raises LostError when the device is gone.
+    """
+
+    device: str
+    gpu: str
+    kind = "look-for"
+
+    def apply(self, host: Host) -> None:
+        if host.real(f"sys/bus/platform/devices/{self.device}") is None:
+            raise LostError(
+                f"the firmware console on {self.device} will not come back before a reboot:"
+                " vfio-pci has removed it"
+            )
+
+    def shell(self) -> str:
+        return f"ls -d /sys/bus/platform/devices/{self.device}"
+
+    def past(self) -> str:
+        return f"vfio-pci has left {self.device} in place"
