@@ -146,6 +146,13 @@ PLANS = (
     Plan("two-amd-second", "two-amd", ("0000:13:00.0",)),
     Plan("two-gpus-lit-second-6.12", "two-gpus-lit-second-6.12", (SECOND,)),
     Plan("two-gpus-lit-second-6.12-boot-gpu", "two-gpus-lit-second-6.12"),
+    # two GPUs without /dev/fbN
+    Plan("fedora-two-gpus", "fedora-two-gpus"),
+    Plan("fedora-two-gpus-keep-console-never", "fedora-two-gpus",
+         config=Config(keep_console="never")),
+    Plan("fedora-two-gpus-second", "fedora-two-gpus", (SECOND,)),
+    Plan("fedora-two-gpus-bios", "fedora-two-gpus-bios"),
+    Plan("fedora-two-gpus-quiet", "fedora-two-gpus-quiet"),
     # two GPUs, both leave
     Plan("two-in-one-6.12", "two-in-one-6.12", (GPU, SECOND)),
     Plan("two-in-one-6.12-second-first", "two-in-one-6.12", (SECOND, GPU)),

@@ -20,6 +20,8 @@ _PLATFORM = "sys/bus/platform/devices"
 _CLIENT = "sys/module/drm_client_lib/parameters/active"
 # nvidia-drm is the only known driver that can show pictures without a framebuffer for fbcon.
 _NVIDIA_FBDEV = "sys/module/nvidia_drm/parameters/fbdev"
+PARAMETERS = (_CLIENT, _NVIDIA_FBDEV)
+"""The parameters of modules that decide whether a card has a framebuffer."""
 
 
 @dataclass(frozen=True)

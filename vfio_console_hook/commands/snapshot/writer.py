@@ -17,7 +17,7 @@ from ...config import load
 from ...domain import Domain
 from ...errors import HookError, HostError
 from ...log import printable
-from ...machine import drivers, kernel, modules
+from ...machine import console, drivers, drm, kernel, modules
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
 from ...machine.pci import displays
@@ -292,8 +292,10 @@ def _child(host: Host, path: str) -> Iterator[Entry]:
     yield Entry("d", path)
     yield from _links(host, f"{path}/device")
     yield from _files(host, f"{path}/name")
-    connectors = _matching(host, f"{path}/{path.rpartition('/')[2]}-*")
-    yield from (Entry("d", one) for one in connectors)
+    for connector in _matching(host, f"{path}/{path.rpartition('/')[2]}-*"):
+        yield Entry("d", connector)
+        if not console.has_fb_devices(host):  # or they decide nothing
+            yield from _files(host, f"{connector}/status", f"{connector}/enabled")
 
 
 def _modules(host: Host) -> Iterator[Entry]:
@@ -331,6 +333,10 @@ def _consoles(host: TracingHost) -> Iterator[Entry]:
     for folder in filter(host.exists, ("sys/class/graphics", "sys/class/drm")):
         yield Entry("d", folder)
         yield from _links(host, f"{folder}/*")
+    fbcon = "sys/class/graphics/fbcon"  # it is there before fbcon is a console driver
+    if host.exists(fbcon):
+        yield Entry("d", host.real(fbcon) or fbcon)
+    yield from _files(host, *drm.PARAMETERS)
     if host.exists("sys/class/vtconsole"):
         yield Entry("d", "sys/class/vtconsole")
     for path in _matching(host, "sys/class/vtconsole/*"):
