@@ -131,7 +131,11 @@ def _restore_override(host: Host, gpu: str, override: str) -> None:
 
 
 def _unload(host: Host) -> str | None:
-    """Unload the module if it drives nothing; a remark where it stays, which harms nothing."""
+    """Unload the module if it drives nothing; a remark where it stays, which harms nothing.
+
+    modprobe unloads what only vmwgfx needs too; what it had loaded when it was killed before
+    vmwgfx itself, such as ttm, stays and is unloaded with it the next time.
+    """
     if not modules.loaded(host, DRIVER):
         return None
     if any(bound_driver(host, one) == DRIVER for one in displays(host)):
