@@ -21,6 +21,7 @@ from .kernels import Built
 from .machine import Gpu, Hardware, Machine
 from .result import Outcome, Result
 from .scenarios import Scenario
+from .stand_ins import with_modules
 
 # Under a time budget so many scenarios come before the first cells of the matrix.
 FIRST_IN_CI = 12
@@ -31,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 class Lab:
     """What all scenarios share: the built files, and the directory of results."""
 
-    built: dict[str, Built]
+    built: dict[tuple[str, tuple[str, ...]], Built]
     ovmf: Path
     program: Path
     out: Path
@@ -50,7 +51,7 @@ class Lab:
         directory = self.out / scenario.name
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        built = self.built[scenario.kernel]
+        built = self.built[scenario.kernel, scenario.stand_ins]
 
         def boot() -> Machine:
             return Machine(self.hardware(scenario), built, self.program, directory)
@@ -171,7 +172,11 @@ def build(cache: Cache, chosen: Sequence[Scenario], out: Path) -> Lab:
     out.mkdir(parents=True, exist_ok=True)
     program = out / "program.tar"
     program.write_bytes(images.program(REPOSITORY))
-    built = {kernel.name: kernels.build(cache, kernel) for kernel in wanted}
+    plain = {kernel.name: kernels.build(cache, kernel) for kernel in wanted}
+    built = {
+        (one.kernel, one.stand_ins): with_modules(cache, plain[one.kernel], one.stand_ins)
+        for one in chosen
+    }
     return Lab(built, images.ovmf(cache), program, out)
 
 

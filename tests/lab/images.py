@@ -21,6 +21,8 @@ from .debian import Suite
 
 GUEST = Path(__file__).parent / "guest"
 
+# As in debian.Suite: a mirror may be out of date, but its signature must be valid.
+APT_OPTIONS = ('--aptopt=Acquire::Check-Valid-Until "false"',)
 PACKAGES = (
     "systemd",
     "systemd-sysv",
@@ -68,8 +70,7 @@ def root(cache: Cache, suite_name: str) -> Path:
         argv: list[str | Path] = [
             "mmdebstrap",
             "--variant=minbase",
-            # As in debian.Suite: a mirror may be out of date, but its signature must be valid.
-            '--aptopt=Acquire::Check-Valid-Until "false"',
+            *APT_OPTIONS,
             f"--include={','.join(packages)}",
         ]
         command([*argv, suite_name, tree, *suite.sources], log=log)

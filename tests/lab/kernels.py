@@ -6,12 +6,13 @@ root file system of one Debian release. To add one, add a line to KERNELS.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import lzma
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,7 +147,7 @@ def _from_package(cache: Cache, kernel: Kernel) -> Path:
             shutil.rmtree(tree / "lib")
         image = [*tree.glob("boot/vmlinuz-*"), *library.glob("*/vmlinuz")][0]
         shutil.copy(image, directory / "vmlinuz")
-        _pack_modules(tree, directory, log)
+        pack_modules(tree, directory, log)
 
     recipe: dict[str, object] = {"packages": packages, "early": EARLY_MODULES}
     if pooled:
@@ -183,13 +184,11 @@ def _from_source(cache: Cache, kernel: Kernel) -> Path:
     All builds of one source share its tree with the objects, so that the second shape
     compiles only what its options change: a few minutes instead of a quarter of an hour.
     """
-    suite, package, version = _source(cache, kernel.suites)
-    fragments = [CONFIG / f"{name}.config" for name in ("base", *kernel.fragments)]
+    _, package, version = _source(cache, kernel.suites)
+    fragments = _fragments(kernel)
 
     def make(directory: Path, log: Path) -> None:
-        with cache.locked(package):
-            tree = _source_tree(cache, suite, package, version, log)
-            _configure(tree, fragments, log)
+        with configured_source(cache, kernel, log) as tree:
             jobs = f"-j{os.cpu_count() or 1}"
             command(["make", "ARCH=x86_64", jobs, "bzImage", "modules"], log=log, cwd=tree)
             staging = directory / "tree"
@@ -197,7 +196,7 @@ def _from_source(cache: Cache, kernel: Kernel) -> Path:
             command([*install, "INSTALL_MOD_STRIP=1"], log=log, cwd=tree)
             shutil.copy(tree / "arch/x86/boot/bzImage", directory / "vmlinuz")
             shutil.copy(tree / ".config", directory / "config")
-        _pack_modules(staging, directory, log)
+        pack_modules(staging, directory, log)
 
     recipe = {
         "package": [package, version],
@@ -205,6 +204,20 @@ def _from_source(cache: Cache, kernel: Kernel) -> Path:
         "early": EARLY_MODULES,
     }
     return cache.build(f"kernel-{kernel.name}", recipe, make)
+
+
+@contextlib.contextmanager
+def configured_source(cache: Cache, kernel: Kernel, log: Path) -> Iterator[Path]:
+    """The source of one of our own kernels with its configuration, for one build at a time."""
+    suite, package, version = _source(cache, kernel.suites)
+    with cache.locked(package):
+        tree = _source_tree(cache, suite, package, version, log)
+        _configure(tree, _fragments(kernel), log)
+        yield tree
+
+
+def _fragments(kernel: Kernel) -> list[Path]:
+    return [CONFIG / f"{name}.config" for name in ("base", *kernel.fragments)]
 
 
 def _source(cache: Cache, suites: Sequence[str]) -> tuple[Suite, str, str]:
@@ -257,7 +270,7 @@ def _option(line: str) -> str:
     return line.split("=")[0].removeprefix("# ").split()[0]
 
 
-def _pack_modules(tree: Path, directory: Path, log: Path) -> None:
+def pack_modules(tree: Path, directory: Path, log: Path) -> None:
     """From tree/usr/lib/modules/RELEASE: the squashfs, early modules, the release's name."""
     release = next((tree / "usr/lib/modules").iterdir()).name
     # depmod looks below lib/.

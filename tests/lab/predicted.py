@@ -35,7 +35,7 @@ from vfio_console_hook.log import Log
 from vfio_console_hook.machine.snapshot import unpack
 
 from ..fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, systemd
-from ..natives import BOCHS, SOUND
+from ..natives import BOCHS, NVIDIA_WITHOUT_FB, SOUND
 from . import kernels
 from .scenarios import Scenario, leaving
 from .service import UNIT
@@ -190,8 +190,11 @@ def _machine(scenario: Scenario, before: str, directory: Path, *, ending: bool =
     directory.mkdir()
     unpack(before.partition(SEEN)[0], str(directory))
     host = FakeHost(str(directory))
+    stand_ins = scenario.stand_ins
+    if stand_ins:
+        host.tree.put("fake/modules", "\n".join(stand_ins))
     for address in _of_class(host, "0x03"):
-        host.tree.put(f"fake/native/{address}", BOCHS)
+        host.tree.put(f"fake/native/{address}", NVIDIA_WITHOUT_FB if stand_ins else BOCHS)
     for address in _of_class(host, "0x0403"):
         host.tree.put(f"fake/native/{address}", SOUND)
     if "distribution" in kernels.named(scenario.kernel).fragments:

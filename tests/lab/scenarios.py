@@ -55,6 +55,7 @@ class Scenario:
     is a name in trials.py, for scenarios that do something other than starting and
     destroying one VM. script is for the comparison: instead of the program, the script
     that guides recommend is libvirt's hook (guest/generic-hook.sh); then hook is False.
+    stand_ins are names of modules in stand-ins/ that the kernel gets.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Scenario:
     cycles: int = 2
     smoke: bool = False
     kind: str = "cycles"
+    stand_ins: tuple[str, ...] = ()
 
     def seconds(self) -> float:
         """An estimate of its duration for a time budget (two machines on two cores)."""
@@ -98,6 +100,8 @@ GONE_SENTENCE = r"will not come back before a reboot"
 LOSS_ANNOUNCED = (("plan", GONE_SENTENCE), ("log", GONE_SENTENCE))
 # The native driver is a module that is not loaded automatically.
 NOAUTOLOAD = "lab.noautoload"
+# A native driver that leaves the firmware's console alone.
+NVIDIA = ("nvidia",)
 FB_HOLDER = Holder("fb-holder", "/dev/fb0")
 CARD_HOLDER = Holder("card-holder", "/dev/dri/card0")
 MIXER = Holder("mixer", "/dev/snd/controlC0")
@@ -438,6 +442,24 @@ SCENARIOS = (
         kernel_line=QUIET,
         stays=(1,),
         kind="quiet",
+    ),
+    Scenario("beside-nvidia-6.12", "6.12", EFIFB, stand_ins=NVIDIA),
+    Scenario(
+        "beside-nvidia-6.1",
+        "6.1",
+        EFIFB,
+        stand_ins=NVIDIA,
+        after=After.GONE,
+        texts=LOSS_ANNOUNCED,
+    ),
+    Scenario("beside-nvidia-0380", "6.12", EFIFB, gpus=(BOCHS,), stand_ins=NVIDIA),
+    Scenario(
+        "beside-nvidia-simpledrm",
+        "ubuntu-6.12",
+        SIMPLEDRM,
+        stand_ins=NVIDIA,
+        after=After.GONE,
+        texts=LOSS_ANNOUNCED,
     ),
     Scenario(
         "control-dual-boot-leaves",
