@@ -36,7 +36,7 @@ _SCRIPT = f"""\
 status=$?
 case $1:$2 in
     {"|".join(f"{VM}:{event}" for event in _EVENTS)})
-        /usr/bin/timeout 60 /usr/bin/python3 -I {SNAPSHOT} \
+        /usr/bin/timeout 240 /usr/bin/python3 -I {SNAPSHOT} \
             >{_DIRECTORY}/$2 2>{_DIRECTORY}/$2.errors </dev/null ;;
 esac
 exit $status
