@@ -108,6 +108,11 @@ PLANS = (
     Plan("simpledrm-0380-6.12-rescan", "simpledrm-0380-6.12", config=Config(bootfb="rescan")),
     Plan("amd-strix-halo-0380-rescan", "amd-strix-halo-0380", ("0000:c3:00.0",),
          Config(bootfb="rescan")),
+    # beside a native driver that has left it alone
+    Plan("nvidia-beside-efifb-5.15", "nvidia-beside-efifb-5.15", ("0000:07:00.0",)),
+    Plan("nvidia-beside-efifb-6.3", "nvidia-beside-efifb-6.3", ("0000:07:00.0",)),
+    Plan("nvidia-beside-simpledrm-5.19", "nvidia-beside-simpledrm-5.19", ("0000:07:00.0",)),
+    Plan("nvidia-beside-simpledrm-6.11", "nvidia-beside-simpledrm-6.11", ("0000:07:00.0",)),
     # text
     Plan("vgacon-5.10", "vgacon-5.10"),
     # native drivers
@@ -298,7 +303,7 @@ def test_each_stage_covers_all_gpus_of_the_vm_before_the_next_one(machine: Machi
     planned = steps(host, SECOND, GPU)
 
     assert list(dict.fromkeys(step.stage for step in planned)) == [
-        "preflight", "fbcon", "fbdev", "native",
+        "preflight", "fbcon", "native", "fbdev",
     ]  # fmt: skip
     # One wait is for both.
     assert [step.gpu for step in planned if step.stage == "preflight"] == [SECOND]

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ..errors import LostError, StepError
-from ..machine import console
+from ..machine import console, firmware
 from ..machine.host import Host
 from ..machine.pci import is_vfio
 from .action import Action, require_on_bus
@@ -28,19 +28,22 @@ def driver_override(host: Host, gpu: str) -> str:
 
 
 def has_card(host: Host, gpu: str) -> bool:
-    """Whether the GPU has a DRM card."""
+    """Whether the GPU has a DRM card of its own driver."""
     return _has_node(host, gpu, "drm", "card")
 
 
 def has_framebuffer(host: Host, gpu: str) -> bool:
-    """Whether the GPU has a framebuffer."""
+    """Whether the GPU has a framebuffer of its own driver."""
     return _has_node(host, gpu, "graphics", "fb")
 
 
 def _has_node(host: Host, gpu: str, kind: str, prefix: str) -> bool:
+    nodes = (f"sys/class/{kind}/{name}" for name in host.list(f"sys/class/{kind}"))
     return any(
-        name.startswith(prefix) and console.pci_ancestor(host, f"sys/class/{kind}/{name}") == gpu
-        for name in host.list(f"sys/class/{kind}")
+        node.rpartition("/")[2].startswith(prefix)
+        and console.pci_ancestor(host, node) == gpu
+        and not firmware.is_firmware_node(host.real(node) or "")
+        for node in nodes
     )
 
 

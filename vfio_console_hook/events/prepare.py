@@ -16,7 +16,7 @@ from ..config.settings import Config
 from ..errors import CutOffError, HookError, LostError, StuckError
 from ..log import Log
 from ..machine import console, gpu, removal
-from ..machine.firmware import BOOTFB
+from ..machine.firmware import BOOTFB, RESERVATION_NAMES
 from ..machine.gpu import Gpu
 from ..machine.host import Host
 from ..machine.removal import Removal
@@ -126,10 +126,10 @@ def look_ahead(
 
 def check_free(one: Gpu, handover: Handover) -> None:
     """Look at the GPU after the steps. Raises StepError when something is still reserved in it."""
-    if one.native:
-        return  # libvirt detaches the driver next, and its reservations go with it
     expected = one.firmware and handover.removal.acts_on(one)
     for reservation in one.foreign_reservations:
+        if one.native and reservation.name not in RESERVATION_NAMES:
+            continue  # libvirt detaches the driver next, and its reservations go with it
         simple = any(device.owns_memory for device in one.firmware)
         if expected and simple and (
             reservation.name == BOOTFB or reservation.name.startswith("simple")

@@ -87,6 +87,11 @@ class FirmwareDevice:
         return self.reserved_as or (_RESERVED_AS[self.kind][-1 if self.drm else 0])
 
 
+def is_firmware_node(path: str) -> bool:
+    """Whether a device, by its real path in sysfs, is below a firmware framebuffer's."""
+    return any(_DEVICE.fullmatch(part) for part in path.split("/"))
+
+
 def _kind(name: str) -> str:
     kind = name.split("-", 1)[0]
     return _LEGACY_VGA if kind.startswith(("vga", "ega")) else kind
@@ -112,8 +117,8 @@ def devices_of(
 ) -> tuple[FirmwareDevice, ...]:
     """The firmware framebuffers of one GPU, by sysfs parent or else by address.
 
-    native: a native driver is bound to the GPU. Reservations that are left then do not
-    prove that the firmware driver still draws.
+    native: a native driver is bound to the GPU. It may have taken over, or, as nvidia
+    without a framebuffer of its own, have left the firmware's driver alone.
     """
     found = (_device(host, name, reservations, native) for name in devices(host))
     return tuple(device for device in found if _belongs(host, device, address, bars))

@@ -40,6 +40,17 @@ class Gpu:
         return self.driver is not None and not self.vfio
 
     @property
+    def native_framebuffers(self) -> tuple[str, ...]:
+        """Those of its framebuffers that are not the firmware driver's."""
+        firmwares = {name for device in self.firmware for name in device.framebuffers}
+        return tuple(name for name in self.framebuffers if name not in firmwares)
+
+    @property
+    def drawing_firmware(self) -> tuple[FirmwareDevice, ...]:
+        """Its firmware devices on which a driver draws, maybe beside a native driver."""
+        return tuple(one for one in self.firmware if one.driver is not None and not one.dead)
+
+    @property
     def foreign_reservations(self) -> tuple[Reservation, ...]:
         """The reservations in its BARs that are not vfio's."""
         return tuple(reservation for reservation in self.reservations if not reservation.vfio)

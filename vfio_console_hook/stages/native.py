@@ -6,8 +6,9 @@ unbound here instead, in a process with a timeout. The GPU is left without a dri
 libvirt would not re-attach what prepare had bound to vfio-pci.
 
 While the VM runs, the person loses what the driver shows and computes on this GPU.
-libvirt probes before release and does not check the result, so release does, before it
-gives anything else back.
+libvirt probes before release and does not check the result, so release does. nvidia
+without a framebuffer of its own leaves the firmware's console alone: that is freed after
+the driver has gone, and comes back before it does, in the order of a boot.
 """
 
 from __future__ import annotations
@@ -48,9 +49,12 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     if driver.unload:
         yield from _off_modules(host, gpu, driver, handover)
         return
-    here = driver.may_hang or driver.while_open != drivers.UNPLUGS
+    drawing = bool(gpu.drawing_firmware)
+    here = driver.may_hang or driver.while_open != drivers.UNPLUGS or drawing
     if driver.may_hang:
         why = f"unbinding {driver.name} can hang; done here because libvirt has no timeout for it"
+    elif drawing:
+        why = f"{driver.name} goes before the firmware console, which it has left alone"
     elif here:
         why = (
             f"{driver.name} must not be open when it is unbound; done here because libvirt does not"
@@ -66,6 +70,24 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
         do=_unbind(gpu, driver, handover) if here else None,
         undo=_return(host, gpu),
     )
+
+
+def stand_back(host: Host, gpu: Gpu, handover: Handover, stage: str) -> Iterator[Step]:
+    """What lets the firmware's console come back before the driver, on behalf of a stage.
+
+    libvirt has probed for the driver before release. One whose modules are unloaded cannot
+    have come back by then.
+    """
+    driver = drivers.driver_named(gpu.driver)
+    if not driver.unload or _is_unbound(host, gpu, driver, handover):
+        yield Step(
+            stage=stage,
+            gpu=gpu.address,
+            why=f"{driver.name}, which libvirt probes for first, must come back after the firmware"
+            " console",
+            do=None,
+            undo=_unbind(gpu, driver, handover),
+        )
 
 
 def _unbind(gpu: Gpu, driver: Driver, handover: Handover) -> UnbindNative:
@@ -93,11 +115,11 @@ def _off_modules(host: Host, gpu: Gpu, driver: Driver, handover: Handover) -> It
     Every GPU is reserved before the modules are unloaded, together with the VM's last GPU.
     Raises RefusedError.
     """
-    going = tuple(one for one in handover.gpus if one.driver == driver.name and not one.virtual)
+    going = _going(driver, handover)
     staying = _staying_devices(host, driver, going)
     order = modules.unload_order(host, _module_of(host, gpu, driver))
     reserved = _reservable(host, (gpu,))
-    alone = bool(staying) or not order
+    alone = _is_unbound(host, gpu, driver, handover)
     if alone:
         _refuse_shown(host, gpu, driver)
     yield Step(
@@ -124,6 +146,16 @@ def _off_modules(host: Host, gpu: Gpu, driver: Driver, handover: Handover) -> It
         yield from _unload(host, going, order, handover)
 
 
+def _going(driver: Driver, handover: Handover) -> tuple[Gpu, ...]:
+    return tuple(one for one in handover.gpus if one.driver == driver.name and not one.virtual)
+
+
+def _is_unbound(host: Host, gpu: Gpu, driver: Driver, handover: Handover) -> bool:
+    """Whether a driver that could be unloaded has to be unbound from one GPU instead."""
+    staying = _staying_devices(host, driver, _going(driver, handover))
+    return bool(staying) or not modules.unload_order(host, _module_of(host, gpu, driver))
+
+
 def _refuse_shown(host: Host, gpu: Gpu, driver: Driver) -> None:
     """Refuse a release of the driver that does not release one GPU with a DRM node."""
     if has_card(host, gpu.address) and kernel.has_symbol(host, driver.remove_shown) is False:
@@ -138,7 +170,7 @@ def _unload(
     host: Host, going: tuple[Gpu, ...], order: tuple[str, ...], handover: Handover
 ) -> Iterator[Step]:
     addresses = tuple(one.address for one in going)
-    framebuffers = tuple(name for one in going for name in one.framebuffers)
+    framebuffers = tuple(name for one in going for name in one.native_framebuffers)
     # If nothing is drawn on them, fbcon does not use the module.
     if framebuffers and handover.fbcon_draws and not _consoles_move(host, going, handover):
         yield Step(

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 # they are stopped. preflight and collateral refuse, so they come before any other
 # change. fbcon comes while the framebuffers are there and consoles can be moved. load only
 # has an undo, which comes when the firmware's drivers are back, and before the consoles are
-# looked after. From there the order is that of Linux commit d17378062079: DRM aperture
-# drivers, fbdev drivers, vgacon. Sound goes before the GPU and comes back after it, because
-# its driver works together with that of the GPU (Linux drm_audio_component).
+# looked after. Sound goes before the GPU's native driver and comes back after it, because they
+# work together (Linux drm_audio_component). The firmware's drivers go last and come back
+# first, as at a boot: a native driver may have left one of them alone, and needs the memory
+# decoding that they switch off; and a card or framebuffer gets the lowest free number. Their
+# order is that of Linux commit d17378062079: DRM aperture drivers, fbdev drivers, vgacon.
 NAMES = (
-    "services", "preflight", "collateral", "fbcon", "load", "drm_aperture", "fbdev", "vgacon",
-    "sound", "native", "vfio",
+    "services", "preflight", "collateral", "fbcon", "sound", "native", "load", "drm_aperture",
+    "fbdev", "vgacon", "vfio",
 )  # fmt: skip
 
 
@@ -52,7 +54,7 @@ def _stages(handover: Handover) -> Iterator[Any]:
         from . import services
 
         yield services
-    yield from (preflight, collateral, fbcon, load, drm_aperture, fbdev, vgacon)
+    yield from (preflight, collateral, fbcon)
     if handover.siblings:
         from . import sound
 
@@ -61,6 +63,7 @@ def _stages(handover: Handover) -> Iterator[Any]:
         from . import native
 
         yield native
+    yield from (load, drm_aperture, fbdev, vgacon)
     if handover.bind_vfio:
         from . import vfio
 

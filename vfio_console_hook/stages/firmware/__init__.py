@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ...actions.firmware import Rebind
 from ...claims.step import Step
 from ...machine.gpu import Gpu
 from ...machine.host import Host
@@ -19,12 +20,20 @@ def plan(host: Host, gpu: Gpu, handover: Handover, stage: str, *, drm: bool) -> 
 
     Raises RefusedError where nothing that the configuration allows would.
     """
+    comes_back = False
     for device in gpu.firmware:
         if device.drm != drm:
             continue
         if device.owns_memory:
             from . import bootfb  # takes 4 ms to load
 
-            yield from bootfb.plan(host, gpu, device, handover, stage)
+            steps = bootfb.plan(host, gpu, device, handover, stage)
         else:
-            yield from sysfb.plan(host, gpu, device, handover, stage)
+            steps = sysfb.plan(host, gpu, device, handover, stage)
+        for step in steps:
+            yield step
+            comes_back = comes_back or (isinstance(step.undo, Rebind) and not step.loses)
+    if comes_back and gpu.native:
+        from .. import native  # loaded only for GPUs with a native driver
+
+        yield from native.stand_back(host, gpu, handover, stage)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from ...actions.aperture import DRIVER, EndProbe, ProbeAperture
 from ...actions.device import BindNative, FindAgain, Rescan
 from ...actions.firmware import decodes_memory
-from ...actions.native import ReturnNative, UnbindNative, driver_override
+from ...actions.native import VFIO, ReturnNative, UnbindNative, driver_override
 from ...actions.vfio import BindVfio
 from ...claims.step import Step
 from ...errors import RefusedError
@@ -43,7 +43,7 @@ def plan(
 
     Raises RefusedError, with what would free it on this machine, where that does not.
     """
-    if gpu.native or not any(reservation.name == BOOTFB for reservation in gpu.reservations):
+    if not any(reservation.name == BOOTFB for reservation in gpu.reservations):
         return
     if handover.removed(host, device, bound=device.driver is not None) is Removed.YES:
         # The driver is left bound: vfio-pci finds the device by the driver's aperture and
@@ -155,7 +155,7 @@ def _aperture(
     fields = (
         gpu.address,
         device.name,
-        driver_override(host, gpu.address),
+        _override_by_then(host, gpu),
         not host.exists(f"sys/bus/pci/drivers/{DRIVER}"),
     )
     yield Step(
@@ -169,13 +169,21 @@ def _aperture(
     )
 
 
+def _override_by_then(host: Host, gpu: Gpu) -> str:
+    """The GPU's driver_override when its native driver has gone, as stages/native.py leaves it."""
+    override = driver_override(host, gpu.address)
+    reserved = gpu.native and not override and drivers.driver_named(gpu.driver).unload
+    return VFIO if reserved else override
+
+
 # -- bootfb: native
 
 
 def _bind_native(
     host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover, stage: str
 ) -> Iterator[Step]:
-    why_not = _why_unseen(host, gpu, device)
+    left = f"{gpu.driver}, which is bound to it, leaves {device.name} alone" if gpu.native else ""
+    why_not = left or _why_unseen(host, gpu, device)
     if why_not:
         raise RefusedError(f"`bootfb: native` cannot free BOOTFB of {gpu.address}: {why_not}")
     modalias = host.read(f"sys/bus/pci/devices/{gpu.address}/modalias") or ""
@@ -233,6 +241,11 @@ def _rescan(
     What has an undo is done once more for a VM that takes the steps over, so the rescan
     itself has none.
     """
+    if gpu.native:
+        raise RefusedError(
+            f"`bootfb: rescan` is not safe on {gpu.address}: {gpu.driver} would bind to it again"
+            " before libvirt does"
+        )
     if device.parent != gpu.address:
         # Older kernels keep pointers into the freed PCI device and use them later
         # (kernel GPF in efifb_probe and platform_device_del).

@@ -23,7 +23,7 @@ def plan(
     host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover, stage: str
 ) -> Iterator[Step]:
     """The unbind of the driver, and what keeps the kernel from removing the device if possible."""
-    if device.driver is None or device.dead or gpu.native:
+    if device.driver is None or device.dead:
         # Linux 5.10 panics when a device that a native driver took over is unbound.
         return
     decode_off = _decode_off_helps(host, gpu, device, handover)
