@@ -247,6 +247,10 @@ KERNEL = [
         "a BOOTFB that stays", consoles.bootfb, win11, "WARN", f"BOOTFB in {GPU}", "in BAR 0",
         machine="simpledrm-0380-6.12",
     ),
+    Case(
+        "a BOOTFB beside a native driver", consoles.bootfb, nothing, "WARN",
+        "BOOTFB in 0000:07:00.0", "in BAR 3", machine="nvidia-beside-simpledrm-5.19",
+    ),
     Case("no lockdown", consoles.kernel_lockdown, nothing, "PASS", "kernel lockdown"),
     Case(
         "lockdown", consoles.kernel_lockdown, LOCKED, "WARN", "kernel lockdown", "integrity",

@@ -68,7 +68,7 @@ def bootfb(system: System) -> Iterator[Finding]:
 
 def _frees_bootfb(host: Host, one: Gpu) -> bool:
     rule = removal.of_kernel(host)
-    return one.native or any(
+    return any(
         rule.of_device(host, one, device, bound=device.driver is not None) is Removed.YES
         for device in one.firmware
         if device.owns_memory
