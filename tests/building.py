@@ -61,7 +61,8 @@ class Firmware:
 
     reservation is the range that the driver reserves.
 
-    size 0 means that nothing draws, as in text mode.
+    size 0 means that nothing draws, as in text mode. coreboot is the name of what the
+    device itself reserves if coreboot's driver has registered it.
     """
 
     device: str
@@ -72,10 +73,16 @@ class Firmware:
     mode: tuple[int, int] = (1280, 800)
     bound: bool = True
     below: str = ""
+    coreboot: str = ""
 
     @property
     def path(self) -> str:
         return f"{self.below or 'sys/devices/platform'}/{self.device}"
+
+    @property
+    def owned_as(self) -> str:
+        """What the device itself reserves."""
+        return self.coreboot or ("BOOTFB" if self.device.startswith("simple-") else "")
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,7 @@ class Machine:
 _TITLES = {
     "efifb": "EFI VGA", "vesafb": "VESA VGA", "simplefb": "simple", "vga16fb": "VGA16 VGA",
     "efidrm": "efidrmdrmfb", "simpledrm": "simpledrmdrmfb", "vesadrm": "vesadrmdrmfb",
+    "corebootdrm": "corebootdrmdrmf",
 }  # fmt: skip
 
 
@@ -208,8 +216,9 @@ def _ranges(machine: Machine) -> list[tuple[int, int, str]]:
         if device.bound and str(number) in device.words.get("bars", "").split(","):
             found.append((start, start + size - 1, device.words["driver"]))
     for firmware in machine.firmware:
-        if firmware.device.startswith("simple-"):
-            found.append((firmware.start, firmware.start + _pages(firmware.size) - 1, "BOOTFB"))
+        if firmware.owned_as:
+            last = firmware.start + _pages(firmware.size) - 1
+            found.append((firmware.start, last, firmware.owned_as))
         if firmware.bound and firmware.reservation:
             found.append(
                 (firmware.start, firmware.start + firmware.reservation - 1, firmware.driver)
@@ -258,7 +267,8 @@ def _ioports(machine: Machine) -> list[str]:
 def _screen(machine: Machine) -> list[str]:
     """struct screen_info, the first 64 bytes of boot_params."""
     data = bytearray(64)
-    firmware = next((one for one in machine.firmware if one.size), None)
+    # sysfb_handles_screen_info(): coreboot's driver does nothing if this has a picture.
+    firmware = next((one for one in machine.firmware if one.size and not one.coreboot), None)
     data[0x07], data[0x0E], data[0x0F] = 80, 25, 1
     if firmware is not None:
         vesa = firmware.device.startswith("vesa")
@@ -334,11 +344,27 @@ def _platform(firmware: Firmware) -> list[str]:
     memory = f"{firmware.start:#x} {firmware.size} {firmware.start:#x} {firmware.reservation}"
     lines = [f"d {path}", _link(f"sys/bus/platform/devices/{name}", path)]
     lines += [f"f {path}/driver_override = (null)", f"f {path}/modalias = platform:{driver}"]
-    lines += [_link(f"{path}/subsystem", "sys/bus/platform"), *_driver("platform", driver)]
+    lines += [_link(f"{path}/subsystem", "sys/bus/platform")]
+    lines += _driver("platform", driver) if firmware.bound or not firmware.coreboot else []
+    lines += _coreboot() if firmware.coreboot else []
     lines += [f"f fake/sysfb/{name} = {firmware.driver} {memory}"]
     if firmware.bound:
         lines += [_link(f"{path}/driver", f"sys/bus/platform/drivers/{driver}")]
     return lines
+
+
+COREBOOT = "sys/devices/platform/BOOT0000:00/coreboot5"
+
+
+def _coreboot() -> list[str]:
+    """The framebuffer's entry of the coreboot table, as a device, and one for something else."""
+    other = COREBOOT.replace("coreboot5", "coreboot4")
+    lines = []
+    for path in (other, COREBOOT):
+        lines += [f"d {path}", _link(f"{path}/subsystem", "sys/bus/coreboot")]
+        lines += [_link(f"sys/bus/coreboot/devices/{path.rpartition('/')[2]}", path)]
+    driver = "sys/bus/coreboot/drivers/framebuffer"
+    return [*lines, *_driver("coreboot", "framebuffer"), _link(f"{COREBOOT}/driver", driver)]
 
 
 def _nodes(machine: Machine) -> list[str]:
@@ -355,7 +381,7 @@ def _nodes(machine: Machine) -> list[str]:
             connectors = tuple(filter(None, device.words.get("connectors", "").split(",")))
             drawing.append((device.path, device.words["fb"], 0, 4096000, render, connectors))
     for path, title, start, size, render, connectors in drawing:
-        if title.endswith("drmfb"):
+        if title.endswith(("drmfb", "drmdrmf")):
             lines += _card(path, cards, connectors)
             if not machine.fb_device:
                 on_it = machine.on_framebuffers and len(fbs) == machine.console_fb

@@ -113,6 +113,10 @@ PLANS = (
     Plan("nvidia-beside-efifb-6.3", "nvidia-beside-efifb-6.3", ("0000:07:00.0",)),
     Plan("nvidia-beside-simpledrm-5.19", "nvidia-beside-simpledrm-5.19", ("0000:07:00.0",)),
     Plan("nvidia-beside-simpledrm-6.11", "nvidia-beside-simpledrm-6.11", ("0000:07:00.0",)),
+    # coreboot's
+    Plan("coreboot-igpu", "coreboot-igpu", ("0000:00:02.0",)),
+    Plan("coreboot-igpu-simpledrm", "coreboot-igpu-simpledrm", ("0000:00:02.0",)),
+    Plan("coreboot-corebootdrm-7", "coreboot-corebootdrm-7", ("0000:00:02.0",)),
     # text
     Plan("vgacon-5.10", "vgacon-5.10"),
     # native drivers

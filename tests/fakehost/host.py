@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from vfio_console_hook.errors import HostError, StuckError
 from vfio_console_hook.machine.snapshot import SnapshotHost, answer_path
 
-from . import fbcon, fbdev, modules, openrc, pci, processes, sysfb, systemd
+from . import coreboot, fbcon, fbdev, modules, openrc, pci, processes, sysfb, systemd
 from .tree import KernelFault, Tree
 
 _CHANGES = "fake/changes"
@@ -64,6 +64,7 @@ class FakeHost(SnapshotHost):
         with self._kernel_lock():
             fbcon.learn(self.tree)
             sysfb.learn(self.tree)
+            coreboot.learn(self.tree)
             pci.learn(self.tree)
             modules.settle(self.tree)
         self._before = len(self._all_changes())
@@ -318,6 +319,8 @@ _ADDRESS = r"sys/devices/(?:.*/)?([0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])"
 _STORES: tuple[tuple[str, Callable[[Tree, str, str], None]], ...] = (
     (r"sys/bus/platform/drivers/([^/]+)/bind", sysfb.write_bind),
     (r"sys/bus/platform/drivers/([^/]+)/unbind", sysfb.write_unbind),
+    (r"sys/bus/coreboot/drivers/([^/]+)/bind", coreboot.write_bind),
+    (r"sys/bus/coreboot/drivers/([^/]+)/unbind", coreboot.write_unbind),
     (r"sys/bus/pci/drivers/([^/]+)/bind", pci.write_bind),
     (r"sys/bus/pci/drivers/([^/]+)/unbind", pci.write_unbind),
     (r"sys/bus/pci/drivers_probe", lambda tree, _, word: pci.write_probe(tree, word)),

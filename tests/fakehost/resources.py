@@ -10,6 +10,8 @@ from .tree import Tree
 IOMEM = "proc/iomem"
 IOPORTS = "proc/ioports"
 
+# What the driver of /sys/bus/coreboot registers reserves (framebuffer_probe).
+COREBOOT_NAMES = ("Coreboot Framebuffer", "coreboot-framebuffer.0", "simple-framebuffer.0")
 _LINE = re.compile(r"( *)([0-9a-f]+)-([0-9a-f]+) : (.*)")
 # r_show stops indenting at MAX_IORES_LEVEL.
 _DEEPEST = 5
@@ -56,6 +58,10 @@ def _busy(tree: Tree, region: Region) -> bool:
         # Linux 5.10 arch/x86/kernel/sysfb_simplefb.c marks it, 6.1
         # drivers/firmware/sysfb_simplefb.c does not (changed in 5.18).
         return tree.release() < (5, 18, 0)
+    if region.name in COREBOOT_NAMES:
+        # Until "firmware: google: framebuffer: Do not mark framebuffer as busy", which came
+        # together with the change that dropped the remove function.
+        return tree.has_symbol("framebuffer_remove")
     return _WINDOW.match(region.name) is None
 
 

@@ -24,12 +24,12 @@ from . import fbdev, resources
 from .tree import Tree
 
 BUS = "sys/bus/platform"
-_STATE = "fake/sysfb"
+STATE = "fake/sysfb"
 DISABLED = "fake/sysfb_disabled"
-_DEVICE = re.compile(r"(efi|vesa|simple|vga)-framebuffer\.\d+")
+_DEVICE = re.compile(r"(efi|vesa|simple|vga|coreboot)-framebuffer\.\d+")
 # What sysfb_init registers where there is no picture; no driver takes it.
 _EMPTY = re.compile(r"(platform|ega)-framebuffer\.\d+")
-_BOOTFB = "BOOTFB"
+_OWN = ("BOOTFB", *resources.COREBOOT_NAMES)
 _VGA_PORTS = (0x3C0, 0x3DF)
 
 
@@ -52,9 +52,13 @@ _DRIVERS = {
         Driver("efidrm", "efidrmdrmfb", drm=True),
         Driver("vesadrm", "vesadrmdrmfb", drm=True),
         Driver("simpledrm", "simpledrmdrmfb", drm=True),
+        Driver("corebootdrm", "corebootdrmdrmf", drm=True),
     )
 }
-_FBDEV_OF = {"efi": "efifb", "vesa": "vesafb", "simple": "simplefb", "vga": "vga16fb"}
+_FBDEV_OF = {
+    "efi": "efifb", "vesa": "vesafb", "simple": "simplefb", "vga": "vga16fb",
+    "coreboot": "corebootdrm",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,8 @@ class Refused(OSError):
 def learn(tree: Tree) -> None:
     """Write down, before anything changes, what only the present state shows."""
     for name in tree.list(f"{BUS}/devices"):
-        if _DEVICE.fullmatch(name) and not tree.exists(f"{_STATE}/{name}"):
-            tree.put(f"{_STATE}/{name}", _look(tree, name))
+        if _DEVICE.fullmatch(name) and not tree.exists(f"{STATE}/{name}"):
+            tree.put(f"{STATE}/{name}", _look(tree, name))
 
 
 def _look(tree: Tree, name: str) -> str:
@@ -98,14 +102,14 @@ def _look(tree: Tree, name: str) -> str:
     bound_drm = bool(tree.list(f"{device}/drm"))
     driver = by_title or by_reservation or (f"{kind}drm" if bound_drm else _FBDEV_OF[kind])
     reservation = next((r for r in reservations if r.name == driver), None)
-    bootfb = next(iter(resources.named(tree, _BOOTFB)), None)
+    own = next((r for name in _OWN for r in resources.named(tree, name)), None)
     memory = tree.framebuffer_memory(fbs[0]) if fbs else None
     screen = screen_memory(tree)
     start, size = 0, 0
     if memory is not None and memory[0]:
         start, size = memory
-    elif reservation or bootfb:
-        region = reservation or bootfb
+    elif reservation or own:
+        region = reservation or own
         assert region is not None
         start, size = region.first, region.last - region.first + 1
     elif screen is not None:
@@ -120,7 +124,7 @@ def _look(tree: Tree, name: str) -> str:
 
 def platform(tree: Tree, device: str) -> Platform:
     """Raises LookupError for a device that is no firmware framebuffer."""
-    text = tree.read(f"{_STATE}/{device}")
+    text = tree.read(f"{STATE}/{device}")
     if text is None:
         raise LookupError(device)
     driver, *numbers = text.split()
@@ -129,7 +133,7 @@ def platform(tree: Tree, device: str) -> Platform:
 
 def platforms(tree: Tree) -> list[Platform]:
     """Those that are still registered."""
-    names = [name for name in tree.list(_STATE) if tree.readlink(f"{BUS}/devices/{name}")]
+    names = [name for name in tree.list(STATE) if tree.readlink(f"{BUS}/devices/{name}")]
     return [platform(tree, name) for name in names]
 
 
@@ -151,10 +155,11 @@ def write_bind(tree: Tree, driver: str, device: str) -> None:
         raise Refused(errno.ENODEV if old else errno.ENOENT, driver)  # driver_sysfs_add
     if bound_driver(tree, device) is not None:
         raise Refused(errno.ENODEV if old else errno.EBUSY, driver)
-    _probe(tree, platform(tree, device), path, driver)
+    probe(tree, platform(tree, device), path, driver)
 
 
-def _probe(tree: Tree, found: Platform, path: str, driver: str) -> None:
+def probe(tree: Tree, found: Platform, path: str, driver: str) -> None:
+    """The driver's probe()."""
     freed = tree.exists("fake/owner_removed") and tree.release() < (6, 9, 0)
     if freed and found.driver.name == "efifb":
         # efifb_fixup_resources kept pointers into the PCI device of before, in whose BAR it draws.
@@ -245,22 +250,30 @@ def unregister(tree: Tree, device: str) -> None:
             _remove(tree, found, path)
         tree.remove(path)
     tree.remove(f"{BUS}/devices/{device}")
-    tree.remove(f"{_STATE}/{device}")
-    if device.startswith("simple-"):
+    tree.remove(f"{STATE}/{device}")
+    if device.startswith(("simple-", "coreboot-")):
         # platform_device_del releases the device's own resource, and only now.
-        for region in resources.named(tree, _BOOTFB):
-            resources.release_with_children(tree, region.first, region.last, _BOOTFB)
+        for name in _OWN:
+            for region in resources.named(tree, name):
+                resources.release_with_children(tree, region.first, region.last, name)
 
 
 def disable(tree: Tree) -> None:
     """The unregistering half of sysfb_disable(); sysfb_init is an initcall, so it is final."""
     tree.put(DISABLED, "")
     for found in platforms(tree):
-        unregister(tree, found.device)
+        # "pd" is the device that sysfb_init has registered; coreboot's is not.
+        if not _is_coreboots(tree, found.device):
+            unregister(tree, found.device)
     for name in tree.list(f"{BUS}/devices"):
         if _EMPTY.fullmatch(name):
             tree.remove(tree.where(f"{BUS}/devices/{name}"))
             tree.remove(f"{BUS}/devices/{name}")
+
+
+def _is_coreboots(tree: Tree, device: str) -> bool:
+    entries = (tree.read(f"fake/coreboot/{entry}") or "" for entry in tree.list("fake/coreboot"))
+    return any(text.split()[0] == device for text in entries)
 
 
 def detach_overlapping(tree: Tree, first: int, last: int) -> None:

@@ -10,6 +10,9 @@ from ..machine.host import Host
 from ..machine.pci import is_vfio
 from .action import Action, require_on_bus
 
+CONSOLES_BACK = ("rebind", "register-coreboot")
+"""The kinds of actions that bring a firmware console back."""
+
 # Linux include/uapi/linux/pci_regs.h
 PCI_COMMAND = 4
 PCI_COMMAND_MEMORY = 0x2
@@ -70,26 +73,31 @@ class Rebind(Action):
         return host.real(f"sys/bus/platform/devices/{self.device}") is None
 
     def _check_gpu(self, host: Host) -> None:
-        # efifb draws where it drew at boot, whatever has happened to the BAR since
-        # (Linux efifb.c, efifb_probe): at a wrong address it writes to other memory.
-        require_on_bus(host, self.gpu)
-        driver = host.link_name(f"sys/bus/pci/devices/{self.gpu}/driver")
-        if driver is not None:
-            raise LostError(f"{self.device} stays unbound: {driver} drives {self.gpu} now")
-        bars = memory.memory_bars(host, self.gpu)
-        drawn = memory.Range(self.first, self.last)
-        if self.first >= 0 and not any(bar.range.holds(drawn) for bar in bars):
-            raise LostError(
-                f"{self.device} stays unbound: the memory of {self.gpu} has moved away from {drawn}"
-            )
-        if not decodes_memory(host, self.gpu):
-            raise StepError(f"{self.device} cannot be bound: {self.gpu} does not decode its memory")
+        check_drawable(host, self.device, self.gpu, self.first, self.last)
 
     def shell(self) -> str:
         return f"echo {self.device} > /sys/bus/platform/drivers/{self.driver}/bind"
 
     def past(self) -> str:
         return f"bound {self.device} to {self.driver} again"
+
+
+def check_drawable(host: Host, device: str, gpu: str, first: int, last: int) -> None:
+    """Raise LostError or StepError unless a firmware driver can draw where it drew at boot.
+
+    It does so whatever has happened to the BAR since (Linux efifb.c, efifb_probe), and at a
+    wrong address it writes to other memory. first and last are as in Rebind.
+    """
+    require_on_bus(host, gpu)
+    driver = host.link_name(f"sys/bus/pci/devices/{gpu}/driver")
+    if driver is not None:
+        raise LostError(f"{device} stays unbound: {driver} drives {gpu} now")
+    bars = memory.memory_bars(host, gpu)
+    drawn = memory.Range(first, last)
+    if first >= 0 and not any(bar.range.holds(drawn) for bar in bars):
+        raise LostError(f"{device} stays unbound: the memory of {gpu} has moved away from {drawn}")
+    if not decodes_memory(host, gpu):
+        raise StepError(f"{device} cannot be bound: {gpu} does not decode its memory")
 
 
 def decodes_memory(host: Host, gpu: str) -> bool:

@@ -10,6 +10,7 @@ MODULES = {
     "aperture": ("end-probe", "probe-aperture"),
     "console_moves": ("leave-framebuffers", "map-consoles"),
     "consoles": ("show-consoles",),
+    "coreboot": ("register-coreboot", "unregister-coreboot"),
     "device": ("bind-native", "find-again", "load-native", "rescan"),
     "firmware": ("decode", "rebind", "unbind"),
     "holders": ("await-closed",),

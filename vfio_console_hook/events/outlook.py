@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..actions.console_moves import LeaveFramebuffers
 from ..actions.consoles import ShowConsoles
-from ..actions.firmware import Rebind
+from ..actions.firmware import CONSOLES_BACK
 from ..actions.text_mode import QuietText
 from ..claims.step import Step
 from ..machine.host import Host
@@ -37,7 +37,8 @@ def _consoles_back(handover: Handover, steps: tuple[Step, ...]) -> str:
         return f"the console comes back with {' and '.join(loads)}, which release loads"
     if losses:
         return "; ".join(dict.fromkeys(losses))
-    back = [step.undo.device for step in steps if isinstance(step.undo, Rebind)]
+    undos = (step.undo for step in steps if step.undo and step.undo.kind in CONSOLES_BACK)
+    back = [str(vars(undo)["device"]) for undo in undos]
     if back:
         return f"the firmware console comes back on {' and '.join(back)}"
     shown = {step.gpu for step in steps if isinstance(step.undo, ShowConsoles)}

@@ -16,7 +16,7 @@ from ..config.settings import Config
 from ..errors import CutOffError, HookError, LostError, StuckError
 from ..log import Log
 from ..machine import console, gpu, removal
-from ..machine.firmware import BOOTFB, RESERVATION_NAMES
+from ..machine.firmware import RESERVATION_NAMES
 from ..machine.gpu import Gpu
 from ..machine.host import Host
 from ..machine.removal import Removal
@@ -126,15 +126,17 @@ def look_ahead(
 
 def check_free(one: Gpu, handover: Handover) -> None:
     """Look at the GPU after the steps. Raises StepError when something is still reserved in it."""
-    expected = one.firmware and handover.removal.acts_on(one)
+    removed = one.firmware if handover.removal.acts_on(one) else ()
+    # vfio-pci takes these along; start looks again.
+    expected = {
+        name for device in removed if device.owns_memory
+        for name in (device.owned_as, device.reserved_as)
+    }  # fmt: skip
     for reservation in one.foreign_reservations:
         if one.native and reservation.name not in RESERVATION_NAMES:
             continue  # libvirt detaches the driver next, and its reservations go with it
-        simple = any(device.owns_memory for device in one.firmware)
-        if expected and simple and (
-            reservation.name == BOOTFB or reservation.name.startswith("simple")
-        ):  # fmt: skip
-            continue  # vfio-pci takes it along; start looks again
+        if reservation.name in expected:
+            continue
         raise refusals.still_reserved(one.address, reservation)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..actions.action import Action
-from ..actions.firmware import Rebind
+from ..actions.firmware import CONSOLES_BACK
 from ..claims.claim import Claim
 from ..claims.directory import Claims
 from ..claims.step import Step
@@ -69,7 +69,8 @@ def _reattach(host: Host, claim: Claim, undone: list[str], log: Log) -> dict[str
     hosts = [
         step.undo.concerns
         for _, step in claim.open_steps
-        if isinstance(step.undo, ReturnNative) or (isinstance(step.undo, Rebind) and not step.loses)
+        if isinstance(step.undo, ReturnNative)
+        or (step.undo is not None and step.undo.kind in CONSOLES_BACK and not step.loses)
     ]
     kept = {}
     for address in dict.fromkeys(hosts):

@@ -3,7 +3,8 @@
 Linux drivers/firmware/sysfb.c registers one of them at boot; kernels before 5.15
 do it in arch/x86/kernel/sysfb.c. efifb and efidrm share the driver name
 "efi-framebuffer", and so do the vesa and simple pairs. Which one draws is seen from the
-nodes below the device and from the reservation in /proc/iomem.
+nodes below the device and from the reservation in /proc/iomem. With coreboot the module
+framebuffer_coreboot registers one instead (drivers/firmware/google/framebuffer-coreboot.c).
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ BOOTFB = "BOOTFB"
 """The resource of a simple-framebuffer device itself; it outlives the driver
 (Linux drivers/firmware/sysfb_simplefb.c, sysfb_create_simplefb)."""
 
+COREBOOT_NAMES = frozenset(
+    ("Coreboot Framebuffer", "coreboot-framebuffer.0", "simple-framebuffer.0")
+)
+"""The resource of coreboot's device itself: named by its driver, and after the device in 7.1."""
+COREBOOT_DRIVER = "sys/bus/coreboot/drivers/framebuffer"
+
 # Names in /proc/iomem by kind of device (Linux efifb.c, vesafb.c, simplefb.c,
 # drivers/gpu/drm/sysfb/*.c).
 _RESERVED_AS = {
@@ -38,7 +45,9 @@ _RESERVED_AS = {
 }
 # Legacy VGA memory is in no BAR: what draws there belongs to the boot VGA device.
 _LEGACY_VGA = "vga"
-RESERVATION_NAMES = frozenset(name for names in _RESERVED_AS.values() for name in names) | {BOOTFB}
+RESERVATION_NAMES = (
+    frozenset(name for names in _RESERVED_AS.values() for name in names) | COREBOOT_NAMES | {BOOTFB}
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ class FirmwareDevice:
 
     parent is the PCI device above it in sysfs (Linux 6.9 and later), None in older
     kernels. driver is None when none is bound. range is None without a reservation.
+    owned_as is the name of what the device itself reserves. registered_by is the device on
+    the coreboot bus for which its driver has registered this one.
     """
 
     name: str
@@ -56,6 +67,8 @@ class FirmwareDevice:
     cards: tuple[str, ...]
     range: Range | None
     reserved_as: str | None
+    owned_as: str | None = None
+    registered_by: str | None = None
 
     @property
     def kind(self) -> str:
@@ -70,7 +83,12 @@ class FirmwareDevice:
     @property
     def owns_memory(self) -> bool:
         """Whether the device itself reserves its memory (BOOTFB), so an unbind frees nothing."""
-        return self.kind == "simple"
+        return self.kind in ("simple", "coreboot")
+
+    @property
+    def coreboots(self) -> bool:
+        """Whether coreboot's driver has registered it, and not the kernel at boot."""
+        return self.owned_as in COREBOOT_NAMES
 
     @property
     def dead(self) -> bool:
@@ -85,6 +103,12 @@ class FirmwareDevice:
     def draws_as(self) -> str:
         """The kernel's name of the driver that draws on it: "efifb", "simpledrm"..."""
         return self.reserved_as or (_RESERVED_AS[self.kind][-1 if self.drm else 0])
+
+
+def is_coreboots(host: Host, name: str) -> bool:
+    """Whether a platform device without a PCI device above it is below one of coreboot's."""
+    above = os.path.dirname(host.real(f"sys/bus/platform/devices/{name}") or "")
+    return host.link_name(f"{above}/subsystem") == "coreboot"
 
 
 def is_firmware_node(path: str) -> bool:
@@ -131,8 +155,8 @@ def _device(
     above = os.path.basename(os.path.dirname(host.real(link) or ""))
     kind = _kind(name)
     reservation = next((one for one in reservations if one.name in _RESERVED_AS[kind]), None)
-    bootfb = (one for one in reservations if one.name == BOOTFB and kind == "simple")
-    own = next(bootfb, reservation)
+    owned = _owned(name, kind, reservations)
+    own = owned or reservation
     framebuffers = host.list(f"{link}/graphics")
     cards = tuple(card for card in host.list(f"{link}/drm") if card.startswith("card"))
     # Without fb devices nothing but the reservation shows an fbdev driver. Such kernels remove
@@ -147,6 +171,23 @@ def _device(
         cards=cards,
         range=own.range if own else None,
         reserved_as=reservation.name if reservation and draws else None,
+        owned_as=owned.name if owned else None,
+        registered_by=_on_coreboot_bus(host) if owned and owned.name in COREBOOT_NAMES else None,
+    )
+
+
+def _owned(name: str, kind: str, reservations: tuple[Reservation, ...]) -> Reservation | None:
+    """What the device itself reserves."""
+    names = {"simple": (BOOTFB, *COREBOOT_NAMES), "coreboot": (name,)}.get(kind, ())
+    return next((one for one in reservations if one.name in names), None)
+
+
+def _on_coreboot_bus(host: Host) -> str | None:
+    """The device on the coreboot bus that the driver of framebuffers is bound to."""
+    bus = "sys/bus/coreboot/devices"
+    driver = COREBOOT_DRIVER.rpartition("/")[2]
+    return next(
+        (one for one in host.list(bus) if host.link_name(f"{bus}/{one}/driver") == driver), None
     )
 
 

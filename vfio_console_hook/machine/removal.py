@@ -115,6 +115,8 @@ class Removal:
         """
         if bound and self.acts_on(gpu) and device in gpu.firmware:
             return Removed.YES
+        if device.coreboots:
+            return Removed.NO
         placed = device.range is not None
         return self.of_sysfb(host, gpu, device.name, device.parent, placed=placed, decodes=decodes)
 

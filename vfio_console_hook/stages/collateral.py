@@ -106,6 +106,8 @@ def _removed_with(
     for name in firmware.devices(host):
         if name in ours:
             continue
+        if firmware.is_coreboots(host, name):
+            continue  # sysfb_disable() is for the device of the kernel itself
         owner = _owner(host, name, handover)
         parent = console.pci_ancestor(host, f"sys/bus/platform/devices/{name}")
         removed = handover.removal.of_sysfb(

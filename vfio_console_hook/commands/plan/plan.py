@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...actions.aperture import ProbeAperture
+from ...actions.coreboot import UnregisterCoreboot
 from ...actions.device import BindNative, Rescan
 from ...actions.firmware import Unbind
 from ...actions.native import ReturnNative
@@ -260,7 +261,7 @@ def _libvirt_refusal(host: Host, domain: Domain) -> RefusedError | None:
 
 
 # Changes that free memory which a firmware driver has reserved.
-_FREEING = (Unbind, ProbeAperture, Rescan, BindNative)
+_FREEING = (Unbind, ProbeAperture, Rescan, BindNative, UnregisterCoreboot)
 
 
 def _left_reserved(handover: Handover, steps: tuple[Step, ...]) -> HookError | None:

@@ -18,6 +18,7 @@ from ...domain import Domain
 from ...errors import HookError, HostError
 from ...log import printable
 from ...machine import console, drivers, drm, kernel, modules
+from ...machine.firmware import COREBOOT_DRIVER
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
 from ...machine.pci import displays
@@ -51,6 +52,7 @@ SYMBOLS = (
     "sysfb_disable",
     "nvidia_modeset_remove",
     "radeon_pci_remove",
+    "framebuffer_remove",
 )
 
 
@@ -203,6 +205,7 @@ def _machine(host: TracingHost) -> Iterator[Entry]:
         yield Entry("d", folder)
         yield from _doors(host, f"{folder}/bind", f"{folder}/unbind")
         yield from _links(host, f"{folder}/module")
+    yield from _coreboot(host)
     yield from _modules(host)
     yield from _nvidia(host)
     yield from _beside_apus(host)
@@ -296,6 +299,19 @@ def _child(host: Host, path: str) -> Iterator[Entry]:
         yield Entry("d", connector)
         if not console.has_fb_devices(host):  # or they decide nothing
             yield from _files(host, f"{connector}/status", f"{connector}/enabled")
+
+
+def _coreboot(host: Host) -> Iterator[Entry]:
+    """The devices on the coreboot bus, and the driver of the one that is the framebuffer."""
+    for path in _matching(host, "sys/bus/coreboot/devices/*"):
+        real = host.real(path)
+        if real is not None:
+            yield from _links(host, path)
+            yield Entry("d", real)
+            yield from _links(host, f"{real}/driver", f"{real}/subsystem")
+    if host.exists(COREBOOT_DRIVER):
+        yield Entry("d", COREBOOT_DRIVER)
+        yield from _doors(host, f"{COREBOOT_DRIVER}/bind", f"{COREBOOT_DRIVER}/unbind")
 
 
 def _modules(host: Host) -> Iterator[Entry]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...actions.firmware import Rebind
+from ...actions.firmware import CONSOLES_BACK
 from ...claims.step import Step
 from ...machine.gpu import Gpu
 from ...machine.host import Host
@@ -24,7 +24,11 @@ def plan(host: Host, gpu: Gpu, handover: Handover, stage: str, *, drm: bool) -> 
     for device in gpu.firmware:
         if device.drm != drm:
             continue
-        if device.owns_memory:
+        if device.coreboots:
+            from . import coreboot  # loaded only for machines that have it
+
+            steps = coreboot.plan(host, gpu, device, handover, stage)
+        elif device.owns_memory:
             from . import bootfb  # takes 4 ms to load
 
             steps = bootfb.plan(host, gpu, device, handover, stage)
@@ -32,7 +36,8 @@ def plan(host: Host, gpu: Gpu, handover: Handover, stage: str, *, drm: bool) -> 
             steps = sysfb.plan(host, gpu, device, handover, stage)
         for step in steps:
             yield step
-            comes_back = comes_back or (isinstance(step.undo, Rebind) and not step.loses)
+            back = step.undo is not None and step.undo.kind in CONSOLES_BACK
+            comes_back = comes_back or (back and not step.loses)
     if comes_back and gpu.native:
         from .. import native  # loaded only for GPUs with a native driver
 
