@@ -12,7 +12,7 @@ from tests.building import DUMMY_AND_FBCON, Machine
 from tests.conftest import MachineFactory
 from tests.doctoring import system_of
 from tests.fakehost import FakeHost, FakeLibvirt, KernelFault, close_device, hold, open_device
-from tests.hosts import DISPLAY, lab, lab_gpu, two_native
+from tests.hosts import DISPLAY, firmware_on, lab, lab_gpu, two_native
 from vfio_console_hook.actions.console_moves import LeaveFramebuffers
 from vfio_console_hook.actions.consoles import ShowConsoles
 from vfio_console_hook.claims.directory import Claims
@@ -151,6 +151,33 @@ def test_efifb_is_seen_by_its_reservation_alone(machine: MachineFactory) -> None
     assert not handover.gpus[0].firmware[0].dead
     assert outlook(handover, steps) == "the firmware console comes back on efi-framebuffer.0"
     assert [life(host, (BOOT_GPU,)) for _ in range(2)] == [Seen(0, None, None, 0)] * 2
+
+
+@pytest.mark.parametrize("kernel", ["6.6.87", "6.12"])
+@pytest.mark.parametrize(
+    ("gpu", "seen"), [(BOOT_GPU, Seen(0, None, 1, 0)), (SECOND, Seen(0, 0, 0, 0))]
+)
+def test_the_consoles_leave_efifb_for_a_second_gpu_and_come_back(
+    machine: MachineFactory, gpu: str, seen: Seen, kernel: str
+) -> None:
+    first = replace(lab_gpu(pci_class=DISPLAY), native="")
+    second = replace(lab_gpu(SECOND, DISPLAY, base=0xD0000000, bound=True), boot_vga=None)
+    lit = firmware_on(first, "efifb", kernel)
+    host = machine(Machine("lit", (), kernel, (first, second), (lit,), fb_device=False))
+
+    assert [life(host, (gpu,)), life(host, (gpu,))] == [seen, seen]
+
+
+def test_nodes_may_be_missing_where_the_kernel_has_them(machine: MachineFactory) -> None:
+    host = machine(two_native("6.12"))
+    for name in ("fb0", "fb1"):
+        host.tree.remove(f"dev/{name}")
+
+    _, steps = events.look(host, vm(BOOT_GPU), NOW)
+
+    (moved,) = (step for step in steps if step.stage == "fbcon")
+    assert moved.do == LeaveFramebuffers()
+    assert "start shows them on fb1 (bochs-drmdrmfb)" in moved.why
 
 
 # -- a BIOS boot whose vgacon is gone: no (S) driver

@@ -30,6 +30,7 @@ from ..machine.pci import displays
 from .handover import Handover
 
 NAME = "fbcon"
+_MOVED_BACK = "the host's consoles are on this GPU; release moves them back"
 
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
@@ -49,7 +50,7 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     yield Step(
         stage=NAME,
         gpu=gpu.address,
-        why="the host's consoles are on this GPU; release moves them back",
+        why=_MOVED_BACK,
         do=None,
         undo=ShowConsoles(wait_s),
     )
@@ -65,37 +66,41 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
 
 
 def _without_devices(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
-    """The steps where the kernel has no fb devices. Raises RefusedError."""
+    """The one step where no framebuffer that stays has a node, if any. Raises RefusedError."""
     staying = handover.staying_framebuffers(host)
-    place = handover.config.keep_console
-    if staying and place not in ("never", "auto"):
+    if staying:
         _refuse_choice(host, staying, handover)
-    if staying and shown_elsewhere(host, gpu, staying):
-        return
-    names = " or ".join(f"{fb.name} ({fb.title})" for fb in staying)
-    why = "the host's consoles are on this GPU; release moves them back"
-    if not staying and gpu is not _likely(host, handover):
-        return
-    if not staying:
-        # One that was bound through sysfs is unbound here, or the kernel would crash.
+        here = not shown_elsewhere(host, gpu, staying)
+        why, do = _departure(host, staying, handover)
+    else:
+        here = gpu is _likely(host, handover)
+        why = _MOVED_BACK
+        # What start has bound for another VM must be unbound here, or the kernel would crash.
         leave = len(displays(host)) > 1 and len(handover.vtconsoles) > 1
         do = LeaveFramebuffers(until_release=True) if leave else None
-    elif place == "never":
-        why += "; until then no monitor shows them (keep_console: never)"
-        do = LeaveFramebuffers(until_release=True)
-    elif handover.fbcon_can_return(host):
+    if here:
+        yield Step(NAME, gpu.address, why, do, ShowConsoles(_wait_s(gpu)))
+
+
+def _departure(
+    host: Host, staying: list[Framebuffer], handover: Handover
+) -> tuple[str, LeaveFramebuffers | None]:
+    """How the consoles leave a GPU while another one stays: the reason for people, the action."""
+    names = " or ".join(f"{fb.name} ({fb.title})" for fb in staying)
+    if handover.config.keep_console == "never":
+        dark = "; until then no monitor shows them (keep_console: never)"
+        return _MOVED_BACK + dark, LeaveFramebuffers(until_release=True)
+    if handover.fbcon_can_return(host):
         why = (
             "there is no /dev/fbN to move the consoles through, so they leave this GPU first;"
             f" when vfio-pci has it, start shows them on {names}; release moves them back"
         )
-        do = LeaveFramebuffers()
-    else:
-        why += (
-            f"; until then no monitor shows them, not even that of {names}: there is no /dev/fbN"
-            " to move them through, and the kernel has lost the console driver of the boot, vgacon"
-        )
-        do = None
-    yield Step(NAME, gpu.address, why, do, ShowConsoles(_wait_s(gpu)))
+        return why, LeaveFramebuffers()
+    dark = (
+        f"; until then no monitor shows them, not even that of {names}: there is no /dev/fbN to"
+        " move them through, and the kernel has lost the console driver of the boot, vgacon"
+    )
+    return _MOVED_BACK + dark, None
 
 
 def _likely(host: Host, handover: Handover) -> Gpu:
@@ -105,7 +110,9 @@ def _likely(host: Host, handover: Handover) -> Gpu:
 
 
 def _refuse_choice(host: Host, staying: list[Framebuffer], handover: Handover) -> None:
-    """Refuse a `keep_console` that the kernel does not follow."""
+    """Refuse a `keep_console` that names a GPU which the kernel does not have to choose."""
+    if handover.config.keep_console in ("never", "auto"):
+        return
     wanted = _named(host, staying, handover)
     if len(staying) > 1:
         raise RefusedError(
@@ -122,9 +129,11 @@ def shown_elsewhere(host: Host, gpu: Gpu, staying: list[Framebuffer]) -> bool:
     fbcon_select_primary): the boot VGA device, or the one that the firmware lit. Elsewhere,
     the monitor that shows a picture tells.
     """
-    others = gpus_among(host, tuple(dict.fromkeys(fb.pci for fb in staying if fb.pci)))
-    if not others or _may_be_primary(host, gpu):
+    if _may_be_primary(host, gpu):
         return False
+    if {fb.name for fb in staying}.intersection(firmware.devices(host)):
+        return True  # before Linux 6.9 sysfs does not show whose it is
+    others = gpus_among(host, tuple(dict.fromkeys(fb.pci for fb in staying if fb.pci)))
     if any(_may_be_primary(host, one) for one in others):
         return True
     return not drm.lit(host, gpu.address) and any(drm.lit(host, one.address) for one in others)
