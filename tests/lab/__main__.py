@@ -155,7 +155,7 @@ def fit(
     for scenario in wanted:
         cost_s = scenario.seconds() / jobs
         if scenario.kernel not in there:
-            cost_s += kernels.seconds_to_build(cache, kernels.named(scenario.kernel))
+            cost_s += kernels.seconds_to_build(cache, kernels.named(scenario.kernel), there)
         if spent_s + cost_s > budget_s:
             left_out.append(scenario)
             continue

@@ -13,6 +13,8 @@ import re
 import shutil
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,6 +73,10 @@ def mirror() -> str:
     raise BuildError("no Debian mirror in this machine's apt sources; the lab needs one")
 
 
+def _in_pool(source: str, name: str) -> str:
+    return f"{mirror()}/pool/main/{source[0]}/{source}/{name}_amd64.deb"
+
+
 # Many kernels and roots need the same answers, and each takes apt seconds.
 @functools.cache
 def _answer(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -123,11 +129,28 @@ class Suite:
         """
         deb = directory / "debs" / f"{name}_amd64.deb"
         deb.parent.mkdir(parents=True)
-        address = f"{mirror()}/pool/main/{source[0]}/{source}/{deb.name}"
+        address = _in_pool(source, name)
         helper = [*self._apt("/usr/lib/apt/apt-helper"), "download-file", address, str(deb)]
         command(helper, log=log)
         command(["dpkg-deb", "-x", deb, directory], log=log)
         shutil.rmtree(deb.parent)
+
+    def has_pooled(self, source: str, name: str) -> bool:
+        """Whether the pool has a package, PACKAGE_VERSION, of a source package.
+
+        Raises BuildError when the mirror cannot be asked.
+        """
+        address = _in_pool(source, name)
+        try:
+            request = urllib.request.Request(address, method="HEAD")  # noqa: S310  (apt's mirror)
+            urllib.request.urlopen(request, timeout=60).close()  # noqa: S310  (apt's mirror)
+        except urllib.error.HTTPError as e:
+            if e.code == 404:
+                return False
+            raise BuildError(f"{address}: {e}") from e
+        except OSError as e:
+            raise BuildError(f"{address}: {e}") from e
+        return True
 
     def _refresh(self) -> None:
         for name in ("lists/partial", "cache/archives/partial", "etc"):

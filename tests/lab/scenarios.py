@@ -41,7 +41,8 @@ class Scenario:
     """One machine and what must happen on it.
 
     console is what must draw on the GPU before the first run: the start of the
-    framebuffer's name in /proc/fb, or "text" for vgacon. config is the YAML of
+    framebuffer's name in /proc/fb, or of its driver's where the kernel has no fb
+    devices (trial.CONSOLE), or "text" for vgacon. config is the YAML of
     the VM. refused is a regular expression that virsh's error must match: the
     VM must not start, and the console must not change. The processes of holder
     run during that; after they have ended the VM must start. texts are places
@@ -140,6 +141,19 @@ def _shaped(kernel: str) -> Scenario:
         kernel_line=NOAUTOLOAD,
         after=After.GONE,
         texts=LOSS_ANNOUNCED,
+    )
+
+
+def _refused(kernel: str) -> Scenario:
+    """One GPU of class 0380, whose memory the firmware's device keeps reserved (BOOTFB)."""
+    return Scenario(
+        f"simpledrm-0380-refuse-{kernel}",
+        kernel,
+        SIMPLEDRM,
+        gpus=(BOCHS,),
+        kernel_line=NOAUTOLOAD,
+        config="bootfb: refuse\n",
+        refused=r"bootfb",
     )
 
 
@@ -404,6 +418,7 @@ SCENARIOS = (
     Scenario("native", "6.1", BOCHS_DRM, native_driver=True),
     *(_shaped(kernel) for kernel in SHAPED),
     *(_native(kernel) for kernel in SHAPED),
+    *(_refused(kernel) for kernel in SHAPED),
     # Without fb devices nothing can map a console.
     Scenario(
         "dual-boot-leaves-fedora-6.12",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from . import __main__ as command_line
+from . import kernels
 from .cache import Cache
 from .dropin import disorder
 from .pictures import Picture, read_ppm
@@ -143,6 +144,18 @@ def test_a_small_budget_leaves_scenarios_out_and_forgets_none(tmp_path: Path) ->
 
     assert chosen and left_out
     assert {*chosen, *left_out} == {*SCENARIOS}
+
+
+def test_only_the_first_build_of_a_source_counts_as_a_long_one(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    (cache.root / "builds/root-trixie-0/manifest.json").parent.mkdir()
+    (cache.root / "builds/root-trixie-0/manifest.json").touch()
+    arch = kernels.named("arch-6.12")
+
+    first = kernels.seconds_to_build(cache, arch)
+
+    assert kernels.seconds_to_build(cache, arch, ["6.12", "fedora-7"]) == first
+    assert kernels.seconds_to_build(cache, arch, ["fedora-6.12"]) < first / 4
 
 
 def test_a_build_is_made_once_and_not_left_half_done(tmp_path: Path) -> None:

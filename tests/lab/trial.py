@@ -33,11 +33,11 @@ HOOK = "/etc/libvirt/hooks/qemu"
 LOOK = "cat /proc/fb; cd /sys/class/vtconsole; grep -H . */name */bind; cat /proc/iomem"
 # What draws the console: the name of the first framebuffer. Kernels without fb devices
 # (FB_DEVICE=n) have no /proc/fb; there, the firmware's driver by its reservation, or else
-# the driver of the first card.
+# the driver of the first card, with whose name DRM's framebuffers begin (drm_fb_helper.c).
 CONSOLE = (
     "if [ -e /proc/fb ]; then sed -n '1s/^[0-9]* //p' /proc/fb;"
     " elif grep -oE 'simpledrm|efifb|efidrm' /proc/iomem; then :;"
-    " else readlink /sys/class/drm/card0/device/driver | sed 's,.*/,,'; fi"
+    " else cat /sys/kernel/debug/dri/*/name | head -n 1; fi"
 )
 CLAIMS = "/run/vfio-console-hook/claims"
 
