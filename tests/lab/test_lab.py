@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from . import __main__ as command_line
-from . import kernels
+from . import debian, kernels
 from .cache import Cache
 from .dropin import disorder
 from .pictures import Picture, read_ppm
@@ -156,6 +159,29 @@ def test_only_the_first_build_of_a_source_counts_as_a_long_one(tmp_path: Path) -
 
     assert kernels.seconds_to_build(cache, arch, ["6.12", "fedora-7"]) == first
     assert kernels.seconds_to_build(cache, arch, ["fedora-6.12"]) < first / 4
+
+
+def test_a_kernel_whose_modules_have_left_the_pool_is_not_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "linux-modules-7.0.13+deb13-amd64"
+    pool = tmp_path / "mirror/pool/main/l/linux"
+    pool.mkdir(parents=True)
+    (pool / f"{name.replace('modules', 'base')}_7.0.13-1_amd64.deb").touch()
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "mirror"))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    monkeypatch.setattr(debian.Suite, "_refresh", lambda _: None)
+    monkeypatch.setattr(debian.Suite, "version_of", lambda *_: "7.0.13-1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        monkeypatch.setattr(debian, "mirror", lambda: f"http://127.0.0.1:{server.server_port}")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        why = kernels.not_offered(Cache(tmp_path / "cache"), kernels.named("7.0.13"))
+        (pool / f"{name}_7.0.13-1_amd64.deb").touch()
+        now = kernels.not_offered(Cache(tmp_path / "cache"), kernels.named("7.0.13"))
+        server.shutdown()
+
+    assert (why, now) == (f"the mirror no longer has {name}_7.0.13-1", "")
 
 
 def test_a_build_is_made_once_and_not_left_half_done(tmp_path: Path) -> None:
