@@ -524,6 +524,17 @@ SCENARIOS = (
         kernel_line=NOAUTOLOAD,
         after=After.EITHER,
     ),
+    *(
+        Scenario(
+            f"release-load-{kernel}",
+            kernel,
+            console,
+            kernel_line=NOAUTOLOAD,
+            config="release:\n  native: load\n",
+            texts=(("plan", r"comes back with bochs, which\s+release loads"),),
+        )
+        for kernel, console in (("ubuntu-6.12", SIMPLEDRM), ("6.1", EFIFB))
+    ),
     Scenario(
         "control-desktop",
         "6.1",
