@@ -58,7 +58,7 @@ def lit(
     """A firmware framebuffer that is bound and draws fb0."""
     return FirmwareDevice(
         name, name.rpartition(".")[0], parent, ("fb0",), ("card0",) if card else (), where,
-        reserved_as,
+        reserved_as, "BOOTFB" if name.startswith("simple") else None,
     )  # fmt: skip
 
 

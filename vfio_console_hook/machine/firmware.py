@@ -161,8 +161,9 @@ def _device(
     cards = tuple(card for card in host.list(f"{link}/drm") if card.startswith("card"))
     # Without fb devices nothing but the reservation shows an fbdev driver. Such kernels remove
     # the whole device when a native driver takes over, so a bound one draws.
-    seen = bool(framebuffers or cards) or not host.exists("proc/fb")
-    draws = reservation is not None and (seen or not native)
+    draws = reservation is not None and (
+        bool(framebuffers or cards) or not native or not host.exists("proc/fb")
+    )
     return FirmwareDevice(
         name=name,
         driver=host.link_name(f"{link}/driver"),

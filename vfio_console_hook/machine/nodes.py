@@ -63,7 +63,7 @@ def _display_nodes(host: Host, one: Gpu) -> Iterator[str]:
     unplugged = {
         name for device in one.firmware if device.drm for name in device.framebuffers + device.cards
     }
-    if console.has_fb_devices(host):
+    if one.framebuffers and console.has_fb_devices(host):
         yield from (f"dev/{name}" for name in one.framebuffers if name not in unplugged)
     yield from (f"dev/dri/{name}" for name in one.cards if name not in unplugged)
 
