@@ -106,7 +106,9 @@ SEEN = (
     ("nvidia-bootfb-bar3", expected(
         GPU, 0x0300, {0: (0x52000000, 16 * M), 1: (0x40000000, 256 * M), 3: (0x50000000, 32 * M)},
         driver="vfio-pci", vfio=True, boot_vga=True,
-        firmware=(FirmwareDevice("simple-framebuffer.0", None, None, (), (), BOOTFB_BAR3, None, "BOOTFB"),),
+        firmware=(
+            FirmwareDevice("simple-framebuffer.0", None, None, (), (), BOOTFB_BAR3, None, "BOOTFB"),
+        ),
         reservations=(Reservation("BOOTFB", BOOTFB_BAR3, 3),),
     )),
     ("two-amd", expected(
@@ -124,7 +126,9 @@ SEEN = (
     )),
     ("intel-bootfb-no-driver", expected(
         "0000:00:02.0", 0x0300, {0: (0xC8000000, 16 * M), 2: (0xE0000000, 256 * M)}, boot_vga=True,
-        firmware=(FirmwareDevice("simple-framebuffer.0", None, None, (), (), BOOTFB_INTEL, None, "BOOTFB"),),
+        firmware=(
+            FirmwareDevice("simple-framebuffer.0", None, None, (), (), BOOTFB_INTEL, None, "BOOTFB"),
+        ),
         reservations=(Reservation("BOOTFB", BOOTFB_INTEL, 2),),
     )),
     ("fb0-held-by-plymouth", expected(
