@@ -127,7 +127,9 @@ SEEN = (
     ("intel-bootfb-no-driver", expected(
         "0000:00:02.0", 0x0300, {0: (0xC8000000, 16 * M), 2: (0xE0000000, 256 * M)}, boot_vga=True,
         firmware=(
-            FirmwareDevice("simple-framebuffer.0", None, None, (), (), BOOTFB_INTEL, None, "BOOTFB"),
+            FirmwareDevice(
+                "simple-framebuffer.0", None, None, (), (), BOOTFB_INTEL, None, "BOOTFB"
+            ),
         ),
         reservations=(Reservation("BOOTFB", BOOTFB_INTEL, 2),),
     )),
