@@ -155,7 +155,8 @@ CONTENTS = {
 """What a file of /sys or /proc may hold that no kernel writes."""
 
 FILES = (
-    "proc/iomem", "proc/kallsyms", "proc/sys/kernel/osrelease", "proc/sys/kernel/random/boot_id",
+    "proc/iomem", "proc/kallsyms", "proc/sys/kernel/osrelease", "proc/sys/kernel/version",
+    "proc/sys/kernel/random/boot_id",
     "sys/bus/pci/devices/GPU/class", "sys/bus/pci/devices/GPU/resource",
     "sys/bus/pci/devices/GPU/config", "sys/bus/pci/devices/GPU/boot_vga",
     "sys/class/vtconsole/vtcon1/name", "sys/class/vtconsole/vtcon1/bind",
