@@ -157,6 +157,18 @@ def _refused(kernel: str) -> Scenario:
     )
 
 
+def _boot_gpu_leaves(kernel: str) -> Scenario:
+    """Two GPUs with native drivers; the one with the consoles leaves."""
+    return Scenario(
+        f"dual-boot-leaves-{kernel}",
+        kernel,
+        BOCHS_DRM,
+        gpus=(VGA, BOCHS),
+        native_driver=True,
+        stays=(1,),
+    )
+
+
 def _native(kernel: str) -> Scenario:
     """One GPU with its native driver, which is a module."""
     return Scenario(f"native-{kernel}", kernel, BOCHS_DRM, native_driver=True)
@@ -420,14 +432,7 @@ SCENARIOS = (
     *(_native(kernel) for kernel in SHAPED),
     *(_refused(kernel) for kernel in SHAPED),
     # Without fb devices nothing can map a console.
-    Scenario(
-        "dual-boot-leaves-fedora-6.12",
-        "fedora-6.12",
-        BOCHS_DRM,
-        gpus=(VGA, BOCHS),
-        native_driver=True,
-        stays=(1,),
-    ),
+    *(_boot_gpu_leaves(kernel) for kernel in ("fedora-6.12", "fedora-7")),
     Scenario(
         "dual-second-leaves-fedora-6.12",
         "fedora-6.12",
@@ -447,6 +452,18 @@ SCENARIOS = (
         stays=(1,),
         alive_meanwhile=False,
         cycles=1,
+    ),
+    # The native driver removes vgacon, the (S) driver: nothing takes the consoles back.
+    Scenario(
+        "dual-bios-fedora-6.12",
+        "fedora-6.12",
+        BOCHS_DRM,
+        gpus=(VGA, BOCHS),
+        firmware="seabios",
+        native_driver=True,
+        stays=(1,),
+        alive_meanwhile=False,
+        texts=(("plan", r"until\s+then no monitor shows them"),),
     ),
     Scenario(
         "quiet-fedora-6.12",
