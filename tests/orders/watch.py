@@ -123,8 +123,8 @@ def whole(host: FakeHost) -> dict[str, str]:
         elif path in ("proc/fb", "proc/iomem", "proc/ioports"):
             number = r"^\d+ " if path == "proc/fb" else r"^ +"
             what = "\n".join(sorted(re.sub(number, "", line) for line in what.splitlines()))
-        elif path.endswith(("/refcnt", "/power_state")):
-            continue  # what uses a module, and what woke a device up
+        elif path.endswith(("/refcnt", "/power_state", "/enabled")):
+            continue  # what uses a module, what woke a device up, what has shown consoles once
         elif path.endswith("/enable"):
             what = "0" if what.strip() == "0" else "on"  # how often: some drivers never give back
         elif path.endswith("/config"):

@@ -21,7 +21,7 @@ from ..actions.console_moves import LeaveFramebuffers, MapConsoles
 from ..actions.consoles import ShowConsoles
 from ..claims.step import Step
 from ..errors import RefusedError
-from ..machine import console, drm, firmware
+from ..machine import console, firmware
 from ..machine.console import Framebuffer
 from ..machine.gpu import Gpu, gpus_among
 from ..machine.host import Host
@@ -133,6 +133,8 @@ def shown_elsewhere(host: Host, gpu: Gpu, staying: list[Framebuffer]) -> bool:
         return False
     if {fb.name for fb in staying}.intersection(firmware.devices(host)):
         return True  # before Linux 6.9 sysfs does not show whose it is
+    from ..machine import drm  # only machines without /dev/fbN need it
+
     others = gpus_among(host, tuple(dict.fromkeys(fb.pci for fb in staying if fb.pci)))
     if any(_may_be_primary(host, one) for one in others):
         return True
