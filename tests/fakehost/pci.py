@@ -6,7 +6,8 @@ fake/native/ADDRESS is which driver of the host matches a device, in words:
 
     driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2 render=no connectors=Virtual-1
 
-Only what driver= says is needed; a driver without fb= has neither framebuffer
+proc=no is for a stand-in of nvidia that shows nothing in /proc/driver/nvidia. Only what
+driver= says is needed; a driver without fb= has neither framebuffer
 nor card. It is loaded when sys/bus/pci/drivers/DRIVER exists.
 """
 
@@ -46,6 +47,7 @@ class Native:
     bars: tuple[int, ...]
     render: bool
     connectors: tuple[str, ...]
+    in_proc: bool
 
 
 def native(tree: Tree, address: str) -> Native | None:
@@ -60,6 +62,7 @@ def native(tree: Tree, address: str) -> Native | None:
         bars=tuple(int(number) for number in words.get("bars", "").split(",") if number),
         render=words.get("render") == "yes",
         connectors=tuple(name for name in words.get("connectors", "").split(",") if name),
+        in_proc=words["driver"] == "nvidia" and words.get("proc") != "no",
     )
 
 
@@ -513,7 +516,7 @@ def _native_probe(tree: Tree, address: str, found: Native) -> None:
         if not resources.request(tree, bar.range.first, bar.range.last, found.driver):
             where = _show(tree, address, bar)
             tree.log(f"{found.driver} {address}: BAR {bar.number}: can't reserve {where}")
-    if found.driver == "nvidia":
+    if found.in_proc:
         _nv_pci_probe(tree, address)
     if found.driver == sound.DRIVER:
         sound.probe(tree, address)

@@ -191,14 +191,14 @@ def _machine(scenario: Scenario, before: str, directory: Path, *, ending: bool =
     unpack(before.partition(SEEN)[0], str(directory))
     host = FakeHost(str(directory))
     stand_ins = scenario.stand_ins
-    if stand_ins:
-        host.tree.put("fake/modules", "\n".join(stand_ins))
+    shaped = "distribution" in kernels.named(scenario.kernel).fragments
+    known = (*stand_ins, *(("vmwgfx",) if shaped else ()))
+    if known:
+        host.tree.put("fake/modules", "\n".join(known))
     for address in _of_class(host, "0x03"):
         host.tree.put(f"fake/native/{address}", NVIDIA_WITHOUT_FB if stand_ins else BOCHS)
     for address in _of_class(host, "0x0403"):
         host.tree.put(f"fake/native/{address}", SOUND)
-    if "distribution" in kernels.named(scenario.kernel).fragments:
-        host.tree.put("fake/modules", "vmwgfx")
     if UNIT in scenario.config:
         # A snapshot does not contain units.
         systemd.install(host.tree)
