@@ -129,7 +129,7 @@ def test_the_steps_are_those_that_the_kernel_needs(machine: MachineFactory) -> N
 
     (moved,) = (step for step in steps if step.stage == "fbcon")
     assert (moved.do, moved.undo) == (LeaveFramebuffers(), ShowConsoles(10))
-    assert "start shows them on card1 (bochs-drm)" in moved.why
+    assert "they are shown on card1 (bochs-drm)" in moved.why
 
 
 def test_one_gpu_has_the_only_framebuffer(machine: MachineFactory) -> None:
@@ -177,7 +177,7 @@ def test_nodes_may_be_missing_where_the_kernel_has_them(machine: MachineFactory)
 
     (moved,) = (step for step in steps if step.stage == "fbcon")
     assert moved.do == LeaveFramebuffers()
-    assert "start shows them on fb1 (bochs-drmdrmfb)" in moved.why
+    assert "they are shown on fb1 (bochs-drmdrmfb)" in moved.why
 
 
 # -- a BIOS boot whose vgacon is gone: no (S) driver
@@ -228,6 +228,27 @@ def test_keep_console_cannot_choose_between_two(machine: MachineFactory) -> None
 
     with pytest.raises(RefusedError, match="the kernel chooses between card1 and others"):
         events.look(host, vm(BOOT_GPU), replace(NOW, keep_console=SECOND))
+
+
+# -- by hand, where no event start follows
+
+
+@pytest.mark.parametrize(("bind_vfio", "meanwhile"), [(True, 1), (False, None)])
+def test_a_gpu_that_is_taken_by_hand_leaves_the_consoles_to_the_other_one(
+    machine: MachineFactory, bind_vfio: bool, meanwhile: int | None
+) -> None:
+    host = machine(FEDORA)
+    taker, log = replace(vm(BOOT_GPU), by_hand=True, bind_vfio=bind_vfio), Log(host, "by hand")
+    found = []
+
+    for _ in range(2):
+        events.prepare(host, taker, NOW, log)
+        found.append(drawn_on(host))
+        events.release(host, UUID, log)
+        found.append(drawn_on(host))
+
+    assert found == [meanwhile, 0] * 2
+    assert host.fault is None
 
 
 # -- what goes wrong

@@ -112,6 +112,7 @@ def look_ahead(
         config=config.within_timeout(),
         removal=removal.of_kernel(host),
         bind_vfio=assignment.bind_vfio,
+        by_hand=assignment.by_hand,
         siblings=assignment.siblings,
         vtconsoles=console.vtconsoles(host),
         framebuffers=console.framebuffers(host),

@@ -90,10 +90,16 @@ def _departure(
     if handover.config.keep_console == "never":
         dark = "; until then no monitor shows them (keep_console: never)"
         return _MOVED_BACK + dark, LeaveFramebuffers(until_release=True)
+    if handover.by_hand and not handover.bind_vfio:
+        dark = (
+            "; until then no monitor shows them, because there is no /dev/fbN to move them through;"
+            " `take --vfio` shows them on the other one when the GPU has left"
+        )
+        return _MOVED_BACK + dark, LeaveFramebuffers(until_release=True)
     if handover.fbcon_can_return(host):
         why = (
             "there is no /dev/fbN to move the consoles through, so they leave this GPU first;"
-            f" when vfio-pci has it, start shows them on {names}; release moves them back"
+            f" when vfio-pci has it, they are shown on {names}; release moves them back"
         )
         return why, LeaveFramebuffers()
     dark = (
@@ -101,6 +107,16 @@ def _departure(
         " move them through, and the kernel has lost the console driver of the boot, vgacon"
     )
     return _MOVED_BACK + dark, None
+
+
+def return_step(host: Host, handover: Handover) -> Iterator[Step]:
+    """What shows the consoles after the GPUs have left, where no event start does it."""
+    left = LeaveFramebuffers()
+    if NAME in handover.config.stages and any(
+        step.do == left for one in handover.gpus for step in plan(host, one, handover)
+    ):
+        why = "the GPU has left, and fbcon draws on what stays"
+        yield Step(NAME, handover.gpus[0].address, why, ShowConsoles(0), left)
 
 
 def _likely(host: Host, handover: Handover) -> Gpu:

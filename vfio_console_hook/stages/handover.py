@@ -19,7 +19,7 @@ class Handover:
     unmanaged are the addresses that libvirt does not detach itself (managed='no').
     taken are GPUs that other VMs hold. removal is what vfio-pci of this kernel removes
     by itself. bind_vfio is whether the GPUs have to be bound to vfio-pci here, because
-    libvirt does not do it. siblings are the
+    libvirt does not do it; by_hand, whether no event start follows. siblings are the
     addresses of the other devices that go to the VM. vtconsoles and framebuffers are
     those of the whole host.
     """
@@ -30,6 +30,7 @@ class Handover:
     config: Config
     removal: Removal
     bind_vfio: bool = False
+    by_hand: bool = False
     siblings: tuple[str, ...] = ()
     vtconsoles: tuple[Vtconsole, ...] = ()
     framebuffers: tuple[Framebuffer, ...] = ()

@@ -12,6 +12,7 @@ from ..actions.vfio import BindVfio, UnbindVfio
 from ..claims.step import Step
 from ..machine.gpu import Gpu
 from ..machine.host import Host
+from . import fbcon
 from .handover import Handover
 
 NAME = "vfio"
@@ -27,3 +28,5 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
             do=BindVfio(gpu.address),
             undo=UnbindVfio(gpu.address),
         )
+    if handover.bind_vfio and gpu is handover.gpus[0]:  # the last one to leave (order.py)
+        yield from fbcon.return_step(host, handover)
