@@ -477,6 +477,14 @@ SCENARIOS = (
     ),
     Scenario("beside-nvidia-6.12", "6.12", EFIFB, stand_ins=NVIDIA),
     Scenario(
+        "beside-nvidia-6.1",
+        "6.1",
+        EFIFB,
+        stand_ins=NVIDIA,
+        after=After.GONE,
+        texts=LOSS_ANNOUNCED,
+    ),
+    Scenario(
         "beside-nvidia-simpledrm",
         "ubuntu-6.12",
         SIMPLEDRM,

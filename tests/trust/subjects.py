@@ -71,7 +71,8 @@ class Subject:
         host.load_module("vfio-pci")
         if self.machine.startswith("lab-"):
             for address in pci.displays(host):
-                host.tree.put(f"fake/native/{address}", BOCHS)
+                if not host.exists(f"fake/native/{address}"):
+                    host.tree.put(f"fake/native/{address}", BOCHS)
         for pid in filter(str.isdigit, host.list("proc")):
             if not host.exists(f"proc/{pid}/stat"):
                 # A process has one on any machine, whatever the recording left out.
