@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.conftest import Golden
 from tests.gate import ROOT
 from vfio_console_hook.config import load
 from vfio_console_hook.config.load import configuration
-from vfio_console_hook.config.settings import GROUPS, KEYS, Config, Holders, Service
+from vfio_console_hook.config.settings import GROUPS, KEYS, Config, Holders, Key, Service
 from vfio_console_hook.errors import ConfigError
 from vfio_console_hook.machine.snapshot import SnapshotHost
 
@@ -541,6 +542,25 @@ def test_default_yaml_shows_the_defaults(etc: Etc) -> None:
     etc.put(WIN11, text)
 
     assert configuration(etc, "win11", UUID) == Config()
+
+
+OTHER_VALUES = {
+    "enabled": "false", "stages": "[]", "bootfb": "native", "keep_console": "never",
+    "host_driver": "load", "apu": "allow", "services": "[x]", "holders.wait_s": "1",
+    "holders.terminate": "[x]", "holders.grace_s": "1", "release.native": "load",
+    "on_failure": "start", "timeout_s": "1", "log_level": "debug",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
+def test_every_key_of_a_file_reaches_the_settings(etc: Etc, key: Key) -> None:
+    group, _, name = key.name.rpartition(".")
+    value = f"{name}: {OTHER_VALUES[key.name]}"
+    etc.put(WIN11, f"{group}: {{{value}}}\n" if group else f"{value}\n")
+
+    settings: Any = configuration(etc, "win11", UUID)
+
+    assert getattr(getattr(settings, group) if group else settings, name) != key.default
 
 
 def test_every_default_is_a_good_value() -> None:

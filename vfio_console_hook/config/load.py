@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from ..errors import ConfigError
 from ..machine import access, paths
 from ..machine.host import Host
-from .settings import KEYS, Config, Holders, Key, Service
+from .settings import KEYS, Config, Holders, Key, Release, Service
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
@@ -36,7 +36,11 @@ def configuration(host: Host, name: str, uuid: str) -> Config:
     cannot be read.
     """
     values = {name: value for name, (value, _) in _settings(host, name, uuid).items()}
-    return Config(holders=Holders(**_group(values, "holders")), **_group(values, ""))
+    return Config(
+        holders=Holders(**_group(values, "holders")),
+        release=Release(**_group(values, "release")),
+        **_group(values, ""),
+    )
 
 
 def explanation(host: Host, name: str, uuid: str) -> tuple[tuple[Key, Any, str], ...]:
