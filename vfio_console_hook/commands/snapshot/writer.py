@@ -38,7 +38,7 @@ _DEVICE_FILES = (
     "resource", "subsystem_device", "subsystem_vendor", "vendor",
 )  # fmt: skip
 _PLAIN_FILES = (
-    "proc/iomem", "proc/ioports", "proc/fb", "proc/sys/kernel/osrelease",
+    "proc/cmdline", "proc/iomem", "proc/ioports", "proc/fb", "proc/sys/kernel/osrelease",
     "proc/sys/kernel/version", "proc/sys/kernel/random/boot_id", "sys/kernel/security/lockdown",
     "sys/class/tty/tty0/active",
 )  # fmt: skip
