@@ -119,7 +119,7 @@ def look_ahead(
     )
     steps = order.plan(host, handover)
     if steps:
-        # If there are no steps, nothing is lost when libvirt refuses.
+        # If there are no steps, nothing is lost when libvirt or QEMU refuses.
         refusals.refuse_unassignable(host, assignment)
         in_use.refuse_open(host, assignment.addresses)
     return handover, steps

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 
 def refuse_unassignable(host: Host, assignment: Assignment) -> None:
-    """Raise RefusedError with what libvirt would not start the VM with.
+    """Raise RefusedError with what libvirt or QEMU would not start the VM with.
 
     Source: libvirt src/util/virhostdev.c, virHostdevPreparePCIDevices for managed='no';
-    src/util/virpci.c, virPCIDeviceAddressGetIOMMUGroupNum for the group.
+    src/util/virpci.c, virPCIDeviceAddressGetIOMMUGroupNum for the group; QEMU
+    hw/vfio/container.c, vfio_group_get, for what else is in it.
     """
     if assignment.by_hand:
-        return
+        return  # what binds the rest of the group is not known then
     for hostdev in assignment.hostdevs:
         unmanaged = hostdev.origin == "hostdev" and not hostdev.managed
         if unmanaged and not pci.is_vfio(host, hostdev.address):
@@ -29,13 +30,28 @@ def refuse_unassignable(host: Host, assignment: Assignment) -> None:
                 hint="write managed='yes' in the <hostdev>, or bind it to vfio-pci yourself",
             )
     for address in assignment.gpus:
-        if host.link_name(f"sys/bus/pci/devices/{address}/iommu_group") is None:
+        group = host.link_name(f"sys/bus/pci/devices/{address}/iommu_group")
+        if group is None:
             off = "the IOMMU is off" if not host.list("sys/kernel/iommu_groups") else "no IOMMU"
             raise RefusedError(
                 f"{off}: {address} is in no IOMMU group, so libvirt cannot assign it",
                 hint="switch VT-d (Intel) or AMD-Vi on in the firmware's setup; Intel also needs"
                 " intel_iommu=on on the kernel's command line",
             )
+        _refuse_not_viable(host, address, group, assignment)
+
+
+def _refuse_not_viable(host: Host, address: str, group: str, assignment: Assignment) -> None:
+    from ..machine import iommu  # takes 1 ms to load, and only prepare needs it
+
+    others = iommu.blocking(host, group, assignment.addresses)
+    if others:
+        stay = "stay" if others[1:] else "stays"
+        raise RefusedError(
+            f"the IOMMU group of {address} is not viable, so QEMU could not open it:"
+            f" {iommu.with_drivers(host, others)} {stay} on the host",
+            hint=iommu.how_to_separate(host, address, others, assignment.name),
+        )
 
 
 def still_reserved(address: str, reservation: Reservation) -> StepError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ...machine import pci
+from ...machine import iommu as machine_iommu
 from ...machine.host import Host
 from .finding import (
     FAIL,
@@ -19,11 +19,10 @@ from .finding import (
     unrecorded,
     warning,
 )
-from .system import Assignment, System, driver_of
+from .system import Assignment, System
 
 _PCI = "sys/bus/pci/devices"
 _UNITS, _GROUPS = "sys/class/iommu", "sys/kernel/iommu_groups"
-_BRIDGE = "0x0604"
 _VFIO_PCI = re.compile(rb"/vfio[-_]pci\.ko")
 # NixOS has no /lib/modules.
 _MODULE_TREES = ("lib/modules", "usr/lib/modules", "run/booted-system/kernel-modules/lib/modules")
@@ -34,7 +33,8 @@ def iommu(system: System) -> Iterator[Finding]:
     """Whether the kernel drives an IOMMU: it makes groups then (Linux drivers/iommu/iommu.c)."""
     host = system.host
     units = host.list(_UNITS)
-    groups = set(host.list(_GROUPS)) | {_group(host, one) for one in host.list(_PCI)} - {None}
+    linked = {machine_iommu.group_of(host, one) for one in host.list(_PCI)}
+    groups = {*host.list(_GROUPS), *linked} - {None}
     if groups:
         which = f" ({', '.join(units)})" if units else ""
         word = "group" if len(groups) == 1 else "groups"
@@ -66,10 +66,6 @@ def _how_to_switch_on(host: Host) -> str:
     return "enable the IOMMU in the firmware setup"
 
 
-def _group(host: Host, address: str) -> str | None:
-    return host.link_name(f"{_PCI}/{address}/iommu_group")
-
-
 @check("IOMMU groups")
 def iommu_groups(system: System) -> Iterator[Finding]:
     """Whether what is in a GPU's group goes to the VM with it, for each GPU."""
@@ -81,59 +77,26 @@ def _group_finding(host: Host, gpu_of_vm: Assignment) -> Finding:
     title = f"IOMMU group of {gpu_of_vm.title}"
     # What would keep the VM from starting; without a VM it is only a warning.
     level = FAIL if gpu_of_vm.vm else WARN
-    group = _group(host, gpu_of_vm.address)
+    address, vm = gpu_of_vm.address, gpu_of_vm.vm
+    group = machine_iommu.group_of(host, address)
     if group is None:
         return Finding(level, title, "it is in no group", "see the finding about the IOMMU")
-    members = [one for one in _members(host, group) if one != gpu_of_vm.address]
-    blocking = [one for one in members if not _may_stay(host, one, gpu_of_vm)]
+    leaving = {address} | ({one.address for one in vm.hostdevs} if vm else set())
+    blocking = machine_iommu.blocking(host, group, leaving)
     if blocking:
-        text = f"group {group} is not viable: it also contains {_with_drivers(host, blocking)}"
-        return Finding(level, title, text, _how_to_separate(gpu_of_vm, blocking))
-    if members:
-        return passed(f"it shares group {group} with {_with_drivers(host, members)}", of=title)
-    return passed(f"it is alone in group {group}", of=title)
-
-
-def _members(host: Host, group: str) -> list[str]:
-    linked = {one for one in host.list(_PCI) if _group(host, one) == group}
-    return sorted(linked | set(host.list(f"{_GROUPS}/{group}/devices")))
-
-
-def _may_stay(host: Host, address: str, gpu_of_vm: Assignment) -> bool:
-    """Whether vfio can open the group of a VM's GPU with this device in it.
-
-    Source: up to Linux 5.18 vfio_dev_viable() and vfio_dev_driver_allowed()
-    (drivers/vfio/vfio.c) accept a bridge, pci-stub, vfio or no driver; later the
-    drivers with driver_managed_dma, which are the same.
-    """
-    vm = gpu_of_vm.vm
-    if vm and address in {one.address for one in vm.hostdevs}:
-        return True
-    pci_class = host.read(f"{_PCI}/{address}/class")
-    return (
-        pci_class is None  # in a snapshot, which does not have all devices
-        or pci_class.startswith(_BRIDGE)
-        or driver_of(host, address) in (None, "pci-stub", "pcieport")
-        or pci.is_vfio(host, address)
-    )
-
-
-def _with_drivers(host: Host, addresses: list[str]) -> str:
-    drivers = ((address, driver_of(host, address)) for address in addresses)
-    return " and ".join(f"{one} (on {driver})" if driver else one for one, driver in drivers)
-
-
-def _how_to_separate(gpu_of_vm: Assignment, others: list[str]) -> str:
-    name = gpu_of_vm.vm.name if gpu_of_vm.vm else "the VM"
-    if all(pci.slot(one) == pci.slot(gpu_of_vm.address) for one in others):
-        return (
-            f"add {' and '.join(others)} of the same card to {name} too, each as"
-            " <hostdev managed='yes'>"
+        which = machine_iommu.with_drivers(host, blocking)
+        name = vm.name if vm else "the VM"
+        return Finding(
+            level,
+            title,
+            f"group {group} is not viable: it also contains {which}",
+            machine_iommu.how_to_separate(host, address, blocking, name),
         )
-    return (
-        f"add all of them to {name}, or move the card to another slot; which slots have separate"
-        " groups depends on the mainboard"
-    )
+    others = machine_iommu.others_in(host, group, {address})
+    if others:
+        which = machine_iommu.with_drivers(host, others)
+        return passed(f"it shares group {group} with {which}", of=title)
+    return passed(f"it is alone in group {group}", of=title)
 
 
 @check("vfio-pci")

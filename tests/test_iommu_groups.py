@@ -1,0 +1,141 @@
+"""An IOMMU group that vfio could not open: refused before anything is touched, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests import events
+from tests.conftest import MachineFactory, domain_xml
+from tests.fakehost import FakeHost, snapshot
+from vfio_console_hook.commands.plan import plan
+from vfio_console_hook.config.settings import Config
+from vfio_console_hook.domain import parse
+from vfio_console_hook.errors import RefusedError
+from vfio_console_hook.log import Log
+
+GPU, SOUND, DISK = "0000:01:00.0", "0000:01:00.1", "0000:05:00.0"
+PCI = "sys/bus/pci/devices"
+ROOT = "sys/devices/pci0000:00"
+
+
+def add(host: FakeHost, address: str, pci_class: str, driver: str = "") -> None:
+    """Put a device into the group of the GPU."""
+    path = f"{ROOT}/{address}"
+    host.tree.put(f"{path}/class", pci_class)
+    host.tree.link(f"{PCI}/{address}", path)
+    host.tree.link(f"{path}/iommu_group", f"sys/kernel/iommu_groups/{group(host)}")
+    if driver:
+        host.tree.make_directory(f"sys/bus/pci/drivers/{driver}")
+        host.tree.link(f"{path}/driver", f"sys/bus/pci/drivers/{driver}")
+
+
+def group(host: FakeHost) -> str:
+    number = host.link_name(f"{PCI}/{GPU}/iommu_group")
+    assert number
+    return number
+
+
+def refusal(host: FakeHost, *addresses: str) -> RefusedError:
+    """The refusal of prepare, which changes nothing; plan says the same."""
+    vm = parse(domain_xml(*addresses))
+    before = snapshot(host)
+    planned = plan.plan_for(host, vm, Config())
+    with pytest.raises(RefusedError) as caught:
+        events.prepare(host, vm, Config(), Log(host, "win11"))
+    assert snapshot(host) == before
+    assert (planned.verdict, planned.reason) == (plan.REFUSE, caught.value.text)
+    return caught.value
+
+
+def test_a_function_of_the_card_that_stays_on_a_driver_is_named(machine: MachineFactory) -> None:
+    host = machine("efifb-6.1")
+    add(host, SOUND, "0x040300", "snd_hda_intel")
+
+    error = refusal(host, GPU)
+
+    assert f"{SOUND} (on snd_hda_intel) stays on the host" in error.text
+    assert error.hint.startswith(f"add {SOUND} of the same card to win11 too")
+
+
+def test_with_all_functions_the_vm_starts(machine: MachineFactory) -> None:
+    host = machine("efifb-6.1")
+    add(host, SOUND, "0x040300", "snd_hda_intel")
+
+    planned = plan.plan_for(host, parse(domain_xml(GPU, SOUND)), Config())
+
+    assert planned.verdict == plan.START
+
+
+@pytest.mark.parametrize(
+    ("pci_class", "driver"),
+    [
+        ("0x060400", "pcieport"),  # a bridge
+        ("0x060400", ""),
+        ("0x040300", ""),
+        ("0x040300", "pci-stub"),
+        ("0x040300", "vfio-pci"),
+    ],
+)
+def test_what_vfio_accepts_does_not_matter(
+    machine: MachineFactory, pci_class: str, driver: str
+) -> None:
+    host = machine("efifb-6.1")
+    add(host, SOUND, pci_class, driver)
+
+    assert plan.plan_for(host, parse(domain_xml(GPU)), Config()).verdict == plan.START
+
+
+def mounted(host: FakeHost) -> None:
+    host.tree.put(f"{ROOT}/{DISK}/block/sda/sda1/dev", "8:1")
+    host.tree.put(f"{ROOT}/{DISK}/block/sda/dev", "8:0")
+    host.tree.link("sys/block/sda", f"{ROOT}/{DISK}/block/sda")
+    host.tree.put("proc/self/mountinfo", "24 1 8:1 / / rw - ext4 /dev/sda1 rw")
+
+
+def swap(host: FakeHost) -> None:
+    mounted(host)
+    host.tree.put("proc/self/mountinfo", "")
+    host.tree.put("proc/swaps", "Filename Type Size Used Priority\n/dev/sda1 partition 1 0 -2")
+
+
+def volume_group(host: FakeHost) -> None:
+    mounted(host)
+    host.tree.put("proc/self/mountinfo", "")
+    host.tree.make_directory(f"{ROOT}/{DISK}/block/sda/sda1/holders/dm-0")
+
+
+def interface(host: FakeHost) -> None:
+    host.tree.put(f"{ROOT}/{DISK}/net/eth0/operstate", "up")
+    host.tree.link("sys/class/net/eth0", f"{ROOT}/{DISK}/net/eth0")
+
+
+def keyboard(host: FakeHost) -> None:
+    host.tree.make_directory(f"{ROOT}/{DISK}/usb1/input/input3")
+    host.tree.link("sys/class/input/input3", f"{ROOT}/{DISK}/usb1/input/input3")
+
+
+@pytest.mark.parametrize(
+    ("pci_class", "use", "said"),
+    [
+        ("0x010601", mounted, "sda1, which is mounted"),
+        ("0x010601", swap, "sda1, which the host swaps to"),
+        ("0x010601", volume_group, "sda1, which the host uses"),
+        ("0x020000", interface, "the network interface eth0, which is up"),
+        ("0x0c0330", keyboard, "a keyboard or mouse"),
+    ],
+)
+def test_what_the_host_uses_is_never_offered_to_the_vm(
+    machine: MachineFactory, pci_class: str, use: Callable[[FakeHost], None], said: str
+) -> None:
+    host = machine("efifb-6.1")
+    add(host, DISK, pci_class, "some-driver")
+    idle = refusal(host, GPU).hint
+    use(host)
+
+    hint = refusal(host, GPU).hint
+
+    assert f"add {DISK} to win11 too, if the host can do without" in idle
+    assert hint.startswith(f"{said}, is on {DISK}" if "," in said else f"{said} is on {DISK}")
+    assert " add " not in f" {hint}" and "another slot" in hint
