@@ -153,9 +153,13 @@ def normal(text: str, directory: Path) -> str:
 
 
 def difference(lab: str, fake: str) -> str:
-    """The lines that only one of two machines has, the lab's with "-"; at most a dozen."""
+    """The lines that only one of two machines has, the lab's with "-"; at most a dozen.
+
+    The kernel's command line never changes, and `record` shortens it.
+    """
     compared = difflib.unified_diff(lab.splitlines(), fake.splitlines(), n=0, lineterm="")
-    lines = [line for line in compared if not line.startswith(("---", "+++", "@@"))]
+    apart = ("---", "+++", "@@", "-f proc/cmdline ", "+f proc/cmdline ")
+    lines = [line for line in compared if not line.startswith(apart)]
     more = len(lines) - _LONGEST_DIFFERENCE
     return "\n".join(lines[:_LONGEST_DIFFERENCE] + ([f"and {more} more"] if more > 0 else []))
 

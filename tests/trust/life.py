@@ -54,7 +54,7 @@ class Machine:
         names = (self.directory / BY_NAME / one for one in (f"={NAME}", "+unnamed"))
         if operation != PREPARE and not any(map(os.path.lexists, names)):
             return Exit(0, "")
-        argv = [NAME, operation, "end" if operation == RELEASE else "begin", "-"]
+        argv = [NAME, operation, "end" if operation in (RELEASE, "stopped") else "begin", "-"]
         xml = domain_xml(*self.subject.gpus, event=operation, name=NAME)
 
         def work() -> int:
@@ -151,7 +151,12 @@ class Machine:
         return f"QEMU could not have BAR {blocked}" if blocked else ""
 
     def reattach(self) -> None:
-        """libvirt takes the GPUs back, before release."""
+        """libvirt takes the GPUs back, before release and after the event "stopped".
+
+        Only there the program does something about consoles on kernels without fb devices.
+        """
+        if not self.host.exists("proc/fb"):
+            self.event("stopped")
         libvirt = FakeLibvirt(self.host)
         for address in (self.host.read(_DETACHED) or "").split():
             libvirt.adopt(address)
