@@ -29,8 +29,10 @@ def refuse_unassignable(host: Host, assignment: Assignment) -> None:
                 " assign it",
                 hint="write managed='yes' in the <hostdev>, or bind it to vfio-pci yourself",
             )
+    from ..machine import iommu  # takes 1 ms to load, and only prepare needs it
+
     for address in assignment.gpus:
-        group = host.link_name(f"sys/bus/pci/devices/{address}/iommu_group")
+        group = iommu.group_of(host, address)
         if group is None:
             off = "the IOMMU is off" if not host.list("sys/kernel/iommu_groups") else "no IOMMU"
             raise RefusedError(
@@ -38,20 +40,14 @@ def refuse_unassignable(host: Host, assignment: Assignment) -> None:
                 hint="switch VT-d (Intel) or AMD-Vi on in the firmware's setup; Intel also needs"
                 " intel_iommu=on on the kernel's command line",
             )
-        _refuse_not_viable(host, address, group, assignment)
-
-
-def _refuse_not_viable(host: Host, address: str, group: str, assignment: Assignment) -> None:
-    from ..machine import iommu  # takes 1 ms to load, and only prepare needs it
-
-    others = iommu.blocking(host, group, assignment.addresses)
-    if others:
-        stay = "stay" if others[1:] else "stays"
-        raise RefusedError(
-            f"the IOMMU group of {address} is not viable, so QEMU could not open it:"
-            f" {iommu.with_drivers(host, others)} {stay} on the host",
-            hint=iommu.how_to_separate(host, address, others, assignment.name),
-        )
+        others = iommu.blocking(host, group, assignment.addresses)
+        if others:
+            stay = "stay" if others[1:] else "stays"
+            raise RefusedError(
+                f"the IOMMU group of {address} is not viable, so QEMU could not open it:"
+                f" {iommu.with_drivers(host, others)} {stay} on the host",
+                hint=iommu.how_to_separate(host, address, others, assignment.name),
+            )
 
 
 def still_reserved(address: str, reservation: Reservation) -> StepError:

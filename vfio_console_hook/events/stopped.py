@@ -16,7 +16,7 @@ from .start import moved_consoles
 
 
 def stopped(claim: Claim, log: Log, run: Supervisor = call) -> None:
-    """Unbind fbcon if start has bound it for this VM; release sees that it is bound again.
+    """Unbind fbcon if start has bound it for this VM; release checks that it is bound again.
 
     Raises HookError; libvirt goes on all the same.
     """

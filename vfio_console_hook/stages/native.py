@@ -79,15 +79,18 @@ def stand_back(host: Host, gpu: Gpu, handover: Handover, stage: str) -> Iterator
     have come back by then.
     """
     driver = drivers.driver_named(gpu.driver)
-    if not driver.unload or _is_unbound(host, gpu, driver, handover):
-        yield Step(
-            stage=stage,
-            gpu=gpu.address,
-            why=f"{driver.name}, which libvirt probes for first, must come back after the firmware"
-            " console",
-            do=None,
-            undo=_unbind(gpu, driver, handover),
-        )
+    if driver.unload:
+        staying, order = _staying_and_order(host, gpu, driver, _going(driver, handover))
+        if order and not staying:
+            return
+    yield Step(
+        stage=stage,
+        gpu=gpu.address,
+        why=f"{driver.name}, which libvirt probes for first, must come back after the firmware"
+        " console",
+        do=None,
+        undo=_unbind(gpu, driver, handover),
+    )
 
 
 def _unbind(gpu: Gpu, driver: Driver, handover: Handover) -> UnbindNative:
@@ -116,10 +119,9 @@ def _off_modules(host: Host, gpu: Gpu, driver: Driver, handover: Handover) -> It
     Raises RefusedError.
     """
     going = _going(driver, handover)
-    staying = _staying_devices(host, driver, going)
-    order = modules.unload_order(host, _module_of(host, gpu, driver))
+    staying, order = _staying_and_order(host, gpu, driver, going)
     reserved = _reservable(host, (gpu,))
-    alone = _is_unbound(host, gpu, driver, handover)
+    alone = bool(staying) or not order
     if alone:
         _refuse_shown(host, gpu, driver)
     yield Step(
@@ -150,10 +152,15 @@ def _going(driver: Driver, handover: Handover) -> tuple[Gpu, ...]:
     return tuple(one for one in handover.gpus if one.driver == driver.name and not one.virtual)
 
 
-def _is_unbound(host: Host, gpu: Gpu, driver: Driver, handover: Handover) -> bool:
-    """Whether a driver that could be unloaded has to be unbound from one GPU instead."""
-    staying = _staying_devices(host, driver, _going(driver, handover))
-    return bool(staying) or not modules.unload_order(host, _module_of(host, gpu, driver))
+def _staying_and_order(
+    host: Host, gpu: Gpu, driver: Driver, going: tuple[Gpu, ...]
+) -> tuple[list[str], tuple[str, ...]]:
+    """The devices that keep the driver, and its modules in the order of unloading.
+
+    With any of the former, or without the latter, it is unbound from one GPU instead.
+    """
+    order = modules.unload_order(host, _module_of(host, gpu, driver))
+    return _staying_devices(host, driver, going), order
 
 
 def _refuse_shown(host: Host, gpu: Gpu, driver: Driver) -> None:
