@@ -102,8 +102,8 @@ def test_a_file_that_others_can_write_is_a_mistake(host: FakeHost, capsys: Captu
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("win11.yaml", f"the file for one VM is /{load.VMS}/NAME.yaml"),
-        ("default.yml", f"the file for one VM is /{load.VMS}/NAME.yaml"),
+        ("win11.yaml", f"the file for the VM win11 is /{load.VMS}/win11.yaml"),
+        ("default.yml", f"the file for all VMs is /{DEFAULT}"),
         ("vms/win11.yml", "its name must be that of a VM, and .yaml"),
         ("vms/win11.yaml.bak", "its name must be that of a VM, and .yaml"),
         ("vms/.yaml", "its name must be that of a VM, and .yaml"),

@@ -803,7 +803,8 @@ def test_prepare_ends_the_processes_in_the_configuration(machine: MachineFactory
 
 GDM = "etc/systemd/system/display-manager.service"
 ELSE = "stop these processes, or increase `holders.wait_s`"
-STOP = "to /etc/vfio-console-hook/vms/NAME.yaml to stop it for the VM NAME"
+FILE = "/etc/vfio-console-hook/vms/win11.yaml"
+STOP = f"to {FILE} to stop it for the VM"
 DESKTOP = f"add `services: [display-manager]` {STOP}"
 
 
@@ -871,7 +872,8 @@ def test_one_hint_names_all_units_that_have_to_be_stopped(machine: MachineFactor
          cgroup="/user.slice/user-1000.slice/session-2.scope")  # fmt: skip
 
     assert refusal(host, NOW, AMD).endswith(
-        f"(hint: add `services: [display-manager, lactd, ollama]` {STOP})"
+        f"(hint: add `services: [display-manager, lactd, ollama]` to {FILE}"
+        " to stop them for the VM)"
     )
 
 

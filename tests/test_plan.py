@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.fakehost import FakeHost, FakeLibvirt, hold, open_device, openrc, sna
 from tests.libvirt_xml import UUID, domain_xml
 from tests.test_stages import PLANS, prepared
 from tests.test_stages import Plan as Case
+from vfio_console_hook import cli
 from vfio_console_hook.claims.claim import CLAIMS
 from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.commands.plan import plan, text
@@ -143,16 +145,53 @@ def test_each_device_is_shown_with_its_class_and_the_line_that_assigns_it(
     assert "0000:13:00.1 is assigned too: audio device (class 0403)\n" in plan_text(made)
 
 
-def test_a_gpu_on_the_command_line_of_qemu_is_shown_as_such(machine: MachineFactory) -> None:
+def on_command_line(address: str) -> Domain:
     extra = (
         "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
-        f"<qemu:arg value='-device'/><qemu:arg value='vfio-pci,host={GPU}'/>"
+        f"<qemu:arg value='-device'/><qemu:arg value='vfio-pci,host={address}'/>"
         "</qemu:commandline></domain>"
     )
-    xml = domain_xml().replace(b"</domain>", extra.encode())
+    return parse(domain_xml().replace(b"</domain>", extra.encode()))
 
-    made = plan.plan_for(machine("bmc-and-two-nvidia"), parse(xml.replace(
-        GPU.encode(), b"0000:17:00.0")), NOW)  # fmt: skip
+
+def test_a_gpu_on_the_command_line_of_qemu_is_never_to_be_in_a_hostdev(
+    machine: MachineFactory,
+) -> None:
+    made = plan.plan_for(machine("efifb-6.12"), on_command_line(GPU), NOW)
+
+    assert (made.verdict, "hostdev" in made.hint) == (plan.REFUSE, False)
+    assert f"driverctl set-override {GPU} vfio-pci" in made.hint
+
+
+@pytest.mark.parametrize(
+    ("uri", "idle"),
+    [
+        ("qemu:///session", True),
+        ("qemu+unix:///session?socket=/run/user/1000/libvirt/virtqemud-sock", True),
+        ("qemu:///system", False),
+        ("qemu+ssh://root@session/system", False),
+    ],
+)
+def test_for_a_vm_of_a_users_own_libvirt_the_hook_does_nothing(
+    machine: MachineFactory,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    uri: str,
+    idle: bool,
+) -> None:
+    xml = tmp_path / "vm.xml"
+    xml.write_bytes(domain_xml(GPU))
+
+    status = cli.main(["--connect", uri, "plan", "--xml", str(xml)], machine("efifb-6.12"))
+
+    last = "\n".join(capsys.readouterr().out.splitlines()[-4:])
+    assert (status, "nothing to do: the libvirt of qemu:///session runs its hook" in last) == (
+        (2, True) if idle else (0, False)
+    )
+
+
+def test_a_gpu_on_the_command_line_of_qemu_is_shown_as_such(machine: MachineFactory) -> None:
+    made = plan.plan_for(machine("bmc-and-two-nvidia"), on_command_line("0000:17:00.0"), NOW)
 
     assert re.match(r"qemu:commandline in line \d+ of the XML: PCI class", made.devices[0].why)
     assert made.verdict == plan.START

@@ -129,6 +129,22 @@ def test_wrong_usage_is_one_sentence_and_status_2(
     assert (status, capsys.readouterr()) == (2, ("", f"vfio-console-hook: {error}\n"))
 
 
+MACHINE = ROOT / "tests/machines/efifb-6.12.tree"
+
+
+@pytest.mark.parametrize("words", ["take 01:00.0", "give 01:00.0", "recover --force"])
+def test_what_changes_a_machine_is_not_done_to_a_recorded_one(
+    capsys: Capture, words: str
+) -> None:
+    status = cli.main(["--root", str(MACHINE), *words.split()])
+
+    error = (
+        "vfio-console-hook: this command changes a machine, and that of --root is only a record\n"
+        "hint: run it on the machine itself, without --root\n"
+    )
+    assert (status, capsys.readouterr()) == (2, ("", error))
+
+
 def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
     status = ended("--version")
 
@@ -136,7 +152,6 @@ def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
 
 
 PRINTING = pytest.mark.parametrize("words", ["--help", "take --help", "--root {} status"])
-MACHINE = ROOT / "tests/machines/efifb-6.12.tree"
 
 
 @PRINTING

@@ -60,6 +60,12 @@ def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
 def _run(argv: Sequence[str] | None, host: Host | None) -> int:
     try:
         arguments = parser().parse_args(argv)
+        if arguments.changes and arguments.root is not None:
+            _print_error(
+                "this command changes a machine, and that of --root is only a record",
+                "run it on the machine itself, without --root",
+            )
+            return 2
         with contextlib.ExitStack() as stack:
             return int(arguments.act(host or _machine(arguments.root, stack), arguments))
     except HookError as error:
@@ -154,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
             epilog=_examples(command.example),
         )
         command.options(subparser)
-        subparser.set_defaults(act=command.run)
+        subparser.set_defaults(act=command.run, changes=command.changes)
     return main_parser
 
 

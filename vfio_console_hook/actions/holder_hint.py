@@ -21,8 +21,11 @@ _MAX_UNITS = 3
 _MAX_UNIT = 48
 
 
-def hint(host: Host, holders: Sequence[Holder]) -> str:
-    """What to do so that these processes close the GPU, as one hint."""
+def hint(host: Host, holders: Sequence[Holder], file: str) -> str:
+    """What to do so that these processes close the GPU, as one hint.
+
+    file is where the VM's settings go, "" where that is not known.
+    """
     managers = display_managers(host)
     units = _stoppable_services(holders, managers)
     sessions = [one for one in holders if _USER.search(one.cgroup)]
@@ -34,7 +37,9 @@ def hint(host: Host, holders: Sequence[Holder]) -> str:
         units.insert(0, "display-manager")
     if units:
         listed = ", ".join(units[:_MAX_UNITS])
-        return f"add `services: [{listed}]` to /{VMS}/NAME.yaml to stop it for the VM NAME"
+        them = "it" if len(units) == 1 else "them"
+        place = file or f"/{VMS}/NAME.yaml"
+        return f"add `services: [{listed}]` to {place} to stop {them} for the VM"
     if sessions:
         return _end_session(sessions[0], outlived=bool(managers))
     if logind:

@@ -88,7 +88,7 @@ def _refusal(host: Host, wait: AwaitClosed, held: list[Holder], ended: str) -> R
     before = f" ({ended})" if ended else ""
     return RefusedError(
         f"{' and '.join(wait.gpus)} {be} in use by {listed(held)}{before}",
-        hint=holder_hint.hint(host, held),
+        hint=holder_hint.hint(host, held, wait.file),
     )
 
 

@@ -15,7 +15,8 @@ class Command:
     """One command. summary is one line, and so is the example, as it is typed.
 
     options adds its arguments to a parser; run does it and returns the exit status:
-    0 done, 1 refused or failed, 2 wrong usage or nothing to do.
+    0 done, 1 refused or failed, 2 wrong usage or nothing to do. changes: whether it changes
+    the machine, so that it is not for a recorded one.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Command:
     example: str
     options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Host, argparse.Namespace], int]
+    changes: bool = False
 
 
 def attributes(value: object, *names: str) -> dict[str, Any]:

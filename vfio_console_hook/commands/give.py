@@ -48,4 +48,5 @@ COMMAND = Command(
     "vfio-console-hook give 01:00.0",
     add_addresses,
     _run,
+    changes=True,
 )

@@ -47,4 +47,5 @@ COMMAND = Command(
     "vfio-console-hook recover",
     _options,
     _run,
+    changes=True,
 )

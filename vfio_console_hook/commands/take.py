@@ -131,4 +131,5 @@ COMMAND = Command(
     "vfio-console-hook take --vfio 01:00.0",
     _options,
     _run,
+    changes=True,
 )

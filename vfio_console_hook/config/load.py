@@ -103,6 +103,12 @@ def files_without_vm(host: Host, vms: Iterable[tuple[str, str]]) -> tuple[str, .
     return tuple(path for path in _present(host, []) if path != _DEFAULT and path not in read)
 
 
+def file_for(name: str, uuid: str) -> str:
+    """The path of the file for a VM, by its uuid where its name is none of a file."""
+    stem = name if name.isprintable() and "/" not in name else uuid
+    return f"/{VMS}/{stem}.yaml"
+
+
 def _settings(host: Host, name: str, uuid: str) -> dict[str, tuple[Any, str]]:
     """What the files of a VM set, as value and origin. Raises ConfigError, HostError."""
     settings, mistakes = _settings_and_mistakes(host, name, uuid)
@@ -157,9 +163,11 @@ def never_read(host: Host) -> Iterator[Mistake]:
     """The files that have the wrong name or place, so that they are never read."""
     for name in _names_in(host, paths.resolve(host, DIRECTORY).path):
         if name.endswith((".yaml", ".yml")) and name != "default.yaml":
-            yield _mistake(
-                f"/{DIRECTORY}/{name}", f"is never read; the file for one VM is /{VMS}/NAME.yaml"
-            )
+            stem = name.rpartition(".")[0]
+            meant = f"for the VM {stem} is /{VMS}/{stem}.yaml"
+            if stem in ("", "default"):
+                meant = f"for all VMs is /{_DEFAULT}"
+            yield _mistake(f"/{DIRECTORY}/{name}", f"is never read; the file {meant}")
     for name in _names_in(host, paths.resolve(host, VMS).path):
         if name == ".yaml" or not name.endswith(".yaml"):
             text = "is never read; its name must be that of a VM, and .yaml"

@@ -12,6 +12,7 @@ from ..claims import in_use, ownership
 from ..claims.claim import Claim
 from ..claims.directory import Claims
 from ..claims.step import Step
+from ..config import load
 from ..config.settings import Config
 from ..errors import CutOffError, HookError, LostError, StuckError
 from ..log import Log
@@ -114,6 +115,8 @@ def look_ahead(
         bind_vfio=assignment.bind_vfio,
         by_hand=assignment.by_hand,
         siblings=assignment.siblings,
+        on_command_line=assignment.on_command_line,
+        file=load.file_for(assignment.name, assignment.uuid),
         vtconsoles=console.vtconsoles(host),
         framebuffers=console.framebuffers(host),
     )

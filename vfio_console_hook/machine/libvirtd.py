@@ -11,6 +11,11 @@ SYSTEM = "qemu:///system"
 """The connection whose VMs run the hook as root."""
 
 
+def is_session(uri: str) -> bool:
+    """Whether a connection is to a user's own libvirt, which runs the hook without root."""
+    return uri.partition("?")[0].endswith("/session")
+
+
 @dataclass(frozen=True)
 class Vm:
     """A VM of libvirt's.

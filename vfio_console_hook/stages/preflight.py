@@ -43,6 +43,13 @@ def _refuse_unmanaged(gpu: Gpu, handover: Handover) -> None:
     if gpu.address not in handover.unmanaged or gpu.vfio:
         return
     what = f"is bound to {gpu.driver}" if gpu.driver else "has no driver"
+    if gpu.address in handover.on_command_line:
+        raise RefusedError(
+            f"{gpu.address} {what} and is in <qemu:commandline>, where libvirt binds nothing to"
+            " vfio-pci",
+            hint="bind it to vfio-pci before the VM starts, for example with vfio-pci.ids= on the"
+            f" kernel's command line or `driverctl set-override {gpu.address} vfio-pci`",
+        )
     raise RefusedError(
         f"{gpu.address} {what} and is managed='no', so libvirt will not bind it to vfio-pci",
         hint="write managed='yes' in the <hostdev>, or bind it to vfio-pci yourself",
@@ -170,6 +177,7 @@ def await_closed(
         terminate=policy.terminate,
         grace_s=policy.grace_s,
         beside=tuple(addresses[1:]),
+        file=handover.file,
     )
 
 

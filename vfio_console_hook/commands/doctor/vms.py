@@ -69,7 +69,8 @@ def _unmanaged(one: Domain, hostdev: Hostdev) -> Finding:
         text = "managed='no', so libvirt neither binds it to vfio-pci nor gives it back"
         return warning(text, "write managed='yes' in its <hostdev>", of=title)
     text = f"it is in <{hostdev.origin}>, where libvirt does not manage devices"
-    return warning(text, "add it to the VM as <hostdev managed='yes'> instead", of=title)
+    advice = "bind it to vfio-pci before the VM starts, for example with `driverctl set-override`"
+    return warning(text, advice, of=title)
 
 
 @check("missing devices")

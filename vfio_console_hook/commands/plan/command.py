@@ -9,7 +9,7 @@ import sys
 from ... import domain
 from ...config import load
 from ...domain import Domain
-from ...machine import worker
+from ...machine import libvirtd, worker
 from ...machine.host import Host
 from .. import files, vms
 from ..command import Command
@@ -39,7 +39,8 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     def output() -> str:
         from . import drawing, text
 
-        plan = planning.plan_for(host, parsed, settings, assigned)
+        session = libvirtd.is_session(arguments.connect)
+        plan = planning.plan_for(host, parsed, settings, assigned, session=session)
         as_json = json.dumps(plan.to_json(), indent=2) + "\n"
         picture = drawing.picture(f"VM {plan.vm}", plan.gpus, plan.gpus_after)
         return json.dumps({

@@ -181,12 +181,17 @@ def _step_json(step: Step) -> dict[str, Any]:
 
 
 def plan_for(
-    host: Host, domain: Domain, settings: Config, assigned: Collection[str] = frozenset()
+    host: Host,
+    domain: Domain,
+    settings: Config,
+    assigned: Collection[str] = frozenset(),
+    *,
+    session: bool = False,
 ) -> Plan:
     """The plan for a VM. assigned: the devices that libvirt has assigned to it now.
 
-    A refusal is part of the plan and not raised. Raises HostError when the GPUs cannot be
-    inspected, StuckError.
+    session: it is a VM of a user's own libvirt (libvirtd.is_session()). A refusal is part of
+    the plan and not raised. Raises HostError when the GPUs cannot be inspected, StuckError.
     """
     devices = _devices(host, domain)
     plan = Plan(domain.name, domain.uuid, devices, console.current_display(host), NOTHING)
@@ -195,6 +200,8 @@ def plan_for(
     siblings = tuple(one.address for one in devices if one.gpu is None)
     found = current_holders(host, plan.gpus, siblings)
     plan = replace(plan, holders=tuple(PlannedHolder(one, "") for one in found))
+    if session:
+        return replace(plan, reason=_IN_SESSION.format(plan.vm), hint=_TO_SYSTEM)
     idle = _why_idle(plan, settings)
     if idle:
         return replace(plan, reason=idle)
@@ -223,6 +230,13 @@ def _devices(host: Host, domain: Domain) -> tuple[Device, ...]:
         pci_class = pci.pci_class_of(host, hostdev.address) or 0
         found.append(Device(hostdev, pci_class, gpus.get(hostdev.address)))
     return tuple(found)
+
+
+_IN_SESSION = (
+    "the libvirt of qemu:///session runs its hook without root, so it does nothing for {}, and"
+    " QEMU may not open a GPU"
+)
+_TO_SYSTEM = "define it in qemu:///system (virt-manager: the connection called QEMU/KVM)"
 
 
 def _why_idle(plan: Plan, settings: Config) -> str:
