@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 VGA = Gpu("VGA")  # class 0300
 BOCHS = Gpu("bochs-display")  # class 0380
+# Its firmware framebuffer fills BAR 0: 2048 x 2048 pixels of 4 bytes.
+BOCHS_FILLED = Gpu("bochs-display,vgamem=16M,xres=2048,yres=2048")
 VIRTIO_GPU = Gpu("virtio-gpu-pci")  # class 0380
 VGA_WITH_SOUND = Gpu("VGA", sound=True)
 ROOT_BUS_VGA = Gpu("VGA", on_root_bus=True)
@@ -132,60 +134,51 @@ def _killed(kernel: str) -> Scenario:
 SHAPED = tuple(kernel.name for kernel in KERNELS if "distribution" in kernel.fragments)
 
 
-def _shaped(kernel: str) -> Scenario:
-    """One GPU of class 0300 without a native driver, on a kernel shaped like a distribution's."""
-    return Scenario(
-        f"simpledrm-0300-{kernel}",
-        kernel,
-        SIMPLEDRM,
-        kernel_line=NOAUTOLOAD,
-        after=After.GONE,
-        texts=LOSS_ANNOUNCED,
-    )
+def _simpledrm(name: str, kernel: str, gpu: Gpu = VGA) -> Scenario:
+    """One GPU without a native driver, whose console is lost.
 
-
-def _refused(kernel: str) -> Scenario:
-    """One GPU of class 0380, whose memory the firmware's device keeps reserved (BOOTFB)."""
-    return Scenario(
-        f"simpledrm-0380-refuse-{kernel}",
-        kernel,
-        SIMPLEDRM,
-        gpus=(BOCHS,),
-        kernel_line=NOAUTOLOAD,
-        config="bootfb: refuse\n",
-        refused=r"bootfb",
-    )
-
-
-def _boot_gpu_leaves(kernel: str) -> Scenario:
-    """Two GPUs with native drivers; the one with the consoles leaves."""
-    return Scenario(
-        f"dual-boot-leaves-{kernel}",
-        kernel,
-        BOCHS_DRM,
-        gpus=(VGA, BOCHS),
-        native_driver=True,
-        stays=(1,),
-    )
-
-
-def _native(kernel: str) -> Scenario:
-    """One GPU with its native driver, which is a module."""
-    return Scenario(f"native-{kernel}", kernel, BOCHS_DRM, native_driver=True)
-
-
-def _aperture(name: str, kernel: str, kind: str = "cycles") -> Scenario:
-    """BOOTFB on class 0380, and no configuration at all: vmwgfx is a module of the kernel."""
+    Class 0380 needs no configuration for its BOOTFB: vmwgfx is a module of the kernel.
+    """
+    probe = () if gpu is VGA else (("plan", r"vmwgfx"),)
     return Scenario(
         name,
         kernel,
         SIMPLEDRM,
-        gpus=(BOCHS,),
+        gpus=(gpu,),
         kernel_line=NOAUTOLOAD,
         after=After.GONE,
-        # The kills of the other kind have removed BOOTFB before the first cycle.
-        texts=(*LOSS_ANNOUNCED, ("plan", r"vmwgfx")) if kind == "cycles" else (),
-        kind=kind,
+        texts=(*LOSS_ANNOUNCED, *probe),
+    )
+
+
+def _native(name: str, kernel: str) -> Scenario:
+    """One GPU with its native driver."""
+    return Scenario(name, kernel, BOCHS_DRM, native_driver=True)
+
+
+def _boot_gpu_leaves(name: str, kernel: str) -> Scenario:
+    """Two GPUs with native drivers; the one with the consoles leaves."""
+    return replace(_native(name, kernel), gpus=(VGA, BOCHS), stays=(1,))
+
+
+def _second_leaves(name: str, kernel: str) -> Scenario:
+    """Two GPUs with native drivers; the one without the consoles leaves."""
+    return replace(_native(name, kernel), gpus=(VGA, BOCHS), stays=(0,), kind="untouched")
+
+
+def _without_hook(name: str, of: Scenario) -> Scenario:
+    """A control: what the same machine does without the program, in one cycle."""
+    return replace(of, name=name, hook=False, alive_meanwhile=not of.stays, cycles=1, kind="cycles")
+
+
+def _of_shape(kernel: str) -> tuple[Scenario, ...]:
+    """What must work on every kernel with the options of a distribution."""
+    return (
+        _boot_gpu_leaves(f"dual-boot-leaves-{kernel}", kernel),
+        _simpledrm(f"simpledrm-0380-{kernel}", kernel, BOCHS),
+        _native(f"native-{kernel}", kernel),
+        _simpledrm(f"simpledrm-0300-{kernel}", kernel),
+        _second_leaves(f"dual-second-leaves-{kernel}", kernel),
     )
 
 
@@ -193,15 +186,7 @@ SCENARIOS = (
     Scenario("efifb-5.10", "5.10", EFIFB, smoke=True),
     Scenario("efifb-6.12", "6.12", EFIFB, smoke=True),
     Scenario("efifb-6.1", "6.1", EFIFB, after=After.GONE, texts=LOSS_ANNOUNCED, smoke=True),
-    Scenario(
-        "dual-boot-leaves",
-        "6.1",
-        BOCHS_DRM,
-        gpus=(VGA, BOCHS),
-        native_driver=True,
-        stays=(1,),
-        kind="moved",
-    ),
+    replace(_boot_gpu_leaves("dual-boot-leaves", "6.1"), kind="moved"),
     Scenario(
         "holder-card",
         "6.1",
@@ -221,15 +206,7 @@ SCENARIOS = (
         rom_shadowed=True,
         refused=OTHERS_CONSOLE,
     ),
-    Scenario(
-        "dual-second-leaves-6.12",
-        "6.12",
-        BOCHS_DRM,
-        gpus=(VGA, BOCHS),
-        native_driver=True,
-        stays=(0,),
-        kind="untouched",
-    ),
+    _second_leaves("dual-second-leaves-6.12", "6.12"),
     Scenario(
         "dual-boot-leaves-efifb-6.12",
         "6.12",
@@ -294,15 +271,7 @@ SCENARIOS = (
         rom_shadowed=True,
         config="host_driver: load\n",
     ),
-    Scenario(
-        "dual-second-leaves-6.1",
-        "6.1",
-        BOCHS_DRM,
-        gpus=(VGA, BOCHS),
-        native_driver=True,
-        stays=(0,),
-        kind="untouched",
-    ),
+    _second_leaves("dual-second-leaves-6.1", "6.1"),
     Scenario(
         "desktop",
         "6.1",
@@ -386,16 +355,30 @@ SCENARIOS = (
         kernel_line=NOAUTOLOAD,
         refused=r"bootfb",
     ),
-    _aperture("simpledrm-0380-aperture", "ubuntu-6.12"),
-    _aperture("simpledrm-0380-aperture-7", "ubuntu-7"),
-    _aperture("simpledrm-0380-aperture-fedora", "fedora-7"),
     replace(
-        _aperture("dual-aperture", "ubuntu-6.12"),
+        _simpledrm("dual-aperture", "ubuntu-6.12", BOCHS),
         gpus=(BOCHS, VIRTIO_GPU),
         kernel_line="",
         stays=(1,),
     ),
-    _aperture("killed-probe", "ubuntu-6.12", "killed-probe"),
+    # Here the unbind of simpledrm is enough, and the console comes back.
+    *(
+        replace(
+            _simpledrm(f"bootfb-fills-bar-{kernel}", kernel, BOCHS_FILLED),
+            after=After.BACK,
+            texts=(),
+        )
+        for kernel in ("ubuntu-6.12", "fedora-7")
+    ),
+    replace(
+        _without_hook(
+            "control-bootfb-fills-bar", _simpledrm("", "ubuntu-6.12", BOCHS_FILLED)
+        ),
+        mapped=False,
+        after=After.BACK,
+    ),
+    # The kills have removed BOOTFB before the first cycle.
+    replace(_simpledrm("killed-probe", "ubuntu-6.12", BOCHS), kind="killed-probe", texts=()),
     Scenario(
         "simpledrm-0380-native",
         "own-6.12",
@@ -427,53 +410,21 @@ SCENARIOS = (
     ),
     Scenario("efidrm", "own-7", EFIDRM, gpus=(BOCHS,), kernel_line=NOAUTOLOAD),
     Scenario("efidrm-0300", "own-7", EFIDRM, kernel_line=NOAUTOLOAD),
-    Scenario("native", "6.1", BOCHS_DRM, native_driver=True),
-    *(_shaped(kernel) for kernel in SHAPED),
-    *(_native(kernel) for kernel in SHAPED),
-    *(_refused(kernel) for kernel in SHAPED),
-    # Without fb devices nothing can map a console.
-    *(_boot_gpu_leaves(kernel) for kernel in ("fedora-6.12", "fedora-7")),
-    Scenario(
-        "dual-second-leaves-fedora-6.12",
-        "fedora-6.12",
-        BOCHS_DRM,
-        gpus=(VGA, BOCHS),
-        native_driver=True,
-        stays=(0,),
-        kind="untouched",
-    ),
-    Scenario(
-        "control-dual-boot-leaves-fedora-6.12",
-        "fedora-6.12",
-        BOCHS_DRM,
-        gpus=(VGA, BOCHS),
-        native_driver=True,
-        hook=False,
-        stays=(1,),
-        alive_meanwhile=False,
-        cycles=1,
+    _native("native", "6.1"),
+    *(scenario for kernel in SHAPED for scenario in _of_shape(kernel)),
+    _without_hook(
+        "control-dual-boot-leaves-fedora-6.12", _boot_gpu_leaves("", "fedora-6.12")
     ),
     # The native driver removes vgacon, the (S) driver: nothing takes the consoles back.
-    Scenario(
-        "dual-bios-fedora-6.12",
-        "fedora-6.12",
-        BOCHS_DRM,
-        gpus=(VGA, BOCHS),
+    replace(
+        _boot_gpu_leaves("dual-bios-fedora-6.12", "fedora-6.12"),
         firmware="seabios",
-        native_driver=True,
-        stays=(1,),
         alive_meanwhile=False,
         texts=(("plan", r"until\s+then no monitor shows them"),),
     ),
-    Scenario(
-        "quiet-fedora-6.12",
-        "fedora-6.12",
-        BOCHS_DRM,
-        gpus=(VGA, BOCHS),
-        native_driver=True,
-        kernel_line=QUIET,
-        stays=(1,),
-        kind="quiet",
+    *(
+        replace(_boot_gpu_leaves(f"quiet-{kernel}", kernel), kernel_line=QUIET, kind="quiet")
+        for kernel in ("fedora-6.12", "fedora-7")
     ),
     Scenario("beside-nvidia-6.12", "6.12", EFIFB, stand_ins=NVIDIA),
     Scenario(
@@ -492,17 +443,7 @@ SCENARIOS = (
         after=After.GONE,
         texts=LOSS_ANNOUNCED,
     ),
-    Scenario(
-        "control-dual-boot-leaves",
-        "6.1",
-        BOCHS_DRM,
-        gpus=(VGA, BOCHS),
-        native_driver=True,
-        hook=False,
-        stays=(1,),
-        alive_meanwhile=False,
-        cycles=1,
-    ),
+    _without_hook("control-dual-boot-leaves", _boot_gpu_leaves("", "6.1")),
     Scenario(
         "control-second-vga",
         "6.1",
@@ -533,13 +474,7 @@ SCENARIOS = (
         kernel_line="vga=0x317",
     ),
     Scenario("vgacon", "5.10", VGACON, firmware="seabios", recorded="vgacon-5.10"),
-    Scenario(
-        "simpledrm-0300",
-        "own-6.12",
-        SIMPLEDRM,
-        kernel_line=NOAUTOLOAD,
-        after=After.EITHER,
-    ),
+    replace(_simpledrm("simpledrm-0300", "own-6.12"), after=After.EITHER, texts=()),
     *(
         Scenario(
             f"release-load-{kernel}",
@@ -563,16 +498,7 @@ SCENARIOS = (
     ),
     _killed("6.1"),
     # With a second GPU the consoles move; otherwise the machine changes while libvirt acts.
-    Scenario(
-        "every-call-6.1",
-        "6.1",
-        BOCHS_DRM,
-        gpus=(VGA, BOCHS),
-        native_driver=True,
-        stays=(1,),
-        kind="every-call",
-        cycles=1,
-    ),
+    replace(_boot_gpu_leaves("every-call-6.1", "6.1"), kind="every-call", cycles=1),
 )
 
 
