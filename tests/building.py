@@ -211,14 +211,17 @@ def _ranges(machine: Machine) -> list[tuple[int, int, str]]:
         if device.bridge:
             bus = device.address[:7]
             found.append((start // M * M, -(-(start + size) // M) * M - 1, f"PCI Bus {bus}"))
+    # One that fills a BAR is above it (kernel/resource.c, __insert_resource).
+    found += [
+        (one.start, one.start + _pages(one.size) - 1, one.owned_as)
+        for one in machine.firmware
+        if one.owned_as
+    ]
     for device, (number, start, size, _) in memory:
         found.append((start, start + size - 1, device.address))
         if device.bound and str(number) in device.words.get("bars", "").split(","):
             found.append((start, start + size - 1, device.words["driver"]))
     for firmware in machine.firmware:
-        if firmware.owned_as:
-            last = firmware.start + _pages(firmware.size) - 1
-            found.append((firmware.start, last, firmware.owned_as))
         if firmware.bound and firmware.reservation:
             found.append(
                 (firmware.start, firmware.start + firmware.reservation - 1, firmware.driver)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from ..errors import HostError, LostError, StepError
 from ..machine import iomem, memory, modules
-from ..machine.firmware import BOOTFB
 from ..machine.host import Host
+from ..machine.iomem import BOOTFB
 from ..machine.pci import displays
 from .action import Action, require_on_bus
 from .native import bound_driver, driver_override

@@ -64,7 +64,7 @@ def _refuse_unready(
         what = f"bound to {driver}" if driver else "without a driver"
         raise StepError(f"{address} is {what}, not on vfio-pci, so the VM cannot have it")
     for reservation in iomem.reservations(reserved, address, bars):
-        if not reservation.vfio:
+        if not (reservation.vfio or reservation.around):
             raise refusals.still_reserved(address, reservation)
 
 

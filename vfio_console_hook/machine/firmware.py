@@ -15,17 +15,13 @@ from dataclasses import dataclass
 
 from . import pci
 from .host import Host
-from .iomem import Reservation
+from .iomem import BOOTFB, Reservation
 from .memory import Bar, Range
 
 _DEVICE = re.compile(
     r"(?:(?:efi|vesa|simple|coreboot|vga|ega)-framebuffer|vga16fb|of-display)\.\d+"
 )
 PCI_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
-
-BOOTFB = "BOOTFB"
-"""The resource of a simple-framebuffer device itself; it outlives the driver
-(Linux drivers/firmware/sysfb_simplefb.c, sysfb_create_simplefb)."""
 
 COREBOOT_NAMES = frozenset(
     ("Coreboot Framebuffer", "coreboot-framebuffer.0", "simple-framebuffer.0")

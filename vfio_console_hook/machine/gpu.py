@@ -52,8 +52,8 @@ class Gpu:
 
     @property
     def foreign_reservations(self) -> tuple[Reservation, ...]:
-        """The reservations in its BARs that are not vfio's."""
-        return tuple(reservation for reservation in self.reservations if not reservation.vfio)
+        """The reservations in its BARs that are in vfio's way."""
+        return tuple(one for one in self.reservations if not one.vfio and not one.around)
 
 
 def gpus_among(host: Host, addresses: tuple[str, ...]) -> tuple[Gpu, ...]:

@@ -9,14 +9,23 @@ from ..errors import HostError
 from .host import Host
 from .memory import Bar, Range
 
+BOOTFB = "BOOTFB"
+"""The resource of a simple-framebuffer device itself; it outlives the driver
+(Linux drivers/firmware/sysfb_simplefb.c, sysfb_create_simplefb)."""
+
 
 @dataclass(frozen=True)
 class Reservation:
-    """A line of /proc/iomem inside a BAR: memory that a driver or a device has reserved."""
+    """A line of /proc/iomem inside a BAR: memory that a driver or a device has reserved.
+
+    around: it is a BOOTFB that fills the BAR. The kernel inserts such a one above the BAR
+    (Linux kernel/resource.c, __insert_resource), where it keeps nothing from being reserved.
+    """
 
     name: str
     range: Range
     bar: int
+    around: bool = False
 
     @property
     def vfio(self) -> bool:
@@ -71,5 +80,6 @@ def reservations(
             if name == address and range_ == bar.range:
                 own_line_seen = True
             elif own_line_seen or not range_.holds(bar.range) or _reserves_whole(range_, name, bar):
-                found.append(Reservation(name, range_, bar.number))
+                around = name == BOOTFB and range_ == bar.range and not own_line_seen
+                found.append(Reservation(name, range_, bar.number, around))
     return tuple(found)

@@ -12,9 +12,9 @@ from ...events.assignment import assignment_of
 from ...events.outlook import after_vm
 from ...events.prepare import look_ahead
 from ...machine import console, gpu, kernel, pci, removal
-from ...machine.firmware import BOOTFB
 from ...machine.gpu import Gpu
 from ...machine.host import Host
+from ...machine.iomem import BOOTFB
 from ...machine.pci import VGA
 from ...machine.removal import Removed
 from ...stages.firmware import bootfb as bootfb_stage
@@ -53,7 +53,7 @@ def bootfb(system: System) -> Iterator[Finding]:
         ranges = [
             f"{reservation.range} in BAR {reservation.bar}"
             for reservation in one.reservations
-            if reservation.name == BOOTFB
+            if reservation.name == BOOTFB and not reservation.around
         ]
         if not ranges:
             yield passed("it reserves no memory of this GPU", of=title)

@@ -118,6 +118,8 @@ def _parts(gpu: Gpu, bar: Bar) -> tuple[Part, ...]:
 def _kind(gpu: Gpu, reservation: Reservation) -> Kind:
     if reservation.vfio:
         return VFIO
+    if reservation.around:
+        return FREE
     if reservation.name in firmware.RESERVATION_NAMES:
         return CONSOLE
     # A driver may choose any name: mgag200's are "mgadrmfb_vram" and "mgadrmfb_mmio"

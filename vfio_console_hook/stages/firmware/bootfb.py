@@ -20,9 +20,10 @@ from ...actions.vfio import BindVfio
 from ...claims.step import Step
 from ...errors import RefusedError
 from ...machine import drivers, kernel, modules, pci, removal
-from ...machine.firmware import BOOTFB, FirmwareDevice
+from ...machine.firmware import FirmwareDevice
 from ...machine.gpu import Gpu
 from ...machine.host import Host
+from ...machine.iomem import BOOTFB
 from ...machine.removal import Removed
 from ..handover import Handover
 from ..preflight import await_closed
@@ -33,6 +34,9 @@ _NO_SYSFB = "initcall_blacklist=sysfb_init"
 # Before "fbdev: Hot-unplug firmware fb devices" (27599aacbaef) and the commits around it
 # BOOTFB stays when a native driver binds; no symbol of that time shows it.
 _REMOVED_SINCE = (5, 18)
+# The same time: until "drivers/firmware: Don't mark as busy the simple-framebuffer IO resource"
+# BOOTFB is busy, so one that fills the BAR blocks it too. /proc/iomem does not show it.
+_NOT_BUSY_SINCE = _REMOVED_SINCE
 _VMWARE = "0x15ad"
 
 
@@ -43,7 +47,8 @@ def plan(
 
     Raises RefusedError, with what would free it on this machine, where that does not.
     """
-    if not any(reservation.name == BOOTFB for reservation in gpu.reservations):
+    found = [reservation for reservation in gpu.reservations if reservation.name == BOOTFB]
+    if not found:
         return
     if handover.removed(host, device, bound=device.driver is not None) is Removed.YES:
         # The driver is left bound: vfio-pci finds the device by the driver's aperture and
@@ -56,6 +61,9 @@ def plan(
             undo=None,
             loses=f"{_GONE}: vfio-pci removes {device.name} for good",
         )
+        return
+    if all(one.around for one in found) and kernel.release(host) >= _NOT_BUSY_SINCE:
+        yield from sysfb.plan(host, gpu, device, handover, stage)
         return
     policy = handover.config.bootfb
     try:
