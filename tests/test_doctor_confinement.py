@@ -20,8 +20,9 @@ from tests.doctoring import (
     sentences,
 )
 from tests.fakehost import FakeHost
+from tests.fakehost import selinux as fake_selinux
 from tests.installed import BOOTED, GATE, INSTALLED, answer, file, gate_text, process
-from vfio_console_hook.commands.doctor import apparmor, denials, selinux
+from vfio_console_hook.commands.doctor import apparmor, denials, selinux, selinux_policy
 from vfio_console_hook.commands.doctor.finding import Check
 
 AUDIT = "var/log/audit/audit.log"
@@ -113,14 +114,16 @@ def by_apparmor(name: str, level: str, value: str, *more: Arrange) -> Case:
 
 
 def avc(
-    comm: str = "rpc-virtqemud", name: str = "qemu", *, at: int = LATER, permissive: int = 0
-) -> str:
+    comm: str = "rpc-virtqemud", name: str = "qemu", *, at: int = LATER, permissive: int = 0,
+    what: str = "execute", source: str = "virtqemud_t", target: str = "user_home_t",
+    kind: str = "file",
+) -> str:  # fmt: skip
     """As in fedora-selinux/selinux-policy, pull request 3364."""
     return (
-        f"type=AVC msg=audit({at}.702:1278): avc:  denied  {{ execute }} for  pid=25647"
+        f"type=AVC msg=audit({at}.702:1278): avc:  denied  {{ {what} }} for  pid=25647"
         f' comm="{comm}" name="{name}" dev="vda2" ino=9130222'
-        " scontext=system_u:system_r:virtqemud_t:s0"
-        f" tcontext=unconfined_u:object_r:user_home_t:s0 tclass=file permissive={permissive}"
+        f" scontext=system_u:system_r:{source}:s0"
+        f" tcontext=unconfined_u:object_r:{target}:s0 tclass={kind} permissive={permissive}"
     )
 
 
@@ -160,7 +163,7 @@ def virtqemud(host: FakeHost) -> None:
     host.tree.put("proc/700/attr/current", "system_u:system_r:virtqemud_t:s0\0")
 
 
-def policy(host: FakeHost) -> None:
+def label_of_policy(host: FakeHost) -> None:
     answer(host, selinux.ask_label(GATE), "system_u:object_r:virt_etc_t:s0")
 
 
@@ -189,6 +192,56 @@ def python_confined(host: FakeHost) -> None:
         host.tree.put(f"proc/{pid}/attr/current", profile)
 
 
+# What the policy has to allow before a hook in its own domain, without limits, can run.
+TO_THE_HOOK = (
+    "type_transition virtqemud_t virt_hook_t:process virt_hook_unconfined_t",
+    "allow virtqemud_t virt_hook_t:file read open execute",
+    "allow virtqemud_t shell_exec_t:file read open execute",
+    "allow virtqemud_t virt_hook_unconfined_t:process transition",
+)
+UNCONFINED = (*TO_THE_HOOK, "allow virt_hook_unconfined_t *:*")
+# A hook that stays in the daemon's domain, where the policy of Fedora allows little.
+IN_THE_DAEMON = (
+    "allow virtqemud_t virt_hook_t:file read open execute execute_no_trans",
+    "allow virtqemud_t shell_exec_t:file read open execute execute_no_trans",
+    "allow virtqemud_t bin_t:file read open execute execute_no_trans",
+)
+AT_WORK = (
+    "allow virtqemud_t sysfs_t:file open read write",
+    "allow virtqemud_t var_run_t:dir write add_name create",
+    "allow virtqemud_t virtqemud_t:capability sys_admin",
+)
+
+
+def rules(*lines: str) -> Arrange:
+    """The daemon runs, and the policy has these rules."""
+
+    def arrange(host: FakeHost) -> None:
+        virtqemud(host)
+        fake_selinux.install(host.tree, *lines)
+        types = {
+            "bin/sh": "shell_exec_t", "usr/bin/python3": "bin_t", "run": "var_run_t",
+            "sys/bus/pci/drivers_probe": "sysfs_t", "usr/sbin/virtqemud": "virtqemud_exec_t",
+        }  # fmt: skip
+        for path, name in types.items():
+            itself = "/.itself" if path == "run" else ""
+            host.tree.put(f"label/{path}{itself}", f"system_u:object_r:{name}:s0")
+
+    return arrange
+
+
+def socket_activated(host: FakeHost) -> None:
+    host.tree.remove("proc/700")
+    host.tree.remove("run/virtqemud.pid")
+    process(host, 1, "systemd", at=BOOTED)
+    host.tree.put("proc/1/attr/current", "system_u:system_r:init_t:s0")
+
+
+def asked(name: str, level: str, value: str, *more: Arrange, enforcing: bool = True) -> Case:
+    check, title = selinux_policy.policy, "SELinux policy"
+    return on_selinux(name, check, level, title, value, *more, enforcing=enforcing)
+
+
 STACKED = both(
     put("proc/700/attr/current", "system_u:system_r:virtd_t:s0"),
     put("proc/700/attr/apparmor/current", "libvirtd (enforce)"),
@@ -215,21 +268,86 @@ CASES = [
     labelled("the label of the SELinux project", "PASS", "virt_script_exec_t", "virt_script"),
     labelled("a wrong label", "FAIL", "user_home_t", "restorecon -Rv /etc/libvirt/hooks"),
     labelled("a wrong label, permissive", "WARN", "user_home_t", "restorecon", enforcing=False),
-    labelled("the label of the host's policy", "PASS", "virt_etc_t", "virt_etc_t", policy),
+    labelled("the label of the host's policy", "PASS", "virt_etc_t", "virt_etc_t", label_of_policy),
     labelled("no label", "WARN", "", "restorecon"),
+    asked("a policy that allows the hook", "PASS", "virtqemud_t", rules(*UNCONFINED)),
+    asked(
+        "a hook that may work in the daemon's domain", "PASS", "virtqemud_t",
+        rules(*IN_THE_DAEMON, *AT_WORK),
+    ),
+    asked("a policy without a rule", "FAIL", "starts no VM", rules(), put(BOOLEAN, "0 0")),
+    asked(
+        "a policy that lets no hook stay", "FAIL", "execute_no_trans is denied",
+        rules(IN_THE_DAEMON[0].removesuffix(" execute_no_trans"), *IN_THE_DAEMON[1:]),
+    ),
+    asked(
+        "a transition that is denied", "FAIL", "transition and entrypoint are denied",
+        rules(*TO_THE_HOOK[:3]),
+    ),
+    asked(
+        "a shell that is denied", "FAIL", "read, open and execute are denied",
+        rules(IN_THE_DAEMON[0]),
+    ),
+    asked("a Python that is denied", "FAIL", "/usr/bin/python3", rules(*IN_THE_DAEMON[:2])),
+    *(
+        asked(
+            f"a hook without {what}", "FAIL", value,
+            rules(*IN_THE_DAEMON, *(rule for rule in AT_WORK if what not in rule)),
+        )
+        for what, value in {
+            "sysfs_t": "attributes in /sys", "var_run_t": "/run", "capability": "/proc/iomem",
+        }.items()
+    ),
+    asked("a permissive domain of the daemon", "PASS", "", rules("permissive virtqemud_t")),
+    asked(
+        "a policy that is not enforced", "WARN", "starts no VM", rules(), put(ENFORCE, "0"),
+        enforcing=False,
+    ),
+    asked(
+        "a daemon that systemd starts on demand", "FAIL", "allow virtqemud_t to run",
+        rules("type_transition init_t virtqemud_exec_t:process virtqemud_t"), socket_activated,
+    ),
+    missing_in_snapshot(
+        "a policy that the snapshot lacks", selinux_policy.policy,
+        on_selinux("", selinux_policy.policy, "", "", "", virtqemud).arrange, "SELinux policy",
+    ),
     by_selinux(
-        "two denials", "WARN", "2, the last at 2023-11-14 22:38:20",
+        "two denials", "FAIL", "2, the last at 2023-11-14 22:38:20",
         denied(avc(at=LATER - 60), avc()),
     ),
     by_selinux(
-        "a boolean that is off", "WARN", "setsebool -P virt_hooks_unconfined on",
+        "a denial that was mended since", "WARN", "one at 2023-11-14 22:38:20",
+        denied(avc()), rules(*UNCONFINED),
+    ),
+    by_selinux(
+        "a boolean that is off", "FAIL", "setsebool -P virt_hooks_unconfined on",
         denied(avc()), put(BOOLEAN, "0 0"),
+    ),
+    *(
+        by_selinux(name, "WARN", "one at", denied(line))
+        for name, line in {
+            "a program of the hook": avc("python3", "efi-framebuffer.0", what="write"),
+            "a module": avc("modprobe", "vfio.ko", what="read", target="modules_object_t"),
+            "a unit": avc("systemctl", "sddm.service", target="xdm_unit_file_t", kind="service"),
+            "a unit that another program stops": avc(
+                "gpu-helper", "", what="stop", target="init_t", kind="service"
+            ),
+            "a framebuffer, whatever opens it": avc(
+                "x", "fb0", what="read", target="framebuf_device_t", kind="chr_file"
+            ),
+            "a domain of hooks": avc("x", "y", source="virt_hook_unconfined_t"),
+        }.items()
     ),
     *(
         by_selinux(name, "PASS", "", denied(line))
         for name, line in {
             "a denial before the hook was installed": avc(at=INSTALLED - 1),
             "a permissive domain": avc(permissive=1),
+            "a directory of QEMU's": avc(name="qemu", kind="dir", target="virt_var_run_t"),
+            "attributes that the daemon reads": avc(name="iomem", what="read", target="proc_t"),
+            "a device node of the daemon": avc(
+                name="card0", what="setattr", target="dri_device_t", kind="chr_file"
+            ),
             "a denial of another file": avc(name="passt"),
             "a denial to QEMU itself": avc().replace("virtqemud_t", "svirt_t"),
             "a line cut off": "type=AVC msg=audit(garbage): avc:  denied  { execute } for comm=",
@@ -268,6 +386,18 @@ CASES = [
         lambda host: host.tree.remove("etc/apparmor.d"),
     ),
     by_apparmor("one denial", "WARN", "one at 2023-11-14 22:38:20", denied(refused())),
+    by_apparmor(
+        "a hook that is not executed", "FAIL", "starts no VM",
+        denied(refused().replace("/opt/hook", "/etc/libvirt/hooks/qemu")),
+    ),
+    by_apparmor(
+        "a denial to a profile inside", "WARN", "open of",
+        denied(refused("open", "python3.11", profile="libvirtd//hook")),
+    ),
+    by_apparmor(
+        "a denial of the program", "WARN", "hook to rpc-libvirtd",
+        denied(refused("open").replace("/opt/hook", "/usr/lib/vfio-console-hook/hook")),
+    ),
     by_apparmor("a denial to the hook", "WARN", "open of", denied(refused("open", "qemu"))),
     by_apparmor("a denial to the daemon", "PASS", "", denied(refused("open"))),
     by_apparmor("a denial to a VM", "PASS", "", denied(refused(profile="libvirt-6f1c"))),

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from vfio_console_hook.errors import HostError, StuckError
 from vfio_console_hook.machine.snapshot import SnapshotHost, answer_path
 
-from . import coreboot, fbcon, fbdev, modules, openrc, pci, processes, sysfb, systemd
+from . import coreboot, fbcon, fbdev, modules, openrc, pci, processes, selinux, sysfb, systemd
 from .tree import KernelFault, Tree
 
 _CHANGES = "fake/changes"
@@ -292,6 +292,11 @@ class FakeHost(SnapshotHost):
             output = pci.modprobe(self.tree, command[1:])
             modules.settle(self.tree)
         return output
+
+    def ask(self, path: str, question: str) -> str:
+        if not self.exists(selinux.POLICY):
+            return super().ask(path, question)
+        return selinux.answer(self.tree, path, question)
 
     def exit_status(self, *command: str, timeout_s: float) -> int | None:
         if command[0] != openrc.RC_SERVICE:

@@ -22,6 +22,7 @@ Other answers of the machine, which files below a directory cannot hold:
     label/PATH            "system_u:object_r:virt_hook_t:s0" (SELinux)
     refused/PATH          "13": the errno with which every access fails
     ran/COMMAND           the output of a program; answer_path() has the name
+    ran/FILE QUESTION     what a file answers to what is written to it (/sys/fs/selinux/access)
     ran/COMMAND.failed    why it failed, as a sentence; the hint, if any, in a second line
     ran/COMMAND.status    the exit status of a configured command; empty: it did not end
     libvirt/N/            name, uuid, xml, live and autostart of a VM (libvirtd.Vm); N is 1, 2...
@@ -119,6 +120,9 @@ class SnapshotHost(Host):
     def run(self, *command: str, timeout_s: float = 30) -> str:
         return self._answer(command, "")
 
+    def ask(self, path: str, question: str) -> str:
+        return self._answer((f"/{path}", question), "")
+
     def _answer(self, command: tuple[str, ...], kind: str) -> str:
         path = answer_path(command)
         failure = self.read(f"{path}.failed")
@@ -183,7 +187,8 @@ class SnapshotHost(Host):
             f"/stat/{path}", attributes, _mode_and_times
         )
         size = unpacked.st_size if unpacked else 0
-        return os.stat_result((mode, 0, 0, 1, uid, gid, size, modified, modified, changed))
+        found = (mode, 0, 0, 1, uid, gid, size, int(modified), int(modified), int(changed))
+        return os.stat_result(found, {"st_mtime": modified, "st_ctime": changed})
 
     def lstat(self, path: str) -> os.stat_result | None:
         unpacked = super().lstat(path)
@@ -254,10 +259,9 @@ def _start_and_size(answer: str) -> tuple[int, int]:
     return int(start, 0), int(size, 0)
 
 
-def _mode_and_times(text: str) -> tuple[int, int, int, int, int]:
+def _mode_and_times(text: str) -> tuple[int, int, int, float, float]:
     mode, uid, gid, *times = text.split()
-    modified, changed = seconds(times[0]), seconds(times[-1])
-    return int(mode, 8), int(uid), int(gid), int(modified), int(changed)
+    return int(mode, 8), int(uid), int(gid), seconds(times[0]), seconds(times[-1])
 
 
 def _errno(number: str) -> int:

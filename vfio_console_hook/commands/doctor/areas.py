@@ -15,6 +15,7 @@ from . import (
     iommu,
     other_hooks,
     selinux,
+    selinux_policy,
     vms,
 )
 from .finding import Check, Finding
@@ -42,7 +43,7 @@ AREAS = (
     )),
     Area("libvirt's daemon", (daemon.daemon, daemon.hook_known, daemon.hook_called)),
     Area("SELinux and AppArmor", (
-        selinux.mode, selinux.label, selinux.selinux_denials,
+        selinux.mode, selinux.label, selinux_policy.policy, selinux.selinux_denials,
         apparmor.mode, apparmor.confined_hook, apparmor.apparmor_denials,
     )),
     Area("VMs", (

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 from ...errors import HostError
 from ...machine.host import Host
+from ...machine.selinux import SELINUX
 from ..terminal import moment
 from .daemon import Daemon, boot_time, running_daemons
 from .denials import Denial
-from .finding import Finding, need_recorded, passed, warning
+from .finding import FAIL, WARN, Finding, need_recorded, passed
 from .hook_files import gates
 
 # The list of modules is there on any kernel since 4.11.
 _MODULES = "sys/kernel/security/lsm"
-SELINUX = "sys/fs/selinux"
 APPARMOR = "sys/module/apparmor/parameters/enabled"
 
 
@@ -45,8 +45,13 @@ def process_label(host: Host, pid: int, module: str = "") -> str:
     return ""
 
 
-def last_denial(host: Host, denials: tuple[Denial, ...], advice: str) -> Iterator[Finding]:
-    """The last denial after the host was booted and the hook was installed or changed."""
+def last_denial(
+    host: Host, denials: tuple[Denial, ...], advice: str, *, allowed_now: bool = False
+) -> Iterator[Finding]:
+    """The last denial after the host was booted and the hook was installed or changed.
+
+    It is a failure where it keeps libvirt from starting any VM, unless that was mended since.
+    """
     since = max([boot_time(host) or 0, *(gate.since for gate in gates(host))])
     recent = sorted((one for one in denials if one.time >= since), key=lambda one: one.time)
     if not recent:
@@ -54,4 +59,8 @@ def last_denial(host: Host, denials: tuple[Denial, ...], advice: str) -> Iterato
         return
     last = recent[-1]
     count = f"{len(recent)}, the last" if len(recent) > 1 else "one"
-    yield warning(f"{count} at {moment(last.time)}: {last.what}", advice)
+    text = f"{count} at {moment(last.time)}: {last.what}"
+    if not last.stops_all or allowed_now:
+        yield Finding(WARN, "", text, advice)
+        return
+    yield Finding(FAIL, "", f"{text}; without that libvirt starts no VM", advice)

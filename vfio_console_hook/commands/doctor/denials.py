@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ...errors import HostError
 from ...machine import systemd
 from ...machine.host import Host
+from ...machine.selinux import type_of
 
 # auditd's log gets the records instead of the kernel's log while auditd runs (Linux
 # kernel/audit.c, audit_log_end); the others are where syslog puts the kernel's log.
@@ -17,13 +19,31 @@ _KERNEL_LOGS = ("var/log/kern.log", "var/log/messages", "var/log/syslog")
 _PATTERN = "avc: +denied|apparmor=.DENIED"
 _TIMEOUT_S = 20
 
-# The kernel cuts a name of a process at 15 bytes. A script is called by its file.
-_HOOK_NAMES = ("qemu", "50-vfio-console-hook"[:15], "vfio-console-hook"[:15])
-# The threads of the daemon that become a hook.
-_DAEMON_NAMES = ("rpc-virtqemud", "rpc-libvirtd", "virtqemud", "libvirtd", "qemu-event")
-_FILES = ("qemu", "50-vfio-console-hook", "vfio-console-hook")
-_HOOK_LABELS = ("virt_hook_t", "virt_script_exec_t")
-_DAEMON_LABELS = ("virtd_t", "virtqemud_t", "virt_hook_unconfined_t")
+# A hook runs in the daemon's domain unless the policy has one for it, so whose a denial is
+# follows from what was to be used; or, if the daemon uses that too, from the process.
+
+# Of Fedora's policy (virt.te), and of that of the SELinux project.
+HOOK_LABELS = ("virt_hook_t", "virt_script_exec_t")
+_HOOK_DOMAINS = ("virt_hook_unconfined_t",)
+DAEMON_DOMAINS = ("virtd_t", "virtqemud_t")
+_OUR_FILES = re.compile(r".*vfio-console-hook.*|.*vfio_console_hook.*|.*/libvirt/hooks/.*")
+# What only a hook executes or changes, not the daemon: the name of a file, or its type.
+_NAMES = ("modprobe", "kmod", "systemctl", "iomem", "kallsyms", "con2fbmap")
+_TYPES = (
+    "kmod_exec_t", "insmod_exec_t", "systemd_systemctl_exec_t", "framebuf_device_t",
+    "dri_device_t", "tty_device_t", "xserver_misc_device_t", "systemd_unit_file_t",
+)  # fmt: skip
+_CLASSES = ("service", "system")
+# Threads of the daemon and what it starts beside hooks. The kernel cuts a name at 15 bytes.
+_OF_THE_DAEMON = re.compile(
+    r"(?:prio-)?rpc-.*|virtqemud|libvirtd|daemon-init|vm-.*|qemu-.*|udevadm|mdevctl|dmidecode"
+    r"|dnsmasq|passt.*|swtpm.*|virtiofsd|numad"
+)
+# The gate, what it starts, and what that starts.
+_OF_A_HOOK = re.compile(
+    r"qemu|50-vfio-console|vfio-console-ho|python3[.\d]*|sh|dash|bash|busybox|[mg]?awk|cat|timeout"
+    r"|modprobe|kmod|systemctl"
+)
 
 _WHEN = re.compile(r"audit\((\d+)\.\d+:\d+\)")
 _FIELD = re.compile(r'(\w+)=(?:"([^"]*)"|(\S+))')
@@ -32,15 +52,23 @@ _SELINUX = re.compile(r"avc:\s+denied\s+\{ ([^}]*) \}")
 
 @dataclass(frozen=True)
 class Denial:
-    """Something that was denied. time is in seconds since the epoch; what is a clause."""
+    """Something that was denied. time is in seconds since the epoch; what is a clause.
+
+    stops_all is whether no hook could run at all, so that libvirt starts no VM.
+    """
 
     time: float
     what: str
+    stops_all: bool = False
 
 
-def by_selinux(host: Host) -> tuple[Denial, ...]:
-    """What SELinux has denied to hooks, or to the daemon that was to run one. Raises HostError."""
-    return tuple(filter(None, map(_selinux_denial, _records(host))))
+def by_selinux(host: Host, domains: Collection[str] = DAEMON_DOMAINS) -> tuple[Denial, ...]:
+    """What SELinux has denied to hooks, or to the daemon that was to run one. Raises HostError.
+
+    domains are those in which the daemon runs.
+    """
+    found = (_selinux_denial(line, domains) for line in _records(host))
+    return tuple(filter(None, found))
 
 
 def by_apparmor(host: Host, profile: str) -> tuple[Denial, ...]:
@@ -86,39 +114,52 @@ def _output(host: Host, *command: str) -> str:
         raise
 
 
-def _selinux_denial(line: str) -> Denial | None:
+def _selinux_denial(line: str, domains: Collection[str]) -> Denial | None:
     """A line such as `type=AVC msg=audit(1:2): avc:  denied  { execute } for  pid=...`."""
     denied, when, fields = _SELINUX.search(line), _WHEN.search(line), _fields(line)
     if denied is None or when is None or fields.get("permissive") == "1":
         return None
-    process = fields.get("comm", "")
-    source, target = (selinux_type(fields.get(key, "")) for key in ("scontext", "tcontext"))
-    file = fields.get("path") or fields.get("name", "")
-    is_hook = file.rpartition("/")[2] in _FILES or target in _HOOK_LABELS
-    by_daemon = process in _DAEMON_NAMES and is_hook
-    if source not in _DAEMON_LABELS or not (by_daemon or process in _HOOK_NAMES):
-        return None
-    what = f"{denied[1].strip()} of {file or fields.get('tclass', '')} ({target})"
-    return Denial(float(when[1]), f"{what} to {process} ({source})")
+    source, target = (type_of(fields.get(key, "")) for key in ("scontext", "tcontext"))
+    file, process = fields.get("path") or fields.get("name", ""), fields.get("comm", "")
+    kind = fields.get("tclass", "")
+    the_hook = kind == "file" and (target in HOOK_LABELS or _is_a_hook(file))
+    if source not in _HOOK_DOMAINS:
+        used_by_one = the_hook or _only_a_hook_uses(process, file, target, kind)
+        if source not in domains or not (used_by_one or _OF_A_HOOK.fullmatch(process)):
+            return None
+    what = f"{denied[1].strip()} of {file or kind} ({target})"
+    stops_all = source in domains and the_hook and "exec" in denied[1]
+    return Denial(float(when[1]), f"{what} to {process} ({source})", stops_all)
+
+
+def _is_a_hook(file: str) -> bool:
+    return file == "qemu" or _OUR_FILES.fullmatch(file) is not None
+
+
+def _only_a_hook_uses(process: str, file: str, target: str, kind: str) -> bool:
+    """Whether what was to be used is nothing for the daemon and its own programs."""
+    if _OF_THE_DAEMON.fullmatch(process):
+        return False
+    return file.rpartition("/")[2] in _NAMES or target in _TYPES or kind in _CLASSES
 
 
 def _apparmor_denial(line: str, profile: str) -> Denial | None:
     """A line such as `audit(1:2): apparmor="DENIED" operation="exec" profile="libvirtd" ...`."""
     when, fields = _WHEN.search(line), _fields(line)
-    if when is None or fields.get("apparmor") != "DENIED" or fields.get("profile") != profile:
+    if when is None or fields.get("apparmor") != "DENIED":
+        return None
+    # A profile may have others inside it for what it executes (apparmor.d(5), "hats").
+    if fields.get("profile", "").partition("//")[0] != profile:
         return None
     process, operation = fields.get("comm", ""), fields.get("operation", "")
-    # A denial to the daemon itself does not concern hooks, unless it was to execute something.
-    if process not in _HOOK_NAMES and operation != "exec":
-        return None
     name = fields.get("name") or fields.get("peer") or fields.get("capname", "")
-    return Denial(float(when[1]), f"{operation} of {name} to {process}")
+    # The daemon executes nothing else that its profile would not know.
+    of_a_hook = operation == "exec" or _OUR_FILES.fullmatch(name)
+    if not (of_a_hook or _OF_A_HOOK.fullmatch(process)):
+        return None
+    stops_all = operation == "exec" and "/libvirt/hooks/" in name
+    return Denial(float(when[1]), f"{operation} of {name} to {process}", stops_all)
 
 
 def _fields(line: str) -> dict[str, str]:
     return {key: quoted or plain for key, quoted, plain in _FIELD.findall(line)}
-
-
-def selinux_type(label: str) -> str:
-    """The type in a label "USER:ROLE:TYPE:LEVEL", or ""."""
-    return (label.split(":") + ["", "", ""])[2]

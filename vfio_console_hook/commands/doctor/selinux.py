@@ -4,43 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...errors import HostError
+from ...errors import HookError, HostError
 from ...machine.host import Host
+from ...machine.selinux import enforcing, type_of
 from . import denials
-from .confinement import SELINUX, daemons, last_denial, not_in_use, process_label
-from .finding import FAIL, WARN, Finding, check, passed, warning
+from .confinement import daemons, last_denial, not_in_use, process_label
+from .denials import DAEMON_DOMAINS
+from .finding import FAIL, PASS, WARN, Finding, check, passed, warning
 from .hook_files import HOOKS, gates
+from .selinux_policy import how_to_allow, policy
 from .system import System
 
-_UNCONFINED_HOOKS = "virt_hooks_unconfined"
-# Fedora's policy (virt.fc), and that of the SELinux project.
-_HOOK_TYPES = ("virt_hook_t", "virt_script_exec_t")
 _RESTORE = f"restorecon -Rv /{HOOKS}"
 _TIMEOUT_S = 10
-
-
-def _enforcing(host: Host) -> bool | None:
-    """Whether SELinux enforces its policy, None where it is not in use. Raises HostError.
-
-    Some kernels have it without any policy on the host; libselinux decides by the
-    configuration (src/enabled.c, is_selinux_enabled).
-    """
-    text = host.read(f"{SELINUX}/enforce")
-    if text is None or not host.exists("etc/selinux/config"):
-        return None
-    return text != "0"
 
 
 @check("SELinux")
 def mode(system: System) -> Iterator[Finding]:
     """Whether SELinux is in use, and which domain libvirt's daemon has."""
-    enforcing = _enforcing(system.host)
-    if enforcing is None:
+    state = enforcing(system.host)
+    if state is None:
         yield not_in_use(system.host)
         return
-    text = "enforcing" if enforcing else "permissive: it denies nothing"
+    text = "enforcing" if state else "permissive: it denies nothing"
     for one in daemons(system.host):
-        domain = denials.selinux_type(process_label(system.host, one.pid))
+        domain = type_of(process_label(system.host, one.pid))
         if domain:
             text += f"; {one.name} runs as {domain}"
     yield passed(text)
@@ -50,19 +38,19 @@ def mode(system: System) -> Iterator[Finding]:
 def label(system: System) -> Iterator[Finding]:
     """Whether the hook has the label that the policy has for it."""
     host = system.host
-    enforcing = _enforcing(host)
-    for gate in gates(host) if enforcing is not None else ():
+    state = enforcing(host)
+    for gate in gates(host) if state is not None else ():
         found = host.selinux_label(gate.path)
         if found is None:
             yield warning(f"/{gate.path} has no label", _RESTORE)
             continue
-        kind = denials.selinux_type(found)
+        kind = type_of(found)
         expected = _expected_types(host, gate.path)
         if kind in expected:
             yield passed(f"the hook has {kind}")
             continue
         text = f"/{gate.path} is {kind}, not {expected[0]}; SELinux may stop libvirt running it"
-        yield Finding(FAIL if enforcing else WARN, "", text, _RESTORE)
+        yield Finding(FAIL if state else WARN, "", text, _RESTORE)
 
 
 def ask_label(path: str) -> tuple[str, ...]:
@@ -73,21 +61,31 @@ def ask_label(path: str) -> tuple[str, ...]:
 def _expected_types(host: Host, path: str) -> tuple[str, ...]:
     """The types that a hook may have: that of the policy, or else those that are known."""
     try:
-        kind = denials.selinux_type(host.run(*ask_label(path), timeout_s=_TIMEOUT_S))
+        kind = type_of(host.run(*ask_label(path), timeout_s=_TIMEOUT_S))
     except HostError:
-        return _HOOK_TYPES
-    return (kind,) if kind else _HOOK_TYPES
+        return denials.HOOK_LABELS
+    return (kind,) if kind else denials.HOOK_LABELS
 
 
 @check("SELinux denials")
 def selinux_denials(system: System) -> Iterator[Finding]:
-    """What SELinux has denied to the hook since it was installed."""
+    """What SELinux has denied to hooks since ours was installed."""
     host = system.host
-    if _enforcing(host) is None:
+    if enforcing(host) is None:
         return
-    advice = _RESTORE
-    # Which domains it is for differs between the releases of the policy.
-    if (host.read(f"{SELINUX}/booleans/{_UNCONFINED_HOOKS}") or "").startswith("0"):
-        advice += f"; or setsebool -P {_UNCONFINED_HOOKS} on"
-    advice += "; or ausearch -m AVC -ts boot | audit2allow -M hook, and semodule -i hook.pp"
-    yield from last_denial(host, denials.by_selinux(host), advice)
+    own = {type_of(process_label(host, one.pid)) for one in daemons(host)}
+    domains = {*DAEMON_DOMAINS, *own} - {""}
+    advice = (
+        f"{_RESTORE}; {how_to_allow(host, min(own - {''}, default=DAEMON_DOMAINS[1]))}; or"
+        " ausearch -m AVC -ts boot | audit2allow -M hook, and semodule -i hook.pp"
+    )
+    found = denials.by_selinux(host, domains)
+    yield from last_denial(host, found, advice, allowed_now=_policy_allows(system))
+
+
+def _policy_allows(system: System) -> bool:
+    """Whether the policy, as it is now, lets the hook run: what it denied was mended since."""
+    try:
+        return [one.level for one in policy(system)] == [PASS]
+    except HookError:
+        return False

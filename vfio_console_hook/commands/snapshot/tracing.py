@@ -206,6 +206,12 @@ class TracingHost(Host):
         self.trace.texts[answer_path(command)] = output
         return output
 
+    def ask(self, path: str, question: str) -> str:
+        command = (f"/{path}", question)
+        answer = self._program(command, partial(self._host.ask, path, question))
+        self.trace.texts[answer_path(command)] = answer
+        return answer
+
     def exit_status(self, *command: str, timeout_s: float) -> int | None:
         question = partial(self._host.exit_status, *command, timeout_s=timeout_s)
         status = self._program(command, question)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
+# A page, which is the most that such a file has room for (SIMPLE_TRANSACTION_LIMIT).
+_LONGEST_ANSWER = 4096
+
+
 class Files:
     """The files below root. Paths have no leading slash ("sys/class/vtconsole")."""
 
@@ -144,6 +148,22 @@ class Files:
                 os.close(handle)
         except OSError as error:
             raise HostError.of("read", f"/{path}", error) from error
+
+    def ask(self, path: str, question: str) -> str:
+        """What a file answers to a question that is written to it, such as selinuxfs's access.
+
+        Nothing is changed by that. Raises HostError.
+        """
+        try:
+            handle = os.open(self.path(path), os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.write(handle, question.encode("utf-8", "surrogateescape"))
+                answer = os.read(handle, _LONGEST_ANSWER)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise HostError.of("ask", f"/{path}", error) from error
+        return answer.decode("utf-8", "surrogateescape")
 
     def poke(self, path: str, offset: int, content: bytes) -> None:
         """Write content at offset of a file that exists, in one system call. Raises HostError."""

@@ -1,0 +1,138 @@
+"""The check that asks SELinux's policy whether the hook may run, before any VM is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...machine import selinux
+from ...machine.host import Host
+from .confinement import daemons, process_label
+from .daemon import DAEMONS
+from .finding import FAIL, WARN, Finding, check, passed
+from .hook_files import gates
+from .installation import PYTHON
+from .system import System
+
+UNCONFINED_HOOKS = "virt_hooks_unconfined"
+_SHELL = "bin/sh"
+# What the hook does on any host with a GPU, and which file or directory is as good as all.
+_ATTRIBUTE, _RUN = "sys/bus/pci/drivers_probe", "run"
+
+
+@dataclass(frozen=True)
+class _Denied:
+    """Something that the policy denies to the hook: whom, what, and what follows, as clauses."""
+
+    domain: str
+    what: str
+    so: str
+
+
+@check("SELinux policy")
+def policy(system: System) -> Iterator[Finding]:
+    """Whether the policy lets libvirt's daemon run the hook, and the hook do its work."""
+    host = system.host
+    enforcing = selinux.enforcing(host)
+    label = _label_of_daemon(host) if enforcing is not None else ""
+    if not label:
+        return
+    running = [gate.path for gate in gates(host) if gate.runs]
+    denied = [one for path in running for one in _denied_to_hook(host, label, path)]
+    for one in denied[:1]:  # what follows it cannot happen any more
+        text = f"it does not allow {one.domain} {one.what}, so {one.so}"
+        yield Finding(FAIL if enforcing else WARN, "", text, how_to_allow(host, one.domain))
+    if running and not denied:
+        yield passed(f"it allows {selinux.type_of(label)} to run the hook, and the hook its work")
+
+
+def _label_of_daemon(host: Host) -> str:
+    """The label that libvirt's daemon has, or will have when systemd starts it; "" if unknown."""
+    for one in daemons(host):
+        return process_label(host, one.pid)
+    first = process_label(host, 1)
+    for name in DAEMONS:
+        program = host.selinux_label(f"usr/sbin/{name}")
+        if program and first:
+            return selinux.created(host, first, program, "process")
+    return ""
+
+
+def _denied_to_hook(host: Host, daemon: str, gate: str) -> Iterator[_Denied]:
+    """What the policy denies on the way of an event, the first thing first. Raises HostError."""
+    hook, missing = _executed(host, daemon, gate)
+    # The kernel opens the interpreter for the daemon, too (fs/binfmt_script.c, load_script).
+    missing += _of_file(host, daemon, _SHELL, "read", "open", "execute")
+    if missing:
+        yield _Denied(
+            selinux.type_of(daemon),
+            f"to run /{gate} ({_type_of_file(host, gate)}): {_listed(missing)}",
+            "libvirt starts no VM",
+        )
+        return
+    program, missing = _executed(host, hook, PYTHON)
+    if missing:
+        what = f"to run /{PYTHON} ({_type_of_file(host, PYTHON)}): {_listed(missing)}"
+        yield _Denied(selinux.type_of(hook), what, "no VM with a PCI device starts")
+        return
+    domain = selinux.type_of(program)
+    for what in _denied_at_work(host, program):
+        yield _Denied(domain, what, "no VM with a GPU starts")
+
+
+def _executed(host: Host, source: str, path: str) -> tuple[str, tuple[str, ...]]:
+    """The label of a process that executes a file, and the permissions that are denied.
+
+    Source: Linux security/selinux/hooks.c, selinux_bprm_creds_for_exec.
+    """
+    missing = _of_file(host, source, path, "read", "open", "execute")
+    label = host.selinux_label(path)
+    if label is None:
+        return source, missing  # another check reports it
+    new = selinux.created(host, source, label, "process")
+    if new == source:
+        return new, missing + _of_file(host, source, path, "execute_no_trans")
+    missing += selinux.denied(host, source, new, "process", ("transition",))
+    return new, missing + _of_file(host, new, path, "entrypoint")
+
+
+def _of_file(host: Host, source: str, path: str, *permissions: str) -> tuple[str, ...]:
+    label = host.selinux_label(path)
+    return selinux.denied(host, source, label, "file", permissions) if label else ()
+
+
+def _denied_at_work(host: Host, source: str) -> Iterator[str]:
+    """What the hook's Python may not do of all that it has to."""
+    missing = _of_file(host, source, _ATTRIBUTE, "open", "write")
+    if missing:
+        kind = _type_of_file(host, _ATTRIBUTE)
+        yield f"to write to attributes in /sys ({kind}): {_listed(missing)}"
+    run = host.selinux_label(_RUN)
+    if run:
+        missing = selinux.denied(host, source, run, "dir", ("write", "add_name"))
+        own = selinux.created(host, source, run, "dir")
+        missing += selinux.denied(host, source, own, "dir", ("create",))
+        if missing:
+            yield f"to keep its claims in /run ({selinux.type_of(run)}): {_listed(missing)}"
+    # Without it /proc/iomem has only zeros (kernel/resource.c, r_show).
+    if selinux.denied(host, source, source, "capability", ("sys_admin",)):
+        yield "to see the addresses in /proc/iomem: the capability sys_admin is denied"
+
+
+def _type_of_file(host: Host, path: str) -> str:
+    return selinux.type_of(host.selinux_label(path) or "")
+
+
+def _listed(permissions: tuple[str, ...]) -> str:
+    unique = tuple(dict.fromkeys(permissions))
+    *first, last = unique
+    return f"{', '.join(first)} and {last} are denied" if first else f"{last} is denied"
+
+
+def how_to_allow(host: Host, domain: str) -> str:
+    """What to do about a policy that does not let the hook run or work."""
+    permissive = f"semanage permissive -a {domain}, which lets SELinux only log what it would deny"
+    # Which of the daemons it helps differs between the releases of the policy.
+    if (host.read(f"{selinux.SELINUX}/booleans/{UNCONFINED_HOOKS}") or "").startswith("0"):
+        return f"setsebool -P {UNCONFINED_HOOKS} on; if it still fails then, {permissive}"
+    return permissive
