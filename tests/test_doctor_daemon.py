@@ -73,6 +73,17 @@ def changed(when: str) -> Arrange:
     return arrange
 
 
+def changed_precisely(when: str) -> Arrange:
+    """A systemctl that prints microseconds."""
+
+    def arrange(host: FakeHost) -> None:
+        on_systemd()(host)
+        asked = daemon.ask_state_change(host, "libvirtd", precise=True)
+        answer(host, asked, f"StateChangeTimestamp={when}")
+
+    return arrange
+
+
 def systemctl_in_bin(host: FakeHost) -> None:
     on_systemd()(host)
     Path(host.path("usr/bin/systemctl")).unlink()
@@ -81,6 +92,19 @@ def systemctl_in_bin(host: FakeHost) -> None:
     asked = ("show", "--property=StateChangeTimestamp", "libvirtd.service")
     printed = "StateChangeTimestamp=Tue 2023-11-14 22:30:05 UTC"
     answer(host, ("/usr/bin/env", "TZ=UTC", "/bin/systemctl", *asked), printed)
+
+
+LOOKED = 1700001005
+"""22:30:05, when the daemon looked for hooks."""
+
+
+def made_executable(at: float) -> Arrange:
+    """The status of the hook was changed then, and not its content."""
+
+    def arrange(host: FakeHost) -> None:
+        host.tree.put(f"stat/{installed.GATE}", f"100755 0 0 {BOOTED} {at}")
+
+    return arrange
 
 
 def another_hook(host: FakeHost) -> None:
@@ -147,6 +171,24 @@ CASES = [
     ),
     early(
         "reloaded since", "PASS", "2023-11-14 22:30:05", changed("Tue 2023-11-14 22:30:05 UTC")
+    ),
+    early(
+        "made executable in the second of the reload", "FAIL", "systemctl reload libvirtd",
+        made_executable(LOOKED + 0.5), changed_precisely("Tue 2023-11-14 22:30:05.250000 UTC"),
+    ),
+    early(
+        "reloaded in the second in which it was made executable", "PASS", "22:30:05",
+        made_executable(LOOKED + 0.25), changed_precisely("Tue 2023-11-14 22:30:05.500000 UTC"),
+    ),
+    early(
+        "made executable after a reload that came after a call", "FAIL", "22:30:06",
+        called("prepare", LOOKED - 1), made_executable(LOOKED + 1),
+        changed_precisely("Tue 2023-11-14 22:30:05.250000 UTC"),
+    ),
+    early(
+        "called after a reload, and changed since", "PASS", "called the hook before",
+        called("prepare", LOOKED + 1), made_executable(LOOKED + 2),
+        changed_precisely("Tue 2023-11-14 22:30:05.250000 UTC"),
     ),
     early("systemctl in /bin", "PASS", "2023-11-14 22:30:05", systemctl_in_bin),
     early("another hook was there before", "PASS", "10-foreign", another_hook),

@@ -27,6 +27,7 @@ _SBIN = ("usr/sbin", "usr/bin")
 _TICKS = 100
 # The start of a daemon and the start of the host are known to the second or so.
 _SLACK_S = 2.0
+_SECOND = 0.999999
 _TIMEOUT_S = 10
 
 
@@ -137,10 +138,11 @@ def _without_daemon(host: Host) -> Finding:
 
 @check("hook known to the daemon")
 def hook_known(system: System) -> Iterator[Finding]:
-    """Whether the daemon has looked for hooks since ours was installed.
+    """Whether the daemon has looked for hooks since ours was as it is now.
 
-    It looks when it starts and when it is reloaded, and remembers only whether there
-    was any QEMU hook (src/util/virhook.c, virHookInitialize and virHookPresent).
+    It looks when it starts and when it is reloaded, and remembers only whether there was
+    any QEMU hook that can be executed (src/util/virhook.c, virHookInitialize and
+    virHookPresent). So a hook that was made executable later is not called.
     """
     host = system.host
     ours = [one for one in gates(host) if one.runs]
@@ -157,53 +159,67 @@ def hook_known(system: System) -> Iterator[Finding]:
     if reason:
         yield passed(reason, of=title)
         return
-    text = f"{one.name} has been running since {moment(one.started)}"
-    installed = f"after the hook was installed at {moment(since)}"
     advice = f"systemctl reload {one.name}" if _has_systemd(host) else f"kill -HUP {one.pid}"
+    installed = f"the hook was installed, changed or made executable at {moment(since)}"
     if changed is None:
-        text += f"; it is unknown whether it was reloaded {installed}"
+        text = f"{one.name} has been running since {moment(one.started)}"
+        text += f"; it is unknown whether it was reloaded after {installed}"
         yield warning(text, advice, of=title)
     else:
-        yield failure(f"{text} and was not reloaded {installed}", advice, of=title)
+        text = f"{one.name} looked for hooks at {moment(changed)}, before {installed}"
+        yield failure(f"{text}, and may not call it", advice, of=title)
 
 
 def _why_known(host: Host, one: Daemon, since: float, changed: float | None) -> str:
     """Why the daemon knows that there is a hook, or ""."""
-    if one.started + _SLACK_S >= since:
+    looked = one.started + _SLACK_S if changed is None else changed
+    if looked >= since:
+        if looked > one.started + _SLACK_S:
+            return f"it was reloaded at {moment(looked)}"
         return "it was started after the hook was installed"
     earlier = [hook for hook in hook_files(host) if hook.runs and hook.since <= one.started]
     if earlier:
         return f"/{earlier[0].path} was there when it started"
     call = last_call(host)
-    if call is not None and call[0] > one.started:
+    if call is not None and call[0] > max(one.started, changed or 0):
         return "it has called the hook before"
-    if changed is not None and changed + _SLACK_S >= since:
-        return f"it was reloaded at {moment(changed)}"
     return ""
 
 
-def ask_state_change(host: Host, name: str) -> tuple[str, ...]:
-    """The command that prints when a unit last changed its state, in UTC."""
-    # --timestamp=utc came with systemd 247, and some replacements lack it.
+def ask_state_change(host: Host, name: str, *, precise: bool = False) -> tuple[str, ...]:
+    """The command that prints when a unit last changed its state, in UTC.
+
+    Precise is to the microsecond, which systemctl can since systemd 247; some
+    replacements of it never learnt.
+    """
     show = ("show", "--property=StateChangeTimestamp", f"{name}.service")
-    return ("/usr/bin/env", "TZ=UTC", systemd.program_path(host), *show)
+    more = ("--timestamp=us+utc",) if precise else ()
+    return ("/usr/bin/env", "TZ=UTC", systemd.program_path(host), *show, *more)
 
 
 def _state_change(host: Host, name: str) -> float | None:
     """When the daemon's unit last became active or was reloaded; None if that is unknown.
 
     A reload is two changes of state, to "reloading" and back, while ActiveEnterTimestamp
-    stays that of the start (systemd src/core/unit.c, unit_notify).
+    stays that of the start (systemd src/core/unit.c, unit_notify). Where only seconds are
+    known, the second counts as over.
     """
     if not _has_systemd(host):
         return None
-    try:
-        output = host.run(*ask_state_change(host, name), timeout_s=_TIMEOUT_S)
-    except HostError:
-        return None
-    # "StateChangeTimestamp=Sat 2025-11-22 18:28:01 UTC", with nothing behind "=" if never.
-    numbers = re.search(r"=\w+ (\d+)-(\d+)-(\d+) (\d+):(\d+):(\d+) UTC", output)
-    return float(calendar.timegm(tuple(map(int, numbers.groups())))) if numbers else None
+    for precise in (True, False):
+        try:
+            output = host.run(
+                *ask_state_change(host, name, precise=precise), timeout_s=_TIMEOUT_S
+            )
+        except HostError:
+            continue
+        # "StateChangeTimestamp=Sat 2025-11-22 18:28:01.123456 UTC", "=" alone if never.
+        found = re.search(r"=\w+ (\d+)-(\d+)-(\d+) (\d+):(\d+):(\d+)(\.\d+)? UTC", output)
+        if found is None:
+            return None
+        *numbers, fraction = found.groups()
+        return calendar.timegm(tuple(map(int, numbers))) + float(fraction or _SECOND)
+    return None
 
 
 # The history also has what people do.

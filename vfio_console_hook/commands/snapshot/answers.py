@@ -138,8 +138,8 @@ def _attributes(found: _Files, trace: Trace) -> Iterator[Entry]:
     attributes = [
         (
             "stat", path,
-            f"{status.st_mode:o} {status.st_uid} {status.st_gid} {int(status.st_mtime)}"
-            f" {int(status.st_ctime)}",
+            f"{status.st_mode:o} {status.st_uid} {status.st_gid} {_time(status.st_mtime)}"
+            f" {_time(status.st_ctime)}",
         )
         for path, status in trace.stats.items()
     ]  # fmt: skip
@@ -149,6 +149,11 @@ def _attributes(found: _Files, trace: Trace) -> Iterator[Entry]:
         if not _PROCESS.match(path):
             itself = f"/{ITSELF}" if found.is_folder(path) else ""
             yield text_file(f"{kind}/{path}{itself}", text)
+
+
+def _time(seconds: float) -> str:
+    """Milliseconds show what came first: a reload of the daemon, or a chmod."""
+    return f"{seconds:.3f}".removesuffix(".000")
 
 
 def texts(trace: Trace) -> Iterator[Entry]:
