@@ -129,6 +129,7 @@ def test_a_step_is_written_so_that_a_person_can_undo_it(machine: MachineFactory)
         "undo": {
             "kind": "rebind", "device": "efi-framebuffer.0", "driver": "efi-framebuffer",
             "gpu": GPU, "first": 0xC0000000, "last": 0xC0000000 + 4096000 - 1,
+            "stays_on_vfio": False,
         },
         "loses": "",
     }  # fmt: skip

@@ -19,6 +19,7 @@ from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, LostError, RefusedError, StepError
+from vfio_console_hook.events import recovery
 from vfio_console_hook.log import SNAPSHOT_LOG, Log
 from vfio_console_hook.machine import drivers
 
@@ -327,7 +328,7 @@ def test_after_libvirts_probe_the_modules_are_loaded_and_all_is_as_before(
     assert without_override(host) == before
 
 
-def test_a_gpu_that_stays_on_vfio_needs_no_modules_and_is_no_error(
+def test_a_gpu_that_stays_on_vfio_stays_claimed_with_the_line_that_takes_it_off(
     machine: MachineFactory,
 ) -> None:
     host = machine("nvidia-single-desktop")
@@ -335,15 +336,27 @@ def test_a_gpu_that_stays_on_vfio_needs_no_modules_and_is_no_error(
     FakeLibvirt(host).detach(GPU)
     begun = len(host.changes)
 
-    release(host)
+    with pytest.raises(StepError) as caught:
+        release(host)
 
+    assert f"echo {GPU} > /{DEVICES}/{GPU}/driver/unbind" in caught.value.text
+    assert caught.value.hint == "afterwards run `vfio-console-hook recover`"
     assert (host.changes[begun:], driver(host, GPU)) == ([], "vfio-pci")
     assert host.read(f"{DEVICES}/{GPU}/driver_override") == "vfio-pci"
-    assert Claims(host).uuids() == ()
-    log = host.read(SNAPSHOT_LOG) or ""
-    assert f"nvidia did not come back to {GPU}: libvirt has left it on vfio-pci" in log
-    assert "virsh nodedev-reattach pci_0000_01_00_0" in log
-    assert "nvidia, nvidia_uvm, nvidia_modeset, nvidia_drm again" not in log
+    assert Claims(host).uuids() == (UUID,)
+
+
+def test_recover_takes_a_gpu_that_stayed_on_vfio_off_it(machine: MachineFactory) -> None:
+    host = machine("nvidia-single-desktop")
+    before = without_override(host)
+    prepare(host, GPU)
+    FakeLibvirt(host).detach(GPU)
+    with pytest.raises(StepError):
+        release(host)
+
+    recovery.recover(host, print, force=True, wait_s=0)
+
+    assert (Claims(host).uuids(), without_override(host)) == ((), before)
 
 
 def test_an_override_of_the_administrator_stays(machine: MachineFactory) -> None:

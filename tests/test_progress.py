@@ -213,7 +213,7 @@ def test_give_waits_for_a_running_hook_and_prints_that(
     status = cli.main(["give", GPU], host)
 
     out, err = capfd.readouterr()
-    assert (status, out.count("\n"), err.count("\n")) == (1, 1, 1)
+    assert (status, out.count("\n"), err.count("\n")) == (1, 1, 2)
     assert out.startswith("waiting up to 10 s") and "(process 4100)" in out
     assert f"{GPU} cannot be released" in err and "(process 4100)" in err
     assert Claims(host).uuids() == (claim.uuid,)

@@ -622,10 +622,11 @@ def test_a_gpu_that_is_still_on_vfio_gets_no_firmware_driver(machine: MachineFac
     events.prepare(host, domain((GPU,)), NOW, Log(host, "win11"))
     FakeLibvirt(host).detach(GPU)
 
-    events.release(host, UUID, Log(host, "win11"))
+    with pytest.raises(StepError, match=f"{GPU} is still on vfio-pci"):
+        events.release(host, UUID, Log(host, "win11"))
 
     assert host.link_name("sys/bus/platform/devices/efi-framebuffer.0/driver") is None
-    assert host.list("run/vfio-console-hook/claims") == ()
+    assert host.list("run/vfio-console-hook/claims") == (UUID,)
 
 
 def text_boot_with_native_second(kernel: str) -> Machine:

@@ -58,8 +58,8 @@ class ShowConsoles(Action):
 
 def _no_framebuffer() -> LostError:
     return LostError(
-        "the host's console will not come back before a reboot: no framebuffer is left",
-        hint="load the native driver of a GPU that stays on the host",
+        "the host's consoles are not shown: no framebuffer is left",
+        hint="load the native driver of one of its GPUs",
     )
 
 

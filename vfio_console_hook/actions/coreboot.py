@@ -50,8 +50,8 @@ class UnregisterCoreboot(Action):
 class RegisterCoreboot(Action):
     """Bind the driver on the coreboot bus anew, which registers its platform device again.
 
-    driver is the one that was bound to the platform device, "" for none. gpu, first and last
-    are as in Rebind. Raises LostError where it is not safe.
+    driver is the one that was bound to the platform device, "" for none. gpu and what follows
+    it are as in Rebind. Raises LostError where it is not safe.
     """
 
     entry: str
@@ -60,6 +60,7 @@ class RegisterCoreboot(Action):
     gpu: str
     first: int
     last: int
+    stays_on_vfio: bool = False
     kind = "register-coreboot"
 
     def apply(self, host: Host) -> None:

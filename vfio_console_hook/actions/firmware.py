@@ -45,7 +45,8 @@ class Rebind(Action):
     """Bind the driver of a firmware framebuffer again, where that is still safe.
 
     first and last are the memory that it drew in, both inclusive; -1 when that was not
-    known. Raises LostError where it is not safe or the device is gone.
+    known. stays_on_vfio: the GPU was on vfio-pci before, and libvirt leaves it there. Raises
+    LostError where it is not safe or the device is gone.
     """
 
     device: str
@@ -53,6 +54,7 @@ class Rebind(Action):
     gpu: str
     first: int
     last: int
+    stays_on_vfio: bool = False
     kind = "rebind"
 
     def apply(self, host: Host) -> None:

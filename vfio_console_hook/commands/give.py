@@ -38,7 +38,10 @@ def _release(host: Host, claim: Claim) -> None:
         host.wait(lambda: not ownership.at_work(host, claim), ownership.EARLIER_HOOK_S)
     busy = in_use.why_in_use(host, claim)
     if busy:
-        raise HookError(f"{claim.name} cannot be released: {busy}")
+        raise HookError(
+            f"{claim.name} cannot be released: {busy}",
+            hint=f"run `vfio-console-hook give {claim.gpus[0]}` again when that has ended",
+        )
     say(recovery.give_back(host, claim, ProgressLog(host, claim.name)))
 
 

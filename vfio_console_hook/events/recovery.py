@@ -109,7 +109,8 @@ def give_back(host: Host, claim: Claim, log: Log | None = None) -> str:
     log = log or Log(host, claim.name, claim.log_level)
     began = time.monotonic()
     try:
-        mine = ownership.acquire(host, claim.uuid, "release", forgotten=not claim.by_hand)
+        # Neither libvirt nor the platform for which a person took the GPU re-attaches it.
+        mine = ownership.acquire(host, claim.uuid, "release", forgotten=True)
         if mine is not None:
             release(mine, log, run)
     except HookError as error:

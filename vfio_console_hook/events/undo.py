@@ -25,8 +25,8 @@ def undo(claim: Claim, log: Log) -> None:
     kept: dict[str, str] = {}
     failed: list[str] = []
     try:
-        if claim.forgotten:
-            kept = _reattach(host, claim, undone, log)
+        kept = _left_on_vfio(host, claim, undone, log)
+        failed += kept.values()
         for number, step in claim.open_steps:
             if step.undo is not None and step.undo.concerns in kept:
                 continue
@@ -47,43 +47,57 @@ def undo(claim: Claim, log: Log) -> None:
                 log.warning(str(error))
     finally:
         log.done(undone)
-    failed = [*kept.values(), *failed]
     if failed:
         raise StepError("; ".join(failed), hint="afterwards run `vfio-console-hook recover`")
     Claims(host).drop(claim)
 
 
-def _reattach(host: Host, claim: Claim, undone: list[str], log: Log) -> dict[str, str]:
-    """Take off vfio-pci what libvirt has bound for a VM and then forgotten; how that failed.
+def _left_on_vfio(host: Host, claim: Claim, undone: list[str], log: Log) -> dict[str, str]:
+    """The GPUs that stay on vfio-pci although they were not there before, and why.
 
-    libvirtd that is killed before the VM has a status file re-attaches nothing when it
-    starts again (qemu_process.c, qemuProcessReconnectAll). What is on vfio-pci when its
-    steps are undone gets back neither its driver nor its firmware console.
+    What is on vfio-pci when its steps are undone gets back neither its driver nor its firmware
+    console. libvirt has re-attached a GPU before release. If it has not, another VM may be
+    about to start with it, so it is left alone. If nothing will re-attach it any more
+    (claim.forgotten), it is taken off here, unless a process has it open: libvirtd that is
+    killed before the VM has a status file forgets the VM (qemu_process.c,
+    qemuProcessReconnectAll), and platforms that bind a GPU by themselves leave it there.
     """
-    # Only for what a killed libvirtd leaves behind: these take 2 ms to load.
-    from ..actions.native import ReturnNative
+    there = [one for one in _from_the_host(claim) if pci.is_vfio(host, one)]
+    if not there:
+        return {}
+    # Only for what was left behind: these take 2 ms to load.
     from ..actions.vfio import UnbindVfio
     from ..machine import holders, vfio
 
-    # What was on vfio-pci before prepare has no driver to return, and a loss if it had a console.
-    hosts = [
-        step.undo.concerns
-        for _, step in claim.open_steps
-        if isinstance(step.undo, ReturnNative)
-        or (step.undo is not None and step.undo.kind in CONSOLES_BACK and not step.loses)
-    ]
     kept = {}
-    for address in dict.fromkeys(hosts):
-        if not pci.is_vfio(host, address):
-            continue
+    for address in there:
+        off = UnbindVfio(address)
         held = vfio.users(host, address)
         if held:
-            log.warning(f"{address} stays on vfio-pci: {holders.listed(held)}")
-            continue
-        failure = _take_undo(host, UnbindVfio(address), "release", undone, log)
-        if failure:
+            kept[address] = f"{address} stays on vfio-pci: {holders.listed(held)}"
+        elif not claim.forgotten:
+            kept[address] = f"{address} is still on vfio-pci (by hand: {off.shell()})"
+        elif failure := _take_undo(host, off, "release", undone, log):
             kept[address] = failure
+            continue
+        if address in kept:
+            log.error(kept[address])
     return kept
+
+
+def _from_the_host(claim: Claim) -> tuple[str, ...]:
+    """The devices that had a driver or a firmware console when they left the host.
+
+    Of a person all GPUs: who takes one by hand and gives it back wants it on the host.
+    """
+    undos = (step.undo for _, step in claim.open_steps if step.undo)
+    found = [
+        one.concerns
+        for one in undos
+        if one.kind == "return-native"
+        or (one.kind in CONSOLES_BACK and not getattr(one, "stays_on_vfio", False))
+    ]
+    return tuple(dict.fromkeys((*found, *(claim.gpus if claim.by_hand else ()))))
 
 
 def _undo_step(host: Host, step: Step, undone: list[str], log: Log) -> str:

@@ -265,7 +265,8 @@ def _rescan(
         # The undo is only for a prepare that fails before the rescan: after it the device
         # has no place in sysfs any more and cannot be bound.
         loses = f"{_GONE}: `bootfb: rescan` removes its device"
-        yield sysfb.unbind_step(gpu, device, device.driver, stage, loses)
+        stays = gpu.vfio
+        yield sysfb.unbind_step(gpu, device, device.driver, stage, loses, stays_on_vfio=stays)
     on_vfio = BindVfio(gpu.address)
     if gpu.vfio:
         why = "the rescan unbinds it from vfio-pci, where it was before"

@@ -34,8 +34,9 @@ def plan(
     """
     entry = device.registered_by
     first, last = (device.range.first, device.range.last) if device.range else (-1, -1)
+    stays = gpu.vfio and not handover.by_hand
     again = RegisterCoreboot(
-        entry or "", device.name, device.driver or "", gpu.address, first, last
+        entry or "", device.name, device.driver or "", gpu.address, first, last, stays
     )
     if entry and kernel.has_symbol(host, REMOVE):
         stays_off = f"the firmware console stays off while {gpu.address} is bound to vfio-pci"
@@ -45,7 +46,7 @@ def plan(
             why=f"coreboot's driver frees the memory of {device.name} and registers it again",
             do=UnregisterCoreboot(entry, device.name),
             undo=again,
-            loses=stays_off if gpu.vfio else "",
+            loses=stays_off if stays else "",
         )
     elif device.driver and handover.removed(host, device, bound=True):
         gone = (

@@ -28,12 +28,21 @@ def plan(
         return
     decode_off = _decode_off_helps(host, gpu, device, handover)
     loses = _loss(host, gpu, device, handover, gpu.address if decode_off else "")
-    yield unbind_step(gpu, device, device.driver, stage, loses)
+    stays = gpu.vfio and not handover.by_hand
+    yield unbind_step(gpu, device, device.driver, stage, loses, stays_on_vfio=stays)
     if decode_off:
         yield _decode_off_step(gpu, device, stage)
 
 
-def unbind_step(gpu: Gpu, device: FirmwareDevice, driver: str, stage: str, loses: str) -> Step:
+def unbind_step(
+    gpu: Gpu,
+    device: FirmwareDevice,
+    driver: str,
+    stage: str,
+    loses: str,
+    *,
+    stays_on_vfio: bool = False,
+) -> Step:
     """The unbind of a firmware driver, undone if the device still draws in the GPU's memory."""
     first, last = (device.range.first, device.range.last) if device.range else (-1, -1)
     return Step(
@@ -41,7 +50,7 @@ def unbind_step(gpu: Gpu, device: FirmwareDevice, driver: str, stage: str, loses
         gpu=gpu.address,
         why=f"{device.draws_as} draws the firmware console in its memory",
         do=Unbind(device.name, driver),
-        undo=Rebind(device.name, driver, gpu.address, first, last),
+        undo=Rebind(device.name, driver, gpu.address, first, last, stays_on_vfio),
         loses=loses,
     )
 
@@ -85,7 +94,7 @@ def _loss(
     host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover, undecoded: str
 ) -> str:
     """What the person loses where the console does not come back, as a clause; else ""."""
-    if gpu.vfio:
+    if gpu.vfio and not handover.by_hand:  # `give` takes it off vfio-pci
         return f"the firmware console stays off while {gpu.address} is bound to vfio-pci"
     removed = handover.removed(host, device, bound=False, undecoded=undecoded)
     if removed is Removed.NO:
