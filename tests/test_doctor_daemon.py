@@ -24,7 +24,7 @@ from tests.doctoring import (
 from tests.fakehost import FakeHost, systemd
 from tests.installed import BOOTED, DROPIN, INSTALLED, STARTED, answer, file, folder, process
 from tests.libvirt_xml import UUID
-from vfio_console_hook.commands.doctor import daemon
+from vfio_console_hook.commands.doctor import daemon, daemon_view
 from vfio_console_hook.commands.doctor.finding import Check
 
 EARLY = BOOTED + 10
@@ -107,6 +107,13 @@ def made_executable(at: float) -> Arrange:
     return arrange
 
 
+def contained(host: FakeHost) -> None:
+    """The daemon runs in a container of podman."""
+    host.tree.put("proc/700/cgroup", "0::/machine.slice/libpod-3f9a.scope")
+    for pid, namespace in ((1, 4026531841), (700, 4026532999)):
+        host.tree.text_link(f"proc/{pid}/ns/mnt", f"mnt:[{namespace}]")
+
+
 def another_hook(host: FakeHost) -> None:
     file(host, DROPIN.replace("50-vfio-console-hook", "10-foreign"), "#!/bin/sh", at=BOOTED)
 
@@ -148,6 +155,14 @@ CASES = [
     with_hook(
         "a daemon that systemd starts on demand", daemon.daemon, "PASS", "daemon",
         "libvirtd.socket", on_systemd("libvirtd.socket"),
+    ),
+    with_hook(
+        "a daemon in a container", daemon_view.files_of_the_daemon, "FAIL", "files of libvirtd",
+        "outside of the container", runs(), contained,
+    ),
+    with_hook(
+        "no libvirt", daemon.daemon, "PASS", "daemon", "`take` and `give`",
+        put("recorded/now", "1"),
     ),
     stopped(
         "libvirtd is stopped", "systemctl start libvirtd",

@@ -6,9 +6,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import HostError
+from .host import Host
 
 SYSTEM = "qemu:///system"
 """The connection whose VMs run the hook as root."""
+
+
+DAEMONS = ("virtqemud", "libvirtd")
+"""Which daemon may have QEMU's VMs: the modular one, or the one for everything.
+
+Each writes /run/NAME.pid (src/remote/remote_daemon.c, daemonPidFilePath).
+"""
+# NixOS has the last one.
+_FOLDERS = ("usr/sbin", "usr/bin", "run/current-system/sw/bin")
+
+
+def is_here(host: Host) -> bool:
+    """Whether one of the daemons is installed, or has been started, perhaps in a container."""
+    places = [f"{folder}/{name}" for folder in _FOLDERS for name in DAEMONS]
+    return any(host.exists(one) for one in (*places, *(f"run/{name}.pid" for name in DAEMONS)))
 
 
 def is_session(uri: str) -> bool:

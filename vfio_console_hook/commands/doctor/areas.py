@@ -11,6 +11,7 @@ from . import (
     configuration,
     consoles,
     daemon,
+    daemon_view,
     installation,
     iommu,
     other_hooks,
@@ -20,6 +21,15 @@ from . import (
 )
 from .finding import Check, Finding
 from .system import System
+
+# What these look at only matters where libvirt calls the hook.
+_OF_LIBVIRT = frozenset({
+    installation.hook, installation.recover_unit, installation.libvirt_version,
+    other_hooks.other_hooks, other_hooks.virsh_in_hooks,
+    daemon.hook_known, daemon.hook_called, daemon_view.files_of_the_daemon,
+    vms.libvirt_answers, vms.vms_with_gpus, vms.missing_devices, vms.hot_plugged_gpus,
+    vms.shared_gpus, vms.session_vms,
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,9 @@ class Area:
 
     def findings(self, system: System) -> tuple[Finding, ...]:
         """What the checks of this area find."""
-        found = (one for check in self.checks for one in check(system))
+        left_out = _OF_LIBVIRT if system.without_libvirt else frozenset()
+        checks = (one for one in self.checks if one not in left_out)
+        found = (one for check in checks for one in check(system))
         return tuple(replace(one, area=self.heading) for one in found)
 
 
@@ -41,7 +53,9 @@ AREAS = (
         installation.recover_unit, installation.libvirt_version,
         other_hooks.other_hooks, other_hooks.virsh_in_hooks,
     )),
-    Area("libvirt's daemon", (daemon.daemon, daemon.hook_known, daemon.hook_called)),
+    Area("libvirt's daemon", (
+        daemon.daemon, daemon_view.files_of_the_daemon, daemon.hook_known, daemon.hook_called,
+    )),
     Area("SELinux and AppArmor", (
         selinux.mode, selinux.label, selinux_policy.policy, selinux.selinux_denials,
         apparmor.mode, apparmor.confined_hook, apparmor.apparmor_denials,

@@ -10,17 +10,15 @@ from dataclasses import dataclass
 
 from ... import domain
 from ...errors import HookError, HostError
-from ...machine import processes, systemd
+from ...machine import processes, roots, systemd
 from ...machine.host import Host
+from ...machine.libvirtd import DAEMONS
 from ..status import overview
 from ..terminal import moment
 from .finding import Finding, check, failure, need_recorded, passed, unrecorded, warning
 from .hook_files import gates, hook_files
 from .system import System, gpus_among
 
-# Which daemon may have QEMU's VMs: the modular one, or the one for everything. Each writes
-# /run/NAME.pid (src/remote/remote_daemon.c, daemonPidFilePath).
-DAEMONS = ("virtqemud", "libvirtd")
 SOCKETS = tuple(f"{name}.socket" for name in DAEMONS)
 _SBIN = ("usr/sbin", "usr/bin")
 # Clock ticks a second in /proc/PID/stat: USER_HZ, which is 100 but on Alpha (proc(5)).
@@ -118,7 +116,12 @@ def daemon(system: System) -> Iterator[Finding]:
             "virtqemud and libvirtd are both running; neither knows the VMs of the other",
             "use only one of them: https://libvirt.org/daemons.html explains how to switch",
         )
-    if not found:
+    if not found and system.without_libvirt:
+        yield passed(
+            "there is no libvirt on this host: GPUs are taken and given back by `take` and `give`,"
+            " by the hookscript for Proxmox VE, or at boot by vfio-console-hook-take@.service"
+        )
+    elif not found:
         yield _without_daemon(host)
 
 
@@ -152,6 +155,8 @@ def hook_known(system: System) -> Iterator[Finding]:
     if not ours or not daemons:
         return
     one = daemons[0]
+    if roots.seen_by(host, one.pid):
+        return  # it looks for hooks elsewhere
     title = f"hook known to {one.name}"
     since = min(gate.since for gate in ours)
     changed = _state_change(host, one.name)

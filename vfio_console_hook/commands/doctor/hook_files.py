@@ -36,7 +36,7 @@ class HookFile:
 
     @property
     def ours(self) -> bool:
-        return _MARK.search(self.content) is not None
+        return is_gate(self.content)
 
     @property
     def dangling(self) -> bool:
@@ -59,6 +59,11 @@ class HookFile:
     def since(self) -> float:
         """When it was put here, changed or made executable, in seconds since the epoch."""
         return max(self.status.st_mtime, self.status.st_ctime) if self.status else 0.0
+
+
+def is_gate(content: bytes) -> bool:
+    """Whether a file is the gate of this hook."""
+    return _MARK.search(content) is not None
 
 
 def hook_file(host: Host, path: str) -> HookFile | None:

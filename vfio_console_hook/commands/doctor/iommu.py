@@ -108,7 +108,8 @@ def vfio_pci(system: System) -> Iterator[Finding]:
     if host.exists("sys/bus/pci/drivers/vfio-pci"):
         yield passed("loaded")
     elif any(_holds_vfio_pci(host, tree) for tree in trees):
-        yield passed("installed; libvirt loads it on demand")
+        loader = "`take --vfio`" if system.without_libvirt else "libvirt"
+        yield passed(f"installed; {loader} loads it on demand")
     elif unrecorded(host, *trees):
         yield warning(f"not loaded, and the kernel's modules are {NOT_RECORDED}")
     elif not any(host.exists(tree) for tree in trees):

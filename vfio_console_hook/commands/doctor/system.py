@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ... import domain
 from ...domain import Domain, Hostdev
 from ...errors import HookError
-from ...machine import pci
+from ...machine import libvirtd, pci
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
 
@@ -48,6 +48,14 @@ class System:
         if isinstance(vms, HookError):
             return cls(host, libvirt_error=vms.text, libvirt_hint=vms.hint)
         return cls(host, vms, tuple(parsed for one in vms if (parsed := _domain(one))))
+
+    @property
+    def without_libvirt(self) -> bool:
+        """Whether this host has no libvirt, so that people or its platform take GPUs by hand.
+
+        False for a snapshot that may lack it only because it is no record of the whole host.
+        """
+        return self.host.complete and not libvirtd.is_here(self.host)
 
     def vm(self, uuid: str) -> Vm | None:
         """The VM with this uuid, as libvirt reported it."""

@@ -18,6 +18,8 @@ from .tracing import Trace
 
 _DELETED = " (deleted)"
 _PROCESS = re.compile(r"proc/(\d+)(?:/|$)")
+_NAMESPACE = re.compile(r"proc/\d+/ns/mnt")
+_IN_ROOT = re.compile(r"proc/\d+/root/")
 # The files of a process that are kept, if they were read: no command line, no environment.
 _OF_A_PROCESS = (
     "comm", "cgroup", "stat", "status", "wchan", "attr/current", "attr/apparmor/current",
@@ -44,7 +46,7 @@ def entries(host: Host, trace: Trace) -> list[Entry]:
     for entry in (*_attributes(found, trace), *texts(trace)):
         every.setdefault(entry.path, entry)
     ordered = [every[path] for path in sorted(every)]
-    return [*ordered, *_processes(trace, _nodes(found, trace))]
+    return [*ordered, *_processes(trace, _nodes(found, trace)), *_own_files(host, trace)]
 
 
 class _Files:
@@ -200,6 +202,15 @@ def _processes(trace: Trace, nodes: dict[str, int | None]) -> Iterator[Entry]:
             if error is not None:
                 itself = f"/{ITSELF}" if name == "fd" else ""
                 yield text_file(f"refused/proc/{pid}/{name}{itself}", str(error.errno))
+
+
+def _own_files(host: Host, trace: Trace) -> Iterator[Entry]:
+    """The mount namespaces that were compared, and what was found in the root of a process."""
+    for path in sorted({*trace.existing, *trace.files}):
+        if _NAMESPACE.fullmatch(path):
+            yield Entry("l", path, os.fsencode(_readlink(host, path) or ""))
+        elif _IN_ROOT.match(path):
+            yield Entry("f", path, trace.files.get(path, b""))
 
 
 def _asked_for(path: str, content: bytes) -> bool:

@@ -302,7 +302,7 @@ MASKS: tuple[tuple[re.Pattern[str], Callable[[str, Replacements], str]], ...] = 
         (r"libvirt/\d+/(?:xml|live)|home/.*\.xml|root/.*\.xml", _outline),
         (r"run/vfio-console-hook.*", lambda text, names: names.json(text)),
         (r"etc/vfio-console-hook/.*|etc/modprobe\.d/.*", _settings),
-        (r"etc/libvirt/hooks/.*", _script),
+        (r"etc/libvirt/hooks/.*|proc/\d+/root/.*", _script),
         (r"etc/libvirt/.*", _settings),
         (r"etc/apparmor\.d/.*", _only(r"bin/.*x\s*,")),
         (r"sys/kernel/security/apparmor/profiles", _only(r"libvirtd|virtqemud|/python")),

@@ -17,6 +17,7 @@ from .overview import HeldClaim, HeldStep, Overview, Refusal
 
 # A VM starts faster than that; only libvirt knows whether one hangs.
 _LONG_START_S = 300
+_BY_HAND = "there is no libvirt on this host: `take` and `give` free a GPU and give it back"
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -61,9 +62,11 @@ def status_text(found: Overview, terminal: Terminal) -> str:
         history = refusals.pop(claim.uuid, None)
         text += _refusal(history.refusal, "  ", "", terminal) if history else ""
         text += "\n"
-    text = text or "no VM holds a GPU\n"
+    text = text or ("no VM holds a GPU\n" if found.libvirt else "no GPU is taken\n")
     text += "".join(_unclaimed(address, terminal) for address in found.unclaimed)
     text += terminal.wrapped(f"the host's consoles: {_consoles(found)}", "  ")
+    if not found.libvirt:
+        text += terminal.wrapped(_BY_HAND, "  ")
     for history in refusals.values():
         text += _refusal(history.refusal, "", f" of {printable(history.vm)}", terminal)
     return text + _last(found, terminal)

@@ -15,7 +15,7 @@ from ...claims.claim import Claim
 from ...claims.directory import Claims
 from ...claims.step import Step
 from ...errors import ClaimError, HookError, HostError
-from ...machine import console, pci
+from ...machine import console, libvirtd, pci
 from ...machine.console import Framebuffer, Vtconsole
 from ...machine.host import Host, seconds
 from ..command import attributes
@@ -124,6 +124,7 @@ class Overview:
 
     unreadable has a sentence for each claim that cannot be read. unseen is why no claim
     can be read at all, "" when they can. unclaimed are GPUs on vfio-pci without a claim.
+    libvirt is whether this host has one, so that VMs can hold something.
     """
 
     time: float
@@ -136,6 +137,7 @@ class Overview:
     framebuffers: tuple[Framebuffer, ...]
     drawing: str
     waits_for_text: bool
+    libvirt: bool = True
 
     @property
     def console_alive(self) -> bool:
@@ -179,6 +181,7 @@ def current(host: Host) -> Overview:
         framebuffers=console.framebuffers(host),
         drawing=console.current_display(host),
         waits_for_text=console.waits_for_text(host),
+        libvirt=libvirtd.is_here(host) or not host.complete,
     )
 
 
@@ -275,6 +278,7 @@ def to_json(overview: Overview) -> dict[str, Any]:
         "holds": [_claim_json(one) for one in overview.claims],
         "unreadable": list(overview.unreadable),
         "unseen": overview.unseen,
+        "libvirt": overview.libvirt,
         "on_vfio_unclaimed": list(overview.unclaimed),
         "consoles": {
             "alive": overview.console_alive,
