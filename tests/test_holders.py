@@ -14,7 +14,7 @@ import pytest
 
 from tests import events
 from tests.conftest import MachineFactory
-from tests.fakehost import FakeHost, conceal, hold, leave, obey, snapshot
+from tests.fakehost import FakeHost, conceal, hold, leave, obey, snapshot, systemd
 from tests.fakehost.processes import NEVER
 from vfio_console_hook.actions.holders import AwaitClosed
 from vfio_console_hook.commands.plan import plan
@@ -641,6 +641,11 @@ def test_configured_processes_are_ended_and_logged(machine: MachineFactory) -> N
         ("x", "/system.slice/lactd.service", "lactd"),
         ("x", "/system.slice/lactd.service", "lactd.service"),
         ("x", "/user.slice/user-1000.slice/session-2.scope", "session-2.scope"),
+        ("kwin_wayland", KWIN, "user@1000.service"),
+        ("kwin_wayland", KWIN, "plasma-*"),
+        ("kwin_wayland", KWIN, "kwin_*"),
+        ("kwin_wayland", KWIN, "user-*.slice"),
+        ("sway", "/user.slice/user-1000.slice/session-2.scope", "user-1000.slice"),
         ("sshd", "/system.slice/ssh.service", "ssh.service"),
         ("sshd", "/user.slice/user-0.slice/session-2.scope", "sshd"),
     ],
@@ -668,7 +673,9 @@ def test_a_process_is_ended_if_its_command_or_unit_is_configured(
         (7, "any", "/", "qemu-system-x86_64", ("any",)),
         (7, "any", "/", "qemu-kvm (deleted)", ("any",)),
         (7, "sshd", "/user.slice/user-0.slice/session-2.scope", "", ("session-2.scope",)),
-        (7, "Xorg", "/", "", ("Xor", "org", "X")),
+        (7, "sshd-session", "/user.slice/user-0.slice/session-2.scope", "", ("session", "user*")),
+        (7, "nvtop", "/system.slice/cron.service", "", ("session",)),
+        (7, "Xorg", "/", "", ("Xor", "org", "X", "x*", "session")),
         (7, "x", "/", "", ("", ".service")),
     ],
 )
@@ -688,6 +695,69 @@ def test_no_process_is_ended_if_one_of_the_holders_is_protected_or_not_configure
     assert signals(host) == []
     assert f"is in use by {command} ({pid})" in caught.value.text
     assert "other (9)" not in caught.value.text
+
+
+def with_session(host: FakeHost, *units: str) -> FakeHost:
+    """A machine with systemd, and these units up."""
+    systemd.install(host.tree)
+    for name in units:
+        systemd.put(host.tree, name, systemd.Unit(active="active"))
+    return host
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit"),
+    [
+        ("/user.slice/user-1000.slice/session-2.scope", "session-2.scope"),
+        ("/user.slice/user-118.slice/session-c1.scope", "session-c1.scope"),
+        (KWIN, "user@1000.service"),
+    ],
+)
+def test_the_session_that_has_the_gpu_is_stopped(
+    machine: MachineFactory, cgroup: str, unit: str
+) -> None:
+    host = with_session(machine("amd-single"), unit, "session-9.scope")
+    hold(host, CARD, pid=7, command="sway", cgroup=cgroup)
+    by_ssh = "/user.slice/user-1000.slice/session-9.scope"
+    hold(host, "dev/null", pid=9, command="sshd-session", cgroup=by_ssh)
+    wait = waiting(0, "session")
+
+    remark = wait.apply(host)
+
+    assert [systemd.state(host.tree, one) for one in (unit, "session-9.scope")] == [
+        "inactive", "active",
+    ]  # fmt: skip
+    assert remark == f"stopped {unit}; ended sway (7) [{cgroup.rpartition('/')[2]}]"
+
+
+def test_a_session_by_ssh_that_has_the_gpu_is_not_stopped(machine: MachineFactory) -> None:
+    cgroup = "/user.slice/user-1000.slice/session-2.scope"
+    host = with_session(machine("amd-single"), "session-2.scope")
+    hold(host, CARD, pid=7, command="nvtop", cgroup=cgroup)
+    hold(host, "dev/null", pid=8, command="sshd-session", cgroup=cgroup)
+
+    with pytest.raises(HookError) as caught:
+        waiting(0, "session").apply(host)
+
+    assert systemd.state(host.tree, "session-2.scope") == "active"
+    assert "nvtop (7)" in caught.value.text
+    assert caught.value.hint == (
+        f"{ELSE}; `holders.terminate` has session, but that is none of these"
+    )
+
+
+def test_entries_that_were_for_no_process_are_named_in_the_refusal(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    hold(host, CARD, pid=7, command="Xorg")
+    hold(host, CARD, pid=8, command="lact")
+
+    with pytest.raises(HookError) as caught:
+        waiting(0, "Xorg", "plasma-*", "lactd.service").apply(host)
+
+    assert caught.value.text == "0000:09:00.0 is in use by lact (8) with /dev/dri/card0 open"
+    assert caught.value.hint == (
+        f"{ELSE}; `holders.terminate` has plasma-*, lactd.service, but that is none of these"
+    )
 
 
 def test_a_process_that_ignores_sigterm_gets_sigkill_after_grace_s(machine: MachineFactory) -> None:
@@ -826,13 +896,13 @@ def with_desktop(host: FakeHost, *, running: bool) -> FakeHost:
         ("systemd-logind", "/system.slice/systemd-logind.service", "running", DESKTOP),
         (
             "kwin_wayland", KWIN, "stopped",
-            "the session of user 1000 has outlived its display manager: run `loginctl"
-            " terminate-user 1000`, or"
+            "the session of user 1000 has outlived its display manager: add `holders:"
+            f" {{terminate: [session]}}` to {FILE}, or"
             " `systemctl --user -M 1000@ stop plasma-kwin_wayland.service`",
         ),
         (
             "sway", "/user.slice/user-1001.slice/session-4.scope", "",
-            "run `loginctl terminate-user 1001`",
+            f"add `holders: {{terminate: [session]}}` to {FILE}",
         ),
         (
             "systemd-logind", "/system.slice/systemd-logind.service", "",

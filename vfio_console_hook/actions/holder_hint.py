@@ -10,6 +10,8 @@ from ..config.load import VMS
 from ..errors import HostError
 from ..machine.holders import Holder
 from ..machine.host import Host
+from . import holder_kill
+from .holders import AwaitClosed
 
 _ALIAS = "etc/systemd/system/display-manager.service"
 # Where a running unit has its cgroup: with one hierarchy, and with the older ones.
@@ -21,11 +23,8 @@ _MAX_UNITS = 3
 _MAX_UNIT = 48
 
 
-def hint(host: Host, holders: Sequence[Holder], file: str) -> str:
-    """What to do so that these processes close the GPU, as one hint.
-
-    file is where the VM's settings go, "" where that is not known.
-    """
+def hint(host: Host, holders: Sequence[Holder], wait: AwaitClosed) -> str:
+    """What to do so that these processes close the GPU, as one hint."""
     managers = display_managers(host)
     units = _stoppable_services(holders, managers)
     sessions = [one for one in holders if _USER.search(one.cgroup)]
@@ -35,13 +34,14 @@ def hint(host: Host, holders: Sequence[Holder], file: str) -> str:
     )
     if running and (sessions or logind) and "display-manager" not in units:
         units.insert(0, "display-manager")
+    place = wait.file or f"/{VMS}/NAME.yaml"
     if units:
         listed = ", ".join(units[:_MAX_UNITS])
         them = "it" if len(units) == 1 else "them"
-        place = file or f"/{VMS}/NAME.yaml"
         return f"add `services: [{listed}]` to {place} to stop {them} for the VM"
-    if sessions:
-        return _end_session(sessions[0], outlived=bool(managers))
+    endable = [one for one in sessions if holder_kill.matches(host, one, holder_kill.SESSION)]
+    if endable and holder_kill.SESSION not in wait.terminate:
+        return _end_session(endable[0], place, outlived=bool(managers))
     if logind:
         return "end the login session that has the GPU, see `loginctl list-sessions`"
     if any("/machine.slice/" in one.cgroup for one in holders):
@@ -65,8 +65,8 @@ def _stoppable_services(holders: Sequence[Holder], managers: Sequence[str]) -> l
     return list(dict.fromkeys(found))
 
 
-def _end_session(one: Holder, *, outlived: bool) -> str:
-    """How to end a process in a user's session: its user unit, or the whole session."""
+def _end_session(one: Holder, place: str, *, outlived: bool) -> str:
+    """How to end a process in a user's session: the whole session, or its user unit."""
     match = _USER.search(one.cgroup)
     user = match[1] if match else ""
     why = f"the session of user {user} has outlived its display manager: " if outlived else ""
@@ -74,7 +74,7 @@ def _end_session(one: Holder, *, outlived: bool) -> str:
     stop = ""
     if f"/user@{user}.service/" in one.cgroup and unit.endswith(".service"):
         stop = f", or `systemctl --user -M {user}@ stop {unit[:_MAX_UNIT]}`"
-    return f"{why}run `loginctl terminate-user {user}`{stop}"
+    return f"{why}add `holders: {{terminate: [session]}}` to {place}{stop}"
 
 
 def display_managers(host: Host) -> tuple[str, ...]:

@@ -1,15 +1,25 @@
-"""Ending processes that hold a GPU, with SIGTERM and SIGKILL: only those that are configured."""
+"""Ending processes that hold a GPU: only those that are configured.
+
+An entry of `holders.terminate` is a command, a unit that the process is part of (also a slice,
+or the manager of a user's units), a pattern for one of these, or "session". A login session
+is stopped as a whole, with its user's units: else its manager would start them again. A session
+of the same user without the GPU, such as one by ssh, goes on.
+"""
 
 from __future__ import annotations
 
 import re
 import signal
 from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
 
 from ..errors import HostError
-from ..machine import processes
-from ..machine.holders import Holder, Search, pauses
+from ..machine import processes, systemd
+from ..machine.holders import Holder, Search, cgroup_of, command_of, pauses
 from ..machine.host import Host
+
+SESSION = "session"
+"""The entry for whatever login session has the GPU."""
 
 # How long a process may take to be gone after SIGKILL. One in state D never is.
 _KILL_S = 2.0
@@ -17,19 +27,38 @@ _COMM = 15  # TASK_COMM_LEN without the final NUL (Linux include/linux/sched.h)
 
 # libvirt's daemons with what they start for a VM, such as virtiofsd, and what would take
 # the whole desktop or the host down with it.
+_UNIT = re.compile(r"\.(?:service|scope|slice)$")
+# Where pam_systemd(8) puts what a user starts: in the scope of the session, or below the
+# manager of the user's own units.
+_USER = re.compile(r"/user\.slice/user-\d+\.slice/(session-\w+\.scope|user@\d+\.service)(?![^/])")
 _NEVER = re.compile(r"systemd|systemd-logind|libvirtd|virt[a-z]+d")
 
 
 def may_be_ended(host: Host, holder: Holder, names: Collection[str]) -> bool:
-    """Whether names list the process, by its command or unit, and it is not protected."""
-    return any(_matches(holder, name) for name in names) and not _is_protected(host, holder)
+    """Whether one of the entries is for the process, and it is not protected."""
+    return any(matches(host, holder, name) for name in names) and not _is_protected(host, holder)
 
 
-def _matches(holder: Holder, name: str) -> bool:
+def matches(host: Host, holder: Holder, name: str) -> bool:
+    """Whether an entry of `holders.terminate` is for this process."""
     if holder.command.startswith("sshd") and not name.startswith("ssh"):
         return False  # it may be in the unit of a session, and the administrator's only access
-    unit = holder.unit
-    return name[:_COMM] == holder.command or (unit != "" and name in (unit, _stem(unit)))
+    if name == SESSION:
+        return _unit_of_session(host, holder) is not None
+    units = [part for part in holder.cgroup.split("/") if _UNIT.search(part)]
+    known = [holder.command, *units, *map(_stem, filter(None, [holder.unit]))]
+    return name[:_COMM] == holder.command or any(fnmatchcase(one, name) for one in known)
+
+
+def _unit_of_session(host: Host, holder: Holder) -> str | None:
+    """The unit to stop for the end of the process's login session; None for one by ssh."""
+    found = _USER.match(holder.cgroup)
+    if found is None:
+        return None
+    for pid in processes.pids(host):
+        if command_of(host, pid).startswith("sshd") and cgroup_of(host, pid).startswith(found[0]):
+            return None
+    return found[1]
 
 
 def _stem(unit: str) -> str:
@@ -50,6 +79,15 @@ def _is_protected(host: Host, holder: Holder) -> bool:
     except HostError:
         return True
     return program.startswith("qemu")
+
+
+def stop_sessions(host: Host, holders: Sequence[Holder]) -> list[str]:
+    """Begin to stop the login sessions of these processes; the units. Raises HostError."""
+    found = dict.fromkeys(_unit_of_session(host, one) for one in holders)
+    units = [unit for unit in found if unit is not None]
+    if units:
+        systemd.systemctl(host, "stop", "--no-block", "--", *units)
+    return units
 
 
 def end(host: Host, search: Search, holders: Sequence[Holder], grace_s: float) -> list[Holder]:

@@ -24,12 +24,12 @@ def close(host: Host, wait: AwaitClosed) -> str:
     """
     search = Search(host, wait.nodes or nodes.nodes_to_close(host, gpus_among(host, wait.gpus)))
     found = _holders_left(host, wait, search)
-    held = _counted(wait, found)
+    held = counted = _counted(wait, found)
     ended = ""
     if held and wait.terminate:
         held, ended = _end(host, wait, search)
     if held:
-        raise _refusal(host, wait, held, ended)
+        raise _refusal(host, wait, held, _for_none(host, wait, counted), ended)
     unknown = [one.name for one in found if one.unknown]
     remark = f"could not inspect {listed(unknown)}" if unknown else ""
     return "; ".join(filter(None, [ended, remark]))
@@ -37,10 +37,10 @@ def close(host: Host, wait: AwaitClosed) -> str:
 
 def refusal_for(host: Host, wait: AwaitClosed, found: list[Holder]) -> RefusedError | None:
     """The refusal if these processes never close the nodes; None if the VM starts then."""
-    held = _counted(wait, found)
+    held = counted = _counted(wait, found)
     if wait.terminate:
         held = _protected(host, wait, held)
-    return _refusal(host, wait, held, "") if held else None
+    return _refusal(host, wait, held, _for_none(host, wait, counted)) if held else None
 
 
 def _counted(wait: AwaitClosed, found: list[Holder]) -> list[Holder]:
@@ -69,16 +69,30 @@ def _end(host: Host, wait: AwaitClosed, search: Search) -> tuple[list[Holder], s
     protected = _protected(host, wait, held)
     if protected:
         return protected, ""
+    remarks = []
+    if holder_kill.SESSION in wait.terminate:
+        stopped = holder_kill.stop_sessions(host, held)
+        remarks += [f"stopped {' and '.join(stopped)}"] if stopped else []
     ended = holder_kill.end(host, search, held, host.time_for(wait.grace_s))
-    remark = f"ended {listed(one.name for one in ended)}" if ended else ""
-    return _counted(wait, search.holders()), remark
+    remarks += [f"ended {listed(one.name for one in ended)}"] if ended else []
+    return _counted(wait, search.holders()), "; ".join(remarks)
 
 
 def _protected(host: Host, wait: AwaitClosed, held: list[Holder]) -> list[Holder]:
     return [one for one in held if not holder_kill.may_be_ended(host, one, wait.terminate)]
 
 
-def _refusal(host: Host, wait: AwaitClosed, held: list[Holder], ended: str) -> RefusedError:
+def _for_none(host: Host, wait: AwaitClosed, held: list[Holder]) -> list[str]:
+    """The entries of `holders.terminate` that are for none of these processes."""
+    return [
+        name for name in wait.terminate
+        if not any(holder_kill.matches(host, one, name) for one in held)
+    ]  # fmt: skip
+
+
+def _refusal(
+    host: Host, wait: AwaitClosed, held: list[Holder], for_none: list[str], ended: str = ""
+) -> RefusedError:
     # Only for a VM that is refused: it loads the reader of the configuration.
     from . import holder_hint
 
@@ -86,10 +100,10 @@ def _refusal(host: Host, wait: AwaitClosed, held: list[Holder], ended: str) -> R
     if all(one.unknown for one in held):
         be = "may be"
     before = f" ({ended})" if ended else ""
-    return RefusedError(
-        f"{' and '.join(wait.gpus)} {be} in use by {listed(held)}{before}",
-        hint=holder_hint.hint(host, held, wait.file),
-    )
+    hint = holder_hint.hint(host, held, wait)
+    if for_none:
+        hint += f"; `holders.terminate` has {listed(for_none)}, but that is none of these"
+    return RefusedError(f"{' and '.join(wait.gpus)} {be} in use by {listed(held)}{before}", hint)
 
 
 def _wait_for_an_end(host: Host, pids: list[int], timeout_s: float) -> None:

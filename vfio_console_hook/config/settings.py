@@ -126,7 +126,7 @@ class Holders:
     terminate: tuple[str, ...] = _setting(
         _names(),
         (),
-        "Processes, by name or unit, that are ended if they have the GPU open after that.",
+        "Processes, units or sessions that are ended if they have the GPU open after that.",
     )
     grace_s: float = _setting(
         _number(0, 60), 5.0, "How many seconds a process gets between SIGTERM and SIGKILL."

@@ -196,9 +196,9 @@ class Search:
         process = processes.find(self._host, pid)
         if not held and (process is None or _KTHREADD in (pid, process.parent)):
             return None
-        command = _text(self._host, f"proc/{pid}/comm") or "a process"
+        command = command_of(self._host, pid) or "a process"
         started = process.started if process else 0
-        return Holder(pid, command, _cgroup(self._host, pid), tuple(sorted(held)), started)
+        return Holder(pid, command, cgroup_of(self._host, pid), tuple(sorted(held)), started)
 
 
 def _mapped_files(maps: bytes) -> Iterator[tuple[str, str]]:
@@ -212,7 +212,12 @@ def _mapped_files(maps: bytes) -> Iterator[tuple[str, str]]:
         yield match[3].decode("utf-8", "surrogateescape"), f"{first:x}-{last:x}"
 
 
-def _cgroup(host: Host, pid: int) -> str:
+def command_of(host: Host, pid: int) -> str:
+    """The name of a process's command, at most 15 characters, or ""."""
+    return _text(host, f"proc/{pid}/comm")
+
+
+def cgroup_of(host: Host, pid: int) -> str:
     """The path of the cgroup of a process that systemd uses, or ""."""
     found = ""
     for line in _text(host, f"proc/{pid}/cgroup").splitlines():
