@@ -11,6 +11,7 @@ from tests import (
     installed,
     test_doctor_confinement,
     test_doctor_daemon,
+    test_doctor_hook_scripts,
     test_doctor_installation,
     test_doctor_machine,
     test_doctor_vms,
@@ -229,8 +230,8 @@ def test_the_last_line_counts(failed: int, warned: int, line: str) -> None:
 
 def test_every_check_has_a_case_that_is_not_a_pass() -> None:
     tables = (
-        test_doctor_confinement, test_doctor_daemon, test_doctor_installation,
-        test_doctor_machine, test_doctor_vms,
+        test_doctor_confinement, test_doctor_daemon, test_doctor_hook_scripts,
+        test_doctor_installation, test_doctor_machine, test_doctor_vms,
     )  # fmt: skip
     objecting = {case.check for table in tables for case in table.CASES if case.level != "PASS"}
 

@@ -187,8 +187,8 @@ HOOK = [
     with_hook("without root", installation.hook, "WARN", "hook", "as root", refused),
     with_hook("owner, without root", installation.owner, "WARN", OWNER, "as root", refused),
     with_hook(
-        "other hooks, without root", other_hooks.virsh_in_hooks,
-        "WARN", "virsh in hooks", "as root", refused,
+        "other hooks, without root", other_hooks.other_hooks,
+        "WARN", "other hooks", "as root", refused,
     ),
     with_hook("only root can write", installation.owner, "PASS", OWNER),
     with_hook(
@@ -307,29 +307,6 @@ OTHERS = [
         "another link to nothing", other_hooks.other_hooks, "WARN", "other hooks",
         f"rm /{DROPINS}/10-foreign", text_link(f"{DROPINS}/10-foreign", "gone"),
     ),
-    with_hook(
-        "a hook that calls virsh", other_hooks.virsh_in_hooks, "WARN", "virsh in hooks",
-        "line 4 and 1 more",
-        calling("#!/bin/sh\n# virsh is not called\n\nvirsh nodedev-detach pci_0\nvirsh x"),
-    ),
-    *(
-        with_hook(
-            f"a hook with {text[-20:]!r}", other_hooks.virsh_in_hooks, level, "virsh in hooks", "",
-            calling(text),
-        )
-        for text, level in (
-            (FOREIGN, "PASS"),
-            ("#!/bin/bash\nset -x\n/usr/bin/virsh list", "WARN"),
-            ("#!/usr/bin/python3\nimport libvirt", "WARN"),
-            ("#!/bin/sh\ntrue # virsh would hang", "PASS"),
-            ("#!/bin/sh\nmy_virshing=1", "PASS"),
-        )
-    ),
-    Case(
-        "a dispatched hook that calls virsh", other_hooks.virsh_in_hooks,
-        dispatcher("#!/bin/bash\nvirsh nodedev-detach pci_0000_01_00_0\n"),
-        "WARN", "virsh in hooks", f"/{DISPATCHED} line 2",
-    ),
 ]  # fmt: skip
 CASES = [*HOOK, *OTHERS]
 
@@ -347,14 +324,6 @@ def test_without_systemd_no_unit_is_missing(machine: MachineFactory) -> None:
     case = with_hook("no systemd", installation.recover_unit, "PASS", "")
 
     assert findings(case, machine(case.machine)) == []
-
-
-@pytest.mark.parametrize("arrange", [hook, both(hook, calling("\x7fELF\0virsh"))])
-def test_only_scripts_are_searched_for_virsh(machine: MachineFactory, arrange: Arrange) -> None:
-    host = machine("efifb-6.12")
-    arrange(host)
-
-    assert list(other_hooks.virsh_in_hooks(system_of(host))) == []
 
 
 def test_a_dangling_gate_is_reported_once(machine: MachineFactory) -> None:

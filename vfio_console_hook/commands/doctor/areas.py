@@ -12,6 +12,7 @@ from . import (
     consoles,
     daemon,
     daemon_view,
+    hook_scripts,
     installation,
     iommu,
     other_hooks,
@@ -51,7 +52,7 @@ AREAS = (
     Area("the hook", (
         installation.hook, installation.owner, installation.python, installation.program,
         installation.recover_unit, installation.libvirt_version,
-        other_hooks.other_hooks, other_hooks.virsh_in_hooks,
+        other_hooks.other_hooks, hook_scripts.virsh_in_hooks, hook_scripts.same_work,
     )),
     Area("libvirt's daemon", (
         daemon.daemon, daemon_view.files_of_the_daemon, daemon.hook_known, daemon.hook_called,

@@ -1,14 +1,12 @@
-"""Checks of the other hooks that libvirt runs beside ours."""
+"""The check of what else lies where libvirt looks for hooks."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-from ...machine import holders
-from ...machine.host import Host
 from .finding import Finding, check, passed, warning
-from .hook_files import DROPIN, DROPINS, MAIN, HookFile, code_lines, hook_file, hook_files
+from .hook_files import DROPIN, DROPINS, MAIN, HookFile, hook_files
 from .system import System
 
 # What editors and package managers leave beside a file. libvirt ignores no such name:
@@ -17,12 +15,6 @@ _LEFTOVER = re.compile(
     r"\..*|.*~|#.*#|.*\.(?:bak|backup|old|orig|save|swp|tmp|disabled|off|rpmnew|rpmsave|rpmorig"
     r"|dpkg-(?:old|new|dist|tmp)|ucf-(?:old|new|dist))"
 )
-
-# A program that calls libvirt waits for the VM that libvirt keeps locked until the hook ends.
-_CALLS_LIBVIRT = re.compile(rb"\bvirsh\b|^(?:import|from)\s+libvirt\b")
-_LONGEST_LINE = 60
-# The folders of a dispatcher script are qemu.d/VM/prepare/begin.
-_DEPTH = 4
 
 
 @check("other hooks")
@@ -62,40 +54,3 @@ def _problems(one: HookFile, dispatched: bool) -> Iterator[tuple[str, str]]:
     elif one.path != MAIN and _LEFTOVER.fullmatch(one.path.rpartition("/")[2]):
         text = f"{path} looks like a backup copy, but it is executable, so libvirt runs it"
         yield text, f"rm {path}, or move it out of /{DROPINS}"
-
-
-@check("virsh in hooks")
-def virsh_in_hooks(system: System) -> Iterator[Finding]:
-    """Other hooks that call libvirt, which is waiting for them.
-
-    Source: libvirt docs/hooks.rst, "Calling libvirt functions from within a hook script".
-    """
-    host = system.host
-    scripts = [one for hook in hook_files(host) for one in _foreign_scripts(host, hook, _DEPTH)]
-    calling = False
-    for one in scripts:
-        lines = [found for found in code_lines(one.content) if _CALLS_LIBVIRT.search(found[1])]
-        if not lines:
-            continue
-        calling = True
-        (number, line), *others = lines
-        more = f" and {len(others)} more" if others else ""
-        yield warning(
-            f"/{one.path} line {number}{more} calls libvirt, which is waiting for the hook:"
-            f" `{holders.printable(line.decode('utf-8', 'replace'), _LONGEST_LINE)}`",
-            "remove the call, since both can wait forever; libvirt detaches managed devices"
-            " itself, and vfio-console-hook frees the GPU",
-        )
-    if scripts and not calling:
-        yield passed("no other hook calls libvirt")
-
-
-def _foreign_scripts(host: Host, one: HookFile, depth: int) -> Iterator[HookFile]:
-    """The executable scripts that are not ours, also in the folders of a dispatcher."""
-    if one.runs and not one.ours and b"\0" not in one.content:
-        yield one
-    elif one.is_folder and depth:
-        for name in host.list(one.path):
-            below = hook_file(host, f"{one.path}/{name}")
-            if below is not None:
-                yield from _foreign_scripts(host, below, depth - 1)
