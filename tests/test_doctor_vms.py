@@ -269,6 +269,21 @@ CONFIGURATION = [
         "a file of a VM that is gone", configuration.files_for_no_vm, files(vms__debian=""),
         "WARN", f"/{ETC}/vms/debian.yaml", "remove it",
     ),
+    on_two(
+        "a file with capitals beside the right one", configuration.files_for_no_vm,
+        files(vms__Win11="", vms__win11=""),
+        "WARN", f"/{ETC}/vms/Win11.yaml", f"add what you need of it to /{ETC}/vms/win11.yaml",
+    ),
+    on_two(
+        "a file with capitals beside one by uuid", configuration.files_for_no_vm,
+        files(**{"vms__Win11": "", f"vms__{UUID}": ""}),
+        "WARN", f"/{ETC}/vms/Win11.yaml", f"add what you need of it to /{ETC}/vms/{UUID}.yaml",
+    ),
+    on_two(
+        "a misplaced file beside the right one", configuration.files_for_no_vm,
+        both(files(vms__win11=""), put(f"{ETC}/win11.yaml", "")),
+        "WARN", f"/{ETC}/win11.yaml", f"add what you need of it to /{ETC}/vms/win11.yaml",
+    ),
     misplaced("vms/win11.yml", "vms/win11.yaml"),
     misplaced("win11.yaml", "vms/win11.yaml"),
     misplaced("default.yml", "default.yaml"),

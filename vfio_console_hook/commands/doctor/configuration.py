@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ...config import load
 from ...errors import nearest
+from ...machine.host import Host
 from .finding import Finding, check, failure, need_recorded, passed, warning
 from .system import System
 
@@ -46,16 +47,30 @@ def _stem(path: str) -> str:
 @check("files for no VM")
 def files_for_no_vm(system: System) -> Iterator[Finding]:
     """Files that are never read: they are misnamed, or their VM was renamed."""
-    for one in load.never_read(system.host):
-        correct = _correct_path(one.path)
-        yield warning(one.text, f"rename it to {correct}" if correct else "remove it", of=one.path)
+    host = system.host
+    for one in load.never_read(host):
+        yield warning(one.text, _what_to_do(host, _correct_path(one.path)), of=one.path)
     if system.libvirt_error:
         return
-    for path in load.files_without_vm(system.host, _names(system)):
+    for path in load.files_without_vm(host, _names(system)):
         name = nearest(_stem(path), [vm.name for vm in system.vms])
-        rename = f"rename it to /{load.VMS}/{name}{_SUFFIX}"
-        advice = rename if name else "remove it if its VM is gone"
+        correct = f"/{load.VMS}/{name}{_SUFFIX}"
+        uuids = (f"/{load.VMS}/{vm.uuid}{_SUFFIX}" for vm in system.vms if vm.name == name)
+        advice = _what_to_do(host, correct, *uuids) if name else "remove it if its VM is gone"
         yield warning("libvirt has no VM with this name or UUID", advice, of=f"/{path}")
+
+
+def _what_to_do(host: Host, correct: str, *others: str) -> str:
+    """What to do about a file that is not read, and that should have the correct path.
+
+    others are further paths that a file for the same VM may have.
+    """
+    if not correct:
+        return "remove it"
+    for path in (correct, *others):
+        if host.lstat(path.lstrip("/")) is not None:
+            return f"add what you need of it to {path}, and remove it"
+    return f"rename it to {correct}"
 
 
 def _correct_path(path: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ... import __version__
 from ...errors import HostError, UnrecordedError
 from ...machine.host import Host
-from .finding import FAIL, WARN, Finding, check, failure, need_recorded, passed, unrecorded, warning
+from .finding import Finding, check, failure, need_recorded, passed, unrecorded, warning
 from .hook_files import CHAINED, DROPIN, DROPINS, MAIN, HookFile, gates, hook_file, hook_files
 from .system import System
 
@@ -216,10 +216,10 @@ def libvirt_version(system: System) -> Iterator[Finding]:
     if not dropins or _numbers(version) >= _READS_DROPINS:
         yield passed(f"libvirt {version} is installed")
         return
-    yield Finding(
-        # It is worse if our own gate is there.
-        FAIL if any(one.ours for one in dropins) else WARN,
-        "",
-        f"libvirt {version} runs nothing in /{DROPINS}; libvirt 6.5 and later do",
-        f"move the file to /{MAIN}, or call it from there: {_CALL_CHAINED}",
-    )
+    text = f"libvirt {version} runs nothing in /{DROPINS}; libvirt 6.5 and later do"
+    if any(one.ours for one in dropins):
+        yield failure(text, _REINSTALL)
+    elif host.lstat(MAIN) is None:
+        yield warning(text, f"move the file to /{MAIN}")
+    else:
+        yield warning(text, f"upgrade libvirt, or let /{MAIN} call it")

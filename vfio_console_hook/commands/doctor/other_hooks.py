@@ -44,7 +44,7 @@ def _problems(one: HookFile, dispatched: bool) -> Iterator[tuple[str, str]]:
         yield f"{path} is a dangling link; libvirt ignores it", f"rm {path}"
     elif one.is_folder:
         if one.path == MAIN:
-            yield f"{path} is a directory; libvirt ignores it", f"mv {path} {path}.old"
+            yield f"{path} is a directory; libvirt ignores it", "move it away"
         elif not dispatched:
             text = f"{path} is a directory, and libvirt runs no hook inside a directory"
             yield text, f"move it away; only a dispatcher script in /{MAIN} would run what is in it"
