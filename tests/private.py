@@ -71,10 +71,11 @@ XML = f"""\
   </qemu:commandline>
 </domain>
 """
+START = f"#!/bin/sh\n# of fredsmith\nrmmod amdgpu {NAME} {SERIAL}\n"
 COMMAND_LINE = (
     f"BOOT_IMAGE=/vmlinuz root=UUID={DISK} ro quiet ip={IPV4}"
     f" netconsole=@{IPV4}/eth0,@{IPV4}/{MAC} systemd.hostname=smithtower video=efifb:off"
-    " vfio-pci.ids=10de:1b80 intel_iommu=on"
+    " vfio-pci.ids=10de:1b80 intel_iommu=on vfio-pci,ids=10de:1b80"
 )
 MOUNTS = (
     f"{SERVER}:/homes/fredsmith /home/fredsmith nfs4 rw,addr={IPV4} 0 0\n"
@@ -88,11 +89,17 @@ DENIED = (
     " tclass=file permissive=0\n"
     f'type=AVC msg=audit({SINCE}.124:457): avc:  denied  {{ read }} for  comm="fredsmith"'
     f" name=freds-disk addr={IPV4}\n"
+    f'type=AVC msg=audit({SINCE}.125:458): avc:  denied  {{ start }} for  comm="systemctl"'
+    f' path="/run/systemd" dev="freds-disk" addr={IPV4} scontext=system_u:system_r:virtd_t:s0'
+    " tcontext=system_u:object_r:systemd_unit_file_t:s0 tclass=service permissive=0\n"
 )
 SCRIPT = f"""\
 #!/bin/bash
 # by fredsmith, password hunter2
 ping {IPV4} -c 1 smithtower && wget --password=hunter2 https://{SERVER}
+echo {SERIAL} > /sys/class/vtconsole/vtcon0/bind; systemctl stop sddm {NAME}
+modprobe -r nvidia_drm {NAME} # hunter2
+/usr/local/bin/start-it {NAME} {SERVER}
   virsh start {NAME} # hunter2
 virsh -c qemu+ssh://fredsmith@{SERVER}/system list
 """
@@ -182,6 +189,7 @@ def _files(host: FakeHost) -> None:
         installed.file(host, path, text, mode=0o644)
     installed.file(host, f"{_HOOKS}/qemu.d/10-fredsmith", SCRIPT)
     installed.file(host, "home/fredsmith/bin/hook", SCRIPT)
+    installed.file(host, "usr/local/bin/start-it", START)
     host.tree.text_link(f"{_HOOKS}/qemu.d/15-other", f"../../../..{HOME}/bin/hook")
     host.tree.text_link(f"{_HOOKS}/qemu.d/20-gone", f"{HOME}/gone")
 

@@ -62,15 +62,43 @@ def locked_down(host: Host) -> bool:
     return state is not None and "[none]" not in state
 
 
-def parameter(host: Host, name: str) -> tuple[str, ...] | None:
-    """The values of a parameter on the kernel command line, split at commas; None without it.
+# A quote is part of a word, and blanks up to the next one are too.
+_WORD = re.compile(r'(?:[^\s"]|"[^"]*(?:"|$))+')
 
-    name has "_" for "-", which are the same to the kernel (kernel/params.c, parameq).
+
+def command_line(host: Host) -> tuple[tuple[str, str, str], ...]:
+    """The options on the kernel command line, as options() has them."""
+    return options(host.read("proc/cmdline") or "")
+
+
+def options(line: str) -> tuple[tuple[str, str, str], ...]:
+    """Each option of a command line: its text as it is there, its name and its value.
+
+    name has "_" for "-", which are the same to the kernel (kernel/params.c, parameq). Quotes
+    around a value or a whole option are left out of both, and what follows "--" is for init
+    (lib/cmdline.c, next_arg; kernel/params.c, parse_args).
     """
+    found = []
+    for text in _WORD.findall(line):
+        if text == "--":
+            break
+        quoted = text.startswith('"')
+        name, _, value = text[quoted:].partition("=")
+        if value.startswith('"'):
+            quoted, value = True, value[1:]
+        if quoted and value:
+            value = value.removesuffix('"')
+        elif quoted:
+            name = name.removesuffix('"')
+        found.append((text, name.replace("-", "_"), value))
+    return tuple(found)
+
+
+def parameter(host: Host, name: str) -> tuple[str, ...] | None:
+    """The values of a parameter on the kernel command line, split at commas; None without it."""
     found = None
-    for word in (host.read("proc/cmdline") or "").split():
-        key, _, value = word.partition("=")
-        if key.replace("-", "_") == name:
+    for _, key, value in command_line(host):
+        if key == name:
             found = (*(found or ()), *(one for one in value.split(",") if one))
     return found
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from ...machine import console, firmware, kernel, pci
 from ...machine.host import Host
 from ...machine.pci import VGA
+from . import misspelt
 from .finding import PASS, WARN, Finding, check, need_recorded, passed, warning
 from .system import System, driver_of
 
@@ -24,29 +25,28 @@ _FOR_THE_CONSOLE = f"to get the host's console back, {_REMOVE}"
 _DEVICES = {"efifb": "efi-framebuffer.0", "simplefb": "simple-framebuffer.0"}
 # What people write for such a driver; vesafb ignores it ("ignore error return of
 # fb_get_options" in Linux drivers/video/fbdev/vesafb.c), and so do DRM drivers.
+_ID = re.compile(r"(?:0x)?[0-9a-fA-F]+:(?:0x)?[0-9a-fA-F]+")
 _NAMES = re.compile(r"(?:efi|vesa|simple|uefi|uvesa)(?:fb|drm)?")
 
 
 @check("kernel command line")
 def command_line(system: System) -> Iterator[Finding]:
     """Every option that an older recipe may have put there."""
-    words = system.host.read(_CMDLINE)
-    if words is None:
-        need_recorded(system.host, _CMDLINE)
-    found = [one for word in (words or "").split() for one in _findings(system, word)]
+    need_recorded(system.host, _CMDLINE)
+    options = kernel.command_line(system.host)
+    found = [one for option in options for one in _findings(system, *option)]
     yield from found
     if not found:
         yield passed("no option on it concerns consoles or GPUs")
 
 
-def _findings(system: System, word: str) -> Iterator[Finding]:
+def _findings(system: System, word: str, key: str, value: str) -> Iterator[Finding]:
     """What an option does here; nothing for one that concerns neither consoles nor GPUs."""
-    # The kernel takes "-" and "_" in a name for the same (parameq in kernel/params.c).
-    key, _, value = word.partition("=")
-    key = key.replace("-", "_")
-    if key == "video":
+    if meant := misspelt.value_meant(key, value):
+        yield _misspelt(word, f"it takes no such value, did you mean {meant}?")
+    elif key == "video":
         yield from _video(system.host, word, value)
-    elif _NAMES.fullmatch(re.split("[:=]", word)[0]) and word.endswith("off"):
+    elif _NAMES.fullmatch(re.split("[:=]", key)[0]) and f"{key}{value}".endswith("off"):
         yield _no_effect(word, "the kernel reads it only after `video=`")
     elif key == "initcall_blacklist" and "sysfb_init" in value.split(","):
         yield _sysfb_init(system, word)
@@ -57,6 +57,8 @@ def _findings(system: System, word: str) -> Iterator[Finding]:
     elif key in _SIMPLE:
         level, text = _SIMPLE[key]
         yield Finding(level, word, text, _REMOVE if level == WARN else "")
+    elif meant := misspelt.name_meant(key):
+        yield _misspelt(word, f"there is no such option, did you mean {meant}?")
 
 
 _SIMPLE = {
@@ -75,6 +77,10 @@ _SIMPLE = {
 }
 
 
+def _misspelt(word: str, why: str) -> Finding:
+    return warning(f"has no effect: {why}", f"correct it, or {_REMOVE}", of=word)
+
+
 def _no_effect(word: str, why: str) -> Finding:
     return warning(f"has no effect: {why}", _NOT_NEEDED, of=word)
 
@@ -88,6 +94,8 @@ def _video(host: Host, word: str, value: str) -> Iterator[Finding]:
     if not colon and _NAMES.fullmatch(value.partition("=")[0]) and value.endswith("off"):
         yield _no_effect(word, "a `:` belongs after the driver's name, as in `video=efifb:off`")
     if not options.startswith("off"):
+        if _NAMES.fullmatch(name) and misspelt.almost(options, ("off",)):
+            yield _misspelt(word, f"{name} knows no {options}, did you mean off?")
         return
     for other in options.split(",")[1:]:
         if other.endswith("off"):
@@ -99,6 +107,8 @@ def _video(host: Host, word: str, value: str) -> Iterator[Finding]:
         yield _no_effect(word, "vesafb ignores it")
     elif _NAMES.fullmatch(name):
         yield _no_effect(word, f"no driver that obeys it is called {name}")
+    elif meant := misspelt.almost(name, _DEVICES):
+        yield _misspelt(word, f"there is no driver {name}, did you mean {meant}?")
 
 
 def _switched_off(host: Host, word: str, name: str) -> Finding:
@@ -133,9 +143,15 @@ def _sysfb_init(system: System, word: str) -> Finding:
 
 
 def _ids(host: Host, word: str, driver: str, value: str) -> Iterator[Finding]:
-    wanted = {_id(*one.split(":")[:2]) for one in value.split(",") if ":" in one}
+    """Source: Linux drivers/vfio/pci/vfio_pci.c, vfio_pci_fill_ids; pci-stub.c is the same."""
+    ids = [one for one in value.split(",") if one]
+    bad = [one for one in ids if not _ID.match(one)]
+    if bad:
+        text = f"{bad[0]} has no effect: it is no VENDOR:DEVICE, both in hex"
+        yield warning(text, f"correct it, or {_REMOVE}", of=word)
+    wanted = {_id(*one.split(":")[:2]) for one in ids if one not in bad}
     matched = [one for one in host.list(_PCI) if _id_of(host, one) in wanted]
-    if not matched and host.complete:
+    if wanted and not matched and host.complete:
         yield _no_effect(word, "no device of this host has such an ID")
     for address in matched:
         if pci.display_class(host, address) is not None:
@@ -143,7 +159,8 @@ def _ids(host: Host, word: str, driver: str, value: str) -> Iterator[Finding]:
 
 
 def _id(vendor: str, device: str) -> str:
-    return f"{vendor.lower().zfill(4)}:{device.lower().zfill(4)}"
+    plain = (one.lower().removeprefix("0x").zfill(4) for one in (vendor, device))
+    return ":".join(plain)
 
 
 def _id_of(host: Host, address: str) -> str:

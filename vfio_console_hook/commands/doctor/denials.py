@@ -24,11 +24,11 @@ _TIMEOUT_S = 20
 
 # Of Fedora's policy (virt.te), and of that of the SELinux project.
 HOOK_LABELS = ("virt_hook_t", "virt_script_exec_t")
-_HOOK_DOMAINS = ("virt_hook_unconfined_t",)
+HOOK_DOMAINS = ("virt_hook_unconfined_t",)
 DAEMON_DOMAINS = ("virtd_t", "virtqemud_t")
 _OUR_FILES = re.compile(r".*vfio-console-hook.*|.*vfio_console_hook.*|.*/libvirt/hooks/.*")
 # What only a hook executes or changes, not the daemon: the name of a file, or its type.
-_NAMES = ("modprobe", "kmod", "systemctl", "iomem", "kallsyms", "con2fbmap")
+_NAMES = ("modprobe", "kmod", "systemctl", "iomem", "kallsyms")
 _TYPES = (
     "kmod_exec_t", "insmod_exec_t", "systemd_systemctl_exec_t", "framebuf_device_t",
     "dri_device_t", "tty_device_t", "xserver_misc_device_t", "systemd_unit_file_t",
@@ -123,7 +123,7 @@ def _selinux_denial(line: str, domains: Collection[str]) -> Denial | None:
     file, process = fields.get("path") or fields.get("name", ""), fields.get("comm", "")
     kind = fields.get("tclass", "")
     the_hook = kind == "file" and (target in HOOK_LABELS or _is_a_hook(file))
-    if source not in _HOOK_DOMAINS:
+    if source not in HOOK_DOMAINS:
         used_by_one = the_hook or _only_a_hook_uses(process, file, target, kind)
         if source not in domains or not (used_by_one or _OF_A_HOOK.fullmatch(process)):
             return None

@@ -20,25 +20,35 @@ _DEPTH = 4
 
 _DRIVERS = rb"nvidia\w*|nouveau|amdgpu|radeon|i915|xe|snd_hda_intel|drm\w*"
 _DISPLAY_MANAGERS = rb"display-manager|gdm3?|sddm|lightdm|lxdm|xdm|slim|ly|greetd|plasmalogin"
-# What guides for passthrough let a hook do, and this one does itself.
+# What guides for passthrough let a hook do, and this one does itself; and the shortest line
+# that does it.
 _SAME_WORK = {
-    "binds or unbinds consoles": re.compile(rb"/vtconsole\b|\bvtcon"),
-    "binds or unbinds the firmware's framebuffer": re.compile(
-        rb"\b(?:efi|vesa|simple)-framebuffer\b"
+    "binds or unbinds consoles": (re.compile(rb"/vtconsole\b|\bvtcon"), "vtcon"),
+    "binds or unbinds the firmware's framebuffer": (
+        re.compile(rb"\b(?:efi|vesa|simple)-framebuffer\b"), "efi-framebuffer",
     ),
-    "unloads the GPU's driver": re.compile(
-        rb"\b(?:rmmod|modprobe\b.*\s(?:-\w*r\w*|--remove))\s.*\b(?:" + _DRIVERS + rb")\b"
+    "unloads the GPU's driver": (
+        re.compile(
+            rb"\b(?:rmmod|modprobe\b.*\s(?:-\w*r\w*|--remove))\s.*\b(?:" + _DRIVERS + rb")\b"
+        ),
+        "rmmod nvidia",
     ),
-    "binds or unbinds PCI devices": re.compile(
-        rb"/sys/bus/pci/\S*/(?:unbind|bind|new_id|remove)\b|\bdriver_override\b"
-        rb"|/sys/bus/pci/(?:rescan|drivers_probe)\b"
+    "binds or unbinds PCI devices": (
+        re.compile(
+            rb"/sys/bus/pci/\S*/(?:unbind|bind|new_id|remove)\b|\bdriver_override\b"
+            rb"|/sys/bus/pci/(?:rescan|drivers_probe)\b"
+        ),
+        "driver_override",
     ),
-    "stops or starts the display manager": re.compile(
-        rb"\b(?:systemctl|rc-service|service|sv|loginctl)\b.*\b(?:"
-        + _DISPLAY_MANAGERS
-        + rb"|(?:multi-user|graphical)\.target)\b"
+    "stops or starts the display manager": (
+        re.compile(
+            rb"\b(?:systemctl|rc-service|service|sv|loginctl)\b.*\b(?:"
+            + _DISPLAY_MANAGERS
+            + rb"|(?:multi-user|graphical)\.target)\b"
+        ),
+        "systemctl stop gdm",
     ),
-}
+}  # fmt: skip
 
 # What a line may call. A script is small; what is large, a program, is not read.
 _WORD = re.compile(rb"[^\s;|&()<>`\"'=]+")
@@ -95,11 +105,16 @@ def same_work(system: System) -> Iterator[Finding]:
 def _same_work(script: HookFile) -> Iterator[tuple[int, str]]:
     """The first line in which the script does something that this hook does too, and what."""
     lines = tuple(code_lines(script.content))
-    for what, pattern in _SAME_WORK.items():
+    for what, (pattern, _) in _SAME_WORK.items():
         for number, line in lines:
             if pattern.search(line):
                 yield number, what
                 break
+
+
+def examples(line: bytes) -> tuple[str, ...]:
+    """The shortest lines that do what a line of a script does, for a snapshot of it."""
+    return tuple(short for pattern, short in _SAME_WORK.values() if pattern.search(line))
 
 
 # -- which scripts there are

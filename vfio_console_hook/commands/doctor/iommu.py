@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from ...machine import iommu as machine_iommu
+from ...machine import kernel
 from ...machine.host import Host
 from .finding import (
     FAIL,
@@ -49,10 +50,10 @@ def _how_to_switch_on(host: Host) -> str:
 
     Source: Linux drivers/iommu/intel/dmar.c (DMAR), drivers/iommu/amd/init.c (IVRS).
     """
-    words = (host.read("proc/cmdline") or "").split()
+    switched_on = "on" in (kernel.parameter(host, "intel_iommu") or ())
     processor = host.read("proc/cpuinfo") or ""
     if "GenuineIntel" in processor:
-        if "intel_iommu=on" in words and not host.exists("sys/firmware/acpi/tables/DMAR"):
+        if switched_on and not host.exists("sys/firmware/acpi/tables/DMAR"):
             return "enable VT-d in the firmware setup, often below chipset or processor"
         if host.exists("sys/firmware/acpi/tables/DMAR"):
             return "add intel_iommu=on to the kernel command line and reboot"

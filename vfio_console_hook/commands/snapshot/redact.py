@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 
+from ...machine import kernel
 from ...machine.snapshot import Entry
+from ..doctor import hook_scripts, misspelt
+from ..doctor.denials import DAEMON_DOMAINS, HOOK_DOMAINS
 from . import domain_outline
 from .replacements import Replacements
 
@@ -185,7 +188,12 @@ _OPTION = re.compile(
 
 
 def _command_line(text: str, names: Replacements) -> str:
-    return names.text(" ".join(word for word in text.split() if _OPTION.fullmatch(word))) + "\n"
+    kept = [
+        word
+        for word, name, value in kernel.options(text)
+        if _OPTION.fullmatch(f"{name}={value}") or misspelt.name_meant(name)
+    ]
+    return names.text(" ".join(kept)) + "\n"
 
 
 def _mounts(text: str, names: Replacements) -> str:
@@ -208,6 +216,9 @@ _VIRSH_WORDS = frozenset(
     " define undefine autostart true false dev null all qemu system".split()
 )
 
+_CALLED_SCRIPT = re.compile(
+    r"(?<![\w/.-])(?:/(?:usr/(?:local/)?)?s?bin/|/etc/libvirt/hooks/)[\w./-]+|[\w.-]+\.sh\b"
+)
 _WORDS = re.compile(r"([\w./:@%+,~^*?\\-]+)")
 _NOT_A_NAME = re.compile(
     rf"\W*|\d|vm\d+|VM\d+|pci_[0-9a-f_]+|--?[a-z][a-z-]*|qemu:///(?:system|session)?|{_CALLED}"
@@ -215,7 +226,7 @@ _NOT_A_NAME = re.compile(
 
 
 def _script(text: str, names: Replacements) -> str:
-    """Only calls of libvirt, which hooks must not make, and the first line; lines keep numbers."""
+    """Only what doctor looks for in scripts of hooks, and the first line; lines keep numbers."""
     if "\0" in text:
         return "\0"
     lines = [_script_line(number, line, names) for number, line in enumerate(text.split("\n"))]
@@ -231,11 +242,12 @@ def _script_line(number: int, line: str, names: Replacements) -> str:
         return names.text(code) + end
     if not code.strip():
         return line
-    comment = code.lstrip().startswith("#")
-    if comment or not _KEPT_LINE.search(re.split(r"\s#", code)[0]):
-        return MASKED + end
-    code = names.text(re.split(r"\s#", code)[0])
-    return "".join(_word(part) for part in _WORDS.split(code)) + end
+    code = "" if code.lstrip().startswith("#") else re.split(r"\s#", code)[0]
+    if _KEPT_LINE.search(code):
+        return "".join(_word(part) for part in _WORDS.split(names.text(code))) + end
+    # What else doctor finds in a script, in its own words: what it does, and what it calls.
+    kept = [*hook_scripts.examples(_encoded(code)), *_CALLED_SCRIPT.findall(names.text(code))]
+    return ("; ".join(kept) or MASKED) + end
 
 
 def _word(part: str) -> str:
@@ -246,7 +258,7 @@ def _word(part: str) -> str:
 # -- denials
 
 _FILES_OF_HOOKS = re.compile(
-    r"qemu|(?:50-)?vfio-console-hook|/?(?:etc/libvirt|usr|bin|sbin|lib|dev|proc|sys|run)(?:/[\w.-]+)*"
+    r"qemu|modprobe|kmod|systemctl|iomem|kallsyms|(?:50-)?vfio-console-hook|/?(?:etc/libvirt|usr|bin|sbin|lib|dev|proc|sys|run)(?:/[\w.-]+)*"
 )
 _KEPT_FIELDS = (
     "type", "apparmor", "operation", "profile", "class", "capname", "tclass", "permissive", "mask",
@@ -257,7 +269,11 @@ _KEPT_VALUE = re.compile(r"[\w/:.,-]{1,100}")
 
 def _denials(text: str, names: Replacements) -> str:
     """The last denials for hooks or libvirt: process, operation and label."""
-    about = re.compile(r'audit\(.*comm="(?:qemu|(?:50-)?vfio-con|rpc-|virtqemud|libvirtd)')
+    about = re.compile(
+        r'audit\(.*(?:comm="(?:qemu|(?:50-)?vfio-con|rpc-|virtqemud|libvirtd)'
+        rf'|scontext=\S+:(?:{"|".join((*DAEMON_DOMAINS, *HOOK_DOMAINS))}):'
+        r'|profile="[^"]*(?:libvirtd|virtqemud))'
+    )
     lines = [line for line in text.splitlines() if about.search(line)]
     return names.text("".join(f"{_denial(line)}\n" for line in lines[-100:]))
 
