@@ -26,7 +26,7 @@ from .system import System
 # What these look at only matters where libvirt calls the hook.
 _OF_LIBVIRT = frozenset({
     installation.hook, installation.recover_unit, installation.libvirt_version,
-    other_hooks.other_hooks, other_hooks.virsh_in_hooks,
+    other_hooks.other_hooks, hook_scripts.virsh_in_hooks, hook_scripts.same_work,
     daemon.hook_known, daemon.hook_called, daemon_view.files_of_the_daemon,
     vms.libvirt_answers, vms.vms_with_gpus, vms.missing_devices, vms.hot_plugged_gpus,
     vms.shared_gpus, vms.session_vms,

@@ -32,8 +32,10 @@ _NAMES = re.compile(r"(?:efi|vesa|simple|uefi|uvesa)(?:fb|drm)?")
 @check("kernel command line")
 def command_line(system: System) -> Iterator[Finding]:
     """Every option that an older recipe may have put there."""
-    need_recorded(system.host, _CMDLINE)
-    options = kernel.command_line(system.host)
+    line = system.host.read(_CMDLINE)
+    if line is None:
+        need_recorded(system.host, _CMDLINE)
+    options = kernel.options(line or "")
     found = [one for option in options for one in _findings(system, *option)]
     yield from found
     if not found:

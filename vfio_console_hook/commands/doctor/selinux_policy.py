@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ...machine import selinux
 from ...machine.host import Host
+from ...machine.libvirtd import DAEMONS
 from .confinement import daemons, process_label
-from .daemon import DAEMONS
 from .finding import FAIL, WARN, Finding, check, passed
 from .hook_files import gates
 from .installation import PYTHON
