@@ -361,6 +361,11 @@ SCENARIOS = (
         kernel_line="",
         stays=(1,),
     ),
+    replace(
+        _simpledrm("simpledrm-0302", "ubuntu-6.12", BOCHS),
+        kernel_line="",
+        stand_ins=("class_0302",),
+    ),
     # Here the unbind of simpledrm is enough, and the console comes back.
     *(
         replace(
