@@ -137,7 +137,10 @@ IOMMU = [
     missing_in_snapshot("IOMMU not in the snapshot", iommu.iommu, NO_IOMMU, "IOMMU"),
     Case("no IOMMU", iommu.iommu, both(NO_IOMMU, complete_snapshot), "FAIL", "IOMMU"),
     grouped("alone in its group", "PASS", "group 1"),
-    grouped("sound of the same card stays", "FAIL", "0000:01:00.1 (on snd_hda_intel)", SOUND),
+    grouped(
+        "sound of the same card stays", "FAIL", "0000:01:00.1 (audio device, on snd_hda_intel)",
+        SOUND,
+    ),
     Case(
         "sound of the same card without a VM", iommu.iommu_groups, SOUND,
         "WARN", GROUP, "0000:01:00.1",
@@ -145,22 +148,22 @@ IOMMU = [
     Case(
         "sound of the same card goes too", iommu.iommu_groups,
         both(SOUND, lambda host: put_vm(host, "win11", GPU, "0000:01:00.1")),
-        "PASS", f"{GROUP} (win11)", "0000:01:00.1 (on snd_hda_intel)",
+        "PASS", f"{GROUP} (win11)", "0000:01:00.1 (audio device, on snd_hda_intel)",
     ),
     grouped(
         "neighbour without a driver", "PASS", "0000:01:00.1",
         neighbour("0000:01:00.1", "0x040300"),
     ),
     grouped(
-        "neighbour on vfio-pci", "PASS", "0000:01:00.1 (on vfio-pci)",
+        "neighbour on vfio-pci", "PASS", "0000:01:00.1 (audio device, on vfio-pci)",
         neighbour("0000:01:00.1", "0x040300", "vfio-pci"),
     ),
     grouped(
-        "a bridge", "PASS", "0000:00:01.0 (on pcieport)",
+        "a bridge", "PASS", "0000:00:01.0 (bridge, on pcieport)",
         neighbour("0000:00:01.0", "0x060400", "pcieport"),
     ),
     grouped(
-        "another card stays", "FAIL", "0000:05:00.0 (on e1000e)",
+        "another card stays", "FAIL", "0000:05:00.0 (Ethernet controller, on e1000e)",
         SOUND, neighbour("0000:05:00.0", "0x020000", "e1000e"),
     ),
     grouped("in no group", "FAIL", "IOMMU", iommu_off("GenuineIntel")),

@@ -50,6 +50,15 @@ def entry(host: FakeHost, kind: str, name: str, below: str) -> None:
 # -- which nodes count
 
 
+def test_sound_that_leaves_with_the_gpu_counts_in_any_slot(machine: MachineFactory) -> None:
+    host = machine("arc-sound-in-another-slot")
+    sound = ("dev/snd/controlC0", "dev/snd/hwC0D0", "dev/snd/pcmC0D3p")
+
+    with_it = blocking(host, "0000:03:00.0", others=("0000:04:00.0",))
+
+    assert with_it == (*blocking(host, "0000:03:00.0"), *sound)
+
+
 def test_i2c_adapters_count_anywhere_below_the_gpu(machine: MachineFactory) -> None:
     host = machine("amd-single")
     entry(host, "i2c-dev", "i2c-3", f"{AMD_PATH}/i2c-3/i2c-dev")

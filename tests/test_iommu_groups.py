@@ -8,7 +8,7 @@ import pytest
 
 from tests import events
 from tests.conftest import MachineFactory, domain_xml
-from tests.fakehost import FakeHost, snapshot
+from tests.fakehost import FakeHost, FakeLibvirt, NotViableError, open_device, snapshot
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.config.settings import Config
 from vfio_console_hook.domain import parse
@@ -55,7 +55,7 @@ def test_a_function_of_the_card_that_stays_on_a_driver_is_named(machine: Machine
 
     error = refusal(host, GPU)
 
-    assert f"{SOUND} (on snd_hda_intel) stays on the host" in error.text
+    assert f"{SOUND} (audio device, on snd_hda_intel) stays on the host" in error.text
     assert error.hint.startswith(f"add {SOUND} of the same card to win11 too")
 
 
@@ -100,6 +100,30 @@ def swap(host: FakeHost) -> None:
     host.tree.put("proc/swaps", "Filename Type Size Used Priority\n/dev/sda1 partition 1 0 -2")
 
 
+def btrfs(host: FakeHost) -> None:
+    """Its number in mountinfo is no device's; of two disks only one is the source."""
+    mounted(host)
+    host.tree.put("proc/self/mountinfo", "24 1 0:35 / / rw - btrfs /dev/nvme0n1p2 rw")
+    host.tree.make_directory("sys/fs/btrfs/1f0c/devices/sda1")
+
+
+def zfs(host: FakeHost) -> None:
+    mounted(host)
+    host.tree.put("proc/self/mountinfo", "24 1 0:35 / / rw - zfs rpool/ROOT rw")
+    host.tree.put("proc/spl/kstat/zfs/rpool/state", "ONLINE")
+
+
+def multipath(host: FakeHost) -> None:
+    """An NVMe namespace is below no controller, but a hidden path to it is."""
+    disk = "sys/devices/virtual/nvme-subsystem/nvme-subsys0/nvme0n1"
+    host.tree.put(f"{disk}/nvme0n1p1/dev", "259:1")
+    host.tree.link("sys/block/nvme0n1", disk)
+    path = f"{ROOT}/{DISK}/nvme/nvme0/nvme0c0n1"
+    host.tree.make_directory(path)
+    host.tree.link("sys/block/nvme0c0n1", path)
+    host.tree.put("proc/self/mountinfo", "24 1 259:1 / / rw - ext4 /dev/nvme0n1p1 rw")
+
+
 def volume_group(host: FakeHost) -> None:
     mounted(host)
     host.tree.put("proc/self/mountinfo", "")
@@ -122,6 +146,13 @@ def keyboard(host: FakeHost) -> None:
         ("0x010601", mounted, "sda1, which is mounted"),
         ("0x010601", swap, "sda1, which the host swaps to"),
         ("0x010601", volume_group, "sda1, which the host uses"),
+        ("0x010802", btrfs, "sda1, which is mounted"),
+        ("0x010802", zfs, "sda, which may be a part of the ZFS pool rpool"),
+        ("0x010802", multipath, "nvme0n1p1, which is mounted"),
+        ("0x0c0330", mounted, "sda1, which is mounted"),
+        ("0x080501", swap, "sda1, which the host swaps to"),
+        ("0x0c0330", interface, "the network interface eth0, which is up"),
+        ("0x0c8000", keyboard, "a keyboard or mouse"),
         ("0x020000", interface, "the network interface eth0, which is up"),
         ("0x0c0330", keyboard, "a keyboard or mouse"),
     ],
@@ -139,3 +170,80 @@ def test_what_the_host_uses_is_never_offered_to_the_vm(
     assert f"add {DISK} to win11 too, if the host can do without" in idle
     assert hint.startswith(f"{said}, is on {DISK}" if "," in said else f"{said} is on {DISK}")
     assert " add " not in f" {hint}" and "another slot" in hint
+
+
+# -- machines of public reports
+
+
+@pytest.mark.parametrize("name", ["group-not-viable-efifb-5.18", "group-not-viable-efifb-6.1"])
+def test_sound_and_disk_in_the_group_of_the_gpu_are_named(
+    machine: MachineFactory, name: str
+) -> None:
+    host = machine(name)
+
+    error = refusal(host, "0000:09:00.0")
+
+    assert error.text == (
+        "the IOMMU group of 0000:09:00.0 is not viable, so QEMU could not open it: 0000:02:00.0"
+        " (SATA controller, on ahci) and 0000:09:00.1 (audio device, on snd_hda_intel) stay on the"
+        " host"
+    )
+    assert error.hint.startswith("move the card to another slot")
+
+
+def test_nvidia_is_not_unloaded_for_a_group_that_qemu_could_not_open(
+    machine: MachineFactory,
+) -> None:
+    host = machine("group-not-viable-nvidia")
+
+    error = refusal(host, "0000:86:00.0")
+
+    assert "0000:86:00.1 (audio device, on snd_hda_intel) stays on the host" in error.text
+    assert error.hint.startswith("add 0000:86:00.1 of the same card to win11 too")
+
+
+def test_the_group_of_a_device_beside_the_gpu_is_asked_too(machine: MachineFactory) -> None:
+    host = machine("group-not-viable-nvidia")
+    host.tree.remove(f"{PCI}/0000:86:00.1/iommu_group")
+    host.tree.link(f"{PCI}/0000:86:00.1/iommu_group", "sys/kernel/iommu_groups/7")
+    other = f"{ROOT}/0000:05:00.0"
+    host.tree.put(f"{other}/class", "0x020000")
+    host.tree.link(f"{PCI}/0000:05:00.0", other)
+    host.tree.link(f"{other}/iommu_group", "sys/kernel/iommu_groups/7")
+    host.tree.make_directory("sys/bus/pci/drivers/igb")
+    host.tree.link(f"{other}/driver", "sys/bus/pci/drivers/igb")
+
+    error = refusal(host, "0000:86:00.0", "0000:86:00.1")
+
+    assert error.text == (
+        "the IOMMU group of 0000:86:00.1 is not viable, so QEMU could not open it: 0000:05:00.0"
+        " (Ethernet controller, on igb) stays on the host"
+    )
+
+
+def test_a_device_behind_intel_vmd_is_in_no_group_and_vmd_is_named(
+    machine: MachineFactory,
+) -> None:
+    host = machine("efifb-6.1")
+    bridge = (host.real(f"{PCI}/{GPU}") or "").split("/")[-2]
+    host.tree.link(f"{PCI}/{bridge}", f"{ROOT}/{bridge}")
+    host.tree.link(f"{ROOT}/{bridge}/driver", "sys/bus/pci/drivers/vmd")
+    host.tree.remove(f"{PCI}/{GPU}/iommu_group")
+    host.tree.make_directory("sys/kernel/iommu_groups/0")
+
+    error = refusal(host, GPU)
+
+    assert f"it is behind the VMD {bridge}: {GPU} is in no IOMMU group" in error.text
+    assert error.hint.startswith("switch Intel VMD off in the firmware's setup")
+
+
+def test_what_the_fake_kernel_lets_qemu_open(machine: MachineFactory) -> None:
+    host = machine("efifb-6.1")
+    FakeLibvirt(host).detach(GPU)
+    viable = open_device(host, GPU)
+    add(host, SOUND, "0x040300", "snd_hda_intel")
+
+    with pytest.raises(NotViableError, match=f"{SOUND} is on snd_hda_intel"):
+        open_device(host, GPU)
+
+    assert viable == []

@@ -85,6 +85,9 @@ PLANS = (
     Plan("simpledrm-0380-6.12", "simpledrm-0380-6.12"),
     Plan("amd-single-unmanaged", "amd-single", ("0000:09:00.0",), managed=False),
     Plan("efifb-6.12-unmanaged", "efifb-6.12", managed=False),
+    Plan("group-not-viable-efifb-5.18", "group-not-viable-efifb-5.18", ("0000:09:00.0",)),
+    Plan("group-not-viable-efifb-6.1", "group-not-viable-efifb-6.1", ("0000:09:00.0",)),
+    Plan("group-not-viable-nvidia", "group-not-viable-nvidia", ("0000:86:00.0",)),
     # the firmware's console
     Plan("nvidia-efifb-bar1", "nvidia-efifb-bar1"),
     Plan("nvidia-efifb-bar3", "nvidia-efifb-bar3", ("0000:42:00.0",)),
@@ -134,6 +137,8 @@ PLANS = (
     Plan("radeon-6.1", "radeon-6.1"),
     Plan("radeon-6.12", "radeon-6.12"),
     Plan("intel-single", "intel-single", ("0000:00:02.0",)),
+    Plan("arc-sound-in-another-slot", "arc-sound-in-another-slot",
+         ("0000:03:00.0", "0000:04:00.0")),
     Plan("amd-apu-sound", "amd-apu", ("0000:13:00.0", "0000:13:00.1"), Config(apu="allow")),
     # a desktop, and a GPU taken by hand
     Plan("native-6.1-desktop", "native-6.1",

@@ -6,6 +6,7 @@ reaction names the kernel function that it imitates.
 """
 
 from .host import Crash, FakeHost
+from .pci import NotViableError
 from .tree import KernelFault, snapshot
 from .userspace import (
     FakeLibvirt,
@@ -26,6 +27,7 @@ __all__ = [
     "FakeLibvirt",
     "KernelFault",
     "LibvirtError",
+    "NotViableError",
     "close_device",
     "conceal",
     "configure",

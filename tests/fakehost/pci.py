@@ -365,6 +365,39 @@ def _vfio_is_vga(tree: Tree, address: str) -> bool:
     return int(tree.read(f"{BUS}/devices/{address}/class") or "0", 16) >> 8 == _CLASS_VGA
 
 
+class NotViableError(Exception):
+    """QEMU hw/vfio/container.c, vfio_group_get: "group N is not viable"."""
+
+
+def check_group(tree: Tree, address: str) -> None:
+    """VFIO_GROUP_GET_STATUS: whether vfio lets QEMU have the group. Raises NotViableError.
+
+    Up to 5.18 vfio_group_viable() asks vfio_dev_viable() for each device: one without driver, one
+    whose driver is pci-stub (vfio_driver_allowed), one whose header is no endpoint's, or one
+    that vfio itself has (drivers/vfio/vfio.c). Later iommu_group_claim_dma_owner() fails
+    while a driver without driver_managed_dma is bound to any of them: pcieport, pci-stub and
+    vfio's have that (drivers/iommu/iommu.c, drivers/pci/pci-driver.c).
+    """
+    group = tree.link_name(f"{BUS}/devices/{address}/iommu_group")
+    if group is None:
+        raise NotViableError(f"no iommu_group found for {address}")
+    for other in tree.list(f"{BUS}/devices"):
+        path = f"{BUS}/devices/{other}"
+        if tree.link_name(f"{path}/iommu_group") != group:
+            continue
+        driver = bound_driver(tree, other)
+        if driver in (None, "pci-stub", "pcieport") or is_vfio_driver(driver):
+            continue
+        bridge = (tree.read(f"{path}/class") or "").startswith("0x0604")
+        if not (bridge and tree.release() < (5, 19, 0)):
+            raise NotViableError(f"group {group} is not viable: {other} is on {driver}")
+
+
+def is_vfio_driver(driver: str | None) -> bool:
+    """Whether a driver registers its devices with vfio (vfio_pci_core_register_device)."""
+    return driver is not None and (driver == VFIO or driver.endswith("_vfio_pci"))
+
+
 def open_device(tree: Tree, address: str) -> list[int]:
     """The BARs that a VM which opens the device cannot have.
 

@@ -23,8 +23,10 @@ def configure(host: FakeHost, settings: str, file: str = "default.yaml") -> None
 def open_device(host: FakeHost, address: str, *, pid: int = 4242) -> list[int]:
     """QEMU opens a device on vfio-pci and maps its BARs; those it cannot have.
 
-    Each of them leaves a line "can't reserve" in host.log.
+    Each of them leaves a line "can't reserve" in host.log. Raises NotViableError if the kernel
+    does not let it have the device's IOMMU group.
     """
+    pci.check_group(host.tree, address)
     hold(host, f"dev/vfio/{host.link_name(f'{pci.BUS}/devices/{address}/iommu_group')}",
          pid=pid, command="qemu-system-x86")  # fmt: skip
     return pci.open_device(host.tree, address)

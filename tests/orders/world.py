@@ -10,7 +10,15 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from tests.fakehost import KernelFault, LibvirtError, close_device, hold, let_go, open_device
+from tests.fakehost import (
+    KernelFault,
+    LibvirtError,
+    NotViableError,
+    close_device,
+    hold,
+    let_go,
+    open_device,
+)
 from vfio_console_hook.errors import HostError
 from vfio_console_hook.machine import console
 
@@ -167,7 +175,13 @@ class World(Watched):
                 self._close(life)
                 life.path = ["stopped", "reattach", "release"]
                 return
-            blocked = open_device(self.host, address, pid=life.pid)
+            try:
+                blocked = open_device(self.host, address, pid=life.pid)
+            except NotViableError:
+                self.tally["group that QEMU could not open"] += 1
+                self._close(life)
+                life.path = ["stopped", "reattach", "release"]
+                return
             if blocked and life.prepared and life.started and address in self.setting.gpus:
                 raise Violation(f"QEMU cannot map BARs {blocked} of {address}: {self.host.log[-1]}")
             if life.prepared and address in self.setting.gpus:
@@ -196,9 +210,14 @@ class World(Watched):
             return False
         if not self._is_vfio(address):
             return False
+        try:
+            open_device(self.host, address, pid=life.pid)
+        except NotViableError:
+            with contextlib.suppress(_KernelDied), self._untouched(life, address):
+                self.libvirt.reattach(address)
+            return False
         self.owner[address] = name
         life.plugged.add(address)
-        open_device(self.host, address, pid=life.pid)
         self.tally["GPU plugged"] += 1
         return True
 

@@ -34,11 +34,6 @@ class Assignment:
         """The addresses of what libvirt does not detach by itself (managed='no')."""
         return frozenset(one.address for one in self.hostdevs if not one.managed)
 
-    @property
-    def on_command_line(self) -> frozenset[str]:
-        """The addresses of what QEMU gets past libvirt (<qemu:commandline>)."""
-        return frozenset(one.address for one in self.hostdevs if one.origin != "hostdev")
-
 
 def assignment_of(host: Host, domain: Domain) -> Assignment:
     """What a domain assigns on this machine. Raises HostError for a device that is not there."""

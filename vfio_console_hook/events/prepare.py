@@ -115,7 +115,6 @@ def look_ahead(
         bind_vfio=assignment.bind_vfio,
         by_hand=assignment.by_hand,
         siblings=assignment.siblings,
-        on_command_line=assignment.on_command_line,
         file=load.file_for(assignment.name, assignment.uuid),
         vtconsoles=console.vtconsoles(host),
         framebuffers=console.framebuffers(host),

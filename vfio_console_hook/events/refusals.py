@@ -9,6 +9,7 @@ from ..machine.iomem import Reservation
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
+    from ..domain import Hostdev
     from .assignment import Assignment
 
 
@@ -19,35 +20,44 @@ def refuse_unassignable(host: Host, assignment: Assignment) -> None:
     src/util/virpci.c, virPCIDeviceAddressGetIOMMUGroupNum for the group; QEMU
     hw/vfio/container.c, vfio_group_get, for what else is in it.
     """
-    if assignment.by_hand:
-        return  # what binds the rest of the group is not known then
     for hostdev in assignment.hostdevs:
-        unmanaged = hostdev.origin == "hostdev" and not hostdev.managed
-        if unmanaged and not pci.is_vfio(host, hostdev.address):
-            raise RefusedError(
-                f"{hostdev.address} is managed='no' and not on vfio-pci, so libvirt does not"
-                " assign it",
-                hint="write managed='yes' in the <hostdev>, or bind it to vfio-pci yourself",
-            )
+        if not hostdev.managed and not pci.is_vfio(host, hostdev.address):
+            raise _not_bound(hostdev)
     from ..machine import iommu  # takes 1 ms to load, and only prepare needs it
 
-    for address in assignment.gpus:
+    for address in assignment.addresses:
         group = iommu.group_of(host, address)
         if group is None:
-            off = "the IOMMU is off" if not host.list("sys/kernel/iommu_groups") else "no IOMMU"
+            if assignment.by_hand and iommu.is_optional(host):
+                continue
+            why, hint = iommu.why_none(host, address)
             raise RefusedError(
-                f"{off}: {address} is in no IOMMU group, so libvirt cannot assign it",
-                hint="switch VT-d (Intel) or AMD-Vi on in the firmware's setup; Intel also needs"
-                " intel_iommu=on on the kernel's command line",
+                f"{why}: {address} is in no IOMMU group, so libvirt cannot assign it", hint=hint
             )
         others = iommu.blocking(host, group, assignment.addresses)
         if others:
             stay = "stay" if others[1:] else "stays"
+            vm = "" if assignment.by_hand else assignment.name
             raise RefusedError(
                 f"the IOMMU group of {address} is not viable, so QEMU could not open it:"
-                f" {iommu.with_drivers(host, others)} {stay} on the host",
-                hint=iommu.how_to_separate(host, address, others, assignment.name),
+                f" {iommu.described(host, others)} {stay} on the host",
+                hint=iommu.how_to_separate(host, address, others, vm),
             )
+
+
+def _not_bound(hostdev: Hostdev) -> RefusedError:
+    """The error for a device that nothing binds to vfio-pci."""
+    if hostdev.origin != "hostdev":
+        return RefusedError(
+            f"{hostdev.address} is not on vfio-pci, and is in <{hostdev.origin}>, where libvirt"
+            " binds nothing to vfio-pci",
+            hint="bind it to vfio-pci before the VM starts, for example with vfio-pci.ids= on the"
+            f" kernel's command line or `driverctl set-override {hostdev.address} vfio-pci`",
+        )
+    return RefusedError(
+        f"{hostdev.address} is managed='no' and not on vfio-pci, so libvirt does not assign it",
+        hint="write managed='yes' in the <hostdev>, or bind it to vfio-pci yourself",
+    )
 
 
 def still_reserved(address: str, reservation: Reservation) -> StepError:

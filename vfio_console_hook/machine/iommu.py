@@ -1,4 +1,4 @@
-"""IOMMU groups: what has to leave the host together, and what the host needs of it.
+"""IOMMU groups: what has to leave the host together.
 
 vfio opens a group only if every device in it is on a vfio driver or pci-stub, is a bridge,
 or has no driver: up to Linux 5.18 vfio_dev_viable() and vfio_dev_driver_allowed()
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from . import kernel
 from .host import Host
-from .pci import is_vfio, slot
+from .pci import is_vfio, kind, pci_class_of
 
 _PCI, _GROUPS = "sys/bus/pci/devices", "sys/kernel/iommu_groups"
 _BRIDGE = "0x0604"
@@ -20,6 +21,49 @@ _BRIDGE = "0x0604"
 def group_of(host: Host, address: str) -> str | None:
     """The number of the group of a PCI device; None if it is in none."""
     return host.link_name(f"{_PCI}/{address}/iommu_group")
+
+
+def why_none(host: Host, address: str) -> tuple[str, str]:
+    """Why a PCI device is in no group, and what to do, as clauses."""
+    # The devices in the domain of a VMD are behind one requester id, so they have no group
+    # that the host could give away (Linux drivers/pci/controller/vmd.c, vmd_enable_domain).
+    above = (host.real(f"{_PCI}/{address}") or "").split("/")
+    vmd = next((one for one in above if host.link_name(f"{_PCI}/{one}/driver") == "vmd"), None)
+    if vmd is not None:
+        return f"it is behind the VMD {vmd}", (
+            "switch Intel VMD off in the firmware's setup, also called RST or RAID mode; a host"
+            " that boots from a disk behind it must have the driver nvme in its initramfs"
+        )
+    if host.list(_GROUPS):
+        return "no IOMMU has it", "another slot may have a group; see the mainboard's manual"
+    return "the IOMMU is off", how_to_switch_on(host)
+
+
+def how_to_switch_on(host: Host) -> str:
+    """What to do, by the processor's vendor and by whether the firmware describes an IOMMU.
+
+    Source: Linux drivers/iommu/intel/dmar.c (DMAR), drivers/iommu/amd/init.c (IVRS).
+    """
+    switched_on = "on" in (kernel.parameter(host, "intel_iommu") or ())
+    processor = host.read("proc/cpuinfo") or ""
+    if "GenuineIntel" in processor:
+        if switched_on and not host.exists("sys/firmware/acpi/tables/DMAR"):
+            return "enable VT-d in the firmware setup, often below chipset or processor"
+        if host.exists("sys/firmware/acpi/tables/DMAR"):
+            return "add intel_iommu=on to the kernel command line and reboot"
+        return (
+            "enable VT-d in the firmware setup, and add intel_iommu=on to the kernel command line"
+        )
+    if "AuthenticAMD" in processor:
+        if host.exists("sys/firmware/acpi/tables/IVRS"):
+            return "remove amd_iommu=off or iommu=off from the kernel command line and reboot"
+        return "enable the IOMMU (AMD-Vi) in the firmware setup, often below NBIO or chipset"
+    return "enable the IOMMU in the firmware setup"
+
+
+def is_optional(host: Host) -> bool:
+    """Whether vfio gives devices away without an IOMMU (drivers/vfio, vfio_noiommu)."""
+    return host.read("sys/module/vfio/parameters/enable_unsafe_noiommu_mode") == "Y"
 
 
 def others_in(host: Host, group: str, leaving: Collection[str]) -> tuple[str, ...]:
@@ -45,74 +89,40 @@ def _may_stay(host: Host, address: str) -> bool:
     )
 
 
-def with_drivers(host: Host, addresses: Collection[str]) -> str:
-    """The addresses, each with its driver: for people."""
-    drivers = ((one, host.link_name(f"{_PCI}/{one}/driver")) for one in addresses)
-    return " and ".join(f"{one} (on {driver})" if driver else one for one, driver in drivers)
+def described(host: Host, addresses: Collection[str]) -> str:
+    """The addresses, each with what it is and its driver, for people."""
+    found = []
+    for one in addresses:
+        driver = host.link_name(f"{_PCI}/{one}/driver")
+        what = kind(pci_class_of(host, one) or 0)
+        found.append(f"{one} ({what}{f', on {driver}' if driver else ''})")
+    return " and ".join(found)
 
 
-def how_to_separate(host: Host, address: str, others: Collection[str], vm: str) -> str:
-    """What to do about the devices that keep a VM from getting the group, as a hint.
+def how_to_separate(host: Host, address: str, others: Collection[str], vm: str = "") -> str:
+    """What to do about the devices that keep vfio from opening the group of one, as a hint.
 
-    What the host itself uses is never offered to a VM.
+    vm is the VM that would get it; "" if a person takes it. What the host itself uses is
+    never offered.
     """
-    needed = [one for one in others if host_use(host, one)]
-    if needed:
-        uses = " and ".join(f"{host_use(host, one)} {one}" for one in needed)
+    # Only for a refusal.
+    from .card import same_card
+    from .host_use import host_use
+
+    uses = {one: use for one in others if (use := host_use(host, one))}
+    if uses:
         return (
-            f"{uses}, so the host cannot give it away: move the card to another slot; which slots"
-            " have separate groups depends on the mainboard"
+            f"{' and '.join(f'{use} {one}' for one, use in uses.items())}, so the host cannot"
+            " give it away: move the card to another slot; which slots have separate groups"
+            " depends on the mainboard"
         )
-    if all(slot(one) == slot(address) for one in others):
-        return (
-            f"add {' and '.join(others)} of the same card to {vm} too, each as"
-            " <hostdev managed='yes'>"
-        )
+    these = " and ".join(others)
+    add = f"add {these} to {vm} too" if vm else f"name {these} too"
+    if all(same_card(host, address, one) for one in others):
+        if not vm:
+            return add
+        return f"add {these} of the same card to {vm} too, each as <hostdev managed='yes'>"
     return (
-        f"move the card to another slot, or add {' and '.join(others)} to {vm} too, if the host"
-        " can do without; which slots have separate groups depends on the mainboard"
+        f"move the card to another slot, or {add}, if the host can do without; which slots have"
+        " separate groups depends on the mainboard"
     )
-
-
-# -- what the host uses
-
-
-def host_use(host: Host, address: str) -> str:
-    """What the host uses a PCI device for, as a clause before its address; "" if nothing shows."""
-    base = (host.read(f"{_PCI}/{address}/class") or "")[:4]
-    if base == "0x01":
-        return _disk_use(host, address)
-    if base == "0x02":
-        names = [one for one in _below(host, "sys/class/net", address) if _is_up(host, one)]
-        return f"the network interface {names[0]}, which is up, is on" if names else ""
-    if base == "0x0c" and _below(host, "sys/class/input", address):
-        return "a keyboard or mouse is on"
-    return ""
-
-
-def _below(host: Host, folder: str, address: str) -> list[str]:
-    """The devices of a class that are below a PCI device in sysfs."""
-    names = host.list(folder)
-    return [one for one in names if f"/{address}/" in f"{host.real(f'{folder}/{one}') or ''}/"]
-
-
-def _is_up(host: Host, interface: str) -> bool:
-    return host.read(f"sys/class/net/{interface}/operstate") in ("up", "unknown")
-
-
-def _disk_use(host: Host, address: str) -> str:
-    """Source: proc(5) for mountinfo and swaps; /sys/block/X/holders has LVM, RAID and dm-crypt."""
-    mounted = {line.split()[2] for line in (host.read("proc/self/mountinfo") or "").splitlines()}
-    swaps = {line.split()[0] for line in (host.read("proc/swaps") or "").splitlines()[1:]}
-    for disk in _below(host, "sys/block", address):
-        path = f"sys/block/{disk}"
-        parts = [one for one in host.list(path) if one.startswith(disk)]
-        for place in (path, *(f"{path}/{part}" for part in parts)):
-            name = place.rpartition("/")[2]
-            if host.read(f"{place}/dev") in mounted:
-                return f"{name}, which is mounted, is on"
-            if f"/dev/{name}" in swaps:
-                return f"{name}, which the host swaps to, is on"
-            if host.list(f"{place}/holders"):
-                return f"{name}, which the host uses, is on"
-    return ""

@@ -28,12 +28,17 @@ def nodes_to_close(
     """What must be closed before the GPUs leave, such as "dev/fb0" and "dev/dri/card0".
 
     siblings are the addresses of the other functions that the VM gets: nodes of those in
-    the slot of a GPU count, such as its sound. A directory, such as
+    the slot of a GPU count, and of all sound cards: Intel's Arc have theirs in another slot.
+    A directory, such as
     "sys/class/backlight/acpi_video0", means all files in it.
     """
     leaving = {one.address for one in gpus}
     slots = {pci.slot(address) for address in leaving}
-    leaving |= {address for address in siblings if pci.slot(address) in slots}
+    leaving |= {
+        address
+        for address in siblings
+        if pci.slot(address) in slots or pci.is_sound(host, address)
+    }
     found = [node for one in gpus for node in _display_nodes(host, one)]
     found += [f"dev/{name}" for name in _class_devices_of(host, "i2c-dev", leaving)]
     found += [

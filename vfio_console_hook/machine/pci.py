@@ -8,6 +8,17 @@ from ..errors import HostError
 from .host import Host
 
 _CLASS = re.compile("0x[0-9a-f]{6}")  # Linux drivers/pci/pci-sysfs.c, class_show
+# Linux include/linux/pci_ids.h, with the names of pci.ids.
+_KINDS = {
+    0x0104: "RAID controller", 0x0106: "SATA controller", 0x0108: "NVMe controller",
+    0x0200: "Ethernet controller", 0x0280: "network controller", 0x0300: "VGA controller",
+    0x0302: "3D controller", 0x0380: "display controller", 0x0401: "audio device",
+    0x0403: "audio device", 0x0601: "ISA bridge", 0x0805: "SD host controller",
+    0x0B40: "co-processor", 0x0C03: "USB controller", 0x0C05: "SMBus controller",
+    0x0C80: "serial bus controller", 0x1200: "processing accelerator",
+}  # fmt: skip
+_BASES = {0x01: "storage controller", 0x02: "network controller", 0x03: "display device",
+          0x04: "multimedia device", 0x06: "bridge", 0x12: "processing accelerator"}  # fmt: skip
 _DISPLAY = 0x03
 VGA = 0x0300
 VFIO, VFIO_DIRECTORY = "vfio-pci", "vfio-dev"
@@ -41,6 +52,17 @@ def pci_class_of(host: Host, address: str) -> int | None:
     if not _CLASS.fullmatch(text):
         raise HostError.unclear(f"/{path}", text)
     return int(text, 16) >> 8
+
+
+def kind(pci_class: int) -> str:
+    """The name of a class as 0xBBSS, such as "VGA controller"."""
+    return _KINDS.get(pci_class) or _BASES.get(pci_class >> 8, "PCI device")
+
+
+def is_sound(host: Host, address: str) -> bool:
+    """Whether the device is a sound card: PCI_CLASS_MULTIMEDIA_AUDIO or _HD_AUDIO."""
+    pci_class = host.read(f"sys/bus/pci/devices/{address}/class") or ""
+    return pci_class.startswith(("0x0401", "0x0403"))
 
 
 def displays(host: Host) -> tuple[str, ...]:

@@ -16,8 +16,7 @@ from ..machine.removal import Removal, Removed
 class Handover:
     """The GPUs that go to one VM, and what the stages decide by.
 
-    unmanaged are the addresses that libvirt does not detach itself (managed='no'), and
-    on_command_line those among them that QEMU gets past libvirt.
+    unmanaged are the addresses that libvirt does not detach itself (managed='no').
     taken are GPUs that other VMs hold. removal is what vfio-pci of this kernel removes
     by itself. bind_vfio is whether the GPUs have to be bound to vfio-pci here, because
     libvirt does not do it; by_hand, whether no event start follows. siblings are the
@@ -33,7 +32,6 @@ class Handover:
     bind_vfio: bool = False
     by_hand: bool = False
     siblings: tuple[str, ...] = ()
-    on_command_line: frozenset[str] = frozenset()
     file: str = ""
     vtconsoles: tuple[Vtconsole, ...] = ()
     framebuffers: tuple[Framebuffer, ...] = ()

@@ -29,7 +29,6 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
 
     Raises RefusedError when the GPU cannot be handed over, or must not be.
     """
-    _refuse_unmanaged(gpu, handover)
     _refuse_unsafe_driver(host, gpu, handover)
     _refuse_functions(host, gpu)
     _refuse_unknown_reservations(gpu)
@@ -37,23 +36,6 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     gpus = tuple(one for one in handover.gpus if not one.virtual)
     if gpu is gpus[0]:  # one look at all processes is enough for all GPUs
         yield from _wait_for_holders(host, gpus, handover)
-
-
-def _refuse_unmanaged(gpu: Gpu, handover: Handover) -> None:
-    if gpu.address not in handover.unmanaged or gpu.vfio:
-        return
-    what = f"is bound to {gpu.driver}" if gpu.driver else "has no driver"
-    if gpu.address in handover.on_command_line:
-        raise RefusedError(
-            f"{gpu.address} {what} and is in <qemu:commandline>, where libvirt binds nothing to"
-            " vfio-pci",
-            hint="bind it to vfio-pci before the VM starts, for example with vfio-pci.ids= on the"
-            f" kernel's command line or `driverctl set-override {gpu.address} vfio-pci`",
-        )
-    raise RefusedError(
-        f"{gpu.address} {what} and is managed='no', so libvirt will not bind it to vfio-pci",
-        hint="write managed='yes' in the <hostdev>, or bind it to vfio-pci yourself",
-    )
 
 
 def _refuse_unsafe_driver(host: Host, gpu: Gpu, handover: Handover) -> None:

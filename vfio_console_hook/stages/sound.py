@@ -1,4 +1,4 @@
-"""Unbinding the driver of the GPU's sound function, if that goes to the VM too.
+"""Unbinding the driver of each sound function that goes to the VM with the GPU.
 
 The remove of snd_hda_intel and other drivers (Linux sound/pci/hda), of every release,
 blocks until the last program has closed the sound card, and no signal ends that
@@ -17,23 +17,26 @@ from ..claims.step import Step
 from ..machine import kernel, nodes
 from ..machine.gpu import Gpu
 from ..machine.host import Host
-from ..machine.pci import is_vfio, slot
+from ..machine.pci import is_sound, is_vfio, slot
 from .handover import Handover
 
 NAME = "sound"
-_AUDIO = "0x0403"  # PCI_CLASS_MULTIMEDIA_HD_AUDIO
 
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
-    """The unbind of each sound function in the GPU's slot that leaves with it."""
+    """The unbind of each sound function that leaves with the GPU."""
     for address in handover.siblings:
-        device = f"sys/bus/pci/devices/{address}"
-        driver = host.link_name(f"{device}/driver")
-        if slot(address) != slot(gpu.address) or address in handover.unmanaged:
+        if _owner(handover, address) is not gpu or address in handover.unmanaged:
             continue
-        is_sound = (host.read(f"{device}/class") or "").startswith(_AUDIO)
-        if is_sound and driver is not None and not is_vfio(host, address):
+        driver = host.link_name(f"sys/bus/pci/devices/{address}/driver")
+        if is_sound(host, address) and driver is not None and not is_vfio(host, address):
             yield _unbind(host, gpu, address, driver, handover)
+
+
+def _owner(handover: Handover, address: str) -> Gpu:
+    """The GPU with which a function leaves: Intel's Arc have their sound in another slot."""
+    gpus = handover.gpus
+    return next((one for one in gpus if slot(one.address) == slot(address)), gpus[0])
 
 
 def _unbind(host: Host, gpu: Gpu, address: str, driver: str, handover: Handover) -> Step:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 
 from ...machine import iommu as machine_iommu
-from ...machine import kernel
 from ...machine.host import Host
 from .finding import (
     FAIL,
@@ -42,29 +41,8 @@ def iommu(system: System) -> Iterator[Finding]:
         yield passed(f"on{which}, with {len(groups)} {word} of devices")
     else:
         need_recorded(host, _UNITS, _GROUPS)
-        yield failure("off; without it no VM can have a PCI device", _how_to_switch_on(host))
-
-
-def _how_to_switch_on(host: Host) -> str:
-    """What to do, by the processor's vendor and by whether the firmware describes an IOMMU.
-
-    Source: Linux drivers/iommu/intel/dmar.c (DMAR), drivers/iommu/amd/init.c (IVRS).
-    """
-    switched_on = "on" in (kernel.parameter(host, "intel_iommu") or ())
-    processor = host.read("proc/cpuinfo") or ""
-    if "GenuineIntel" in processor:
-        if switched_on and not host.exists("sys/firmware/acpi/tables/DMAR"):
-            return "enable VT-d in the firmware setup, often below chipset or processor"
-        if host.exists("sys/firmware/acpi/tables/DMAR"):
-            return "add intel_iommu=on to the kernel command line and reboot"
-        return (
-            "enable VT-d in the firmware setup, and add intel_iommu=on to the kernel command line"
-        )
-    if "AuthenticAMD" in processor:
-        if host.exists("sys/firmware/acpi/tables/IVRS"):
-            return "remove amd_iommu=off or iommu=off from the kernel command line and reboot"
-        return "enable the IOMMU (AMD-Vi) in the firmware setup, often below NBIO or chipset"
-    return "enable the IOMMU in the firmware setup"
+        advice = machine_iommu.how_to_switch_on(host)
+        yield failure("off; without it no VM can have a PCI device", advice)
 
 
 @check("IOMMU groups")
@@ -81,11 +59,12 @@ def _group_finding(host: Host, gpu_of_vm: Assignment) -> Finding:
     address, vm = gpu_of_vm.address, gpu_of_vm.vm
     group = machine_iommu.group_of(host, address)
     if group is None:
-        return Finding(level, title, "it is in no group", "see the finding about the IOMMU")
+        why, hint = machine_iommu.why_none(host, address)
+        return Finding(level, title, f"it is in no group: {why}", hint)
     leaving = {address} | ({one.address for one in vm.hostdevs} if vm else set())
     blocking = machine_iommu.blocking(host, group, leaving)
     if blocking:
-        which = machine_iommu.with_drivers(host, blocking)
+        which = machine_iommu.described(host, blocking)
         name = vm.name if vm else "the VM"
         return Finding(
             level,
@@ -95,7 +74,7 @@ def _group_finding(host: Host, gpu_of_vm: Assignment) -> Finding:
         )
     others = machine_iommu.others_in(host, group, {address})
     if others:
-        which = machine_iommu.with_drivers(host, others)
+        which = machine_iommu.described(host, others)
         return passed(f"it shares group {group} with {which}", of=title)
     return passed(f"it is alone in group {group}", of=title)
 

@@ -35,17 +35,6 @@ from .holders import PlannedHolder, current_holders, planned_holders
 
 START, REFUSE, NOTHING = "start", "refuse", "nothing"
 
-# Linux include/linux/pci_ids.h, with the names of pci.ids.
-_KINDS = {
-    0x0106: "SATA controller", 0x0108: "NVMe controller", 0x0200: "Ethernet controller",
-    0x0280: "network controller", 0x0300: "VGA controller", 0x0302: "3D controller",
-    0x0380: "display controller", 0x0401: "audio device", 0x0403: "audio device",
-    0x0C03: "USB controller", 0x0C80: "serial bus controller",
-}  # fmt: skip
-_BASES = {0x01: "storage controller", 0x02: "network controller", 0x03: "display device",
-          0x04: "multimedia device", 0x06: "bridge"}  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Device:
     """A PCI device of the host that the XML assigns to the VM. gpu is None if it is not a GPU."""
@@ -61,7 +50,7 @@ class Device:
     @property
     def kind(self) -> str:
         """The name of its class, such as "VGA controller"."""
-        return _KINDS.get(self.pci_class) or _BASES.get(self.pci_class >> 8, "PCI device")
+        return pci.kind(self.pci_class)
 
     @property
     def origin(self) -> str:
