@@ -559,7 +559,7 @@ def test_take_of_a_virtual_function_takes_nothing_and_is_an_error(
 ) -> None:
     host = machine("intel-sriov-vf")
 
-    status = run(host, "take", *options, "0000:00:02.1")
+    status = act(host, "take", *options, "0000:00:02.1")
 
     output = capsys.readouterr()
     assert (status, output.out, host.changes, Claims(host).uuids()) == (1, "", [], ())

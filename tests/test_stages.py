@@ -144,6 +144,8 @@ PLANS = (
     Plan("native-6.1-desktop", "native-6.1",
          config=Config(services=(Service("display-manager"), Service("lightdn"))), desktop=True),
     Plan("native-6.1-take-vfio", "native-6.1", take=True),
+    Plan("nvidia-card-take-vfio", "nvidia-beside-efifb-5.15",
+         tuple(f"0000:07:00.{function}" for function in range(4)), take=True),
     # two GPUs, one leaves and takes the firmware console of the other one along
     Plan("second-vga-refuse", "lab-second-vga-never", ("0000:00:06.0",)),
     Plan("second-vga-never", "lab-second-vga-never", ("0000:00:06.0",),

@@ -59,7 +59,7 @@ class Domain:
     """A VM; name may hold anything, even newlines; uuid is in lower case with hyphens.
 
     by_hand: the command `take` takes the devices, not a VM; bind_vfio: it binds them to
-    vfio-pci, as libvirt would.
+    vfio-pci, as libvirt would; configured_as: whose configuration applies, if not that of name.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Domain:
     hostdevs: tuple[Hostdev, ...]
     by_hand: bool = False
     bind_vfio: bool = False
+    configured_as: str = ""
 
 
 def parse(xml: bytes) -> Domain:

@@ -223,7 +223,7 @@ def _override(tree: Tree, address: str) -> str | None:
 
 def _probe(tree: Tree, address: str, driver: str) -> None:
     matching = native(tree, address)
-    if driver == VFIO:
+    if is_vfio_driver(driver):
         _vfio_probe(tree, address)
     elif matching is not None and matching.driver == driver:
         _native_probe(tree, address, matching)
@@ -264,7 +264,7 @@ def detach_driver(tree: Tree, address: str) -> None:
     """device_release_driver()."""
     path = device_path(tree, address)
     driver = bound_driver(tree, address)
-    if driver == VFIO:
+    if is_vfio_driver(driver):
         tree.remove(f"{path}/vfio-dev")
         group = tree.link_name(f"{path}/iommu_group")
         tree.remove(f"dev/vfio/{group}")
@@ -405,7 +405,7 @@ def open_device(tree: Tree, address: str) -> list[int]:
     at the open (vfio_pci_core_map_bars); for a VM that maps all at once it is the
     same (__pci_request_region).
     """
-    if bound_driver(tree, address) != VFIO:
+    if not is_vfio_driver(bound_driver(tree, address)):
         raise LookupError(f"{address} is not on vfio-pci")
     # vfio_pci_core_enable (vfio_pci_enable in 5.10): what it saves has no bus mastering.
     _set_command(tree, address, off=_COMMAND_MASTER)
@@ -646,8 +646,8 @@ def _register_drivers(tree: Tree, module: str) -> None:
     drivers = {found.driver for _, found in waiting if found and found.module == module}
     if module in ("vfio-pci", "vfio_pci"):
         drivers, module = {VFIO}, "vfio_pci"
-    if module == _VMWGFX:
-        drivers = {_VMWGFX}
+    if module == _VMWGFX or module in _variants(tree):
+        drivers = {module}
     for driver in drivers:
         _add_driver(tree, driver, module)
     for address, found in waiting:
@@ -697,7 +697,7 @@ def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:
     }
     if wanted in (VFIO, "vfio_pci"):
         matching = {"vfio_pci"}
-    if wanted in modules.known(tree):
+    if wanted in modules.known(tree) or wanted in _variants(tree):
         matching = {wanted}
     if not matching:
         release = tree.read("proc/sys/kernel/osrelease")
@@ -709,6 +709,14 @@ def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:
         if "-b" not in arguments or module not in blacklist:
             _insmod(tree, arguments, module)
     return ""
+
+
+def _variants(tree: Tree) -> set[str]:
+    """The modules that depmod lists for PCI_DRIVER_OVERRIDE_DEVICE_VFIO()."""
+    release = tree.read("proc/sys/kernel/osrelease")
+    text = tree.read(f"lib/modules/{release}/modules.alias") or ""
+    lines = [line.split() for line in text.splitlines() if line.startswith("alias vfio_pci:")]
+    return {module for _, _, module in lines} - {"vfio_pci"}
 
 
 def _insmod(tree: Tree, arguments: tuple[str, ...], module: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import uuid
 from dataclasses import replace
 
@@ -14,12 +13,14 @@ from ..claims.directory import Claims
 from ..config import load
 from ..config.settings import Config
 from ..domain import Domain
-from ..errors import HookError
+from ..errors import HookError, RefusedError
 from ..events import prepare
 from ..events.assignment import assignment_of
-from ..machine import pci, worker
+from ..machine import card, iommu, pci, worker
 from ..machine.holders import listed
 from ..machine.host import Host
+from ..machine.host_use import host_use
+from . import vms
 from .command import Command
 from .plan import plan as planning
 from .progress import ProgressLog, interruptible, say, say_consoles
@@ -30,10 +31,10 @@ _BY_HAND = uuid.UUID("5d3c1c1e-6a8e-4f0e-9a55-1f1f7c0e6b0a")
 
 def _address(text: str) -> str:
     """The PCI address that was typed, in the form that the kernel uses."""
-    parts = re.fullmatch(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])", text.lower())
-    if parts is None:
+    address = pci.full_address(text)
+    if address is None:
         raise argparse.ArgumentTypeError(f"{text} is not a PCI address, such as 0000:01:00.0")
-    return f"{parts[1] or '0000'}:{parts[2]}"
+    return address
 
 
 def add_addresses(parser: argparse.ArgumentParser) -> None:
@@ -50,39 +51,95 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
 def _options(parser: argparse.ArgumentParser) -> None:
     add_addresses(parser)
     parser.add_argument("--vfio", action="store_true", help="also bind them to vfio-pci")
+    parser.add_argument(
+        "--for", dest="vm", metavar="VM", help="use the configuration of this VM, by name or uuid"
+    )
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
     """Prepare GPUs by hand: with the same steps, claim and guarantees as for a VM."""
-    addresses = tuple(dict.fromkeys(arguments.address))
+    named = tuple(dict.fromkeys(arguments.address))
+    _refuse_taken(host, named)
+    addresses = _leaving(host, named)
     name = " ".join(addresses)
     own = str(uuid.uuid5(_BY_HAND, name))
-    if Claims(host).find(own) is not None:
-        raise HookError(f"{name} is already taken by hand", hint="see `vfio-console-hook status`")
+    configured_as, settings = _configuration(host, arguments, addresses[0])
     hostdevs = tuple(domain.Hostdev(one, True, "take", 0) for one in addresses)
-    taker = Domain(name, own, hostdevs, by_hand=True, bind_vfio=arguments.vfio)
-    for one in addresses:
-        if pci.display_class(host, one) is None:
-            raise HookError(f"{one} is not a GPU", hint="compare with `lspci -D`")
-        if pci.is_virtual(host, one):
-            raise HookError(
-                f"{one} is a virtual function: no console of the host is on it, so there is"
-                " nothing to take",
-                hint="let libvirt bind it to vfio-pci, or bind it yourself",
-            )
-    # `enabled: false` is about VMs that libvirt starts; this was requested by hand.
-    settings = replace(load.configuration(host, name, own), enabled=True)
+    taker = Domain(name, own, hostdevs, True, arguments.vfio, configured_as)
     with interruptible(lambda: _interrupted(host, own, addresses)):
         _await_hooks(host, taker)
         after = _announce(host, taker, settings)
         deadline = worker.Deadline(host, settings.timeout_s)
         log = ProgressLog(host, name, settings.log_level)
         prepare.prepare_within(deadline, host, assignment_of(host, taker), settings, log)
-    say(f"took {name}; release it with `vfio-console-hook give {addresses[0]}`")
+    say(f"took {name}; release it with `vfio-console-hook give {named[0]}`")
     if after:
         say(f"afterwards: {after}")
     say_consoles(host)
     return 0
+
+
+def _configuration(host: Host, arguments: argparse.Namespace, gpu: str) -> tuple[str, Config]:
+    """Whose configuration applies, and what it is: that of a VM that was named, or the GPU's."""
+    name, own = gpu, gpu
+    if arguments.vm:
+        name, own = vms.name_and_uuid(host, arguments.connect, arguments.vm)
+        files = [f"/{path}" for path in load.files_for(host, name, own)]
+        say(f"configuration: {' and '.join(files) or 'none, so the defaults'}")
+    # `enabled: false` is about VMs that libvirt starts; this was requested by hand.
+    return name, replace(load.configuration(host, name, own), enabled=True)
+
+
+# -- what leaves
+
+
+def _refuse_taken(host: Host, named: tuple[str, ...]) -> None:
+    for claim in Claims(host).readable():
+        again = [one for one in named if one in claim.gpus]
+        if claim.by_hand and claim.boot == host.boot_id and again:
+            raise HookError(
+                f"{' and '.join(again)} {'are' if again[1:] else 'is'} already taken by hand",
+                hint="see `vfio-console-hook status`",
+            )
+
+
+def _leaving(host: Host, named: tuple[str, ...]) -> tuple[str, ...]:
+    """The devices that leave the host with those that were named, the GPUs first.
+
+    Raises HookError when one of them is on no card with a GPU, or the host uses it.
+    """
+    gpus: dict[str, None] = {}
+    for one in named:
+        if pci.pci_class_of(host, one) is None:
+            raise pci.no_device(one)
+        if pci.is_virtual(host, one):
+            raise HookError(
+                f"{one} is a virtual function: no console of the host is on it, so there is"
+                " nothing to take",
+                hint="let libvirt bind it to vfio-pci, or bind it yourself",
+            )
+        gpus.update(dict.fromkeys((one,) if _is_gpu(host, one) else card.gpus_of(host, one)))
+    found = card.leaving_with(host, (*gpus, *(one for one in named if one not in gpus)))
+    groups = {iommu.group_of(host, one) for one in gpus}
+    for one in found:
+        if one in gpus:
+            continue
+        if not card.gpus_of(host, one) and iommu.group_of(host, one) not in groups - {None}:
+            raise HookError(
+                f"{one} is not a GPU, and it is neither on a card nor in an IOMMU group with one",
+                hint="compare with `lspci -D`",
+            )
+        use = host_use(host, one)
+        if use:
+            raise RefusedError(f"{use} {one}, which has to leave the host with the GPU")
+    return found
+
+
+def _is_gpu(host: Host, address: str) -> bool:
+    return pci.display_class(host, address) is not None
+
+
+# -- before it does
 
 
 def _await_hooks(host: Host, taker: Domain) -> None:
@@ -106,12 +163,16 @@ def _announce(host: Host, taker: Domain, settings: Config) -> str:
 
     def summary() -> str:
         plan = planning.plan_for(host, taker, settings)
+        if plan.verdict == planning.REFUSE and not plan.steps:
+            return "\n\n"  # prepare says why
         waits = [step.do.wait_s for step in plan.steps if isinstance(step.do, AwaitClosed)]
         held = listed(one.holder for one in plan.holders)
         wait = f"waiting up to {max(waits):g} s for {held}" if waits and held else ""
         return f"{len(plan.steps)}\n{wait}\n{plan.after}"
 
     count, wait, after = worker.look(summary).split("\n")
+    if not count:
+        return ""
     say(f"taking {taker.name}: {count} step{'s' if count != '1' else ''}")
     if wait:
         say(wait)

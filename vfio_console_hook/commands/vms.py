@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from ..config import load
 from ..errors import CutOffError, HookError, HostError, nearest
 from ..machine import worker
 from ..machine.host import Host
@@ -49,6 +50,21 @@ def vm_named(host: Host, uri: str, name: str) -> Vm:
     if found:
         return found[0]
     raise _unknown_vm(uri, name, [one.name for one in known_vms(host, uri)])
+
+
+def name_and_uuid(host: Host, uri: str, vm: str) -> tuple[str, str]:
+    """The name and uuid of a VM that was named by either, for its configuration.
+
+    Hosts without libvirt have VMs too: there, and if a file has what was typed as its name,
+    libvirt is not asked. Raises HookError when libvirt does not know the VM.
+    """
+    if any(path.startswith(load.VMS) for path in load.files_for(host, vm, vm)):
+        return vm, vm
+    known = known_vms_or_error(host, uri)
+    if isinstance(known, HookError):
+        return vm, vm
+    found = vm_named(host, uri, vm)
+    return found.name, found.uuid
 
 
 def _unknown_vm(uri: str, name: str, known: list[str]) -> HookError:

@@ -94,6 +94,11 @@ def installed_files(host: Host) -> tuple[str, ...]:
     return _present(host, [])
 
 
+def files_for(host: Host, name: str, uuid: str) -> tuple[str, ...]:
+    """The paths of the files that a VM reads, the one for all VMs first. Raises HostError."""
+    return tuple(_files_for(host, name, uuid, []))
+
+
 def files_without_vm(host: Host, vms: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     """The paths of the files for one VM each that none of these VMs reads. Raises HostError.
 

@@ -14,7 +14,8 @@ class Assignment:
     """The PCI devices of the host that a VM gets, or that a person takes.
 
     gpus are the addresses of the GPUs among them that can own a console: a virtual
-    function has none. siblings are the addresses of all others.
+    function has none. siblings are the addresses of all others. configured_as is
+    whose configuration applies.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Assignment:
     siblings: tuple[str, ...]
     by_hand: bool = False
     bind_vfio: bool = False
+    configured_as: str = ""
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -51,4 +53,5 @@ def assignment_of(host: Host, domain: Domain) -> Assignment:
         siblings=tuple(address for address in addresses if address not in gpus),
         by_hand=domain.by_hand,
         bind_vfio=domain.bind_vfio,
+        configured_as=domain.configured_as or domain.name,
     )

@@ -84,7 +84,8 @@ def _new_claim(host: Host, assignment: Assignment, config: Config) -> Claim:
         name=assignment.name,
         uuid=assignment.uuid,
         boot=host.boot_id,
-        gpus=assignment.gpus,
+        # What a person has taken is theirs as a whole, sound and USB too.
+        gpus=assignment.addresses if assignment.by_hand else assignment.gpus,
         since=host.now(),
         by_hand=assignment.by_hand,
         log_level=config.log_level,
@@ -115,12 +116,12 @@ def look_ahead(
         bind_vfio=assignment.bind_vfio,
         by_hand=assignment.by_hand,
         siblings=assignment.siblings,
-        file=load.file_for(assignment.name, assignment.uuid),
+        file=load.file_for(assignment.configured_as, assignment.uuid),
         vtconsoles=console.vtconsoles(host),
         framebuffers=console.framebuffers(host),
     )
     steps = order.plan(host, handover)
-    if steps:
+    if steps or assignment.by_hand:
         # If there are no steps, nothing is lost when libvirt or QEMU refuses.
         refusals.refuse_unassignable(host, assignment)
         in_use.refuse_open(host, assignment.addresses)

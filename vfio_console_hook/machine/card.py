@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from . import iommu
 from .host import Host
-from .pci import is_sound, pci_class_of, slot
+from .pci import displays, is_sound, is_virtual, pci_class_of, slot
 
 _DISPLAYS = range(0x0300, 0x0400)
 
@@ -24,6 +24,15 @@ def same_card(host: Host, gpu: str, address: str) -> bool:
         and pci_class_of(host, f"{slot(address)}.0") not in _DISPLAYS
         and _vendor(host, address) == _vendor(host, gpu)
         and _switch(host, address) == _switch(host, gpu) != ""
+    )
+
+
+def gpus_of(host: Host, address: str) -> tuple[str, ...]:
+    """The GPUs of the card that a function is on, itself included. Raises HostError."""
+    return tuple(
+        one
+        for one in displays(host)
+        if same_card(host, one, address) and not is_virtual(host, one)
     )
 
 

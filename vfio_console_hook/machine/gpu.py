@@ -94,7 +94,7 @@ def _gpu(
     bars = memory.memory_bars(host, address)
     reservations = iomem.reservations(reserved, address, bars)
     driver = host.link_name(f"{device}/driver")
-    vfio = driver == pci.VFIO or host.exists(f"{device}/{pci.VFIO_DIRECTORY}")
+    vfio = pci.is_vfio(host, address)
     found = firmware.devices_of(host, address, bars, reservations, driver is not None and not vfio)
     own = {name for one in found for name in (one.name, *one.framebuffers, *one.cards)}
     return Gpu(

@@ -40,7 +40,7 @@ def nodes_to_close(
         if pci.slot(address) in slots or pci.is_sound(host, address)
     }
     found = [node for one in gpus for node in _display_nodes(host, one)]
-    found += [f"dev/{name}" for name in _class_devices_of(host, "i2c-dev", leaving)]
+    found += i2c_nodes(host, leaving)
     found += [
         f"sys/class/backlight/{name}" for name in _class_devices_of(host, "backlight", leaving)
     ]
@@ -61,6 +61,11 @@ def sound_nodes(host: Host, addresses: Collection[str]) -> Iterator[str]:
     return (
         name for name in _class_devices_of(host, "sound", addresses) if not name.startswith("card")
     )
+
+
+def i2c_nodes(host: Host, addresses: Collection[str]) -> Iterator[str]:
+    """The nodes of the i2c adapters that are on these PCI functions, such as "dev/i2c-3"."""
+    return (f"dev/{name}" for name in _class_devices_of(host, "i2c-dev", addresses))
 
 
 def _display_nodes(host: Host, one: Gpu) -> Iterator[str]:

@@ -7,6 +7,7 @@ import re
 from ..errors import HostError
 from .host import Host
 
+_ADDRESS = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])")
 _CLASS = re.compile("0x[0-9a-f]{6}")  # Linux drivers/pci/pci-sysfs.c, class_show
 # Linux include/linux/pci_ids.h, with the names of pci.ids.
 _KINDS = {
@@ -22,6 +23,15 @@ _BASES = {0x01: "storage controller", 0x02: "network controller", 0x03: "display
 _DISPLAY = 0x03
 VGA = 0x0300
 VFIO, VFIO_DIRECTORY = "vfio-pci", "vfio-dev"
+
+
+def full_address(text: str) -> str | None:
+    """A PCI address in the form that the kernel uses; the domain 0000 may be left out.
+
+    None when it is none.
+    """
+    parts = _ADDRESS.fullmatch(text.lower())
+    return f"{parts[1] or '0000'}:{parts[2]}" if parts else None
 
 
 def no_device(address: str) -> HostError:
@@ -97,7 +107,9 @@ def is_vfio(host: Host, address: str) -> bool:
     """Whether vfio-pci or one of its variants is bound to the device.
 
     Source: libvirt looks for the vfio-dev directory too
-    (virPCIDeviceGetCurrentDriverNameAndType); kernels before 6.1 have none.
+    (virPCIDeviceGetCurrentDriverNameAndType); kernels before 6.1 have none, and their variants
+    are known by name (mlx5_vfio_pci, hisi_acc_vfio_pci).
     """
     device = f"sys/bus/pci/devices/{address}"
-    return host.exists(f"{device}/{VFIO_DIRECTORY}") or host.link_name(f"{device}/driver") == VFIO
+    driver = host.link_name(f"{device}/driver") or ""
+    return driver.endswith(("vfio-pci", "vfio_pci")) or host.exists(f"{device}/{VFIO_DIRECTORY}")

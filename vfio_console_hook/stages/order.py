@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 # change. fbcon comes while the framebuffers are there and consoles can be moved. load only
 # has an undo, which comes when the firmware's drivers are back, and before the consoles are
 # looked after. Sound goes before the GPU's native driver and comes back after it, because they
-# work together (Linux drm_audio_component). The firmware's drivers go last and come back
-# first, as at a boot: a native driver may have left one of them alone, and needs the memory
-# decoding that they switch off; and a card or framebuffer gets the lowest free number. Their
-# order is that of Linux commit d17378062079: DRM aperture drivers, fbdev drivers, vgacon.
+# work together (Linux drm_audio_component), and so do the card's other functions. The
+# firmware's drivers go last and come back first, as at a boot: a native driver may have left
+# one of them alone, and needs the memory decoding that they switch off; and a card or
+# framebuffer gets the lowest free number. Their order is that of Linux commit d17378062079: DRM
+# aperture drivers, fbdev drivers, vgacon.
 NAMES = (
-    "services", "preflight", "collateral", "fbcon", "sound", "native", "load", "drm_aperture",
-    "fbdev", "vgacon", "vfio",
+    "services", "preflight", "collateral", "fbcon", "sound", "card", "native", "load",
+    "drm_aperture", "fbdev", "vgacon", "vfio",
 )  # fmt: skip
 
 
@@ -59,6 +60,10 @@ def _stages(handover: Handover) -> Iterator[Any]:
         from . import sound
 
         yield sound
+    if handover.siblings and handover.by_hand:
+        from . import card
+
+        yield card
     if any(gpu.native for gpu in handover.gpus):
         from . import native
 

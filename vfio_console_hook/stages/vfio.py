@@ -1,4 +1,4 @@
-"""Binding the GPU to vfio-pci, for `take --vfio` on a host without libvirt.
+"""Binding what was taken to vfio-pci, or to a variant of it, for `take --vfio` without libvirt.
 
 libvirt binds a managed device itself, and re-attaches only what it has bound, so this
 stage does nothing for a VM of libvirt's. Until `give`, the host cannot use the GPU.
@@ -12,6 +12,8 @@ from ..actions.vfio import BindVfio, UnbindVfio
 from ..claims.step import Step
 from ..machine.gpu import Gpu
 from ..machine.host import Host
+from ..machine.pci import is_vfio
+from ..machine.variants import driver_for
 from . import fbcon
 from .handover import Handover
 
@@ -19,14 +21,29 @@ NAME = "vfio"
 
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
-    """The bind to vfio-pci, the last step of all."""
-    if handover.bind_vfio and not gpu.vfio:
-        yield Step(
-            stage=NAME,
-            gpu=gpu.address,
-            why="without libvirt it has to be bound to vfio-pci here",
-            do=BindVfio(gpu.address),
-            undo=UnbindVfio(gpu.address),
-        )
-    if handover.bind_vfio and gpu is handover.gpus[0]:  # the last one to leave (order.py)
+    """The binds to vfio-pci, the last steps of all.
+
+    The card's other functions come first, so that they get their drivers back last.
+    """
+    if not handover.bind_vfio:
+        return
+    if gpu is handover.gpus[-1]:  # the first one to leave (order.py)
+        for address in handover.siblings:
+            yield from _bind(host, address, gpu)
+    yield from _bind(host, gpu.address, gpu)
+    if gpu is handover.gpus[0]:
         yield from fbcon.return_step(host, handover)
+
+
+def _bind(host: Host, address: str, gpu: Gpu) -> Iterator[Step]:
+    if is_vfio(host, address):
+        return
+    driver = driver_for(host, address)
+    what = "it" if address == gpu.address else address
+    yield Step(
+        stage=NAME,
+        gpu=gpu.address,
+        why=f"without libvirt {what} has to be bound to {driver} here",
+        do=BindVfio(address, driver),
+        undo=UnbindVfio(address, driver),
+    )

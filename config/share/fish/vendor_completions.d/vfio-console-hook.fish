@@ -60,3 +60,4 @@ complete -c vfio-console-hook -n $recover -l wait -x -d 'seconds to wait'
 set -l by_hand '__fish_seen_subcommand_from take give'
 complete -c vfio-console-hook -n $by_hand -a '(__vfio_console_hook_gpus)' -d GPU
 complete -c vfio-console-hook -n '__fish_seen_subcommand_from take' -l vfio -d 'also bind them to vfio-pci'
+complete -c vfio-console-hook -n '__fish_seen_subcommand_from take' -l for -x -a '(__vfio_console_hook_vms)' -d 'use the configuration of a VM'
