@@ -159,7 +159,13 @@ def _users(host: FakeHost) -> None:
     put = host.tree.put
     for name in ("root", "home", "home/fredsmith"):
         installed.folder(host, name)
-    put("etc/passwd", "root:x:0:0::/root:/bin/sh\nannasmith:x:1001:1001:A:/srv/anna:/bin/sh")
+    put(
+        "etc/passwd",
+        "root:x:0:0::/root:/bin/sh\nlibvirt-qemu:x:64055:994::/var/lib/libvirt:/bin/sh\n"
+        "annasmith:x:1001:1001:A:/srv/anna:/bin/sh",
+    )
+    put("etc/group", "kvm:x:994:\nusers:x:100:annasmith\nvideo:x:44:annasmith,libvirt-qemu")
+    installed.file(host, "home/fredsmith/freds-disk.rom", "\x55", mode=0o640)
     put("proc/mounts", MOUNTS)
     put(f"home/fredsmith/.config/libvirt/qemu/{NAME}.xml", XML)
     cgroup = "/user.slice/user-1000.slice/fredsmith.service"

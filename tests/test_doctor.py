@@ -14,6 +14,7 @@ from tests import (
     test_doctor_hook_scripts,
     test_doctor_installation,
     test_doctor_machine,
+    test_doctor_roms,
     test_doctor_vms,
 )
 from tests.conftest import Golden, MachineFactory
@@ -157,6 +158,30 @@ def test_after_a_check_that_fails_to_read_the_others_still_run(machine: MachineF
     assert found[-1].area == "what VMs hold"
 
 
+class OfAUser(FakeHost):
+    """A machine that a user other than root looks at."""
+
+    privileged = False
+
+
+def test_a_user_who_is_not_root_is_told_so_first_and_once(
+    machine: MachineFactory, capsys: Capture
+) -> None:
+    host = OfAUser(machine("efifb-6.12").root)
+    in_order(host)
+    for path in (installed.GATE, "proc/iomem"):
+        installed.refuse(host, path)
+
+    status = cli.main(["doctor", "--json"], host)
+
+    first, *others = json.loads(capsys.readouterr().out)["findings"]
+    assert (first["level"], first["subject"], status) == ("WARN", "user", 0)
+    assert first["text"].startswith("this user is not root; not checked: hook, ")
+    assert "as root" in first["advice"]
+    assert not [one for one in others if "as root" in one["advice"]]
+    assert not [one for one in others if one["subject"] == "hook"]
+
+
 class CutOff(FakeHost):
     """A machine on which reading the command line kills the process that reads it."""
 
@@ -231,7 +256,7 @@ def test_the_last_line_counts(failed: int, warned: int, line: str) -> None:
 def test_every_check_has_a_case_that_is_not_a_pass() -> None:
     tables = (
         test_doctor_confinement, test_doctor_daemon, test_doctor_hook_scripts,
-        test_doctor_installation, test_doctor_machine, test_doctor_vms,
+        test_doctor_installation, test_doctor_machine, test_doctor_roms, test_doctor_vms,
     )  # fmt: skip
     objecting = {case.check for table in tables for case in table.CASES if case.level != "PASS"}
 

@@ -29,7 +29,15 @@ from tests.doctoring import (
 )
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import UUID
-from vfio_console_hook.commands.doctor import claims, command_line, consoles, iommu
+from vfio_console_hook.commands.doctor import (
+    claims,
+    command_line,
+    consoles,
+    iommu,
+    known_bugs,
+    panels,
+    refusals,
+)
 from vfio_console_hook.commands.doctor.system import System
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
@@ -327,6 +335,69 @@ KERNEL = [
 ]  # fmt: skip
 
 
+# -- panels, and bugs of the kernel
+
+
+def connectors(**status: str) -> Arrange:
+    """A card of the GPU's own driver with these connectors; "_" is written for "-"."""
+
+    def arrange(host: FakeHost) -> None:
+        device = host.real(f"{PCI}/{GPU}") or ""
+        host.tree.link(f"{device}/drm/card7/device", device)
+        host.tree.link("sys/class/drm/card7", f"{device}/drm/card7")
+        for name, text in status.items():
+            connector = f"card7-{name.replace('_', '-')}"
+            host.tree.put(f"{device}/drm/card7/{connector}/status", text)
+            host.tree.link(f"sys/class/drm/{connector}", f"{device}/drm/card7/{connector}")
+
+    return arrange
+
+
+def panel(name: str, level: str, value: str, *arrangements: Arrange, on: str = "win11") -> Case:
+    title = f"panel on {GPU}{f' ({on})' if on else ''}"
+    arrange = both(win11 if on else nothing, *arrangements)
+    return Case(name, panels.panels, arrange, level, title, value)
+
+
+PANELS = [
+    panel("a panel", "WARN", "the built-in eDP-1 is on it", connectors(eDP_1="connected")),
+    panel("an old panel", "WARN", "LVDS-1", connectors(LVDS_1="unknown", VGA_1="connected")),
+    panel("a panel of a tablet", "WARN", "DSI-1", connectors(DSI_1="connected")),
+    panel("a closed panel", "PASS", "no built-in", connectors(eDP_1="disconnected")),
+    panel("a monitor", "PASS", "no built-in", connectors(HDMI_A_1="connected")),
+    panel("a panel without a VM", "PASS", "eDP-1", connectors(eDP_1="connected"), on=""),
+]
+
+
+def release(name: str, level: str, value: str, text: str, version: str = "") -> Case:
+    arrange = both(put("proc/sys/kernel/osrelease", text), put("proc/sys/kernel/version", version))
+    title = "known bugs of the kernel"
+    return Case(name, known_bugs.known_bugs, arrange, level, title, value)
+
+
+BUGS = [
+    release("a kernel of CachyOS", "WARN", "linux-cachyos/issues/1023", "7.2.2-1-cachyos"),
+    release("7.2.2 of another distribution", "PASS", "7.2.2-arch1-1", "7.2.2-arch1-1"),
+    release("zen", "WARN", "zen-kernel/issues/380", "6.14.2-zen1-1-zen"),
+    release("an lts", "WARN", "6.12.25", "6.12.23-1-lts"),
+    release("the next lts", "PASS", "6.12.25-1-lts", "6.12.25-1-lts"),
+    release("Debian", "PASS", "", "6.12.107+deb13-amd64"),
+    release(
+        "Debian with its release in uname -v", "WARN", "6.12.25", "6.12-amd64",
+        "#1 SMP Debian 6.12.24-1",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arrange", [connectors(Unknown_1="connected"), nothing])
+def test_what_only_the_firmware_draws_on_has_no_finding(
+    machine: MachineFactory, arrange: Arrange
+) -> None:
+    case = Case("", panels.panels, both(win11, arrange), "", "")
+
+    assert findings(case, machine("efifb-6.12")) == []
+
+
 def test_every_vm_has_a_line_about_what_comes_back(machine: MachineFactory) -> None:
     host = machine("two-gpus-6.12")
     put_vm(host, "win11", GPU)
@@ -462,6 +533,27 @@ def other_vm(host: FakeHost) -> None:
     put_vm(host, "linux", uuid=OTHER_UUID)
 
 
+def refused(*done: tuple[str, float]) -> Arrange:
+    """prepare of win11 was refused at 1000; then these events were done."""
+    ended = {kind: {"time": at, "took_s": 0.1, "failure": ""} for kind, at in done}
+    refusal = {"time": 1000.0, "event": "prepare", "text": "it is in use", "hint": "close it"}
+    history = {"vm": "win11", "uuid": UUID, "events": ended, "refusal": refusal}
+    return put(f"run/vfio-console-hook.status/{UUID}", json.dumps(history))
+
+
+def last(name: str, level: str, value: str, arrange: Arrange) -> Case:
+    title = "last refusal of win11" if arrange is not nothing else "last refusal"
+    return Case(name, refusals.last_refusal, arrange, level, title, value)
+
+
+REFUSALS = [
+    last("no refusal", "PASS", "refused nothing", nothing),
+    last("a refusal", "WARN", "1970-01-01 00:16:40 prepare: it is in use close it", refused()),
+    last("a refusal after a start", "WARN", "", refused(("prepare", 900))),
+    last("a release since", "WARN", "", refused(("release", 1001))),
+    last("a start since", "PASS", "prepare was done at", refused(("prepare", 2000))),
+]
+
 CLAIM = "claim of win11"
 CLAIMS = [
     Case("no claim", claims.claims, nothing, "PASS", "claims"),
@@ -489,7 +581,7 @@ def test_without_libvirt_a_claim_is_a_warning(machine: MachineFactory) -> None:
     assert "recover" in found.advice
 
 
-CASES = [*IOMMU, *KERNEL, *COMMAND_LINE, *CLAIMS]
+CASES = [*IOMMU, *KERNEL, *PANELS, *BUGS, *COMMAND_LINE, *CLAIMS, *REFUSALS]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -224,7 +224,8 @@ def test_a_device_without_host_address_is_an_error(inside: str) -> None:
 def test_a_vfio_device_on_qemus_command_line_is_found(words: tuple[str, ...]) -> None:
     found = domain.hostdevs(xml(command_line=args(*words)))
 
-    assert found == (Hostdev("0000:01:00.0", False, "qemu:commandline", 3),)
+    rom = "/a,host=09:00.0,b" if "romfile" in words[-1] else ""
+    assert found == (Hostdev("0000:01:00.0", False, "qemu:commandline", 3, rom),)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 READ: dict[str, tuple[str, ...]] = {
     "domain": ("name", "uuid", "devices", f"{_QEMU}commandline"),
     "devices": ("hostdev",),
-    "hostdev": ("source", "address", "driver"),
+    "hostdev": ("source", "address", "driver", "rom"),
     "source": ("address",),
     f"{_QEMU}commandline": (f"{_QEMU}arg",),
 }
@@ -45,13 +45,15 @@ class Hostdev:
 
     address is a full PCI address in lower case, such as "0000:01:00.0". managed is
     whether libvirt detaches it from its driver and gives it back. origin is the element
-    that assigns it, "hostdev" or "qemu:commandline"; line is its line.
+    that assigns it, "hostdev" or "qemu:commandline"; line is its line. rom is the file that
+    QEMU loads in place of its option ROM, "" for none.
     """
 
     address: str
     managed: bool
     origin: str
     line: int
+    rom: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,9 @@ def _from_devices(devices: _Element) -> Iterator[Hostdev]:
                 f"no <source> address in the <hostdev> in line {line_of(element)} of the domain XML"
             )
         managed = element.get("managed") == "yes"
-        yield Hostdev(_source_address(address), managed, "hostdev", line_of(element))
+        rom = element.find("rom")
+        file = "" if rom is None or rom.get("enabled") == "no" else rom.get("file", "")
+        yield Hostdev(_source_address(address), managed, "hostdev", line_of(element), file)
 
 
 def _source_address(address: _Element) -> str:
@@ -244,14 +248,18 @@ def _from_command_line(command_line: _Element) -> Iterator[Hostdev]:
             option, argument = word, ""
         else:
             argument = word.partition("=")[2] if word.startswith(("-device=", "--device=")) else ""
-        address = _vfio_address(argument, line_of(element)) if "vfio-pci" in argument else None
+        if "vfio-pci" not in argument:
+            continue
+        line = line_of(element)
+        options = _json(argument, line) if argument.lstrip().startswith("{") else _options(argument)
+        address = _vfio_address(options, line)
         if address is not None:
-            yield Hostdev(address, False, "qemu:commandline", line_of(element))
+            rom = options.get("romfile", "")
+            yield Hostdev(address, False, "qemu:commandline", line, rom)
 
 
-def _vfio_address(argument: str, line: int) -> str | None:
-    """The host address in the argument of a `-device`; None when it assigns no PCI device."""
-    options = _json(argument, line) if argument.lstrip().startswith("{") else _options(argument)
+def _vfio_address(options: dict[str, str], line: int) -> str | None:
+    """The host address in the options of a `-device`; None when it assigns no PCI device."""
     if options.get("driver") not in _VFIO_DRIVERS:
         return None
     # sysfsdev overrides host (QEMU hw/vfio/pci.c), and may be an mdev.

@@ -124,6 +124,7 @@ def look_ahead(
     if steps or assignment.by_hand:
         # If there are no steps, nothing is lost when libvirt or QEMU refuses.
         refusals.refuse_unassignable(host, assignment)
+        refusals.refuse_missing_rom(host, assignment)
         in_use.refuse_open(host, assignment.addresses)
     return handover, steps
 

@@ -60,6 +60,23 @@ def _not_bound(hostdev: Hostdev) -> RefusedError:
     )
 
 
+def refuse_missing_rom(host: Host, assignment: Assignment) -> None:
+    """Raise RefusedError for a ROM file without which QEMU would not start."""
+    for hostdev in assignment.hostdevs:
+        # A snapshot may lack it.
+        if not hostdev.rom or not (host.complete or host.exists(hostdev.rom.lstrip("/"))):
+            continue
+        from ..machine import rom  # few VMs have one
+
+        missing = rom.why_missing(host, hostdev.rom)
+        if missing:
+            raise RefusedError(
+                f"the ROM file {hostdev.rom} of {hostdev.address} {missing}, so QEMU would not"
+                " start",
+                hint=f"correct the file of its <rom> in the <{hostdev.origin}>, or remove it",
+            )
+
+
 def still_reserved(address: str, reservation: Reservation) -> StepError:
     """The error for a GPU of which not all memory is free: QEMU could not map it."""
     return StepError(

@@ -15,7 +15,11 @@ from . import (
     hook_scripts,
     installation,
     iommu,
+    known_bugs,
     other_hooks,
+    panels,
+    refusals,
+    roms,
     selinux,
     selinux_policy,
     vms,
@@ -29,7 +33,7 @@ _OF_LIBVIRT = frozenset({
     other_hooks.other_hooks, hook_scripts.virsh_in_hooks, hook_scripts.same_work,
     daemon.hook_known, daemon.hook_called, daemon_view.files_of_the_daemon,
     vms.libvirt_answers, vms.vms_with_gpus, vms.missing_devices, vms.hot_plugged_gpus,
-    vms.shared_gpus, vms.session_vms,
+    vms.shared_gpus, vms.session_vms, roms.rom_files,
 })  # fmt: skip
 
 
@@ -63,14 +67,14 @@ AREAS = (
     )),
     Area("VMs", (
         vms.libvirt_answers, vms.vms_with_gpus, vms.missing_devices, vms.hot_plugged_gpus,
-        vms.shared_gpus, vms.session_vms,
+        vms.shared_gpus, vms.session_vms, roms.rom_files,
     )),
     Area("configuration", (configuration.mistakes, configuration.files_for_no_vm)),
     Area("IOMMU and vfio-pci", (iommu.iommu, iommu.iommu_groups, iommu.vfio_pci)),
     Area("the kernel and the host's console", (
         consoles.console_removal, consoles.bootfb, consoles.kernel_lockdown,
-        consoles.console_drivers, consoles.console_after,
+        consoles.console_drivers, panels.panels, consoles.console_after, known_bugs.known_bugs,
     )),
     Area("kernel command line", (command_line.command_line,)),
-    Area("what VMs hold", (claims.claims,)),
+    Area("what VMs hold", (claims.claims, refusals.last_refusal)),
 )  # fmt: skip

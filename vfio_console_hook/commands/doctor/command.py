@@ -15,7 +15,7 @@ from .. import vms
 from ..command import Command
 from ..terminal import Terminal
 from .areas import AREAS, Area
-from .finding import FAIL, PASS, WARN, Finding, could_not_check
+from .finding import AS_ROOT, FAIL, PASS, WARN, Finding, could_not_check
 from .system import System
 
 _COLOURS = {PASS: "green", WARN: "yellow", FAIL: "red"}
@@ -54,7 +54,16 @@ def _all_findings(system: System) -> list[Finding]:
             findings.append(replace(could_not_check(area.heading, error), area=area.heading))
             if isinstance(error, StuckError):
                 break  # another process might get stuck too
-    return findings
+    return findings if system.host.privileged else _without_root(findings)
+
+
+def _without_root(findings: list[Finding]) -> list[Finding]:
+    """The findings for a user who is not root: what that prevents is said once, and first."""
+    closed = [one for one in findings if one.advice == AS_ROOT]
+    titles = ", ".join(dict.fromkeys(one.subject for one in closed))
+    text = f"this user is not root; not checked: {titles}" if closed else "this user is not root"
+    first = Finding(WARN, "user", text, AS_ROOT, "this run")
+    return [first, *(one for one in findings if one not in closed)]
 
 
 def _found_in_child(area: Area, system: System) -> list[Finding]:

@@ -14,6 +14,7 @@ from .system import System
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 NOT_RECORDED = "not in this snapshot"
+AS_ROOT = "run `vfio-console-hook doctor` as root"
 # Programs report a refusal in the words of strerror(3), journalctl in its own.
 _NOT_ALLOWED = re.compile("Permission denied|insufficient permissions|not seeing messages")
 
@@ -76,8 +77,7 @@ def could_not_check(title: str, error: HookError) -> Finding:
         return Finding(WARN, title, NOT_RECORDED)
     refused = isinstance(error, HostError) and error.errno in (errno.EACCES, errno.EPERM)
     if refused or _NOT_ALLOWED.search(error.text):
-        advice = "run `vfio-console-hook doctor` as root"
-        return Finding(WARN, title, f"this user cannot check it: {error.text}", advice)
+        return Finding(WARN, title, f"this user cannot check it: {error.text}", AS_ROOT)
     level = FAIL if isinstance(error, StuckError) else WARN
     return Finding(level, title, f"could not be checked: {error.text}", error.hint)
 

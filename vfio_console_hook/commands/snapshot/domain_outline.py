@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _ROOT = "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
-_OPTIONS = "driver|host|sysfsdev"
+_OPTIONS = "driver|host|sysfsdev|romfile"
 UNREADABLE = "<domain><!-- it could not be read --></domain>\n"
 
 

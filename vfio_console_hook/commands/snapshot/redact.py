@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 
+from ... import domain
+from ...errors import HookError
 from ...machine import kernel
 from ...machine.snapshot import Entry
 from ..doctor import hook_scripts, misspelt
@@ -29,6 +31,7 @@ _NOT_PRIVATE = (
     "libvirt/", "stat/", "label/", "refused/", "ran/", "ioctl/", "recorded/",
     "usr/lib/vfio-console-hook/",
 )  # fmt: skip
+_XML = re.compile(r"libvirt/\d+/(?:xml|live)|home/.*\.xml|root/.*\.xml")
 _HOME = re.compile(r"home/([^/]+)")
 _IS_UUID = re.compile(r"(?i)[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}")
 
@@ -68,6 +71,17 @@ def user_names(entries: Iterable[Entry], passwd: str) -> Iterator[str]:
         match = _HOME.match(_plain_path(entry.path))
         if match is not None:
             yield match[1]
+
+
+def rom_files(entries: Iterable[Entry]) -> Iterator[str]:
+    """The names of the ROM files of VMs; their folders stay as they are, but for users."""
+    for entry in entries:
+        if _XML.fullmatch(entry.path):
+            try:
+                found = domain.hostdevs(entry.content)
+            except HookError:
+                continue  # nothing of it will be in the snapshot
+            yield from (name for one in found if (name := one.rom.rpartition("/")[2]))
 
 
 def redacted(entries: Iterable[Entry], names: Replacements) -> Iterator[Entry]:
@@ -305,7 +319,10 @@ MASKS: tuple[tuple[re.Pattern[str], Callable[[str, Replacements], str]], ...] = 
         (r"sys/(?:class|devices/virtual)/dmi/id/(?!sys_vendor|product_name|bios_).*", _masked),
         (r"proc/sys/kernel/(?:osrelease|version)|proc/(?:iomem|ioports|fb|kallsyms)",
          lambda text, names: text),
-        (r"proc/sys/kernel/hostname|etc/hostname|etc/passwd|proc/\d+/(?:cmdline|environ)",
+        # As whom QEMU runs, and nobody else.
+        (r"etc/passwd", _only(r"^(?:libvirt-qemu|qemu|nobody|root):")),
+        (r"etc/group", _only(r"^\w+:[^:]*:\d+:(?:.*,)?(?:libvirt-qemu|qemu|nobody)(?:,|$)")),
+        (r"proc/sys/kernel/hostname|etc/hostname|proc/\d+/(?:cmdline|environ)",
          _masked),
         (r"proc/cmdline", _command_line),
         (r"proc/cpuinfo", _only(r"^(?:vendor_id|model name|flags)\s*:")),
@@ -315,7 +332,7 @@ MASKS: tuple[tuple[re.Pattern[str], Callable[[str, Replacements], str]], ...] = 
         (r"proc/\d+/status", _only(r"^(?:State|Tgid|Pid|PPid|Uid|NSpid):")),
         (r"proc/\d+/(?:comm|stat|wchan|attr/.*)", lambda text, names: names.text(text)),
         (r"libvirt/\d+/name", lambda text, names: names.vm(text.strip("\n")) + "\n"),
-        (r"libvirt/\d+/(?:xml|live)|home/.*\.xml|root/.*\.xml", _outline),
+        (_XML.pattern, _outline),
         (r"run/vfio-console-hook.*", lambda text, names: names.json(text)),
         (r"etc/vfio-console-hook/.*|etc/modprobe\.d/.*", _settings),
         (r"etc/libvirt/hooks/.*|proc/\d+/root/.*", _script),

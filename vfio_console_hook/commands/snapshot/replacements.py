@@ -44,9 +44,18 @@ _COMMON = frozenset(
 class Replacements:
     """Replaces each of the private names that it is created with."""
 
-    def __init__(self, vms: Iterable[str], users: Iterable[str], hosts: Iterable[str]) -> None:
+    def __init__(
+        self,
+        vms: Iterable[str],
+        users: Iterable[str],
+        hosts: Iterable[str],
+        files: Iterable[str] = (),
+    ) -> None:
         self.vms = _numbered(vms, "vm")
-        self._words = {**_numbered(hosts, "host"), **_numbered(users, "user"), **self.vms}
+        self._words = {
+            **_numbered(hosts, "host"), **_numbered(users, "user"), **_numbered(files, "file"),
+            **self.vms,
+        }  # fmt: skip
         self._word = _any_of(self._words)
         self._numbers: dict[str, dict[str, str]] = {}
 

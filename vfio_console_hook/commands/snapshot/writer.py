@@ -122,6 +122,7 @@ def _replacements(host: Host, found: list[Entry]) -> Replacements:
         vms=tuple(redact.vm_names(found)),
         users=(*users, *readable.list("home")),
         hosts=tuple(filter(None, hosts)),
+        files=tuple(redact.rom_files(found)),
     )
 
 
