@@ -110,10 +110,10 @@ def test_sound_nodes_count_if_the_audio_function_goes_too(machine: MachineFactor
 
 def test_prepare_includes_the_siblings_of_the_gpu(machine: MachineFactory) -> None:
     host = with_sound(machine("amd-single"))
-    hold(host, "dev/snd/controlC1", pid=1800, command="wireplumber")
+    hold(host, "dev/snd/controlC1", pid=1800, command="mixer")
 
     assert refusal(host, NOW, AMD, AMD_SOUND).startswith(
-        "0000:09:00.0 is in use by wireplumber (1800) with /dev/snd/controlC1 open"
+        "0000:09:00.0 is in use by mixer (1800) with /dev/snd/controlC1 open"
     )
 
 

@@ -16,6 +16,7 @@ from vfio_console_hook import hook
 from vfio_console_hook.actions.modules import LoadModules, Reserve, UnloadModules
 from vfio_console_hook.actions.native import ReturnNative, UnbindNative
 from vfio_console_hook.claims.directory import Claims
+from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HostError, LostError, RefusedError, StepError
@@ -789,11 +790,72 @@ def test_neither_an_open_sound_function_nor_its_gpu_is_unbound(
     machine: MachineFactory,
 ) -> None:
     host = with_sound_card(machine)
-    hold(host, "dev/snd/controlC1", pid=1800, command="wireplumber")
+    hold(host, "dev/snd/controlC1", pid=1800, command="mixer")
     before = snapshot(host)
 
     with pytest.raises(RefusedError) as caught:
         prepare(host, APU, SOUND, config=ALLOW)
 
-    assert "wireplumber (1800) with /dev/snd/controlC1 open" in caught.value.text
+    assert "mixer (1800) with /dev/snd/controlC1 open" in caught.value.text
     assert (snapshot(host), host.changes) == (before, [])
+
+
+def test_a_sound_server_lets_go_of_a_card_that_disappears(machine: MachineFactory) -> None:
+    host = with_sound_card(machine)
+    hold(host, "dev/snd/controlC1", pid=1800, command="wireplumber")
+
+    prepare(host, APU, SOUND, config=ALLOW)
+
+    assert (driver(host, SOUND), host.exists("proc/1800")) == (None, True)
+    assert "wireplumber (1800) closed the sound card" in log(host)
+
+
+def test_a_sound_server_that_does_not_let_go_is_killed(machine: MachineFactory) -> None:
+    host = with_sound_card(machine)
+    hold(host, "dev/snd/controlC1", pid=1800, command="wireplumber")
+    hold(host, "dev/snd/controlC1", pid=1801, command="pipewire")
+    host.tree.put("fake/deaf/1800", "")
+
+    prepare(host, APU, SOUND, config=ALLOW)
+
+    assert driver(host, SOUND) is None
+    assert (host.exists("proc/1800"), host.exists("proc/1801")) == (False, True)
+    assert "killed wireplumber (1800), which did not close a sound card" in log(host)
+
+
+def test_only_what_is_no_sound_server_is_in_the_refusal(machine: MachineFactory) -> None:
+    host = with_sound_card(machine)
+    hold(host, "dev/snd/controlC1", pid=1800, command="wireplumber")
+    hold(host, "dev/snd/controlC1", pid=1801, command="mixer")
+
+    with pytest.raises(RefusedError) as caught:
+        prepare(host, APU, SOUND, config=ALLOW)
+
+    assert "in use by mixer (1801) with" in caught.value.text
+
+
+def test_a_sound_server_with_another_node_of_the_gpu_counts(machine: MachineFactory) -> None:
+    host = with_sound_card(machine)
+    hold(host, "dev/snd/controlC1", pid=1800, command="pipewire")
+    hold(host, "dev/dri/card0", pid=1800, command="pipewire")
+
+    with pytest.raises(RefusedError, match=r"in use by pipewire \(1800\)"):
+        prepare(host, APU, SOUND, config=ALLOW)
+
+
+def test_the_sound_server_of_a_desktop_on_another_gpu_goes_on(machine: MachineFactory) -> None:
+    host = machine("two-gpus-wireplumber")
+    for pid, command in ((1800, "wireplumber"), (1801, "pipewire")):
+        hold(host, "dev/snd/controlC1", pid=pid, command=command)
+    nvidia, sound = "0000:01:00.0", "0000:01:00.1"
+
+    made = plan.plan_for(host, vm(nvidia, sound), Config())
+    prepare(host, nvidia, sound)
+
+    assert made.verdict == "start"
+    assert {one.becomes for one in made.holders} == {
+        "closes the sound card when it disappears, or is killed then"
+    }
+    assert (driver(host, nvidia), driver(host, sound)) == (None, None)
+    assert host.exists("proc/1800")
+    assert host.exists("proc/1801")

@@ -14,7 +14,19 @@ from contextlib import contextmanager
 from vfio_console_hook.errors import HostError, StuckError
 from vfio_console_hook.machine.snapshot import SnapshotHost, answer_path
 
-from . import coreboot, fbcon, fbdev, modules, openrc, pci, processes, selinux, sysfb, systemd
+from . import (
+    coreboot,
+    fbcon,
+    fbdev,
+    modules,
+    openrc,
+    pci,
+    processes,
+    selinux,
+    sound,
+    sysfb,
+    systemd,
+)
 from .tree import KernelFault, Tree
 
 _CHANGES = "fake/changes"
@@ -228,18 +240,32 @@ class FakeHost(SnapshotHost):
         return super().read_bytes(path)
 
     def write(self, path: str, text: str) -> None:
+        self.write_watched(path, text, lambda: None, 0)
+
+    def write_watched(self, path: str, text: str, act: Callable[[], None], after_s: float) -> None:
         failing = f"write '{text.strip()}' to"
         self._change("write", path, text.strip(), failing)
         real = self.real(path)
         if real is None:
             raise HostError.of(failing, f"/{path}", OSError(errno.ENOENT, ""))
+        if not self._delivered(real, text, failing):
+            self._now += after_s
+            act()
+            if not self._delivered(real, text, failing):
+                self._never_return("write", f"/{path} {text}")
+
+    def _delivered(self, path: str, text: str, failing: str) -> bool:
+        """The kernel's reaction; False while the write waits for a program."""
         with self._kernel_lock():
             fbdev.settle(self.tree)
             try:
-                _react(self.tree, real, text)
+                _react(self.tree, path, text)
+            except sound.StillOpen:
+                return False
             except OSError as error:
                 raise HostError.of(failing, f"/{path}", error) from error
             modules.settle(self.tree)
+        return True
 
     def poke(self, path: str, offset: int, content: bytes) -> None:
         failing = f"write '{content.hex()}' to"

@@ -58,6 +58,23 @@ def _lead(tree: Tree, link: str, node: str, shown: str) -> None:
     tree.put(f"fake/opened/{link}", node)
 
 
+def having_open(tree: Tree, shown: str) -> list[tuple[int, str]]:
+    """The processes that have a file of that name open, each with the link in its fd."""
+    return [
+        (int(pid), f"proc/{pid}/fd/{number}")
+        for pid in tree.list("proc") if pid.isdigit()
+        for number in tree.list(f"proc/{pid}/fd")
+        if tree.readlink(f"proc/{pid}/fd/{number}") == shown
+    ]  # fmt: skip
+
+
+def forget_node(tree: Tree, node: str) -> None:
+    """Whoever has it open sees that the node is no longer in /dev (devtmpfs_delete_node)."""
+    for _, link in having_open(tree, f"/{node}"):
+        tree.remove(link)
+        tree.text_link(link, f"/{node} (deleted)")
+
+
 def device_number(tree: Tree, path: str) -> int | None:
     """The number of a node in /dev, or of the one that a link in /proc leads to.
 

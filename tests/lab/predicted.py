@@ -199,8 +199,9 @@ def _machine(scenario: Scenario, before: str, directory: Path, *, ending: bool =
     known = (*stand_ins, *(("vmwgfx",) if shaped else ()))
     if known:
         host.tree.put("fake/modules", "\n".join(known))
+    native = NVIDIA_WITHOUT_FB if "nvidia" in stand_ins else BOCHS
     for address in _of_class(host, "0x03"):
-        host.tree.put(f"fake/native/{address}", NVIDIA_WITHOUT_FB if "nvidia" in stand_ins else BOCHS)
+        host.tree.put(f"fake/native/{address}", native)
     for address in _of_class(host, "0x0403"):
         host.tree.put(f"fake/native/{address}", SOUND)
     if UNIT in scenario.config:

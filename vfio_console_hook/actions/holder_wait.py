@@ -44,8 +44,11 @@ def refusal_for(host: Host, wait: AwaitClosed, found: list[Holder]) -> RefusedEr
 
 
 def _counted(wait: AwaitClosed, found: list[Holder]) -> list[Holder]:
-    """Those of the processes that keep the VM from starting."""
-    return [one for one in found if wait.strict or not one.unknown]
+    """Those of the processes that keep the VM from starting.
+
+    A sound server closes a card that disappears (sound.py).
+    """
+    return [one for one in found if not one.sound_server and (wait.strict or not one.unknown)]
 
 
 def _holders_left(host: Host, wait: AwaitClosed, search: Search) -> list[Holder]:

@@ -57,8 +57,8 @@ def clear_reservation(host: Host, gpu: str) -> None:
 class UnbindNative(Action):
     """Unbind the GPU's own driver, once no process has the GPU open.
 
-    gpu may also be the address of another function of the GPU. driver "" means the
-    one that is bound then. wait_s, strict and nodes are as in AwaitClosed, which is done
+    gpu may also be the address of a sound function, whose nodes are given then. driver ""
+    means the one that is bound then. wait_s and strict are as in AwaitClosed, which is done
     here again because its step was some steps ago, or was another VM's.
     """
 
@@ -69,14 +69,23 @@ class UnbindNative(Action):
     nodes: tuple[str, ...] = ()
     kind = "unbind-native"
 
-    def apply(self, host: Host) -> None:
+    def apply(self, host: Host) -> str | None:
         driver = bound_driver(host, self.gpu)
         if driver is None or is_vfio(host, self.gpu) or self.driver not in ("", driver):
-            return
+            return None
         AwaitClosed(self.gpu, self.nodes, self.wait_s, self.strict).apply(host)
-        host.write(f"{_PCI}/drivers/{driver}/unbind", self.gpu)
+        remark = self._unbind(host, driver)
         if bound_driver(host, self.gpu) is not None:
             raise StepError(f"{self.gpu} is still bound to {driver} after an unbind")
+        return remark
+
+    def _unbind(self, host: Host, driver: str) -> str:
+        if self.nodes:
+            from . import sound  # only for GPUs with a sound function
+
+            return sound.unbind(host, driver, self.gpu, self.nodes)
+        host.write(f"{_PCI}/drivers/{driver}/unbind", self.gpu)
+        return ""
 
     def shell(self) -> str:
         return f"echo {self.gpu} > /{_PCI}/devices/{self.gpu}/driver/unbind"

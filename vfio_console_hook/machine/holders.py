@@ -15,6 +15,10 @@ from . import processes
 from .host import Host
 
 _DELETED = " (deleted)"
+# They watch for cards that come and go. The kernel cuts a command to 15 characters.
+_SOUND_SERVERS = frozenset(
+    ("pipewire", "pipewire-media-", "pipewire-pulse", "pulseaudio", "wireplumber")
+)
 _KTHREADD = 2
 # Every container has these (OCI Runtime Specification, "Default Devices"), and most
 # processes have them open: their device numbers are not compared.
@@ -49,6 +53,12 @@ class Holder:
     @property
     def unknown(self) -> bool:
         return not self.nodes
+
+    @property
+    def sound_server(self) -> bool:
+        """Whether it closes by itself what it has open when that disappears: only sound."""
+        sound = all(node.startswith("/dev/snd/") for node in self.nodes)
+        return bool(self.nodes) and sound and self.command in _SOUND_SERVERS
 
     @property
     def unit(self) -> str:

@@ -53,10 +53,13 @@ def planned_holders(
         within = f" within {wait.wait_s:g} s" if wait.wait_s else " first"
         outcome = f"must close it{within}"
         refusal.text += f"; the VM starts if they close it{within}"
-    return tuple(
-        PlannedHolder(one, ending[one.pid] or ("" if one.unknown and not wait.strict else outcome))
-        for one in found
-    ), refusal
+
+    def becomes(one: Holder) -> str:
+        if one.sound_server:
+            return "closes the sound card when it disappears, or is killed then"
+        return "" if one.unknown and not wait.strict else outcome
+
+    return tuple(PlannedHolder(one, ending[one.pid] or becomes(one)) for one in found), refusal
 
 
 def _ending_with(host: Host, one: Holder, steps: tuple[Step, ...]) -> str:

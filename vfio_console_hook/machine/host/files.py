@@ -138,6 +138,25 @@ class Files:
         """Write text to an attribute that exists, in one system call. Raises HostError."""
         self.poke(path, 0, text.encode("utf-8", "surrogateescape"))
 
+    def write_watched(
+        self, path: str, text: str, act: Callable[[], None], after_s: float
+    ) -> None:
+        """Write as write() does, and act once if the kernel has not come back after that time.
+
+        The write itself stays in this thread, so that /proc shows where the kernel holds it.
+        Raises HostError.
+        """
+        import threading  # only for a write that may wait for a program
+
+        timer = threading.Timer(after_s, act)
+        timer.daemon = True  # a stuck kernel must not keep this process, too
+        timer.start()
+        try:
+            self.write(path, text)
+        finally:
+            timer.cancel()
+        timer.join()
+
     def peek(self, path: str, offset: int, size: int) -> bytes:
         """size bytes at offset of a file such as PCI `config`. Raises HostError."""
         try:
