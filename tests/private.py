@@ -81,6 +81,11 @@ MOUNTS = (
     f"{SERVER}:/homes/fredsmith /home/fredsmith nfs4 rw,addr={IPV4} 0 0\n"
     "/dev/mapper/freds-disk / ext4 rw 0 0"
 )
+MOUNTINFO = (
+    f"24 1 253:0 / / rw - ext4 /dev/mapper/freds-disk rw\n"
+    f"25 24 0:50 / {HOME} rw - nfs4 {SERVER}:/homes/fredsmith rw,addr={IPV4}\n"
+    "26 24 8:1 / /mnt/hunter2 rw - ext4 /dev/sda1 rw\n"
+)
 DENIED = (
     f"type=AVC msg=audit({SINCE}.123:456): avc:  denied  {{ execute }} for  pid=4711"
     ' comm="rpc-libvirtd" name="qemu" path="/etc/libvirt/hooks/qemu" dev="freds-disk" ino=77'
@@ -167,6 +172,8 @@ def _users(host: FakeHost) -> None:
     put("etc/group", "kvm:x:994:\nusers:x:100:annasmith\nvideo:x:44:annasmith,libvirt-qemu")
     installed.file(host, "home/fredsmith/freds-disk.rom", "\x55", mode=0o640)
     put("proc/mounts", MOUNTS)
+    put("proc/self/mountinfo", MOUNTINFO)
+    put("proc/swaps", "Filename Type Size Used Priority\n/srv/hunter2 file 1 0 -2")
     put(f"home/fredsmith/.config/libvirt/qemu/{NAME}.xml", XML)
     cgroup = "/user.slice/user-1000.slice/fredsmith.service"
     hold(host, "dev/fb0", pid=4711, command="fredsmith", cgroup=cgroup)

@@ -25,6 +25,7 @@ from tests.doctoring import (
 )
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import UUID, domain_xml
+from vfio_console_hook.commands.doctor import beside as devices
 from vfio_console_hook.commands.doctor import configuration, vms
 from vfio_console_hook.commands.doctor.finding import Check
 from vfio_console_hook.commands.doctor.system import System
@@ -172,6 +173,53 @@ VMS = [
 ]  # fmt: skip
 
 
+# -- what goes with a GPU
+
+
+def beside(pci_class: str, folder: str, name: str, more: str = "", text: str = "") -> Arrange:
+    """A VM gets a device with something below it in sysfs, and a file below that."""
+
+    def arrange(host: FakeHost) -> None:
+        put_vm(host, "win11", GPU, OTHER)
+        device = f"sys/devices/pci0000:00/{OTHER}"
+        host.tree.put(f"{device}/class", pci_class)
+        host.tree.link(f"sys/bus/pci/devices/{OTHER}", device)
+        host.tree.make_directory(f"{device}/{name}")
+        host.tree.link(f"{folder}/{name}", f"{device}/{name}")
+        host.tree.put("proc/self/mountinfo", "24 1 8:1 / / rw - ext4 /dev/sda1 rw")
+        if more:
+            host.tree.put(f"{device}/{name}/{more}", text)
+
+    return arrange
+
+
+def used(name: str, level: str, value: str, arrange: Arrange) -> Case:
+    title = f"{OTHER} in VM win11" if arrange is not win11 else "devices of the host"
+    return on_two(name, devices.devices_of_the_host, arrange, level, title, value)
+
+
+OTHER = "0000:05:00.0"
+BESIDE = [
+    used("only the GPU", "PASS", "takes a disk, network or keyboard", win11),
+    used(
+        "a disk that is mounted", "FAIL", "sda1, which is mounted, is on it, so the VM is refused",
+        beside("0x010601", "sys/block", "sda", "sda1/dev", "8:1"),
+    ),
+    used(
+        "a disk with LVM", "WARN", "sda, which the host uses, is on it, and is gone",
+        beside("0x010601", "sys/block", "sda", "holders/dm-0/dev", "253:0"),
+    ),
+    used(
+        "a network interface", "WARN", "eth0, which is up, is on it",
+        beside("0x020000", "sys/class/net", "eth0", "operstate", "up"),
+    ),
+    used(
+        "a keyboard", "PASS", "a keyboard or mouse is on it, and goes with the VM",
+        beside("0x0c0330", "sys/class/input", "input3"),
+    ),
+]
+
+
 def test_vms_that_share_no_gpu_have_no_finding(machine: MachineFactory) -> None:
     host = machine(TWO)
     put_vm(host, "win11", GPU, autostart=True)
@@ -316,7 +364,7 @@ def test_without_libvirt_no_file_is_reported_as_unused(machine: MachineFactory) 
     assert list(configuration.files_for_no_vm(System(host, libvirt_error="it is off"))) == []
 
 
-CASES = [*VMS, *CONFIGURATION]
+CASES = [*VMS, *BESIDE, *CONFIGURATION]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -172,6 +172,48 @@ def test_what_the_host_uses_is_never_offered_to_the_vm(
     assert " add " not in f" {hint}" and "another slot" in hint
 
 
+# -- what goes to the VM, and the host uses
+
+
+def alone(host: FakeHost, pci_class: str) -> None:
+    """A device in a group of its own."""
+    add(host, DISK, pci_class, "some-driver")
+    host.tree.remove(f"{PCI}/{DISK}/iommu_group")
+    host.tree.link(f"{ROOT}/{DISK}/iommu_group", "sys/kernel/iommu_groups/77")
+
+
+@pytest.mark.parametrize(
+    ("pci_class", "use"),
+    [("0x010802", mounted), ("0x010601", swap), ("0x0c0330", mounted), ("0x010802", btrfs)],
+)
+def test_a_disk_that_is_mounted_does_not_leave_with_a_gpu(
+    machine: MachineFactory, pci_class: str, use: Callable[[FakeHost], None]
+) -> None:
+    host = machine("efifb-6.1")
+    alone(host, pci_class)
+    assert plan.plan_for(host, parse(domain_xml(GPU, DISK)), Config()).verdict == plan.START
+    use(host)
+
+    error = refusal(host, GPU, DISK)
+
+    assert f"is on {DISK}, which win11 would take away from the host" in error.text
+    assert error.hint.startswith("unmount it")
+
+
+@pytest.mark.parametrize(
+    ("pci_class", "use"),
+    [("0x0c0330", keyboard), ("0x020000", interface), ("0x010802", volume_group)],
+)
+def test_what_people_give_to_vms_on_purpose_leaves(
+    machine: MachineFactory, pci_class: str, use: Callable[[FakeHost], None]
+) -> None:
+    host = machine("efifb-6.1")
+    alone(host, pci_class)
+    use(host)
+
+    assert plan.plan_for(host, parse(domain_xml(GPU, DISK)), Config()).verdict == plan.START
+
+
 # -- machines of public reports
 
 

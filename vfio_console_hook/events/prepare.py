@@ -121,6 +121,7 @@ def look_ahead(
         framebuffers=console.framebuffers(host),
     )
     steps = order.plan(host, handover)
+    refusals.refuse_mounted(host, assignment)
     if steps or assignment.by_hand:
         # If there are no steps, nothing is lost when libvirt or QEMU refuses.
         refusals.refuse_unassignable(host, assignment)

@@ -60,6 +60,29 @@ def _not_bound(hostdev: Hostdev) -> RefusedError:
     )
 
 
+# Below what a disk can be: storage and serial bus controllers, and readers of cards.
+_WITH_DISKS = ("0x01", "0x0c", "0x0805")
+
+
+def refuse_mounted(host: Host, assignment: Assignment) -> None:
+    """Raise RefusedError for a device that would take a file system of the host along.
+
+    libvirt unbinds the driver without a look at what is mounted.
+    """
+    for address in assignment.siblings:
+        pci_class = host.read(f"sys/bus/pci/devices/{address}/class") or ""
+        if not pci_class.startswith(_WITH_DISKS):
+            continue
+        from ..machine.host_use import file_system_on  # few VMs have such a device
+
+        use = file_system_on(host, address)
+        if use:
+            raise RefusedError(
+                f"{use} {address}, which {assignment.name} would take away from the host",
+                hint="unmount it, or swapoff; or remove the device from the VM",
+            )
+
+
 def refuse_missing_rom(host: Host, assignment: Assignment) -> None:
     """Raise RefusedError for a ROM file without which QEMU would not start."""
     for hostdev in assignment.hostdevs:

@@ -37,28 +37,56 @@ def _below(host: Host, folder: str, address: str) -> Iterator[str]:
             yield name
 
 
-def _disk_use(host: Host, path_name: str) -> str:
+def file_system_on(host: Host, address: str) -> str:
+    """Which disk on a PCI device is mounted or swapped to, as a clause before its address.
+
+    "" if none is: other uses may be left over, such as LVM that the host found in a guest's disk.
+    """
+    for disk in _below(host, "sys/block", address):
+        use = _file_system(host, _places(host, disk))
+        if use:
+            return f"{use}, is on"
+    return ""
+
+
+def _disk_use(host: Host, disk: str) -> str:
     """What a disk is used for, and as what, such as "sda1, which is mounted"; "" if for nothing.
 
     Source: proc(5) for mountinfo and swaps; /sys/block/X/holders has LVM, RAID and dm-crypt.
     """
+    places = _places(host, disk)
+    use = _file_system(host, places)
+    if use:
+        return use
+    for place in places:
+        if host.list(f"{place}/holders"):
+            return f"{_name(place)}, which the host uses"
+    pools = _zfs_pools(host)
+    return f"{_name(places[0])}, which may be a part of the ZFS pool {pools[0]}" if pools else ""
+
+
+def _places(host: Host, path_name: str) -> tuple[str, ...]:
+    """The directories of a disk and of its partitions."""
     # With multipath a namespace is below no controller, but a hidden path to it is
     # (Linux drivers/nvme/host/multipath.c, nvme_mpath_set_disk_name).
     disk = re.sub(r"^(nvme\d+)c\d+(n\d+)$", r"\1\2", path_name)
     path = f"sys/block/{disk}"
-    places = (path, *(f"{path}/{part}" for part in host.list(path) if part.startswith(disk)))
-    mounted, swaps, pools = _mounted(host), _swaps(host), _zfs_pools(host)
+    return (path, *(f"{path}/{part}" for part in host.list(path) if part.startswith(disk)))
+
+
+def _file_system(host: Host, places: tuple[str, ...]) -> str:
+    """Which of these is mounted or swapped to, such as "sda1, which is mounted"; "" for none."""
+    mounted, swaps = _mounted(host), _swaps(host)
     for place in places:
-        name = place.rpartition("/")[2]
-        if name in mounted or host.read(f"{place}/dev") in mounted:
-            return f"{name}, which is mounted"
-        if name in swaps:
-            return f"{name}, which the host swaps to"
-        if host.list(f"{place}/holders"):
-            return f"{name}, which the host uses"
-    if pools:
-        return f"{disk}, which may be a part of the ZFS pool {pools[0]}"
+        if _name(place) in mounted or host.read(f"{place}/dev") in mounted:
+            return f"{_name(place)}, which is mounted"
+        if _name(place) in swaps:
+            return f"{_name(place)}, which the host swaps to"
     return ""
+
+
+def _name(place: str) -> str:
+    return place.rpartition("/")[2]
 
 
 def _mounted(host: Host) -> set[str]:
@@ -70,7 +98,7 @@ def _mounted(host: Host) -> set[str]:
     found = set()
     for line in (host.read("proc/self/mountinfo") or "").splitlines():
         front, _, back = line.partition(" - ")
-        found.add(front.split()[2])
+        found.update(front.split()[2:3])
         source = (back.split() or ["none", "none"])[1:2]
         for one in source[0].split(":") if source else ():
             if one.startswith("/dev/"):
@@ -82,7 +110,7 @@ def _mounted(host: Host) -> set[str]:
 
 def _swaps(host: Host) -> set[str]:
     lines = (host.read("proc/swaps") or "").splitlines()[1:]
-    return {line.split()[0].rpartition("/")[2] for line in lines}
+    return {line.split()[0].rpartition("/")[2] for line in lines if line.strip()}
 
 
 def _zfs_pools(host: Host) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from . import (
     apparmor,
+    beside,
     claims,
     command_line,
     configuration,
@@ -33,7 +34,7 @@ _OF_LIBVIRT = frozenset({
     other_hooks.other_hooks, hook_scripts.virsh_in_hooks, hook_scripts.same_work,
     daemon.hook_known, daemon.hook_called, daemon_view.files_of_the_daemon,
     vms.libvirt_answers, vms.vms_with_gpus, vms.missing_devices, vms.hot_plugged_gpus,
-    vms.shared_gpus, vms.session_vms, roms.rom_files,
+    vms.shared_gpus, vms.session_vms, roms.rom_files, beside.devices_of_the_host,
 })  # fmt: skip
 
 
@@ -67,7 +68,7 @@ AREAS = (
     )),
     Area("VMs", (
         vms.libvirt_answers, vms.vms_with_gpus, vms.missing_devices, vms.hot_plugged_gpus,
-        vms.shared_gpus, vms.session_vms, roms.rom_files,
+        vms.shared_gpus, vms.session_vms, roms.rom_files, beside.devices_of_the_host,
     )),
     Area("configuration", (configuration.mistakes, configuration.files_for_no_vm)),
     Area("IOMMU and vfio-pci", (iommu.iommu, iommu.iommu_groups, iommu.vfio_pci)),

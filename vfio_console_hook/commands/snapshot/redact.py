@@ -210,6 +210,17 @@ def _command_line(text: str, names: Replacements) -> str:
     return names.text(" ".join(kept)) + "\n"
 
 
+def _disks(text: str, names: Replacements) -> str:
+    """Of the file systems that are mounted, the numbers and kernel names of their disks."""
+    kept = []
+    for line in text.splitlines():
+        front, _, back = line.partition(" - ")
+        numbers, source = front.split()[:3], back.split()[:2]
+        if len(numbers) > 2 and source[1:] and re.fullmatch(r"/dev/[a-z]+[a-z\d]*", source[1]):
+            kept.append(" ".join((*numbers, "/ / rw -", *source, "rw")))
+    return "".join(f"{line}\n" for line in kept)
+
+
 def _mounts(text: str, names: Replacements) -> str:
     """Only the types of the file systems that are mounted at homes and /proc."""
     lines = [line.split() for line in text.splitlines()]
@@ -328,6 +339,8 @@ MASKS: tuple[tuple[re.Pattern[str], Callable[[str, Replacements], str]], ...] = 
         (r"proc/cpuinfo", _only(r"^(?:vendor_id|model name|flags)\s*:")),
         (r"proc/stat", _only("^btime ")),
         (r"proc/(?:\d+/)?(?:mounts|mountinfo)", _mounts),
+        (r"proc/self/mountinfo", _disks),
+        (r"proc/swaps", _only(r"^Filename|^/dev/[a-z]+[a-z\d]*\s")),
         (r"proc/\d+/cgroup", _cgroup),
         (r"proc/\d+/status", _only(r"^(?:State|Tgid|Pid|PPid|Uid|NSpid):")),
         (r"proc/\d+/(?:comm|stat|wchan|attr/.*)", lambda text, names: names.text(text)),
