@@ -131,6 +131,7 @@ PLANS = (
     Plan("two-nvidia-boot-gpu", "two-nvidia"),
     Plan("two-nvidia-second", "two-nvidia", (SECOND,)),
     Plan("two-nvidia-both", "two-nvidia", (GPU, SECOND)),
+    Plan("mi300x-class-1200", "mi300x-class-1200", ("0000:c6:00.0",)),
     Plan("amd-apu", "amd-apu", ("0000:13:00.0",)),
     Plan("amd-apu-allow", "amd-apu", ("0000:13:00.0",), Config(apu="allow")),
     Plan("amd-dgpu-and-apu", "amd-dgpu-and-apu", ("0000:03:00.0",)),

@@ -7,8 +7,8 @@ fake/native/ADDRESS is which driver of the host matches a device, in words:
     driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2 render=no connectors=Virtual-1
 
 proc=no is for a stand-in of nvidia that shows nothing in /proc/driver/nvidia. Only what
-driver= says is needed; a driver without fb= has neither framebuffer
-nor card. It is loaded when sys/bus/pci/drivers/DRIVER exists.
+driver= says is needed; a driver without fb= has neither framebuffer nor card, but for card=yes: an
+accelerator has a card, and nothing to show. It is loaded when sys/bus/pci/drivers/DRIVER exists.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Native:
     render: bool
     connectors: tuple[str, ...]
     in_proc: bool
+    card: bool
 
 
 def native(tree: Tree, address: str) -> Native | None:
@@ -63,6 +64,7 @@ def native(tree: Tree, address: str) -> Native | None:
         render=words.get("render") == "yes",
         connectors=tuple(name for name in words.get("connectors", "").split(",") if name),
         in_proc=words["driver"] == "nvidia" and words.get("proc") != "no",
+        card=bool(words.get("fb")) or words.get("card") == "yes",
     )
 
 
@@ -560,8 +562,9 @@ def _native_probe(tree: Tree, address: str, found: Native) -> None:
 
 def _show_picture(tree: Tree, path: str, found: Native) -> None:
     """drm_dev_register() and the framebuffer of its first client (drm_fbdev_client_hotplug)."""
-    if found.fb:
+    if found.card:
         fbdev.add_card(tree, path, render=found.render, connectors=found.connectors)
+    if found.fb:
         fbdev.register(tree, path, found.fb, (0, 4096000))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from ..errors import RefusedError
 from ..machine import holders, pci, vfio
+from ..machine.accelerators import gpus_of_host
 from ..machine.host import Host
 from .claim import Claim
 from .directory import Claims
@@ -47,7 +48,7 @@ def unclaimed(host: Host) -> tuple[str, ...]:
     claimed = {name for one in Claims(host).readable() if one.boot == boot for name in one.gpus}
     return tuple(
         address
-        for address in pci.displays(host)
+        for address in gpus_of_host(host)
         if pci.is_vfio(host, address)
         and address not in claimed
         and not pci.is_virtual(host, address)

@@ -17,6 +17,7 @@ from ..errors import HookError, RefusedError
 from ..events import prepare
 from ..events.assignment import assignment_of
 from ..machine import card, iommu, pci, worker
+from ..machine.accelerators import any_display, is_gpu
 from ..machine.holders import listed
 from ..machine.host import Host
 from ..machine.host_use import host_use
@@ -75,7 +76,8 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     say(f"took {name}; release it with `vfio-console-hook give {named[0]}`")
     if after:
         say(f"afterwards: {after}")
-    say_consoles(host)
+    if any_display(host, addresses):
+        say_consoles(host)
     return 0
 
 
@@ -118,7 +120,7 @@ def _leaving(host: Host, named: tuple[str, ...]) -> tuple[str, ...]:
                 " nothing to take",
                 hint="let libvirt bind it to vfio-pci, or bind it yourself",
             )
-        gpus.update(dict.fromkeys((one,) if _is_gpu(host, one) else card.gpus_of(host, one)))
+        gpus.update(dict.fromkeys((one,) if is_gpu(host, one) else card.gpus_of(host, one)))
     found = card.leaving_with(host, (*gpus, *(one for one in named if one not in gpus)))
     groups = {iommu.group_of(host, one) for one in gpus}
     for one in found:
@@ -133,10 +135,6 @@ def _leaving(host: Host, named: tuple[str, ...]) -> tuple[str, ...]:
         if use:
             raise RefusedError(f"{use} {one}, which has to leave the host with the GPU")
     return found
-
-
-def _is_gpu(host: Host, address: str) -> bool:
-    return pci.display_class(host, address) is not None
 
 
 # -- before it does

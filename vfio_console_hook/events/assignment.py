@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..domain import Domain, Hostdev
 from ..machine import pci
+from ..machine.accelerators import is_gpu
 from ..machine.host import Host
 
 
@@ -13,9 +14,9 @@ from ..machine.host import Host
 class Assignment:
     """The PCI devices of the host that a VM gets, or that a person takes.
 
-    gpus are the addresses of the GPUs among them that can own a console: a virtual
-    function has none. siblings are the addresses of all others. configured_as is
-    whose configuration applies.
+    gpus are the addresses of the GPUs and accelerators among them, without virtual
+    functions, on which the host has nothing. siblings are the addresses of all others.
+    configured_as is whose configuration applies.
     """
 
     name: str
@@ -43,7 +44,7 @@ def assignment_of(host: Host, domain: Domain) -> Assignment:
     gpus = tuple(
         address
         for address in addresses
-        if pci.display_class(host, address) is not None and not pci.is_virtual(host, address)
+        if is_gpu(host, address) and not pci.is_virtual(host, address)
     )
     return Assignment(
         name=domain.name,

@@ -53,4 +53,9 @@ def _consoles_back(handover: Handover, steps: tuple[Step, ...]) -> str:
         return "the host's console comes back only if a driver takes the GPU again"
     if handover.waits_for_text:
         return "the consoles are not drawn yet, and stay so until the first text"
+    if not any(one.displays for one in handover.gpus):
+        drivers = [*dict.fromkeys(str(one.driver) for one in handover.gpus if one.native)]
+        if drivers:
+            return f"{' and '.join(drivers)} {'come' if drivers[1:] else 'comes'} back"
+        return "there is nothing to give back"
     return "there is nothing to give back: no console of the host is on it"

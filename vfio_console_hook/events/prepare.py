@@ -103,7 +103,7 @@ def look_ahead(
     """What leaves with a VM and the steps for it; nothing is changed. Raises HookError."""
     if not assignment.gpus:
         return Handover((), assignment.unmanaged, frozenset(), config, Removal(())), ()
-    gpus = gpu.gpus_among(host, assignment.gpus)
+    gpus = gpu.gpus_at(host, assignment.gpus)
     others = Claims(host).others(assignment.uuid, host.boot_id)
     ownership.refuse_taken(host, assignment.gpus, others)
     taken = (one for other in others for one in other.gpus if ownership.holds(host, other, one))
@@ -197,7 +197,7 @@ def _take_all(claim: Claim, handover: Handover, steps: tuple[Step, ...], log: Lo
             done += _take(claim, step, log)
     finally:
         log.done(done)
-    for one in gpu.gpus_among(host, claim.gpus):
+    for one in gpu.gpus_at(host, tuple(one.address for one in handover.gpus)):
         check_free(one, handover)
 
 

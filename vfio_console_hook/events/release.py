@@ -6,6 +6,7 @@ from ..claims.claim import Claim
 from ..claims.directory import Claims
 from ..log import Log
 from ..machine import console
+from ..machine.accelerators import any_display
 from ..machine.worker import Supervisor, call
 from .undo import undo
 
@@ -26,6 +27,9 @@ def release(claim: Claim, log: Log, run: Supervisor = call) -> None:
     def work() -> None:
         with claim.work():
             undo(claim, log)
-        log.info(f"released; the host's consoles: {console.current_display(host)}")
+        consoles = ""
+        if any_display(host, claim.gpus):
+            consoles = f"; the host's consoles: {console.current_display(host)}"
+        log.info(f"released{consoles}")
 
     run(work)

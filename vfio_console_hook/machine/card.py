@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from . import iommu
+from .accelerators import gpus_of_host
 from .host import Host
-from .pci import displays, is_sound, is_virtual, pci_class_of, slot
+from .pci import is_sound, is_virtual, pci_class_of, slot
 
 _DISPLAYS = range(0x0300, 0x0400)
 
@@ -31,7 +32,7 @@ def gpus_of(host: Host, address: str) -> tuple[str, ...]:
     """The GPUs of the card that a function is on, itself included. Raises HostError."""
     return tuple(
         one
-        for one in displays(host)
+        for one in gpus_of_host(host)
         if same_card(host, one, address) and not is_virtual(host, one)
     )
 

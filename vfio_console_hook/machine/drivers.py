@@ -31,7 +31,8 @@ class Driver:
     instead of unbinding it. remove: a function that some kernels lack, and without which an
     unbind leaves the card's state behind. remove_shown: a function that some releases lack,
     and without which an unbind blocks while the card has a DRM node. hangs_apu: whether an
-    unbind is known to hang on GPUs that are part of an AMD processor.
+    unbind is known to hang on GPUs that are part of an AMD processor. accelerates: whether a
+    device of any class on it is an accelerator, such as AMD's MI300X, whose class is 1200.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Driver:
     remove: str = ""
     remove_shown: str = ""
     hangs_apu: bool = False
+    accelerates: bool = False
 
     @property
     def comes_off_easily(self) -> bool:
@@ -51,22 +53,29 @@ class Driver:
 _ROWS = (
     # amdgpu_pci_remove unplugs, then stops the hardware blocks one by one and waits
     # for the firmware of each. Users report hangs, on APUs up to a power-off.
-    Driver("amdgpu", UNPLUGS, hangs_apu=True),
+    Driver("amdgpu", UNPLUGS, hangs_apu=True, accelerates=True),
     # radeon_pci_remove ends in drm_put_dev up to 6.1. 6.12 has no remove: the link
     # goes, but card, interrupt and framebuffer stay behind on freed memory.
     Driver("radeon", STAYS, remove="radeon_pci_remove"),
     # i915_driver_remove and xe_device_remove unplug, then wait for the engines to
     # be idle and for all wake references (intel_wakeref_wait_for_idle).
-    Driver("i915", UNPLUGS),
-    Driver("xe", UNPLUGS),
+    Driver("i915", UNPLUGS, accelerates=True),
+    Driver("xe", UNPLUGS, accelerates=True),
     # nouveau_drm_remove unplugs, then waits for its channels to be idle
     # (nouveau_channel_idle) and for the processors in the GPU to halt.
-    Driver("nouveau", UNPLUGS),
+    Driver("nouveau", UNPLUGS, accelerates=True),
     # nv_pci_remove (open-gpu-kernel-modules, nv-pci.c) sleeps in a loop until the usage
     # count is 0: "Attempting to remove device with non-zero usage count". Unloading
     # fails at once instead, with a reason, while anything uses the module. Releases
     # whose remove does not call nvidia_modeset_remove wait for their own nvidia_drm.
-    Driver("nvidia", BLOCKS, unload=True, remove_shown="nvidia_modeset_remove"),
+    Driver("nvidia", BLOCKS, unload=True, remove_shown="nvidia_modeset_remove", accelerates=True),
+    # hl_device_fini (drivers/accel/habanalabs/common/device.c) waits for the processes that
+    # have the device open, and ends them with SIGKILL in the end.
+    Driver("habanalabs", accelerates=True),
+    # The remove functions of the NPUs in processors unplug (ivpu_dev_fini, amdxdna_remove), then
+    # wait for the firmware.
+    Driver("intel_vpu", UNPLUGS, accelerates=True),
+    Driver("amdxdna", UNPLUGS, accelerates=True),
     # Simple scan-out without engines to wait for. ast_pci_remove, mgag200_pci_remove,
     # qxl_pci_remove and vmw_remove end in drm_dev_unregister, not in an unplug.
     Driver("ast", STAYS, may_hang=False),

@@ -1,10 +1,10 @@
-"""GPUs: the PCI functions of display class, and what the host uses them for."""
+"""GPUs: PCI functions that compute or display, and what the host uses them for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import console, firmware, iomem, memory, pci
+from . import accelerators, console, firmware, iomem, memory, pci
 from .console import Framebuffer
 from .firmware import FirmwareDevice
 from .host import Host
@@ -14,7 +14,7 @@ from .memory import Bar
 
 @dataclass(frozen=True)
 class Gpu:
-    """One PCI function of display class, as it is at this moment.
+    """One PCI function of display class, or an accelerator, as it is at this moment.
 
     pci_class is base class and subclass, such as 0x0300. driver is None when none is
     bound. framebuffers (names as in console.framebuffers()) and cards are those of any
@@ -33,6 +33,11 @@ class Gpu:
     cards: tuple[str, ...]
     firmware: tuple[FirmwareDevice, ...]
     reservations: tuple[Reservation, ...]
+
+    @property
+    def displays(self) -> bool:
+        """Whether it can own a console; an accelerator cannot."""
+        return self.pci_class >> 8 == pci.VGA >> 8
 
     @property
     def native(self) -> bool:
@@ -58,8 +63,13 @@ class Gpu:
 
 def gpus_among(host: Host, addresses: tuple[str, ...]) -> tuple[Gpu, ...]:
     """The GPUs among PCI devices, in the order given. Raises HostError."""
-    classes = {address: pci.display_class(host, address) for address in addresses}
-    if not any(classes.values()):
+    return gpus_at(host, tuple(one for one in addresses if accelerators.is_gpu(host, one)))
+
+
+def gpus_at(host: Host, addresses: tuple[str, ...]) -> tuple[Gpu, ...]:
+    """PCI functions that are known to be GPUs, in the order given. Raises HostError."""
+    classes = {address: pci.pci_class_of(host, address) for address in addresses}
+    if not classes:
         return ()
     # Read once for all of them.
     reserved = iomem.reserved_ranges(host)

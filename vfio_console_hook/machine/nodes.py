@@ -5,6 +5,7 @@ ends that wait:
 
     /dev/i2c-N      i2c_del_adapter waits for the adapter's last user (Linux i2c-core-base.c)
     /dev/snd/*      snd_card_free waits until all are closed (sound/core/init.c)
+    /dev/accel/*    a driver may wait for them, or end who has them open (hl_device_fini)
     /dev/nvidia*    nv_pci_remove sleeps until its usage count is 0 (NVIDIA nv-pci.c)
     /dev/fbN        an fbdev driver keeps the memory until the last close (fbmem.c, fb_destroy)
 
@@ -40,6 +41,7 @@ def nodes_to_close(
         if pci.slot(address) in slots or pci.is_sound(host, address)
     }
     found = [node for one in gpus for node in _display_nodes(host, one)]
+    found += _accelerator_nodes(host, leaving)
     found += i2c_nodes(host, leaving)
     found += [
         f"sys/class/backlight/{name}" for name in _class_devices_of(host, "backlight", leaving)
@@ -61,6 +63,15 @@ def sound_nodes(host: Host, addresses: Collection[str]) -> Iterator[str]:
     return (
         name for name in _class_devices_of(host, "sound", addresses) if not name.startswith("card")
     )
+
+
+def _accelerator_nodes(host: Host, addresses: Collection[str]) -> Iterator[str]:
+    """The nodes of drivers that have no DRM card: those of drivers/accel, and habanalabs' own.
+
+    The latter have a class and names of their own up to Linux 6.4 (hl0, hl_controlD0).
+    """
+    yield from (f"dev/accel/{name}" for name in _class_devices_of(host, "accel", addresses))
+    yield from (f"dev/{name}" for name in _class_devices_of(host, "habanalabs", addresses))
 
 
 def i2c_nodes(host: Host, addresses: Collection[str]) -> Iterator[str]:

@@ -34,7 +34,9 @@ def console_removal(system: System) -> Iterator[Finding]:
     if not addresses:
         yield warning("this host has none")
     for address in addresses:
-        pci_class = pci.display_class(host, address) or 0
+        pci_class = pci.display_class(host, address)
+        if pci_class is None:
+            continue  # no console is ever on an accelerator
         if not removes:
             text = "this kernel removes none itself; this hook does"
         elif pci_class != VGA:

@@ -8,6 +8,7 @@ from ... import domain
 from ...domain import Domain, Hostdev
 from ...errors import HookError
 from ...machine import libvirtd, pci
+from ...machine.accelerators import gpus_of_host, is_gpu
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
 
@@ -75,7 +76,7 @@ class System:
         )
         return assigned or tuple(
             Assignment(address, None)
-            for address in pci.displays(self.host)
+            for address in gpus_of_host(self.host)
             if not pci.is_virtual(self.host, address)
         )
 
@@ -100,7 +101,7 @@ def gpus_among(host: Host, addresses: tuple[str, ...]) -> tuple[str, ...]:
         address
         for address in addresses
         if host.exists(f"sys/bus/pci/devices/{address}/class")
-        and pci.display_class(host, address) is not None
+        and is_gpu(host, address)
         and not pci.is_virtual(host, address)
     )
 

@@ -19,7 +19,9 @@ def text(plan: Plan, terminal: Terminal) -> str:
     lines += terminal.wrapped(plan.note, "  ") if plan.note else ""
     for device in plan.devices:
         lines += _device(device, terminal)
-    lines += terminal.wrapped(f"consoles: {plan.consoles}", "  ") + _holders(plan, terminal)
+    if any(one.displays for one in plan.gpus):
+        lines += terminal.wrapped(f"consoles: {plan.consoles}", "  ")
+    lines += _holders(plan, terminal)
     steps = _steps(plan, terminal)
     if steps:
         lines += f"\n{steps}"

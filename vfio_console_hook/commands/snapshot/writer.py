@@ -18,10 +18,11 @@ from ...domain import Domain
 from ...errors import HookError, HostError
 from ...log import printable
 from ...machine import console, drivers, drm, kernel, modules
+from ...machine.accelerators import gpus_of_host, is_gpu
 from ...machine.firmware import COREBOOT_DRIVER
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
-from ...machine.pci import displays
+from ...machine.pci import displays, is_sound
 from ...machine.snapshot import Entry
 from ..doctor.areas import AREAS
 from ..doctor.system import System, imagined_vm
@@ -166,7 +167,7 @@ def _plan(host: Host, one: Domain) -> None:
 def _imagined_vms(host: Host) -> tuple[Domain, ...]:
     """A VM for each GPU, for plans of GPUs that no VM has."""
     try:
-        return tuple(map(imagined_vm, displays(host)))
+        return tuple(map(imagined_vm, gpus_of_host(host)))
     except HookError:
         return ()
 
@@ -190,7 +191,7 @@ def _machine(host: TracingHost) -> Iterator[Entry]:
     # struct screen_info; the rest contains the command line.
     yield from _first_bytes(host, "sys/kernel/boot_params/data")
     folders = {"sys/bus/pci/drivers/vfio-pci": ""}
-    for bus, wanted in (("pci", _is_display_or_sound), ("platform", _is_firmware_device)):
+    for bus, wanted in (("pci", _is_gpu_or_sound), ("platform", _is_firmware_device)):
         for path in _matching(host, f"sys/bus/{bus}/devices/*"):
             real = host.real(path)
             if real is not None and wanted(host, path):
@@ -267,8 +268,8 @@ def _symbols(host: Host) -> Iterator[Entry]:
         yield text_file("proc/kallsyms", "\n".join(kept))
 
 
-def _is_display_or_sound(host: Host, path: str) -> bool:
-    return (host.read(f"{path}/class") or "").startswith(("0x03", "0x0403"))
+def _is_gpu_or_sound(host: Host, path: str) -> bool:
+    return is_sound(host, path.rpartition("/")[2]) or is_gpu(host, path.rpartition("/")[2])
 
 
 def _is_firmware_device(host: Host, path: str) -> bool:
@@ -317,7 +318,7 @@ def _coreboot(host: Host) -> Iterator[Entry]:
 
 def _modules(host: Host) -> Iterator[Entry]:
     """The modules of drivers that are unloaded rather than unbound, and their holders."""
-    driven = {host.link_name(f"sys/bus/pci/devices/{one}/driver") or "" for one in displays(host)}
+    driven = {host.link_name(f"sys/bus/pci/devices/{one}/driver") or "" for one in gpus_of_host(host)}
     for driver in sorted(one for one in driven if drivers.driver_named(one).unload):
         for folder in (f"sys/module/{one}" for one in modules.unload_order(host, driver)):
             yield from _files(host, f"{folder}/initstate", f"{folder}/refcnt")
@@ -340,7 +341,7 @@ def _beside_apus(host: Host) -> Iterator[Entry]:
     apus = (one for one in displays(host) if drivers.is_apu(host, one))
     beside = dict.fromkeys(one for apu in apus for one in drivers.functions(host, apu))
     for path in (f"sys/bus/pci/devices/{one}" for one in beside):
-        if not _is_display_or_sound(host, path):
+        if not _is_gpu_or_sound(host, path):
             real = host.real(path) or ""
             yield from _links(host, path)
             yield from _files(host, f"{real}/class", f"{real}/vendor")
