@@ -277,11 +277,22 @@ def test_a_wait_is_any_number_of_seconds_up_to_600(etc: Etc, written: str, wait_
     assert configuration(etc, "win11", UUID) == Config(holders=Holders(wait_s=wait_s))
 
 
-@pytest.mark.parametrize("written", ["0000:02:00.0", "'0000:02:00.0'", "10000:e1:00.0"])
-def test_the_console_may_be_kept_on_a_gpu_by_its_address(etc: Etc, written: str) -> None:
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("0000:02:00.0", "0000:02:00.0"),
+        ("'0000:02:00.0'", "0000:02:00.0"),
+        ("10000:e1:00.0", "10000:e1:00.0"),
+        ("02:00.0", "0000:02:00.0"),  # a number of base 60 to YAML 1.1
+        ("0A:00.0", "0000:0a:00.0"),
+    ],
+)
+def test_the_console_may_be_kept_on_a_gpu_by_its_address(
+    etc: Etc, written: str, address: str
+) -> None:
     etc.put(DEFAULT, f"keep_console: {written}\n")
 
-    assert configuration(etc, "win11", UUID) == Config(keep_console=written.strip("'"))
+    assert configuration(etc, "win11", UUID) == Config(keep_console=address)
 
 
 def test_services_are_units_or_commands(etc: Etc) -> None:
@@ -320,7 +331,7 @@ BAD_VALUES = (
     ("bootfb: [rescan]", 9),
     ("bootfb: no", 9),
     ("keep_console: always", 15),
-    ("keep_console: 0A:00.0", 15),
+    ("keep_console: 0A:00", 15),
     ("services: sddm", 11),
     ("services: [--force]", 12),
     ("services: [gdm, 'a b']", 17),

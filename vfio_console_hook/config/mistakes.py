@@ -124,8 +124,9 @@ def _guesses(value: object, wanted: str) -> Iterator[object]:
         number = low.rstrip("s ")
         yield int(number) if number.isdigit() and number.isascii() and len(number) < 9 else None
         yield low
-        yield f"0000:{low}"
-        near = nearest(low, wanted.replace(",", "").split())
+        yield f"{low}.0"  # an address without its function
+        words = wanted.replace(",", "").split()
+        near = nearest(low, [one for one in words if one.isalpha()])
         yield _WORDS.get(near, near)
         yield [one.strip() for one in value.split(",")]
         yield [one.strip() for one in low.split(",")]
