@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ HERE = Path(__file__).parent
 Golden = Callable[[str, str], None]
 # A test with that many cases runs on all snapshots, or on all inputs of another kind.
 MANY, SAMPLE = 100, 8
+MEMORY = "/dev/shm"
 
 __all__ = ["Golden", "MachineFactory", "domain_xml"]
 
@@ -44,6 +47,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--sample", action="store_true",
         help=f"of a test with {MANY} cases or more, run one in {SAMPLE}",
     )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put temporary files into memory: a machine is hundreds of files, and a disk is slow.
+
+    Not if TMPDIR is set, as it is for the workers of xdist, nor where nothing may be executed.
+    """
+    if os.environ.get("TMPDIR") or not os.path.isdir(MEMORY):
+        return
+    status = os.statvfs(MEMORY)
+    if status.f_bavail * status.f_frsize < 1 << 30 or status.f_flag & os.ST_NOEXEC:
+        return
+    # Paths of sockets are short, and some tests run as another user.
+    directory = tempfile.mkdtemp(prefix="t", dir=MEMORY)
+    os.chmod(directory, 0o755)
+    os.environ["TMPDIR"] = tempfile.tempdir = directory
+
+    def remove() -> None:
+        shutil.rmtree(directory, ignore_errors=True)
+
+    config.add_cleanup(remove)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
