@@ -16,7 +16,6 @@ LAUNCHER = ROOT / "hooks/launch.py"
 PYTHON = "/usr/bin/python3"
 PROGRAM = "/usr/lib/vfio-console-hook/hook"
 RUN_DIR = "/run/vfio-console-hook"
-FRAMEBUFFERS = "/proc/fb"
 
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 """What a hook finds in its environment, as libvirtd hands it on."""
@@ -35,7 +34,6 @@ def write_gate(
     python: str = PYTHON,
     program: str = PROGRAM,
     run_dir: str = RUN_DIR,
-    framebuffers: str = FRAMEBUFFERS,
 ) -> Path:
     """Writes an executable copy of the gate to target, with these paths; returns target.
 
@@ -46,7 +44,6 @@ def write_gate(
         ("PYTHON", PYTHON, python),
         ("PROGRAM", PROGRAM, program),
         ("RUN_DIR", RUN_DIR, run_dir),
-        ("FRAMEBUFFERS", FRAMEBUFFERS, framebuffers),
     ):
         line = f"\n{name}={installed}\n"
         if text.count(line) != 1:
@@ -94,5 +91,4 @@ def gate_over(root: str, directory: Path, *, python: str = sys.executable) -> Pa
         python=python,
         program=str(program),
         run_dir=run_dir,
-        framebuffers=f"{root}/proc/fb",
     )

@@ -547,7 +547,7 @@ def test_default_yaml_shows_the_defaults(etc: Etc) -> None:
         DEFAULT,
         "enabled: false\nstages: []\nbootfb: native\nkeep_console: never\nhost_driver: load\n"
         "apu: allow\nservices: [x]\nholders: {wait_s: 1, terminate: [x], grace_s: 1}\n"
-        "release: {native: load}\n"
+        "release: {native: load, retry: reset}\n"
         "on_failure: start\ntimeout_s: 1\nlog_level: debug\n",
     )
     etc.put(WIN11, text)
@@ -559,6 +559,7 @@ OTHER_VALUES = {
     "enabled": "false", "stages": "[]", "bootfb": "native", "keep_console": "never",
     "host_driver": "load", "apu": "allow", "services": "[x]", "holders.wait_s": "1",
     "holders.terminate": "[x]", "holders.grace_s": "1", "release.native": "load",
+    "release.retry": "reset",
     "on_failure": "start", "timeout_s": "1", "log_level": "debug",
 }  # fmt: skip
 

@@ -29,6 +29,9 @@ from tests.doctoring import (
 )
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import UUID
+from vfio_console_hook.actions.native import ReturnNative
+from vfio_console_hook.claims import losses
+from vfio_console_hook.claims.step import Step
 from vfio_console_hook.commands.doctor import (
     claims,
     command_line,
@@ -554,6 +557,19 @@ REFUSALS = [
     last("a start since", "PASS", "prepare was done at", refused(("prepare", 2000))),
 ]
 
+def reattach_hangs(host: FakeHost) -> None:
+    prepared(host)
+    path = f"{CLAIM_FILES}/{UUID}"
+    lines = (host.read(path) or "").splitlines()
+    host.tree.put(path, "\n".join([*lines, json.dumps({"phase": "stopped", "hook": [77, 5]}), ""]))
+
+
+def driver_lost(host: FakeHost) -> None:
+    undo = ReturnNative(GPU, "amdgpu", False, False)
+    step = Step("native", GPU, "amdgpu drives it", None, undo)
+    losses.add(host, losses.of_step(host, "win11", UUID, step, undo.missing(host)))
+
+
 CLAIM = "claim of win11"
 CLAIMS = [
     Case("no claim", claims.claims, nothing, "PASS", "claims"),
@@ -566,6 +582,12 @@ CLAIMS = [
     Case(
         "a claim that cannot be read", claims.claims, put(f"{CLAIM_FILES}/{UUID}", "nonsense\n"),
         "FAIL", f"claim {UUID}",
+    ),
+    Case("libvirt hangs", claims.claims, both(running, reattach_hangs), "WARN", CLAIM, "recover"),
+    Case("nothing is lost", claims.lost, nothing, "PASS", "losses"),
+    Case(
+        "a driver is lost", claims.lost, driver_lost, "WARN", "lost after win11",
+        f"`echo {GPU} > /sys/bus/pci/drivers_probe`",
     ),
 ]  # fmt: skip
 

@@ -68,6 +68,7 @@ def test_a_host_without_any_vm_has_no_samples_of_vms(
     assert (status, err) == (0, "")
     assert read(out) == {
         ("stale_claims", labels()): 0, ("unreadable_claims", labels()): 0,
+        ("stuck_claims", labels()): 0,
         ("console_alive", labels()): 1,
     }  # fmt: skip
 

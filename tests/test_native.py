@@ -529,12 +529,12 @@ def test_a_gpu_comes_back_to_nvidia_although_the_vm_of_the_other_gpu_has_unloade
 
 def missing(host: FakeHost, address: str, action: ReturnNative) -> str:
     """The loss that release reports; the claim must be removed nevertheless."""
-    release(host)
+    with pytest.raises(LostError) as reported:
+        release(host)
     assert Claims(host).uuids() == ()
-    warnings = [line for line in log(host).splitlines() if line.startswith("warning: ")]
     with pytest.raises(LostError) as caught:
         action.apply(host)
-    assert [line for line in warnings if caught.value.text in line] != []
+    assert caught.value.text in reported.value.text
     return caught.value.text
 
 
@@ -548,7 +548,7 @@ def test_a_driver_that_does_not_come_back_is_reported(machine: MachineFactory) -
     host.tree.remove("fake/native/0000:09:00.0")
 
     assert missing(host, "0000:09:00.0", CARD_AND_FB) == (
-        "amdgpu did not come back to 0000:09:00.0 within 10 s after a probe"
+        "amdgpu did not come back to 0000:09:00.0"
     )
 
 
@@ -581,7 +581,7 @@ def test_a_driver_that_libvirt_unbound_is_checked_too(machine: MachineFactory) -
     host.tree.remove(f"fake/native/{GPU}")
 
     assert missing(host, GPU, ReturnNative(GPU, "bochs-drm", True, True)) == (
-        "bochs-drm did not come back to 0000:01:00.0 within 10 s after a probe"
+        "bochs-drm did not come back to 0000:01:00.0"
     )
 
 
@@ -619,9 +619,9 @@ def test_a_gpu_that_has_left_the_bus_is_reported(machine: MachineFactory) -> Non
     run_vm(host, "0000:09:00.0")
     host.write(f"{DEVICES}/0000:09:00.0/remove", "1")
 
-    release(host)
+    with pytest.raises(LostError, match="is no longer on the PCI bus"):
+        release(host)
 
-    assert "0000:09:00.0 is no longer on the PCI bus" in log(host)
     assert Claims(host).uuids() == ()
 
 

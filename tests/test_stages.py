@@ -34,7 +34,7 @@ from vfio_console_hook.commands.plan import text as plan_text
 from vfio_console_hook.commands.terminal import Terminal
 from vfio_console_hook.config.settings import Config, Holders, Release, Service
 from vfio_console_hook.domain import Domain, Hostdev, parse
-from vfio_console_hook.errors import HookError, RefusedError, StepError
+from vfio_console_hook.errors import HookError, LostError, RefusedError, StepError
 from vfio_console_hook.events.outlook import outlook
 from vfio_console_hook.log import SNAPSHOT_LOG, Log
 from vfio_console_hook.machine.runfiles import RUN
@@ -574,9 +574,11 @@ def test_the_claim_of_a_gpu_that_was_removed_is_released(
     host.write(f"sys/bus/pci/devices/{GPU}/remove", "1")
     host.tree.remove("fake/removed")  # no rescan finds it
 
-    events.release(host, UUID, Log(host, "win11"))
+    with pytest.raises(LostError) as caught:
+        events.release(host, UUID, Log(host, "win11"))
 
-    assert f"{GPU} is no longer on the PCI bus" in (host.read(SNAPSHOT_LOG) or "")
+    reported = caught.value.text + (host.read(SNAPSHOT_LOG) or "")
+    assert f"{GPU} is no longer on the PCI bus" in reported
     assert host.list("run/vfio-console-hook/claims") == ()
 
 

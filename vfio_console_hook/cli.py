@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import __version__
-from .commands import check_config, files, give, record, recover, take
+from .commands import check_config, dismiss, files, give, record, recover, take
 from .commands.doctor import command as doctor
 from .commands.plan import command as plan
 from .commands.status import command as status
@@ -35,6 +35,7 @@ COMMANDS = (
     check_config.COMMAND,
     record.COMMAND,
     recover.COMMAND,
+    dismiss.COMMAND,
     take.COMMAND,
     give.COMMAND,
 )

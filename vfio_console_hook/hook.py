@@ -206,13 +206,9 @@ def _started(event: _Event, xml: bytes | None) -> None:
 
 
 def _stopped(event: _Event, xml: bytes | None) -> None:
-    from .machine import console
+    from .events.stopped import stopped
 
-    # As the gate, which asks this first: other kernels have nothing to do here.
-    if not console.has_fb_devices(event.host):
-        from .events.stopped import stopped
-
-        _with_claim(event, stopped)
+    _with_claim(event, stopped)
 
 
 def _release(event: _Event, xml: bytes | None) -> None:

@@ -76,10 +76,18 @@ def framebuffers(tree: Tree, device: str) -> tuple[str, ...]:
     return tuple(fbs)
 
 
+_STATUSES = "fake/connectors"
+
+
 def add_card(
-    tree: Tree, device: str, *, render: bool = False, connectors: tuple[str, ...] = ()
+    tree: Tree,
+    device: str,
+    *,
+    render: bool = False,
+    connectors: tuple[str, ...] = (),
+    unplugged: bool = False,
 ) -> None:
-    """drm_dev_register() of a driver that shows pictures."""
+    """drm_dev_register() of a driver that shows pictures; unplugged: on no monitor."""
     card = _lowest_free(tree, "drm", "card", 0)
     names = [card] + ([_lowest_free(tree, "drm", "renderD", 128)] if render else [])
     for name in names:
@@ -92,8 +100,11 @@ def add_card(
         name = f"{card}-{_next_connector(tree, connector.rpartition('-')[0])}"
         tree.make_directory(f"{device}/drm/{card}/{name}")
         tree.link(f"sys/class/drm/{name}", f"{device}/drm/{card}/{name}")
-        if not fbcon.has_devices(tree):  # other machines were recorded without these
-            tree.put(f"{device}/drm/{card}/{name}/status", "connected")
+        # Some machines with fb devices were recorded without these.
+        before = tree.read(f"{_STATUSES}/{os.path.basename(device)}/{connector}")
+        if before or not fbcon.has_devices(tree):
+            status = "disconnected" if unplugged else before or "connected"
+            tree.put(f"{device}/drm/{card}/{name}/status", status)
             tree.put(f"{device}/drm/{card}/{name}/enabled", "disabled")
 
 
@@ -109,6 +120,10 @@ def remove_cards(tree: Tree, device: str) -> None:
     for name in tree.list(f"{device}/drm"):
         for connector in tree.list("sys/class/drm"):
             if connector.startswith(f"{name}-"):
+                status = tree.read(f"sys/class/drm/{connector}/status")
+                kept = f"{_STATUSES}/{os.path.basename(device)}/{connector.partition('-')[2]}"
+                if status and not tree.exists(kept):  # the monitor stays where it is
+                    tree.put(kept, status)
                 tree.remove(f"sys/class/drm/{connector}")
         _remove_node(tree, device, "drm", name, f"dev/dri/{name}")
 

@@ -358,6 +358,7 @@ _STORES: tuple[tuple[str, Callable[[Tree, str, str], None]], ...] = (
     (r"sys/bus/pci/rescan", lambda tree, _, word: pci.write_rescan(tree)),
     (_ADDRESS + "/remove", lambda tree, address, _: pci.write_remove(tree, address)),
     (_ADDRESS + "/enable", pci.write_enable),
+    (_ADDRESS + "/reset", pci.write_reset),
     (_ADDRESS + "/driver_override", pci.write_override),
     (r"sys/devices/virtual/vtconsole/(vtcon\d+)/bind", fbcon.write_bind),
 )

@@ -225,6 +225,8 @@ def _override(tree: Tree, address: str) -> str | None:
 
 def _probe(tree: Tree, address: str, driver: str) -> None:
     matching = native(tree, address)
+    if not is_vfio_driver(driver) and _probe_fails(tree, address, driver):
+        return
     if is_vfio_driver(driver):
         _vfio_probe(tree, address)
     elif matching is not None and matching.driver == driver:
@@ -237,6 +239,71 @@ def _probe(tree: Tree, address: str, driver: str) -> None:
         # does with a device that it does not know was not read.
         return
     tree.link(f"{device_path(tree, address)}/driver", f"{BUS}/drivers/{driver}")
+
+
+# -- what a guest leaves behind
+#
+# fake/after_vm/ADDRESS has words for what becomes of a device once a guest has used it:
+#
+#     silent          it does not answer any more: its link is down, or it cannot leave D3cold
+#     probe=-22       the native driver's probe fails with that error, although it answers
+#     unplugged       the native driver finds no monitor
+#     healed=reset    until it is reset
+#
+# fake/broken/ADDRESS has the same words, once it is so.
+
+
+def _broken(tree: Tree, address: str) -> dict[str, str]:
+    words = (tree.read(f"fake/broken/{address}") or "").split()
+    return {key: value for key, _, value in (word.partition("=") for word in words)}
+
+
+def _break(tree: Tree, address: str) -> None:
+    """The guest has ended."""
+    words = tree.read(f"fake/after_vm/{address}")
+    if words is None:
+        return
+    tree.put(f"fake/broken/{address}", words)
+    if "silent" in words.split():
+        # pci_power_up(): PCI_POSSIBLE_ERROR(pmcsr), so current_state = PCI_D3cold.
+        _set_power_state(tree, address, "D3cold")
+        config = f"{BUS}/devices/{address}/config"
+        content = tree.read_bytes(config) or b""
+        tree.put(f"fake/asleep/{address}", content.hex())
+        tree.poke(config, 0, b"\xff" * len(content))
+
+
+def _probe_fails(tree: Tree, address: str, driver: str) -> bool:
+    """local_pci_probe() wakes the device first; call_driver_probe() logs how the probe failed."""
+    broken = _broken(tree, address)
+    if "silent" in broken:
+        why = "Unable to change power state from D3cold to D0, device inaccessible"
+        tree.log(f"{driver} {address}: {why}")
+    if "silent" in broken or "probe" in broken:
+        error = broken.get("probe", "-19")
+        tree.log(f"{driver} {address}: probe with driver {driver} failed with error {error}")
+        return True
+    return False
+
+
+def write_reset(tree: Tree, address: str, text: str) -> None:
+    """reset_store() (pci-sysfs.c), pci_reset_function(): it wakes the device before.
+
+    One that does not come back is not ready in time (pci_dev_wait: ENOTTY).
+    """
+    if text != "1":
+        raise Refused(errno.EINVAL, text)
+    broken = _broken(tree, address)
+    if broken.get("healed") == "reset":
+        tree.remove(f"fake/broken/{address}")
+        # pci_dev_restore() writes back what was saved.
+        saved = tree.read(f"fake/asleep/{address}")
+        if saved:
+            tree.poke(f"{BUS}/devices/{address}/config", 0, bytes.fromhex(saved))
+            tree.remove(f"fake/asleep/{address}")
+        _set_power_state(tree, address, "D0")
+    elif "silent" in broken:
+        raise Refused(errno.ENOTTY, address)
 
 
 def _vmw_probe(tree: Tree, address: str) -> None:
@@ -453,6 +520,7 @@ def close_device(tree: Tree, address: str) -> None:
     disable(tree, address)
     if saved:
         tree.poke(f"{BUS}/devices/{address}/config", 0, bytes.fromhex(saved))
+    _break(tree, address)
 
 
 # -- removing console drivers
@@ -561,10 +629,16 @@ def _native_probe(tree: Tree, address: str, found: Native) -> None:
 
 
 def _show_picture(tree: Tree, path: str, found: Native) -> None:
-    """drm_dev_register() and the framebuffer of its first client (drm_fbdev_client_hotplug)."""
+    """drm_dev_register() and the framebuffer of its first client (drm_fbdev_client_hotplug).
+
+    Without a monitor that waits for one (drm_fb_helper.c, deferred_setup).
+    """
+    dark = "unplugged" in _broken(tree, os.path.basename(path))
     if found.card:
-        fbdev.add_card(tree, path, render=found.render, connectors=found.connectors)
-    if found.fb:
+        fbdev.add_card(
+            tree, path, render=found.render, connectors=found.connectors, unplugged=dark
+        )
+    if found.fb and not dark:
         fbdev.register(tree, path, found.fb, (0, 4096000))
 
 

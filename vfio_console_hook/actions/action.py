@@ -34,6 +34,13 @@ class Action:
         """
         raise NotImplementedError
 
+    def missing(self, host: Host) -> LostError | None:
+        """What is not there of what the change was to bring back, as its LostError; None if all is.
+
+        It only looks, at once. An action that brings nothing back has nothing to miss.
+        """
+        return None
+
     def shell(self) -> str:
         """The same change as a line that root can type."""
         raise NotImplementedError

@@ -18,6 +18,7 @@ from ..machine.host import Host
 from ..machine.iomem import BOOTFB
 from ..machine.pci import displays
 from .action import Action, require_on_bus
+from .firmware import gone_for_good, missing_console
 from .native import bound_driver, driver_override
 
 DRIVER = "vmwgfx"
@@ -107,9 +108,10 @@ class EndProbe(Action):
         if self.unload:
             _unload(host)
         if host.real(f"sys/bus/platform/devices/{self.device}") is None:
-            raise LostError(
-                f"the firmware console will not come back before a reboot: {self.device} is gone"
-            )
+            raise gone_for_good(self.device)
+
+    def missing(self, host: Host) -> LostError | None:
+        return missing_console(host, self.device)
 
     def shell(self) -> str:
         return _shell(self.gpu, self)

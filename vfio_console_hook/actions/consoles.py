@@ -46,6 +46,12 @@ class ShowConsoles(Action):
         if not fbcon_bound(host):
             raise _unmoved(host, fb)
 
+    def missing(self, host: Host) -> LostError | None:
+        if not console.dark(host):
+            return None
+        present = console.framebuffers(host)
+        return _unmoved(host, present[0]) if present else _no_framebuffer()
+
     def shell(self) -> str:
         return (
             "for v in /sys/class/vtconsole/*; do"

@@ -15,7 +15,7 @@ from ..machine import kernel
 from ..machine.firmware import COREBOOT_DRIVER
 from ..machine.host import Host
 from .action import Action
-from .firmware import check_drawable
+from .firmware import check_drawable, missing_console
 
 REMOVE = "framebuffer_remove"
 """The remove function; without it an unbind leaves the platform device alone."""
@@ -81,6 +81,9 @@ class RegisterCoreboot(Action):
         now = host.link_name(f"sys/bus/platform/devices/{self.device}/driver") or ""
         if now != self.driver:
             raise StepError(f"{self.device} is bound to {now or 'no driver'} after a bind")
+
+    def missing(self, host: Host) -> LostError | None:
+        return missing_console(host, self.device)
 
     def shell(self) -> str:
         return (

@@ -64,11 +64,25 @@ class LoadNative(Action):
             bus, _, driver = name.partition(":")
             if bus == "pci" and host.link_name(f"{device}/driver") is None:
                 host.write(f"sys/bus/pci/drivers/{driver}/bind", self.gpu)
-        if host.link_name(f"{device}/driver") is None:
-            raise LostError(
-                f"{self.module} did not bind to {self.gpu} after the VM",
-                hint="see `journalctl -k` for messages about the GPU",
-            )
+        lost = self.missing(host)
+        if lost is not None:
+            raise lost
+
+    def missing(self, host: Host) -> LostError | None:
+        device = f"sys/bus/pci/devices/{self.gpu}"
+        if not host.exists(device):
+            return LostError(f"{self.gpu} is no longer on the PCI bus")
+        if host.link_name(f"{device}/driver") is not None:
+            return None
+        if any(one.driver for gpu in gpus_among(host, (self.gpu,)) for one in gpu.firmware):
+            return None
+        from ..machine import power  # only for a GPU without its driver
+
+        return LostError(
+            f"{self.module} did not bind to {self.gpu} after the VM"
+            + power.condition(host, self.gpu),
+            hint=power.advice(host, self.gpu),
+        )
 
     def shell(self) -> str:
         return (
@@ -115,8 +129,14 @@ class FindAgain(Action):
         device = f"sys/bus/pci/devices/{self.gpu}"
         if host.exists(device):
             return
-        if not _rescan(host, device):
-            raise LostError(f"{self.gpu} is no longer on the PCI bus")
+        _rescan(host, device)
+        lost = self.missing(host)
+        if lost is not None:
+            raise lost
+
+    def missing(self, host: Host) -> LostError | None:
+        there = host.exists(f"sys/bus/pci/devices/{self.gpu}")
+        return None if there else LostError(f"{self.gpu} is no longer on the PCI bus")
 
     def shell(self) -> str:
         return f"[ -e /sys/bus/pci/devices/{self.gpu} ] || echo 1 > /sys/bus/pci/rescan"

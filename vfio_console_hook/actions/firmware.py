@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import LostError, StepError
-from ..machine import memory
+from ..machine import console, memory
 from ..machine.host import Host
 from ..machine.pci import is_vfio
 from .action import Action, require_on_bus
@@ -60,15 +60,16 @@ class Rebind(Action):
     def apply(self, host: Host) -> None:
         link = f"sys/bus/platform/devices/{self.device}"
         if self.gone(host):
-            raise LostError(
-                f"the firmware console will not come back before a reboot: {self.device} is gone"
-            )
+            raise gone_for_good(self.device)
         if host.link_name(f"{link}/driver") is not None:
             return
         self._check_gpu(host)
         host.write(f"sys/bus/platform/drivers/{self.driver}/bind", self.device)
         if host.link_name(f"{link}/driver") != self.driver:
             raise StepError(f"{self.device} is not bound to {self.driver} after a bind")
+
+    def missing(self, host: Host) -> LostError | None:
+        return missing_console(host, self.device)
 
     def gone(self, host: Host) -> bool:
         """Whether the kernel has removed the device, which then comes back only with a reboot."""
@@ -82,6 +83,23 @@ class Rebind(Action):
 
     def past(self) -> str:
         return f"bound {self.device} to {self.driver} again"
+
+
+def gone_for_good(device: str) -> LostError:
+    """The error for a platform device that the kernel has removed."""
+    return LostError(f"the firmware console will not come back before a reboot: {device} is gone")
+
+
+def missing_console(host: Host, device: str) -> LostError | None:
+    """What is missing of the console on a firmware's device; None while any console is shown."""
+    link = f"sys/bus/platform/devices/{device}"
+    if not console.dark(host):
+        return None
+    if host.real(link) is None:
+        return gone_for_good(device)
+    if host.link_name(f"{link}/driver") is None:
+        return LostError(f"the firmware console is off: no driver is bound to {device}")
+    return None
 
 
 def check_drawable(host: Host, device: str, gpu: str, first: int, last: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import LostError
+from ..machine import console
 from ..machine.host import Host
 from .action import Action
 
@@ -21,11 +22,20 @@ class LookFor(Action):
     kind = "look-for"
 
     def apply(self, host: Host) -> None:
-        if host.real(f"sys/bus/platform/devices/{self.device}") is None:
-            raise LostError(
-                f"the firmware console on {self.device} will not come back before a reboot:"
-                " vfio-pci has removed it"
-            )
+        if self._gone(host):
+            raise self._lost()
+
+    def missing(self, host: Host) -> LostError | None:
+        return self._lost() if self._gone(host) and console.dark(host) else None
+
+    def _gone(self, host: Host) -> bool:
+        return host.real(f"sys/bus/platform/devices/{self.device}") is None
+
+    def _lost(self) -> LostError:
+        return LostError(
+            f"the firmware console on {self.device} will not come back before a reboot: vfio-pci"
+            " has removed it"
+        )
 
     def shell(self) -> str:
         return f"ls -d /sys/bus/platform/devices/{self.device}"

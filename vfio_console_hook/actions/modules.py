@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
 
 from ..errors import HostError, LostError, StepError
@@ -11,7 +13,7 @@ from ..machine.host import Host
 from ..machine.pci import is_vfio
 from .action import Action
 from .console_moves import LeaveFramebuffers
-from .native import VFIO, clear_reservation, driver_override
+from .native import VFIO, clear_reservation, driver_override, reset
 
 _PCI = "sys/bus/pci"
 _MODPROBE = "/sbin/modprobe"
@@ -130,12 +132,14 @@ class UnloadModules(Action):
 class LoadModules(Action):
     """Load modules in this order, with the options from modprobe's configuration.
 
-    gpus are the GPUs that they drive, reserved those of them that Reserve was done to.
+    gpus are the GPUs that they drive, reserved those of them that Reserve was done to. reset:
+    whether the GPUs are reset once if the first module finds none of them.
     """
 
     gpus: tuple[str, ...]
     reserved: tuple[str, ...]
     modules: tuple[str, ...]
+    reset: bool = False
     kind = "load-modules"
 
     def apply(self, host: Host) -> None:
@@ -147,9 +151,30 @@ class LoadModules(Action):
         for module in self.modules:
             if modules.loaded(host, module):
                 continue
-            host.run(_MODPROBE, module)
+            self._load(host, module)
             if not modules.loaded(host, module):
                 raise StepError(f"{module} is not loaded after `modprobe {module}`")
+
+    def _load(self, host: Host, module: str) -> None:
+        """Load a module. Raises HostError; LostError when it finds no GPU that it could drive."""
+        try:
+            host.run(_MODPROBE, module)
+        except HostError as error:
+            if os.strerror(errno.ENODEV) not in error.text:
+                raise
+            # A guest has left the GPU so that its probe fails.
+            done = [reset(host, gpu) for gpu in self.gpus] if self.reset else []
+            if any(done):
+                host.run(_MODPROBE, module)
+                return
+            raise LostError(f"{module} is not loaded again: {error.text}") from error
+
+    def missing(self, host: Host) -> LostError | None:
+        left = [one for one in self.modules if not modules.loaded(host, one)]
+        if not left:
+            return None
+        are = "is" if len(left) == 1 else "are"
+        return LostError(f"{', '.join(left)} {are} not loaded again", hint=f"try `{self.shell()}`")
 
     def shell(self) -> str:
         clear = [f"echo > /{_PCI}/devices/{gpu}/driver_override" for gpu in self.reserved]

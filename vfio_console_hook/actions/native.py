@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..errors import LostError, StepError
+from ..errors import HostError, LostError, StepError
 from ..machine import console, firmware
 from ..machine.host import Host
 from ..machine.pci import is_vfio
@@ -37,6 +37,18 @@ def has_framebuffer(host: Host, gpu: str) -> bool:
     return _has_node(host, gpu, "graphics", "fb")
 
 
+def has_monitor(host: Host, gpu: str) -> bool:
+    """Whether a monitor is connected to a card of the GPU (drm_sysfs.c, status_show)."""
+    from ..machine import drm  # only for a GPU that shows a picture
+
+    return any(
+        connector.status == "connected"
+        for card in drm.cards(host)
+        if card.pci == gpu
+        for connector in card.connectors
+    )
+
+
 def _has_node(host: Host, gpu: str, kind: str, prefix: str) -> bool:
     nodes = (f"sys/class/{kind}/{name}" for name in host.list(f"sys/class/{kind}"))
     return any(
@@ -45,6 +57,21 @@ def _has_node(host: Host, gpu: str, kind: str, prefix: str) -> bool:
         and not firmware.is_firmware_node(host.real(node) or "")
         for node in nodes
     )
+
+
+def reset(host: Host, gpu: str) -> bool:
+    """Reset a GPU; False when the kernel cannot, or none of its methods works now.
+
+    Linux drivers/pci/pci-sysfs.c, reset_store: pci_reset_function(), which wakes it first.
+    """
+    file = f"{_PCI}/devices/{gpu}/reset"
+    if not host.exists(file):
+        return False
+    try:
+        host.write(file, "1")
+    except HostError:
+        return False
+    return True
 
 
 def clear_reservation(host: Host, gpu: str) -> None:
@@ -98,9 +125,10 @@ class UnbindNative(Action):
 class ReturnNative(Action):
     """Make sure that the GPU's own driver is bound again, with its nodes.
 
-    driver "" means any. card and framebuffer: whether there was a DRM card, and a
-    framebuffer. reserved: whether Reserve was done. wait_s: how long each may take.
-    Raises LostError with the first thing that is missing.
+    driver "" means any. card, framebuffer and monitor: whether there was a DRM card, a
+    framebuffer, and a connected monitor. reserved: whether Reserve was done. wait_s: how long
+    each may take. reset: whether the GPU is reset once if the driver does not bind to it. Raises
+    LostError with the first thing that is missing.
 
     libvirt probes before release and does not check the result (virpci.c,
     virPCIDeviceUnbindFromStub).
@@ -112,52 +140,95 @@ class ReturnNative(Action):
     framebuffer: bool
     reserved: bool = False
     wait_s: float = 10
+    reset: bool = False
+    monitor: bool = False
     kind = "return-native"
 
-    def apply(self, host: Host) -> None:
-        if is_vfio(host, self.gpu):
-            # libvirt leaves it there after an earlier run with managed='no', and if it was
-            # killed while it started the VM.
-            raise LostError(
-                f"{self.driver or 'its driver'} did not come back to {self.gpu}: libvirt has left"
-                " it on vfio-pci",
-                hint=f"run `virsh nodedev-reattach pci_{re.sub('[:.]', '_', self.gpu)}`",
-            )
-        require_on_bus(host, self.gpu)
+    def apply(self, host: Host) -> str | None:
+        if not is_vfio(host, self.gpu):
+            require_on_bus(host, self.gpu)
         if self.reserved:
             clear_reservation(host, self.gpu)
-        now = self._await_driver(host)
-        see_log = "see `journalctl -k` for messages about the GPU"
-        if self.card and not host.wait(lambda: has_card(host, self.gpu), self.wait_s):
-            raise LostError(f"{now} is back on {self.gpu} but has no DRM node", hint=see_log)
-        if self.framebuffer and not host.wait(lambda: has_framebuffer(host, self.gpu), self.wait_s):
-            # The helper of DRM drivers waits for a monitor (drm_fb_helper.c, deferred_setup).
-            raise LostError(
-                f"{now} is back on {self.gpu} but has no framebuffer",
-                hint=f"is a monitor connected and on? if so, {see_log}",
-            )
+        was_reset = not self._probe(host) and self.reset and self._probe_after_reset(host)
+        if bound_driver(host, self.gpu) is not None and not is_vfio(host, self.gpu):
+            host.wait(lambda: not self.card or has_card(host, self.gpu), self.wait_s)
+            wanted = self.framebuffer and not self._is_dark(host)
+            host.wait(lambda: not wanted or has_framebuffer(host, self.gpu), self.wait_s)
+        lost = self.missing(host)
+        if lost is not None:
+            raise lost.adding(", not even after a reset") if was_reset else lost
+        return "after a reset" if was_reset else None
 
-    def _await_driver(self, host: Host) -> str | None:
-        """Probe for the driver and wait for it; the name of the one that is bound."""
-        override = driver_override(host, self.gpu)
-        if bound_driver(host, self.gpu) is None and not override:
+    def _probe(self, host: Host) -> bool:
+        """Probe for the driver, unless the administrator prevents it; whether one is bound."""
+        if bound_driver(host, self.gpu) is None and not driver_override(host, self.gpu):
             host.write(f"{_PCI}/drivers_probe", self.gpu)
-        wanted = self.driver or "its driver"
-        if not host.wait(lambda: bound_driver(host, self.gpu) is not None, self.wait_s):
-            why = f" within {self.wait_s:g} s after a probe"
-            if override:
-                why = f": its driver_override is {override}"
-            raise LostError(
-                f"{wanted} did not come back to {self.gpu}{why}",
-                hint=f"try `{self.shell()}`, and see `journalctl -k`",
+        return host.wait(lambda: bound_driver(host, self.gpu) is not None, self.wait_s)
+
+    def _probe_after_reset(self, host: Host) -> bool:
+        """Probe once more after a reset; False where the kernel cannot reset the GPU."""
+        if driver_override(host, self.gpu) or not reset(host, self.gpu):
+            return False
+        self._probe(host)
+        return True
+
+    def missing(self, host: Host) -> LostError | None:
+        gpu, wanted = self.gpu, self.driver or "its driver"
+        if not host.exists(f"{_PCI}/devices/{gpu}"):
+            return LostError(f"{gpu} is no longer on the PCI bus")
+        now = bound_driver(host, gpu)
+        if is_vfio(host, gpu):
+            # libvirt leaves it there if it was killed while it started the VM.
+            return LostError(
+                f"{wanted} did not come back to {gpu}: libvirt has left it on vfio-pci",
+                hint=f"run `virsh nodedev-reattach pci_{re.sub('[:.]', '_', gpu)}`",
             )
-        now = bound_driver(host, self.gpu)
+        if now is None:
+            return self._why_unbound(host, wanted)
         if self.driver not in ("", now):
-            raise LostError(
-                f"{self.driver} did not come back to {self.gpu}: {now} is bound to it",
+            return LostError(
+                f"{self.driver} did not come back to {gpu}: {now} is bound to it",
                 hint=f"blacklist {now} in /etc/modprobe.d, or set driver_override",
             )
-        return now
+        return self._missing_node(host, now)
+
+    def _why_unbound(self, host: Host, wanted: str) -> LostError:
+        override = driver_override(host, self.gpu)
+        lost = f"{wanted} did not come back to {self.gpu}"
+        if override:
+            return LostError(
+                f"{lost}: its driver_override is {override}",
+                hint=f"try `{self.shell()}`, and see `journalctl -k`",
+            )
+        from ..machine import power  # only for a GPU without its driver
+
+        return LostError(
+            lost + power.condition(host, self.gpu),
+            hint=power.advice(host, self.gpu),
+        )
+
+    def _is_dark(self, host: Host) -> bool:
+        """Whether a monitor was there before, and none is now: no framebuffer is made then."""
+        return self.monitor and not has_monitor(host, self.gpu)
+
+    def _missing_node(self, host: Host, now: str) -> LostError | None:
+        see_log = "see `journalctl -k` for messages about the GPU"
+        dark = self._is_dark(host)
+        unplugged = ", and all its connectors are disconnected" if dark else ""
+        if self.card and not has_card(host, self.gpu):
+            return LostError(f"{now} is back on {self.gpu} but has no DRM node", hint=see_log)
+        if self.framebuffer and not has_framebuffer(host, self.gpu):
+            # The helper of DRM drivers waits for a monitor (drm_fb_helper.c, deferred_setup).
+            return LostError(
+                f"{now} is back on {self.gpu} but has no framebuffer{unplugged}",
+                hint=f"is a monitor connected and on? if so, {see_log}",
+            )
+        if dark:
+            return LostError(
+                f"{now} is back on {self.gpu} but all its connectors are disconnected",
+                hint=f"is the monitor on? if so, {see_log}",
+            )
+        return None
 
     def shell(self) -> str:
         device = f"/{_PCI}/devices/{self.gpu}"

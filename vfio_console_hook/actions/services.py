@@ -82,10 +82,12 @@ class StartUnits(Action):
         if down:
             # Another try would not help: the unit is gone or masked by now, or one of its
             # conditions does not hold.
-            raise LostError(
-                f"{_are(down)} not running again{': ' if error else ''}{error}",
-                hint=f"see `systemctl status {down[0]}`",
-            )
+            raise _not_running(down, f": {error}" if error else "")
+
+    def missing(self, host: Host) -> LostError | None:
+        going_down, units = systemd.going_down(host, self.units)
+        down = [unit.name for unit in units if not unit.running]
+        return _not_running(down) if down and not going_down else None
 
     def shell(self) -> str:
         names = _line(self.units)
@@ -93,6 +95,12 @@ class StartUnits(Action):
 
     def past(self) -> str:
         return f"asked systemd to start {' and '.join(self.units)}"
+
+
+def _not_running(units: list[str], why: str = "") -> LostError:
+    return LostError(
+        f"{_are(units)} not running again{why}", hint=f"see `systemctl status {units[0]}`"
+    )
 
 
 def _line(words: tuple[str, ...]) -> str:
@@ -165,7 +173,7 @@ class StartByCommand(Action):
         return (self.name,)
 
     def apply(self, host: Host) -> None:
-        if systemd.booted(host) and systemd.going_down(host, ())[0]:
+        if _goes_down(host):
             raise LostError(f"{self.name} is not started again: the system is shutting down")
         try:
             status = 0 if is_running(host, self.active) else self._start(host)
@@ -178,6 +186,11 @@ class StartByCommand(Action):
                 hint="run it by hand to see why",
             )
 
+    def missing(self, host: Host) -> LostError | None:
+        if _goes_down(host) or is_running(host, self.active):
+            return None
+        return LostError(f"{self.name} is not running again", hint=f"try `{self.shell()}`")
+
     def _start(self, host: Host) -> int | None:
         # A command that takes longer is left running: it may be the service itself.
         return host.exit_status(*self.start, timeout_s=_START_S)
@@ -187,6 +200,10 @@ class StartByCommand(Action):
 
     def past(self) -> str:
         return f"started {self.name} again"
+
+
+def _goes_down(host: Host) -> bool:
+    return systemd.booted(host) and systemd.going_down(host, ())[0]
 
 
 def is_running(host: Host, active: tuple[str, ...]) -> bool:

@@ -3,13 +3,14 @@
     /run/vfio-console-hook.status/      0755
         UUID                            one VM, JSON, made and replaced by a rename
         unknown                         the last one whose XML could not be read
+        losses                          what could not be given back, see losses.py
 
     {"vm": NAME, "uuid": UUID,
      "events": {"prepare": {"time": T, "took_s": S, "failure": ""}, "start": ..., ...},
      "refusal": null or {"time": T, "event": "prepare", "text": ..., "hint": ...}}
 
-events has the last one of each kind: of libvirt prepare, start, started, reconnect and
-release; of people recover and give. T is in seconds since 1970. The refusal is the last
+events has the last one of each kind: of libvirt prepare, start, started, reconnect, stopped
+and release; of people recover and give. T is in seconds since 1970. The refusal is the last
 thing that failed, and stays whatever succeeds later.
 
 Only what the hook runs is here; commands/status/overview.py reads it, into values.
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 STATUS = f"{RUN}.status"
 UNKNOWN = "unknown"
+LOSSES = f"{STATUS}/losses"
 _MOST = 100
 """How many VMs are kept here: a host may make and remove them by the thousand."""
 _STALE_S = 60
@@ -52,7 +54,7 @@ def remember(
     now = host.now()
     ended = {"time": now, "took_s": round(took_s, 3), "failure": error.text if error else ""}
     try:
-        _make_directory(host)
+        make_directory(host)
         known = (read(host, name) if uuid else None) or {}
         refusal = known.get("refusal")
         if error is not None:
@@ -85,7 +87,7 @@ def read(host: Host, name: str) -> dict[str, Any] | None:
 
 def names(host: Host) -> tuple[str, ...]:
     """Whose words there are, for read(). Raises HostError, ClaimError."""
-    return runfiles.names(host, STATUS)
+    return tuple(name for name in runfiles.names(host, STATUS) if f"{STATUS}/{name}" != LOSSES)
 
 
 def _events(known: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +95,8 @@ def _events(known: dict[str, Any]) -> dict[str, Any]:
     return events if isinstance(events, dict) else {}
 
 
-def _make_directory(host: Host) -> None:
+def make_directory(host: Host) -> None:
+    """Make the directory of the words. Raises ClaimError, OSError."""
     status = host.lstat(STATUS)
     if status is not None and stat.S_ISREG(status.st_mode):
         os.unlink(host.path(STATUS))  # in which earlier versions had the last event

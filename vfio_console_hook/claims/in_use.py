@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..errors import RefusedError
-from ..machine import holders, pci, vfio
+from ..errors import HookError, RefusedError
+from ..machine import holders, pci, processes, vfio
 from ..machine.accelerators import gpus_of_host
-from ..machine.host import Host
+from ..machine.host import Host, seconds
+from . import history
 from .claim import Claim
 from .directory import Claims
 from .ownership import at_work
@@ -40,6 +41,49 @@ def why_in_use(host: Host, claim: Claim) -> str:
         if held:
             return f"{address} is in use by {holders.listed(held)}"
     return ""
+
+
+def why_stuck(host: Host, claim: Claim) -> str:
+    """Why a claim waits for a release that may never come: a clause, "" when it does not wait.
+
+    libvirt calls release some moments after stopped, when it has re-attached the GPU, which can
+    hang in the kernel. If libvirtd was killed it calls neither.
+    """
+    if claim.by_hand or claim.boot != host.boot_id or at_work(host, claim):
+        return ""
+    if claim.phase == "stopped":
+        since = _stopped_at(host, claim)
+        if since is None:
+            return "its VM has stopped, and libvirt has not called release since"
+        for_s = host.now() - since
+        if for_s <= claim.timeout_s:
+            return ""
+        return f"its VM stopped {for_s:.0f} s ago, and libvirt has not called release since"
+    if claim.phase != "started" or _qemu_runs(host, claim):
+        return ""
+    return "its QEMU has ended, and libvirt has called neither stopped nor release"
+
+
+def _stopped_at(host: Host, claim: Claim) -> float | None:
+    """When libvirt called stopped for a VM; None when that could not be written down."""
+    try:
+        word = history.read(host, claim.uuid) or {}
+        return seconds(word["events"]["stopped"]["time"])
+    except (HookError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _qemu_runs(host: Host, claim: Claim) -> bool:
+    """Whether the VM's QEMU is there, as its pid file and the open GPUs show.
+
+    A VM may go on without its GPU, which was unplugged (libvirt src/qemu/qemu_conf.c, stateDir;
+    src/util/virpidfile.c, virPidFileBuildPath).
+    """
+    file = "" if "/" in claim.name else f"run/libvirt/qemu/{claim.name}.pid"
+    pid = processes.pid_of(host.read(file) or "") if file else None
+    if pid is not None and processes.find(host, pid) is not None:
+        return True
+    return any(vfio.users(host, address) for address in claim.gpus)
 
 
 def unclaimed(host: Host) -> tuple[str, ...]:

@@ -141,6 +141,11 @@ class Release:
         "leave",
         "Whether to load a GPU's own driver after the VM if something keeps it off the host.",
     )
+    retry: str = _setting(
+        _one_of("never", "reset"),
+        "never",
+        "Whether to reset a GPU once and probe again if its own driver does not come back.",
+    )
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from ..actions.action import Action
 from ..actions.console_moves import MapConsoles
-from ..claims import in_use, ownership
+from ..claims import history, in_use, ownership
 from ..claims.claim import Claim
 from ..claims.directory import Claims
 from ..claims.step import Step
 from ..config import load
 from ..config.settings import Config
-from ..errors import CutOffError, HookError, LostError, StuckError
+from ..errors import ClaimError, CutOffError, HookError, LostError, StuckError
 from ..log import Log
 from ..machine import console, gpu, removal
 from ..machine.firmware import RESERVATION_NAMES
@@ -46,7 +46,10 @@ def prepare(
     left = ownership.acquire(host, assignment.uuid, "release", forgotten=True)
     if left is not None:
         log.warning("an earlier run was not released; giving back what it took")
-        release(left, log, run)
+        try:
+            release(left, log, run)
+        except LostError as error:
+            log.error(str(error))  # what is left of the GPU decides whether the VM may start
     if not config.enabled or not assignment.gpus:
         return
     claim = ownership.create(host, _new_claim(host, assignment, config))
@@ -154,6 +157,7 @@ def _free(claim: Claim, assignment: Assignment, config: Config, log: Log) -> Non
     host = claim.host
     with claim.work():
         try:
+            _settle_losses(host, log)
             handover, steps = look_ahead(host, assignment, config)
             if claim.steps:
                 from ..stages.firmware import sysfb  # only for what was taken over
@@ -169,16 +173,29 @@ def _free(claim: Claim, assignment: Assignment, config: Config, log: Log) -> Non
         except Exception as error:
             host.give_up_after(None)
             try:
-                undo.undo(claim, log)
+                undone = not undo.undo(claim, log)
             except StuckError:
                 log.error(str(error))
                 raise
             except HookError as second:
                 log.error(f"not all could be undone: {second}")
-                if isinstance(error, HookError):
-                    raise error.adding(_NOT_UNDONE) from error
+                undone = False
+            if not undone and isinstance(error, HookError):
+                raise error.adding(_NOT_UNDONE) from error
             raise
     log.info(f"ready for the VM; on release {outlook.outlook(handover, tuple(claim.steps))}")
+
+
+def _settle_losses(host: Host, log: Log) -> None:
+    """Forget what was lost before and is back, because the VM is about to take it again."""
+    if not host.exists(history.LOSSES):
+        return
+    from ..claims import losses  # takes 2 ms to load
+
+    try:
+        losses.settle(host)
+    except ClaimError as error:
+        log.warning(str(error))
 
 
 def _take_all(claim: Claim, handover: Handover, steps: tuple[Step, ...], log: Log) -> None:

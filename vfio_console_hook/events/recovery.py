@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ..claims import history, in_use, ownership
 from ..claims.claim import CLAIMS, Claim
 from ..claims.directory import Claims
-from ..errors import HookError
+from ..errors import HookError, LostError
 from ..log import Log
 from ..machine import worker
 from ..machine.host import Host
@@ -63,8 +63,7 @@ def _settle(
             return True
         why, final = _why_not(host, claim, force)
         if not why:
-            report(give_back(host, claim))
-            return True
+            return _released(host, claim, report)
         if final or time.monotonic() >= deadline:
             report(f"{claim.name}: skipped: {why}")
             return final
@@ -73,6 +72,16 @@ def _settle(
             report(f"{claim.name}: waiting up to {left_s:.0f} s: {why}")
         waiting = True
         time.sleep(_PAUSE_S)
+
+
+def _released(host: Host, claim: Claim, report: Callable[[str], None]) -> bool:
+    """Give back what a claim holds; whether all of it came back. Raises HookError."""
+    try:
+        report(give_back(host, claim))
+    except LostError as error:
+        report(f"{claim.name}: {error}")
+        return False
+    return True
 
 
 def _why_not(host: Host, claim: Claim, force: bool) -> tuple[str, bool]:
@@ -89,9 +98,14 @@ def _why_not(host: Host, claim: Claim, force: bool) -> tuple[str, bool]:
     if force:
         return "", True
     running = _running(host)
+    if running is not None and claim.uuid not in running:
+        return "", True
+    if claim.phase == "stopped":
+        # libvirt itself has reported the end. It may list the VM until release has returned.
+        return ("" if in_use.why_stuck(host, claim) else "libvirt is giving it back"), False
     if running is None:
         return "libvirt does not answer (--force if you know that it is off)", False
-    return ("running according to libvirt" if claim.uuid in running else ""), True
+    return "running according to libvirt", True
 
 
 def _running(host: Host) -> list[str] | None:

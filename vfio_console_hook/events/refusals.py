@@ -20,6 +20,7 @@ def refuse_unassignable(host: Host, assignment: Assignment) -> None:
     src/util/virpci.c, virPCIDeviceAddressGetIOMMUGroupNum for the group; QEMU
     hw/vfio/container.c, vfio_group_get, for what else is in it.
     """
+    _refuse_silent(host, assignment.gpus)
     for hostdev in assignment.hostdevs:
         if not hostdev.managed and not pci.is_vfio(host, hostdev.address):
             raise _not_bound(hostdev)
@@ -97,6 +98,21 @@ def refuse_missing_rom(host: Host, assignment: Assignment) -> None:
                 f"the ROM file {hostdev.rom} of {hostdev.address} {missing}, so QEMU would not"
                 " start",
                 hint=f"correct the file of its <rom> in the <{hostdev.origin}>, or remove it",
+            )
+
+
+def _refuse_silent(host: Host, addresses: tuple[str, ...]) -> None:
+    """Raise RefusedError for a GPU that a guest has left so that it does not answer.
+
+    Source: libvirt src/util/virpci.c, virPCIDeviceReadHeaderType: "Unknown PCI header type '127'".
+    """
+    from ..machine import power  # takes 1 ms to load, and only prepare needs it
+
+    for address in addresses:
+        if power.is_silent(host, address):
+            raise RefusedError(
+                f"{address} does not answer: its config space reads as ones, so no VM can have it",
+                hint=f"{power.advice(host, address)}; if nothing wakes it, reboot the host",
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..claims.claim import Claim
 from ..claims.directory import Claims
+from ..errors import LostError
 from ..log import Log
 from ..machine import console
 from ..machine.accelerators import any_display
@@ -14,8 +15,9 @@ from .undo import undo
 def release(claim: Claim, log: Log, run: Supervisor = call) -> None:
     """Give back what was taken for a VM, newest first; the claim is this process's own.
 
-    What cannot come back before a reboot is logged, and that is all. Raises StepError
-    naming the steps that failed; then the claim stays with them.
+    Raises StepError naming the steps that failed; then the claim stays with them. Raises
+    LostError when all was tried and something is missing that plan did not list as lost: then
+    nothing is held any more, and losses.py has it.
     """
     host = claim.host
     log = log.about("release", claim.uuid, claim.gpus)
@@ -26,10 +28,13 @@ def release(claim: Claim, log: Log, run: Supervisor = call) -> None:
 
     def work() -> None:
         with claim.work():
-            undo(claim, log)
+            lost = undo(claim, log)
         consoles = ""
         if any_display(host, claim.gpus):
             consoles = f"; the host's consoles: {console.current_display(host)}"
         log.info(f"released{consoles}")
+        if lost:
+            texts = "; ".join(one.text for one in lost)
+            raise LostError(f"not all came back: {texts}", hint=lost[0].hint)
 
     run(work)

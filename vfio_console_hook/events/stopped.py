@@ -1,6 +1,9 @@
 """stopped: QEMU has ended, and libvirt is about to give the GPUs back to their drivers.
 
-Only for kernels without fb devices. There start has bound fbcon through sysfs, which the
+That it was called is kept (ownership.acquire, history.py): if libvirt hangs then, release never
+comes, and people are told so.
+
+Kernels without fb devices need more. There start has bound fbcon through sysfs, which the
 kernel does not notice (fbcon_has_console_bind): if a GPU with the consoles left later in any
 other way than through this hook, the next text would be a NULL dereference. fbcon that is
 unbound when the GPU's framebuffer comes back takes the consoles over anew, and all is as at
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 from ..claims.claim import Claim
 from ..log import Log
+from ..machine import console
 from ..machine.worker import Supervisor, call
 from .start import moved_consoles
 
@@ -20,6 +24,8 @@ def stopped(claim: Claim, log: Log, run: Supervisor = call) -> None:
 
     Raises HookError; libvirt goes on all the same.
     """
+    if console.has_fb_devices(claim.host):
+        return
     log = log.about("stopped", claim.uuid, claim.gpus)
 
     def work() -> None:

@@ -13,14 +13,16 @@ from ..machine import pci
 from ..machine.host import Host
 
 
-def undo(claim: Claim, log: Log) -> None:
+def undo(claim: Claim, log: Log) -> tuple[LostError, ...]:
     """Undo every open step and drop the claim, in the process that works on it.
 
-    Raises StepError naming what failed; then the claim stays with that. Nothing more is
-    undone after a StuckError.
+    Returns what is lost although plan did not say so; what is lost is also written down
+    (losses.py). Raises StepError naming what failed; then the claim stays with that. Nothing
+    more is undone after a StuckError.
     """
     host = claim.host
     undone: list[str] = []
+    lost: list[tuple[Step, LostError | None]] = []
     # The GPUs that could not be taken off vfio-pci, and why; their steps stay as well.
     kept: dict[str, str] = {}
     failed: list[str] = []
@@ -31,25 +33,80 @@ def undo(claim: Claim, log: Log) -> None:
             if step.undo is not None and step.undo.concerns in kept:
                 continue
             try:
-                failure = _undo_step(host, step, undone, log)
-            except LostError as error:
-                log.warning(str(error))
+                failure, error = _undo_step(host, step, undone, log), None
+            except LostError as caught:
                 if failed:
-                    continue  # it may lack what has just failed, and is tried again with that
-                failure = ""
+                    # It may lack what has just failed, and is tried again with that.
+                    log.warning(str(caught))
+                    continue
+                failure, error = "", caught
             if failure:
                 failed.append(failure)
                 continue
+            if error or (step.undo is None and step.loses):
+                lost.append((step, error))
+                _write_down(claim, step, error, log)
             try:
                 claim.forget(number)
-            except ClaimError as error:
+            except ClaimError as refused:
                 # Undoing twice does no harm, leaving the console dark does.
-                log.warning(str(error))
+                log.warning(str(refused))
     finally:
         log.done(undone)
+    unannounced = _sort_losses(claim, lost, log) if lost else ()
     if failed:
         raise StepError("; ".join(failed), hint="afterwards run `vfio-console-hook recover`")
     Claims(host).drop(claim)
+    return unannounced
+
+
+def _write_down(claim: Claim, step: Step, error: LostError | None, log: Log) -> None:
+    """Keep a loss for people, before its step is forgotten."""
+    from ..claims import losses  # only where something is lost
+
+    try:
+        losses.add(claim.host, losses.of_step(claim.host, claim.name, claim.uuid, step, error))
+    except HookError as refused:
+        log.warning(f"`vfio-console-hook status` will not show a loss: {refused}")
+
+
+def _sort_losses(
+    claim: Claim, lost: list[tuple[Step, LostError | None]], log: Log
+) -> tuple[LostError, ...]:
+    """Log what is lost, now that everything else is back; what of it plan has not listed.
+
+    A firmware console that is off, for one, is none once a native driver shows the consoles.
+    """
+    from ..claims import losses
+
+    host, found = claim.host, []
+    announced = any(step.loses for step in claim.steps)
+    for step, error in lost:
+        remains = losses.of_step(host, claim.name, claim.uuid, step, error).now(host)
+        # Where plan has announced that a console is lost, none is left to show.
+        foretold = step.loses or (announced and step.undo and step.undo.kind == "show-consoles")
+        if remains and error and not foretold:
+            found.append(error)
+        elif error:
+            log.warning(str(error))
+        elif remains or not _still_drawn(host, step.gpu):
+            log.warning(step.loses)
+    try:
+        losses.settle(host)
+    except HookError as refused:
+        log.warning(str(refused))
+    return tuple(found)
+
+
+def _still_drawn(host: Host, address: str) -> bool:
+    """Whether the firmware's console has never left a GPU: vfio-pci was not bound to it."""
+    from ..machine import console, gpu
+
+    if not host.exists(f"sys/bus/pci/devices/{address}"):
+        return False
+    text = any(one.bound and one.driver == console.VGACON for one in console.vtconsoles(host))
+    devices = (one for found in gpu.gpus_among(host, (address,)) for one in found.firmware)
+    return text or any(one.driver for one in devices)
 
 
 def _left_on_vfio(host: Host, claim: Claim, undone: list[str], log: Log) -> dict[str, str]:
@@ -74,30 +131,30 @@ def _left_on_vfio(host: Host, claim: Claim, undone: list[str], log: Log) -> dict
         off = UnbindVfio(address)
         held = vfio.users(host, address)
         if held:
-            kept[address] = f"{address} stays on vfio-pci: {holders.listed(held)}"
+            failure = f"{address} stays on vfio-pci: {holders.listed(held)}"
+            log.error(failure)
+            if address not in claim.gpus:
+                continue  # a sibling: libvirt re-attaches it after the VM that has it now
         elif not claim.forgotten:
-            kept[address] = f"{address} is still on vfio-pci (by hand: {off.shell()})"
-        elif failure := _take_undo(host, off, "release", undone, log):
+            failure = f"{address} is still on vfio-pci (by hand: {off.shell()})"
+            log.error(failure)
+        else:
+            failure = _take_undo(host, off, "release", undone, log)
+        if failure:
             kept[address] = failure
-            continue
-        if address in kept:
-            log.error(kept[address])
     return kept
 
 
 def _from_the_host(claim: Claim) -> tuple[str, ...]:
-    """The devices that had a driver or a firmware console when they left the host.
-
-    Of a person all GPUs: who takes one by hand and gives it back wants it on the host.
-    """
+    """The devices that had a driver or a firmware console when they left the host."""
     undos = (step.undo for _, step in claim.open_steps if step.undo)
-    found = [
+    found = (
         one.concerns
         for one in undos
         if one.kind == "return-native"
         or (one.kind in CONSOLES_BACK and not getattr(one, "stays_on_vfio", False))
-    ]
-    return tuple(dict.fromkeys((*found, *(claim.gpus if claim.by_hand else ()))))
+    )
+    return tuple(dict.fromkeys(found))
 
 
 def _undo_step(host: Host, step: Step, undone: list[str], log: Log) -> str:
@@ -107,8 +164,6 @@ def _undo_step(host: Host, step: Step, undone: list[str], log: Log) -> str:
     """
     if step.undo is not None:
         return _take_undo(host, step.undo, step.stage, undone, log)
-    if step.loses:
-        log.warning(step.loses)
     return ""
 
 

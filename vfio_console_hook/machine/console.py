@@ -93,6 +93,13 @@ def waits_for_text(host: Host) -> bool:
     )
 
 
+def dark(host: Host) -> bool:
+    """Whether the host has consoles, and none of them is shown, nor will be with the first text."""
+    drivers = vtconsoles(host)
+    shown = any(one.bound and one.driver != DUMMY for one in drivers)
+    return bool(drivers) and not shown and not waits_for_text(host)
+
+
 def framebuffers(host: Host) -> tuple[Framebuffer, ...]:
     """The registered framebuffers, by number."""
     numbers = _numbers(host)

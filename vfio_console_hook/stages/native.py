@@ -24,6 +24,7 @@ from ..actions.native import (
     driver_override,
     has_card,
     has_framebuffer,
+    has_monitor,
 )
 from ..claims.step import Step
 from ..errors import RefusedError
@@ -68,7 +69,7 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
         gpu=gpu.address,
         why=why,
         do=_unbind(gpu, driver, handover) if here else None,
-        undo=_return(host, gpu),
+        undo=_return(host, gpu, handover),
     )
 
 
@@ -102,14 +103,20 @@ def _unbind(gpu: Gpu, driver: Driver, handover: Handover) -> UnbindNative:
     )
 
 
-def _return(host: Host, gpu: Gpu, *, reserved: bool = False) -> ReturnNative:
+def _return(host: Host, gpu: Gpu, handover: Handover, *, reserved: bool = False) -> ReturnNative:
     return ReturnNative(
         gpu.address,
         gpu.driver or "",
         has_card(host, gpu.address),
         has_framebuffer(host, gpu.address),
         reserved,
+        reset=_resets(handover),
+        monitor=has_monitor(host, gpu.address),
     )
+
+
+def _resets(handover: Handover) -> bool:
+    return handover.config.release.retry == "reset"
 
 
 def _off_modules(host: Host, gpu: Gpu, driver: Driver, handover: Handover) -> Iterator[Step]:
@@ -131,7 +138,7 @@ def _off_modules(host: Host, gpu: Gpu, driver: Driver, handover: Handover) -> It
         if reserved
         else f"{driver.name} has to come back to it; its driver_override is the administrator's",
         do=Reserve(gpu.address) if reserved else None,
-        undo=_return(host, gpu, reserved=bool(reserved)),
+        undo=_return(host, gpu, handover, reserved=bool(reserved)),
     )
     if alone:
         why = f"also drives {staying[0]}, which stays" if staying else "is not a module"
@@ -142,7 +149,7 @@ def _off_modules(host: Host, gpu: Gpu, driver: Driver, handover: Handover) -> It
             " program has it open",
             do=_unbind(gpu, driver, handover),
             # Another VM may take the GPU that stays meanwhile, and unload the modules.
-            undo=LoadModules((gpu.address,), reserved, order[::-1]),
+            undo=LoadModules((gpu.address,), reserved, order[::-1], _resets(handover)),
         )
     elif gpu is going[0]:
         yield from _unload(host, going, order, handover)
@@ -195,7 +202,9 @@ def _unload(
         why=f"unbinding {going[0].driver} blocks forever while a program uses it; unloading it"
         " fails at once instead",
         do=UnloadModules(addresses, order),
-        undo=LoadModules(addresses, _reservable(host, going), order[::-1]),
+        undo=LoadModules(
+            addresses, _reservable(host, going), order[::-1], _resets(handover)
+        ),
     )
 
 

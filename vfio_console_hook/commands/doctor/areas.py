@@ -77,5 +77,5 @@ AREAS = (
         consoles.console_drivers, panels.panels, consoles.console_after, known_bugs.known_bugs,
     )),
     Area("kernel command line", (command_line.command_line,)),
-    Area("what VMs hold", (claims.claims, refusals.last_refusal)),
+    Area("what VMs hold", (claims.claims, claims.lost, refusals.last_refusal)),
 )  # fmt: skip

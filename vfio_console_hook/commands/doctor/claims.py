@@ -1,10 +1,10 @@
-"""Checks of the claims: which VM holds which GPU, and what was left behind."""
+"""Checks of the claims: which VM holds which GPU, what was left behind, and what is lost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...claims import in_use
+from ...claims import in_use, losses
 from ...claims.claim import Claim
 from ...claims.directory import Claims
 from ...errors import ClaimError
@@ -39,6 +39,10 @@ def _finding(system: System, claim: Claim) -> Finding:
     if claim.by_hand:
         give = f"`vfio-console-hook give {claim.gpus[0]}`"
         return passed(f"{held}, taken by hand; {give} gives it back", of=title)
+    stuck = in_use.why_stuck(system.host, claim)
+    if stuck:
+        advice = f"{_RECOVER}, with --force if libvirt does not answer; or reboot the host"
+        return warning(f"{held}, but {stuck}", advice, of=title)
     vm = system.vm(claim.uuid)
     if vm is not None and vm.live:
         return passed(f"{held}; the VM is running", of=title)
@@ -50,3 +54,15 @@ def _finding(system: System, claim: Claim) -> Finding:
         return warning(text, f"if it is not running, {_RECOVER}", of=title)
     state = "is off" if vm else "no longer exists"
     return warning(f"{held}, but according to libvirt the VM {state}", _RECOVER, of=title)
+
+
+@check("losses")
+def lost(system: System) -> Iterator[Finding]:
+    """What release could not give back, and is not back since."""
+    found = losses.current(system.host)
+    if not found:
+        yield passed("nothing is missing of what VMs have given back")
+    for one in found:
+        advice = one.hint or (f"try `{one.by_hand}`" if one.by_hand else "reboot the host")
+        hide = f"{advice}; `vfio-console-hook dismiss {one.vm}` hides this"
+        yield warning(one.text, hide, of=f"lost after {one.vm}")

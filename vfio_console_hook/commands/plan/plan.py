@@ -14,7 +14,7 @@ from ...actions.coreboot import UnregisterCoreboot
 from ...actions.device import BindNative, Rescan
 from ...actions.firmware import Unbind
 from ...actions.native import ReturnNative
-from ...claims import ownership
+from ...claims import losses, ownership
 from ...claims.claim import Claim
 from ...claims.directory import Claims
 from ...claims.step import Step
@@ -195,6 +195,7 @@ def plan_for(
     if idle:
         return replace(plan, reason=idle)
     try:
+        plan = replace(plan, note=_loss_note(host, plan))
         claim = Claims(host).find(domain.uuid)
         if claim is not None and claim.boot == host.boot_id:
             return _claimed_plan(host, plan, claim, settings, assigned)
@@ -203,7 +204,7 @@ def plan_for(
         raise
     except HookError as error:
         return _with_verdict(host, domain, settings, plan, error)
-    note = _unclaimed_note(plan, assigned)
+    note = "; ".join(filter(None, (_unclaimed_note(plan, assigned), plan.note)))
     plan = replace(plan, steps=steps, note=note, after=after_vm(host, handover, steps))
     holders, blocked = planned_holders(host, steps, found)
     refusal = blocked or _left_reserved(handover, steps)
@@ -328,3 +329,12 @@ def _unclaimed_note(plan: Plan, assigned: Collection[str]) -> str:
         f"{plan.vm} is running with {' and '.join(shared)}, but not through this hook; this plan"
         " is for its next start"
     )
+
+
+def _loss_note(host: Host, plan: Plan) -> str:
+    """A note for GPUs of which something is lost since an earlier VM: no start brings it back."""
+    mine = {one.address for one in plan.gpus}
+    texts = [one.text for one in losses.current(host) if one.step.gpu in mine]
+    if not texts:
+        return ""
+    return f"lost after an earlier VM, and not back after this one: {'; '.join(texts)}"

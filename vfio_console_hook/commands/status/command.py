@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 
+from ...claims.losses import Loss
 from ...log import printable
 from ...machine import worker
 from ...machine.host import Host
@@ -32,8 +33,14 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
     form = _form(arguments)
-    print(worker.look(lambda: form(overview.current(host))), end="")
-    return 0
+
+    def look() -> str:
+        found = overview.current(host)
+        return f"{int(not found.in_order)}{form(found)}"
+
+    answer = worker.look(look)
+    print(answer[1:], end="")
+    return int(answer[0])
 
 
 def _form(arguments: argparse.Namespace) -> Callable[[Overview], str]:
@@ -63,6 +70,7 @@ def status_text(found: Overview, terminal: Terminal) -> str:
         text += _refusal(history.refusal, "  ", "", terminal) if history else ""
         text += "\n"
     text = text or ("no VM holds a GPU\n" if found.libvirt else "no GPU is taken\n")
+    text += _losses(found.lost, terminal)
     text += "".join(_unclaimed(address, terminal) for address in found.unclaimed)
     text += terminal.wrapped(f"the host's consoles: {_consoles(found)}", "  ")
     if not found.libvirt:
@@ -96,7 +104,12 @@ def _advice(one: HeldClaim, now: float) -> str:
             "nothing is held any more since the reboot: `vfio-console-hook recover` removes the"
             " claim"
         )
-    if one.phase == "given back in part":
+    if one.stuck:
+        return (
+            f"stuck: {one.stuck}. Run `vfio-console-hook recover`, with --force if libvirt does not"
+            " answer; if the kernel is stuck, only a reboot helps"
+        )
+    if one.phase == overview.GIVEN_IN_PART:
         return "the rest is still held: fix the cause, then run `vfio-console-hook recover`"
     if one.phase == "starting" and now - one.since > _LONG_START_S:
         return "if it is neither running nor starting, run `vfio-console-hook recover`"
@@ -145,6 +158,24 @@ def _refusal(refusal: Refusal | None, indent: str, whose: str, terminal: Termina
     ).replace(head, terminal.paint(head, "yellow"), 1)
     if refusal.hint:
         text += terminal.wrapped(f"{indent}  hint: {refusal.hint}", indent + "  ")
+    return text
+
+
+def _losses(lost: tuple[Loss, ...], terminal: Terminal) -> str:
+    """What could not be given back after each VM, and what to do about it."""
+    text = ""
+    for vm in dict.fromkeys(one.vm for one in lost):
+        mine = [one for one in lost if one.vm == vm]
+        head = f"lost after {printable(vm)}"
+        text += f"{terminal.paint(head, 'yellow')} ({moment(mine[0].time)}):\n"
+        for one in mine:
+            text += terminal.wrapped(f"  {one.text}", "    ")
+            if one.hint:
+                text += terminal.wrapped(f"    hint: {one.hint}", "    ")
+            elif one.by_hand:
+                text += f"    by hand: {one.by_hand}\n"
+        dismiss = f"`vfio-console-hook dismiss {printable(vm)}`"
+        text += terminal.wrapped(f"  listed until it is back, or until {dismiss}", "    ")
     return text
 
 

@@ -29,7 +29,7 @@ def text(found: Overview) -> str:
     claims = () if found.unseen else _claim_families(found)
     # A kernel without virtual terminals has no consoles that could be dead.
     consoles = (_console_family(found),) if found.vtconsoles else ()
-    families = (*claims, *_event_families(found), *consoles)
+    families = (*claims, _loss_family(found), *_event_families(found), *consoles)
     return "".join(_family_text(family) for family in families)
 
 
@@ -57,10 +57,27 @@ def _claim_families(found: Overview) -> tuple[Family, ...]:
             {(): sum(one.stale for one in found.claims)},
         ),
         Family(
+            "stuck_claims",
+            "Claims whose VM has ended without a release; vfio-console-hook recover helps.",
+            {(): sum(bool(one.stuck) for one in found.claims)},
+        ),
+        Family(
             "unreadable_claims",
             "Claims that cannot be read; vfio-console-hook status names them.",
             {(): len(found.unreadable)},
         ),
+    )
+
+
+def _loss_family(found: Overview) -> Family:
+    counts: dict[Labels, float] = {}
+    for one in found.lost:
+        labels = (("vm", one.vm), ("gpu", one.step.gpu))
+        counts[labels] = counts.get(labels, 0) + 1
+    return Family(
+        "losses",
+        "What could not be given back after a VM, until it is mended or dismissed.",
+        counts,
     )
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...actions.firmware import Rebind
-from ...claims import history, in_use, ownership
+from ...claims import history, in_use, losses, ownership
 from ...claims.claim import Claim
 from ...claims.directory import Claims
+from ...claims.losses import Loss
 from ...claims.step import Step
 from ...errors import ClaimError, HookError, HostError
 from ...machine import console, libvirtd, pci
@@ -20,13 +21,16 @@ from ...machine.console import Framebuffer, Vtconsole
 from ...machine.host import Host, seconds
 from ..command import attributes
 
+GIVEN_IN_PART = "given back in part"
+"""The phase of a claim of which release has left something."""
+
 # The name of each phase of a claim: while its hook is running, and after that.
 _PHASES = {
     "prepare": ("preparing", "starting"),
     "start": ("starting", "starting"),
     "started": ("running", "running"),
     "stopped": ("stopping", "stopping"),
-    "release": ("giving back", "given back in part"),
+    "release": ("giving back", GIVEN_IN_PART),
 }
 
 
@@ -54,7 +58,8 @@ class HeldClaim:
     """A claim of a VM or a person. since is in seconds since 1970; steps oldest first.
 
     phase is a name of _PHASES, or "taken by hand", or "of an earlier boot" when it is
-    stale: then nothing is held any more. hook is the pid of a running hook, else 0.
+    stale: then nothing is held any more. hook is the pid of a running hook, else 0. stuck is
+    why the release that it waits for may never come, "" when it does not wait.
     """
 
     vm: str
@@ -65,6 +70,7 @@ class HeldClaim:
     phase: str
     stale: bool
     hook: int
+    stuck: str
     steps: tuple[HeldStep, ...]
 
     @property
@@ -123,8 +129,9 @@ class Overview:
     """Everything that status prints, at a time in seconds since 1970.
 
     unreadable has a sentence for each claim that cannot be read. unseen is why no claim
-    can be read at all, "" when they can. unclaimed are GPUs on vfio-pci without a claim.
-    libvirt is whether this host has one, so that VMs can hold something.
+    can be read at all, "" when they can. unclaimed are GPUs on vfio-pci without a claim. lost
+    is what release could not give back, and is not back since. libvirt is whether this host
+    has one, so that VMs can hold something.
     """
 
     time: float
@@ -132,6 +139,7 @@ class Overview:
     unreadable: tuple[str, ...]
     unseen: str
     unclaimed: tuple[str, ...]
+    lost: tuple[Loss, ...]
     histories: tuple[History, ...]
     vtconsoles: tuple[Vtconsole, ...]
     framebuffers: tuple[Framebuffer, ...]
@@ -144,6 +152,13 @@ class Overview:
         """Whether the bound console driver shows something, or fbcon waits for the first text."""
         shown = any(one.bound and one.driver != console.DUMMY for one in self.vtconsoles)
         return shown or self.waits_for_text
+
+    @property
+    def in_order(self) -> bool:
+        """Whether all that VMs do not hold any more is back on the host."""
+        return not self.lost and not any(
+            one.stuck or (one.phase == GIVEN_IN_PART and not one.stale) for one in self.claims
+        )
 
     @property
     def last(self) -> tuple[History, Event] | None:
@@ -170,12 +185,18 @@ def current(host: Host) -> Overview:
         unseen = str(error)
     except HostError as error:
         unseen = f"{error.text}: only root can read which VM holds a GPU"
+    try:
+        lost = losses.current(host)
+    except HookError as error:
+        lost = ()
+        unreadable.append(str(error))
     return Overview(
         time=host.now(),
         claims=tuple(found),
         unreadable=tuple(unreadable),
         unseen=unseen,
         unclaimed=() if unseen else in_use.unclaimed(host),
+        lost=lost,
         histories=histories(host),
         vtconsoles=console.vtconsoles(host),
         framebuffers=console.framebuffers(host),
@@ -201,6 +222,7 @@ def _held_claim(host: Host, claim: Claim) -> HeldClaim:
         phase="of an earlier boot" if stale else phase,
         stale=stale,
         hook=claim.hook[0] if at_work else 0,
+        stuck=in_use.why_stuck(host, claim),
         steps=tuple(
             _held_step(host, step, _state(claim, number)) for number, step in enumerate(claim.steps)
         ),
@@ -280,6 +302,7 @@ def to_json(overview: Overview) -> dict[str, Any]:
         "unseen": overview.unseen,
         "libvirt": overview.libvirt,
         "on_vfio_unclaimed": list(overview.unclaimed),
+        "lost": [_loss_json(one) for one in overview.lost],
         "consoles": {
             "alive": overview.console_alive,
             "text": overview.drawing,
@@ -297,6 +320,13 @@ def _claim_json(one: HeldClaim) -> dict[str, Any]:
         **vars(one),
         "steps": [{**vars(step), "undo": step.undo or None} for step in one.steps],
         **attributes(one, "undo", "lost", "losing"),
+    }
+
+
+def _loss_json(one: Loss) -> dict[str, Any]:
+    return {
+        **attributes(one, "vm", "uuid", "time", "text", "hint", "announced", "by_hand"),
+        **attributes(one.step, "stage", "gpu"),
     }
 
 
