@@ -17,7 +17,10 @@ from tests.gate import ROOT
 
 PACKAGE = ROOT / "vfio_console_hook"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-PYTHON_FILES = ("vfio_console_hook", "tests", "hooks/launch.py", "hooks/command.py")
+PYTHON_FILES = (
+    "vfio_console_hook", "tests", "hooks/launch.py", "hooks/command.py",
+    "config/proxmox-hookscript.py",
+)  # fmt: skip
 SHELL_FILES = (
     "hooks/qemu", "install.sh", ".ci/run",
     "tests/set-up", "tests/run", "tests/lab/run", "tests/trust/run", "tests/bench/run",
