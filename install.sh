@@ -29,10 +29,12 @@ MAIN=$HOOKS/qemu
 DROPIN=$HOOKS/qemu.d/50-vfio-console-hook
 CHAINED=$HOOKS/vfio-console-hook
 
-# The unit for systemd, and the links by which it is started with each of libvirt's
-# daemons: the ones that are shipped are in /usr/lib, and systemd reads that everywhere.
+# The units for systemd, and the links by which the first is started with each of libvirt's
+# daemons: the ones that are shipped are in /usr/lib, and systemd reads that everywhere. Of
+# the second, administrators enable instances.
 UNITS=/usr/lib/systemd/system
 UNIT=$UNITS/vfio-console-hook-recover.service
+TAKE=$UNITS/vfio-console-hook-take@.service
 WITH_LIBVIRTD=$UNITS/libvirtd.service.wants/${UNIT##*/}
 WITH_VIRTQEMUD=$UNITS/virtqemud.service.wants/${UNIT##*/}
 RELOAD_S=60  # how long systemd may take to read it
@@ -195,7 +197,8 @@ ours() {
 }
 
 is_our_link() {
-    [ -L "$1" ] && [ "$(readlink "$1")" = "../${UNIT##*/}" ]
+    [ -L "$1" ] || return 1
+    case $(readlink "$1") in "../${UNIT##*/}" | "$TAKE") ;; *) return 1 ;; esac
 }
 
 is_our_program() {
@@ -294,6 +297,7 @@ has_systemd() {
 check_unit() {
     check_dir "$root$UNITS"
     check_file "$root$UNIT" "$UNIT_MARK"
+    check_file "$root$TAKE" "$UNIT_MARK"
     for link in "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD"; do
         check_dir "$root${link%/*}"
         check_link "$root$link"
@@ -326,38 +330,53 @@ python_has_libvirt() {
 }
 
 # Installs packages with the package manager of this host. What they are called by Debian,
-# Fedora, openSUSE, Arch, Alpine and Void is in $1 to $6, some names each.
+# Fedora, openSUSE, Arch, Alpine and Void is in $1 to $6, some names each. Sets packages to
+# the names here, and output to what was printed.
 # shellcheck disable=SC2086  # one word a package
 install_packages() {
-    if command -v apt-get; then
-        export DEBIAN_FRONTEND=noninteractive
-        apt-get install -y --no-install-recommends $1 ||
-            { apt-get update && apt-get install -y --no-install-recommends $1; }
-    elif command -v dnf; then
-        dnf install -y $2
-    elif command -v zypper; then
-        zypper --non-interactive install $3
-    elif command -v pacman; then
-        pacman -S --noconfirm --needed $4
-    elif command -v apk; then
-        apk add $5
-    elif command -v xbps-install; then
-        xbps-install -y $6
-    else
-        return 1
-    fi
+    packages=
+    output='no known package manager'
+    for manager in apt-get dnf zypper pacman apk xbps-install; do
+        if command -v "$manager" >/dev/null; then
+            packages=$1
+            break
+        fi
+        shift
+    done
+    case ${packages:+$manager} in
+        apt-get)
+            set -- apt-get install -y --no-install-recommends $packages
+            export DEBIAN_FRONTEND=noninteractive
+            output=$("$@" 2>&1) || output=$({ apt-get update && "$@"; } 2>&1) ;;
+        dnf | xbps-install) output=$("$manager" install -y $packages 2>&1) ;;
+        zypper) output=$(zypper --non-interactive install $packages 2>&1) ;;
+        pacman) output=$(pacman -S --noconfirm --needed $packages 2>&1) ;;
+        apk) output=$(apk add $packages 2>&1) ;;
+        *) false ;;
+    esac
+}
+
+# What was installed for lxml and PyYAML, for an uninstallation.
+brought=
+
+# The last line of output is reported: of the package manager, or else of Python.
+install_libraries() {
+    say "installing lxml and PyYAML for $PYTHON with the package manager of this host"
+    had=
+    [ ! -x "$PYTHON" ] || had=yes
+    install_packages 'python3 python3-lxml python3-yaml' 'python3 python3-lxml python3-pyyaml' \
+        'python3 python3-lxml python3-PyYAML' 'python python-lxml python-yaml' \
+        'python3 py3-lxml py3-yaml' 'python3 python3-lxml python3-yaml' &&
+        output=$("$PYTHON" -I -c 'import lxml.etree, yaml' 2>&1)
+    brought=$packages
+    [ -z "$had" ] || brought=${packages#* }
+    python_has_libraries
 }
 
 check_python() {
     if [ -z "$root" ] && { [ ! -x "$PYTHON" ] || ! python_has_libraries; }; then
-        say "installing lxml and PyYAML for $PYTHON with the package manager of this host"
-        # The last line is reported: of the package manager, or else of Python.
-        output=$(install_packages 'python3 python3-lxml python3-yaml' 'python3 python3-lxml python3-pyyaml' \
-            'python3 python3-lxml python3-PyYAML' 'python python-lxml python-yaml' \
-            'python3 py3-lxml py3-yaml' 'python3 python3-lxml python3-yaml' 2>&1) &&
-            output=$("$PYTHON" -I -c 'import lxml.etree, yaml' 2>&1)
-        python_has_libraries || stop \
-            "cannot install lxml and PyYAML for $PYTHON: $(printf '%s' "${output:-no known package manager}" | tail -n 1); nothing was installed" \
+        install_libraries || stop \
+            "cannot install lxml and PyYAML for $PYTHON: $(printf '%s' "$output" | tail -n 1); nothing was installed" \
             "install them by hand (Debian: python3-lxml python3-yaml; Fedora: python3-lxml python3-pyyaml)"
     fi
     [ -x "$PYTHON" ] || stop "there is no $PYTHON; nothing was installed"
@@ -369,10 +388,14 @@ check_python() {
 recommend_libvirt() {
     [ -n "$(libvirt_version)" ] && ! python_has_libvirt || return 0
     say "  installing libvirt's module for $PYTHON, with which plan and doctor ask for VMs"
-    output=$(install_packages python3-libvirt python3-libvirt python3-libvirt-python \
-        libvirt-python py3-libvirt libvirt-python3 2>&1)
-    python_has_libvirt || say "  it cannot be installed: $(printf '%s' "${output:-no known package manager}" | tail -n 1)
+    install_packages python3-libvirt python3-libvirt python3-libvirt-python \
+        libvirt-python py3-libvirt libvirt-python3
+    if python_has_libvirt; then
+        say "$packages" >>"$LIB/packages"
+    else
+        say "  it cannot be installed: $(printf '%s' "$output" | tail -n 1)
   everything works without it but doctor's look at VMs, and plan wants --xml"
+    fi
 }
 
 # --- install ----------------------------------------------------------------------
@@ -414,7 +437,10 @@ stage_documents() {
     doc=$new
     reason=$(mkdir "$doc" "$doc/examples" 2>&1) || stop "cannot make $doc: ${reason##*: }; nothing was installed"
     for file in README.md NEWS.md LICENSE; do
-        [ ! -f "$here/$file" ] || cp "$here/$file" "$doc/"
+        # What is only in the source is neither named nor linked here.
+        [ ! -f "$here/$file" ] || sed -e '/^<!-- only in the source/,/^<!-- end/d' \
+            -e 's|](config/default.yaml)|](/etc/vfio-console-hook/default.yaml)|g' \
+            -e 's|](config/|](examples/|g' "$here/$file" >"$doc/$file"
     done
     for file in "$here"/config/*; do
         [ ! -f "$file" ] || [ "${file##*/}" = default.yaml ] || cp "$file" "$doc/examples/"
@@ -446,7 +472,9 @@ stage_config() {
 
 # The links never change: those that are there already stay.
 stage_unit() {
-    stage_file "$here/hooks/${UNIT##*/}" "$root$UNIT" 644
+    for unit in "$UNIT" "$TAKE"; do
+        stage_file "$here/hooks/${unit##*/}" "$root$unit" 644
+    done
     for link in "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD"; do
         is_our_link "$root$link" || stage_link "$root$link" "../${UNIT##*/}"
     done
@@ -460,8 +488,12 @@ stage_shared() {
     done
 }
 
-# What an uninstallation cannot know otherwise: the directories that were not there.
+# What an uninstallation cannot know otherwise: the packages and directories that were not there.
 write_manifest() {
+    {
+        [ ! -f "$root$LIB/packages" ] || cat "$root$LIB/packages"
+        [ -z "$brought" ] || say "$brought"
+    } >"$lib/packages" || stop "cannot write $lib/packages; nothing was installed"
     {
         [ ! -f "$root$LIB/made" ] || cat "$root$LIB/made"
         printf '%s\n' "$created" | while IFS= read -r dir; do
@@ -508,7 +540,13 @@ reload_daemon() {
             say "  $daemon was reloaded and finds the hook"
         fi
     done
-    [ -n "$running" ] || say "  libvirt is not running: it finds the hook when it starts"
+    if [ -n "$running" ]; then
+        return
+    elif [ -n "$(libvirt_version)" ]; then
+        say "  libvirt is not running: it finds the hook when it starts"
+    else
+        say "  there is no libvirt here: see HOSTS WITHOUT LIBVIRT in man vfio-console-hook"
+    fi
 }
 
 # Gives what this run has made the labels that SELinux's policy has for it, and nothing else:
@@ -524,7 +562,7 @@ install_hook() {
     doing=installed
     [ -n "$root" ] || [ "$(id -u)" = 0 ] ||
         stop "only root can install into /usr and /etc; nothing was installed" "use sudo, or set DESTDIR"
-    set -- hooks/qemu hooks/launch.py hooks/command.py "hooks/${UNIT##*/}" config/default.yaml vfio_console_hook/__init__.py
+    set -- hooks/qemu hooks/launch.py hooks/command.py "hooks/${UNIT##*/}" "hooks/${TAKE##*/}" config/default.yaml vfio_console_hook/__init__.py
     for name in $MANUAL $COMPLETIONS $ZSH; do
         set -- "$@" "config/share/$name"
     done
@@ -563,6 +601,8 @@ install_hook() {
         rm -rf "$(beside "$target").old"
     done
     remove_other_programs
+    # A default.yaml.new of an earlier version that is no news any more.
+    same "$root$ETC/default.yaml.new" "$root$LIB/default.yaml" || rm -f "$root$ETC/default.yaml.new"
     # The same event must not come to us twice.
     for other in "$MAIN" "$DROPIN" "$CHAINED"; do
         [ "$other" = "$gate" ] || ! ours "$root$other" "$GATE_MARK" || rm -f "$root$other"
@@ -592,19 +632,23 @@ remove() {
     reason=$(rm -f "$1" 2>&1) || stop "cannot remove $1: ${reason##*: }"
 }
 
-# Removes the unit, and sets found if there was something of it.
+# Removes the units, and sets found if there was something of them.
 remove_unit() {
     unit=
-    for link in "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD"; do
-        if is_our_link "$root$link"; then
-            remove "$root$link"
+    # The links are also those of instances that were enabled.
+    for link in "$root$WITH_LIBVIRTD" "$root$WITH_VIRTQEMUD" \
+        "$root"/etc/systemd/system/*.wants/vfio-console-hook-take@*; do
+        if is_our_link "$link"; then
+            remove "$link"
             unit=yes
         fi
     done
-    if ours "$root$UNIT" "$UNIT_MARK" && [ ! -L "$root$UNIT" ]; then
-        remove "$root$UNIT"
-        unit=yes
-    fi
+    for file in "$root$UNIT" "$root$TAKE"; do
+        if ours "$file" "$UNIT_MARK" && [ ! -L "$file" ]; then
+            remove "$file"
+            unit=yes
+        fi
+    done
     [ -n "$unit" ] || return 0
     found=yes
     reload_systemd
@@ -642,8 +686,14 @@ remove_hook() {
         return
     fi
     made=$(cat "$root$LIB/made")
-    for file in "$root$ETC/default.yaml" "$root$ETC/default.yaml.new"; do
-        ! same "$file" "$root$LIB/default.yaml" || rm -f "$file"
+    brought=$(cat "$root$LIB/packages" 2>/dev/null)
+    ! same "$root$ETC/default.yaml" "$root$LIB/default.yaml" || rm -f "$root$ETC/default.yaml"
+    rm -f "$root$ETC/default.yaml.new"
+    # What an installation that was killed has left beside its targets.
+    for target in "$MAIN" "$DROPIN" "$CHAINED" "$COMMAND" "$UNIT" "$TAKE" "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD" \
+        "$ETC/default.yaml" "$ETC/default.yaml.new" "$LIB" "$DOC"; do
+        new=$(beside "$root$target")
+        rm -rf "$new" "$new.old"
     done
     ! ours "$root$COMMAND" "$COMMAND_MARK" || rm -f "$root$COMMAND"
     for name in $MANUAL $COMPLETIONS $ZSH $ZSH_DEBIAN; do
@@ -656,6 +706,8 @@ remove_hook() {
         rmdir "$root$dir" 2>/dev/null
     done
     say "vfio-console-hook is removed${root:+ from $root}"
+    # shellcheck disable=SC2046,SC2086  # one word a package
+    [ -z "$brought" ] || say "  install.sh has installed these packages, which stay:" $(printf '%s\n' $brought | sort -u)
     [ ! -d "$root$ETC" ] || find "$root$ETC" -type f | sort | while IFS= read -r file; do
         say "  kept, because it is yours: $file"
     done
@@ -663,34 +715,33 @@ remove_hook() {
 
 # --- demo -------------------------------------------------------------------------
 
-# A Python with lxml and PyYAML: the host's, or a virtual environment in the clone.
+# With a Python that has lxml and PyYAML: one of the host, with the distribution's packages,
+# or else a virtual environment in the clone, which needs a network.
 show_demo() {
     doing=changed
     venv=$here/.venv
-    python_is_new_enough || PYTHON=$(command -v python3) || PYTHON=python3
-    python_is_new_enough || stop "the demo needs Python 3.9 or later"
-    if ! python_has_libraries; then
-        if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
-            # Debian's python3 makes no virtual environments without this package.
-            if ! "$PYTHON" -I -c 'import ensurepip' 2>/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-                say "installing python3-venv"
-                export DEBIAN_FRONTEND=noninteractive
-                apt-get install -y python3-venv >/dev/null 2>&1 ||
-                    { apt-get update && apt-get install -y python3-venv; } >/dev/null 2>&1
-            fi
-            say "making a virtual environment in $venv"
-            reason=$("$PYTHON" -m venv --clear "$venv" 2>&1) || stop \
-                "cannot make a virtual environment in $venv: $(printf '%s' "$reason" | tail -n 1)" \
-                "install python3-venv, or lxml and PyYAML for $PYTHON"
-        fi
-        PYTHON=$venv/bin/python
-        if ! python_has_libraries; then
-            reason=$("$PYTHON" -m pip install --quiet lxml PyYAML 2>&1) ||
-                stop "cannot install lxml and PyYAML into $venv: $(printf '%s' "$reason" | tail -n 1)"
-        fi
-    fi
+    found=
     cd "$here" || exit 1
-    exec "$PYTHON" -B -m tests.demo
+    for PYTHON in /usr/bin/python3 python3 python3.14 python3.13 python3.12 python3.11 python3.10 \
+        python3.9 "$venv/bin/python"; do
+        start_demo
+        [ -n "$found" ] || ! python_is_new_enough || found=$PYTHON
+    done
+    PYTHON=/usr/bin/python3
+    [ "$(id -u)" != 0 ] || ! install_libraries || start_demo
+    PYTHON=$found
+    python_is_new_enough || stop "the demo needs Python 3.9 or later"
+    say "making a virtual environment in $venv"
+    reason=$({ "$PYTHON" -m venv --clear "$venv" && "$venv/bin/python" -m pip install --quiet lxml PyYAML; } 2>&1) ||
+        stop "cannot make a virtual environment with lxml and PyYAML in $venv: $(printf '%s' "$reason" | tail -n 1)" \
+            "install lxml and PyYAML for $PYTHON (Debian: python3-lxml python3-yaml; Fedora: python3-lxml python3-pyyaml)"
+    PYTHON=$venv/bin/python
+    start_demo
+}
+
+# Becomes the demo, if PYTHON is able to.
+start_demo() {
+    ! python_is_new_enough || ! python_has_libraries || exec "$PYTHON" -B -m tests.demo
 }
 
 here=$(cd "$(dirname "$0")" && pwd) || exit 1

@@ -31,6 +31,7 @@ DROPIN = "etc/libvirt/hooks/qemu.d/50-vfio-console-hook"
 CHAINED = "etc/libvirt/hooks/vfio-console-hook"
 UNITS = "usr/lib/systemd/system"
 UNIT = f"{UNITS}/vfio-console-hook-recover.service"
+TAKE = f"{UNITS}/vfio-console-hook-take@.service"
 UNIT_LINKS = tuple(
     f"{UNITS}/{daemon}.service.wants/vfio-console-hook-recover.service"
     for daemon in ("libvirtd", "virtqemud")
@@ -229,7 +230,8 @@ def test_install_prints_what_it_did_and_installs_every_file(clone: Clone) -> Non
     assert (dest / ETC / "default.yaml").read_text() == clone.shipped()
     assert (dest / ETC / "vms").is_dir()
     assert (dest / UNIT).read_bytes() == (clone.directory / "hooks" / Path(UNIT).name).read_bytes()
-    assert (dest / UNIT).stat().st_mode & 0o7777 == 0o644
+    assert (dest / TAKE).read_bytes() == (clone.directory / "hooks" / Path(TAKE).name).read_bytes()
+    assert [(dest / one).stat().st_mode & 0o7777 for one in (UNIT, TAKE)] == [0o644, 0o644]
     assert sorted(path.name for path in (dest / "etc/libvirt/hooks").iterdir()) == ["qemu"]
     assert not list(dest.rglob(".new-*"))
 
@@ -295,24 +297,64 @@ def test_uninstall_keeps_a_foreign_manual_or_completion(clone: Clone, name: str)
     assert left == {f"usr/{name}": "644 b'theirs\\n'"}
 
 
-def test_systemd_has_no_objection_to_the_unit(clone: Clone) -> None:
+PLATFORMS = ("libvirtd", "virtqemud", "pve-guests", "rke2-server", "k3s", "display-manager")
+
+
+def test_systemd_has_no_objection_to_the_units(clone: Clone) -> None:
     analyze = tool("systemd-analyze")
     clone()
-    for name in ("sysinit.target", "basic.target", "shutdown.target"):
+    for name in ("sysinit.target", "basic.target", "shutdown.target", "multi-user.target"):
         clone.put(f"{UNITS}/{name}", f"[Unit]\nDescription={name}\n", 0o644)
-    for daemon in ("libvirtd", "virtqemud"):
-        text = f"[Service]\nExecStart=/{COMMAND}\n"
-        clone.put(f"{UNITS}/{daemon}.service", text, 0o644)
+    for name in (*PLATFORMS, "systemd-udev-settle"):
+        clone.put(f"{UNITS}/{name}.service", f"[Service]\nExecStart=/{COMMAND}\n", 0o644)
 
-    # With the daemons, so that systemd finds a cycle.
+    # With the platforms, so that systemd finds a cycle.
     done = subprocess.run(
         [analyze, "verify", "--man=no", f"--root={clone.dest}", Path(UNIT).name]
-        + ["libvirtd.service", "virtqemud.service"],
+        # To this command a colon begins an alias, as in an address.
+        + ["vfio-console-hook-take@x.service", *(f"{one}.service" for one in PLATFORMS)],
         capture_output=True,
         text=True,
     )
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_gpu_is_taken_at_boot_before_the_platform_starts_vms(clone: Clone) -> None:
+    clone()
+
+    lines = (clone.dest / TAKE).read_text().splitlines()
+    before = {word for line in lines if line.startswith("Before=") for word in line[7:].split()}
+    assert {f"{one}.service" for one in PLATFORMS} <= before
+    assert f"ExecStart=/{COMMAND} take --vfio %i" in lines
+    assert "WantedBy=multi-user.target" in lines
+
+
+def test_uninstall_disables_the_gpus_that_were_taken_at_boot(clone: Clone) -> None:
+    before = tree(clone.dest)
+    clone()
+    wants = "etc/systemd/system/multi-user.target.wants"
+    clone.link(f"{wants}/vfio-console-hook-take@0000:01:00.0.service", f"/{TAKE}")
+    clone.link(f"{wants}/vfio-console-hook-take@theirs.service", "/opt/theirs.service")
+
+    clone("--uninstall")
+
+    left = set(tree(clone.dest)) - set(before)
+    assert {name for name in left if "take@" in name} == {
+        f"{wants}/vfio-console-hook-take@theirs.service"
+    }
+
+
+def test_the_installed_readme_points_to_what_is_installed(clone: Clone) -> None:
+    clone()
+
+    doc = clone.dest / "usr/share/doc/vfio-console-hook"
+    text = (doc / "README.md").read_text()
+    links = [one.partition("#")[0] for one in re.findall(r"\]\(([^)]+)\)", text)]
+    targets = [clone.dest / one[1:] if one.startswith("/") else doc / one for one in links]
+    assert [str(one) for one in targets if not one.exists()] == []
+    assert len([one for one in links if one.startswith("examples/")]) > 3
+    assert re.findall(r"tests/\S*|CONTRIBUTING\S*|only in the source", text) == []
 
 
 def test_every_module_is_compiled_and_carries_its_installed_path(clone: Clone) -> None:
@@ -767,6 +809,31 @@ def test_a_changed_config_is_kept_silently_when_nothing_new_is_shipped(clone: Cl
     assert not (clone.dest / ETC / "default.yaml.new").exists()
 
 
+def test_a_new_config_that_is_out_of_date_is_removed(clone: Clone) -> None:
+    clone()
+    mine = clone.put(f"{ETC}/default.yaml", "mine: true\n", 0o644)
+    clone.ship("enabled: false\n")
+    clone()
+    mine.write_text("apu: allow\n")
+    clone.ship("apu: allow\n")
+
+    clone()
+
+    assert not (clone.dest / ETC / "default.yaml.new").exists()
+
+
+@pytest.mark.parametrize("name", [f"{ETC}/default.yaml.new", f"{ETC}/.new-default.yaml.old",
+                                  "etc/libvirt/hooks/.new-qemu", "usr/bin/.new-vfio-console-hook"])
+def test_uninstall_removes_what_installations_have_left(clone: Clone, name: str) -> None:
+    before = tree(clone.dest)
+    clone()
+    clone.put(name, "# of an earlier version\n")
+
+    clone("--uninstall")
+
+    assert tree(clone.dest) == before
+
+
 def test_an_unchanged_config_is_replaced(clone: Clone) -> None:
     clone()
     clone.ship("enabled: false\n")
@@ -1083,7 +1150,7 @@ def test_without_systemd_there_is_no_unit_and_no_message_about_it(chroot: Chroot
         f"  hook     /{MAIN}\n"
         "  manual   man vfio-console-hook, man vfio-console-hook.yaml\n"
         f"  config   /{ETC}/default.yaml\n"
-        "  libvirt is not running: it finds the hook when it starts\n",
+        "  there is no libvirt here: see HOSTS WITHOUT LIBVIRT in man vfio-console-hook\n",
         "",
     )
     assert not (chroot.top / "usr/lib/systemd").exists()
@@ -1205,7 +1272,7 @@ def test_the_pid_file_of_a_program_that_has_ended_is_ignored(
 
     result = chroot()
 
-    assert result.stdout.endswith("  libvirt is not running: it finds the hook when it starts\n")
+    assert result.stdout.endswith("see HOSTS WITHOUT LIBVIRT in man vfio-console-hook\n")
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.2)
 
@@ -1305,6 +1372,53 @@ def test_a_module_for_python_that_cannot_be_installed_is_a_note(chroot: Chroot) 
         f"{INSTALLING}  it cannot be installed: E: no network\n"
         "  everything works without it but doctor's look at VMs, and plan wants --xml\n"
     )
+
+
+def test_uninstall_says_which_packages_stay(chroot: Chroot) -> None:
+    pretend_packages(chroot, ">/module")
+    (chroot.top / "usr/bin/python3").write_text(
+        "#!/bin/sh\ncase \"$*\" in *'import l'*) [ -e /module ] ;; esac\n"
+    )
+    chroot()
+    (chroot.top / "module").unlink()
+    chroot()
+    asked = [line.partition("recommends ")[2] for line in chroot.asked()]
+
+    removed = chroot("--uninstall")
+
+    assert asked == ["python3 python3-lxml python3-yaml"] * 2
+    assert removed.stdout == (
+        "vfio-console-hook is removed\n"
+        "  install.sh has installed these packages, which stay: python3-lxml python3-yaml\n"
+    )
+
+
+def test_the_demo_needs_no_network_where_the_distribution_has_the_libraries(
+    chroot: Chroot,
+) -> None:
+    pretend_packages(chroot, ">/module")
+    (chroot.top / "usr/bin/python3").write_text(
+        "#!/bin/sh\ncase \"$*\" in\n*'import lxml'*) [ -e /module ] ;;\n"
+        "*tests.demo) echo shown ;;\n*pip*|*venv*) echo \"$*\" >>/asked ;;\nesac\n"
+    )
+
+    shown = chroot("--demo")
+
+    assert (shown.status, shown.stdout.splitlines()[-1]) == (0, "shown")
+    assert chroot.asked() == [
+        "apt-get install -y --no-install-recommends python3 python3-lxml python3-yaml"
+    ]
+
+
+def test_the_demo_takes_any_python_that_has_the_libraries(chroot: Chroot) -> None:
+    (chroot.top / "usr/bin/python3").write_text("#!/bin/sh\nexit 1\n")
+    newer = chroot.top / "usr/bin/python3.11"
+    newer.write_text("#!/bin/sh\ncase \"$*\" in *tests.demo) echo shown by 3.11 ;; esac\n")
+    newer.chmod(0o755)
+
+    shown = chroot("--demo")
+
+    assert shown == Result(0, "shown by 3.11\n", "")
 
 
 def test_with_destdir_no_package_is_installed(chroot: Chroot) -> None:
