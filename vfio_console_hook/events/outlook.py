@@ -53,6 +53,10 @@ def _consoles_back(handover: Handover, steps: tuple[Step, ...]) -> str:
         return "the host's console comes back only if a driver takes the GPU again"
     if handover.waits_for_text:
         return "the consoles are not drawn yet, and stay so until the first text"
+    return _nothing_back(handover)
+
+
+def _nothing_back(handover: Handover) -> str:
     if not any(one.displays for one in handover.gpus):
         drivers = [*dict.fromkeys(str(one.driver) for one in handover.gpus if one.native)]
         if drivers:

@@ -318,7 +318,8 @@ def _coreboot(host: Host) -> Iterator[Entry]:
 
 def _modules(host: Host) -> Iterator[Entry]:
     """The modules of drivers that are unloaded rather than unbound, and their holders."""
-    driven = {host.link_name(f"sys/bus/pci/devices/{one}/driver") or "" for one in gpus_of_host(host)}
+    links = (f"sys/bus/pci/devices/{one}/driver" for one in gpus_of_host(host))
+    driven = {host.link_name(link) or "" for link in links}
     for driver in sorted(one for one in driven if drivers.driver_named(one).unload):
         for folder in (f"sys/module/{one}" for one in modules.unload_order(host, driver)):
             yield from _files(host, f"{folder}/initstate", f"{folder}/refcnt")
