@@ -943,6 +943,52 @@ def test_the_hint_fits_the_holder(
     assert refusal(host, NOW, AMD).endswith(f"(hint: {hint})")
 
 
+DESKTOP_ON = "/user.slice/user-1000.slice/session-2.scope"
+LAPTOP_CARD = ("0000:01:00.0", "0000:01:00.1")
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("kwin_wayland", "add KWIN_DRM_DEVICES=/dev/dri/card0 to /etc/environment"),
+        ("Hyprland", "add AQ_DRM_DEVICES=/dev/dri/card0 to /etc/environment"),
+        ("sway", "add WLR_DRM_DEVICES=/dev/dri/card0 to /etc/environment"),
+        (
+            "gnome-shell",
+            'put `SUBSYSTEM=="drm", KERNELS=="0000:01:00.0", TAG+="mutter-device-ignore"` into'
+            " /etc/udev/rules.d/61-vm-gpu.rules, and reboot",
+        ),
+        (
+            "niri",
+            'add `debug { ignore-drm-device "/dev/dri/by-path/pci-0000:01:00.0-card" }` to its'
+            " config.kdl",
+        ),
+        ("cosmic-comp", "add COSMIC_DRM_BLOCK_DEVICES=0x10de:0x28e0 to /etc/environment"),
+    ],
+)
+def test_a_desktop_on_another_gpu_is_not_to_be_stopped(
+    machine: MachineFactory, command: str, line: str
+) -> None:
+    host = with_desktop(machine("laptop-amd-and-nvidia"), running=True)
+    hold(host, "dev/dri/card1", pid=7, command=command, cgroup=DESKTOP_ON)
+
+    reason = refusal(host, NOW, *LAPTOP_CARD)
+
+    assert f"(hint: so that {command}, whose screen is on another GPU, leaves it alone, " in reason
+    assert line in reason
+    assert len(reason.encode()) < 800
+
+
+def test_a_desktop_whose_only_monitor_is_on_the_gpu_has_to_be_stopped(
+    machine: MachineFactory,
+) -> None:
+    host = with_desktop(machine("laptop-amd-and-nvidia"), running=True)
+    host.tree.put(f"{host.real('sys/class/drm/card0-eDP-1')}/status", "disconnected")
+    hold(host, "dev/dri/card1", pid=7, command="kwin_wayland", cgroup=DESKTOP_ON)
+
+    assert refusal(host, NOW, *LAPTOP_CARD).endswith(f"(hint: {DESKTOP})")
+
+
 def test_one_hint_names_all_units_that_have_to_be_stopped(machine: MachineFactory) -> None:
     host = with_desktop(machine("amd-single"), running=True)
     hold(host, CARD, pid=7, command="lact", unit="lactd.service")

@@ -844,7 +844,7 @@ def test_a_sound_server_with_another_node_of_the_gpu_counts(machine: MachineFact
 
 
 def test_the_sound_server_of_a_desktop_on_another_gpu_goes_on(machine: MachineFactory) -> None:
-    host = machine("two-gpus-wireplumber")
+    host = machine("laptop-amd-and-nvidia")
     for pid, command in ((1800, "wireplumber"), (1801, "pipewire")):
         hold(host, "dev/snd/controlC1", pid=pid, command=command)
     nvidia, sound = "0000:01:00.0", "0000:01:00.1"

@@ -10,7 +10,7 @@ from ..config.load import VMS
 from ..errors import HostError
 from ..machine.holders import Holder
 from ..machine.host import Host
-from . import holder_kill
+from . import compositors, holder_kill
 from .holders import AwaitClosed
 
 _ALIAS = "etc/systemd/system/display-manager.service"
@@ -25,6 +25,9 @@ _MAX_UNIT = 48
 
 def hint(host: Host, holders: Sequence[Holder], wait: AwaitClosed) -> str:
     """What to do so that these processes close the GPU, as one hint."""
+    keeps_off = compositors.setting(host, holders, wait.gpus)
+    if keeps_off:
+        return keeps_off
     managers = display_managers(host)
     units = _stoppable_services(holders, managers)
     sessions = [one for one in holders if _USER.search(one.cgroup)]
