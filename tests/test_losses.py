@@ -28,6 +28,8 @@ GPUS = {
     LAPTOP: ("0000:01:00.0",),
     REATTACH: ("0000:09:00.0", "0000:09:00.1"),
 }
+AFTER_VM = {STRIX: "probe=-22", RX9070: "silent healed=reset", LAPTOP: "silent"}
+"""What becomes of the GPU after a VM, in the words of tests/fakehost/pci.py."""
 PCI = "sys/bus/pci"
 Capture = pytest.CaptureFixture[str]
 
@@ -73,8 +75,10 @@ def warnings(host: FakeHost) -> list[str]:
     return [one.text for one in claims.lost(system_of(host)) if one.level == WARN]
 
 
-def with_apu(machine: MachineFactory, name: str) -> FakeHost:
+def made(machine: MachineFactory, name: str) -> FakeHost:
+    """The machine, which lets an APU go, and whose GPU a guest breaks."""
     host = machine(name)
+    host.tree.put(f"fake/after_vm/{GPUS[name][0]}", AFTER_VM[name])
     configure(host, "apu: allow\n")
     return host
 
@@ -85,7 +89,7 @@ def with_apu(machine: MachineFactory, name: str) -> FakeHost:
 def test_a_driver_that_does_not_come_back_is_shown_everywhere(
     machine: MachineFactory, capsys: Capture
 ) -> None:
-    host = with_apu(machine, STRIX)
+    host = made(machine, STRIX)
     gpu = GPUS[STRIX][0]
     lost = f"amdgpu did not come back to {gpu}"
 
@@ -102,7 +106,7 @@ def test_a_driver_that_does_not_come_back_is_shown_everywhere(
 
 
 def test_a_reset_is_offered_with_the_methods_that_the_device_has(machine: MachineFactory) -> None:
-    host = with_apu(machine, STRIX)
+    host = made(machine, STRIX)
     run_vm(host, STRIX)
 
     hint = losses.current(host)[0].hint
@@ -114,7 +118,7 @@ def test_a_reset_is_offered_with_the_methods_that_the_device_has(machine: Machin
 
 
 def test_the_next_plan_promises_nothing_that_is_lost(machine: MachineFactory) -> None:
-    host = with_apu(machine, STRIX)
+    host = made(machine, STRIX)
     before = planned(host, STRIX)
     run_vm(host, STRIX)
 
@@ -126,7 +130,7 @@ def test_the_next_plan_promises_nothing_that_is_lost(machine: MachineFactory) ->
 
 
 def test_what_is_mended_by_hand_is_quiet(machine: MachineFactory, capsys: Capture) -> None:
-    host = with_apu(machine, STRIX)
+    host = made(machine, STRIX)
     run_vm(host, STRIX)
     host.tree.remove(f"fake/broken/{GPUS[STRIX][0]}")
     host.write(f"{PCI}/drivers_probe", GPUS[STRIX][0])
@@ -139,7 +143,7 @@ def test_what_is_mended_by_hand_is_quiet(machine: MachineFactory, capsys: Captur
 
 
 def test_what_was_mended_is_not_lost_while_the_next_vm_has_it(machine: MachineFactory) -> None:
-    host = with_apu(machine, STRIX)
+    host = made(machine, STRIX)
     run_vm(host, STRIX)
     host.tree.remove(f"fake/broken/{GPUS[STRIX][0]}")
     host.write(f"{PCI}/drivers_probe", GPUS[STRIX][0])
@@ -150,7 +154,7 @@ def test_what_was_mended_is_not_lost_while_the_next_vm_has_it(machine: MachineFa
 
 
 def test_a_loss_is_as_it_was_while_the_next_vm_has_the_gpu(machine: MachineFactory) -> None:
-    host = with_apu(machine, STRIX)
+    host = made(machine, STRIX)
     run_vm(host, STRIX)
     before = texts(host)
 
@@ -161,7 +165,7 @@ def test_a_loss_is_as_it_was_while_the_next_vm_has_the_gpu(machine: MachineFacto
 
 
 def test_a_loss_that_is_dismissed_is_quiet(machine: MachineFactory, capsys: Capture) -> None:
-    host = with_apu(machine, STRIX)
+    host = made(machine, STRIX)
     run_vm(host, STRIX)
 
     dismissed = cli.main(["dismiss", "win11"], host)
@@ -175,14 +179,14 @@ def test_a_loss_that_is_dismissed_is_quiet(machine: MachineFactory, capsys: Capt
 
 @pytest.mark.parametrize("what", ["f5:00.0", "0000:f5:00.0", UUID, "win11"])
 def test_a_loss_is_dismissed_by_vm_or_gpu(machine: MachineFactory, what: str) -> None:
-    host = with_apu(machine, STRIX)
+    host = made(machine, STRIX)
     run_vm(host, STRIX)
 
     assert (cli.main(["dismiss", what], host), texts(host)) == (0, [])
 
 
 def test_to_dismiss_what_was_not_lost_is_refused(machine: MachineFactory, capsys: Capture) -> None:
-    host = with_apu(machine, STRIX)
+    host = made(machine, STRIX)
     run_vm(host, STRIX)
 
     status = cli.main(["dismiss", "win11", "other"], host)
@@ -192,7 +196,7 @@ def test_to_dismiss_what_was_not_lost_is_refused(machine: MachineFactory, capsys
 
 
 def test_a_loss_is_gone_with_the_boot(machine: MachineFactory) -> None:
-    host = with_apu(machine, STRIX)
+    host = made(machine, STRIX)
     run_vm(host, STRIX)
 
     host.boot_again()
@@ -211,7 +215,7 @@ def test_a_file_of_losses_that_cannot_be_understood_counts_as_none(
 
 
 def test_every_user_can_see_a_loss(machine: MachineFactory) -> None:
-    host = with_apu(machine, STRIX)
+    host = made(machine, STRIX)
     run_vm(host, STRIX)
     status = host.stat(losses.FILE)
 
@@ -220,7 +224,7 @@ def test_every_user_can_see_a_loss(machine: MachineFactory) -> None:
 
 
 def test_json_has_the_losses(machine: MachineFactory, capsys: Capture) -> None:
-    host = with_apu(machine, STRIX)
+    host = made(machine, STRIX)
     run_vm(host, STRIX)
     capsys.readouterr()
 
@@ -238,7 +242,7 @@ def test_json_has_the_losses(machine: MachineFactory, capsys: Capture) -> None:
 def test_a_gpu_that_does_not_wake_up_is_shown_with_the_settings_that_keep_it_awake(
     machine: MachineFactory,
 ) -> None:
-    host = machine(RX9070)
+    host = made(machine, RX9070)
 
     assert run_vm(host, RX9070) == 1
 
@@ -254,7 +258,7 @@ def test_a_gpu_that_does_not_wake_up_is_shown_with_the_settings_that_keep_it_awa
 def test_a_gpu_that_does_not_answer_is_refused_to_the_next_vm(
     machine: MachineFactory, capsys: Capture
 ) -> None:
-    host = machine(RX9070)
+    host = made(machine, RX9070)
     run_vm(host, RX9070)
     begun = len(host.changes)
     capsys.readouterr()
@@ -272,7 +276,7 @@ def test_a_gpu_that_does_not_answer_is_refused_to_the_next_vm(
 def test_retry_resets_the_gpu_once_and_probes_again(
     machine: MachineFactory, name: str, wanted: str, retry: str
 ) -> None:
-    host = machine(name)
+    host = made(machine, name)
     configure(host, f"release: {{retry: {retry}}}\n")
     gpu = GPUS[name][0]
     host.tree.put(f"fake/after_vm/{gpu}", "silent healed=reset")
@@ -286,7 +290,7 @@ def test_retry_resets_the_gpu_once_and_probes_again(
 
 
 def test_a_reset_that_does_not_help_is_reported(machine: MachineFactory, capsys: Capture) -> None:
-    host = with_apu(machine, STRIX)
+    host = made(machine, STRIX)
     configure(host, "apu: allow\nrelease: {retry: reset}\n")
 
     status = run_vm(host, STRIX)
@@ -298,7 +302,7 @@ def test_a_reset_that_does_not_help_is_reported(machine: MachineFactory, capsys:
 
 
 def test_only_a_setting_that_is_not_set_is_named(machine: MachineFactory) -> None:
-    host = machine(LAPTOP)
+    host = made(machine, LAPTOP)
 
     assert run_vm(host, LAPTOP) == 1
 
@@ -310,7 +314,7 @@ def test_only_a_setting_that_is_not_set_is_named(machine: MachineFactory) -> Non
 
 
 def test_a_gpu_that_comes_back_without_its_monitor_is_shown(machine: MachineFactory) -> None:
-    host = machine(RX9070)
+    host = made(machine, RX9070)
     host.tree.put(f"fake/after_vm/{GPUS[RX9070][0]}", "unplugged")
 
     assert run_vm(host, RX9070) == 1
@@ -324,7 +328,7 @@ def test_a_gpu_that_comes_back_without_its_monitor_is_shown(machine: MachineFact
 
 
 def test_a_gpu_that_comes_back_as_it_was_has_lost_nothing(machine: MachineFactory) -> None:
-    host = machine(RX9070)
+    host = made(machine, RX9070)
     host.tree.remove(f"fake/after_vm/{GPUS[RX9070][0]}")
 
     assert (run_vm(host, RX9070), texts(host)) == (0, [])

@@ -22,7 +22,7 @@ from vfio_console_hook.commands.snapshot import writer
 from vfio_console_hook.commands.status import metrics, overview
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
-from vfio_console_hook.errors import HostError, RefusedError
+from vfio_console_hook.errors import HostError, RefusedError, StepError
 from vfio_console_hook.events.outlook import outlook
 from vfio_console_hook.log import SNAPSHOT_LOG, Log
 from vfio_console_hook.machine import console, drm
@@ -271,7 +271,8 @@ def test_the_consoles_come_back_although_the_gpu_does_not(machine: MachineFactor
     events.start(host, UUID, log)
     events.stop(host, UUID, log)
 
-    events.release(host, UUID, log)
+    with pytest.raises(StepError, match=f"{BOOT_GPU} is still on vfio-pci"):
+        events.release(host, UUID, log)
 
     assert drawn_on(host) == 1
 

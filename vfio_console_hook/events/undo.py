@@ -146,15 +146,19 @@ def _left_on_vfio(host: Host, claim: Claim, undone: list[str], log: Log) -> dict
 
 
 def _from_the_host(claim: Claim) -> tuple[str, ...]:
-    """The devices that had a driver or a firmware console when they left the host."""
-    undos = (step.undo for _, step in claim.open_steps if step.undo)
+    """The devices that had a driver or a firmware console when they left the host.
+
+    Without those that a step of their own takes off vfio-pci (`take --vfio`).
+    """
+    undos = [step.undo for _, step in claim.open_steps if step.undo]
+    bound_here = {one.concerns for one in undos if one.kind == "unbind-vfio"}
     found = (
         one.concerns
         for one in undos
         if one.kind == "return-native"
         or (one.kind in CONSOLES_BACK and not getattr(one, "stays_on_vfio", False))
     )
-    return tuple(dict.fromkeys(found))
+    return tuple(one for one in dict.fromkeys(found) if one not in bound_here)
 
 
 def _undo_step(host: Host, step: Step, undone: list[str], log: Log) -> str:

@@ -30,7 +30,8 @@ from ..machine.pci import displays
 from .handover import Handover
 
 NAME = "fbcon"
-_MOVED_BACK = "the host's consoles are on this GPU; release moves them back"
+# Not that release moves them back: the framebuffer may be gone, as another step says.
+_COME_BACK = "the host's consoles are on this GPU; they come back with its framebuffer"
 
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
@@ -50,7 +51,7 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     yield Step(
         stage=NAME,
         gpu=gpu.address,
-        why=_MOVED_BACK,
+        why=_COME_BACK,
         do=None,
         undo=ShowConsoles(wait_s),
     )
@@ -74,7 +75,7 @@ def _without_devices(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]
         why, do = _departure(host, staying, handover)
     else:
         here = gpu is _likely(host, handover)
-        why = _MOVED_BACK
+        why = _COME_BACK
         # What start has bound for another VM must be unbound here, or the kernel would crash.
         leave = len(displays(host)) > 1 and len(handover.vtconsoles) > 1
         do = LeaveFramebuffers(until_release=True) if leave else None
@@ -89,24 +90,25 @@ def _departure(
     names = " or ".join(f"{fb.name} ({fb.title})" for fb in staying)
     if handover.config.keep_console == "never":
         dark = "; until then no monitor shows them (keep_console: never)"
-        return _MOVED_BACK + dark, LeaveFramebuffers(until_release=True)
+        return _COME_BACK + dark, LeaveFramebuffers(until_release=True)
     if handover.by_hand and not handover.bind_vfio:
         dark = (
             "; until then no monitor shows them, because there is no /dev/fbN to move them through;"
             " `take --vfio` shows them on the other one when the GPU has left"
         )
-        return _MOVED_BACK + dark, LeaveFramebuffers(until_release=True)
+        return _COME_BACK + dark, LeaveFramebuffers(until_release=True)
     if handover.fbcon_can_return(host):
         why = (
             "there is no /dev/fbN to move the consoles through, so they leave this GPU first;"
-            f" when vfio-pci has it, they are shown on {names}; release moves them back"
+            f" when vfio-pci has it, they are shown on {names}; they"
+            " come back with this GPU's framebuffer"
         )
         return why, LeaveFramebuffers()
     dark = (
         f"; until then no monitor shows them, not even that of {names}: there is no /dev/fbN to"
         " move them through, and the kernel has lost the console driver of the boot, vgacon"
     )
-    return _MOVED_BACK + dark, None
+    return _COME_BACK + dark, None
 
 
 def return_step(host: Host, handover: Handover) -> Iterator[Step]:
