@@ -408,8 +408,8 @@ def test_the_plan_as_json_has_the_keys_that_programs_rely_on(machine: MachineFac
     made = json.loads(json.dumps(plan.plan_for(host, vm(GPU), Config()).to_json()))
 
     assert list(made) == [
-        "vm", "uuid", "verdict", "reason", "hint", "note", "gpus", "others", "consoles",
-        "holders", "steps", "after",
+        "vm", "uuid", "verdict", "reason", "hint", "note", "gpus", "others", "left",
+        "consoles", "holders", "steps", "after",
     ]  # fmt: skip
     assert (made["vm"], made["uuid"], made["verdict"]) == ("win11", UUID, "refuse")
     (gpu,) = made["gpus"]

@@ -345,12 +345,18 @@ def detach_driver(tree: Tree, address: str) -> None:
             sound.remove(tree, address, path)
             _leave_msi(tree, address)
         _hide(tree, path)
+        regions = _REGIONS.get(driver, driver)
         for bar in bars(tree, address):
-            if any(r.first == bar.range.first for r in resources.named(tree, driver)):
-                resources.release(tree, bar.range.first, bar.range.last, driver)
+            if any(r.first == bar.range.first for r in resources.named(tree, regions)):
+                resources.release(tree, bar.range.first, bar.range.last, regions)
         if int(tree.read(f"{path}/enable") or 0) and not _leaves_enabled(tree, driver):
             disable(tree, address)
     tree.remove(f"{path}/driver")
+
+
+# Drivers whose regions have another name: vp_modern_probe() and vp_modern_remove()
+# (drivers/virtio/virtio_pci_modern_dev.c).
+_REGIONS = {"virtio-pci": "virtio-pci-modern"}
 
 
 def _leaves_enabled(tree: Tree, driver: str) -> bool:
@@ -772,7 +778,7 @@ def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:
         if (found := native(tree, address))
         and wanted in (found.module, tree.read(f"{BUS}/devices/{address}/modalias"))
     }
-    if wanted in (VFIO, "vfio_pci"):
+    if wanted in (VFIO, "vfio_pci") and _has_vfio(tree):
         matching = {"vfio_pci"}
     if wanted in modules.known(tree) or wanted in _variants(tree):
         matching = {wanted}
@@ -786,6 +792,13 @@ def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:
         if "-b" not in arguments or module not in blacklist:
             _insmod(tree, arguments, module)
     return ""
+
+
+def _has_vfio(tree: Tree) -> bool:
+    """Whether the module is in the list of the running kernel's modules, where there is one."""
+    folder = "lib/modules"
+    listed = tree.read(f"{folder}/{tree.read('proc/sys/kernel/osrelease')}/modules.dep")
+    return not tree.exists(folder) or "/vfio-pci.ko" in (listed or "")
 
 
 def _variants(tree: Tree) -> set[str]:

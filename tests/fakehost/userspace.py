@@ -103,8 +103,14 @@ class FakeLibvirt:
         self._bound_by_us: set[str] = set()
 
     def detach(self, address: str, *, managed: bool = True) -> None:
-        """virPCIDeviceDetach, virPCIDeviceBindToStub. Raises LibvirtError."""
+        """virPCIDeviceDetach, virPCIDeviceBindToStub. Raises LibvirtError.
+
+        Before that, virHostdevPreparePCIDevices has asked for the group of each device
+        (virPCIDeviceAddressGetIOMMUGroupNum).
+        """
         device = f"{pci.BUS}/devices/{address}"
+        if self.host.exists(device) and not self.host.link_name(f"{device}/iommu_group"):
+            raise LibvirtError(f"Unable to find the IOMMU group of {address}")
         if not managed:
             if self.host.link_name(f"{device}/driver") != pci.VFIO:
                 raise LibvirtError(

@@ -15,7 +15,7 @@ class BindVfio(Action):
     """Bind a device to vfio-pci, as libvirt does (virPCIDeviceBindWithDriverOverride).
 
     gpu may also be the address of another function of its card. driver may be a variant of
-    vfio-pci (machine/variants.py); its module has the same name.
+    vfio-pci (machine/vfio_driver.py); its module has the same name.
     """
 
     gpu: str

@@ -24,6 +24,7 @@ def refuse_unassignable(host: Host, assignment: Assignment) -> None:
     for hostdev in assignment.hostdevs:
         if not hostdev.managed and not pci.is_vfio(host, hostdev.address):
             raise _not_bound(hostdev)
+    _refuse_without_vfio(host)
     from ..machine import iommu  # takes 1 ms to load, and only prepare needs it
 
     for address in assignment.addresses:
@@ -44,6 +45,21 @@ def refuse_unassignable(host: Host, assignment: Assignment) -> None:
                 f" {iommu.described(host, others)} {stay} on the host",
                 hint=iommu.how_to_separate(host, address, others, vm),
             )
+
+
+def _refuse_without_vfio(host: Host) -> None:
+    """Raise RefusedError if neither libvirt nor anybody can bind a device to vfio-pci.
+
+    Nothing is known where no modules are in any place that we know, as in a snapshot.
+    """
+    if host.exists(f"sys/bus/pci/drivers/{pci.VFIO}"):
+        return
+    from ..machine import vfio_driver  # only for the first VM after a boot
+
+    folders = {tree.rpartition("/")[0] for tree in vfio_driver.trees(host)}
+    if any(map(host.exists, folders)) and not vfio_driver.is_installed(host):
+        why, hint = vfio_driver.why_missing(host)
+        raise RefusedError(f"vfio-pci is {why}, so no VM can have a PCI device", hint=hint)
 
 
 def _not_bound(hostdev: Hostdev) -> RefusedError:

@@ -16,7 +16,8 @@ _KINDS = {
     0x0302: "3D controller", 0x0380: "display controller", 0x0401: "audio device",
     0x0403: "audio device", 0x0601: "ISA bridge", 0x0805: "SD host controller",
     0x0B40: "co-processor", 0x0C03: "USB controller", 0x0C05: "SMBus controller",
-    0x0C80: "serial bus controller", 0x1200: "processing accelerator",
+    0x0C80: "serial bus controller", 0x1080: "encryption controller",
+    0x1200: "processing accelerator",
 }  # fmt: skip
 _BASES = {0x01: "storage controller", 0x02: "network controller", 0x03: "display device",
           0x04: "multimedia device", 0x06: "bridge", 0x12: "processing accelerator"}  # fmt: skip

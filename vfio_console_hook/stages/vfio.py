@@ -13,7 +13,7 @@ from ..claims.step import Step
 from ..machine.gpu import Gpu
 from ..machine.host import Host
 from ..machine.pci import is_vfio
-from ..machine.variants import driver_for
+from ..machine.vfio_driver import driver_for
 from . import fbcon
 from .handover import Handover
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from ...machine import iommu as machine_iommu
+from ...machine import vfio_driver
 from ...machine.host import Host
 from .finding import (
     FAIL,
@@ -23,9 +23,6 @@ from .system import Assignment, System
 
 _PCI = "sys/bus/pci/devices"
 _UNITS, _GROUPS = "sys/class/iommu", "sys/kernel/iommu_groups"
-_VFIO_PCI = re.compile(rb"/vfio[-_]pci\.ko")
-# NixOS has no /lib/modules.
-_MODULE_TREES = ("lib/modules", "usr/lib/modules", "run/booted-system/kernel-modules/lib/modules")
 
 
 @check("IOMMU")
@@ -83,25 +80,12 @@ def _group_finding(host: Host, gpu_of_vm: Assignment) -> Finding:
 def vfio_pci(system: System) -> Iterator[Finding]:
     """Whether the running kernel has the driver that gives a device to QEMU."""
     host = system.host
-    release = host.read("proc/sys/kernel/osrelease") or ""
-    trees = [f"{tree}/{release}" for tree in _MODULE_TREES]
-    if host.exists("sys/bus/pci/drivers/vfio-pci"):
+    if vfio_driver.is_loaded(host):
         yield passed("loaded")
-    elif any(_holds_vfio_pci(host, tree) for tree in trees):
+    elif vfio_driver.is_installed(host):
         loader = "`take --vfio`" if system.without_libvirt else "libvirt"
         yield passed(f"installed; {loader} loads it on demand")
-    elif unrecorded(host, *trees):
+    elif unrecorded(host, *vfio_driver.trees(host)):
         yield warning(f"not loaded, and the kernel's modules are {NOT_RECORDED}")
-    elif not any(host.exists(tree) for tree in trees):
-        text = f"not loaded, and the modules of the running kernel {release} are not installed"
-        yield failure(text, "reboot if the kernel was updated since boot")
     else:
-        text = f"not available for the running kernel {release}"
-        advice = "install a kernel with CONFIG_VFIO_PCI, or the package with all its modules"
-        yield failure(text, advice)
-
-
-def _holds_vfio_pci(host: Host, tree: str) -> bool:
-    # depmod writes modules.dep, the kernel's build modules.builtin (man 5 modules.dep).
-    lists = (host.read_bytes(f"{tree}/modules.{name}") or b"" for name in ("dep", "builtin"))
-    return any(_VFIO_PCI.search(content) for content in lists)
+        yield failure(*vfio_driver.why_missing(host))

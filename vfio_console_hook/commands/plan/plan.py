@@ -32,6 +32,7 @@ from ...machine.removal import Removal
 from ...stages.handover import Handover
 from ..command import attributes
 from .holders import PlannedHolder, current_holders, planned_holders
+from .left import LeftFunction, left_functions
 
 START, REFUSE, NOTHING = "start", "refuse", "nothing"
 
@@ -82,6 +83,7 @@ class Plan:
     reason: str = ""
     hint: str = ""
     note: str = ""
+    left: tuple[LeftFunction, ...] = ()
     steps: tuple[Step, ...] = ()
     holders: tuple[PlannedHolder, ...] = ()
     after: str = ""
@@ -103,6 +105,8 @@ class Plan:
             gpus      address, class, kind, why, driver or null, vfio, virtual, boot_vga,
                       framebuffers, cards; bars: number, first, last, claims: name, first, last
             others    assigned devices that are not GPUs: address, class, kind
+            left      functions of their cards that are not assigned: address, class, kind,
+                      driver or null, matters (whether QEMU could not open the GPU), why
             holders   pid, command, unit, nodes, becomes
             steps     stage, gpu, why, do, undo, loses
 
@@ -117,6 +121,13 @@ class Plan:
                 {"address": one.address, "class": f"{one.pci_class:04x}", "kind": one.kind}
                 for one in self.devices
                 if one.gpu is None
+            ],
+            "left": [
+                {
+                    **attributes(one, "address", "kind", "driver", "matters", "why"),
+                    "class": f"{one.pci_class:04x}",
+                }
+                for one in self.left
             ],
             "consoles": self.consoles,
             "holders": [
@@ -188,7 +199,8 @@ def plan_for(
         return replace(plan, reason=f"{domain.name} has no GPU of this host")
     siblings = tuple(one.address for one in devices if one.gpu is None)
     found = current_holders(host, plan.gpus, siblings)
-    plan = replace(plan, holders=tuple(PlannedHolder(one, "") for one in found))
+    left = left_functions(host, plan.gpus, [one.address for one in devices])
+    plan = replace(plan, holders=tuple(PlannedHolder(one, "") for one in found), left=left)
     if session:
         return replace(plan, reason=_IN_SESSION.format(plan.vm), hint=_TO_SYSTEM)
     idle = _why_idle(plan, settings)

@@ -19,6 +19,10 @@ def text(plan: Plan, terminal: Terminal) -> str:
     lines += terminal.wrapped(plan.note, "  ") if plan.note else ""
     for device in plan.devices:
         lines += _device(device, terminal)
+    for one in plan.left:
+        on = f", on {one.driver}" if one.driver else ""
+        which = f"{one.kind} (class {one.pci_class:04x}){on}"
+        lines += terminal.wrapped(f"{one.address} is not assigned: {which}; {one.why}", "  ")
     if any(one.displays for one in plan.gpus):
         lines += terminal.wrapped(f"consoles: {plan.consoles}", "  ")
     lines += _holders(plan, terminal)
