@@ -219,8 +219,9 @@ def test_files_and_mistakes_as_json(host: FakeHost, capsys: Capture) -> None:
                         " native, rescan",
                     }
                 ],
+                "warnings": [],
             },
-            {"file": f"/{FILES}/vms/ok.yaml", "mistakes": []},
+            {"file": f"/{FILES}/vms/ok.yaml", "mistakes": [], "warnings": []},
             {
                 "file": f"/{WIN11}",
                 "mistakes": [
@@ -230,6 +231,7 @@ def test_files_and_mistakes_as_json(host: FakeHost, capsys: Capture) -> None:
                         "text": f"can be written by others than root, run `chmod go-w /{WIN11}`",
                     }
                 ],
+                "warnings": [],
             },
         ],
     )

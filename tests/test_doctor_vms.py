@@ -297,6 +297,11 @@ CONFIGURATION = [
         "FAIL", "configuration of all VMs", f"/{ETC}/default.yaml:2:",
     ),
     on_two(
+        "a wait that is too long", configuration.without_effect,
+        files(vms__win11="\nholders: {wait_s: 50}"), "WARN", f"/{ETC}/vms/win11.yaml:2",
+        "set `timeout_s: 150`",
+    ),
+    on_two(
         "a mistake for one VM", configuration.mistakes, files(vms__win11="\nbootbf: native"),
         "FAIL", "configuration of win11", f"/{ETC}/vms/win11.yaml:2:",
     ),

@@ -23,7 +23,7 @@ SESSION = "session"
 
 # How long a process may take to be gone after SIGKILL. One in state D never is.
 _KILL_S = 2.0
-_COMM = 15  # TASK_COMM_LEN without the final NUL (Linux include/linux/sched.h)
+COMM = 15  # TASK_COMM_LEN without the final NUL (Linux include/linux/sched.h)
 
 # libvirt's daemons with what they start for a VM, such as virtiofsd, and what would take
 # the whole desktop or the host down with it.
@@ -31,7 +31,7 @@ _UNIT = re.compile(r"\.(?:service|scope|slice)$")
 # Where pam_systemd(8) puts what a user starts: in the scope of the session, or below the
 # manager of the user's own units.
 _USER = re.compile(r"/user\.slice/user-\d+\.slice/(session-\w+\.scope|user@\d+\.service)(?![^/])")
-_NEVER = re.compile(r"systemd|systemd-logind|libvirtd|virt[a-z]+d")
+_NEVER = re.compile(r"systemd|systemd-logind|libvirtd|virt[a-z]+d|qemu.*")
 
 
 def may_be_ended(host: Host, holder: Holder, names: Collection[str]) -> bool:
@@ -47,7 +47,7 @@ def matches(host: Host, holder: Holder, name: str) -> bool:
         return _unit_of_session(host, holder) is not None
     units = [part for part in holder.cgroup.split("/") if _UNIT.search(part)]
     known = [holder.command, *units, *map(_stem, filter(None, [holder.unit]))]
-    return name[:_COMM] == holder.command or any(fnmatchcase(one, name) for one in known)
+    return name[:COMM] == holder.command or any(fnmatchcase(one, name) for one in known)
 
 
 def _unit_of_session(host: Host, holder: Holder) -> str | None:
@@ -65,14 +65,16 @@ def _stem(unit: str) -> str:
     return unit.rpartition(".")[0]
 
 
+def is_never_ended(name: str) -> bool:
+    """Whether a process of this command, or of this service, is never ended."""
+    return _NEVER.fullmatch(_stem(name) if name.endswith(".service") else name) is not None
+
+
 def _is_protected(host: Host, holder: Holder) -> bool:
     """Whether it is never ended: process 1, logind, libvirt, a VM, or one that is not known."""
     if holder.unknown or holder.pid == 1 or "/machine.slice/" in f"{holder.cgroup}/":
         return True
-    unit = holder.unit
-    if _NEVER.fullmatch(holder.command) or (
-        unit.endswith(".service") and _NEVER.fullmatch(_stem(unit))
-    ):
+    if is_never_ended(holder.command) or is_never_ended(holder.unit):
         return True
     try:
         program = host.link_name(f"proc/{holder.pid}/exe") or ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import load
@@ -17,6 +18,7 @@ from ..machine import access
 from ..machine.host import Host
 from . import vms
 from .command import Command
+from .doubts import doubts
 from .terminal import complain
 
 _WIDTH = 79
@@ -44,28 +46,41 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
         return 2
     if arguments.vm is not None:
         return _print_settings(host, arguments)
-    found = _mistakes(host, arguments.file)
+    found = _findings(host, arguments.file)
     if arguments.json:
-        print(json.dumps([_file_as_json(path, wrong) for path, wrong in found.items()], indent=2))
+        print(json.dumps([_file_as_json(one) for one in found], indent=2))
     else:
         print("\n".join(_file_lines(found)))
-    return 1 if any(found.values()) else 0
+    return 1 if any(one.mistakes or one.doubts for one in found) else 0
 
 
-# -- files and their mistakes
+# -- files, their mistakes, and what has no effect in them
 
 
-def _mistakes(host: Host, paths: Iterable[str]) -> dict[str, tuple[Mistake, ...]]:
-    """The mistakes in each file; without paths, in each installed one. Raises HookError."""
+@dataclass(frozen=True)
+class Checked:
+    """A file, as its path was given, and what is wrong in it."""
+
+    path: str
+    mistakes: tuple[Mistake, ...]
+    doubts: tuple[Mistake, ...]
+
+
+def _findings(host: Host, paths: Sequence[str]) -> list[Checked]:
+    """What is wrong in each file; without paths, in each installed one. Raises HookError."""
     installed = load.all_mistakes(host)
-    found = {}
-    for path in paths:
+    found = []
+    for path in paths or installed:
         full = os.path.normpath(os.path.join(os.getcwd(), path))
         if full in installed:
-            found[path] = installed[full]
+            # Links are resolved, and a file that is not trusted is a mistake already.
+            content = b"" if installed[full] else host.read_bytes(full[1:]) or b""
+            found.append(Checked(path, installed[full], doubts(host, full, content)))
         else:
-            found[path] = load.mistakes_in(path, _content(host, path, full))
-    return found or installed
+            content = _content(host, path, full)
+            wrong = load.mistakes_in(path, content)
+            found.append(Checked(path, wrong, doubts(host, path, content)))
+    return found
 
 
 def _content(host: Host, path: str, full: str) -> bytes:
@@ -93,20 +108,28 @@ def _note(text: str) -> None:
     complain(f"note: {text}")
 
 
-def _file_lines(found: dict[str, tuple[Mistake, ...]]) -> Iterator[str]:
-    for path, mistakes in found.items():
-        lines = map(str, mistakes) if mistakes else (f"{path}: no mistakes",)
-        yield from map(printable, lines)
+def _file_lines(found: list[Checked]) -> Iterator[str]:
+    for one in found:
+        lines = [*map(str, one.mistakes), *map(_as_warning, one.doubts)]
+        yield from map(printable, lines or (f"{one.path}: no mistakes",))
     if not found:
         yield f"no file in /{load.DIRECTORY}: the defaults apply to every VM"
 
 
-def _file_as_json(path: str, mistakes: tuple[Mistake, ...]) -> dict[str, Any]:
-    lines = [
-        {"line": one.line or None, "column": one.column or None, "text": one.text}
-        for one in mistakes
-    ]
-    return {"file": path, "mistakes": lines}
+def _as_warning(doubt: Mistake) -> str:
+    return str(replace(doubt, text=f"warning: {doubt.text}"))
+
+
+def _file_as_json(one: Checked) -> dict[str, Any]:
+    return {
+        "file": one.path,
+        "mistakes": [_place_as_json(mistake) for mistake in one.mistakes],
+        "warnings": [_place_as_json(doubt) for doubt in one.doubts],
+    }
+
+
+def _place_as_json(one: Mistake) -> dict[str, Any]:
+    return {"line": one.line or None, "column": one.column or None, "text": one.text}
 
 
 # -- the settings of a VM

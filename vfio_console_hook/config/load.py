@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DIRECTORY = "etc/vfio-console-hook"
 VMS = f"{DIRECTORY}/vms"
-_DEFAULT = f"{DIRECTORY}/default.yaml"
+DEFAULT = f"{DIRECTORY}/default.yaml"
 _MAX_BYTES = 32 * 1024
 # virsh shows them all in one line.
 _MAX_LISTED = 20
@@ -35,7 +35,17 @@ def configuration(host: Host, name: str, uuid: str) -> Config:
     Raises ConfigError with all mistakes in all its files, HostError when one
     cannot be read.
     """
-    values = {name: value for name, (value, _) in _settings(host, name, uuid).items()}
+    return _config({name: value for name, (value, _) in _settings(host, name, uuid).items()})
+
+
+def configuration_with(host: Host, own: dict[str, Any]) -> Config:
+    """That of a VM whose own file sets these values, by the names in KEYS. Raises HostError."""
+    present = DEFAULT in _present(host, [])
+    general = _settings_in(host, DEFAULT, []) if present else {}
+    return _config({**{name: value for name, (value, _) in general.items()}, **own})
+
+
+def _config(values: dict[str, Any]) -> Config:
     return Config(
         holders=Holders(**_group(values, "holders")),
         release=Release(**_group(values, "release")),
@@ -105,7 +115,7 @@ def files_without_vm(host: Host, vms: Iterable[tuple[str, str]]) -> tuple[str, .
     vms are names and uuids.
     """
     read = {path for name, uuid in vms for path in _files_for(host, name, uuid, [])}
-    return tuple(path for path in _present(host, []) if path != _DEFAULT and path not in read)
+    return tuple(path for path in _present(host, []) if path != DEFAULT and path not in read)
 
 
 def file_for(name: str, uuid: str) -> str:
@@ -143,7 +153,7 @@ def _group(values: dict[str, Any], group: str) -> dict[str, Any]:
 def _present(host: Host, mistakes: list[Mistake]) -> tuple[str, ...]:
     """The files in trusted directories, the one for all VMs first."""
     directory = _trusted_directory(host, DIRECTORY, mistakes)
-    general = (_DEFAULT,) if "default.yaml" in _names_in(host, directory) else ()
+    general = (DEFAULT,) if "default.yaml" in _names_in(host, directory) else ()
     vms = _trusted_directory(host, VMS, mistakes) if directory else ""
     names = (one for one in _names_in(host, vms) if one.endswith(".yaml") and one != ".yaml")
     return (*general, *(f"{VMS}/{name}" for name in names))
@@ -152,10 +162,10 @@ def _present(host: Host, mistakes: list[Mistake]) -> tuple[str, ...]:
 def _files_for(host: Host, name: str, uuid: str, mistakes: list[Mistake]) -> Iterator[str]:
     """The files for a VM that exist, the one for all VMs first."""
     present = _present(host, mistakes)
-    if _DEFAULT in present:
-        yield _DEFAULT
+    if DEFAULT in present:
+        yield DEFAULT
     # A VM's name may be ".." or hold anything else: it is compared, never part of a path.
-    stems = {path: path[len(VMS) + 1 : -5] for path in present if path != _DEFAULT}
+    stems = {path: path[len(VMS) + 1 : -5] for path in present if path != DEFAULT}
     mine = [path for path, s in stems.items() if s == name or s.lower() == uuid.lower()]
     if len(mine) > 1:
         mistakes.append(
@@ -171,7 +181,7 @@ def never_read(host: Host) -> Iterator[Mistake]:
             stem = name.rpartition(".")[0]
             meant = f"for the VM {stem} is /{VMS}/{stem}.yaml"
             if stem in ("", "default"):
-                meant = f"for all VMs is /{_DEFAULT}"
+                meant = f"for all VMs is /{DEFAULT}"
             yield _mistake(f"/{DIRECTORY}/{name}", f"is never read; the file {meant}")
     for name in _names_in(host, paths.resolve(host, VMS).path):
         if name == ".yaml" or not name.endswith(".yaml"):

@@ -38,6 +38,8 @@ def bad_value(value: object, name: str, wanted: str, read: Reader) -> tuple[str,
         return f"{_bad_value(value, name, wanted)}, did you mean {_written(meant)}?", None
     for number, item in enumerate(value if isinstance(value, list) else ()):
         if read([item]) is None:
+            if command := _command(item, name):
+                return f"{shown(item)} in '{name}' is a command; {command}", number
             what = _bad_service(item) or f"bad value {shown(item)}"
             return f"{what} in '{name}', it must be {wanted}", number
     return _bad_value(value, name, wanted), None
@@ -114,6 +116,25 @@ def _bad_service(item: object) -> str:
         if key != "name" and not str(entry.value).startswith("/"):
             return f"a group with {shown(entry.value)}, which is not a full path, for '{key}'"
     return ""
+
+
+# Programs that people write in front of what they mean.
+_ENDING = ("sudo", "kill", "killall", "pkill", "systemctl", "service", "rc-service", "loginctl")
+
+
+def _command(item: object, key: str) -> str:
+    """What to write for a key instead of a whole command; "" for anything else."""
+    words = item.split() if isinstance(item, str) else []
+    program = words[0].rpartition("/")[2] if words else ""
+    if not words or not (words[0].startswith("/") or program in _ENDING):
+        return ""
+    left = [
+        word for word in words[1:]
+        if word not in (*_ENDING, "stop", "start", "restart", "kill") and word[0] != "-"
+    ]  # fmt: skip
+    named = program if program not in _ENDING else " ".join(left[:1])
+    group = ", or a group of name, active, stop and start" if key == "services" else ""
+    return f"write {named or 'the name alone'}{group}"
 
 
 def _guesses(value: object, wanted: str) -> Iterator[object]:

@@ -59,11 +59,15 @@ def _console_place() -> tuple[str, Callable[[object], str | None]]:
     return "auto, never, or the PCI address of a GPU such as 02:00.0", read
 
 
+# A word that begins a command, and no name of a process.
+_PROGRAM = re.compile(r"/|(?:sudo|kill|killall|pkill|systemctl|loginctl)\s")
+
+
 def _names() -> tuple[str, Callable[[object], tuple[str, ...] | None]]:
     def read(value: object) -> tuple[str, ...] | None:
         if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
             return None
-        return tuple(value)
+        return None if any(_PROGRAM.match(one) for one in value) else tuple(value)
 
     return "a list of names", read
 

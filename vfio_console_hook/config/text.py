@@ -35,6 +35,16 @@ def settings(path: str, text: str, mistakes: list[Mistake]) -> dict[str, tuple[A
     return values
 
 
+def placed(text: str) -> dict[str, Entry]:
+    """The good settings of a text with their places, by the names in KEYS; values are read."""
+    try:
+        content = parse(text)
+    except YamlError:
+        return {}
+    entries = _entries(content, "") if isinstance(content, tuple) else ()
+    return {entry.key: entry for entry, wrong, _ in entries if not wrong}
+
+
 def _entries(entries: tuple[Entry, ...], group: str) -> Iterator[tuple[Entry, str, Place]]:
     """Each setting as (entry, mistake, its place); the entry has the full key and read value."""
     first: dict[str, int] = {}

@@ -92,6 +92,7 @@ def _node(loader: Any, event: Any, depth: int) -> tuple[object, Place, tuple[Pla
     if getattr(event, "anchor", None) or getattr(event, "tag", None):
         raise YamlError(place, "anchors, aliases and tags are not supported")
     if isinstance(event, yaml.ScalarEvent):
+        _refuse_swallowed_item(event)
         tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
         return _scalar(tag.rpartition(":")[2], _text(event.value, place)), place, ()
     # Also because deep nesting takes yaml minutes.
@@ -109,6 +110,25 @@ def _node(loader: Any, event: Any, depth: int) -> tuple[object, Place, tuple[Pla
     while not isinstance(event := loader.get_event(), yaml.SequenceEndEvent):
         items.append(_node(loader, event, depth + 1))
     return [item for item, _, _ in items], place, tuple(at for _, at, _ in items)
+
+
+def _refuse_swallowed_item(event: Any) -> None:
+    """Raise YamlError for a list item that is indented too far, and so part of the one before.
+
+    To YAML it is the second line of that text: "- a" and below it "  - b" are "a - b".
+    """
+    start, end = event.start_mark, event.end_mark
+    if event.style is not None or start.line == end.line:
+        return
+    lines = start.buffer[start.pointer : end.pointer].splitlines()
+    for number, line in enumerate(lines[1:], start.line + 2):
+        text = line.lstrip()
+        if text.startswith("- "):
+            problem = (
+                "this item is indented further than the one before, and so a part of it: begin it"
+                " in the same column"
+            )
+            raise YamlError((number, len(line) - len(text) + 1), problem)
 
 
 def _text(value: str, place: Place) -> str:

@@ -143,7 +143,14 @@ def going_down(host: Host, names: Iterable[str]) -> tuple[bool, tuple[Unit, ...]
     return shutdown.running, tuple(rest)
 
 
+def unit_files(host: Host) -> set[str]:
+    """The names of all unit files that are installed. Raises HostError."""
+    return {file for folder in _UNIT_FILES for file in host.list(folder)}
+
+
 def similar_unit(host: Host, name: str) -> str:
     """The installed service whose name is most like this one, or ""."""
-    there = {file for folder in _UNIT_FILES for file in host.list(folder)}
-    return nearest(name, sorted(file for file in there if file.endswith(".service")))
+    # Without the ending, which makes any two names alike.
+    stems = sorted(file[:-8] for file in unit_files(host) if file.endswith(".service"))
+    near = nearest(name.rpartition(".")[0], stems)
+    return f"{near}.service" if near else ""

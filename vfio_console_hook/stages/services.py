@@ -30,7 +30,7 @@ from .handover import Handover
 NAME = "services"
 
 # Stopping one of these would deadlock: it waits for the hook, which waits for the stop.
-_CALLERS = ("libvirtd.service", "virtqemud.service")
+CALLERS = ("libvirtd.service", "virtqemud.service")
 
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
@@ -81,7 +81,7 @@ def _by_systemd(
     if not unit.running:
         return
     together = systemd.stopped_with(host, unit)
-    for name in _CALLERS:
+    for name in CALLERS:
         if name in together:
             raise RefusedError(
                 f"{shown} cannot be stopped for a VM: {name}, which starts the VM, would stop too",

@@ -70,7 +70,9 @@ AREAS = (
         vms.libvirt_answers, vms.vms_with_gpus, vms.missing_devices, vms.hot_plugged_gpus,
         vms.shared_gpus, vms.session_vms, roms.rom_files, beside.devices_of_the_host,
     )),
-    Area("configuration", (configuration.mistakes, configuration.files_for_no_vm)),
+    Area("configuration", (
+        configuration.mistakes, configuration.without_effect, configuration.files_for_no_vm,
+    )),
     Area("IOMMU and vfio-pci", (iommu.iommu, iommu.iommu_groups, iommu.vfio_pci)),
     Area("the kernel and the host's console", (
         consoles.console_removal, consoles.bootfb, consoles.kernel_lockdown,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ...config import load
 from ...errors import nearest
 from ...machine.host import Host
+from ..doubts import doubts
 from .finding import Finding, check, failure, need_recorded, passed, warning
 from .system import System
 
@@ -34,6 +35,18 @@ def mistakes(system: System) -> Iterator[Finding]:
         files = [path[len(load.DIRECTORY) + 1 :] for path in load.installed_files(host)]
         listed = f"/{load.DIRECTORY} has {' and '.join(files)}"
         yield passed(listed if files else "no file, so every VM has the defaults")
+
+
+@check("settings without effect")
+def without_effect(system: System) -> Iterator[Finding]:
+    """What is well written in an installed file, and does not do on this host what it says."""
+    host = system.host
+    for path, wrong in load.all_mistakes(host).items():
+        content = b"" if wrong else host.read_bytes(path[1:]) or b""
+        # Not about processes: `record` would have to keep the names of all programs.
+        for one in doubts(host, path, content, about_processes=False):
+            advice = f"correct line {one.line} of {one.path}"
+            yield warning(one.text, advice, of=f"{one.path}:{one.line}")
 
 
 def _names(system: System) -> list[tuple[str, str]]:
