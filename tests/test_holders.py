@@ -19,7 +19,7 @@ from tests.fakehost.processes import NEVER
 from vfio_console_hook.actions.holders import AwaitClosed
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.commands.snapshot.writer import machine_text
-from vfio_console_hook.config.settings import Config, Holders
+from vfio_console_hook.config.settings import Config, Holders, Service
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError
 from vfio_console_hook.log import SNAPSHOT_LOG, Log
@@ -753,6 +753,44 @@ def test_a_session_by_ssh_that_has_the_gpu_is_not_stopped(machine: MachineFactor
     assert caught.value.hint == (
         f"{ELSE}; `holders.terminate` has session, but that is none of these"
     )
+
+
+STOPPED = Config(services=(Service("display-manager"),))
+
+
+def with_stopped_desktop(machine: MachineFactory, *units: str) -> FakeHost:
+    host = with_session(with_desktop(machine("amd-single"), running=False), *units)
+    systemd.put(host.tree, "gdm.service", systemd.Unit(aliases=("display-manager.service",)))
+    return host
+
+
+def test_what_is_left_of_a_desktop_that_was_stopped_is_ended(machine: MachineFactory) -> None:
+    host = with_stopped_desktop(machine, "user@1000.service")
+    hold(host, CARD, pid=7, command="kwin_wayland", cgroup=KWIN)
+    hold(host, "dev/null", pid=9, command="sshd",
+         cgroup="/user.slice/user-1000.slice/session-9.scope")  # fmt: skip
+
+    events.prepare(host, vm(AMD), STOPPED, Log(host, "win11"))
+
+    assert systemd.state(host.tree, "user@1000.service") == "inactive"
+    assert signals(host) == [("proc/7", "SIGTERM")]
+    assert host.clock() == pytest.approx(15)
+
+
+@pytest.mark.parametrize("leader", ["login", "sshd-session"])
+def test_a_session_that_the_display_manager_has_not_begun_is_not_ended(
+    machine: MachineFactory, leader: str
+) -> None:
+    cgroup = "/user.slice/user-1000.slice/session-2.scope"
+    host = with_stopped_desktop(machine, "session-2.scope")
+    hold(host, CARD, pid=7, command="sway", cgroup=cgroup)
+    hold(host, "dev/null", pid=8, command=leader, cgroup=cgroup)
+
+    text = failure(host, STOPPED, AMD)
+
+    assert "in use by sway (7)" in text
+    assert systemd.state(host.tree, "session-2.scope") == "active"
+    assert signals(host) == []
 
 
 def test_entries_that_were_for_no_process_are_named_in_the_refusal(machine: MachineFactory) -> None:

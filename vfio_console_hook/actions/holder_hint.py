@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os.path
 import re
 from collections.abc import Sequence
 
 from ..config.load import VMS
-from ..errors import HostError
+from ..machine import systemd
 from ..machine.holders import Holder
 from ..machine.host import Host
 from . import compositors, holder_kill
 from .holders import AwaitClosed
 
-_ALIAS = "etc/systemd/system/display-manager.service"
 # Where a running unit has its cgroup: with one hierarchy, and with the older ones.
 _CGROUPS = ("sys/fs/cgroup", "sys/fs/cgroup/systemd", "sys/fs/cgroup/unified")
 _USER = re.compile(r"/user-(\d+)\.slice/")
@@ -28,7 +26,7 @@ def hint(host: Host, holders: Sequence[Holder], wait: AwaitClosed) -> str:
     keeps_off = compositors.setting(host, holders, wait.gpus)
     if keeps_off:
         return keeps_off
-    managers = display_managers(host)
+    managers = systemd.display_managers(host)
     units = _stoppable_services(holders, managers)
     sessions = [one for one in holders if _USER.search(one.cgroup)]
     logind = any(one.command == "systemd-logind" for one in holders)
@@ -43,7 +41,7 @@ def hint(host: Host, holders: Sequence[Holder], wait: AwaitClosed) -> str:
         them = "it" if len(units) == 1 else "them"
         return f"add `services: [{listed}]` to {place} to stop {them} for the VM"
     endable = [one for one in sessions if holder_kill.matches(host, one, holder_kill.SESSION)]
-    if endable and holder_kill.SESSION not in wait.terminate:
+    if endable and holder_kill.SESSION not in wait.terminate and not wait.desktop:
         return _end_session(endable[0], place, outlived=bool(managers))
     if logind:
         return "end the login session that has the GPU, see `loginctl list-sessions`"
@@ -78,20 +76,3 @@ def _end_session(one: Holder, place: str, *, outlived: bool) -> str:
     if f"/user@{user}.service/" in one.cgroup and unit.endswith(".service"):
         stop = f", or `systemctl --user -M {user}@ stop {unit[:_MAX_UNIT]}`"
     return f"{why}add `holders: {{terminate: [session]}}` to {place}{stop}"
-
-
-def display_managers(host: Host) -> tuple[str, ...]:
-    """The names of the unit that starts the desktop: display-manager.service is only an alias."""
-    found = []
-    path = _ALIAS
-    # On Debian it leads to gdm3.service, which is a link to gdm.service.
-    for _ in range(4):
-        try:
-            target = host.readlink(path)
-        except HostError:
-            break
-        if target is None:
-            break
-        path = os.path.normpath(os.path.join(os.path.dirname(f"/{path}"), target))[1:]
-        found.append(os.path.basename(path))
-    return tuple(found)

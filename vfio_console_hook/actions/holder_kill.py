@@ -20,6 +20,10 @@ from ..machine.host import Host
 
 SESSION = "session"
 """The entry for whatever login session has the GPU."""
+DESKTOP = "session of a stopped display manager"
+"""Not in a configuration: what is left of a desktop whose display manager was stopped."""
+# A session that one of these has begun is not meant: by ssh, or at a text console.
+_BEGUN_BY = {SESSION: ("sshd",), DESKTOP: ("sshd", "login")}
 
 # How long a process may take to be gone after SIGKILL. One in state D never is.
 _KILL_S = 2.0
@@ -43,20 +47,21 @@ def matches(host: Host, holder: Holder, name: str) -> bool:
     """Whether an entry of `holders.terminate` is for this process."""
     if holder.command.startswith("sshd") and not name.startswith("ssh"):
         return False  # it may be in the unit of a session, and the administrator's only access
-    if name == SESSION:
-        return _unit_of_session(host, holder) is not None
+    if name in _BEGUN_BY:
+        return _unit_of_session(host, holder, name) is not None
     units = [part for part in holder.cgroup.split("/") if _UNIT.search(part)]
     known = [holder.command, *units, *map(_stem, filter(None, [holder.unit]))]
     return name[:COMM] == holder.command or any(fnmatchcase(one, name) for one in known)
 
 
-def _unit_of_session(host: Host, holder: Holder) -> str | None:
-    """The unit to stop for the end of the process's login session; None for one by ssh."""
+def _unit_of_session(host: Host, holder: Holder, entry: str) -> str | None:
+    """The unit to stop for the end of the process's login session; None if it is not meant."""
     found = _USER.match(holder.cgroup)
     if found is None:
         return None
     for pid in processes.pids(host):
-        if command_of(host, pid).startswith("sshd") and cgroup_of(host, pid).startswith(found[0]):
+        begins = command_of(host, pid).startswith(_BEGUN_BY[entry])
+        if begins and cgroup_of(host, pid).startswith(found[0]):
             return None
     return found[1]
 
@@ -83,10 +88,11 @@ def _is_protected(host: Host, holder: Holder) -> bool:
     return program.startswith("qemu")
 
 
-def stop_sessions(host: Host, holders: Sequence[Holder]) -> list[str]:
-    """Begin to stop the login sessions of these processes; the units. Raises HostError."""
-    found = dict.fromkeys(_unit_of_session(host, one) for one in holders)
-    units = [unit for unit in found if unit is not None]
+def stop_sessions(host: Host, holders: Sequence[Holder], entries: Collection[str]) -> list[str]:
+    """Begin to stop the login sessions that are meant; their units. Raises HostError."""
+    meant = [entry for entry in entries if entry in _BEGUN_BY]
+    found = [_unit_of_session(host, one, entry) for one in holders for entry in meant]
+    units = list(dict.fromkeys(unit for unit in found if unit is not None))
     if units:
         systemd.systemctl(host, "stop", "--no-block", "--", *units)
     return units

@@ -26,7 +26,7 @@ def close(host: Host, wait: AwaitClosed) -> str:
     found = _holders_left(host, wait, search)
     held = counted = _counted(wait, found)
     ended = ""
-    if held and wait.terminate:
+    if held and _entries(wait):
         held, ended = _end(host, wait, search)
     if held:
         raise _refusal(host, wait, held, _for_none(host, wait, counted), ended)
@@ -38,7 +38,7 @@ def close(host: Host, wait: AwaitClosed) -> str:
 def refusal_for(host: Host, wait: AwaitClosed, found: list[Holder]) -> RefusedError | None:
     """The refusal if these processes never close the nodes; None if the VM starts then."""
     held = counted = _counted(wait, found)
-    if wait.terminate:
+    if _entries(wait):
         held = _protected(host, wait, held)
     return _refusal(host, wait, held, _for_none(host, wait, counted)) if held else None
 
@@ -54,7 +54,7 @@ def _counted(wait: AwaitClosed, found: list[Holder]) -> list[Holder]:
 def _holders_left(host: Host, wait: AwaitClosed, search: Search) -> list[Holder]:
     """The processes that hold the nodes after wait_s, or as soon as none of them counts."""
     found = search.holders()
-    ending_s = wait.grace_s + _GONE_S if wait.terminate else 0.0
+    ending_s = wait.grace_s + _GONE_S if _entries(wait) else 0.0
     for pause_s in pauses(host, host.time_for(wait.wait_s, ending_s)):
         held = [one.pid for one in _counted(wait, found)]
         if not held:
@@ -73,16 +73,22 @@ def _end(host: Host, wait: AwaitClosed, search: Search) -> tuple[list[Holder], s
     if protected:
         return protected, ""
     remarks = []
-    if holder_kill.SESSION in wait.terminate:
-        stopped = holder_kill.stop_sessions(host, held)
-        remarks += [f"stopped {' and '.join(stopped)}"] if stopped else []
+    stopped = holder_kill.stop_sessions(host, held, _entries(wait))
+    if stopped:
+        remarks.append(f"stopped {' and '.join(stopped)}")
     ended = holder_kill.end(host, search, held, host.time_for(wait.grace_s))
     remarks += [f"ended {listed(one.name for one in ended)}"] if ended else []
     return _counted(wait, search.holders()), "; ".join(remarks)
 
 
+def _entries(wait: AwaitClosed) -> tuple[str, ...]:
+    """What may be ended: the configuration's, and what is left of a desktop that was stopped."""
+    return (*wait.terminate, holder_kill.DESKTOP) if wait.desktop else wait.terminate
+
+
 def _protected(host: Host, wait: AwaitClosed, held: list[Holder]) -> list[Holder]:
-    return [one for one in held if not holder_kill.may_be_ended(host, one, wait.terminate)]
+    entries = _entries(wait)
+    return [one for one in held if not holder_kill.may_be_ended(host, one, entries)]
 
 
 def _for_none(host: Host, wait: AwaitClosed, held: list[Holder]) -> list[str]:

@@ -22,7 +22,8 @@ class AwaitClosed(Action):
     strict: a process that cannot be inspected counts as a holder. terminate: commands
     and units of processes that are ended if they still hold a node after wait_s, with
     grace_s between SIGTERM and SIGKILL. If one of the holders is not listed there, no
-    process is ended. file is where the VM's settings go, for a hint.
+    process is ended. desktop: a display manager was stopped before, so what is left of its
+    sessions may be ended, too. file is where the VM's settings go, for a hint.
     """
 
     gpu: str
@@ -33,6 +34,7 @@ class AwaitClosed(Action):
     grace_s: float = 0.0
     beside: tuple[str, ...] = ()
     file: str = ""
+    desktop: bool = False
     kind = "await-closed"
 
     def apply(self, host: Host) -> str:

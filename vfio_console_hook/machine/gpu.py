@@ -104,7 +104,7 @@ def _gpu(
     bars = memory.memory_bars(host, address)
     reservations = iomem.reservations(reserved, address, bars)
     driver = host.link_name(f"{device}/driver")
-    vfio = pci.is_vfio(host, address)
+    vfio = pci.has_vfio(host, address, driver)
     found = firmware.devices_of(host, address, bars, reservations, driver is not None and not vfio)
     own = {name for one in found for name in (one.name, *one.framebuffers, *one.cards)}
     return Gpu(

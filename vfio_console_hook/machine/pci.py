@@ -111,6 +111,11 @@ def is_vfio(host: Host, address: str) -> bool:
     (virPCIDeviceGetCurrentDriverNameAndType); kernels before 6.1 have none, and their variants
     are known by name (mlx5_vfio_pci, hisi_acc_vfio_pci).
     """
-    device = f"sys/bus/pci/devices/{address}"
-    driver = host.link_name(f"{device}/driver") or ""
-    return driver.endswith(("vfio-pci", "vfio_pci")) or host.exists(f"{device}/{VFIO_DIRECTORY}")
+    return has_vfio(host, address, host.link_name(f"sys/bus/pci/devices/{address}/driver"))
+
+
+def has_vfio(host: Host, address: str, driver: str | None) -> bool:
+    """The same, if this is the driver that is bound to the device."""
+    if driver is not None and driver.endswith(("vfio-pci", "vfio_pci")):
+        return True
+    return host.exists(f"sys/bus/pci/devices/{address}/{VFIO_DIRECTORY}")

@@ -8,6 +8,7 @@ even when the argument is an alias, and a unit that does not exist has the LoadS
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ _UNIT_FILES = (
     "etc/systemd/system", "run/systemd/system", "run/systemd/generator",
     "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system",
 )  # fmt: skip
+
+DISPLAY_MANAGER = "display-manager.service"
 
 # Those that stop when a unit stops: the inverse of Requires=, Requisite=, BindsTo= and
 # PartOf= (systemd.unit(5)). systemd does not start them again together with it.
@@ -154,3 +157,20 @@ def similar_unit(host: Host, name: str) -> str:
     stems = sorted(file[:-8] for file in unit_files(host) if file.endswith(".service"))
     near = nearest(name.rpartition(".")[0], stems)
     return f"{near}.service" if near else ""
+
+
+def display_managers(host: Host) -> tuple[str, ...]:
+    """The names of the unit that starts the desktop: display-manager.service is only an alias."""
+    found = []
+    path = f"etc/systemd/system/{DISPLAY_MANAGER}"
+    # On Debian it leads to gdm3.service, which is a link to gdm.service.
+    for _ in range(4):
+        try:
+            target = host.readlink(path)
+        except HostError:
+            break
+        if target is None:
+            break
+        path = os.path.normpath(os.path.join(os.path.dirname(f"/{path}"), target))[1:]
+        found.append(os.path.basename(path))
+    return tuple(found)

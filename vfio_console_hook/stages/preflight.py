@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from ..actions.holders import AwaitClosed
 from ..claims.step import Step
+from ..config.settings import Holders
 from ..errors import RefusedError
 from ..machine import console, firmware, kernel, nodes
 from ..machine.gpu import Gpu
@@ -22,6 +23,8 @@ from .handover import Handover
 
 NAME = "preflight"
 _MAX_LISTED = 6
+# Longer than logind keeps a user's units after the last session (UserStopDelaySec= is 10 s).
+_AFTER_DESKTOP_S = 15.0
 
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
@@ -136,13 +139,18 @@ def _wait_for_holders(host: Host, gpus: tuple[Gpu, ...], handover: Handover) -> 
             # Linux 5.x frees the framebuffer while /dev/fbN is still open (fixed in 5.17.9,
             # "fbdev: efifb: Cleanup fb_info in .fb_destroy rather than .remove"). No symbol
             # shows the fix, so there a process that cannot be inspected counts.
-            do=await_closed(gpus, blocking, handover, strict=kernel.release(host) < (6, 0)),
+            do=await_closed(host, gpus, blocking, handover, strict=kernel.release(host) < (6, 0)),
             undo=None,
         )
 
 
 def await_closed(
-    gpus: tuple[Gpu, ...], blocking: tuple[str, ...], handover: Handover, *, strict: bool
+    host: Host,
+    gpus: tuple[Gpu, ...],
+    blocking: tuple[str, ...],
+    handover: Handover,
+    *,
+    strict: bool,
 ) -> AwaitClosed:
     """The wait until these nodes are closed, by the VM's configuration.
 
@@ -150,17 +158,33 @@ def await_closed(
     that cannot be inspected counts.
     """
     policy = handover.config.holders
+    wait_s = policy.wait_s
+    desktop = _stops_desktop(host, handover)
+    if desktop and wait_s == Holders().wait_s:
+        wait_s = min(_AFTER_DESKTOP_S, handover.config.timeout_s / 4)
     addresses = [one.address for one in gpus]
     return AwaitClosed(
         gpu=addresses[0],
         nodes=blocking,
-        wait_s=policy.wait_s,
+        wait_s=wait_s,
         strict=strict,
         terminate=policy.terminate,
         grace_s=policy.grace_s,
         beside=tuple(addresses[1:]),
         file=handover.file,
+        desktop=desktop,
     )
+
+
+def _stops_desktop(host: Host, handover: Handover) -> bool:
+    """Whether a display manager is among the services that are stopped first."""
+    names = [service.name for service in handover.config.services]
+    if not names:
+        return False
+    from ..machine import systemd  # only for VMs with services
+
+    managers = (systemd.DISPLAY_MANAGER, *systemd.display_managers(host))
+    return any(f"{name.removesuffix('.service')}.service" in managers for name in names)
 
 
 def _listed(blocking: tuple[str, ...]) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from ...actions import holder_hint
 from ...actions.holders import AwaitClosed
 from ...actions.services import StopByCommand, StopUnits
 from ...claims.step import Step
 from ...errors import RefusedError
-from ...machine import nodes, vfio
+from ...machine import nodes, systemd, vfio
 from ...machine.gpu import Gpu
 from ...machine.holders import Holder, Search
 from ...machine.host import Host
@@ -64,7 +63,7 @@ def planned_holders(
 
 def _ending_with(host: Host, one: Holder, steps: tuple[Step, ...]) -> str:
     """A clause about the service that is stopped first and ends the process with it, or ""."""
-    managers = set(holder_hint.display_managers(host))
+    managers = set(systemd.display_managers(host))
     session = one.cgroup.startswith("/user.slice/") or one.command == "systemd-logind"
     for step in steps:
         if isinstance(step.do, StopUnits):

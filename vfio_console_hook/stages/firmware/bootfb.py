@@ -208,7 +208,7 @@ def _bind_native(
         stage=stage,
         gpu=gpu.address,
         why=f"a program may have opened the nodes of {module} meanwhile",
-        do=await_closed((gpu,), (), handover, strict=False),
+        do=await_closed(host, (gpu,), (), handover, strict=False),
         undo=None,
     )
     if drivers.driver_of_module(module).may_hang:
