@@ -52,8 +52,17 @@ EXTRAS = {
         "xserver-xorg-core",
         "xdm",
     ),
-    # For the newcomer at a terminal, with manual pages and completion.
-    "trixie": ("tmux", "man-db", "bash-completion"),
+    "trixie": (
+        # For the newcomer at a terminal, with manual pages and completion.
+        "tmux",
+        "man-db",
+        "bash-completion",
+        # A user's sound server.
+        "pipewire",
+        "wireplumber",
+        "libpam-systemd",
+        "dbus-user-session",
+    ),
 }
 # Not every release of OVMF lights these GPUs; this one does.
 FIRMWARE_SUITE = "bookworm"

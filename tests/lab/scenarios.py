@@ -305,6 +305,9 @@ SCENARIOS = (
         refused=r"mixer \(\d+\)",
         kind="sound",
     ),
+    replace(
+        _native("sound-server", "6.12"), gpus=(VGA_WITH_SOUND,), cycles=3, kind="sound-server"
+    ),
     Scenario(
         "stuck",
         "6.1",

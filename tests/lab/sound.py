@@ -60,6 +60,59 @@ class Sound(Trial):
         self.demand(sounds.ok, f"{name}: the sound is not back")
 
 
+USER, RUNTIME = "lab", "/run/user/1000"
+CARD = "/dev/snd/controlC0"
+
+
+class SoundServer(Sound):
+    """A user's WirePlumber has the card's control node open, as on every desktop.
+
+    In the last cycle it is stopped (SIGSTOP), so it does not see the card disappear: it is
+    killed, and systemd starts it again.
+    """
+
+    def run(self) -> None:
+        """Start the user's services, then start and destroy the VM."""
+        if not self.set_up():
+            return
+        self.machine.run(f"useradd -m -u 1000 -G audio {USER}; loginctl enable-linger {USER}")
+        bus = f"[ -S {RUNTIME}/bus ]"
+        self.machine.run(f"n=0; until {bus} || [ $((n += 1)) -gt 60 ]; do sleep 1; done", 90)
+        started = self.machine.run(
+            f"runuser -u {USER} -- env XDG_RUNTIME_DIR={RUNTIME}"
+            f" DBUS_SESSION_BUS_ADDRESS=unix:path={RUNTIME}/bus"
+            " systemctl --user start pipewire.service wireplumber.service", 120
+        )  # fmt: skip
+        if not self.demand(started.ok and bool(self.server()), f"WirePlumber: {started.stderr}"):
+            return
+        for number in range(1, self.scenario.cycles + 1):
+            self.with_server(number)
+
+    def server(self) -> str:
+        """The WirePlumber that has the card open, once one has."""
+        answer = self.machine.run(
+            f"n=0; until pid=$(fuser {CARD} 2>/dev/null); do"
+            " [ $((n += 1)) -lt 120 ] || exit 1; sleep 0.5; done; echo $pid", 120
+        )  # fmt: skip
+        pid = answer.stdout.strip()
+        name = self.machine.run(f"cat /proc/{pid or 1}/comm; ls -l /proc/{pid or 1}/fd").stdout
+        return pid if name.startswith("wireplumber") else ""
+
+    def with_server(self, number: int) -> None:
+        """One cycle, after which the server has the card open again."""
+        before = self.server()
+        deaf = number == self.scenario.cycles
+        if deaf:
+            self.machine.run(f"kill -STOP {before}")
+        self.cycle(number)
+        after = self.server()
+        log = self.machine.run("journalctl -b -t vfio-console-hook -o cat").stdout
+        did = "killed" if deaf else "closed the sound card"
+        self.demand(bool(re.search(rf"{did}.*", log)), f"cycle {number}: no /{did}/ in the log")
+        self.demand(bool(after), f"cycle {number}: WirePlumber has not opened the card again")
+        self.demand((before == after) != deaf, f"cycle {number}: it was {before}, is {after}")
+
+
 # Its thread has its own file table, which /proc/PID/fd, that of the main thread, does not
 # show.
 HIDDEN = b"""#!/usr/bin/python3 -IS

@@ -14,7 +14,7 @@ from .newcomer import Newcomer
 from .quiet import Quiet
 from .rebound import Rebound
 from .reserved import Reserved
-from .sound import Sound, Stuck
+from .sound import Sound, SoundServer, Stuck
 from .terminated import Terminated
 from .traced import Moved, Untouched
 from .trial import Trial
@@ -37,6 +37,7 @@ KINDS: dict[str, type[Trial]] = {
     "rebound": Rebound,
     "reserved": Reserved,
     "sound": Sound,
+    "sound-server": SoundServer,
     "stuck": Stuck,
     "terminated": Terminated,
     "two-vms": TwoVms,
