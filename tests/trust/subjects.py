@@ -75,8 +75,6 @@ class Subject:
                     nvidia = host.link_name(f"sys/bus/pci/devices/{address}/driver") == "nvidia"
                     native = NVIDIA_WITHOUT_FB if nvidia else BOCHS
                     host.tree.put(f"fake/native/{address}", native)
-            if host.exists("sys/module/nvidia/initstate"):
-                host.tree.put("fake/modules", "nvidia")
         for pid in filter(str.isdigit, host.list("proc")):
             if not host.exists(f"proc/{pid}/stat"):
                 # A process has one on any machine, whatever the recording left out.
