@@ -591,8 +591,9 @@ def test_there_is_an_example_for_each_common_case() -> None:
     assert [path.stem for path in EXAMPLES] == [
         "class-0380",
         "default",
-        "nvidia",
-        "single-gpu",
+        "own-commands",
+        "single-amd-kde",
+        "single-nvidia",
         "two-gpus",
     ]
 
@@ -602,11 +603,20 @@ def test_there_is_an_example_for_each_common_case() -> None:
     [
         ("class-0380", Config(bootfb="native")),
         ("default", Config()),
-        ("nvidia", Config(holders=Holders(wait_s=30), timeout_s=90)),
         (
-            "single-gpu",
+            "single-amd-kde",
             Config(
-                services=(Service("display-manager"),), holders=Holders(wait_s=20), timeout_s=90
+                services=(Service("display-manager"),),
+                holders=Holders(wait_s=20, terminate=("session",)),
+                timeout_s=90,
+            ),
+        ),
+        (
+            "single-nvidia",
+            Config(
+                services=(Service("display-manager"), Service("nvidia-persistenced")),
+                holders=Holders(wait_s=30, terminate=("session",)),
+                timeout_s=120,
             ),
         ),
         ("two-gpus", Config()),
