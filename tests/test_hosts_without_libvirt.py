@@ -81,6 +81,20 @@ def test_with_libvirt_the_gate_is_checked(whole: Callable[[str], FakeHost], wher
     assert "hook" in found
 
 
+def test_a_card_that_take_would_take_whole_is_in_order(
+    whole: Callable[[str], FakeHost],
+) -> None:
+    host = whole("proxmox-card-with-sound")
+    host.tree.put("recorded/now", "1795396063")
+
+    found = {one.subject: one for area in AREAS for one in area.findings(System(host))}
+
+    group = found["IOMMU group of 0000:01:00.0"]
+    assert (group.level, "shares group 1" in group.text) == (PASS, True)
+    assert found["console on 0000:01:00.0"].level == PASS
+    assert [one for one in found.values() if "hostdev" in one.advice] == []
+
+
 def test_status_says_how_gpus_are_taken_there(capsys: Capture) -> None:
     _, out = printed(capsys, PROXMOX, "status")
 

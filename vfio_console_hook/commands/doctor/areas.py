@@ -33,6 +33,8 @@ _OF_LIBVIRT = frozenset({
     installation.hook, installation.recover_unit, installation.libvirt_version,
     other_hooks.other_hooks, hook_scripts.virsh_in_hooks, hook_scripts.same_work,
     daemon.hook_known, daemon.hook_called, daemon_view.files_of_the_daemon,
+    selinux.label, selinux_policy.policy, selinux.selinux_denials,
+    apparmor.confined_hook, apparmor.apparmor_denials,
     vms.libvirt_answers, vms.vms_with_gpus, vms.missing_devices, vms.hot_plugged_gpus,
     vms.shared_gpus, vms.session_vms, roms.rom_files, beside.devices_of_the_host,
 })  # fmt: skip

@@ -19,7 +19,7 @@ from ...machine.pci import VGA
 from ...machine.removal import Removed
 from ...stages.firmware import bootfb as bootfb_stage
 from .finding import FAIL, WARN, Finding, check, could_not_check, need_recorded, passed, warning
-from .system import NO_VM, System, gpus_among, imagined_vm
+from .system import NO_VM, System, gpus_among
 
 _VTCONSOLES = "sys/class/vtconsole"
 _LOCKDOWN = "sys/kernel/security/lockdown"
@@ -160,7 +160,7 @@ def _all_framebuffers_go(system: System) -> bool:
 def console_after(system: System) -> Iterator[Finding]:
     """What release can restore on this kernel, for each VM with a GPU."""
     with_gpus = [one for one in system.domains if system.gpus_of(one)]
-    for vm in with_gpus or [imagined_vm(address) for address in system.gpus()]:
+    for vm in with_gpus or [system.taker(address) for address in system.gpus()]:
         yield _outlook(system.host, vm)
 
 
@@ -179,6 +179,7 @@ def _outlook(host: Host, vm: Domain) -> Finding:
         return warning("not checked, because its configuration has mistakes", of=title)
     except RefusedError as error:
         start = "the VM would not start" if real else "no VM could start with it"
+        start = "it could not be taken" if vm.by_hand else start
         return Finding(FAIL if real else WARN, title, f"{start}: {error.text}", error.hint)
     except HookError as error:
         return could_not_check(title, error)

@@ -100,7 +100,7 @@ def _first_line(host: Host, gate: HookFile) -> Iterator[Finding]:
 def owner(system: System) -> Iterator[Finding]:
     """Whether only root can change what libvirt runs as root."""
     host = system.host
-    files = [one.path for one in gates(host)]
+    files = [] if system.without_libvirt else [one.path for one in gates(host)]
     files += [path for path in (_COMMAND, PROGRAM, _PACKAGE) if host.stat(path) is not None]
     findings = [one for path in _with_folders(host, files) for one in _open_to_users(host, path)]
     yield from findings

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from ...machine import iommu as machine_iommu
 from ...machine import vfio_driver
-from ...machine.host import Host
 from .finding import (
     FAIL,
     NOT_RECORDED,
@@ -46,10 +45,11 @@ def iommu(system: System) -> Iterator[Finding]:
 def iommu_groups(system: System) -> Iterator[Finding]:
     """Whether what is in a GPU's group goes to the VM with it, for each GPU."""
     for one in system.assignments():
-        yield _group_finding(system.host, one)
+        yield _group_finding(system, one)
 
 
-def _group_finding(host: Host, gpu_of_vm: Assignment) -> Finding:
+def _group_finding(system: System, gpu_of_vm: Assignment) -> Finding:
+    host = system.host
     title = f"IOMMU group of {gpu_of_vm.title}"
     # What would keep the VM from starting; without a VM it is only a warning.
     level = FAIL if gpu_of_vm.vm else WARN
@@ -58,11 +58,11 @@ def _group_finding(host: Host, gpu_of_vm: Assignment) -> Finding:
     if group is None:
         why, hint = machine_iommu.why_none(host, address)
         return Finding(level, title, f"it is in no group: {why}", hint)
-    leaving = {address} | ({one.address for one in vm.hostdevs} if vm else set())
+    leaving = {one.address for one in (vm or system.taker(address)).hostdevs} | {address}
     blocking = machine_iommu.blocking(host, group, leaving)
     if blocking:
         which = machine_iommu.described(host, blocking)
-        name = vm.name if vm else "the VM"
+        name = vm.name if vm else "" if system.without_libvirt else "the VM"
         return Finding(
             level,
             title,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ... import domain
 from ...domain import Domain, Hostdev
 from ...errors import HookError
-from ...machine import libvirtd, pci
+from ...machine import card, libvirtd, pci
 from ...machine.accelerators import gpus_of_host, is_gpu
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
@@ -79,6 +79,17 @@ class System:
             for address in gpus_of_host(self.host)
             if not pci.is_virtual(self.host, address)
         )
+
+    def taker(self, address: str) -> Domain:
+        """Who would have a GPU that no VM has: a VM, or without libvirt a person with `take`.
+
+        Raises HostError.
+        """
+        if not self.without_libvirt:
+            return imagined_vm(address)
+        leaving = card.leaving_with(self.host, (address,))
+        hostdevs = tuple(Hostdev(one, True, "take", 0) for one in leaving)
+        return Domain(address, NO_VM, hostdevs, by_hand=True, bind_vfio=True)
 
     def gpus(self) -> tuple[str, ...]:
         """The GPUs of assignments(), each once. Raises HostError."""
