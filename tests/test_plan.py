@@ -409,7 +409,7 @@ def test_the_plan_as_json_has_the_keys_that_programs_rely_on(machine: MachineFac
 
     assert list(made) == [
         "vm", "uuid", "verdict", "reason", "hint", "note", "gpus", "others", "left",
-        "consoles", "holders", "steps", "after",
+        "consoles", "holders", "steps", "after", "unless",
     ]  # fmt: skip
     assert (made["vm"], made["uuid"], made["verdict"]) == ("win11", UUID, "refuse")
     (gpu,) = made["gpus"]

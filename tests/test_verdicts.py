@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests import events, snapshots
+from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, FakeLibvirt, LibvirtError, NotViableError, open_device
-from tests.libvirt_xml import UUID
+from tests.libvirt_xml import UUID, domain_xml
 from tests.trust.subjects import Subject
+from vfio_console_hook import cli
 from vfio_console_hook.commands.plan import memory_map, plan
 from vfio_console_hook.errors import HookError
 from vfio_console_hook.log import Log
@@ -86,3 +89,44 @@ def test_the_verdict_is_what_happens(tmp_path: Path, name: str, which: str) -> N
                 for held in one.foreign_reservations
             }
             assert (left, bool(drawn) and not made.steps) == (set(), False)
+
+
+def planned(host: FakeHost, directory: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """The exit status of the command and its last lines."""
+    xml = directory / "vm.xml"
+    xml.write_bytes(domain_xml("0000:01:00.0"))
+    status = cli.main(["plan", "--xml", str(xml)], host)
+    text = " ".join(capsys.readouterr().out.split())
+    return status, text[text.index("the VM would") :]
+
+
+def test_a_start_is_promised_where_libvirt_runs_the_hook(
+    machine: MachineFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = machine("recorded-efifb-6.12")
+
+    assert planned(host, tmp_path, capsys)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda host: host.tree.remove("etc/libvirt/hooks/qemu"), "not installed, so VMs start"),
+        (lambda host: host.tree.remove("usr/lib/vfio-console-hook"), "is incomplete"),
+    ],
+)
+def test_no_start_is_promised_where_libvirt_does_not_run_the_hook(
+    machine: MachineFactory,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[FakeHost], None],
+    said: str,
+) -> None:
+    host = machine("recorded-efifb-6.12")
+    damage(host)
+
+    status, text = planned(host, tmp_path, capsys)
+
+    assert status == 1
+    assert text.startswith("the VM would start if libvirt ran the hook, but ") and said in text
+    assert "hint: run " in text

@@ -25,7 +25,7 @@ from . import (
     selinux_policy,
     vms,
 )
-from .finding import Check, Finding
+from .finding import FAIL, Check, Finding
 from .system import System
 
 # What these look at only matters where libvirt calls the hook.
@@ -83,3 +83,16 @@ AREAS = (
     Area("kernel command line", (command_line.command_line,)),
     Area("what VMs hold", (claims.claims, claims.lost, refusals.last_refusal)),
 )  # fmt: skip
+
+# What has to be in order for libvirt to run the hook, and for the hook to work.
+_RUNNING = (
+    installation.hook, installation.python, installation.program, daemon.hook_known,
+    daemon_view.files_of_the_daemon, selinux_policy.policy, apparmor.confined_hook,
+)  # fmt: skip
+
+
+def why_not_run(system: System) -> Finding | None:
+    """The first finding for which libvirt may not run the hook; None if nothing is wrong."""
+    checks = () if system.without_libvirt else _RUNNING
+    found = (one for check in checks for one in check(system))
+    return next((one for one in found if one.level == FAIL), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 
 from ... import domain
 from ...config import load
@@ -13,6 +14,8 @@ from ...machine import libvirtd, worker
 from ...machine.host import Host
 from .. import files, vms
 from ..command import Command
+from ..doctor import areas
+from ..doctor.system import System
 from ..terminal import Terminal
 from . import plan as planning
 
@@ -41,10 +44,11 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
 
         session = libvirtd.is_session(arguments.connect)
         plan = planning.plan_for(host, parsed, settings, assigned, session=session)
+        plan = _unless_not_run(host, plan)
         as_json = json.dumps(plan.to_json(), indent=2) + "\n"
         picture = drawing.picture(f"VM {plan.vm}", plan.gpus, plan.gpus_after)
         return json.dumps({
-            "status": _STATUS[plan.verdict],
+            "status": _STATUS[planning.REFUSE if plan.unless else plan.verdict],
             "text": as_json if arguments.json else text.text(plan, terminal),
             "svg": picture if arguments.svg else "",
         })  # fmt: skip
@@ -55,6 +59,17 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
         files.write(arguments.svg, answer["svg"])
         print(f"wrote {arguments.svg}", file=sys.stderr if arguments.json else sys.stdout)
     return int(answer["status"])
+
+
+def _unless_not_run(host: Host, plan: planning.Plan) -> planning.Plan:
+    """The plan with the reason why libvirt may not run the hook, if the VM depends on it.
+
+    Nothing is known of a snapshot that has the machine alone.
+    """
+    if plan.verdict != planning.START or not plan.steps or not host.complete:
+        return plan
+    found = areas.why_not_run(System(host))
+    return replace(plan, unless=found.text, unless_hint=found.advice) if found else plan
 
 
 def _vm(host: Host, arguments: argparse.Namespace) -> tuple[Domain, frozenset[str]]:

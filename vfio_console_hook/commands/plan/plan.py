@@ -72,7 +72,8 @@ class Plan:
     verdict is START, REFUSE or NOTHING. reason is why it would not start, and hint one
     thing to try; with START they are what prepare failed with (on_failure: start). note is
     a remark about the VM, such as that it has its GPU already: then steps are those that
-    were taken for it. after is what release can restore.
+    were taken for it. after is what release can restore. unless is why libvirt may not run the
+    hook, so that none of this happens, and unless_hint what to do about it.
     """
 
     vm: str
@@ -87,6 +88,8 @@ class Plan:
     steps: tuple[Step, ...] = ()
     holders: tuple[PlannedHolder, ...] = ()
     after: str = ""
+    unless: str = ""
+    unless_hint: str = ""
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
@@ -101,7 +104,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values, under keys that must not change:
 
-            vm, uuid, verdict, reason, hint, note, consoles, after    as above, strings
+            vm, uuid, verdict, reason, hint, note, consoles, after, unless    as above, strings
             gpus      address, class, kind, why, driver or null, vfio, virtual, boot_vga,
                       framebuffers, cards; bars: number, first, last, claims: name, first, last
             others    assigned devices that are not GPUs: address, class, kind
@@ -139,6 +142,7 @@ class Plan:
             ],
             "steps": [_step_json(one) for one in self.steps],
             "after": self.after,
+            "unless": self.unless,
         }
 
 

@@ -80,9 +80,12 @@ def _verdict(plan: Plan, terminal: Terminal) -> str:
         verdict, colour = "the VM would be refused", "red"
     elif plan.verdict == NOTHING:
         verdict, colour = "nothing to do", "bold"
+    elif plan.unless:
+        verdict, colour = "the VM would start if libvirt ran the hook", "red"
     elif plan.reason:
         verdict, colour = "the VM would start anyway (on_failure: start)", "yellow"
-    text = f"{verdict}{f': {plan.reason}' if plan.reason else ''}"
+    reason, hint = plan.unless or plan.reason, plan.unless_hint or plan.hint
+    text = f"{verdict}{', but ' if plan.unless else ': '}{reason}" if reason else verdict
     # Coloured after it is wrapped, because colours take no columns.
     lines = terminal.wrapped(text, "  ").replace(verdict, terminal.paint(verdict, colour), 1)
-    return lines + (terminal.wrapped(f"hint: {plan.hint}", "  ") if plan.hint else "")
+    return lines + (terminal.wrapped(f"hint: {hint}", "  ") if hint else "")
