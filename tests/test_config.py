@@ -314,6 +314,12 @@ def test_services_are_units_or_commands(etc: Etc) -> None:
     )
 
 
+def test_a_service_may_start_again_as_soon_as_the_gpu_has_left(etc: Etc) -> None:
+    etc.put(DEFAULT, "services:\n  - name: gdm\n    start_again: detached\n")
+
+    assert configuration(etc, "win11", UUID).services == (Service("gdm", start_again="detached"),)
+
+
 # A line with a bad value, and the column of the value.
 BAD_VALUES = (
     ("enabled: 1", 10),

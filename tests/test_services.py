@@ -31,9 +31,14 @@ from vfio_console_hook.machine.host import Host
 GPU, SECOND = "0000:01:00.0", "0000:02:00.0"
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"
-SDDM = Service(
-    "sddm", *(("/sbin/rc-service", "sddm", verb) for verb in ("status", "stop", "start"))
-)
+
+
+def by_openrc(name: str) -> Service:
+    status, stop, start = (("/sbin/rc-service", name, verb) for verb in ("status", "stop", "start"))
+    return Service(name, status, stop, start)
+
+
+SDDM = by_openrc("sddm")
 GDM = Unit(active="active", aliases=("display-manager.service",))
 
 
@@ -612,10 +617,9 @@ def test_a_stop_command_that_fails_is_refused_and_what_was_stopped_before_is_sta
     host = machine("native-6.1")
     openrc.put(host.tree, "other", "started")
     openrc.put(host.tree, "sddm", "started", wrong)
-    verbs = (("/sbin/rc-service", "other", verb) for verb in ("status", "stop", "start"))
     before = snapshot(host)
 
-    assert refusal(host, wanting(Service("other", *verbs), SDDM)) == reason
+    assert refusal(host, wanting(by_openrc("other"), SDDM)) == reason
 
     assert snapshot(host) == before
     assert commands(host) == ["other stop", "sddm stop", "other start"]
@@ -768,3 +772,61 @@ def test_a_refused_unit_is_an_error_for_people(machine: MachineFactory) -> None:
 
     with pytest.raises(RefusedError):
         steps(host, wanting("sddm"))
+
+
+# -- started again while the VM runs
+
+
+AGAIN = Service("display-manager", start_again="detached")
+
+
+def test_a_detached_service_starts_again_as_soon_as_the_gpu_has_left(
+    machine: MachineFactory,
+) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM)
+    libvirt = FakeLibvirt(host)
+
+    prepare(host, wanting(AGAIN))
+    stopped = states(host, "gdm.service")
+    libvirt.detach(GPU)
+    events.start(host, UUID, Log(host, "win11"))
+    meanwhile = states(host, "gdm.service")
+    libvirt.reattach(GPU)
+    release(host)
+
+    assert (stopped, meanwhile, states(host, "gdm.service")) == (
+        ["inactive"], ["active"], ["active"],
+    )  # fmt: skip
+    assert log(host).count("asked systemd to start gdm.service") == 2
+
+
+def test_a_detached_service_that_does_not_start_is_no_reason_to_end_the_vm(
+    machine: MachineFactory,
+) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM)
+    libvirt = FakeLibvirt(host)
+    prepare(host, wanting(AGAIN))
+    systemd.put(host.tree, "gdm.service", replace(GDM, active="inactive", fails=True))
+    libvirt.detach(GPU)
+
+    events.start(host, UUID, Log(host, "win11"))
+
+    assert "gdm.service is not running again" in log(host)
+
+
+def test_after_a_failed_prepare_a_detached_service_is_started_once(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM)
+    hold(host, "dev/dri/card0", pid=7, command="nvtop")
+
+    with pytest.raises(HookError):
+        prepare(host, replace(wanting(AGAIN), holders=Holders(wait_s=0)))
+
+    assert states(host, "gdm.service") == ["active"]
+
+
+def test_a_gpu_taken_by_hand_has_no_event_start(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"), gdm=GDM)
+
+    events.prepare(host, replace(domain(), by_hand=True), wanting(AGAIN), Log(host, "win11"))
+
+    assert states(host, "gdm.service") == ["active"]

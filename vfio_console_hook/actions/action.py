@@ -22,6 +22,9 @@ class Action:
         """The address of the one GPU that the change is about, or ""."""
         return str(getattr(self, "gpu", ""))
 
+    detached: bool = False
+    """Whether it is done as soon as vfio-pci has the GPUs, and not only at release."""
+
     @property
     def services(self) -> tuple[str, ...]:
         """The names of the services that it starts."""

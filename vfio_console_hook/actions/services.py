@@ -58,9 +58,13 @@ class StopUnits(Action):
 
 @dataclass(frozen=True)
 class StartUnits(Action):
-    """Ask systemd to start units again, in this order, without waiting for them."""
+    """Ask systemd to start units again, in this order, without waiting for them.
+
+    detached: not only after the VM, but as soon as its GPUs have left (start_detached).
+    """
 
     units: tuple[str, ...]
+    detached: bool = False
     kind = "start-units"
 
     @property
@@ -161,11 +165,15 @@ class StopByCommand(Action):
 
 @dataclass(frozen=True)
 class StartByCommand(Action):
-    """Start a service by a command, unless the command active reports that it runs."""
+    """Start a service by a command, unless the command active reports that it runs.
+
+    detached is as in StartUnits.
+    """
 
     name: str
     active: tuple[str, ...]
     start: tuple[str, ...]
+    detached: bool = False
     kind = "start-by-command"
 
     @property

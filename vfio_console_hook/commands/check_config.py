@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import load
 from ..config.mistakes import Mistake
-from ..config.settings import Config, Key, Service
+from ..config.settings import RELEASED, Config, Key, Service
 from ..errors import HookError
 from ..log import printable
 from ..machine import access
@@ -224,11 +224,13 @@ def _commented(lines: list[str], comment: str, indent: str) -> Iterator[str]:
 def _plain(value: object) -> object:
     """A value of the configuration as YAML has it."""
     if isinstance(value, Service):
-        if not value.stop:
-            return value.name
-        return {
-            key: words if key == "name" else " ".join(words) for key, words in vars(value).items()
+        # What is not set is not written either.
+        said = {
+            key: words if isinstance(words, str) else " ".join(words)
+            for key, words in vars(value).items()
+            if words and words != RELEASED
         }
+        return said if said.keys() != {"name"} else value.name
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return [_plain(one) for one in value] if isinstance(value, tuple) else value

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from ..errors import nearest
+from .settings import DETACHED, RELEASED
 from .yamltext import Entry
 
 Reader = Callable[[object], object]
@@ -106,7 +107,13 @@ def _bad_service(item: object) -> str:
     if not isinstance(item, tuple):
         return ""
     entries: dict[str, Entry] = {entry.key: entry for entry in item}
-    needed = ("name", "active", "stop", "start")
+    again = entries.pop("start_again", None)
+    if again is not None and again.value not in (RELEASED, DETACHED):
+        good = f"{RELEASED} or {DETACHED}"
+        return f"a group with {shown(again.value)} for 'start_again', which is {good}"
+    needed: tuple[str, ...] = ("name", "active", "stop", "start")
+    if again is not None and not entries.keys() & set(needed[1:]):
+        needed = needed[:1]
     missing = [key for key in needed if key not in entries]
     if missing:
         return f"a group without {' and '.join(f'`{key}:`' for key in missing)}"

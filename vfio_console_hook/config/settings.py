@@ -77,13 +77,17 @@ class Service:
     """What is stopped before a VM and started after it: a unit of systemd, or three commands.
 
     A command is a tuple of words, the first one the full path of the program; a unit has
-    none.
+    none. start_again is RELEASED, or DETACHED: as soon as vfio-pci has the VM's GPUs.
     """
 
     name: str
     active: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     start: tuple[str, ...] = ()
+    start_again: str = "released"
+
+
+RELEASED, DETACHED = "released", "detached"
 
 
 def _services() -> tuple[str, Callable[[object], tuple[Service, ...] | None]]:
@@ -100,12 +104,20 @@ def _service(value: object) -> Service | None:
     if not isinstance(value, tuple) or any(not isinstance(one.value, str) for one in value):
         return None
     texts = {entry.key: entry.value for entry in value}
-    if len(texts) != len(value) or set(texts) != {"name", "active", "stop", "start"}:
+    again = texts.pop("start_again", None)
+    name = texts.pop("name", "")
+    if len(texts) + (again is not None) + 1 != len(value) or not name:
         return None
-    commands = {key: tuple(texts[key].split()) for key in ("active", "stop", "start")}
-    if not texts["name"] or any(not words or words[0][0] != "/" for words in commands.values()):
+    if again not in (None, RELEASED, DETACHED):
         return None
-    return Service(texts["name"], **commands)
+    if not texts:
+        return Service(name, start_again=again) if again and _UNIT.fullmatch(name) else None
+    commands = {key: tuple(text.split()) for key, text in texts.items()}
+    if set(commands) != {"active", "stop", "start"}:
+        return None
+    if any(not words or words[0][0] != "/" for words in commands.values()):
+        return None
+    return Service(name, **commands, start_again=again or RELEASED)
 
 
 CONSOLE_STAGES = ("fbcon", "drm_aperture", "fbdev", "vgacon")

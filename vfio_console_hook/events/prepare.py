@@ -183,6 +183,10 @@ def _free(claim: Claim, assignment: Assignment, config: Config, log: Log) -> Non
             if not undone and isinstance(error, HookError):
                 raise error.adding(_NOT_UNDONE) from error
             raise
+        if assignment.by_hand:
+            from .start import start_detached  # no event start follows
+
+            start_detached(claim, log)
     log.info(f"ready for the VM; on release {outlook.outlook(handover, tuple(claim.steps))}")
 
 

@@ -55,6 +55,19 @@ def _look_again(claim: Claim, log: Log) -> None:
         _warn_of_losses(claim, log)
         meanwhile = _revive_consoles(claim, log)
         log.info(f"on vfio-pci, and nothing of the host is in QEMU's way{meanwhile}")
+        start_detached(claim, log)
+
+
+def start_detached(claim: Claim, log: Log) -> None:
+    """Start the services that need not wait for the end of the VM; what fails is logged."""
+    for _, step in reversed(claim.open_steps):
+        if step.undo is None or not step.undo.detached:
+            continue
+        try:
+            step.undo.apply(claim.host)
+            log.info(step.undo.past())
+        except HookError as error:
+            log.warning(str(error))
 
 
 def _refuse_unready(

@@ -19,7 +19,7 @@ from ..actions.services import (
     is_running,
 )
 from ..claims.step import Step
-from ..config.settings import Service
+from ..config.settings import DETACHED, Service
 from ..errors import RefusedError
 from ..machine import systemd
 from ..machine.gpu import Gpu
@@ -90,12 +90,13 @@ def _by_systemd(
     others = [name for name in together if name != unit.name]
     state = "is about to start" if unit.active == "inactive" else "is running"
     bound = f" with {' and '.join(others)}" if others else ""
+    detached = service.start_again == DETACHED
     yield Step(
         stage=NAME,
         gpu=gpu.address,
-        why=f"{shown} {state}: stopped{bound} for the VM, and started again after it",
+        why=f"{shown} {state}: stopped{bound} for the VM, and started again {_when(detached)}",
         do=StopUnits(together, wait_s),
-        undo=StartUnits(together),
+        undo=StartUnits(together, detached),
     )
 
 
@@ -112,10 +113,16 @@ def _why_not_stopped(host: Host, unit: Unit, shown: str) -> str:
 
 def _by_command(host: Host, gpu: Gpu, service: Service, wait_s: float) -> Iterator[Step]:
     if is_running(host, service.active):
+        detached = service.start_again == DETACHED
         yield Step(
             stage=NAME,
             gpu=gpu.address,
-            why=f"{service.name} is running: stopped for the VM, and started again after it",
+            why=f"{service.name} is running: stopped for the VM, and started again"
+            f" {_when(detached)}",
             do=StopByCommand(service.name, service.active, service.stop, wait_s),
-            undo=StartByCommand(service.name, service.active, service.start),
+            undo=StartByCommand(service.name, service.active, service.start, detached),
         )
+
+
+def _when(detached: bool) -> str:
+    return "as soon as the GPU has left" if detached else "after it"
