@@ -25,7 +25,7 @@ def path(scenario: Scenario, phase: str = "") -> Path:
 
 
 # Kernels on which not every scenario has left its snapshots here; those that have are compared.
-PARTLY = {kernel.name for kernel in KERNELS if kernel.abi or "distribution" in kernel.fragments}
+PARTLY = {kernel.name for kernel in KERNELS if kernel.abi}
 ALL = tuple(one for one in (*SCENARIOS, *CELLS) if one.kernel not in PARTLY or path(one).exists())
 STARTED = tuple(one for one in ALL if predicted.starts(one))
 REFUSED = tuple(one for one in ALL if predicted.refuses(one))
