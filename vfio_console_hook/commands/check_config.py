@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..config import load
+from ..config import load, yamltext
 from ..config.mistakes import Mistake
 from ..config.settings import RELEASED, Config, Key, Service
 from ..errors import HookError
@@ -199,13 +199,13 @@ def _as_yaml(rows: Iterable[tuple[Key, Any, str]], shortened: dict[str, float]) 
 
 
 def _yaml_lines(key: str, value: Any, *, flow: bool) -> list[str]:
-    import yaml  # takes some 15 ms to load
-
     plain = _plain(value)
     # Only a list of words is easier to read in one line.
     words = isinstance(plain, list) and not any(isinstance(one, dict) for one in plain)
     style = None if flow and words else False
-    text = yaml.safe_dump({key: plain}, sort_keys=False, default_flow_style=style, width=1000)
+    text: str = yamltext.library().safe_dump(
+        {key: plain}, sort_keys=False, default_flow_style=style, width=1000
+    )
     return text.splitlines()
 
 

@@ -14,6 +14,7 @@ from typing import TextIO
 
 from ..errors import cut
 from ..log import printable
+from ..machine.host import LAST_S
 
 _WIDTH = 80
 _LONGEST = 2000  # characters of one message
@@ -78,8 +79,12 @@ def _columns(stream: TextIO, environment: Mapping[str, str]) -> int:
 
 
 def moment(seconds: float) -> str:
-    """A time (seconds since the epoch) such as "2025-11-22 18:28:01"."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    """A time (seconds since the epoch) such as "2025-11-22 18:28:01".
+
+    What no calendar has, because a file is damaged, becomes the first or the last one.
+    """
+    known = min(max(seconds, 0), LAST_S)
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(known))
 
 
 def complain(line: str) -> None:

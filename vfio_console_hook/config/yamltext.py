@@ -45,15 +45,21 @@ class YamlError(Exception):
         self.problem = problem
 
 
+def library() -> Any:
+    """PyYAML, which takes 7 ms to load, so only when it is needed. Raises InstallationError."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise InstallationError.of("PyYAML", error) from error
+    return yaml
+
+
 def parse(text: str) -> object:
     """YAML as str, bool, int, float, None, list, and a tuple of Entry for a mapping.
 
     Raises YamlError.
     """
-    try:
-        import yaml  # takes 7 ms to load, so only when there is something to read
-    except ImportError as error:
-        raise InstallationError.of("PyYAML", error) from error
+    yaml = library()
     loader: Any = None
     try:
         loader = yaml.SafeLoader(text)

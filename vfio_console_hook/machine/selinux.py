@@ -7,6 +7,7 @@ and a permission are numbers there, which the policy that is loaded decides.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 from ..errors import HostError, UnrecordedError
@@ -68,7 +69,7 @@ def _number(host: Host, kind: str) -> int:
 def _bit(host: Host, kind: str, permission: str) -> int:
     """The bit of a permission, 0 if the policy does not know it (sel_make_perm_files)."""
     path = f"{SELINUX}/class/{kind}/perms/{permission}"
-    return 1 << (_read_number(host, path) - 1) if host.exists(path) else 0
+    return 1 << _read_number(host, path) >> 1 if host.exists(path) else 0
 
 
 def _read_number(host: Host, path: str) -> int:
@@ -77,7 +78,6 @@ def _read_number(host: Host, path: str) -> int:
         raise UnrecordedError(f"/{path} is not in this snapshot")
     if text is None:
         raise HostError(f"the policy has no /{path}")
-    try:
-        return int(text)
-    except ValueError as error:
-        raise HostError.unclear(f"/{path}", text) from error
+    if not re.fullmatch("[0-9]{1,5}", text):
+        raise HostError.unclear(f"/{path}", text)
+    return int(text)

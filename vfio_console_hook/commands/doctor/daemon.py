@@ -223,7 +223,10 @@ def _state_change(host: Host, name: str) -> float | None:
         if found is None:
             return None
         *numbers, fraction = found.groups()
-        return calendar.timegm(tuple(map(int, numbers))) + float(fraction or _SECOND)
+        try:
+            return calendar.timegm(tuple(map(int, numbers))) + float(fraction or _SECOND)
+        except (ValueError, OverflowError):
+            return None  # no such day
     return None
 
 

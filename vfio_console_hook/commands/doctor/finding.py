@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from ...errors import HookError, HostError, StuckError, UnrecordedError
+from ...errors import HookError, HostError, InstallationError, StuckError, UnrecordedError
 from ...machine.host import Host
 from .system import System
 
@@ -78,7 +78,7 @@ def could_not_check(title: str, error: HookError) -> Finding:
     refused = isinstance(error, HostError) and error.errno in (errno.EACCES, errno.EPERM)
     if refused or _NOT_ALLOWED.search(error.text):
         return Finding(WARN, title, f"this user cannot check it: {error.text}", AS_ROOT)
-    level = FAIL if isinstance(error, StuckError) else WARN
+    level = FAIL if isinstance(error, (StuckError, InstallationError)) else WARN
     return Finding(level, title, f"could not be checked: {error.text}", error.hint)
 
 

@@ -154,7 +154,7 @@ def python(system: System) -> Iterator[Finding]:
 
 def _numbers(version: str) -> tuple[int, ...]:
     """The first two numbers of a version."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    return tuple(int(number) for number in re.findall("[0-9]{1,9}", version)[:2])
 
 
 @check("program")

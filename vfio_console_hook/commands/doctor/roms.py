@@ -15,6 +15,8 @@ _QEMU_CONF = "etc/libvirt/qemu.conf"
 # As whom distributions let QEMU run: --with-qemu-user in their packages of libvirt.
 _USERS = ("libvirt-qemu", "qemu", "nobody")
 
+_ID = re.compile("[0-9]{1,10}")
+
 
 @check("ROM files")
 def rom_files(system: System) -> Iterator[Finding]:
@@ -63,11 +65,11 @@ def _user_of_qemu(host: Host) -> _User | None:
     wanted = (found[1].lstrip("+"),) if found else _USERS
     users = {words[0]: words for words in _lines(host, "etc/passwd") if len(words) > 3}
     words = next((users[one] for one in wanted if one in users), None)
-    if words is None or not (words[2].isdigit() and words[3].isdigit()):
+    if words is None or not (_ID.fullmatch(words[2]) and _ID.fullmatch(words[3])):
         return None
     name = words[0]
     groups = (one[2] for one in _lines(host, "etc/group") if name in one[-1].split(","))
-    gids = frozenset(int(one) for one in (words[3], *groups) if one.isdigit())
+    gids = frozenset(int(one) for one in (words[3], *groups) if _ID.fullmatch(one))
     return _User(name, int(words[2]), gids)
 
 

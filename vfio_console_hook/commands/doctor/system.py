@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ... import domain
 from ...domain import Domain, Hostdev
-from ...errors import HookError
+from ...errors import HookError, InstallationError
 from ...machine import card, libvirtd, pci
 from ...machine.accelerators import gpus_of_host, is_gpu
 from ...machine.host import Host
@@ -35,6 +35,7 @@ class System:
 
     domains are the VMs of vms whose XML can be read, in the same order. libvirt_error is
     why libvirt did not list them, "" when it did; libvirt_hint what to do about it.
+    without_lxml is whether the reason is that their XML cannot be read at all.
     """
 
     host: Host
@@ -42,13 +43,19 @@ class System:
     domains: tuple[Domain, ...] = ()
     libvirt_error: str = ""
     libvirt_hint: str = ""
+    without_lxml: bool = False
 
     @classmethod
     def with_vms(cls, host: Host, vms: tuple[Vm, ...] | HookError) -> System:
         """The host with these VMs, their XML parsed, or with the reason why there are none."""
         if isinstance(vms, HookError):
             return cls(host, libvirt_error=vms.text, libvirt_hint=vms.hint)
-        return cls(host, vms, tuple(parsed for one in vms if (parsed := _domain(one))))
+        try:
+            return cls(host, vms, tuple(parsed for one in vms if (parsed := _domain(one))))
+        except InstallationError as error:
+            return cls(
+                host, libvirt_error=error.text, libvirt_hint=error.hint, without_lxml=True
+            )
 
     @property
     def without_libvirt(self) -> bool:
@@ -98,7 +105,9 @@ class System:
 
 def _domain(vm: Vm) -> Domain | None:
     try:
-        return domain.parse(vm.xml.encode())
+        return domain.parse(vm.xml.encode("utf-8", "surrogateescape"))
+    except InstallationError:
+        raise
     except HookError:
         return None
 

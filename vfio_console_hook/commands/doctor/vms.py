@@ -9,7 +9,7 @@ from ... import domain
 from ...claims import in_use
 from ...config import load
 from ...domain import Domain, Hostdev
-from ...errors import HookError
+from ...errors import HookError, InstallationError
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
 from .finding import Finding, check, failure, need_recorded, passed, unrecorded, warning
@@ -31,14 +31,17 @@ def libvirt_answers(system: System) -> Iterator[Finding]:
     """Whether libvirt lists its VMs, and whether their XML can be read."""
     if system.libvirt_error:
         text = f"{system.libvirt_error}; its VMs were not checked"
-        yield warning(text, system.libvirt_hint)
+        if system.without_lxml:
+            yield failure(text, system.libvirt_hint, of="XML of the VMs")
+        else:
+            yield warning(text, system.libvirt_hint)
         return
     running = sum(1 for vm in system.vms if vm.live)
     count = f"{len(system.vms)} VM{'' if len(system.vms) == 1 else 's'}"
     yield passed(f"it lists {count}, {running} of them running")
     for vm in system.vms:
         try:
-            domain.parse(vm.xml.encode())
+            domain.parse(vm.xml.encode("utf-8", "surrogateescape"))
         except HookError as error:
             advice = f"compare with `virsh dumpxml --inactive {quote(vm.name)}`"
             yield failure(error.text, advice, of=f"VM {vm.name}")
@@ -107,9 +110,11 @@ def hot_plugged_gpus(system: System) -> Iterator[Finding]:
 
 
 def _hostdev_addresses(xml: str) -> tuple[str, ...]:
-    """The PCI devices in an XML; none when it cannot be read."""
+    """The PCI devices in an XML; none when it cannot be read. Raises InstallationError."""
     try:
-        return domain.hostdev_addresses(xml.encode()) if xml else ()
+        return domain.hostdev_addresses(xml.encode("utf-8", "surrogateescape")) if xml else ()
+    except InstallationError:
+        raise
     except HookError:
         return ()
 

@@ -65,7 +65,7 @@ def user_names(entries: Iterable[Entry], passwd: str) -> Iterator[str]:
     """The users of this machine: with a home, or a uid from UID_MIN on (login.defs)."""
     for line in passwd.splitlines():
         name, _, uid, *_ = [*line.split(":"), "", "", ""]
-        if uid.isdigit() and 1000 <= int(uid) < 60000:
+        if re.fullmatch("[0-9]{4,5}", uid) and 1000 <= int(uid) < 60000:
             yield name
     for entry in entries:
         match = _HOME.match(_plain_path(entry.path))

@@ -263,7 +263,7 @@ def _symbols(host: Host) -> Iterator[Entry]:
     """Only the kernel symbols that decide something: the whole table has megabytes."""
     table = host.read_bytes("proc/kallsyms")
     if table is not None:
-        lines = table.decode().split("\n")
+        lines = table.decode("utf-8", "surrogateescape").split("\n")
         kept = (line for line in lines if line.partition("\t")[0].rsplit(" ", 1)[-1] in SYMBOLS)
         yield text_file("proc/kallsyms", "\n".join(kept))
 

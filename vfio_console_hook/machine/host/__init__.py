@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from ..libvirtd import Vm
 
 # The end of the year 9999, the last that strftime() can write everywhere.
-_LAST_S = 253402214400
+LAST_S = 253402214400
 
 
 def seconds(value: Any) -> float:
     """A number of seconds that, since the epoch, has a date. Raises ValueError, TypeError."""
     found = float(value)
-    if not 0 <= found < _LAST_S:
+    if not 0 <= found < LAST_S:
         raise ValueError("no time")
     return found
 

@@ -1,0 +1,96 @@
+"""No command shows a traceback for a state of the host, however damaged it is.
+
+A refusal in a sentence is right, and so is "could not be checked"; that a command ends with
+a bug is not.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests import private
+from tests.conftest import MachineFactory
+from tests.damage import damage
+from tests.fakehost import selinux
+from tests.installed import file
+from vfio_console_hook import cli
+from vfio_console_hook.machine.host import Host
+from vfio_console_hook.machine.snapshot import SnapshotHost
+
+Capture = pytest.CaptureFixture[str]
+VM, GPU = private.NAME, private.GPU
+COMMANDS = (
+    ("plan", VM), ("plan", "--json", VM), ("status",), ("status", "--prometheus"), ("doctor",),
+    ("check-config",), ("check-config", "--vm", VM), ("record", "-"), ("recover",),
+    ("take", GPU), ("give", GPU),
+)  # fmt: skip
+# Many at once hide what follows the first; few reach little.
+DAMAGE = 40
+
+
+def installed_machine(machine: MachineFactory) -> str:
+    """The folder of a machine with all that the commands read, one VM among it."""
+    host = private.add_data(machine("efifb-6.12"))
+    host.tree.put("proc/cmdline", 'quiet video="efifb:of" vfio-pci.ids=10de:1b80 intel_iommu=on')
+    host.tree.put("proc/self/mountinfo", "26 24 8:1 / / rw - ext4 /dev/sda1 rw")
+    host.tree.put("proc/swaps", "Filename Type Size Used Priority\n/dev/sda2 partition 1 0 -2")
+    host.tree.put(f"proc/{700}/attr/current", "system_u:system_r:virtqemud_t:s0")
+    host.tree.put("label/usr/bin/python3", "system_u:object_r:bin_t:s0")
+    selinux.install(host.tree, "allow virtqemud_t user_home_t:file read open execute")
+    file(host, "usr/bin/systemctl", "")
+    return host.root
+
+
+def complaint(capsys: Capture, words: tuple[str, ...], host: Host) -> str:
+    """What a command printed that ended with a bug; "" for any other end."""
+    capsys.readouterr()
+    status = cli.main(words, host)
+    out, err = capsys.readouterr()
+    text = out + err
+    bug = "Traceback" in text or "internal error" in text or "is a bug" in text
+    return f"{' '.join(words)} ended with {status}: {text[-3000:]}" if bug or status > 2 else ""
+
+
+@pytest.mark.parametrize("seed", range(104))
+def test_no_command_shows_a_traceback_on_a_damaged_host(
+    machine: MachineFactory, capsys: Capture, seed: int
+) -> None:
+    root = installed_machine(machine)
+    done = damage(root, seed, DAMAGE)
+
+    found = [complaint(capsys, words, SnapshotHost(root)) for words in COMMANDS]
+
+    assert [one for one in found if one] == [], done
+
+
+@pytest.mark.parametrize("library", ["yaml", "lxml", "libvirt"])
+def test_without_a_library_no_command_shows_a_traceback(
+    machine: MachineFactory, capsys: Capture, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    root = installed_machine(machine)
+    for name in [one for one in sys.modules if one.partition(".")[0] == library] or [library]:
+        monkeypatch.setitem(sys.modules, name, None)
+
+    found = [complaint(capsys, words, SnapshotHost(root)) for words in COMMANDS]
+
+    assert [one for one in found if one] == []
+
+
+@pytest.mark.parametrize(("library", "package"), [("yaml", "PyYAML"), ("lxml", "lxml")])
+def test_a_library_that_is_missing_is_a_failure_of_doctor(
+    machine: MachineFactory, capsys: Capture, monkeypatch: pytest.MonkeyPatch, library: str,
+    package: str,
+) -> None:  # fmt: skip
+    root = installed_machine(machine)
+    for name in [one for one in sys.modules if one.partition(".")[0] == library] or [library]:
+        monkeypatch.setitem(sys.modules, name, None)
+
+    status = cli.main(("doctor", "--quiet"), SnapshotHost(root))
+
+    text = capsys.readouterr().out
+    failures = [block for block in text.split("FAIL  ") if f"cannot load {package}" in block]
+    assert status == 1
+    assert failures
+    assert f"install the package python3-{library}" in " ".join(failures[0].split())
