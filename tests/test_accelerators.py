@@ -125,3 +125,16 @@ def test_nothing_is_said_about_consoles(
     assert (err, "consoles" in out) == ("", False)
     assert "afterwards: amdgpu comes back" in out
     assert Claims(host).uuids() == ()
+
+
+def test_doctor_says_what_comes_back_and_nothing_about_consoles(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.kill(900)
+    host.tree.remove("sys/bus/pci/devices/0000:03:00.0")
+
+    cli.main(["doctor"], host)
+
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"PASS driver on {MI300X}: amdgpu comes back" in out
+    assert f"console on {MI300X}" not in out and f"BOOTFB in {MI300X}" not in out

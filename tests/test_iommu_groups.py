@@ -87,6 +87,12 @@ def test_what_vfio_accepts_does_not_matter(
     assert plan.plan_for(host, parse(domain_xml(GPU)), Config()).verdict == plan.START
 
 
+def known(host: FakeHost) -> None:
+    """A machine that shows what is below its controllers, as any real one does."""
+    for folder in ("sys/block", "sys/class/net", "sys/class/input"):
+        host.tree.make_directory(folder)
+
+
 def mounted(host: FakeHost) -> None:
     host.tree.put(f"{ROOT}/{DISK}/block/sda/sda1/dev", "8:1")
     host.tree.put(f"{ROOT}/{DISK}/block/sda/dev", "8:0")
@@ -162,6 +168,7 @@ def test_what_the_host_uses_is_never_offered_to_the_vm(
 ) -> None:
     host = machine("efifb-6.1")
     add(host, DISK, pci_class, "some-driver")
+    known(host)
     idle = refusal(host, GPU).hint
     use(host)
 
@@ -230,7 +237,11 @@ def test_sound_and_disk_in_the_group_of_the_gpu_are_named(
         " (SATA controller, on ahci) and 0000:09:00.1 (audio device, on snd_hda_intel) stay on the"
         " host"
     )
-    assert error.hint.startswith("move the card to another slot")
+    # Nothing shows what is below the disk controller, so it is not offered.
+    assert error.hint == (
+        "move the card to another slot, and add 0000:09:00.1 of the same card to win11 too; which"
+        " slots have separate groups depends on the mainboard"
+    )
 
 
 def test_nvidia_is_not_unloaded_for_a_group_that_qemu_could_not_open(
@@ -289,3 +300,34 @@ def test_what_the_fake_kernel_lets_qemu_open(machine: MachineFactory) -> None:
         open_device(host, GPU)
 
     assert viable == []
+
+
+def test_a_group_that_another_vm_has_open_is_refused(machine: MachineFactory) -> None:
+    host = machine("efifb-6.1")
+    add(host, SOUND, "0x040300")
+    host.tree.put(f"{ROOT}/{SOUND}/resource", "")
+    host.tree.put(f"{ROOT}/{SOUND}/driver_override", "(null)")
+    FakeLibvirt(host).detach(SOUND)
+    open_device(host, SOUND, pid=77)
+
+    error = refusal(host, GPU)
+    FakeLibvirt(host).detach(GPU)
+
+    assert error.text == (
+        f"the IOMMU group of {GPU} is in use by qemu-system-x86 (77) with /dev/vfio/1 open"
+    )
+    with pytest.raises(NotViableError, match="busy"):
+        open_device(host, GPU, pid=78)
+
+
+def test_a_keyboard_on_the_card_itself_is_plugged_in_elsewhere(machine: MachineFactory) -> None:
+    host = machine("efifb-6.1")
+    usb = "0000:01:00.2"
+    add(host, usb, "0x0c0330", "xhci_hcd")
+    host.tree.make_directory(f"{ROOT}/{usb}/usb1/input/input3")
+    host.tree.link("sys/class/input/input3", f"{ROOT}/{usb}/usb1/input/input3")
+
+    assert refusal(host, GPU).hint == (
+        f"a keyboard or mouse is on {usb}, a function of the card: have that elsewhere first, then"
+        f" add {usb} of the same card to win11 too"
+    )

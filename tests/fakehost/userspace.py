@@ -7,8 +7,9 @@ import os
 from vfio_console_hook.config.load import DIRECTORY
 from vfio_console_hook.machine.host import Host
 
-from . import pci, processes
+from . import fbdev, pci, processes
 from .host import FakeHost
+from .pci import NotViableError
 
 
 def configure(host: FakeHost, settings: str, file: str = "default.yaml") -> None:
@@ -26,6 +27,10 @@ def open_device(host: FakeHost, address: str, *, pid: int = 4242) -> list[int]:
     Each of them leaves a line "can't reserve" in host.log. Raises NotViableError if the kernel
     does not let it have the device's IOMMU group.
     """
+    group = host.link_name(f"{pci.BUS}/devices/{address}/iommu_group")
+    if any(f"proc/{pid}/" not in one for one in fbdev.holding(host.tree, f"dev/vfio/{group}")):
+        # vfio_group_fops_open(): for one file at a time
+        raise NotViableError(f"failed to open /dev/vfio/{group}: Device or resource busy")
     pci.check_group(host.tree, address)
     hold(host, f"dev/vfio/{host.link_name(f'{pci.BUS}/devices/{address}/iommu_group')}",
          pid=pid, command="qemu-system-x86")  # fmt: skip

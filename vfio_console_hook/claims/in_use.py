@@ -15,16 +15,17 @@ from .ownership import at_work
 
 
 def refuse_open(host: Host, addresses: Iterable[str]) -> None:
-    """Refuse devices that a VM has open for which there is no claim.
+    """Refuse devices that a VM has open for which there is no claim, or others of their groups.
 
     It is no GPU, or was plugged, or was started anyway. libvirt would refuse it too, but only
     after the steps have been taken, below that VM or for nothing.
     """
     for address in addresses:
-        held = [holder for holder in vfio.users(host, address) if not holder.unknown]
+        held = [holder for holder in vfio.users_of_group(host, address) if not holder.unknown]
         if held:
+            what = address if pci.is_vfio(host, address) else f"the IOMMU group of {address}"
             raise RefusedError(
-                f"{address} is in use by {holders.listed(held)}", hint="end that VM first"
+                f"{what} is in use by {holders.listed(held)}", hint="end that VM first"
             )
 
 

@@ -9,7 +9,7 @@ from ..claims.claim import Claim
 from ..claims.directory import Claims
 from ..errors import HookError
 from ..events import recovery
-from ..machine.accelerators import any_display
+from ..machine import pci
 from ..machine.host import Host
 from .command import Command
 from .progress import ProgressLog, interruptible, say, say_consoles
@@ -26,7 +26,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
         for claim in taken:
             if set(claim.gpus) & set(arguments.address):
                 _release(host, claim)
-    if any_display(host, tuple(one for claim in taken for one in claim.gpus)):
+    if pci.any_display(host, tuple(one for claim in taken for one in claim.gpus)):
         say_consoles(host)
     return 0
 

@@ -17,7 +17,7 @@ from ..errors import HookError, RefusedError
 from ..events import prepare
 from ..events.assignment import assignment_of
 from ..machine import card, iommu, pci, worker
-from ..machine.accelerators import any_display, is_gpu
+from ..machine.accelerators import is_gpu
 from ..machine.holders import listed
 from ..machine.host import Host
 from ..machine.host_use import host_use
@@ -76,7 +76,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     say(f"took {name}; release it with `vfio-console-hook give {named[0]}`")
     if after:
         say(f"afterwards: {after}")
-    if any_display(host, addresses):
+    if pci.any_display(host, addresses):
         say_consoles(host)
     return 0
 

@@ -6,8 +6,7 @@ from ..claims.claim import Claim
 from ..claims.directory import Claims
 from ..errors import LostError
 from ..log import Log
-from ..machine import console
-from ..machine.accelerators import any_display
+from ..machine import console, pci
 from ..machine.worker import Supervisor, call
 from .undo import undo
 
@@ -30,7 +29,7 @@ def release(claim: Claim, log: Log, run: Supervisor = call) -> None:
         with claim.work():
             lost = undo(claim, log)
         consoles = ""
-        if any_display(host, claim.gpus):
+        if pci.any_display(host, claim.gpus):
             consoles = f"; the host's consoles: {console.current_display(host)}"
         log.info(f"released{consoles}")
         if lost:

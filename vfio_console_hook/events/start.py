@@ -8,7 +8,6 @@ from ..claims.claim import Claim
 from ..errors import HookError, StepError
 from ..log import Log
 from ..machine import console, iomem, memory, pci
-from ..machine.accelerators import any_display
 from ..machine.host import Host
 from ..machine.worker import Supervisor, call
 from . import refusals
@@ -40,7 +39,7 @@ def started(claim: Claim, log: Log, run: Supervisor = call) -> None:
     def work() -> None:
         with claim.work():
             consoles = ""
-            if any_display(claim.host, claim.gpus):
+            if pci.any_display(claim.host, claim.gpus):
                 consoles = f"; the host's consoles: {console.current_display(claim.host)}"
             log.info(f"the VM runs{consoles}")
 

@@ -35,9 +35,3 @@ def is_gpu(host: Host, address: str) -> bool:
 def gpus_of_host(host: Host) -> tuple[str, ...]:
     """The addresses of all GPUs and accelerators of the host. Raises HostError."""
     return tuple(one for one in host.list("sys/bus/pci/devices") if is_gpu(host, one))
-
-
-def any_display(host: Host, addresses: tuple[str, ...]) -> bool:
-    """Whether one of these functions can own a console, or one of them is gone."""
-    found = (pci.pci_class_of(host, one) for one in addresses)
-    return any(one is None or one >> 8 == pci.VGA >> 8 for one in found)

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 
 from .host import Host
 
-_CLASSES = ("sys/block", "sys/class/net", "sys/class/input")
+# What may be below a controller of each kind.
+_BELOW = (
+    (("0x01", "0x0805"), ("sys/block",)),
+    (("0x02",), ("sys/class/net",)),
+    (("0x0c03",), ("sys/block", "sys/class/net", "sys/class/input")),
+)
 # The sound of a monitor is an input too: whether one is plugged in.
 _NO_INPUT = ("0x03", "0x04")
 
@@ -28,6 +33,16 @@ def host_use(host: Host, address: str) -> str:
     if not pci_class.startswith(_NO_INPUT) and any(_below(host, "sys/class/input", address)):
         return "a keyboard or mouse is on"
     return ""
+
+
+def may_be_used(host: Host, address: str) -> bool:
+    """Whether it is a controller of disks, network or USB of which nothing shows what is below.
+
+    A snapshot of a machine may lack that.
+    """
+    pci_class = host.read(f"sys/bus/pci/devices/{address}/class") or ""
+    folders = [one for kinds, of in _BELOW if pci_class.startswith(kinds) for one in of]
+    return not all(map(host.exists, folders))
 
 
 def _below(host: Host, folder: str, address: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ or has no driver: up to Linux 5.18 vfio_dev_viable() and vfio_dev_driver_allowed
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from . import kernel
 from .host import Host
@@ -99,7 +99,7 @@ def described(host: Host, addresses: Collection[str]) -> str:
     return " and ".join(found)
 
 
-def how_to_separate(host: Host, address: str, others: Collection[str], vm: str = "") -> str:
+def how_to_separate(host: Host, address: str, others: Sequence[str], vm: str = "") -> str:
     """What to do about the devices that keep vfio from opening the group of one, as a hint.
 
     vm is the VM that would get it; "" if a person takes it. What the host itself uses is
@@ -107,22 +107,28 @@ def how_to_separate(host: Host, address: str, others: Collection[str], vm: str =
     """
     # Only for a refusal.
     from .card import same_card
-    from .host_use import host_use
+    from .host_use import host_use, may_be_used
 
+    own = [one for one in others if same_card(host, address, one)]
+    strangers = [one for one in others if one not in own]
     uses = {one: use for one in others if (use := host_use(host, one))}
+    beside = [one for one in own if one not in uses]
+    too = f", and add {' and '.join(beside)} of the same card to {vm} too" if beside and vm else ""
+    elsewhere = f"move the card to another slot{too}"
+    mainboard = "which slots have separate groups depends on the mainboard"
     if uses:
-        return (
-            f"{' and '.join(f'{use} {one}' for one, use in uses.items())}, so the host cannot"
-            " give it away: move the card to another slot; which slots have separate groups"
-            " depends on the mainboard"
-        )
+        these = " and ".join(f"{use} {one}" for one, use in uses.items())
+        if not strangers:
+            add = f", then add {' and '.join(others)} of the same card to {vm} too" if vm else ""
+            return f"{these}, a function of the card: have that elsewhere first{add}"
+        return f"{these}, so the host cannot give it away: {elsewhere}; {mainboard}"
+    if any(may_be_used(host, one) for one in strangers):
+        return f"{elsewhere}; {mainboard}"
     these = " and ".join(others)
-    add = f"add {these} to {vm} too" if vm else f"name {these} too"
-    if all(same_card(host, address, one) for one in others):
-        if not vm:
-            return add
-        return f"add {these} of the same card to {vm} too, each as <hostdev managed='yes'>"
-    return (
-        f"move the card to another slot, or {add}, if the host can do without; which slots have"
-        " separate groups depends on the mainboard"
-    )
+    if strangers:
+        add = f"add {these} to {vm} too" if vm else f"name {these} too"
+        return f"{elsewhere}, or {add}, if the host can do without; {mainboard}"
+    if not vm:
+        return f"name {these} too"
+    each = "each " if others[1:] else ""
+    return f"add {these} of the same card to {vm} too, {each}as <hostdev managed='yes'>"

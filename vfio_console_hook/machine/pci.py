@@ -65,6 +65,12 @@ def pci_class_of(host: Host, address: str) -> int | None:
     return int(text, 16) >> 8
 
 
+def any_display(host: Host, addresses: tuple[str, ...]) -> bool:
+    """Whether one of these functions can own a console, or one of them is gone."""
+    found = (pci_class_of(host, one) for one in addresses)
+    return any(one is None or one >> 8 == _DISPLAY for one in found)
+
+
 def kind(pci_class: int) -> str:
     """The name of a class as 0xBBSS, such as "VGA controller"."""
     return _KINDS.get(pci_class) or _BASES.get(pci_class >> 8, "PCI device")

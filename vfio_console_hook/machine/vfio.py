@@ -22,3 +22,16 @@ def vfio_nodes(host: Host, address: str) -> list[str]:
 def users(host: Host, address: str) -> list[Holder]:
     """The processes that have a device open through vfio; none when it is not on vfio-pci."""
     return holders_of(host, vfio_nodes(host, address)) if is_vfio(host, address) else []
+
+
+def users_of_group(host: Host, address: str) -> list[Holder]:
+    """The processes that have a device of the same IOMMU group open, or the device itself.
+
+    A group is open for one VM at a time (Linux drivers/vfio/group.c, vfio_group_fops_open).
+    """
+    group = host.link_name(f"sys/bus/pci/devices/{address}/iommu_group")
+    if group is None or not host.exists(f"dev/vfio/{group}"):
+        return users(host, address)
+    every = host.list(f"sys/kernel/iommu_groups/{group}/devices") or (address,)
+    nodes = dict.fromkeys(node for one in every for node in vfio_nodes(host, one))
+    return holders_of(host, [*nodes])

@@ -51,6 +51,8 @@ def bootfb(system: System) -> Iterator[Finding]:
     """Whether the firmware's framebuffer reserves memory of a GPU without any driver."""
     host = system.host
     for one in gpu.gpus_among(host, system.gpus()):
+        if not one.displays:
+            continue
         title = f"BOOTFB in {one.address}"
         ranges = [
             f"{reservation.range} in BAR {reservation.bar}"
@@ -166,7 +168,10 @@ def console_after(system: System) -> Iterator[Finding]:
 
 def _outlook(host: Host, vm: Domain) -> Finding:
     real = vm.uuid != NO_VM
-    title = f"console after {vm.name}" if real else f"console on {vm.name}"
+    addresses = tuple(hostdev.address for hostdev in vm.hostdevs)
+    # No console is ever on an accelerator, so its driver is what comes back.
+    what = "console" if pci.any_display(host, gpus_among(host, addresses)) else "driver"
+    title = f"{what} after {vm.name}" if real else f"{what} on {vm.name}"
     holder = _holder_now(host, vm)
     if holder:
         return passed(f"{holder}; see `vfio-console-hook status` for what comes back", of=title)
