@@ -319,6 +319,7 @@ SCENARIOS = (
         cycles=1,
     ),
     Scenario("by-hand", "6.12", EFIFB, kind="by-hand"),
+    Scenario("loss", "6.12", BOCHS_DRM, native_driver=True, kind="loss"),
     Scenario("unprivileged", "6.12", EFIFB, kind="unprivileged", cycles=1),
     Scenario(
         "newcomer",

@@ -10,6 +10,7 @@ from .dropin import DropIn
 from .every_call import EveryCall
 from .killed import Killed
 from .killed_probe import KilledProbe
+from .loss import Loss
 from .newcomer import Newcomer
 from .quiet import Quiet
 from .rebound import Rebound
@@ -32,6 +33,7 @@ KINDS: dict[str, type[Trial]] = {
     "killed": Killed,
     "killed-probe": KilledProbe,
     "moved": Moved,
+    "loss": Loss,
     "newcomer": Newcomer,
     "quiet": Quiet,
     "rebound": Rebound,

@@ -40,6 +40,9 @@ class Loss:
     text: str
     hint: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.text} (hint: {self.hint})" if self.hint else self.text
+
     @property
     def announced(self) -> bool:
         """Whether plan had listed it before the VM started."""

@@ -12,8 +12,12 @@ from ..log import Log
 from ..machine import pci
 from ..machine.host import Host
 
+TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
+if TYPE_CHECKING:
+    from ..claims.losses import Loss
 
-def undo(claim: Claim, log: Log) -> tuple[LostError, ...]:
+
+def undo(claim: Claim, log: Log) -> tuple[Loss, ...]:
     """Undo every open step and drop the claim, in the process that works on it.
 
     Returns what is lost although plan did not say so; what is lost is also written down
@@ -22,7 +26,7 @@ def undo(claim: Claim, log: Log) -> tuple[LostError, ...]:
     """
     host = claim.host
     undone: list[str] = []
-    lost: list[tuple[Step, LostError | None]] = []
+    lost: list[Loss] = []
     # The GPUs that could not be taken off vfio-pci, and why; their steps stay as well.
     kept: dict[str, str] = {}
     failed: list[str] = []
@@ -44,8 +48,7 @@ def undo(claim: Claim, log: Log) -> tuple[LostError, ...]:
                 failed.append(failure)
                 continue
             if error or (step.undo is None and step.loses):
-                lost.append((step, error))
-                _write_down(claim, step, error, log)
+                lost.append(_keep_loss(claim, step, error, log))
             try:
                 claim.forget(number)
             except ClaimError as refused:
@@ -53,60 +56,27 @@ def undo(claim: Claim, log: Log) -> tuple[LostError, ...]:
                 log.warning(str(refused))
     finally:
         log.done(undone)
-    unannounced = _sort_losses(claim, lost, log) if lost else ()
+    unannounced = _unannounced(claim, lost, log)
     if failed:
+        failed += [one.text for one in unannounced]
         raise StepError("; ".join(failed), hint="afterwards run `vfio-console-hook recover`")
     Claims(host).drop(claim)
     return unannounced
 
 
-def _write_down(claim: Claim, step: Step, error: LostError | None, log: Log) -> None:
-    """Keep a loss for people, before its step is forgotten."""
-    from ..claims import losses  # only where something is lost
+def _keep_loss(claim: Claim, step: Step, error: LostError | None, log: Log) -> Loss:
+    """Write a loss down before its step is forgotten."""
+    from . import lost  # only where something is lost
 
-    try:
-        losses.add(claim.host, losses.of_step(claim.host, claim.name, claim.uuid, step, error))
-    except HookError as refused:
-        log.warning(f"`vfio-console-hook status` will not show a loss: {refused}")
+    return lost.write_down(claim, step, error, log)
 
 
-def _sort_losses(
-    claim: Claim, lost: list[tuple[Step, LostError | None]], log: Log
-) -> tuple[LostError, ...]:
-    """Log what is lost, now that everything else is back; what of it plan has not listed.
+def _unannounced(claim: Claim, found: list[Loss], log: Log) -> tuple[Loss, ...]:
+    if not found:
+        return ()
+    from . import lost  # as above
 
-    A firmware console that is off, for one, is none once a native driver shows the consoles.
-    """
-    from ..claims import losses
-
-    host, found = claim.host, []
-    announced = any(step.loses for step in claim.steps)
-    for step, error in lost:
-        remains = losses.of_step(host, claim.name, claim.uuid, step, error).now(host)
-        # Where plan has announced that a console is lost, none is left to show.
-        foretold = step.loses or (announced and step.undo and step.undo.kind == "show-consoles")
-        if remains and error and not foretold:
-            found.append(error)
-        elif error:
-            log.warning(str(error))
-        elif remains or not _still_drawn(host, step.gpu):
-            log.warning(step.loses)
-    try:
-        losses.settle(host)
-    except HookError as refused:
-        log.warning(str(refused))
-    return tuple(found)
-
-
-def _still_drawn(host: Host, address: str) -> bool:
-    """Whether the firmware's console has never left a GPU: vfio-pci was not bound to it."""
-    from ..machine import console, gpu
-
-    if not host.exists(f"sys/bus/pci/devices/{address}"):
-        return False
-    text = any(one.bound and one.driver == console.VGACON for one in console.vtconsoles(host))
-    devices = (one for found in gpu.gpus_among(host, (address,)) for one in found.firmware)
-    return text or any(one.driver for one in devices)
+    return lost.unannounced(claim, found, log)
 
 
 def _left_on_vfio(host: Host, claim: Claim, undone: list[str], log: Log) -> dict[str, str]:
