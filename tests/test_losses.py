@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -183,6 +185,20 @@ def test_a_loss_is_dismissed_by_vm_or_gpu(machine: MachineFactory, what: str) ->
     run_vm(host, STRIX)
 
     assert (cli.main(["dismiss", what], host), texts(host)) == (0, [])
+
+
+def test_the_line_that_dismisses_is_one_to_copy(machine: MachineFactory, capsys: Capture) -> None:
+    host = made(machine, STRIX)
+    run_vm(host, STRIX)
+    lost = losses.current(host)[0]
+    losses.forget(host, losses.current(host))
+    losses.add(host, replace(lost, vm="my vm"))
+
+    cli.main(["status"], host)
+
+    line = capsys.readouterr().out.partition("vfio-console-hook dismiss ")[2].partition("`")[0]
+    assert cli.main(["dismiss", *shlex.split(line)], host) == 0
+    assert texts(host) == []
 
 
 def test_to_dismiss_what_was_not_lost_is_refused(machine: MachineFactory, capsys: Capture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from ..claims import losses
 from ..claims.losses import Loss
@@ -10,6 +11,11 @@ from ..errors import HookError
 from ..machine.host import Host
 from .command import Command
 from .progress import say
+
+
+def line(vm: str) -> str:
+    """What a person types to dismiss the losses of a VM, or of a `take`."""
+    return f"vfio-console-hook dismiss {shlex.quote(vm)}"
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

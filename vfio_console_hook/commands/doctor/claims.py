@@ -8,6 +8,7 @@ from ...claims import in_use, losses
 from ...claims.claim import Claim
 from ...claims.directory import Claims
 from ...errors import ClaimError
+from .. import dismiss
 from .finding import Finding, check, failure, passed, warning
 from .system import System
 
@@ -64,5 +65,5 @@ def lost(system: System) -> Iterator[Finding]:
         yield passed("nothing is missing of what VMs have given back")
     for one in found:
         advice = one.hint or (f"try `{one.by_hand}`" if one.by_hand else "reboot the host")
-        hide = f"{advice}; `vfio-console-hook dismiss {one.vm}` hides this"
+        hide = f"{advice}; `{dismiss.line(one.vm)}` hides this"
         yield warning(one.text, hide, of=f"lost after {one.vm}")

@@ -11,6 +11,7 @@ from ...claims.losses import Loss
 from ...log import printable
 from ...machine import worker
 from ...machine.host import Host
+from .. import dismiss
 from ..command import Command
 from ..terminal import Terminal, moment
 from . import metrics, overview
@@ -175,8 +176,8 @@ def _losses(lost: tuple[Loss, ...], terminal: Terminal) -> str:
                 text += terminal.wrapped(f"    hint: {one.hint}", "    ")
             elif one.by_hand:
                 text += f"    by hand: {one.by_hand}\n"
-        dismiss = f"`vfio-console-hook dismiss {printable(vm)}`"
-        text += terminal.wrapped(f"  listed until it is back, or until {dismiss}", "    ")
+        until = f"until it is back, or until `{printable(dismiss.line(vm))}`"
+        text += terminal.wrapped(f"  listed {until}", "    ")
     return text
 
 
