@@ -587,7 +587,7 @@ CLAIMS = [
     Case("nothing is lost", claims.lost, nothing, "PASS", "losses"),
     Case(
         "a driver is lost", claims.lost, driver_lost, "WARN", "lost after win11",
-        f"`echo {GPU} > /sys/bus/pci/drivers_probe`",
+        f"`modprobe $(cat /sys/bus/pci/devices/{GPU}/modalias)`",
     ),
 ]  # fmt: skip
 

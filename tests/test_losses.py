@@ -15,8 +15,8 @@ from tests.libvirt_xml import UUID
 from vfio_console_hook import cli, hook
 from vfio_console_hook.claims import losses
 from vfio_console_hook.claims.directory import Claims
-from vfio_console_hook.commands.doctor import claims
-from vfio_console_hook.commands.doctor.finding import WARN
+from vfio_console_hook.commands.doctor import claims, refusals
+from vfio_console_hook.commands.doctor.finding import PASS, WARN
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.commands.status import metrics, overview
 from vfio_console_hook.config.settings import Config
@@ -250,6 +250,39 @@ def test_json_has_the_losses(machine: MachineFactory, capsys: Capture) -> None:
     assert (first["vm"], first["gpu"], first["stage"], first["announced"]) == (
         "win11", "0000:f5:00.0", "native", False,
     )  # fmt: skip
+
+
+def test_a_driver_that_was_unloaded_meanwhile_is_named_with_the_line_that_loads_it(
+    machine: MachineFactory,
+) -> None:
+    host = machine(REATTACH)
+    up_to_the_end(host, REATTACH)
+    gpu = GPUS[REATTACH][0]
+    host.write(f"{PCI}/drivers/amdgpu/unbind", gpu)
+    host.tree.remove(f"{PCI}/drivers/amdgpu")
+
+    assert event(host, REATTACH, "release end") == 1
+
+    lost = losses.current(host)[0]
+    assert lost.text == f"amdgpu did not come back to {gpu}: the driver is not loaded"
+    assert lost.hint == f"load it with `modprobe $(cat /{PCI}/devices/{gpu}/modalias)`"
+
+
+def test_a_loss_is_no_refusal_that_stays_after_it_is_mended(
+    machine: MachineFactory, capsys: Capture
+) -> None:
+    host = made(machine, STRIX)
+    run_vm(host, STRIX)
+    host.tree.remove(f"fake/broken/{GPUS[STRIX][0]}")
+    host.write(f"{PCI}/drivers_probe", GPUS[STRIX][0])
+    capsys.readouterr()
+
+    cli.main(["status"], host)
+
+    out = " ".join(capsys.readouterr().out.split())
+    assert "last failure" not in out
+    assert "release: failed: not all came back" in out
+    assert [one.level for one in refusals.last_refusal(system_of(host))] == [PASS]
 
 
 # -- power and reset

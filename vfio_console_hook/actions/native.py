@@ -166,11 +166,16 @@ class ReturnNative(Action):
         return host.wait(lambda: bound_driver(host, self.gpu) is not None, self.wait_s)
 
     def _probe_after_reset(self, host: Host) -> bool:
-        """Probe once more after a reset; False where the kernel cannot reset the GPU."""
-        if driver_override(host, self.gpu) or not reset(host, self.gpu):
+        """Probe once more after a reset; False where that cannot be done, or cannot help."""
+        if driver_override(host, self.gpu) or not self._is_loaded(host):
+            return False
+        if not reset(host, self.gpu):
             return False
         self._probe(host)
         return True
+
+    def _is_loaded(self, host: Host) -> bool:
+        return not self.driver or host.exists(f"{_PCI}/drivers/{self.driver}")
 
     def missing(self, host: Host) -> LostError | None:
         gpu, wanted = self.gpu, self.driver or "its driver"
@@ -202,10 +207,13 @@ class ReturnNative(Action):
             )
         from ..machine import power  # only for a GPU without its driver
 
-        return LostError(
-            lost + power.condition(host, self.gpu),
-            hint=power.advice(host, self.gpu),
-        )
+        condition = power.condition(host, self.gpu)
+        if not condition and not self._is_loaded(host):
+            alias = f"$(cat /{_PCI}/devices/{self.gpu}/modalias)"
+            return LostError(
+                f"{lost}: the driver is not loaded", hint=f"load it with `modprobe {alias}`"
+            )
+        return LostError(lost + condition, hint=power.advice(host, self.gpu))
 
     def _is_dark(self, host: Host) -> bool:
         """Whether a monitor was there before, and none is now: no framebuffer is made then."""

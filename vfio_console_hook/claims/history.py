@@ -11,7 +11,7 @@
 
 events has the last one of each kind: of libvirt prepare, start, started, reconnect, stopped
 and release; of people recover and give. T is in seconds since 1970. The refusal is the last
-thing that failed, and stays whatever succeeds later.
+thing that failed, and stays whatever succeeds later; a loss is none.
 
 Only what the hook runs is here; commands/status/overview.py reads it, into values.
 """
@@ -22,7 +22,7 @@ import json
 import os
 import stat
 
-from ..errors import HookError
+from ..errors import HookError, LostError
 from ..machine import runfiles
 from ..machine.host import Host
 from ..machine.runfiles import RUN
@@ -57,7 +57,8 @@ def remember(
         make_directory(host)
         known = (read(host, name) if uuid else None) or {}
         refusal = known.get("refusal")
-        if error is not None:
+        # What is lost is shown until it is back (losses.py), and no longer.
+        if error is not None and not isinstance(error, LostError):
             refusal = {"time": now, "event": event, "text": error.text, "hint": error.hint}
         events = {kind: one for kind, one in _events(known).items() if kind != event}
         events[event] = ended  # the last, as the clock may have been set back
