@@ -263,7 +263,7 @@ def test_a_reader_of_only_the_first_line_causes_no_traceback(
     assert "Traceback" not in done.stderr
 
 
-# -- recover: on a snapshot, so only with steps whose undo needs no kernel
+# -- recover
 
 
 def test_recover_leaves_the_claim_if_libvirt_does_not_answer(
@@ -273,7 +273,7 @@ def test_recover_leaves_the_claim_if_libvirt_does_not_answer(
     prepare(host)
     before = snapshot(host)
 
-    status = run(host, "recover", "--wait", "0")
+    status = cli.main(["recover", "--wait", "0"], host)
 
     assert (status, capsys.readouterr()) == (
         1,
@@ -308,7 +308,7 @@ def test_recover_never_touches_a_gpu_that_qemu_has_open(
     open_device(host, GPU)
     before = snapshot(host)
 
-    status = run(host, "recover", "--force")
+    status = cli.main(["recover", "--force"], host)
 
     assert (status, capsys.readouterr()) == (
         0,
@@ -338,7 +338,7 @@ def test_recover_continues_after_a_claim_that_cannot_be_read(
 
 
 def test_recover_reports_that_nothing_is_held(machine: MachineFactory, capsys: Capture) -> None:
-    status = run(machine("vgacon-5.10"), "recover")
+    status = cli.main(["recover"], machine("vgacon-5.10"))
 
     out, err = capsys.readouterr()
     assert (status, out.splitlines()[1:], err) == (0, ["the host's consoles: VGA+"], "")
