@@ -39,7 +39,9 @@ def refuse_unassignable(host: Host, assignment: Assignment) -> None:
         others = iommu.blocking(host, group, assignment.addresses)
         if others:
             stay = "stay" if others[1:] else "stays"
-            vm = "" if assignment.by_hand else assignment.name
+            # doctor imagines a VM for a GPU that none has, under its address.
+            name = "the VM" if assignment.name in assignment.addresses else assignment.name
+            vm = "" if assignment.by_hand else name
             raise RefusedError(
                 f"the IOMMU group of {address} is not viable, so QEMU could not open it:"
                 f" {iommu.described(host, others)} {stay} on the host",
