@@ -6,6 +6,7 @@ a bug is not.
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -48,9 +49,12 @@ def complaint(capsys: Capture, words: tuple[str, ...], host: Host) -> str:
     capsys.readouterr()
     status = cli.main(words, host)
     out, err = capsys.readouterr()
-    text = out + err
-    bug = "Traceback" in text or "internal error" in text or "is a bug" in text
-    return f"{' '.join(words)} ended with {status}: {text[-3000:]}" if bug or status > 2 else ""
+    text = " ".join((out + err).split())
+    bug = re.search("Traceback|internal error|is a bug", text)
+    if bug is None and status <= 2:
+        return ""
+    place = bug.start() if bug else 0
+    return f"{' '.join(words)} ended with {status}: {text[max(place - 200, 0) : place + 3000]}"
 
 
 @pytest.mark.parametrize("seed", range(104))

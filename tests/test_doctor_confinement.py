@@ -22,8 +22,12 @@ from tests.doctoring import (
 from tests.fakehost import FakeHost
 from tests.fakehost import selinux as fake_selinux
 from tests.installed import BOOTED, GATE, INSTALLED, answer, file, gate_text, process
+from tests.libvirt_xml import domain_xml
 from vfio_console_hook.commands.doctor import apparmor, denials, selinux, selinux_policy
 from vfio_console_hook.commands.doctor.finding import Check
+from vfio_console_hook.commands.plan import plan
+from vfio_console_hook.config.settings import Config
+from vfio_console_hook.domain import parse
 
 AUDIT = "var/log/audit/audit.log"
 ENFORCE = "sys/fs/selinux/enforce"
@@ -417,6 +421,35 @@ def test_each_case_has_its_finding(machine: MachineFactory, case: Case) -> None:
 
 def test_the_sentences_about_confinement(machine: MachineFactory, golden: Golden) -> None:
     golden("doctor-sentences-confinement", sentences(CASES, machine))
+
+
+VM = parse(domain_xml("0000:01:00.0"))
+
+
+@pytest.mark.parametrize(
+    ("policy", "verdict"),
+    [(UNCONFINED, plan.START), ((), plan.REFUSE), (IN_THE_DAEMON, plan.REFUSE)],
+)
+def test_plan_promises_no_start_that_the_policy_prevents(
+    machine: MachineFactory, policy: tuple[str, ...], verdict: str
+) -> None:
+    host = machine("efifb-6.12")
+    asked("", "", "", rules(*policy)).arrange(host)
+
+    planned = plan.plan_for(host, VM, Config())
+
+    assert planned.verdict == verdict
+    assert planned.reason.startswith("SELinux does not allow") == (verdict != plan.START)
+
+
+def test_a_policy_that_is_not_enforced_or_does_not_answer_is_no_refusal(
+    machine: MachineFactory,
+) -> None:
+    for arrange in (both(rules(), put(ENFORCE, "0")), both(virtqemud, put(ENFORCE, "1"))):
+        host = machine("efifb-6.12")
+        both(hook, arrange)(host)
+
+        assert plan.plan_for(host, VM, Config()).verdict == plan.START
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,17 @@ def test_a_vm_whose_rom_file_is_missing_is_refused(machine: MachineFactory) -> N
     assert f"/{ROM} of {GPU} does not exist" in text
 
 
+def test_a_failure_that_does_not_matter_does_not_bring_the_file_back(
+    machine: MachineFactory,
+) -> None:
+    host = machine("efifb-6.12")
+    host.tree.put("recorded/now", "1732312312")
+
+    planned = plan.plan_for(host, parse(xml()), Config(on_failure="start"))
+
+    assert (planned.verdict, f"/{ROM}" in planned.reason) == (plan.REFUSE, True)
+
+
 def test_a_rom_file_of_the_command_line_counts(machine: MachineFactory) -> None:
     text = domain_xml().decode().replace("type='kvm'", "type='kvm' xmlns:q='" + QEMU + "'", 1)
     argument = f"vfio-pci,host=01:00.0,romfile=/{ROM}"

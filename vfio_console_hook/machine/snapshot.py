@@ -289,7 +289,8 @@ def answer_path(command: Iterable[str]) -> str:
     from urllib.parse import quote  # slow to load, and needed only for programs
 
     # " = " would end the path.
-    name = quote(" ".join(command), safe=" -.,:=@+").replace(" = ", "%20=%20")
+    text = quote(" ".join(command), safe=" -.,:=@+", errors="surrogateescape")
+    name = text.replace(" = ", "%20=%20")
     if len(name) > _LONGEST_NAME:
         from hashlib import sha256  # needed only here
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ...errors import HostError, RefusedError
 from ...machine import selinux
 from ...machine.host import Host
 from ...machine.libvirtd import DAEMONS
@@ -35,15 +36,34 @@ def policy(system: System) -> Iterator[Finding]:
     host = system.host
     enforcing = selinux.enforcing(host)
     label = _label_of_daemon(host) if enforcing is not None else ""
-    if not label:
-        return
-    running = [gate.path for gate in gates(host) if gate.runs]
-    denied = [one for path in running for one in _denied_to_hook(host, label, path)]
-    for one in denied[:1]:  # what follows it cannot happen any more
-        text = f"it does not allow {one.domain} {one.what}, so {one.so}"
-        yield Finding(FAIL if enforcing else WARN, "", text, how_to_allow(host, one.domain))
-    if running and not denied:
+    running = [gate.path for gate in gates(host) if gate.runs] if label else []
+    denied = _first_denied(host, label, running)
+    if denied:
+        text = f"it does not allow {denied.domain} {denied.what}, so {denied.so}"
+        yield Finding(FAIL if enforcing else WARN, "", text, how_to_allow(host, denied.domain))
+    elif running:
         yield passed(f"it allows {selinux.type_of(label)} to run the hook, and the hook its work")
+
+
+def refusal(host: Host) -> RefusedError | None:
+    """The refusal of every VM with a GPU, for plan; None if the policy, or no answer, has none."""
+    try:
+        if not selinux.enforcing(host):
+            return None
+        label = _label_of_daemon(host)
+        running = [gate.path for gate in gates(host) if gate.runs] if label else []
+        denied = _first_denied(host, label, running)
+    except HostError:
+        return None  # doctor reports it
+    if denied is None:
+        return None
+    text = f"SELinux does not allow {denied.domain} {denied.what}, so {denied.so}"
+    return RefusedError(text, how_to_allow(host, denied.domain))
+
+
+def _first_denied(host: Host, daemon: str, running: list[str]) -> _Denied | None:
+    """What is denied first; what would follow it cannot happen any more."""
+    return next((one for path in running for one in _denied_to_hook(host, daemon, path)), None)
 
 
 def _label_of_daemon(host: Host) -> str:

@@ -31,6 +31,7 @@ from ...machine.memory import Range
 from ...machine.removal import Removal
 from ...stages.handover import Handover
 from ..command import attributes
+from ..doctor import selinux_policy
 from .holders import PlannedHolder, current_holders, planned_holders
 from .left import LeftFunction, left_functions
 
@@ -273,11 +274,14 @@ def _with_reason(plan: Plan, refusal: HookError) -> Plan:
 
 
 def _libvirt_refusal(host: Host, domain: Domain) -> RefusedError | None:
+    """What keeps libvirt or QEMU from starting the VM, whatever prepare does."""
+    assignment = assignment_of(host, domain)
     try:
-        refusals.refuse_unassignable(host, assignment_of(host, domain))
+        refusals.refuse_unassignable(host, assignment)
+        refusals.refuse_missing_rom(host, assignment)
     except RefusedError as error:
         return error
-    return None
+    return selinux_policy.refusal(host)
 
 
 # Changes that free memory which a firmware driver has reserved.
