@@ -208,3 +208,22 @@ def test_take_for_a_vm_uses_its_configuration(machine: MachineFactory, capsys: C
     out, err = capsys.readouterr()
     assert out.startswith("configuration: /etc/vfio-console-hook/vms/101.yaml\n")
     assert (status, "efifb still reserves" in err) == (1, True)
+
+
+@pytest.mark.parametrize("crash_before", range(1, 14))
+def test_give_returns_all_of_a_card_whose_take_was_killed(
+    machine: MachineFactory, capfd: Capture, crash_before: int
+) -> None:
+    host = turing(machine("efifb-6.12"))
+    before = snapshot(host)
+
+    took = act(FakeHost(host.root, crash_before=crash_before), "take", "--vfio", "01:00.0")
+    if Claims(host).uuids():
+        assert act(host, "give", "01:00.2") == 0
+
+    after = snapshot(host)
+    assert took == 1
+    assert drivers(host, GPU, SOUND, USB, UCSI) == [None, "snd_hda_intel", "xhci_hcd", "nvidia-gpu"]
+    changed = {path for path in before if after.get(path) != before[path]}
+    assert not {one for one in changed if "driver" in one or "bind" in one or "iomem" in one}
+    assert Claims(host).uuids() == ()

@@ -78,7 +78,6 @@ class FakeHost(SnapshotHost):
             sysfb.learn(self.tree)
             coreboot.learn(self.tree)
             pci.learn(self.tree)
-            modules.learn(self.tree)
             modules.settle(self.tree)
         self._before = len(self._all_changes())
 

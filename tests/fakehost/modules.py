@@ -47,17 +47,6 @@ def known(tree: Tree) -> dict[str, Module]:
     return found
 
 
-def learn(tree: Tree) -> None:
-    """Write down what a snapshot shows of modules: which are loaded, and which needs which."""
-    if tree.exists("fake/modules"):
-        return
-    names = [one for one in tree.list(_SYS) if loaded(tree, one)]
-    needs = {one: [n for n in names if one in tree.list(f"{_SYS}/{n}/holders")] for one in names}
-    lines = [f"{one} needs={','.join(needs[one])}" for one in names]
-    if lines:
-        tree.put("fake/modules", "\n".join(lines))
-
-
 def loaded(tree: Tree, name: str) -> bool:
     return tree.exists(f"{_SYS}/{name}/initstate")
 

@@ -14,6 +14,7 @@ from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.config import load
 from vfio_console_hook.errors import HostError
 from vfio_console_hook.log import SNAPSHOT_LOG
+from vfio_console_hook.machine import pci
 
 from . import promises, watch
 from .calls import Called, Kill, SeenHost, Work, command, here, in_a_child
@@ -63,7 +64,11 @@ class Watched(State):
         addresses |= {  # a sound function of the GPU's, maybe of a VM whose steps were taken over
             action.concerns for step in steps for action in (step.do, step.undo) if action
         }  # fmt: skip
-        addresses |= {word for word in argv if watch.ADDRESS.fullmatch(word)}
+        named = {word for word in argv if watch.ADDRESS.fullmatch(word)}
+        addresses |= named | {  # the card's other functions, which take takes along
+            one for one in self.host.list("sys/bus/pci/devices")
+            if argv[0] == "take" and pci.slot(one) in {pci.slot(word) for word in named}
+        }  # fmt: skip
         addresses |= {
             sibling for one in idle for life in self.lives.values() if life.guest.uuid == one.uuid
             for sibling in life.guest.devices

@@ -11,7 +11,7 @@ from tests import events, snapshots
 from tests.fakehost import FakeHost, configure, hold, obey
 from tests.fakehost.systemd import Unit, install, put
 from tests.libvirt_xml import UUID, domain_xml
-from tests.natives import BOCHS, NVIDIA_WITHOUT_FB
+from tests.natives import BOCHS
 from vfio_console_hook import domain
 from vfio_console_hook.claims.step import Step
 from vfio_console_hook.config import load as config
@@ -72,9 +72,7 @@ class Subject:
         if self.machine.startswith("lab-"):
             for address in pci.displays(host):
                 if not host.exists(f"fake/native/{address}"):
-                    nvidia = host.link_name(f"sys/bus/pci/devices/{address}/driver") == "nvidia"
-                    native = NVIDIA_WITHOUT_FB if nvidia else BOCHS
-                    host.tree.put(f"fake/native/{address}", native)
+                    host.tree.put(f"fake/native/{address}", BOCHS)
         for pid in filter(str.isdigit, host.list("proc")):
             if not host.exists(f"proc/{pid}/stat"):
                 # A process has one on any machine, whatever the recording left out.
