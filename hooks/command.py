@@ -11,12 +11,17 @@ import os
 import sys
 
 sys.dont_write_bytecode = True
-prefix = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-here = os.path.join(prefix, "lib/vfio-console-hook")
-running = os.open(here, os.O_RDONLY)
-sys.path.insert(0, os.path.realpath(here))
-
-from vfio_console_hook.cli import main  # noqa: E402  (the path has to be there first)
+try:
+    prefix = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    here = os.path.join(prefix, "lib/vfio-console-hook")
+    running = os.open(here, os.O_RDONLY)
+    sys.path.insert(0, os.path.realpath(here))
+    from vfio_console_hook.cli import main
+except Exception as error:  # a module may fail in any way when half of it is there
+    sys.exit(
+        f"vfio-console-hook: cannot load the program: {error}\n"
+        "hint: run the install.sh of vfio-console-hook again"
+    )
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

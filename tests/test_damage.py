@@ -7,7 +7,11 @@ a bug is not.
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +19,9 @@ from tests import private
 from tests.conftest import MachineFactory
 from tests.damage import damage
 from tests.fakehost import selinux
+from tests.gate import ROOT
 from tests.installed import file
+from tests.libvirt_xml import domain_xml
 from vfio_console_hook import cli
 from vfio_console_hook.machine.host import Host
 from vfio_console_hook.machine.snapshot import SnapshotHost
@@ -67,6 +73,61 @@ def test_no_command_shows_a_traceback_on_a_damaged_host(
     found = [complaint(capsys, words, SnapshotHost(root)) for words in COMMANDS]
 
     assert [one for one in found if one] == [], done
+
+
+# -- libraries and the program itself
+
+
+def installed_command(folder: Path) -> Path:
+    """The command where install.sh puts it, with its package."""
+    command = folder / "usr/bin/vfio-console-hook"
+    package = folder / "usr/lib/vfio-console-hook/vfio_console_hook"
+    command.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "hooks/command.py", command)
+    shutil.copytree(
+        ROOT / "vfio_console_hook", package, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    return command
+
+
+def gone(path: Path) -> None:
+    shutil.rmtree(path)
+
+
+def cut_off(path: Path) -> None:
+    path.write_text(path.read_text(encoding="utf-8")[:200], encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("", gone),
+        ("vfio_console_hook", gone),
+        ("vfio_console_hook/machine", gone),
+        ("vfio_console_hook/config/settings.py", cut_off),
+        ("vfio_console_hook/errors.py", cut_off),
+        ("vfio_console_hook/largexml.py", Path.unlink),
+        ("vfio_console_hook/stages/load.py", Path.unlink),
+    ],
+)
+def test_half_a_program_says_so(
+    tmp_path: Path, name: str, harm: Callable[[Path], None]
+) -> None:
+    command = installed_command(tmp_path)
+    harm(tmp_path / "usr/lib/vfio-console-hook" / name)
+    large = domain_xml(GPU).replace(b"<devices>", b"<!--" + b"x" * 300_000 + b"--><devices>")
+    (tmp_path / "vm.xml").write_bytes(large)
+    machine = ROOT / "tests/machines/efifb-6.12.tree"
+
+    done = subprocess.run(
+        [sys.executable, "-IXutf8", command, "--root", machine, "plan", "--xml", tmp_path / "vm.xml"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("vfio-console-hook: cannot load the program: ")
+    assert done.stderr.endswith("hint: run the install.sh of vfio-console-hook again\n")
+    assert len(done.stderr.splitlines()) == 2
 
 
 @pytest.mark.parametrize("library", ["yaml", "lxml", "libvirt"])

@@ -21,7 +21,7 @@ from .commands.doctor import command as doctor
 from .commands.plan import command as plan
 from .commands.status import command as status
 from .commands.terminal import complain
-from .errors import BugError, HookError, nearest
+from .errors import BugError, HookError, nearest, understood
 from .machine import libvirtd, snapshot, streams
 from .machine.host import Host
 
@@ -69,10 +69,11 @@ def _run(argv: Sequence[str] | None, host: Host | None) -> int:
             return 2
         with contextlib.ExitStack() as stack:
             return int(arguments.act(host or _machine(arguments.root, stack), arguments))
-    except HookError as error:
-        if isinstance(error, BugError):
-            print(error.trace, file=sys.stderr)
-        _print_error(error.text, error.hint)
+    except (HookError, ImportError) as error:
+        known = understood(error)
+        if isinstance(known, BugError):
+            print(known.trace, file=sys.stderr)
+        _print_error(known.text, known.hint)
     except KeyboardInterrupt as error:
         # The advice comes with it (commands/progress.py).
         _print_error(f"interrupted{f': {error}' if str(error) else ''}")

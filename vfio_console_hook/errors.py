@@ -58,12 +58,19 @@ class RefusedError(HookError):
 
 
 class InstallationError(HookError):
-    """A library that the program needs is not installed."""
+    """A library that the program needs, or a part of it, is not installed."""
 
     @classmethod
-    def of(cls, library: str, error: ImportError) -> InstallationError:
+    def of(cls, library: str, error: Exception) -> InstallationError:
         """The error for a library that cannot be loaded: "lxml" or "PyYAML"."""
         return cls(f"cannot load {library}: {error}; nothing was changed", _PACKAGES[library])
+
+    @classmethod
+    def of_program(cls, error: ImportError) -> InstallationError:
+        """The error for a module of the program that cannot be loaded."""
+        return cls(
+            f"cannot load the program: {error}", "run the install.sh of vfio-console-hook again"
+        )
 
 
 class HostError(HookError):
@@ -131,6 +138,15 @@ class BugError(HookError):
             "this is a bug, please report it with `journalctl -t vfio-console-hook`",
             trace=traceback.format_exc(),
         )
+
+
+def understood(error: Exception) -> HookError:
+    """Any exception, while it is being handled, as an error that people see."""
+    if isinstance(error, HookError):
+        return error
+    if isinstance(error, ImportError):
+        return InstallationError.of_program(error)
+    return BugError.of(error)
 
 
 def error_of(value: dict[str, Any]) -> HookError:

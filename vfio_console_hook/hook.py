@@ -18,7 +18,7 @@ from dataclasses import replace
 from .claims import history, ownership
 from .claims.claim import Claim
 from .claims.directory import Claims
-from .errors import BugError, HookError, StuckError, cut
+from .errors import BugError, HookError, StuckError, cut, understood
 from .events import undo
 from .log import LONGEST, Log, printable
 from .machine import streams, worker
@@ -83,7 +83,7 @@ def main(argv: list[str], xml: bytes | None = None, host: Host | None = None) ->
     try:
         handle(event, xml)
     except Exception as error:
-        known = error if isinstance(error, HookError) else BugError.of(error)
+        known = understood(error)
         _print(known)
         event.report(known)
         return 1

@@ -49,7 +49,7 @@ def library() -> Any:
     """PyYAML, which takes 7 ms to load, so only when it is needed. Raises InstallationError."""
     try:
         import yaml
-    except ImportError as error:
+    except Exception as error:  # half of it may be there
         raise InstallationError.of("PyYAML", error) from error
     return yaml
 

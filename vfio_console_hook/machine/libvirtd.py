@@ -57,7 +57,7 @@ def vms(uri: str, name: str = "") -> tuple[Vm, ...]:
     """
     try:
         import libvirt  # not on every host, and only some commands need it
-    except ImportError as error:
+    except Exception as error:  # half of it may be there
         raise HostError(
             f"cannot ask libvirt for its VMs: there is no libvirt-python ({error})",
             hint="install python3-libvirt, as Debian and Fedora call it, or pipe"

@@ -13,7 +13,7 @@ import select
 import time
 from collections.abc import Callable
 
-from ..errors import BugError, CutOffError, HookError, StuckError, error_of
+from ..errors import CutOffError, StuckError, error_of, understood
 from . import processes, streams
 from .host import Host
 from .processes import Process
@@ -119,10 +119,8 @@ def _child(work: Callable[[], str | None], writer: int) -> None:
     streams.lead_nowhere(0, 1, 2)
     try:
         result: dict[str, object] = {"text": work() or ""}
-    except HookError as error:
-        result = {"error": error.to_json()}
     except Exception as error:
-        result = {"error": BugError.of(error).to_json()}
+        result = {"error": understood(error).to_json()}
     content = json.dumps(result).encode()
     while content:
         content = content[os.write(writer, content) :]
