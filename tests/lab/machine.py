@@ -53,12 +53,14 @@ class Gpu:
 
     "VGA" has class 0300, "bochs-display" has 0380. vesafb needs it on the root
     bus: behind a root port SeaBIOS leaves it in text mode. sound: it has a sound
-    function, as graphics cards have for HDMI.
+    function, as graphics cards have for HDMI. usb: it has a USB controller too, as
+    cards with a USB-C socket do.
     """
 
     device: str = "VGA"
     on_root_bus: bool = False
     sound: bool = False
+    usb: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,15 @@ def qemu_arguments(hardware: Hardware, built: Built, program: Path, directory: P
         if not gpu.on_root_bus:
             argv += ["-device", f"pcie-root-port,id=rp{number},chassis={number + 1},{place}"]
             place = f"bus=rp{number}"
-        functions = ",addr=0.0,multifunction=on" if gpu.sound else ""
+        functions = ",addr=0.0,multifunction=on" if gpu.sound or gpu.usb else ""
         argv += ["-device", f"{gpu.device},id=gpu{number},{place}{functions}"]
         if gpu.sound:
             argv += ["-device", f"ich9-intel-hda,id=sound{number},{place},addr=0.1"]
             argv += ["-audiodev", f"none,id=audio{number}"]
             codec = f"hda-output,bus=sound{number}.0,audiodev=audio{number}"
             argv += ["-device", codec]
+        if gpu.usb:
+            argv += ["-device", f"qemu-xhci,id=usb{number},{place},addr=0.2"]
     for number, disk in enumerate((built.root, built.modules, program)):
         drive = f"file={disk},format=raw,if=none,readonly=on,id=disk{number}"
         place = f"bus=pcie.0,addr={0x10 + number:#x}"

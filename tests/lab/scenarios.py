@@ -23,6 +23,7 @@ BOCHS = Gpu("bochs-display")  # class 0380
 BOCHS_FILLED = Gpu("bochs-display,vgamem=16M,xres=2048,yres=2048")
 VIRTIO_GPU = Gpu("virtio-gpu-pci")  # class 0380
 VGA_WITH_SOUND = Gpu("VGA", sound=True)
+VGA_CARD = Gpu("VGA", sound=True, usb=True)
 ROOT_BUS_VGA = Gpu("VGA", on_root_bus=True)
 
 EFIFB, VESAFB, VGACON = "EFI VGA", "VESA VGA", "text"
@@ -318,7 +319,7 @@ SCENARIOS = (
         kind="stuck",
         cycles=1,
     ),
-    Scenario("by-hand", "6.12", EFIFB, kind="by-hand"),
+    Scenario("by-hand", "6.12", EFIFB, gpus=(VGA_CARD,), kind="by-hand"),
     Scenario("loss", "6.12", BOCHS_DRM, native_driver=True, kind="loss"),
     Scenario("unprivileged", "6.12", EFIFB, kind="unprivileged", cycles=1),
     Scenario(
