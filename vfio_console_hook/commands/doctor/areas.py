@@ -87,7 +87,7 @@ AREAS = (
 # What has to be in order for libvirt to run the hook, and for the hook to work.
 _RUNNING = (
     installation.hook, installation.python, installation.program, daemon.hook_known,
-    daemon_view.files_of_the_daemon, selinux_policy.policy, apparmor.confined_hook,
+    daemon_view.files_of_the_daemon, apparmor.confined_hook,
 )  # fmt: skip
 
 
