@@ -6,6 +6,7 @@ a bug is not.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -15,14 +16,20 @@ from pathlib import Path
 
 import pytest
 
-from tests import private
+from tests import events, private
 from tests.conftest import MachineFactory
 from tests.damage import damage
+from tests.doctoring import OTHER_UUID
 from tests.fakehost import selinux
 from tests.gate import ROOT
 from tests.installed import file
 from tests.libvirt_xml import domain_xml
 from vfio_console_hook import cli
+from vfio_console_hook.claims import losses
+from vfio_console_hook.claims.directory import Claims
+from vfio_console_hook.config.settings import Config
+from vfio_console_hook.domain import parse
+from vfio_console_hook.log import Log
 from vfio_console_hook.machine.host import Host
 from vfio_console_hook.machine.snapshot import SnapshotHost
 
@@ -31,15 +38,23 @@ VM, GPU = private.NAME, private.GPU
 COMMANDS = (
     ("plan", VM), ("plan", "--json", VM), ("status",), ("status", "--prometheus"), ("doctor",),
     ("check-config",), ("check-config", "--vm", VM), ("record", "-"), ("recover",),
-    ("take", GPU), ("give", GPU),
+    ("dismiss",), ("take", GPU), ("take", "--vfio", "--for", VM, GPU), ("give", GPU),
 )  # fmt: skip
 # Many at once hide what follows the first; few reach little.
 DAMAGE = 40
 
 
 def installed_machine(machine: MachineFactory) -> str:
-    """The folder of a machine with all that the commands read, one VM among it."""
-    host = private.add_data(machine("efifb-6.12"))
+    """The folder of a machine with all that the commands read: VMs, a claim and its losses."""
+    host = machine("efifb-6.12")
+    other = parse(domain_xml(GPU, name="linux", uuid=OTHER_UUID))
+    events.prepare(host, other, Config(), Log(host, "linux"))
+    claim = Claims(host).find(OTHER_UUID)
+    assert claim is not None and claim.steps
+    private.add_data(host)
+    lost = [losses.Loss("linux", OTHER_UUID, 1.0, one, "it is gone") for one in claim.steps]
+    found = {"boot": host.boot_id, "losses": [one.to_json() for one in lost]}
+    host.tree.put(losses.FILE, json.dumps(found))
     host.tree.put("proc/cmdline", 'quiet video="efifb:of" vfio-pci.ids=10de:1b80 intel_iommu=on')
     host.tree.put("proc/self/mountinfo", "26 24 8:1 / / rw - ext4 /dev/sda1 rw")
     host.tree.put("proc/swaps", "Filename Type Size Used Priority\n/dev/sda2 partition 1 0 -2")
@@ -73,6 +88,10 @@ def test_no_command_shows_a_traceback_on_a_damaged_host(
     found = [complaint(capsys, words, SnapshotHost(root)) for words in COMMANDS]
 
     assert [one for one in found if one] == [], done
+
+
+def test_every_command_is_run_on_damaged_hosts() -> None:
+    assert {words[0] for words in COMMANDS} == {one.name for one in cli.COMMANDS}
 
 
 # -- libraries and the program itself
