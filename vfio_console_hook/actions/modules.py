@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 
 from ..errors import HostError, LostError, StepError
-from ..machine import console, holders, modules, nodes
+from ..machine import console, holders, modules, nodes, power
 from ..machine.gpu import gpus_among
 from ..machine.host import Host
 from ..machine.pci import is_vfio
@@ -156,17 +156,19 @@ class LoadModules(Action):
                 raise StepError(f"{module} is not loaded after `modprobe {module}`")
 
     def _load(self, host: Host, module: str) -> None:
-        """Load a module. Raises HostError; LostError when it finds no GPU that it could drive."""
+        """Load a module. Raises HostError, and LostError where its GPU does not answer."""
         try:
             host.run(_MODPROBE, module)
         except HostError as error:
-            if os.strerror(errno.ENODEV) not in error.text:
+            if module != self.modules[0] or os.strerror(errno.ENODEV) not in error.text:
                 raise
             # A guest has left the GPU so that its probe fails.
             done = [reset(host, gpu) for gpu in self.gpus] if self.reset else []
             if any(done):
                 host.run(_MODPROBE, module)
                 return
+            if not any(power.is_silent(host, gpu) for gpu in self.gpus):
+                raise
             raise LostError(f"{module} is not loaded again: {error.text}") from error
 
     def missing(self, host: Host) -> LostError | None:

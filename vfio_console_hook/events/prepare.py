@@ -173,7 +173,10 @@ def _free(claim: Claim, assignment: Assignment, config: Config, log: Log) -> Non
         except Exception as error:
             host.give_up_after(None)
             try:
-                undone = not undo.undo(claim, log)
+                lost = undo.undo(claim, log)
+                for one in lost:
+                    log.error(str(one))
+                undone = not lost
             except StuckError:
                 log.error(str(error))
                 raise
