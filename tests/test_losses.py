@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 
 import pytest
 
-from tests.conftest import MachineFactory, domain_xml
+from tests.conftest import Golden, MachineFactory, domain_xml
 from tests.doctoring import system_of
 from tests.fakehost import FakeHost, FakeLibvirt, close_device, configure, open_device
 from tests.libvirt_xml import UUID
@@ -19,6 +20,8 @@ from vfio_console_hook.commands.doctor import claims, refusals
 from vfio_console_hook.commands.doctor.finding import PASS, WARN
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.commands.status import metrics, overview
+from vfio_console_hook.commands.status.command import status_text
+from vfio_console_hook.commands.terminal import Terminal
 from vfio_console_hook.config.settings import Config
 from vfio_console_hook.domain import parse
 
@@ -199,6 +202,16 @@ def test_the_line_that_dismisses_is_one_to_copy(machine: MachineFactory, capsys:
     line = capsys.readouterr().out.partition("vfio-console-hook dismiss ")[2].partition("`")[0]
     assert cli.main(["dismiss", *shlex.split(line)], host) == 0
     assert texts(host) == []
+
+
+def test_the_whole_status(machine: MachineFactory, golden: Golden) -> None:
+    host = made(machine, RX9070)
+    run_vm(host, RX9070)
+
+    text = status_text(overview.current(host), Terminal())
+
+    lasting = text.partition("last event")[0]
+    golden("status-lost", re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE", lasting))
 
 
 def test_to_dismiss_what_was_not_lost_is_refused(machine: MachineFactory, capsys: Capture) -> None:

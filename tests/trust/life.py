@@ -151,12 +151,8 @@ class Machine:
         return f"QEMU could not have BAR {blocked}" if blocked else ""
 
     def reattach(self) -> None:
-        """libvirt takes the GPUs back, before release and after the event "stopped".
-
-        Only there the program does something about consoles on kernels without fb devices.
-        """
-        if not self.host.exists("proc/fb"):
-            self.event("stopped")
+        """libvirt takes the GPUs back, before release and after the event "stopped"."""
+        self.event("stopped")
         libvirt = FakeLibvirt(self.host)
         for address in (self.host.read(_DETACHED) or "").split():
             libvirt.adopt(address)

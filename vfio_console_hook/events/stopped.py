@@ -16,7 +16,6 @@ from ..claims.claim import Claim
 from ..log import Log
 from ..machine import console
 from ..machine.worker import Supervisor, call
-from .start import moved_consoles
 
 
 def stopped(claim: Claim, log: Log, run: Supervisor = call) -> None:
@@ -26,6 +25,8 @@ def stopped(claim: Claim, log: Log, run: Supervisor = call) -> None:
     """
     if console.has_fb_devices(claim.host):
         return
+    from .start import moved_consoles  # takes 3 ms to load, and most kernels do not need it
+
     log = log.about("stopped", claim.uuid, claim.gpus)
 
     def work() -> None:
