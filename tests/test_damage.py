@@ -136,12 +136,12 @@ def test_half_a_program_says_so(
     harm(tmp_path / "usr/lib/vfio-console-hook" / name)
     large = domain_xml(GPU).replace(b"<devices>", b"<!--" + b"x" * 300_000 + b"--><devices>")
     (tmp_path / "vm.xml").write_bytes(large)
-    machine = ROOT / "tests/machines/efifb-6.12.tree"
+    root = ROOT / "tests/machines/efifb-6.12.tree"
+    words = ("--root", root, "plan", "--xml", tmp_path / "vm.xml")
 
     done = subprocess.run(
-        [sys.executable, "-IXutf8", command, "--root", machine, "plan", "--xml", tmp_path / "vm.xml"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-IXutf8", command, *words], capture_output=True, text=True
+    )
 
     assert done.returncode == 1
     assert done.stderr.startswith("vfio-console-hook: cannot load the program: ")
