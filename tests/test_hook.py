@@ -59,6 +59,10 @@ def steady(host: FakeHost) -> dict[str, str]:
 def with_sound(host: FakeHost) -> FakeHost:
     """Add the audio function that is also assigned to the VM of the captures."""
     host.tree.put(f"sys/bus/pci/devices/{SOUND}/class", "0x040300")
+    group = host.link_name(f"sys/bus/pci/devices/{GPU}/iommu_group")
+    host.tree.link(
+        f"sys/bus/pci/devices/{SOUND}/iommu_group", f"sys/kernel/iommu_groups/{group}"
+    )
     return host
 
 
