@@ -110,8 +110,9 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
     for address, kind in (("0000:01:00.0", "0x030000"), ("0000:01:00.1", "0x040300")):
         (tmp_path / "devices" / address).mkdir(parents=True)
         (tmp_path / "devices" / address / "class").write_text(f"{kind}\n")
-    (tmp_path / "devices/0000:0a:00.0").mkdir()
-    (tmp_path / "devices/0000:0a:00.0/class").write_text("0x038000\n")
+    for address, kind in (("0000:0a:00.0", "0x038000"), ("0000:c6:00.0", "0x120000")):
+        (tmp_path / "devices" / address).mkdir()
+        (tmp_path / "devices" / address / "class").write_text(f"{kind}\n")
     (tmp_path / "bin").mkdir()
     virsh = tmp_path / "bin/virsh"
     virsh.write_text(
@@ -172,7 +173,7 @@ def test_vms_are_offered_where_one_is_expected(shell: Shell, words: str) -> None
 def test_gpus_are_offered_where_an_address_is_expected(shell: Shell, command: str) -> None:
     found = shell.offers(f"vfio-console-hook {command} ")
 
-    assert found == {"0000:01:00.0", "0000:0a:00.0"}
+    assert found == {"0000:01:00.0", "0000:0a:00.0", "0000:c6:00.0"}
 
 
 @pytest.mark.parametrize("words", ["plan --xml", "plan --svg", "--root", "record", "check-config"])

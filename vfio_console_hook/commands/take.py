@@ -61,6 +61,8 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     """Prepare GPUs by hand: with the same steps, claim and guarantees as for a VM."""
     named = tuple(dict.fromkeys(arguments.address))
     _refuse_taken(host, named)
+    with interruptible(lambda: "nothing was taken"):
+        _await_hooks(host, named)
     addresses = _leaving(host, named)
     name = " ".join(addresses)
     own = str(uuid.uuid5(_BY_HAND, name))
@@ -68,7 +70,6 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     hostdevs = tuple(domain.Hostdev(one, True, "take", 0) for one in addresses)
     taker = Domain(name, own, hostdevs, True, arguments.vfio, configured_as)
     with interruptible(lambda: _interrupted(host, own, addresses)):
-        _await_hooks(host, taker)
         after = _announce(host, taker, settings)
         deadline = worker.Deadline(host, settings.timeout_s)
         log = ProgressLog(host, name, settings.log_level)
@@ -93,6 +94,18 @@ def _configuration(host: Host, arguments: argparse.Namespace, gpu: str) -> tuple
 
 
 # -- what leaves
+
+
+def _await_hooks(host: Host, named: tuple[str, ...]) -> None:
+    """Wait for hooks that are releasing one of the GPUs: then it shows what is on a driver."""
+    for other in Claims(host).others("", host.boot_id):
+        for one in set(named).intersection(other.gpus):
+            if other.phase == "release" and ownership.at_work(host, other):
+                say(
+                    f"waiting up to {ownership.EARLIER_HOOK_S:g} s: the hook of {other.name} is"
+                    f" releasing {one} (process {other.hook[0]})"
+                )
+                ownership.await_others(host, "", (one,))
 
 
 def _refuse_taken(host: Host, named: tuple[str, ...]) -> None:
@@ -138,19 +151,6 @@ def _leaving(host: Host, named: tuple[str, ...]) -> tuple[str, ...]:
 
 
 # -- before it does
-
-
-def _await_hooks(host: Host, taker: Domain) -> None:
-    """Wait for hooks that are releasing one of the GPUs."""
-    addresses = {hostdev.address for hostdev in taker.hostdevs}
-    for other in Claims(host).others(taker.uuid, host.boot_id):
-        for one in addresses.intersection(other.gpus):
-            if other.phase == "release" and ownership.at_work(host, other):
-                say(
-                    f"waiting up to {ownership.EARLIER_HOOK_S:g} s: the hook of {other.name} is"
-                    f" releasing {one} (process {other.hook[0]})"
-                )
-                ownership.await_others(host, taker.uuid, (one,))
 
 
 def _announce(host: Host, taker: Domain, settings: Config) -> str:

@@ -86,7 +86,8 @@ AREAS = (
 
 # What has to be in order for libvirt to run the hook, and for the hook to work.
 _RUNNING = (
-    installation.hook, installation.python, installation.program, daemon.hook_known,
+    installation.hook, installation.python, installation.program, installation.libvirt_version,
+    daemon.daemon, daemon.hook_known, selinux.label,
     daemon_view.files_of_the_daemon, apparmor.confined_hook,
 )  # fmt: skip
 

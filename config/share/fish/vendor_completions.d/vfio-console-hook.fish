@@ -10,7 +10,7 @@ end
 # The display devices of this host.
 function __vfio_console_hook_gpus
     for file in /sys/bus/pci/devices/*/class
-        if string match -q '0x03*' -- (cat $file)
+        if string match -qr '^0x(03|12)' -- (cat $file)
             string split / -- $file | tail -n 2 | head -n 1
         end
     end
