@@ -176,6 +176,23 @@ def test_without_systemd_a_unit_is_written_as_commands(host: FakeHost, capsys: C
     ]
 
 
+def test_thousands_of_names_are_not_all_looked_for(host: FakeHost, capsys: Capture) -> None:
+    names = ", ".join(f"qq{number}" for number in range(2000))
+
+    assert len(checked(host, capsys, f"holders: {{terminate: [{names}]}}\n")) == 20
+
+
+def test_a_file_that_is_too_long_is_not_read(
+    host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr("vfio_console_hook.config.text.parse", read.append)
+    file = tmp_path / "long.yaml"
+    file.write_text("services: [a]\n" + " " * load.MAX_BYTES)
+
+    assert (cli.main(["check-config", str(file)], host), read) == (1, [])
+
+
 def test_a_machine_that_does_not_answer_raises_no_doubt(host: FakeHost, capsys: Capture) -> None:
     host.tree.remove("recorded")
     (Path(host.root) / "usr/bin/systemctl").unlink()

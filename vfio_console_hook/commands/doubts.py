@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import chain, islice
 
 from ..actions import holder_kill
 from ..config import load, text
@@ -27,6 +28,8 @@ _PROGRAMS = (
 )  # fmt: skip
 _PATTERN = "*?["
 _LONGEST_TIMEOUT_S = 600
+# A file can have thousands of names, and what was meant by one takes 20 ms to find.
+_MOST = 20
 
 
 def doubts(
@@ -37,16 +40,18 @@ def doubts(
     It applies over the installed default.yaml. What this machine does not answer raises none.
     about_processes: whether all processes and programs of the host are looked through.
     """
+    if len(content) > load.MAX_BYTES:
+        return ()
     entries = text.placed(content.decode("utf-8-sig", "replace"))
     own = {key: one.value for key, one in entries.items()}
     config = load.configuration_with(host, own)
-    found = [
-        *_waits(path, entries, config),
-        *_services(host, path, entries),
-        *_terminate(host, path, entries, about_processes),
-        *_console(host, path, entries),
-    ]
-    return tuple(sorted(found, key=lambda one: (one.line, one.column)))
+    found = chain(
+        _waits(path, entries, config),
+        _services(host, path, entries),
+        _console(host, path, entries),
+        _terminate(host, path, entries, about_processes),
+    )
+    return tuple(sorted(islice(found, _MOST), key=lambda one: (one.line, one.column)))
 
 
 def _at(path: str, entry: Entry, what: str, item: int | None = None) -> Mistake:

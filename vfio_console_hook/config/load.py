@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DIRECTORY = "etc/vfio-console-hook"
 VMS = f"{DIRECTORY}/vms"
 DEFAULT = f"{DIRECTORY}/default.yaml"
-_MAX_BYTES = 32 * 1024
+MAX_BYTES = 32 * 1024
 # virsh shows them all in one line.
 _MAX_LISTED = 20
 
@@ -80,7 +80,7 @@ def all_mistakes(host: Host) -> dict[str, tuple[Mistake, ...]]:
 def mistakes_in(path: str, content: bytes) -> tuple[Mistake, ...]:
     """All mistakes in a file that is not in its place yet; its owner does not matter."""
     mistakes: list[Mistake] = []
-    if len(content) > _MAX_BYTES:
+    if len(content) > MAX_BYTES:
         return (_too_long(path, len(content)),)
     _values(path, _decoded(path, content, mistakes), mistakes)
     return tuple(mistakes)
@@ -225,7 +225,7 @@ def _mistake(path: str, text: str, line: int = 0, column: int = 0) -> Mistake:
 
 
 def _too_long(path: str, size: int) -> Mistake:
-    return _mistake(path, f"is {size} bytes long, more than {_MAX_BYTES}")
+    return _mistake(path, f"is {size} bytes long, more than {MAX_BYTES}")
 
 
 # -- what is in them
@@ -245,7 +245,7 @@ def _content(host: Host, path: str, mistakes: list[Mistake]) -> bytes:
     """The content of a file; nothing when it cannot be trusted, which is added to mistakes."""
     before = len(mistakes)
     end = _trusted_path(host, path, mistakes)
-    found = host.read_file(end, _MAX_BYTES + 1) if end else None
+    found = host.read_file(end, MAX_BYTES + 1) if end else None
     if found is None:
         if len(mistakes) == before:
             mistakes.append(_mistake(f"/{path}", "is a link to nothing"))
@@ -257,7 +257,7 @@ def _content(host: Host, path: str, mistakes: list[Mistake]) -> bytes:
         mistakes.append(_mistake(f"/{path}", "is not a regular file"))
     elif why:
         mistakes.append(_untrusted(paths.Resolved("", end, why)))
-    elif len(content) > _MAX_BYTES:
+    elif len(content) > MAX_BYTES:
         mistakes.append(_too_long(f"/{path}", max(status.st_size, len(content))))
     else:
         return content
