@@ -24,7 +24,7 @@ from tests.doctoring import (
 from tests.fakehost import FakeHost, systemd
 from tests.installed import BOOTED, DROPIN, INSTALLED, STARTED, answer, file, folder, process
 from tests.libvirt_xml import UUID
-from vfio_console_hook.commands.doctor import daemon, daemon_view
+from vfio_console_hook.commands.doctor import calls, daemon, daemon_view
 from vfio_console_hook.commands.doctor.finding import Check
 
 EARLY = BOOTED + 10
@@ -68,7 +68,7 @@ def changed(when: str) -> Arrange:
 
     def arrange(host: FakeHost) -> None:
         on_systemd()(host)
-        answer(host, daemon.ask_state_change(host, "libvirtd"), f"StateChangeTimestamp={when}")
+        answer(host, calls.ask_state_change(host, "libvirtd"), f"StateChangeTimestamp={when}")
 
     return arrange
 
@@ -78,7 +78,7 @@ def changed_precisely(when: str) -> Arrange:
 
     def arrange(host: FakeHost) -> None:
         on_systemd()(host)
-        asked = daemon.ask_state_change(host, "libvirtd", precise=True)
+        asked = calls.ask_state_change(host, "libvirtd", precise=True)
         answer(host, asked, f"StateChangeTimestamp={when}")
 
     return arrange
@@ -141,7 +141,7 @@ def stopped(name: str, fix: str, *arrangements: Arrange) -> Case:
 
 def early(name: str, level: str, value: str, *arrangements: Arrange) -> Case:
     """A case with a daemon that was started before the hook was installed."""
-    return with_hook(name, daemon.hook_known, level, KNOWN, value, runs(at=EARLY), *arrangements)
+    return with_hook(name, calls.hook_known, level, KNOWN, value, runs(at=EARLY), *arrangements)
 
 
 CASES = [
@@ -178,7 +178,7 @@ CASES = [
     ),
     stopped("no daemon", "install libvirt", on_systemd()),
     with_hook(
-        "started after the hook was installed", daemon.hook_known, "PASS", KNOWN, "", runs()
+        "started after the hook was installed", calls.hook_known, "PASS", KNOWN, "", runs()
     ),
     early(
         "not reloaded since the hook was installed", "FAIL", "systemctl reload libvirtd",
@@ -215,20 +215,20 @@ CASES = [
     early("a unit that never changed", "WARN", "systemctl reload libvirtd", changed("")),
     early("a unit without a time", "WARN", "systemctl reload libvirtd", changed("n/a")),
     with_hook(
-        "a call", daemon.hook_called, "PASS", CALLED, "2023-11-14 22:46:40",
+        "a call", calls.hook_called, "PASS", CALLED, "2023-11-14 22:46:40",
         called("release", STARTED),
     ),
-    with_hook("no call", daemon.hook_called, "PASS", CALLED, "none", running_vm()),
+    with_hook("no call", calls.hook_called, "PASS", CALLED, "none", running_vm()),
     with_hook(
-        "no call for a VM with a GPU", daemon.hook_called, "WARN", CALLED, "win11", running_vm(GPU)
+        "no call for a VM with a GPU", calls.hook_called, "WARN", CALLED, "win11", running_vm(GPU)
     ),
     with_hook(
-        "a VM that ran before", daemon.hook_called, "PASS", CALLED, "none", running_vm(GPU),
+        "a VM that ran before", calls.hook_called, "PASS", CALLED, "none", running_vm(GPU),
         ran_before,
     ),
     *(
         with_hook(
-            f"a history of {text!r}", daemon.hook_called, "PASS", CALLED, "none",
+            f"a history of {text!r}", calls.hook_called, "PASS", CALLED, "none",
             put(f"run/vfio-console-hook.status/{UUID}", text),
         )
         for text in ("", "{", "[]", '{"events": {"prepare": {"time": "x"}}}')
@@ -248,7 +248,7 @@ def test_the_sentences_about_the_daemon(machine: MachineFactory, golden: Golden)
 def test_without_processes_in_the_snapshot_only_the_check_of_the_daemon_reports_it(
     machine: MachineFactory,
 ) -> None:
-    case = Case("no processes", daemon.hook_known, hook_only, "PASS", "")
+    case = Case("no processes", calls.hook_known, hook_only, "PASS", "")
 
     assert findings(case, machine(case.machine)) == []
 

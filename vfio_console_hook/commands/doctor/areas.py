@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from . import (
     apparmor,
     beside,
+    calls,
     claims,
     command_line,
     configuration,
@@ -32,7 +33,7 @@ from .system import System
 _OF_LIBVIRT = frozenset({
     installation.hook, installation.recover_unit, installation.libvirt_version,
     other_hooks.other_hooks, hook_scripts.virsh_in_hooks, hook_scripts.same_work,
-    daemon.hook_known, daemon.hook_called, daemon_view.files_of_the_daemon,
+    calls.hook_known, calls.hook_called, daemon_view.files_of_the_daemon,
     selinux.label, selinux_policy.policy, selinux.selinux_denials,
     apparmor.confined_hook, apparmor.apparmor_denials,
     vms.libvirt_answers, vms.vms_with_gpus, vms.missing_devices, vms.hot_plugged_gpus,
@@ -62,7 +63,7 @@ AREAS = (
         other_hooks.other_hooks, hook_scripts.virsh_in_hooks, hook_scripts.same_work,
     )),
     Area("libvirt's daemon", (
-        daemon.daemon, daemon_view.files_of_the_daemon, daemon.hook_known, daemon.hook_called,
+        daemon.daemon, daemon_view.files_of_the_daemon, calls.hook_known, calls.hook_called,
     )),
     Area("SELinux and AppArmor", (
         selinux.mode, selinux.label, selinux_policy.policy, selinux.selinux_denials,
@@ -87,7 +88,7 @@ AREAS = (
 # What has to be in order for libvirt to run the hook, and for the hook to work.
 _RUNNING = (
     installation.hook, installation.python, installation.program, installation.libvirt_version,
-    daemon.daemon, daemon.hook_known, selinux.label,
+    daemon.daemon, calls.hook_known, selinux.label,
     daemon_view.files_of_the_daemon, apparmor.confined_hook,
 )  # fmt: skip
 
