@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests import snapshots
+from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost
 from tests.gate import ROOT
 from vfio_console_hook import cli
+from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.commands.doctor.areas import AREAS
 from vfio_console_hook.commands.doctor.daemon_view import files_of_the_daemon
 from vfio_console_hook.commands.doctor.finding import FAIL, PASS, Finding
@@ -106,6 +109,44 @@ def test_a_host_with_libvirt_is_not_told_so(capsys: Capture) -> None:
     _, out = printed(capsys, CONTAINER, "status")
 
     assert "no libvirt" not in out
+
+
+def test_plan_shows_what_take_would_do(capsys: Capture, tmp_path: Path) -> None:
+    tree = str(snapshots.FOLDER / "proxmox-card-with-sound.tree")
+
+    status = cli.main(["--root", tree, "plan", "01:00.0"])
+
+    out = capsys.readouterr().out
+    assert (status, out.splitlines()[0]) == (0, "take --vfio 0000:01:00.0 0000:01:00.1")
+    assert "\nit would be taken\n" in out
+    assert "  assigned by the command take; " in out
+    assert "echo 0000:01:00.1 > /sys/bus/pci/devices/0000:01:00.1/driver/unbind" in out
+
+
+def test_the_plan_of_an_address_is_what_take_does(machine: MachineFactory, capsys: Capture) -> None:
+    host = machine("proxmox-card-with-sound")
+    cli.main(["plan", "--json", "01:00.0"], host)
+    planned = json.loads(capsys.readouterr().out)["steps"]
+
+    cli.main(["take", "--vfio", "01:00.0"], host)
+
+    (claim,) = Claims(host).readable()
+    assert [step.why for step in claim.steps] == [step["why"] for step in planned]
+    capsys.readouterr()
+    assert cli.main(["plan", "01:00.0"], host) == 1
+    assert "is already taken by hand" in capsys.readouterr().err
+
+
+def test_plan_asks_for_no_vm_there(capsys: Capture) -> None:
+    tree = str(snapshots.FOLDER / f"{PROXMOX}.tree")
+
+    status = cli.main(["--root", tree, "plan", "100"])
+
+    assert (status, capsys.readouterr().err) == (
+        1,
+        "vfio-console-hook: there is no libvirt on this host that knows 100\n"
+        "hint: name the GPU instead: `vfio-console-hook plan ADDRESS`\n",
+    )
 
 
 # -- a daemon with other files

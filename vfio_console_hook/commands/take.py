@@ -63,12 +63,11 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     _refuse_taken(host, named)
     with interruptible(lambda: "nothing was taken"):
         _await_hooks(host, named)
-    addresses = _leaving(host, named)
-    name = " ".join(addresses)
-    own = str(uuid.uuid5(_BY_HAND, name))
+    taker = taker_of(host, named, vfio=arguments.vfio)
+    name, own = taker.name, taker.uuid
+    addresses = tuple(one.address for one in taker.hostdevs)
     configured_as, settings = _configuration(host, arguments, addresses[0])
-    hostdevs = tuple(domain.Hostdev(one, True, "take", 0) for one in addresses)
-    taker = Domain(name, own, hostdevs, True, arguments.vfio, configured_as)
+    taker = replace(taker, configured_as=configured_as)
     with interruptible(lambda: _interrupted(host, own, addresses)):
         after = _announce(host, taker, settings)
         deadline = worker.Deadline(host, settings.timeout_s)
@@ -80,6 +79,20 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     if pci.any_display(host, addresses):
         say_consoles(host)
     return 0
+
+
+def taker_of(host: Host, named: tuple[str, ...], *, vfio: bool) -> Domain:
+    """Who takes these devices by hand, with what has to leave the host with them, GPUs first.
+
+    The configuration is that of the first GPU. Raises HookError for what cannot be taken, or
+    is taken by hand.
+    """
+    _refuse_taken(host, named)
+    addresses = _leaving(host, named)
+    name = " ".join(addresses)
+    hostdevs = tuple(domain.Hostdev(one, True, "take", 0) for one in addresses)
+    own = str(uuid.uuid5(_BY_HAND, name))
+    return Domain(name, own, hostdevs, True, vfio, addresses[0])
 
 
 def _configuration(host: Host, arguments: argparse.Namespace, gpu: str) -> tuple[str, Config]:

@@ -10,9 +10,10 @@ from dataclasses import replace
 from ... import domain
 from ...config import load
 from ...domain import Domain
-from ...machine import libvirtd, worker
+from ...errors import HookError
+from ...machine import libvirtd, pci, worker
 from ...machine.host import Host
-from .. import files, vms
+from .. import files, take, vms
 from ..command import Command
 from ..doctor import areas
 from ..doctor.system import System
@@ -25,7 +26,11 @@ _STATUS = {planning.START: 0, planning.REFUSE: 1, planning.NOTHING: 2}
 def _options(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(
-        "vm", metavar="VM", nargs="?", help="the name or uuid of a VM that libvirt knows"
+        "vm",
+        metavar="VM",
+        nargs="?",
+        help="the name or uuid of a VM that libvirt knows, or a GPU's PCI address: what"
+        " `take --vfio` would do",
     )
     which.add_argument("--xml", metavar="FILE", help="read its domain XML from a file, - for stdin")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -36,17 +41,18 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
     parsed, assigned = _vm(host, arguments)
-    settings = load.configuration(host, parsed.name, parsed.uuid)
+    configured_as = parsed.configured_as or parsed.name
+    settings = load.configuration(host, configured_as, parsed.uuid)
     terminal = Terminal.for_stream(sys.stdout)
 
     def output() -> str:
         from . import drawing, text
 
-        session = libvirtd.is_session(arguments.connect)
+        session = libvirtd.is_session(arguments.connect) and not parsed.by_hand
         plan = planning.plan_for(host, parsed, settings, assigned, session=session)
         plan = _unless_not_run(host, plan)
         as_json = json.dumps(plan.to_json(), indent=2) + "\n"
-        picture = drawing.picture(f"VM {plan.vm}", plan.gpus, plan.gpus_after)
+        picture = drawing.picture(text.heading(plan), plan.gpus, plan.gpus_after)
         return json.dumps({
             "status": _STATUS[planning.REFUSE if plan.unless else plan.verdict],
             "text": as_json if arguments.json else text.text(plan, terminal),
@@ -66,7 +72,7 @@ def _unless_not_run(host: Host, plan: planning.Plan) -> planning.Plan:
 
     Nothing is known of a snapshot that has the machine alone.
     """
-    if plan.verdict != planning.START or not plan.steps or not host.complete:
+    if plan.by_hand or plan.verdict != planning.START or not plan.steps or not host.complete:
         return plan
     found = areas.why_not_run(System(host))
     return replace(plan, unless=found.text, unless_hint=found.advice) if found else plan
@@ -76,6 +82,14 @@ def _vm(host: Host, arguments: argparse.Namespace) -> tuple[Domain, frozenset[st
     """The VM, and the addresses of the devices that libvirt has assigned to it now."""
     if arguments.xml is not None:
         return domain.parse(files.content(arguments.xml)), frozenset()
+    address = pci.full_address(arguments.vm)
+    if address is not None:
+        return take.taker_of(host, (address,), vfio=True), frozenset()
+    if host.complete and not libvirtd.is_here(host):
+        raise HookError(
+            f"there is no libvirt on this host that knows {arguments.vm}",
+            hint="name the GPU instead: `vfio-console-hook plan ADDRESS`",
+        )
     vm = vms.vm_named(host, arguments.connect, arguments.vm)
     live = domain.hostdev_addresses(_encoded(vm.live)) if vm.live else ()
     return domain.parse(_encoded(vm.xml)), frozenset(live)

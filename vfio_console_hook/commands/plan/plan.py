@@ -57,6 +57,8 @@ class Device:
     @property
     def origin(self) -> str:
         """Where it is assigned, such as "hostdev in line 57 of the XML"."""
+        if self.hostdev.origin == "take":
+            return "command take"
         where = f"line {self.hostdev.line} of the XML" if self.hostdev.line else "the XML"
         return f"{self.hostdev.origin} in {where}"
 
@@ -73,8 +75,9 @@ class Plan:
     verdict is START, REFUSE or NOTHING. reason is why it would not start, and hint one
     thing to try; with START they are what prepare failed with (on_failure: start). note is
     a remark about the VM, such as that it has its GPU already: then steps are those that
-    were taken for it. after is what release can restore. unless is why libvirt may not run the
-    hook, so that none of this happens, and unless_hint what to do about it.
+    were taken for it. after is what release can restore. by_hand: it is for `take`. unless is
+    why libvirt may not run the hook, so that none of this happens, and unless_hint what to do
+    about it.
     """
 
     vm: str
@@ -89,6 +92,7 @@ class Plan:
     steps: tuple[Step, ...] = ()
     holders: tuple[PlannedHolder, ...] = ()
     after: str = ""
+    by_hand: bool = False
     unless: str = ""
     unless_hint: str = ""
 
@@ -199,7 +203,10 @@ def plan_for(
     the plan and not raised. Raises HostError when the GPUs cannot be inspected, StuckError.
     """
     devices = _devices(host, domain)
-    plan = Plan(domain.name, domain.uuid, devices, console.current_display(host), NOTHING)
+    plan = Plan(
+        domain.name, domain.uuid, devices, console.current_display(host), NOTHING,
+        by_hand=domain.by_hand,
+    )  # fmt: skip
     if not plan.gpus:
         return replace(plan, reason=f"{domain.name} has no GPU of this host")
     siblings = tuple(one.address for one in devices if one.gpu is None)

@@ -15,7 +15,7 @@ def text(plan: Plan, terminal: Terminal) -> str:
     """The GPUs and the processes that have them open, the steps, and the verdict."""
     if not plan.gpus:
         return _verdict(plan, terminal)
-    lines = f"VM {printable(plan.vm)}\n"
+    lines = f"{heading(plan)}\n"
     lines += terminal.wrapped(plan.note, "  ") if plan.note else ""
     for device in plan.devices:
         lines += _device(device, terminal)
@@ -73,11 +73,17 @@ def _step(number: int, step: Step, several: bool, terminal: Terminal) -> str:
     return lines + (f"    {step.do.shell()}\n" if step.do else "")
 
 
+def heading(plan: Plan) -> str:
+    """Who gets the GPUs: a VM, or a person with `take`."""
+    return f"{'take --vfio' if plan.by_hand else 'VM'} {printable(plan.vm)}"
+
+
 def _verdict(plan: Plan, terminal: Terminal) -> str:
-    """Whether the VM would start, with the reason and a hint if not."""
-    verdict, colour = "the VM would start", "green"
+    """Whether the VM would start, or the GPU be taken, with the reason and a hint if not."""
+    verdict, colour = "it would be taken" if plan.by_hand else "the VM would start", "green"
     if plan.verdict == REFUSE:
-        verdict, colour = "the VM would be refused", "red"
+        who = "take" if plan.by_hand else "the VM"
+        verdict, colour = f"{who} would be refused", "red"
     elif plan.verdict == NOTHING:
         verdict, colour = "nothing to do", "bold"
     elif plan.unless:
