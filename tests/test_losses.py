@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -421,3 +422,20 @@ def test_a_firmware_console_that_stayed_is_not_reported_as_gone(machine: Machine
     assert (status, texts(host)) == (0, [])
     log = host.read("recorded/log") or ""
     assert "before a reboot" not in log.partition("release")[2]
+
+
+@pytest.mark.parametrize("name", [STRIX, RX9070, LAPTOP])
+def test_a_snapshot_shows_the_same_losses(
+    machine: MachineFactory, tmp_path: Path, capsys: Capture, name: str
+) -> None:
+    host = made(machine, name)
+    run_vm(host, name)
+    file = str(tmp_path / "machine.txt")
+    assert cli.main(["record", file], host) == 0
+    capsys.readouterr()
+
+    status = cli.main(["--root", file, "status"])
+
+    shown = capsys.readouterr().out.partition("last event")[0]
+    assert cli.main(["status"], host) == status == 1
+    assert shown.replace("vm1", "win11") == capsys.readouterr().out.partition("last event")[0]
