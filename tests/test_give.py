@@ -97,3 +97,24 @@ def test_a_reboot_is_only_named_where_the_firmware_device_is_gone(
 
     assert host.real(FIRMWARE) is None
     assert "before a reboot: efi-framebuffer.0 is gone" in "".join(capfd.readouterr())
+
+
+def test_what_give_could_not_give_back_is_its_exit_status_and_stays_visible(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = machine("rx9070-d3cold-after-the-vm")
+    gpu = "0000:03:00.0"
+    host.tree.put(f"fake/after_vm/{gpu}", "silent")
+    assert cli.main(["take", "--vfio", gpu], host) == 0
+    open_device(host, gpu)
+    close_device(host, gpu)
+    capfd.readouterr()
+
+    status = cli.main(["give", gpu], host)
+
+    assert (status, Claims(host).uuids()) == (1, ())
+    lost = f"amdgpu did not come back to {gpu}, which does not answer"
+    assert f"not all came back: {lost}" in capfd.readouterr().err
+    assert cli.main(["status"], host) == 1
+    assert cli.main(["dismiss", gpu], host) == 0
+    assert cli.main(["status"], host) == 0

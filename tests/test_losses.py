@@ -439,3 +439,22 @@ def test_a_snapshot_shows_the_same_losses(
     shown = capsys.readouterr().out.partition("last event")[0]
     assert cli.main(["status"], host) == status == 1
     assert shown.replace("vm1", "win11") == capsys.readouterr().out.partition("last event")[0]
+
+
+def test_a_console_that_stays_off_on_vfio_pci_is_shown_with_the_line_that_brings_it_back(
+    machine: MachineFactory,
+) -> None:
+    name = "harvester-on-vfio-already"
+    host, gpu = machine(name), "0000:b3:00.0"
+    GPUS[name] = (gpu, "0000:b3:00.1")
+
+    assert run_vm(host, name) == 0  # as plan has said
+
+    lost = losses.current(host)[0]
+    assert (lost.announced, driver(host, gpu)) == (True, "vfio-pci")
+    assert lost.text == f"efi-framebuffer.0 stays unbound while {gpu} is on vfio-pci"
+    for line in re.findall("`([^`]*)`", lost.hint)[0].split("; "):
+        _, text, _, path = line.split(" ")
+        host.write(path.lstrip("/"), text.strip("'"))
+    assert host.link_name("sys/bus/platform/devices/efi-framebuffer.0/driver") is not None
+    assert [one.text for one in losses.current(host)] == []

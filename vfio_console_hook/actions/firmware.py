@@ -76,6 +76,13 @@ class Rebind(Action):
         return host.real(f"sys/bus/platform/devices/{self.device}") is None
 
     def _check_gpu(self, host: Host) -> None:
+        if is_vfio(host, self.gpu):
+            from .vfio import UnbindVfio  # only for a GPU that stays there
+
+            raise LostError(
+                f"{self.device} stays unbound while {self.gpu} is on vfio-pci",
+                hint=f"to have its console, run `{UnbindVfio(self.gpu).shell()}; {self.shell()}`",
+            )
         check_drawable(host, self.device, self.gpu, self.first, self.last)
 
     def shell(self) -> str:

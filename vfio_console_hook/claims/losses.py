@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from ..actions.firmware import CONSOLES_BACK
 from ..errors import HookError, LostError
 from ..machine import console, pci, runfiles
 from ..machine.host import Host, seconds
@@ -59,9 +60,10 @@ class Loss:
         if undo is None:
             return self if console.dark(host) else None
         try:
-            if undo.concerns and pci.is_vfio(host, undo.concerns):
-                return self  # the next VM has the GPU
             error = undo.missing(host)
+            shown = error is None and undo.kind in CONSOLES_BACK
+            if not shown and undo.concerns and pci.is_vfio(host, undo.concerns):
+                return self  # the next VM has the GPU
         except HookError:
             return self  # systemd, for one, does not answer
         return None if error is None else replace(self, text=error.text, hint=error.hint)
