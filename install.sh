@@ -196,9 +196,10 @@ ours() {
     [ -f "$1" ] && grep -q "$2" "$1" 2>/dev/null
 }
 
+# Debian's systemctl writes /lib into the link of an instance.
 is_our_link() {
     [ -L "$1" ] || return 1
-    case $(readlink "$1") in "../${UNIT##*/}" | "$TAKE") ;; *) return 1 ;; esac
+    case $(readlink "$1") in "../${UNIT##*/}" | "$TAKE" | "${TAKE#/usr}") ;; *) return 1 ;; esac
 }
 
 is_our_program() {

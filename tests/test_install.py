@@ -335,6 +335,8 @@ def test_uninstall_disables_the_gpus_that_were_taken_at_boot(clone: Clone) -> No
     clone()
     wants = "etc/systemd/system/multi-user.target.wants"
     clone.link(f"{wants}/vfio-console-hook-take@0000:01:00.0.service", f"/{TAKE}")
+    other = TAKE.removeprefix("usr")
+    clone.link(f"{wants}/vfio-console-hook-take@0000:02:00.0.service", other)
     clone.link(f"{wants}/vfio-console-hook-take@theirs.service", "/opt/theirs.service")
 
     clone("--uninstall")
