@@ -17,7 +17,7 @@ from ...config import load
 from ...domain import Domain
 from ...errors import HookError, HostError
 from ...log import printable
-from ...machine import console, drivers, drm, kernel, modules
+from ...machine import card, console, drivers, drm, iommu, kernel, modules
 from ...machine.accelerators import gpus_of_host, is_gpu
 from ...machine.firmware import COREBOOT_DRIVER
 from ...machine.host import Host
@@ -210,7 +210,7 @@ def _machine(host: TracingHost) -> Iterator[Entry]:
     yield from _coreboot(host)
     yield from _modules(host)
     yield from _nvidia(host)
-    yield from _beside_apus(host)
+    yield from _beside_gpus(host)
     yield from _consoles(host)
     # The other nodes that processes may have open: the links lead to the GPU.
     yield from _links(host, *(f"sys/class/{kind}/*" for kind in ("i2c-dev", "backlight", "sound")))
@@ -337,14 +337,17 @@ def _nvidia(host: Host) -> Iterator[Entry]:
             yield text_file(f"{folder}/information", line)
 
 
-def _beside_apus(host: Host) -> Iterator[Entry]:
-    """Vendor and class of the other functions in the slot of the GPU of an AMD processor."""
-    apus = (one for one in displays(host) if drivers.is_apu(host, one))
-    beside = dict.fromkeys(one for apu in apus for one in drivers.functions(host, apu))
-    for path in (f"sys/bus/pci/devices/{one}" for one in beside):
+def _beside_gpus(host: Host) -> Iterator[Entry]:
+    """What the other functions of a GPU's card, and of its IOMMU group, are, and their drivers."""
+    beside: dict[str, None] = {}
+    for gpu in gpus_of_host(host):
+        beside.update(dict.fromkeys(card.functions(host, gpu)))
+        group = iommu.group_of(host, gpu)
+        beside.update(dict.fromkeys(iommu.others_in(host, group, ()) if group else ()))
+    for path in (f"sys/bus/pci/devices/{one}" for one in sorted(beside)):
         if not _is_gpu_or_sound(host, path):
             real = host.real(path) or ""
-            yield from _links(host, path)
+            yield from _links(host, path, f"{real}/driver", f"{real}/iommu_group")
             yield from _files(host, f"{real}/class", f"{real}/vendor")
 
 
