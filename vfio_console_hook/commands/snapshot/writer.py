@@ -22,7 +22,7 @@ from ...machine.accelerators import gpus_of_host, is_gpu
 from ...machine.firmware import COREBOOT_DRIVER
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
-from ...machine.pci import displays, is_sound
+from ...machine.pci import is_sound
 from ...machine.snapshot import Entry
 from ..doctor.areas import AREAS
 from ..doctor.system import System, imagined_vm
