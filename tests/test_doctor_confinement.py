@@ -23,8 +23,16 @@ from tests.fakehost import FakeHost
 from tests.fakehost import selinux as fake_selinux
 from tests.installed import BOOTED, GATE, INSTALLED, answer, file, gate_text, process
 from tests.libvirt_xml import domain_xml
-from vfio_console_hook.commands.doctor import apparmor, denials, selinux, selinux_policy
+from vfio_console_hook.commands.doctor import (
+    apparmor,
+    areas,
+    denials,
+    installation,
+    selinux,
+    selinux_policy,
+)
 from vfio_console_hook.commands.doctor.finding import Check
+from vfio_console_hook.commands.doctor.system import System
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.config.settings import Config
 from vfio_console_hook.domain import parse
@@ -440,6 +448,27 @@ def test_plan_promises_no_start_that_the_policy_prevents(
 
     assert planned.verdict == verdict
     assert planned.reason.startswith("SELinux does not allow") == (verdict != plan.START)
+
+
+@pytest.mark.parametrize(
+    ("arrange", "subject"),
+    [
+        (both(virtqemud, denied(avc())), "SELinux denials"),
+        (both(virtqemud, denied(avc("python3", "fb0", what="write"))), None),
+        (both(rules(*UNCONFINED), denied(avc())), None),
+    ],
+)
+def test_a_hook_that_was_denied_to_the_daemon_is_no_hook_that_plan_can_rely_on(
+    machine: MachineFactory, arrange: Arrange, subject: str | None
+) -> None:
+    host = machine("efifb-6.12")
+    on_selinux("", selinux.mode, "", "", "", arrange).arrange(host)
+    host.tree.put("recorded/now", str(LATER))
+    answer(host, installation.ASK_PYTHON, "3.11.2")
+
+    found = areas.why_not_run(System(host))
+
+    assert (found and found.subject) == subject
 
 
 def test_a_policy_that_is_not_enforced_or_does_not_answer_is_no_refusal(

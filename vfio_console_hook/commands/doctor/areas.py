@@ -89,7 +89,8 @@ AREAS = (
 _RUNNING = (
     installation.hook, installation.python, installation.program, installation.libvirt_version,
     daemon.daemon, calls.hook_known, selinux.label,
-    daemon_view.files_of_the_daemon, apparmor.confined_hook,
+    daemon_view.files_of_the_daemon, selinux.selinux_denials, apparmor.confined_hook,
+    apparmor.apparmor_denials,
 )  # fmt: skip
 
 
