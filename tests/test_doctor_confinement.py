@@ -324,11 +324,11 @@ CASES = [
         on_selinux("", selinux_policy.policy, "", "", "", virtqemud).arrange, "SELinux policy",
     ),
     by_selinux(
-        "two denials", "FAIL", "2, the last at 2023-11-14 22:38:20",
+        "two denials", "FAIL", "at 2023-11-14 22:38:20, the last of 2 denials",
         denied(avc(at=LATER - 60), avc()),
     ),
     by_selinux(
-        "a denial that was mended since", "WARN", "one at 2023-11-14 22:38:20",
+        "a denial that was mended since", "WARN", "at 2023-11-14 22:38:20",
         denied(avc()), rules(*UNCONFINED),
     ),
     by_selinux(
@@ -336,7 +336,7 @@ CASES = [
         denied(avc()), put(BOOLEAN, "0 0"),
     ),
     *(
-        by_selinux(name, "WARN", "one at", denied(line))
+        by_selinux(name, "WARN", "SELinux denied", denied(line))
         for name, line in {
             "a program of the hook": avc("python3", "efi-framebuffer.0", what="write"),
             "a module": avc("modprobe", "vfio.ko", what="read", target="modules_object_t"),
@@ -397,7 +397,7 @@ CASES = [
         "a profile without a file", "WARN", "status",
         lambda host: host.tree.remove("etc/apparmor.d"),
     ),
-    by_apparmor("one denial", "WARN", "one at 2023-11-14 22:38:20", denied(refused())),
+    by_apparmor("one denial", "WARN", "at 2023-11-14 22:38:20", denied(refused())),
     by_apparmor(
         "a hook that is not executed", "FAIL", "starts no VM",
         denied(refused().replace("/opt/hook", "/etc/libvirt/hooks/qemu")),
@@ -418,7 +418,7 @@ CASES = [
         "a denial in complain mode", "PASS", "", denied(refused().replace("DENIED", "ALLOWED"))
     ),
     by_apparmor("the kernel's log", "WARN", "/opt/hook", kernel_log),
-    by_apparmor("one denial in two logs", "WARN", "one at", in_two_logs),
+    by_apparmor("one denial in two logs", "WARN", "at 2023-11-14 22:38:20 keep", in_two_logs),
 ]  # fmt: skip
 
 

@@ -148,4 +148,5 @@ def apparmor_denials(system: System) -> Iterator[Finding]:
         "keep the hook and what it executes in /etc/libvirt/hooks and /usr/bin, or add a rule to"
         " /etc/apparmor.d/local/usr.sbin.libvirtd and run systemctl reload apparmor"
     )
-    yield from last_denial(host, denials.by_apparmor(host, profile[0]), advice)
+    found = denials.by_apparmor(host, profile[0])
+    yield from last_denial(host, "AppArmor", found, advice)

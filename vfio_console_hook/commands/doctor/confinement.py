@@ -46,9 +46,9 @@ def process_label(host: Host, pid: int, module: str = "") -> str:
 
 
 def last_denial(
-    host: Host, denials: tuple[Denial, ...], advice: str, *, allowed_now: bool = False
+    host: Host, by: str, denials: tuple[Denial, ...], advice: str, *, allowed_now: bool = False
 ) -> Iterator[Finding]:
-    """The last denial after the host was booted and the hook was installed or changed.
+    """The last denial by a module after the host was booted and the hook installed or changed.
 
     It is a failure where it keeps libvirt from starting any VM, unless that was mended since.
     """
@@ -58,9 +58,9 @@ def last_denial(
         yield passed(f"no hook was denied anything since {moment(since)}")
         return
     last = recent[-1]
-    count = f"{len(recent)}, the last" if len(recent) > 1 else "one"
-    text = f"{count} at {moment(last.time)}: {last.what}"
+    count = f", the last of {len(recent)} denials" if len(recent) > 1 else ""
+    text = f"{by} denied {last.what} at {moment(last.time)}{count}"
     if not last.stops_all or allowed_now:
         yield Finding(WARN, "", text, advice)
         return
-    yield Finding(FAIL, "", f"{text}; without that libvirt starts no VM", advice)
+    yield Finding(FAIL, "", f"{text}, so libvirt starts no VM", advice)

@@ -80,7 +80,8 @@ def selinux_denials(system: System) -> Iterator[Finding]:
         " ausearch -m AVC -ts boot | audit2allow -M hook, and semodule -i hook.pp"
     )
     found = denials.by_selinux(host, domains)
-    yield from last_denial(host, found, advice, allowed_now=_policy_allows(system))
+    allowed_now = _policy_allows(system)
+    yield from last_denial(host, "SELinux", found, advice, allowed_now=allowed_now)
 
 
 def _policy_allows(system: System) -> bool:
