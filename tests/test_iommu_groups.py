@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests import events
 from tests.conftest import MachineFactory, domain_xml
 from tests.fakehost import FakeHost, FakeLibvirt, NotViableError, open_device, snapshot
+from vfio_console_hook import cli
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.config.settings import Config
 from vfio_console_hook.domain import parse
 from vfio_console_hook.errors import RefusedError
 from vfio_console_hook.log import Log
+from vfio_console_hook.machine.snapshot import unpack
 
 GPU, SOUND, DISK = "0000:01:00.0", "0000:01:00.1", "0000:05:00.0"
 PCI = "sys/bus/pci/devices"
 ROOT = "sys/devices/pci0000:00"
+VIRTUAL = "sys/devices/virtual/net"
 
 
 def add(host: FakeHost, address: str, pci_class: str, driver: str = "") -> None:
@@ -116,7 +120,7 @@ def btrfs(host: FakeHost) -> None:
 def zfs(host: FakeHost) -> None:
     mounted(host)
     host.tree.put("proc/self/mountinfo", "24 1 0:35 / / rw - zfs rpool/ROOT rw")
-    host.tree.put("proc/spl/kstat/zfs/rpool/state", "ONLINE")
+    host.tree.make_directory("sys/module/zfs")
 
 
 def multipath(host: FakeHost) -> None:
@@ -153,7 +157,7 @@ def keyboard(host: FakeHost) -> None:
         ("0x010601", swap, "sda1, which the host swaps to"),
         ("0x010601", volume_group, "sda1, which the host uses"),
         ("0x010802", btrfs, "sda1, which is mounted"),
-        ("0x010802", zfs, "sda, which may be a part of the ZFS pool rpool"),
+        ("0x010802", zfs, "sda, which may be a part of a ZFS pool"),
         ("0x010802", multipath, "nvme0n1p1, which is mounted"),
         ("0x0c0330", mounted, "sda1, which is mounted"),
         ("0x080501", swap, "sda1, which the host swaps to"),
@@ -331,3 +335,26 @@ def test_a_keyboard_on_the_card_itself_is_plugged_in_elsewhere(machine: MachineF
         f"a keyboard or mouse is on {usb}, a function of the card: have that elsewhere first, then"
         f" add {usb} of the same card to win11 too"
     )
+
+
+def test_a_snapshot_of_such_a_machine_has_no_names_of_people(
+    machine: MachineFactory, tmp_path: Path
+) -> None:
+    host = machine("efifb-6.1")
+    add(host, DISK, "0x0c0330", "xhci_hcd")
+    known(host)
+    system = "0b5e4c1d-77aa-4c2b-9d55-aa00bb11cc22"
+    host.tree.put("proc/self/mountinfo", "24 1 0:35 / /home/fred rw - btrfs /dev/sdb1 rw")
+    host.tree.make_directory(f"sys/fs/btrfs/{system}/devices/sdb1")
+    for name, path in (("enx3c7c3fa1b2c3", f"{ROOT}/{DISK}/usb1/net"), ("fredsbridge", VIRTUAL)):
+        host.tree.put(f"{path}/{name}/operstate", "down")
+        host.tree.link(f"sys/class/net/{name}", f"{path}/{name}")
+    before = refusal(host, GPU)
+
+    assert cli.main(["record", str(tmp_path / "machine.tree")], host) == 0
+
+    text = (tmp_path / "machine.tree").read_text(encoding="utf-8")
+    assert [one for one in (system, "3c7c3fa1b2c3", "fred") if one in text] == []
+    (tmp_path / "again").mkdir()
+    unpack(text, str(tmp_path / "again"))
+    assert refusal(FakeHost(str(tmp_path / "again")), GPU).text == before.text

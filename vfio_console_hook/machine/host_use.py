@@ -76,8 +76,9 @@ def _disk_use(host: Host, disk: str) -> str:
     for place in places:
         if host.list(f"{place}/holders"):
             return f"{_name(place)}, which the host uses"
-    pools = _zfs_pools(host)
-    return f"{_name(places[0])}, which may be a part of the ZFS pool {pools[0]}" if pools else ""
+    # Nothing in /proc or /sys shows on which disks the pools of ZFS are.
+    zfs = host.exists("sys/module/zfs")
+    return f"{_name(places[0])}, which may be a part of a ZFS pool" if zfs else ""
 
 
 def _places(host: Host, path_name: str) -> tuple[str, ...]:
@@ -126,9 +127,3 @@ def _mounted(host: Host) -> set[str]:
 def _swaps(host: Host) -> set[str]:
     lines = (host.read("proc/swaps") or "").splitlines()[1:]
     return {line.split()[0].rpartition("/")[2] for line in lines if line.strip()}
-
-
-def _zfs_pools(host: Host) -> list[str]:
-    """The imported pools: nothing in /proc or /sys shows on which disks they are."""
-    pools = host.list("proc/spl/kstat/zfs")
-    return [one for one in pools if host.exists(f"proc/spl/kstat/zfs/{one}/state")]

@@ -32,6 +32,9 @@ _NOT_PRIVATE = (
     "usr/lib/vfio-console-hook/",
 )  # fmt: skip
 _XML = re.compile(r"libvirt/\d+/(?:xml|live)|home/.*\.xml|root/.*\.xml")
+_VIRTUAL_INTERFACE = re.compile(
+    r"sys/class/net/[^/]+ .*/devices/virtual/.*|sys/devices/virtual/net/.*", re.DOTALL
+)
 _HOME = re.compile(r"home/([^/]+)")
 _IS_UUID = re.compile(r"(?i)[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}")
 
@@ -87,6 +90,8 @@ def rom_files(entries: Iterable[Entry]) -> Iterator[str]:
 def redacted(entries: Iterable[Entry], names: Replacements) -> Iterator[Entry]:
     """The same entries without private data."""
     for entry in entries:
+        if _VIRTUAL_INTERFACE.fullmatch(f"{entry.path} {_decoded(entry.content)}"):
+            continue  # bridges and tunnels have names of people; no PCI device has them
         path = _path(entry.path, names)
         if entry.kind == "d":
             yield Entry("d", path)

@@ -19,6 +19,9 @@ _UUID = re.compile(
 _FAKE_UUID = "00000000-0000-4000-8000-{:012x}"
 _MAC = re.compile(r"(?<![0-9a-fA-F:])(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}(?![0-9a-fA-F:])")
 _FAKE_MAC = "52:54:00:00:00:{:02x}"
+# systemd.net-naming-scheme(7): an interface on USB has its address in its name.
+_NAMED_BY_MAC = re.compile(r"(?<=\benx)[0-9a-f]{12}\b")
+_FAKE_IN_NAME = "5254000000{:02x}"
 # Kernel releases have three numbers; four are taken for an address.
 _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.])")
 _FAKE_IPV4 = "192.0.2.{}"  # for documentation, RFC 5737
@@ -74,6 +77,7 @@ class Replacements:
         """A text of the kernel, which contains no names: only numbers are replaced."""
         text = _UUID.sub(self._uuid, text)
         text = self._each("mac", _MAC, _FAKE_MAC, text)
+        text = self._each("mac in a name", _NAMED_BY_MAC, _FAKE_IN_NAME, text)
         text = self._each("ipv4", _IPV4, _FAKE_IPV4, text)
         return self._each("ipv6", _IPV6, _FAKE_IPV6, text)
 
