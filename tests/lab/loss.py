@@ -81,4 +81,5 @@ class Loss(Trial):
         self.demand(quiet, f"{name}: status [{status.status}]: {status.stdout}")
         self.demand(not self.machine.run(_METRICS).ok, f"{name}: a metric of a loss")
         doctor = self.machine.run(_DOCTOR, 120)
-        self.demand("lost after" not in doctor.stdout, f"{name}: doctor: {doctor.stdout}")
+        # Nor is there a refusal that is left over.
+        self.demand("What VMs hold" not in doctor.stdout, f"{name}: doctor: {doctor.stdout}")
