@@ -1,4 +1,4 @@
-"""The hookscript for Proxmox VE: a recorded `qm`, and the real take and give on fake machines."""
+"""The hookscript for Proxmox VE: what `qm` would print, the real take and give, fake machines."""
 
 from __future__ import annotations
 

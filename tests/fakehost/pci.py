@@ -19,6 +19,7 @@ import re
 from dataclasses import dataclass
 
 from vfio_console_hook.machine.memory import Bar, memory_bars
+from vfio_console_hook.machine.snapshot import answer_path
 
 from . import fbdev, modules, resources, sound, sysfb, vt
 from .tree import Tree
@@ -780,7 +781,9 @@ def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:
     }
     if wanted in (VFIO, "vfio_pci") and _has_vfio(tree):
         matching = {"vfio_pci"}
-    if wanted in modules.known(tree) or wanted in _variants(tree):
+    # Or the modprobe of the recorded machine has found that one.
+    recorded = tree.read(answer_path(("/sbin/modprobe", "--resolve-alias", wanted)))
+    if wanted in modules.known(tree) or wanted in _variants(tree) or recorded == wanted:
         matching = {wanted}
     if not matching:
         release = tree.read("proc/sys/kernel/osrelease")
