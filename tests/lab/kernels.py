@@ -74,6 +74,8 @@ KERNELS = (
     ),
     Kernel("own-6.12", root="trixie", suites=("trixie",), fragments=("simpledrm",)),
     Kernel("own-7", root="trixie", suites=NEWEST, fragments=("efidrm",)),
+    # For BOOTFB, which Debian's 6.1 never has.
+    Kernel("own-6.1", root="bookworm", suites=("bookworm",), fragments=("distribution", "ubuntu")),
     *(
         Kernel(f"{shape}-{name}", "trixie", suites, ("distribution", shape))
         for name, suites in (("6.12", ("trixie",)), ("7", NEWEST))

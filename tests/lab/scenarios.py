@@ -132,7 +132,11 @@ def _killed(kernel: str) -> Scenario:
     )
 
 
-SHAPED = tuple(kernel.name for kernel in KERNELS if "distribution" in kernel.fragments)
+SHAPED = tuple(
+    kernel.name
+    for kernel in KERNELS
+    if "distribution" in kernel.fragments and not kernel.name.startswith("own-")
+)
 
 
 def _simpledrm(name: str, kernel: str, gpu: Gpu = VGA) -> Scenario:
@@ -387,6 +391,7 @@ SCENARIOS = (
         mapped=False,
         after=After.BACK,
     ),
+    _simpledrm("simpledrm-0380-6.1", "own-6.1", BOCHS),
     # The kills have removed BOOTFB before the first cycle.
     replace(_simpledrm("killed-probe", "ubuntu-6.12", BOCHS), kind="killed-probe", texts=()),
     Scenario(
