@@ -41,7 +41,8 @@ def bad_value(value: object, name: str, wanted: str, read: Reader) -> tuple[str,
         if read([item]) is None:
             if command := _command(item, name):
                 return f"{shown(item)} in '{name}' is a command; {command}", number
-            what = _bad_service(item) or f"bad value {shown(item)}"
+            service = _bad_service(item) if name == "services" else ""
+            what = service or f"bad value {shown(item)}"
             return f"{what} in '{name}', it must be {wanted}", number
     return _bad_value(value, name, wanted), None
 
@@ -110,7 +111,7 @@ def _bad_service(item: object) -> str:
     again = entries.pop("start_again", None)
     if again is not None and again.value not in (RELEASED, DETACHED):
         good = f"{RELEASED} or {DETACHED}"
-        return f"a group with {shown(again.value)} for 'start_again', which is {good}"
+        return f"a group with {shown(again.value)} for 'start_again', which must be {good},"
     needed: tuple[str, ...] = ("name", "active", "stop", "start")
     if again is not None and not entries.keys() & set(needed[1:]):
         needed = needed[:1]
