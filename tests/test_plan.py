@@ -145,6 +145,25 @@ def test_each_device_is_shown_with_its_class_and_the_line_that_assigns_it(
     assert "0000:13:00.1 is assigned too: audio device (class 0403)\n" in plan_text(made)
 
 
+@pytest.mark.parametrize(
+    ("driver", "shown"),
+    [("vfio-pci", "vfio-pci lets QEMU open that"), (None, "no driver has it")],
+)
+def test_a_function_that_stays_in_the_group_is_shown_with_what_makes_it_harmless(
+    machine: MachineFactory, driver: str | None, shown: str
+) -> None:
+    host = machine("harvester-on-vfio-already")
+    sound = "0000:b3:00.1"
+    if driver is None:
+        host.tree.remove(f"sys/bus/pci/devices/{sound}/driver")
+
+    made = plan.plan_for(host, vm("0000:b3:00.0"), NOW)
+
+    (left,) = made.left
+    assert (left.address, left.driver, left.matters) == (sound, driver, False)
+    assert left.why == f"it is in the GPU's IOMMU group, and {shown}, so that does not matter"
+
+
 def on_command_line(address: str) -> Domain:
     extra = (
         "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"

@@ -45,17 +45,19 @@ def _left_of(host: Host, gpu: Gpu, assigned: Collection[str]) -> Iterator[LeftFu
     for address in card.functions(host, gpu.address):
         if address in assigned or pci.is_virtual(host, address):
             continue
+        driver = host.link_name(f"sys/bus/pci/devices/{address}/driver")
         if address in blocking:
             why = "it is in the GPU's IOMMU group, so QEMU could not open that"
         elif group and iommu.group_of(host, address) == group:
-            why = "it is in the GPU's IOMMU group, and no driver has it, so that does not matter"
+            has = f"{driver} lets QEMU open that" if driver else "no driver has it"
+            why = f"it is in the GPU's IOMMU group, and {has}, so that does not matter"
         else:
             sound = "; the VM has no sound on its monitors" if pci.is_sound(host, address) else ""
             why = f"it stays on the host, which does not matter{sound}"
         yield LeftFunction(
             address,
             pci.pci_class_of(host, address) or 0,
-            host.link_name(f"sys/bus/pci/devices/{address}/driver"),
+            driver,
             address in blocking,
             why,
         )
