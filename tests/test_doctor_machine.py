@@ -119,6 +119,11 @@ def grouped(name: str, level: str, value: str, *arrangements: Arrange) -> Case:
 
 
 IOMMU = [
+    Case(
+        "the sound that a VM's XML must have too", iommu.iommu_groups, nothing, "WARN",
+        "IOMMU group of 0000:09:00.0", "add 0000:09:00.1 of the same card",
+        machine="amdgpu-reattach-hangs-in-libvirt",
+    ),
     Case("IOMMU on", iommu.iommu, nothing, "PASS", "IOMMU", "1 group"),
     Case(
         "IOMMU with a name", iommu.iommu, put("sys/class/iommu/dmar0/x", ""),
@@ -317,6 +322,11 @@ KERNEL = [
     Case(
         "no VM could start", consoles.console_after, nothing, "WARN", f"console on {GPU}",
         "BOOTFB", machine="simpledrm-0380-6.12",
+    ),
+    Case(
+        "a GPU that no VM has leaves with its sound", consoles.console_after, nothing, "PASS",
+        "console on 0000:09:00.0", "comes back with amdgpu",
+        machine="amdgpu-reattach-hangs-in-libvirt",
     ),
     Case(
         "a hook that is switched off", consoles.console_after,

@@ -18,7 +18,7 @@ from .finding import (
     unrecorded,
     warning,
 )
-from .system import Assignment, System
+from .system import Assignment, System, imagined_vm
 
 _PCI = "sys/bus/pci/devices"
 _UNITS, _GROUPS = "sys/class/iommu", "sys/kernel/iommu_groups"
@@ -58,7 +58,9 @@ def _group_finding(system: System, gpu_of_vm: Assignment) -> Finding:
     if group is None:
         why, hint = machine_iommu.why_none(host, address)
         return Finding(level, title, f"it is in no group: {why}", hint)
-    leaving = {one.address for one in (vm or system.taker(address)).hostdevs} | {address}
+    # take finds the rest of the card; a VM gets it only if its XML says so.
+    taker = vm or (system.taker(address) if system.without_libvirt else imagined_vm(address))
+    leaving = {one.address for one in taker.hostdevs} | {address}
     blocking = machine_iommu.blocking(host, group, leaving)
     if blocking:
         which = machine_iommu.described(host, blocking)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ... import domain
 from ...domain import Domain, Hostdev
@@ -90,11 +90,11 @@ class System:
     def taker(self, address: str) -> Domain:
         """Who would have a GPU that no VM has: a VM, or without libvirt a person with `take`.
 
-        Raises HostError.
+        It has what else of the card must leave, too. Raises HostError.
         """
-        if not self.without_libvirt:
-            return imagined_vm(address)
         leaving = card.leaving_with(self.host, (address,))
+        if not self.without_libvirt:
+            return replace(imagined_vm(address), hostdevs=tuple(map(_of_a_vm, leaving)))
         hostdevs = tuple(Hostdev(one, True, "take", 0) for one in leaving)
         return Domain(address, NO_VM, hostdevs, by_hand=True, bind_vfio=True)
 
@@ -128,7 +128,11 @@ def gpus_among(host: Host, addresses: tuple[str, ...]) -> tuple[str, ...]:
 
 def imagined_vm(address: str) -> Domain:
     """A VM that would have this GPU, for one that no VM has."""
-    return Domain(address, NO_VM, (Hostdev(address, True, "hostdev", 0),))
+    return Domain(address, NO_VM, (_of_a_vm(address),))
+
+
+def _of_a_vm(address: str) -> Hostdev:
+    return Hostdev(address, True, "hostdev", 0)
 
 
 def driver_of(host: Host, address: str) -> str | None:
