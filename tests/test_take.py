@@ -138,6 +138,19 @@ def test_a_group_that_stays_not_viable_is_refused_before_anything_is_touched(
     assert "hint: move the card to another slot; which slots" in err
 
 
+def test_a_device_that_only_shares_the_group_of_a_gpu_is_not_taken_without_it(
+    machine: MachineFactory, capsys: Capture
+) -> None:
+    host = machine("group-not-viable-efifb-6.1")
+
+    status = act(host, "take", "02:00.0")
+
+    said = capsys.readouterr().err
+    assert (status, host.changes) == (1, [])
+    assert "0000:02:00.0 is not a GPU, but in the IOMMU group of 0000:09:00.0" in said
+    assert "hint: name that GPU" in said
+
+
 def test_a_usb_controller_with_the_keyboard_is_never_taken(
     machine: MachineFactory, capsys: Capture
 ) -> None:

@@ -17,7 +17,7 @@ from ..errors import HookError, RefusedError
 from ..events import prepare
 from ..events.assignment import assignment_of
 from ..machine import card, iommu, pci, worker
-from ..machine.accelerators import is_gpu
+from ..machine.accelerators import gpus_of_host, is_gpu
 from ..machine.holders import listed
 from ..machine.host import Host
 from ..machine.host_use import host_use
@@ -153,14 +153,26 @@ def _leaving(host: Host, named: tuple[str, ...]) -> tuple[str, ...]:
         if one in gpus:
             continue
         if not card.gpus_of(host, one) and iommu.group_of(host, one) not in groups - {None}:
-            raise HookError(
-                f"{one} is not a GPU, and it is neither on a card nor in an IOMMU group with one",
-                hint="compare with `lspci -D`",
-            )
+            raise _no_gpu(host, one)
         use = host_use(host, one)
         if use:
             raise RefusedError(f"{use} {one}, which has to leave the host with the GPU")
     return found
+
+
+def _no_gpu(host: Host, address: str) -> HookError:
+    """The error for a device that leaves with no GPU that was named."""
+    group = iommu.group_of(host, address)
+    beside = [one for one in gpus_of_host(host) if group and iommu.group_of(host, one) == group]
+    if beside:
+        return HookError(
+            f"{address} is not a GPU, but in the IOMMU group of {' and '.join(beside)}",
+            hint="name that GPU, and this device beside it if the VM gets both",
+        )
+    return HookError(
+        f"{address} is not a GPU, and it is neither on a card nor in an IOMMU group with one",
+        hint="compare with `lspci -D`",
+    )
 
 
 # -- before it does
