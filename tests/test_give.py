@@ -7,7 +7,9 @@ import pytest
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, close_device, open_device
 from vfio_console_hook import cli
+from vfio_console_hook.actions.vfio import UnbindVfio
 from vfio_console_hook.claims.directory import Claims
+from vfio_console_hook.commands.status import overview
 from vfio_console_hook.machine import console
 
 HARVESTER, PROXMOX = "harvester-on-vfio-already", "proxmox-binds-it-itself"
@@ -49,6 +51,19 @@ def test_a_gpu_that_the_platform_has_left_on_vfio_pci_is_taken_off_it(
     assert host.link_name(f"{FIRMWARE}/driver") == "efi-framebuffer"
     assert console.current_display(host) == "framebuffer console on fb0 (EFI VGA)"
     assert "before a reboot" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("name", [HARVESTER, PROXMOX])
+def test_the_lines_by_hand_take_the_gpu_off_vfio_pci_first(
+    machine: MachineFactory, name: str
+) -> None:
+    host = taken(machine, name)
+    close_device(host, GPU)
+
+    (held,) = overview.current(host).claims
+
+    assert held.undo[0] == UnbindVfio(GPU).shell()
+    assert held.undo[1].startswith("echo efi-framebuffer.0 > ")
 
 
 @pytest.mark.parametrize("name", [HARVESTER, PROXMOX])

@@ -89,7 +89,7 @@ def _left_on_vfio(host: Host, claim: Claim, undone: list[str], log: Log) -> dict
     killed before the VM has a status file forgets the VM (qemu_process.c,
     qemuProcessReconnectAll), and platforms that bind a GPU by themselves leave it there.
     """
-    there = [one for one in _from_the_host(claim) if pci.is_vfio(host, one)]
+    there = [one for one in from_the_host(claim) if pci.is_vfio(host, one)]
     if not there:
         return {}
     # Only for what was left behind: these take 2 ms to load.
@@ -115,7 +115,7 @@ def _left_on_vfio(host: Host, claim: Claim, undone: list[str], log: Log) -> dict
     return kept
 
 
-def _from_the_host(claim: Claim) -> tuple[str, ...]:
+def from_the_host(claim: Claim) -> tuple[str, ...]:
     """The devices that had a driver or a firmware console when they left the host.
 
     Without those that a step of their own takes off vfio-pci (`take --vfio`).

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...actions.firmware import Rebind
+from ...actions.vfio import UnbindVfio
 from ...claims import history, in_use, losses, ownership
 from ...claims.claim import Claim
 from ...claims.directory import Claims
 from ...claims.losses import Loss
 from ...claims.step import Step
 from ...errors import ClaimError, HookError, HostError
+from ...events import undo
 from ...machine import console, libvirtd, pci
 from ...machine.console import Framebuffer, Vtconsole
 from ...machine.host import Host, seconds
@@ -59,7 +61,8 @@ class HeldClaim:
 
     phase is a name of _PHASES, or "taken by hand", or "of an earlier boot" when it is
     stale: then nothing is held any more. hook is the pid of a running hook, else 0. stuck is
-    why the release that it waits for may never come, "" when it does not wait.
+    why the release that it waits for may never come, "" when it does not wait. undo has the
+    shell lines that undo what is left, in the order to run them.
     """
 
     vm: str
@@ -72,11 +75,7 @@ class HeldClaim:
     hook: int
     stuck: str
     steps: tuple[HeldStep, ...]
-
-    @property
-    def undo(self) -> tuple[str, ...]:
-        """The shell lines that undo what is left, in the order to run them."""
-        return tuple(step.undo for step in reversed(self.steps) if step.undo)
+    undo: tuple[str, ...]
 
     @property
     def lost(self) -> tuple[str, ...]:
@@ -213,6 +212,9 @@ def _held_claim(host: Host, claim: Claim) -> HeldClaim:
     phase = during if at_work else after
     if claim.by_hand and not at_work and claim.phase == "prepare":
         phase = "taken by hand"
+    steps = tuple(
+        _held_step(host, step, _state(claim, number)) for number, step in enumerate(claim.steps)
+    )
     return HeldClaim(
         vm=claim.name,
         uuid=claim.uuid,
@@ -223,10 +225,23 @@ def _held_claim(host: Host, claim: Claim) -> HeldClaim:
         stale=stale,
         hook=claim.hook[0] if at_work else 0,
         stuck=in_use.why_stuck(host, claim),
-        steps=tuple(
-            _held_step(host, step, _state(claim, number)) for number, step in enumerate(claim.steps)
+        steps=steps,
+        undo=(
+            *_off_vfio(host, claim),
+            *(step.undo for step in reversed(steps) if step.undo),
         ),
     )
+
+
+def _off_vfio(host: Host, claim: Claim) -> tuple[str, ...]:
+    """The lines for what a platform has bound to vfio-pci and leaves there.
+
+    After a VM libvirt does that.
+    """
+    if not claim.by_hand:
+        return ()
+    left = (one for one in undo.from_the_host(claim) if pci.is_vfio(host, one))
+    return tuple(UnbindVfio(one).shell() for one in left)
 
 
 def _state(claim: Claim, number: int) -> str:
@@ -236,16 +251,16 @@ def _state(claim: Claim, number: int) -> str:
 
 
 def _held_step(host: Host, step: Step, state: str) -> HeldStep:
-    undo, lost, losing = step.undo, "", ""
+    action, lost, losing = step.undo, "", ""
     if state == "undone":
-        undo = None
-    elif isinstance(undo, Rebind) and undo.gone(host):
+        action = None
+    elif isinstance(action, Rebind) and action.gone(host):
         lost = (
-            f"the kernel has removed {undo.device}: the firmware console will not come back"
+            f"the kernel has removed {action.device}: the firmware console will not come back"
             " before a reboot"
         )
-        undo = None
-    elif undo is None:
+        action = None
+    elif action is None:
         lost = step.loses
     elif step.loses and not pci.is_vfio(host, step.gpu):
         losing = step.loses
@@ -255,7 +270,7 @@ def _held_step(host: Host, step: Step, state: str) -> HeldStep:
         why=step.why,
         past=step.do.past() if step.do else step.why,
         state=state,
-        undo=undo.shell() if undo else "",
+        undo=action.shell() if action else "",
         lost=lost,
         losing=losing,
     )
