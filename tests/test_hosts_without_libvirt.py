@@ -10,11 +10,12 @@ import pytest
 
 from tests import snapshots
 from tests.conftest import MachineFactory
-from tests.fakehost import FakeHost
+from tests.fakehost import FakeHost, configure
 from tests.gate import ROOT
 from vfio_console_hook import cli
 from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.commands.doctor.areas import AREAS
+from vfio_console_hook.commands.doctor.consoles import console_after
 from vfio_console_hook.commands.doctor.daemon_view import files_of_the_daemon
 from vfio_console_hook.commands.doctor.finding import FAIL, PASS, Finding
 from vfio_console_hook.commands.doctor.system import System
@@ -98,6 +99,19 @@ def test_a_card_that_take_would_take_whole_is_in_order(
     assert [one for one in found.values() if "hostdev" in one.advice] == []
 
 
+def test_doctor_does_not_mind_that_vms_are_switched_off(
+    whole: Callable[[str], FakeHost], capsys: Capture
+) -> None:
+    host = whole(PROXMOX)
+    configure(host, "enabled: false\n")
+
+    (found,) = console_after(System(host))
+
+    assert (found.level, found.text) == (
+        PASS, "the firmware console comes back on efi-framebuffer.0"
+    )  # fmt: skip
+
+
 def test_status_says_how_gpus_are_taken_there(capsys: Capture) -> None:
     _, out = printed(capsys, PROXMOX, "status")
 
@@ -123,8 +137,12 @@ def test_plan_shows_what_take_would_do(capsys: Capture, tmp_path: Path) -> None:
     assert "echo 0000:01:00.1 > /sys/bus/pci/devices/0000:01:00.1/driver/unbind" in out
 
 
-def test_the_plan_of_an_address_is_what_take_does(machine: MachineFactory, capsys: Capture) -> None:
+@pytest.mark.parametrize("config", ["", "enabled: false\n"])
+def test_the_plan_of_an_address_is_what_take_does(
+    machine: MachineFactory, capsys: Capture, config: str
+) -> None:
     host = machine("proxmox-card-with-sound")
+    configure(host, config)
     cli.main(["plan", "--json", "01:00.0"], host)
     planned = json.loads(capsys.readouterr().out)["steps"]
 

@@ -102,8 +102,7 @@ def _configuration(host: Host, arguments: argparse.Namespace, gpu: str) -> tuple
         name, own = vms.name_and_uuid(host, arguments.connect, arguments.vm)
         files = [f"/{path}" for path in load.files_for(host, name, own)]
         say(f"configuration: {' and '.join(files) or 'none, so the defaults'}")
-    # `enabled: false` is about VMs that libvirt starts; this was requested by hand.
-    return name, replace(load.configuration(host, name, own), enabled=True)
+    return name, load.configuration(host, name, own, by_hand=True)
 
 
 # -- what leaves

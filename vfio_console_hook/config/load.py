@@ -29,13 +29,15 @@ MAX_BYTES = 32 * 1024
 _MAX_LISTED = 20
 
 
-def configuration(host: Host, name: str, uuid: str) -> Config:
+def configuration(host: Host, name: str, uuid: str, *, by_hand: bool = False) -> Config:
     """The configuration of a VM, which may have its file under its name or its uuid.
 
-    Raises ConfigError with all mistakes in all its files, HostError when one
-    cannot be read.
+    by_hand: a person takes the GPUs. `enabled: false` is about VMs that libvirt starts, so it
+    does not count then. Raises ConfigError with all mistakes in all its files, HostError when
+    one cannot be read.
     """
-    return _config({name: value for name, (value, _) in _settings(host, name, uuid).items()})
+    values = {name: value for name, (value, _) in _settings(host, name, uuid).items()}
+    return _config({**values, "enabled": True} if by_hand else values)
 
 
 def configuration_with(host: Host, own: dict[str, Any]) -> Config:

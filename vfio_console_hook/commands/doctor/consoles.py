@@ -176,7 +176,8 @@ def _outlook(host: Host, vm: Domain) -> Finding:
     if holder:
         return passed(f"{holder}; see `vfio-console-hook status` for what comes back", of=title)
     try:
-        settings = load.configuration(host, vm.name, vm.uuid if real else "")
+        own = vm.uuid if real else ""
+        settings = load.configuration(host, vm.name, own, by_hand=vm.by_hand)
         if not settings.enabled:
             return passed("`enabled: false`, so this hook leaves its GPUs alone", of=title)
         handover, steps = look_ahead(host, assignment_of(host, vm), settings)

@@ -42,7 +42,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def _run(host: Host, arguments: argparse.Namespace) -> int:
     parsed, assigned = _vm(host, arguments)
     configured_as = parsed.configured_as or parsed.name
-    settings = load.configuration(host, configured_as, parsed.uuid)
+    settings = load.configuration(host, configured_as, parsed.uuid, by_hand=parsed.by_hand)
     terminal = Terminal.for_stream(sys.stdout)
 
     def output() -> str:
