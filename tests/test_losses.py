@@ -111,6 +111,21 @@ def test_a_driver_that_does_not_come_back_is_shown_everywhere(
     assert warnings(host) == texts(host)
 
 
+def test_a_native_driver_that_has_no_framebuffer_is_not_to_be_loaded_again(
+    machine: MachineFactory,
+) -> None:
+    host, gpu = machine("nvidia-beside-simpledrm-6.11"), "07:00.0"
+
+    assert cli.main(["take", "--vfio", gpu], host) == 0
+    assert cli.main(["give", gpu], host) == 0
+
+    (dark,) = (one for one in losses.current(host) if "no framebuffer is left" in one.text)
+    assert driver(host, f"0000:{gpu}") == "nvidia"
+    assert dark.hint == (
+        "nvidia has a framebuffer only with nvidia_drm.fbdev=1, the default from 570 on"
+    )
+
+
 def test_a_reset_is_offered_with_the_methods_that_the_device_has(machine: MachineFactory) -> None:
     host = made(machine, STRIX)
     run_vm(host, STRIX)

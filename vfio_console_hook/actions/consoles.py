@@ -25,14 +25,14 @@ class ShowConsoles(Action):
 
     def apply(self, host: Host) -> None:
         if not host.wait(lambda: bool(console.framebuffers(host)), self.wait_s):
-            raise _no_framebuffer()
+            raise _no_framebuffer(host)
         # Where fb devices are missing, a framebuffer may come some time after its card does.
         host.wait(lambda: fbcon_bound(host) or _fbcon_there(host), self.wait_s)
         if host.wait(lambda: fbcon_bound(host), min(self.wait_s, 1)):
             return
         present = console.framebuffers(host)
         if not present:  # its GPU has just been pulled out
-            raise _no_framebuffer()
+            raise _no_framebuffer(host)
         fb = next((one for one in present if one.name == self.fb), present[0])
         # Mapping a console takes all of them from any driver (Linux fbcon.c, set_con2fb_map), but
         # does nothing where con2fb_map already has that framebuffer. Writing 1 to fbcon's
@@ -50,7 +50,7 @@ class ShowConsoles(Action):
         if not console.dark(host):
             return None
         present = console.framebuffers(host)
-        return _unmoved(host, present[0]) if present else _no_framebuffer()
+        return _unmoved(host, present[0]) if present else _no_framebuffer(host)
 
     def shell(self) -> str:
         return (
@@ -62,11 +62,12 @@ class ShowConsoles(Action):
         return "moved the consoles back to a framebuffer"
 
 
-def _no_framebuffer() -> LostError:
-    return LostError(
-        "the host's consoles are not shown: no framebuffer is left",
-        hint="load the native driver of one of its GPUs",
-    )
+def _no_framebuffer(host: Host) -> LostError:
+    hint = "load the native driver of one of its GPUs"
+    devices = "sys/bus/pci/devices"
+    if any(host.link_name(f"{devices}/{one}/driver") == "nvidia" for one in host.list(devices)):
+        hint = "nvidia has a framebuffer only with nvidia_drm.fbdev=1, the default from 570 on"
+    return LostError("the host's consoles are not shown: no framebuffer is left", hint=hint)
 
 
 def _unmoved(host: Host, fb: Framebuffer) -> LostError:
