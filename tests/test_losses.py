@@ -198,7 +198,7 @@ def test_a_loss_that_is_dismissed_is_quiet(machine: MachineFactory, capsys: Capt
     assert capsys.readouterr().out == "nothing to dismiss: nothing was lost, or all of it is back\n"
 
 
-@pytest.mark.parametrize("what", ["f5:00.0", "0000:f5:00.0", UUID, "win11"])
+@pytest.mark.parametrize("what", ["f5:00.0", "F5:00.0", "0000:f5:00.0", UUID, "win11"])
 def test_a_loss_is_dismissed_by_vm_or_gpu(machine: MachineFactory, what: str) -> None:
     host = made(machine, STRIX)
     run_vm(host, STRIX)

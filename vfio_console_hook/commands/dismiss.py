@@ -8,6 +8,7 @@ import shlex
 from ..claims import losses
 from ..claims.losses import Loss
 from ..errors import HookError
+from ..machine import pci
 from ..machine.host import Host
 from .command import Command
 from .progress import say
@@ -44,8 +45,8 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
 
 
 def _is_meant(one: Loss, words: list[str]) -> bool:
-    names = {one.vm, one.uuid, one.step.gpu, one.step.gpu.partition(":")[2]}
-    return not names.isdisjoint(words)
+    names = {one.vm, one.uuid, one.step.gpu}
+    return any(word in names or pci.full_address(word) in names for word in words)
 
 
 COMMAND = Command(
