@@ -47,11 +47,14 @@ class Machine:
                 file.unlink()
 
     def add_devices(self, count: int) -> list[str]:
-        """Add that many devices, virtual functions of an NVMe; their addresses."""
+        """Add that many virtual functions of an NVMe, each in its IOMMU group; their addresses."""
         addresses = [f"0000:{0x20 + n // 8:02x}:00.{n % 8}" for n in range(count)]
-        for address in addresses:
+        for number, address in enumerate(addresses):
+            group = f"kernel/iommu_groups/{1000 + number}"
+            (self.root / f"sys/{group}/devices/{address}").mkdir(parents=True)
             folder = self.root / "sys/bus/pci/devices" / address
             folder.mkdir()
+            (folder / "iommu_group").symlink_to(f"../../../../{group}")
             (folder / "class").write_text("0x010802\n", encoding="utf-8")
             lines = "0x0000000000000000 0x0000000000000000 0x0000000000000000\n" * 13
             (folder / "resource").write_text(lines, encoding="utf-8")
