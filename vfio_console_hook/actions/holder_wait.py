@@ -7,7 +7,6 @@ from ..machine import nodes
 from ..machine.gpu import gpus_among
 from ..machine.holders import Holder, Search, listed, pauses
 from ..machine.host import Host
-from . import holder_kill
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
@@ -73,6 +72,8 @@ def _end(host: Host, wait: AwaitClosed, search: Search) -> tuple[list[Holder], s
     if protected:
         return protected, ""
     remarks = []
+    from . import holder_kill
+
     stopped = holder_kill.stop_sessions(host, held, _entries(wait))
     if stopped:
         remarks.append(f"stopped {' and '.join(stopped)}")
@@ -83,16 +84,24 @@ def _end(host: Host, wait: AwaitClosed, search: Search) -> tuple[list[Holder], s
 
 def _entries(wait: AwaitClosed) -> tuple[str, ...]:
     """What may be ended: the configuration's, and what is left of a desktop that was stopped."""
-    return (*wait.terminate, holder_kill.DESKTOP) if wait.desktop else wait.terminate
+    if not wait.desktop:
+        return wait.terminate
+    from . import holder_kill
+
+    return (*wait.terminate, holder_kill.DESKTOP)
 
 
 def _protected(host: Host, wait: AwaitClosed, held: list[Holder]) -> list[Holder]:
     entries = _entries(wait)
+    from . import holder_kill  # 2 ms, which only a GPU that is held costs
+
     return [one for one in held if not holder_kill.may_be_ended(host, one, entries)]
 
 
 def _for_none(host: Host, wait: AwaitClosed, held: list[Holder]) -> list[str]:
     """The entries of `holders.terminate` that are for none of these processes."""
+    from . import holder_kill
+
     return [
         name for name in wait.terminate
         if not any(holder_kill.matches(host, one, name) for one in held)

@@ -27,7 +27,7 @@ _DEFAULT_DEVICES = frozenset(
     for name in ("console", "full", "null", "ptmx", "random", "tty", "urandom", "zero")
 )
 # One line of /proc/PID/maps: the area, then mode, offset, device and inode; the name.
-_MAPPING = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) (?:\S+ +){4}(/.*)$", re.MULTILINE)
+_MAPPING = rb"^([0-9a-f]+)-([0-9a-f]+) (?:\S+ +){4}(/.*)$"
 # Of the 800 bytes of an error that virsh of libvirt 7.0 shows, this many list processes.
 _MAX_LISTED = 360
 _MAX_NAME = 64
@@ -217,7 +217,7 @@ def _mapped_files(maps: bytes) -> Iterator[tuple[str, str]]:
     Source: Linux fs/proc/task_mmu.c, show_map_vma pads addresses to eight digits, and
     fs/proc/base.c, map_files_get_link does not.
     """
-    for match in _MAPPING.finditer(maps):
+    for match in re.finditer(_MAPPING, maps, re.MULTILINE):
         first, last = int(match[1], 16), int(match[2], 16)
         yield match[3].decode("utf-8", "surrogateescape"), f"{first:x}-{last:x}"
 

@@ -63,7 +63,7 @@ def locked_down(host: Host) -> bool:
 
 
 # A quote is part of a word, and blanks up to the next one are too.
-_WORD = re.compile(r'(?:[^\s"]|"[^"]*(?:"|$))+')
+_WORD = r'(?:[^\s"]|"[^"]*(?:"|$))+'
 
 
 def command_line(host: Host) -> tuple[tuple[str, str, str], ...]:
@@ -79,7 +79,7 @@ def options(line: str) -> tuple[tuple[str, str, str], ...]:
     (lib/cmdline.c, next_arg; kernel/params.c, parse_args).
     """
     found = []
-    for text in _WORD.findall(line):
+    for text in re.findall(_WORD, line):
         if text == "--":
             break
         quoted = text.startswith('"')

@@ -7,7 +7,7 @@ import re
 from ..errors import HostError
 from .host import Host
 
-_ADDRESS = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])")
+_ADDRESS = r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])"
 _CLASS = re.compile("0x[0-9a-f]{6}")  # Linux drivers/pci/pci-sysfs.c, class_show
 # Linux include/linux/pci_ids.h, with the names of pci.ids.
 _KINDS = {
@@ -31,7 +31,7 @@ def full_address(text: str) -> str | None:
 
     None when it is none.
     """
-    parts = _ADDRESS.fullmatch(text.lower())
+    parts = re.fullmatch(_ADDRESS, text.lower())
     return f"{parts[1] or '0000'}:{parts[2]}" if parts else None
 
 
