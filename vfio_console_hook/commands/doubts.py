@@ -73,9 +73,10 @@ def _waits(path: str, entries: dict[str, Entry], config: Config) -> Iterator[Mis
         needed = math.ceil(config.timeout_s * wanted / had)
         do = f"set `timeout_s: {needed}`"
         if needed > _LONGEST_TIMEOUT_S:
-            do = f"the most is {had * _LONGEST_TIMEOUT_S / config.timeout_s:g}, with timeout_s 600"
+            most = round(had * _LONGEST_TIMEOUT_S / config.timeout_s, 1)
+            do = f"the most is {most:g}, with timeout_s 600"
         within = f"within timeout_s ({config.timeout_s})"
-        yield _at(path, entry, f"'holders.{key}' gets at most {had:g} s {within}; {do}")
+        yield _at(path, entry, f"'holders.{key}' gets at most {round(had, 1):g} s {within}; {do}")
 
 
 # -- services
