@@ -11,7 +11,7 @@ import pytest
 
 from tests import events, natives
 from tests.conftest import MachineFactory
-from tests.fakehost import FakeHost, FakeLibvirt, open_device, snapshot
+from tests.fakehost import FakeHost, FakeLibvirt, WithVirsh, open_device, snapshot
 from vfio_console_hook.claims.claim import CLAIMS
 from vfio_console_hook.claims.directory import BY_NAME, Claims
 from vfio_console_hook.config.settings import Config, Holders
@@ -26,18 +26,8 @@ VM = Domain("win11", UUID, (Hostdev(GPU, True, "hostdev", 0),))
 STAT = "4100 (hook) S 1 9 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 50 0"
 
 
-class WithLibvirt(FakeHost):
-    """A machine on which these VMs run according to libvirt; None: libvirt does not answer."""
-
-    running: str | None = ""
+class WithLibvirt(WithVirsh):
     hook_ends_after = 0
-
-    def run(self, *command: str, timeout_s: float = 30) -> str:
-        if command[0] != "/usr/bin/virsh":
-            return super().run(*command, timeout_s=timeout_s)
-        if self.running is None:
-            raise HostError("virsh did not end in time")
-        return self.running
 
     def read(self, path: str) -> str | None:
         if path == "proc/4100/stat" and self.hook_ends_after:

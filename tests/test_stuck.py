@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import MachineFactory, domain_xml
 from tests.doctoring import system_of
-from tests.fakehost import FakeHost, FakeLibvirt, close_device, open_device
+from tests.fakehost import FakeHost, FakeLibvirt, WithVirsh, close_device, open_device
 from tests.libvirt_xml import UUID
 from vfio_console_hook import cli, hook
 from vfio_console_hook.claims import history, in_use
@@ -16,7 +16,6 @@ from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.commands.doctor import claims
 from vfio_console_hook.commands.doctor.finding import WARN
 from vfio_console_hook.commands.status import metrics, overview
-from vfio_console_hook.errors import HostError
 from vfio_console_hook.events import recovery
 
 GPU, SOUND = "0000:09:00.0", "0000:09:00.1"
@@ -24,27 +23,14 @@ PID_FILE = "run/libvirt/qemu/win11.pid"
 Capture = pytest.CaptureFixture[str]
 
 
-class Machine(FakeHost):
-    """The machine on which libvirt lists these VMs as running; None: it does not answer."""
-
-    running: str | None = ""
-
-    def run(self, *command: str, timeout_s: float = 30) -> str:
-        if command[0] != "/usr/bin/virsh":
-            return super().run(*command, timeout_s=timeout_s)
-        if self.running is None:
-            raise HostError("virsh did not end in time")
-        return self.running
-
-
 def event(host: FakeHost, words: str) -> int:
     return hook.main(["win11", *words.split(), "-"], domain_xml(GPU, SOUND), host)
 
 
 @pytest.fixture
-def host(machine: MachineFactory) -> Machine:
+def host(machine: MachineFactory) -> WithVirsh:
     """A VM runs."""
-    host = Machine(machine("amdgpu-reattach-hangs-in-libvirt").root)
+    host = WithVirsh(machine("amdgpu-reattach-hangs-in-libvirt").root)
     libvirt = FakeLibvirt(host)
     assert event(host, "prepare begin") == 0
     for address in (GPU, SOUND):
@@ -76,11 +62,11 @@ def why_stuck(host: FakeHost) -> str:
     return in_use.why_stuck(host, claim)
 
 
-def test_a_vm_that_runs_is_not_stuck(host: Machine) -> None:
+def test_a_vm_that_runs_is_not_stuck(host: WithVirsh) -> None:
     assert (why_stuck(host), cli.main(["status"], host)) == ("", 0)
 
 
-def test_a_vm_whose_gpu_was_unplugged_is_not_stuck(host: Machine) -> None:
+def test_a_vm_whose_gpu_was_unplugged_is_not_stuck(host: WithVirsh) -> None:
     close_device(host, GPU)
     stat = "4242 (qemu-system-x86) S 1 9 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 50 0"
     host.tree.put("proc/4242/stat", stat)
@@ -88,7 +74,7 @@ def test_a_vm_whose_gpu_was_unplugged_is_not_stuck(host: Machine) -> None:
     assert why_stuck(host) == ""
 
 
-def test_a_release_may_take_as_long_as_an_event_may(host: Machine) -> None:
+def test_a_release_may_take_as_long_as_an_event_may(host: WithVirsh) -> None:
     end(host)
     stopped_ago(host, 50)
 
@@ -96,7 +82,7 @@ def test_a_release_may_take_as_long_as_an_event_may(host: Machine) -> None:
 
 
 def test_stopped_without_a_release_past_the_deadline_is_shown_with_the_way_back(
-    host: Machine, capsys: Capture
+    host: WithVirsh, capsys: Capture
 ) -> None:
     end(host)
     stopped_ago(host, 90)
@@ -114,7 +100,7 @@ def test_stopped_without_a_release_past_the_deadline_is_shown_with_the_way_back(
     assert "vfio-console-hook recover" in found.advice
 
 
-def test_a_claim_whose_qemu_is_gone_is_stuck(host: Machine) -> None:
+def test_a_claim_whose_qemu_is_gone_is_stuck(host: WithVirsh) -> None:
     end(host)
 
     assert why_stuck(host) == (
@@ -126,7 +112,7 @@ def test_a_claim_whose_qemu_is_gone_is_stuck(host: Machine) -> None:
 
 @pytest.mark.parametrize("running", [None, UUID], ids=["silent", "listed"])
 def test_recover_gives_back_what_is_stuck_whatever_libvirt_says(
-    host: Machine, running: str | None
+    host: WithVirsh, running: str | None
 ) -> None:
     end(host)
     stopped_ago(host, 90)
@@ -141,7 +127,7 @@ def test_recover_gives_back_what_is_stuck_whatever_libvirt_says(
     )  # fmt: skip
 
 
-def test_recover_leaves_a_gpu_to_a_libvirt_that_is_giving_it_back(host: Machine) -> None:
+def test_recover_leaves_a_gpu_to_a_libvirt_that_is_giving_it_back(host: WithVirsh) -> None:
     end(host)
     stopped_ago(host, 1)
     host.running = UUID

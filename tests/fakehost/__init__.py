@@ -11,6 +11,7 @@ from .tree import KernelFault, snapshot
 from .userspace import (
     FakeLibvirt,
     LibvirtError,
+    WithVirsh,
     close_device,
     conceal,
     configure,
@@ -28,6 +29,7 @@ __all__ = [
     "KernelFault",
     "LibvirtError",
     "NotViableError",
+    "WithVirsh",
     "close_device",
     "conceal",
     "configure",

@@ -5,11 +5,25 @@ from __future__ import annotations
 import os
 
 from vfio_console_hook.config.load import DIRECTORY
+from vfio_console_hook.errors import HostError
 from vfio_console_hook.machine.host import Host
 
 from . import fbdev, pci, processes
 from .host import FakeHost
 from .pci import NotViableError
+
+
+class WithVirsh(FakeHost):
+    """A machine on which virsh lists these VMs as running; None: libvirt does not answer."""
+
+    running: str | None = ""
+
+    def run(self, *command: str, timeout_s: float = 30) -> str:
+        if command[0] != "/usr/bin/virsh":
+            return super().run(*command, timeout_s=timeout_s)
+        if self.running is None:
+            raise HostError("virsh did not end in time")
+        return self.running
 
 
 def configure(host: FakeHost, settings: str, file: str = "default.yaml") -> None:

@@ -1,4 +1,4 @@
-"""Compositors that open every GPU at their start, and how each is told to leave one alone.
+"""Compositors that open every GPU at their start, and the setting of each to leave one alone.
 
 They keep a GPU open even if no monitor of theirs is on it. None of them takes the setting
 while it runs. Sources: KWin, Environment Variables in its wiki, and wlroots,
@@ -33,11 +33,10 @@ def setting(host: Host, holders: Sequence[Holder], leaving: Collection[str]) -> 
     "" if none of these processes is one that we know, or no monitor of the host is on
     another GPU: then it would have nothing left to show.
     """
-    others = [card for card in drm.cards(host) if card.connectors and card.pci not in leaving]
-    lit = [card for card in others if card.has_monitor]
-    if not lit:
+    others = [card for card in drm.cards(host) if card.pci not in leaving and card.has_monitor]
+    if not others:
         return ""
-    staying = ":".join(f"/dev/dri/{card.name}" for card in lit)
+    staying = ":".join(f"/dev/dri/{card.name}" for card in others)
     for one in holders:
         line = _line(host, one.command, staying, leaving)
         if line:

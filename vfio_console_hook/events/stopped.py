@@ -1,7 +1,7 @@
 """stopped: QEMU has ended, and libvirt is about to give the GPUs back to their drivers.
 
 That it was called is kept (ownership.acquire, history.py): if libvirt hangs then, release never
-comes, and people are told so.
+comes, and people learn it from `status`.
 
 Kernels without fb devices need more. There start has bound fbcon through sysfs, which the
 kernel does not notice (fbcon_has_console_bind): if a GPU with the consoles left later in any

@@ -1,6 +1,6 @@
 """The check of the kernel's release against bugs that break what this hook is for.
 
-Only bugs that somebody has reported with the release are here, each with the report or the
+Only bugs that were reported with the release are here, each with the report or the
 commit; they are not predicted from a range.
 """
 

@@ -12,7 +12,7 @@ from .finding import Finding, check, failure, passed, unrecorded, warning
 from .system import System
 
 _QEMU_CONF = "etc/libvirt/qemu.conf"
-# As whom distributions let QEMU run: --with-qemu-user in their packages of libvirt.
+# QEMU's user on distributions: --with-qemu-user in their packages of libvirt.
 _USERS = ("libvirt-qemu", "qemu", "nobody")
 
 _ID = re.compile("[0-9]{1,10}")
@@ -52,7 +52,7 @@ def _finding(host: Host, title: str, path: str) -> Finding:
 
 @dataclass(frozen=True)
 class _User:
-    """The user as whom QEMU runs."""
+    """QEMU's user."""
 
     name: str
     uid: int

@@ -23,7 +23,7 @@ _ATTRIBUTE, _RUN = "sys/bus/pci/drivers_probe", "run"
 
 @dataclass(frozen=True)
 class _Denied:
-    """Something that the policy denies to the hook: whom, what, and what follows, as clauses."""
+    """What the policy denies to the hook: the domain, what, and what follows, as clauses."""
 
     domain: str
     what: str

@@ -335,7 +335,7 @@ MASKS: tuple[tuple[re.Pattern[str], Callable[[str, Replacements], str]], ...] = 
         (r"sys/(?:class|devices/virtual)/dmi/id/(?!sys_vendor|product_name|bios_).*", _masked),
         (r"proc/sys/kernel/(?:osrelease|version)|proc/(?:iomem|ioports|fb|kallsyms)",
          lambda text, names: text),
-        # As whom QEMU runs, and nobody else.
+        # QEMU's user, and no other.
         (r"etc/passwd", _only(r"^(?:libvirt-qemu|qemu|nobody|root):")),
         (r"etc/group", _only(r"^\w+:[^:]*:\d+:(?:.*,)?(?:libvirt-qemu|qemu|nobody)(?:,|$)")),
         (r"proc/sys/kernel/hostname|etc/hostname|proc/\d+/(?:cmdline|environ)",

@@ -41,7 +41,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
 
     answer = worker.look(look)
     print(answer[1:], end="")
-    # Whoever writes metrics to a file wants them above all when something is wrong.
+    # Metrics matter most when something is wrong.
     return 0 if arguments.prometheus else int(answer[0])
 
 
