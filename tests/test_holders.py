@@ -657,6 +657,7 @@ def test_configured_processes_are_ended_and_logged(machine: MachineFactory) -> N
         ("sway", "/user.slice/user-1000.slice/session-2.scope", "user-1000.slice"),
         ("sshd", "/system.slice/ssh.service", "ssh.service"),
         ("sshd", "/user.slice/user-0.slice/session-2.scope", "sshd"),
+        ("dropbear", "/user.slice/user-0.slice/session-2.scope", "dropbear"),
     ],
 )
 def test_a_process_is_ended_if_its_command_or_unit_is_configured(
@@ -683,6 +684,7 @@ def test_a_process_is_ended_if_its_command_or_unit_is_configured(
         (7, "any", "/", "qemu-kvm (deleted)", ("any",)),
         (7, "sshd", "/user.slice/user-0.slice/session-2.scope", "", ("session-2.scope",)),
         (7, "sshd-session", "/user.slice/user-0.slice/session-2.scope", "", ("session", "user*")),
+        (7, "dropbear", "/user.slice/user-0.slice/session-2.scope", "", ("session-2.scope",)),
         (7, "nvtop", "/system.slice/cron.service", "", ("session",)),
         (7, "Xorg", "/", "", ("Xor", "org", "X", "x*", "session")),
         (7, "x", "/", "", ("", ".service")),
@@ -739,11 +741,14 @@ def test_the_session_that_has_the_gpu_is_stopped(
     assert remark == f"stopped {unit}; ended sway (7) [{cgroup.rpartition('/')[2]}]"
 
 
-def test_a_session_by_ssh_that_has_the_gpu_is_not_stopped(machine: MachineFactory) -> None:
+@pytest.mark.parametrize("server", ["sshd", "sshd-session", "dropbear", "tinysshd"])
+def test_a_session_by_ssh_that_has_the_gpu_is_not_stopped(
+    machine: MachineFactory, server: str
+) -> None:
     cgroup = "/user.slice/user-1000.slice/session-2.scope"
     host = with_session(machine("amd-single"), "session-2.scope")
     hold(host, CARD, pid=7, command="nvtop", cgroup=cgroup)
-    hold(host, "dev/null", pid=8, command="sshd-session", cgroup=cgroup)
+    hold(host, "dev/null", pid=8, command=server, cgroup=cgroup)
 
     with pytest.raises(HookError) as caught:
         waiting(0, "session").apply(host)
@@ -753,6 +758,36 @@ def test_a_session_by_ssh_that_has_the_gpu_is_not_stopped(machine: MachineFactor
     assert caught.value.hint == (
         f"{ELSE}; `holders.terminate` has session, but that is none of these"
     )
+
+
+def test_all_processes_are_looked_at_once_for_any_number_of_holders(
+    machine: MachineFactory,
+) -> None:
+    host = with_session(machine("amd-single"), "session-2.scope")
+    cgroup = "/user.slice/user-1000.slice/session-2.scope"
+    for pid in range(100, 130):
+        hold(host, CARD, pid=pid, command="sway", cgroup=cgroup)
+    hold(host, "dev/null", pid=8, command="cron", cgroup="/system.slice/cron.service")
+    # The refusal has a hint, and names the entries that were for none of them.
+    hold(host, CARD, pid=9, command="other")
+    noting = NotingHost(host.root)
+
+    with pytest.raises(HookError):
+        waiting(0, "session", "gdm").apply(noting)
+
+    assert noting.reads.count("proc/8/comm") == 1
+
+
+class NotingHost(FakeHost):
+    """Notes the files that are read."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.reads: list[str] = []
+
+    def read_bytes(self, path: str) -> bytes | None:
+        self.reads.append(path)
+        return super().read_bytes(path)
 
 
 STOPPED = Config(services=(Service("display-manager"),))

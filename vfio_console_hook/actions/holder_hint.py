@@ -9,19 +9,20 @@ from ..config.load import VMS
 from ..machine import systemd
 from ..machine.holders import Holder
 from ..machine.host import Host
-from . import compositors, holder_kill
+from . import compositors
+from .holder_kill import SESSION, Entries
 from .holders import AwaitClosed
 
 # Where a running unit has its cgroup: with one hierarchy, and with the older ones.
 _CGROUPS = ("sys/fs/cgroup", "sys/fs/cgroup/systemd", "sys/fs/cgroup/unified")
 _USER = re.compile(r"/user-(\d+)\.slice/")
 # Stopping one of these would end libvirt, the administrator's access or the whole session.
-_NEVER_STOP = re.compile(r"systemd-.*|libvirtd|virt[a-z]+d|sshd?|dbus.*")
+_NEVER_STOP = re.compile(r"systemd-.*|libvirtd|virt[a-z]+d|sshd?|dropbear|dbus.*")
 _MAX_UNITS = 3
 _MAX_UNIT = 48
 
 
-def hint(host: Host, holders: Sequence[Holder], wait: AwaitClosed) -> str:
+def hint(host: Host, holders: Sequence[Holder], wait: AwaitClosed, entries: Entries) -> str:
     """What to do so that these processes close the GPU, as one hint."""
     keeps_off = compositors.setting(host, holders, wait.gpus)
     if keeps_off:
@@ -40,8 +41,8 @@ def hint(host: Host, holders: Sequence[Holder], wait: AwaitClosed) -> str:
         listed = ", ".join(units[:_MAX_UNITS])
         them = "it" if len(units) == 1 else "them"
         return f"add `services: [{listed}]` to {place} to stop {them} for the VM"
-    endable = [one for one in sessions if holder_kill.matches(host, one, holder_kill.SESSION)]
-    if endable and holder_kill.SESSION not in wait.terminate and not wait.desktop:
+    endable = [one for one in sessions if entries.matches(one, SESSION)]
+    if endable and SESSION not in wait.terminate and not wait.desktop:
         return _end_session(endable[0], place, outlived=bool(managers))
     if logind:
         return "end the login session that has the GPU, see `loginctl list-sessions`"

@@ -12,6 +12,7 @@ import re
 import signal
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 from ..errors import HostError
 from ..machine import processes, systemd
@@ -22,8 +23,10 @@ SESSION = "session"
 """The entry for whatever login session has the GPU."""
 DESKTOP = "session of a stopped display manager"
 """Not in a configuration: what is left of a desktop whose display manager was stopped."""
+# The commands of ssh servers, which may be the administrator's only access.
+_SSH = ("sshd", "dropbear", "tinysshd")
 # A session that one of these has begun is not meant: by ssh, or at a text console.
-_BEGUN_BY = {SESSION: ("sshd",), DESKTOP: ("sshd", "login")}
+_BEGUN_BY = {SESSION: _SSH, DESKTOP: (*_SSH, "login")}
 
 # How long a process may take to be gone after SIGKILL. One in state D never is.
 _KILL_S = 2.0
@@ -38,32 +41,61 @@ _USER = re.compile(r"/user\.slice/user-\d+\.slice/(session-\w+\.scope|user@\d+\.
 _NEVER = re.compile(r"systemd|systemd-logind|libvirtd|virt[a-z]+d|qemu.*")
 
 
-def may_be_ended(host: Host, holder: Holder, names: Collection[str]) -> bool:
-    """Whether one of the entries is for the process, and it is not protected."""
-    return any(matches(host, holder, name) for name in names) and not _is_protected(host, holder)
+class Entries:
+    """Entries of `holders.terminate`: which processes they are for, at one moment.
 
+    What has begun the login sessions is looked for once, whatever the number of holders, and
+    only for an entry that is about sessions: a look at all processes takes tens of milliseconds.
+    """
 
-def matches(host: Host, holder: Holder, name: str) -> bool:
-    """Whether an entry of `holders.terminate` is for this process."""
-    if holder.command.startswith("sshd") and not name.startswith("ssh"):
-        return False  # it may be in the unit of a session, and the administrator's only access
-    if name in _BEGUN_BY:
-        return _unit_of_session(host, holder, name) is not None
-    units = [part for part in holder.cgroup.split("/") if _UNIT.search(part)]
-    known = [holder.command, *units, *map(_stem, filter(None, [holder.unit]))]
-    return name[:COMM] == holder.command or any(fnmatchcase(one, name) for one in known)
+    def __init__(self, host: Host, names: Collection[str]) -> None:
+        self._host = host
+        self.names = tuple(names)
 
+    def may_end(self, holder: Holder) -> bool:
+        """Whether one of them is for the process, and it is not protected."""
+        meant = any(self.matches(holder, name) for name in self.names)
+        return meant and not _is_protected(self._host, holder)
 
-def _unit_of_session(host: Host, holder: Holder, entry: str) -> str | None:
-    """The unit to stop for the end of the process's login session; None if it is not meant."""
-    found = _USER.match(holder.cgroup)
-    if found is None:
-        return None
-    for pid in processes.pids(host):
-        begins = command_of(host, pid).startswith(_BEGUN_BY[entry])
-        if begins and cgroup_of(host, pid).startswith(found[0]):
+    def matches(self, holder: Holder, name: str) -> bool:
+        """Whether an entry, which need not be one of them, is for this process."""
+        server = next((one for one in _SSH if holder.command.startswith(one)), None)
+        if server and not name.startswith((server, "ssh")):
+            return False  # it may be in the unit of a session
+        if name in _BEGUN_BY:
+            return self._unit_of_session(holder, name) is not None
+        units = [part for part in holder.cgroup.split("/") if _UNIT.search(part)]
+        known = [holder.command, *units, *map(_stem, filter(None, [holder.unit]))]
+        return name[:COMM] == holder.command or any(fnmatchcase(one, name) for one in known)
+
+    def stop_sessions(self, holders: Sequence[Holder]) -> list[str]:
+        """Begin to stop the login sessions that are meant; their units. Raises HostError."""
+        meant = [entry for entry in self.names if entry in _BEGUN_BY]
+        found = [self._unit_of_session(one, entry) for one in holders for entry in meant]
+        units = list(dict.fromkeys(unit for unit in found if unit is not None))
+        if units:
+            systemd.systemctl(self._host, "stop", "--no-block", "--", *units)
+        return units
+
+    def _unit_of_session(self, holder: Holder, entry: str) -> str | None:
+        """The unit to stop for the end of the process's login session; None if not meant."""
+        found = _USER.match(holder.cgroup)
+        if found is None:
             return None
-    return found[1]
+        for command, cgroup in self._beginners:
+            if command.startswith(_BEGUN_BY[entry]) and cgroup.startswith(found[0]):
+                return None
+        return found[1]
+
+    @cached_property
+    def _beginners(self) -> tuple[tuple[str, str], ...]:
+        """Each process that may have begun a session that is not meant: its command, its cgroup."""
+        commands = ((pid, command_of(self._host, pid)) for pid in processes.pids(self._host))
+        return tuple(
+            (command, cgroup_of(self._host, pid))
+            for pid, command in commands
+            if command.startswith(_BEGUN_BY[DESKTOP])
+        )
 
 
 def _stem(unit: str) -> str:
@@ -86,16 +118,6 @@ def _is_protected(host: Host, holder: Holder) -> bool:
     except HostError:
         return True
     return program.startswith("qemu")
-
-
-def stop_sessions(host: Host, holders: Sequence[Holder], entries: Collection[str]) -> list[str]:
-    """Begin to stop the login sessions that are meant; their units. Raises HostError."""
-    meant = [entry for entry in entries if entry in _BEGUN_BY]
-    found = [_unit_of_session(host, one, entry) for one in holders for entry in meant]
-    units = list(dict.fromkeys(unit for unit in found if unit is not None))
-    if units:
-        systemd.systemctl(host, "stop", "--no-block", "--", *units)
-    return units
 
 
 def end(host: Host, search: Search, holders: Sequence[Holder], grace_s: float) -> list[Holder]:

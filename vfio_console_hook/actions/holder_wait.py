@@ -10,6 +10,7 @@ from ..machine.host import Host
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
+    from .holder_kill import Entries
     from .holders import AwaitClosed
 
 # What is kept of an event's time for SIGKILL: only a process in state D takes longer.
@@ -25,10 +26,11 @@ def close(host: Host, wait: AwaitClosed) -> str:
     found = _holders_left(host, wait, search)
     held = counted = _counted(wait, found)
     ended = ""
-    if held and _entries(wait):
-        held, ended = _end(host, wait, search)
-    if held:
-        raise _refusal(host, wait, held, _for_none(host, wait, counted), ended)
+    entries = _entries(host, wait) if held else None
+    if entries and entries.names:
+        held, ended = _end(host, wait, search, entries)
+    if entries and held:
+        raise _refusal(host, wait, held, _for_none(wait, entries, counted), entries, ended)
     unknown = [one.name for one in found if one.unknown]
     remark = f"could not inspect {listed(unknown)}" if unknown else ""
     return "; ".join(filter(None, [ended, remark]))
@@ -36,10 +38,13 @@ def close(host: Host, wait: AwaitClosed) -> str:
 
 def refusal_for(host: Host, wait: AwaitClosed, found: list[Holder]) -> RefusedError | None:
     """The refusal if these processes never close the nodes; None if the VM starts then."""
-    held = counted = _counted(wait, found)
-    if _entries(wait):
-        held = _protected(host, wait, held)
-    return _refusal(host, wait, held, _for_none(host, wait, counted)) if held else None
+    counted = _counted(wait, found)
+    if not counted:
+        return None
+    entries = _entries(host, wait)
+    held = [one for one in counted if not entries.may_end(one)]
+    for_none = _for_none(wait, entries, counted)
+    return _refusal(host, wait, held, for_none, entries) if held else None
 
 
 def _counted(wait: AwaitClosed, found: list[Holder]) -> list[Holder]:
@@ -53,7 +58,7 @@ def _counted(wait: AwaitClosed, found: list[Holder]) -> list[Holder]:
 def _holders_left(host: Host, wait: AwaitClosed, search: Search) -> list[Holder]:
     """The processes that hold the nodes after wait_s, or as soon as none of them counts."""
     found = search.holders()
-    ending_s = wait.grace_s + _GONE_S if _entries(wait) else 0.0
+    ending_s = wait.grace_s + _GONE_S if wait.terminate or wait.desktop else 0.0
     for pause_s in pauses(host, host.time_for(wait.wait_s, ending_s)):
         held = [one.pid for one in _counted(wait, found)]
         if not held:
@@ -65,16 +70,18 @@ def _holders_left(host: Host, wait: AwaitClosed, search: Search) -> list[Holder]
     return found
 
 
-def _end(host: Host, wait: AwaitClosed, search: Search) -> tuple[list[Holder], str]:
+def _end(
+    host: Host, wait: AwaitClosed, search: Search, entries: Entries
+) -> tuple[list[Holder], str]:
     """End the holders if all may be ended; those that are left, and which were ended."""
     held = _counted(wait, search.holders())
-    protected = _protected(host, wait, held)
+    protected = [one for one in held if not entries.may_end(one)]
     if protected:
         return protected, ""
     remarks = []
     from . import holder_kill
 
-    stopped = holder_kill.stop_sessions(host, held, _entries(wait))
+    stopped = entries.stop_sessions(held)
     if stopped:
         remarks.append(f"stopped {' and '.join(stopped)}")
     ended = holder_kill.end(host, search, held, host.time_for(wait.grace_s))
@@ -82,35 +89,26 @@ def _end(host: Host, wait: AwaitClosed, search: Search) -> tuple[list[Holder], s
     return _counted(wait, search.holders()), "; ".join(remarks)
 
 
-def _entries(wait: AwaitClosed) -> tuple[str, ...]:
+def _entries(host: Host, wait: AwaitClosed) -> Entries:
     """What may be ended: the configuration's, and what is left of a desktop that was stopped."""
-    if not wait.desktop:
-        return wait.terminate
-    from . import holder_kill
-
-    return (*wait.terminate, holder_kill.DESKTOP)
-
-
-def _protected(host: Host, wait: AwaitClosed, held: list[Holder]) -> list[Holder]:
-    entries = _entries(wait)
     from . import holder_kill  # 2 ms, which only a GPU that is held costs
 
-    return [one for one in held if not holder_kill.may_be_ended(host, one, entries)]
+    return holder_kill.Entries(
+        host, (*wait.terminate, *((holder_kill.DESKTOP,) if wait.desktop else ()))
+    )
 
 
-def _for_none(host: Host, wait: AwaitClosed, held: list[Holder]) -> list[str]:
+def _for_none(wait: AwaitClosed, entries: Entries, held: list[Holder]) -> list[str]:
     """The entries of `holders.terminate` that are for none of these processes."""
-    from . import holder_kill
-
     return [
-        name for name in wait.terminate
-        if not any(holder_kill.matches(host, one, name) for one in held)
-    ]  # fmt: skip
+        name for name in wait.terminate if not any(entries.matches(one, name) for one in held)
+    ]
 
 
 def _refusal(
-    host: Host, wait: AwaitClosed, held: list[Holder], for_none: list[str], ended: str = ""
-) -> RefusedError:
+    host: Host, wait: AwaitClosed, held: list[Holder], for_none: list[str], entries: Entries,
+    ended: str = "",
+) -> RefusedError:  # fmt: skip
     # Only for a VM that is refused: it loads the reader of the configuration.
     from . import holder_hint
 
@@ -118,7 +116,7 @@ def _refusal(
     if all(one.unknown for one in held):
         be = "may be"
     before = f" ({ended})" if ended else ""
-    hint = holder_hint.hint(host, held, wait)
+    hint = holder_hint.hint(host, held, wait, entries)
     if for_none:
         hint += f"; `holders.terminate` has {listed(for_none)}, but that is none of these"
     return RefusedError(f"{' and '.join(wait.gpus)} {be} in use by {listed(held)}{before}", hint)
