@@ -39,6 +39,10 @@ try:
     here = __file__.rpartition("/")[0] or "."
     running = os.open(here, os.O_RDONLY)
     sys.path.insert(0, os.path.realpath(here))
+    import vfio_console_hook  # noqa: F401  (now it is found without the path)
+
+    # Otherwise Python would look there for each module of the standard library.
+    del sys.path[0]
     from vfio_console_hook.hook import main
 except Exception as error:  # a module may fail in any way when half of it is there
     sys.stderr.write(

@@ -23,6 +23,7 @@ ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 # What of hooks/launch.py another machine needs in another way.
 _LAUNCHED = (
     ("os.path.realpath(here)", "{root!r}"),
+    ("import vfio_console_hook  #", "import tests, vfio_console_hook  #"),
     ("from vfio_console_hook.hook import main", "from {module} import {function} as main"),
     ("main(sys.argv[1:])", "main({machine!r}, sys.argv[1:])"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from . import pci
 from .host import Host
 
 FBCON = "frame buffer device"
@@ -126,10 +127,8 @@ def pci_ancestor(host: Host, path: str) -> str | None:
     A framebuffer of virtio-gpu is below virtioN below the PCI device, a firmware one below
     its platform device, so the parent alone is not enough.
     """
-    from .firmware import PCI_ADDRESS
-
-    parts = (host.real(path) or "").split("/")
-    return next((part for part in reversed(parts) if PCI_ADDRESS.fullmatch(part)), None)
+    # The links of a class and of a bus hold the whole path (Linux drivers/base/core.c).
+    return pci.nearest(host.readlink(path) or host.real(path) or "")
 
 
 def current_display(host: Host) -> str:

@@ -21,7 +21,6 @@ from .memory import Bar, Range
 _DEVICE = re.compile(
     r"(?:(?:efi|vesa|simple|coreboot|vga|ega)-framebuffer|vga16fb|of-display)\.\d+"
 )
-PCI_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 COREBOOT_NAMES = frozenset(
     ("Coreboot Framebuffer", "coreboot-framebuffer.0", "simple-framebuffer.0")
@@ -163,7 +162,7 @@ def _device(
     return FirmwareDevice(
         name=name,
         driver=host.link_name(f"{link}/driver"),
-        parent=above if PCI_ADDRESS.fullmatch(above) else None,
+        parent=pci.nearest(above),
         framebuffers=framebuffers,
         cards=cards,
         range=own.range if own else None,

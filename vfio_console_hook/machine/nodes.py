@@ -18,7 +18,6 @@ import re
 from collections.abc import Collection, Iterator
 
 from . import console, pci
-from .firmware import PCI_ADDRESS
 from .gpu import Gpu
 from .host import Host
 
@@ -96,9 +95,7 @@ def _class_devices_of(host: Host, kind: str, addresses: Collection[str]) -> Iter
     """
     for name in host.list(f"sys/class/{kind}"):
         # Their links hold the whole path (Linux drivers/base/core.c, device_add_class_symlinks).
-        parts = (host.readlink(f"sys/class/{kind}/{name}") or "").split("/")
-        nearest = next((part for part in reversed(parts) if PCI_ADDRESS.fullmatch(part)), None)
-        if nearest in addresses:
+        if pci.nearest(host.readlink(f"sys/class/{kind}/{name}") or "") in addresses:
             yield name
 
 

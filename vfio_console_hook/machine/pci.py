@@ -7,7 +7,8 @@ import re
 from ..errors import HostError
 from .host import Host
 
-_ADDRESS = r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])"
+# Compiled when it is asked for, which most events do not.
+_ADDRESS = r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
 _CLASS = re.compile("0x[0-9a-f]{6}")  # Linux drivers/pci/pci-sysfs.c, class_show
 # Linux include/linux/pci_ids.h, with the names of pci.ids.
 _KINDS = {
@@ -31,8 +32,15 @@ def full_address(text: str) -> str | None:
 
     None when it is none.
     """
-    parts = re.fullmatch(_ADDRESS, text.lower())
-    return f"{parts[1] or '0000'}:{parts[2]}" if parts else None
+    address = text.lower()
+    whole = address if address.count(":") == 2 else f"0000:{address}"
+    return whole if re.fullmatch(_ADDRESS, whole) else None
+
+
+def nearest(path: str) -> str | None:
+    """The address of the last PCI function in a path of sysfs, or None."""
+    parts = reversed(path.split("/"))
+    return next((part for part in parts if re.fullmatch(_ADDRESS, part)), None)
 
 
 def no_device(address: str) -> HostError:

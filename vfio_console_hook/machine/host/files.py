@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
+# open() takes twice as long, and a prepare reads a hundred files.
+_READ_AT_ONCE = 1 << 16
 # A page, which is the most that such a file has room for (SIMPLE_TRANSACTION_LIMIT).
 _LONGEST_ANSWER = 4096
 
@@ -39,8 +41,11 @@ class Files:
         """The content of a file, or None when it is not there. Raises HostError."""
 
         def content(full: str) -> bytes:
-            with open(full, "rb", buffering=0) as file:
-                return file.read()
+            handle = os.open(full, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return b"".join(iter(lambda: os.read(handle, _READ_AT_ONCE), b""))
+            finally:
+                os.close(handle)
 
         return self._if_there("read", path, content)
 
