@@ -60,6 +60,7 @@ DOORS = {
     "open": {
         "machine/host/files.py",
         "machine/host/consoles.py",
+        "machine/host/nodes.py",
         "machine/host/processes.py",
         "machine/runfiles.py",
         "machine/snapshot.py",
@@ -75,12 +76,12 @@ DOORS = {
     },
     "process": {"machine/host/processes.py", "machine/worker.py"},
     "subprocess": {"machine/host/programs.py"},
-    "fcntl": {"machine/host/consoles.py", "claims/directory.py"},
+    "fcntl": {"machine/host/consoles.py", "machine/host/nodes.py", "claims/directory.py"},
     "socket": set(),
     "_socket": {"log.py"},
     "ctypes": set(),
     "libvirt": {"machine/libvirtd.py"},
-    "mmap": set(),
+    "mmap": {"machine/host/nodes.py"},
     "shutil": {"machine/snapshot.py"},
     "tempfile": {"cli.py", "machine/snapshot.py"},
 }

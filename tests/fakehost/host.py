@@ -26,6 +26,7 @@ from . import (
     sound,
     sysfb,
     systemd,
+    vfio,
 )
 from .tree import KernelFault, Tree
 
@@ -79,6 +80,8 @@ class FakeHost(SnapshotHost):
             coreboot.learn(self.tree)
             pci.learn(self.tree)
             modules.settle(self.tree)
+            vfio.settle(self.tree)
+        self.nodes = vfio.OpenNodes(self.tree)
         self._before = len(self._all_changes())
 
     patient = False
@@ -104,7 +107,7 @@ class FakeHost(SnapshotHost):
     """The numbers that this program and its supervisor have on the machine."""
 
     def own_pids(self) -> frozenset[int]:
-        return self.own
+        return self.own | {vfio.own_number()}
 
     def open_files(self, pid: int) -> dict[str, str]:
         """Linux fs/proc/fd.c, proc_fd_permission: asks ptrace_may_access."""
@@ -156,6 +159,38 @@ class FakeHost(SnapshotHost):
         self._now = min([self._now + timeout_s, *(when for when in ends if when is not None)])
         processes.end_due(self.tree, self.clock())
 
+    # -- nodes that stay open
+
+    def open_node(self, path: str) -> int:
+        self._change("open", path, "", "open")
+        with self._kernel_lock():
+            vfio.settle(self.tree)
+            try:
+                return self.nodes.open(path)
+            except OSError as error:
+                raise HostError.of("open", f"/{path}", error) from error
+
+    def close_node(self, handle: int) -> None:
+        with self._kernel_lock():
+            self.nodes.close(handle)
+
+    def ask_node(self, handle: int, request: int, argument: bytearray | int, name: str) -> int:
+        failing = f"ask (ioctl {request:#x})"
+        self._change("ioctl", name.lstrip("/"), f"{request:#x}", failing)
+        with self._kernel_lock():
+            try:
+                return self.nodes.ask(handle, request, argument)
+            except OSError as error:
+                raise HostError.of(failing, name, error) from error
+
+    def map_node(self, handle: int, offset: int, size: int, name: str) -> vfio.Mapped:
+        self._change("map", name, f"{offset:#x} {size:#x}", "map")
+        with self._kernel_lock():
+            try:
+                return self.nodes.map(handle, offset, size)
+            except OSError as error:
+                raise HostError.of("map", name, error) from error
+
     # -- what was done to it
 
     @contextmanager
@@ -177,7 +212,7 @@ class FakeHost(SnapshotHost):
     def changes(self) -> list[tuple[str, str, str]]:
         """(kind, path, text) of each change tried since this object was made.
 
-        kind is "write", "poke" or "ioctl".
+        kind is "write", "poke", "ioctl", "open" or "map".
         """
         return [
             (kind, path, text)

@@ -259,9 +259,9 @@ def _broken(tree: Tree, address: str) -> dict[str, str]:
     return {key: value for key, _, value in (word.partition("=") for word in words)}
 
 
-def _break(tree: Tree, address: str) -> None:
-    """The guest has ended."""
-    words = tree.read(f"fake/after_vm/{address}")
+def _break(tree: Tree, address: str, when: str = "after_vm") -> None:
+    """The guest has ended, or the device was reset."""
+    words = tree.read(f"fake/{when}/{address}")
     if words is None:
         return
     tree.put(f"fake/broken/{address}", words)
@@ -288,12 +288,18 @@ def _probe_fails(tree: Tree, address: str, driver: str) -> bool:
 
 
 def write_reset(tree: Tree, address: str, text: str) -> None:
-    """reset_store() (pci-sysfs.c), pci_reset_function(): it wakes the device before.
-
-    One that does not come back is not ready in time (pci_dev_wait: ENOTTY).
-    """
+    """reset_store() (pci-sysfs.c), pci_reset_function(): it wakes the device before."""
     if text != "1":
         raise Refused(errno.EINVAL, text)
+    reset(tree, address)
+
+
+def reset(tree: Tree, address: str) -> None:
+    """__pci_reset_function_locked() between pci_dev_save_and_disable() and pci_dev_restore().
+
+    A device that does not come back is not ready in time (pci_dev_wait: ENOTTY).
+    fake/after_reset/ADDRESS says in the words of after_vm what becomes of one that does.
+    """
     broken = _broken(tree, address)
     if broken.get("healed") == "reset":
         tree.remove(f"fake/broken/{address}")
@@ -305,6 +311,23 @@ def write_reset(tree: Tree, address: str, text: str) -> None:
         _set_power_state(tree, address, "D0")
     elif "silent" in broken:
         raise Refused(errno.ENOTTY, address)
+    _break(tree, address, "after_reset")
+
+
+def reset_methods(tree: Tree, address: str) -> str:
+    """reset_method_show(): by pci_reset_bus_function() if nothing else is on the bus.
+
+    No recorded machine shows that the kernel has another way (FLR, power) but in that file.
+    """
+    shown = tree.read(f"{BUS}/devices/{address}/reset_method")
+    return shown or ("bus" if on_bus(tree, address) == [address] else "")
+
+
+def on_bus(tree: Tree, address: str) -> list[str]:
+    """What a reset of the bus concerns; nothing on the root bus (pci_probe_reset_bus)."""
+    if not re.search(r":..\.[0-7]/[^/]*$", device_path(tree, address)):
+        return []
+    return [one for one in tree.list(f"{BUS}/devices") if one[:8] == address[:8]]
 
 
 def _vmw_probe(tree: Tree, address: str) -> None:
@@ -475,26 +498,42 @@ def is_vfio_driver(driver: str | None) -> bool:
 
 
 def open_device(tree: Tree, address: str) -> list[int]:
-    """The BARs that a VM which opens the device cannot have.
+    """The BARs that a VM which opens the device and maps all of them cannot have."""
+    enable_for_program(tree, address)
+    return [bar.number for bar in bars(tree, address) if not reserve_bar(tree, address, bar)]
 
-    Up to 7.0 each BAR is requested when it is mapped, from 7.1 on all of them
-    at the open (vfio_pci_core_map_bars); for a VM that maps all at once it is the
-    same (__pci_request_region).
+
+def enable_for_program(tree: Tree, address: str) -> None:
+    """vfio_pci_core_enable() (vfio_pci_enable in 5.10), at the first open.
+
+    Up to 7.0 each BAR is requested when it is mapped, from 7.1 on all of them now
+    (vfio_pci_core_map_bars).
     """
     if not is_vfio_driver(bound_driver(tree, address)):
         raise LookupError(f"{address} is not on vfio-pci")
-    # vfio_pci_core_enable (vfio_pci_enable in 5.10): what it saves has no bus mastering.
+    # What it saves has no bus mastering.
     _set_command(tree, address, off=_COMMAND_MASTER)
     enable(tree, address)
     header = tree.read_bytes(f"{BUS}/devices/{address}/config") or b""
     tree.put(f"fake/saved/{address}", header[:64].hex())
-    blocked = []
-    for bar in bars(tree, address):
-        if not resources.request(tree, bar.range.first, bar.range.last, _reservation_of_vfio(tree)):
-            blocked.append(bar.number)
-            where = _show(tree, address, bar)
-            tree.log(f"vfio-pci {address}: BAR {bar.number}: can't reserve {where}")
-    return blocked
+    if tree.release() >= (7, 1, 0):
+        for bar in bars(tree, address):
+            reserve_bar(tree, address, bar)
+
+
+def reserve_bar(tree: Tree, address: str, bar: Bar) -> bool:
+    """Whether vfio has a BAR now; it may have it already (barmap). __pci_request_region()."""
+    name = _reservation_of_vfio(tree)
+    if any(one.first == bar.range.first for one in resources.named(tree, name)):
+        return True
+    if resources.request(tree, bar.range.first, bar.range.last, name):
+        return True
+    where = _show(tree, address, bar)
+    line = f"vfio-pci {address}: BAR {bar.number}: can't reserve {where}"
+    # From 7.1 on barmap keeps the error of the open (IOMEM_ERR_PTR), which mmap gives back.
+    if tree.release() < (7, 1, 0) or line not in (tree.read("fake/dmesg") or "").splitlines():
+        tree.log(line)
+    return False
 
 
 def _show(tree: Tree, address: str, bar: Bar) -> str:

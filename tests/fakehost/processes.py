@@ -37,10 +37,18 @@ def make(tree: Tree, pid: int, command: str, cgroup: str, *, parent: int = 1) ->
     tree.put(f"proc/{pid}/maps", "")
 
 
-def open_file(tree: Tree, pid: int, node: str, shown: str) -> None:
+def open_file(tree: Tree, pid: int, node: str, shown: str, number: int = -1) -> None:
     """Give it a descriptor of a node, which is called shown (fs/proc/base.c, do_proc_readlink)."""
-    link = f"proc/{pid}/fd/{len(tree.list(f'proc/{pid}/fd'))}"
-    _lead(tree, link, node, shown)
+    free = number if number >= 0 else len(tree.list(f"proc/{pid}/fd"))
+    _lead(tree, f"proc/{pid}/fd/{free}", node, shown)
+
+
+def close_file(tree: Tree, pid: int, number: int) -> None:
+    """Take a descriptor away; the process goes with its last one."""
+    tree.remove(f"proc/{pid}/fd/{number}")
+    tree.remove(f"fake/opened/proc/{pid}/fd/{number}")
+    if not tree.list(f"proc/{pid}/fd"):
+        end(tree, pid)
 
 
 def map_file(tree: Tree, pid: int, node: str, shown: str) -> None:

@@ -117,6 +117,9 @@ class SnapshotHost(Host):
     def _ioctl(self, path: str, request: int, argument: bytearray | int) -> bool:
         raise HostError(f"cannot change /{path} of a snapshot")
 
+    def open_node(self, path: str) -> int:
+        raise HostError(f"cannot open /{path} of a snapshot")
+
     def run(self, *command: str, timeout_s: float = 30) -> str:
         return self._answer(command, "")
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import cached_property
 
 from .consoles import Consoles
+from .nodes import Nodes
 from .processes import Processes
 from .programs import ENVIRONMENT, Programs
 
@@ -34,7 +35,7 @@ def seconds(value: Any) -> float:
     return found
 
 
-class Host(Consoles, Processes, Programs):
+class Host(Consoles, Nodes, Processes, Programs):
     """The running machine, below root.
 
     owner_uid is the user that configuration files must belong to.
