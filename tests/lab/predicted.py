@@ -14,8 +14,8 @@ tests/test_against_lab.py repeats that with the snapshots of all kernels in test
 
 Kinds are left out if something else happens between two snapshots: in desktop a display
 server, which is not in a snapshot, ends and starts; in stuck and every-call the machine
-changes before the first cycle; newcomer and by-hand run commands, on the machine of
-efifb-6.12. Machines without the hook are not predicted.
+changes before the first cycle, in opened the card was on vfio-pci before; newcomer and by-hand
+run commands, on the machine of efifb-6.12. Machines without the hook are not predicted.
 """
 
 from __future__ import annotations

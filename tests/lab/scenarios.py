@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 VGA = Gpu("VGA")  # class 0300
 BOCHS = Gpu("bochs-display")  # class 0380
+BOCHS_WITH_SOUND = Gpu("bochs-display", sound=True)
 # Its firmware framebuffer fills BAR 0: 2048 x 2048 pixels of 4 bytes.
 BOCHS_FILLED = Gpu("bochs-display,vgamem=16M,xres=2048,yres=2048")
 VIRTIO_GPU = Gpu("virtio-gpu-pci")  # class 0380
@@ -324,6 +325,19 @@ SCENARIOS = (
         cycles=1,
     ),
     Scenario("by-hand", "6.12", EFIFB, gpus=(VGA_CARD,), kind="by-hand"),
+    Scenario("opened-6.1", "6.1", EFIFB, gpus=(BOCHS,), kind="opened"),
+    Scenario("opened-6.12", "6.12", EFIFB, gpus=(BOCHS_WITH_SOUND,), kind="opened"),
+    Scenario("opened-7", "trixie-backports", EFIFB, gpus=(BOCHS,), kind="opened"),
+    # With iommufd, and BOOTFB.
+    Scenario(
+        "opened-arch-7",
+        "arch-7",
+        SIMPLEDRM,
+        gpus=(BOCHS_WITH_SOUND,),
+        kernel_line=NOAUTOLOAD,
+        after=After.GONE,
+        kind="opened",
+    ),
     Scenario("loss", "6.12", BOCHS_DRM, native_driver=True, kind="loss"),
     Scenario("unprivileged", "6.12", EFIFB, kind="unprivileged", cycles=1),
     Scenario(

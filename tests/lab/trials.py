@@ -12,6 +12,7 @@ from .killed import Killed
 from .killed_probe import KilledProbe
 from .loss import Loss
 from .newcomer import Newcomer
+from .opened import OpenedTrial
 from .quiet import Quiet
 from .rebound import Rebound
 from .reserved import Reserved
@@ -35,6 +36,7 @@ KINDS: dict[str, type[Trial]] = {
     "moved": Moved,
     "loss": Loss,
     "newcomer": Newcomer,
+    "opened": OpenedTrial,
     "quiet": Quiet,
     "rebound": Rebound,
     "reserved": Reserved,
