@@ -62,6 +62,18 @@ class Replacements:
         self._word = _any_of(self._words)
         self._numbers: dict[str, dict[str, str]] = {}
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, for another process that replaces the same names; for root only."""
+        return {"vms": self.vms, "words": self._words, "numbers": self._numbers}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Replacements:
+        """What to_json() wrote. Raises KeyError, TypeError."""
+        made = cls((), (), ())
+        made.vms, made._words, made._numbers = value["vms"], value["words"], value["numbers"]
+        made._word = _any_of(made._words)
+        return made
+
     def vm(self, name: str) -> str:
         """The replacement for the name of a VM; "vm" for an unknown name."""
         return self.vms.get(name, "vm")

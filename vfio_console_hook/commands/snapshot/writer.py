@@ -23,7 +23,7 @@ from ...machine.firmware import COREBOOT_DRIVER
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
 from ...machine.pci import is_sound
-from ...machine.snapshot import Entry
+from ...machine.snapshot import Entry, entries
 from ..doctor.areas import AREAS
 from ..doctor.system import System, imagined_vm
 from ..plan import plan
@@ -68,6 +68,11 @@ def snapshot_text(host: Host, vms: tuple[Vm, ...] | HookError) -> str:
     vms are the VMs that libvirt knows, or the reason why it could not be asked. Comments
     at the top list what could not be read.
     """
+    return text_and_names(host, vms)[0]
+
+
+def text_and_names(host: Host, vms: tuple[Vm, ...] | HookError) -> tuple[str, Replacements]:
+    """The same, and how names and numbers were replaced in it: for other texts beside it."""
     machine, commands = TracingHost(host, forgiving=True), TracingHost(host)
     common = list(_machine(machine))
     remarks = _run_commands(commands, vms)
@@ -85,7 +90,13 @@ def snapshot_text(host: Host, vms: tuple[Vm, ...] | HookError) -> str:
     # Sorted by their new names, so that a snapshot of a snapshot is the same.
     ordered = sorted(redact.redacted(rest, names), key=lambda entry: entry.path)
     lines += [SEEN, *_lines(ordered, remarks)]
-    return "\n".join([*_top(host, remarks), *lines]) + "\n"
+    return "\n".join([*_top(host, remarks), *lines]) + "\n", names
+
+
+def without_names(machine: str, names: Replacements) -> str:
+    """What machine_text() has written, with names and numbers replaced. Raises HostError."""
+    found = redact.redacted(entries(machine), names)
+    return "\n".join([_HEAD, *(line for entry in found for line in entry.lines())]) + "\n"
 
 
 def unread(text: str) -> list[str]:

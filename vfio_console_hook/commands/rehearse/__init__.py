@@ -1,0 +1,6 @@
+"""rehearse: what a VM's start and stop do to the host, without the VM, and back by itself.
+
+command.py asks and follows; runner.py and watchdog.py do the work, detached from whoever
+asked (detached.py). What they did is in a file (rehearsal.py), and what came of it is compared
+with what plan had said (promise.py, sight.py, verdict.py).
+"""
