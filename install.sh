@@ -39,6 +39,12 @@ WITH_LIBVIRTD=$UNITS/libvirtd.service.wants/${UNIT##*/}
 WITH_VIRTQEMUD=$UNITS/virtqemud.service.wants/${UNIT##*/}
 RELOAD_S=60  # how long systemd may take to read it
 
+# What shows a refusal to people who were not there: a link that login prompts read, which
+# leads nowhere as long as there is nothing to show, and an entry that desktops start.
+ISSUE=/etc/issue.d/vfio-console-hook.issue
+NOTICES=$RUN.status/issue
+AUTOSTART=/etc/xdg/autostart/vfio-console-hook.desktop
+
 # The manual pages, and what the shells read to complete the command: where they are in
 # config/share, and in /usr/share. Debian's zsh reads another directory than all others.
 MANUAL='man/man8/vfio-console-hook.8
@@ -202,6 +208,10 @@ is_our_link() {
     case $(readlink "$1") in "../${UNIT##*/}" | "$TAKE" | "${TAKE#/usr}") ;; *) return 1 ;; esac
 }
 
+is_our_issue() {
+    [ -L "$1" ] && [ "$(readlink "$1")" = "$NOTICES" ]
+}
+
 is_our_program() {
     case $(readlink "$root$LIB") in "${LIB##*/}".[0-9]*) ;; *) false ;; esac
 }
@@ -303,6 +313,13 @@ check_unit() {
         check_dir "$root${link%/*}"
         check_link "$root$link"
     done
+}
+
+check_notices() {
+    check_dir "$root${ISSUE%/*}"
+    ! is_there "$root$ISSUE" || is_our_issue "$root$ISSUE" || stop "$root$ISSUE is not ours; nothing was installed"
+    check_dir "$root${AUTOSTART%/*}"
+    check_file "$root$AUTOSTART" "$SHARED_MARK"
 }
 
 # Sets shared to the manual pages and completions, and zsh to where zsh reads here.
@@ -481,6 +498,11 @@ stage_unit() {
     done
 }
 
+stage_notices() {
+    is_our_issue "$root$ISSUE" || stage_link "$root$ISSUE" "$NOTICES"
+    stage_file "$here/hooks/${AUTOSTART##*/}" "$root$AUTOSTART" 644
+}
+
 stage_shared() {
     for name in $shared; do
         from=$name
@@ -563,7 +585,7 @@ install_hook() {
     doing=installed
     [ -n "$root" ] || [ "$(id -u)" = 0 ] ||
         stop "only root can install into /usr and /etc; nothing was installed" "use sudo, or set DESTDIR"
-    set -- hooks/qemu hooks/launch.py hooks/command.py "hooks/${UNIT##*/}" "hooks/${TAKE##*/}" config/default.yaml vfio_console_hook/__init__.py
+    set -- hooks/qemu hooks/launch.py hooks/command.py "hooks/${UNIT##*/}" "hooks/${TAKE##*/}" "hooks/${AUTOSTART##*/}" config/default.yaml vfio_console_hook/__init__.py
     for name in $MANUAL $COMPLETIONS $ZSH; do
         set -- "$@" "config/share/$name"
     done
@@ -574,6 +596,7 @@ install_hook() {
     check_file "$root$COMMAND" "$COMMAND_MARK"
     check_file "$root$ETC/default.yaml" ''
     ! has_systemd || check_unit
+    check_notices
     choose_shared
     is_our_program || check_dir "$root$LIB"
     for dir in "$DOC" "$ETC" "$ETC/vms"; do
@@ -591,6 +614,7 @@ install_hook() {
     stage_config
     stage_file "$here/hooks/command.py" "$root$COMMAND" 755
     ! has_systemd || stage_unit
+    stage_notices
     stage_shared
     stage_link "$root$LIB" "${program##*/}"
     stage_file "$here/hooks/qemu" "$root$gate" 755
@@ -679,6 +703,8 @@ remove_hook() {
         fi
     done
     remove_unit
+    ! is_our_issue "$root$ISSUE" || remove "$root$ISSUE"
+    ! ours "$root$AUTOSTART" "$SHARED_MARK" || remove "$root$AUTOSTART"
     if [ ! -f "$root$LIB/made" ]; then
         # What an installation leaves behind that was killed.
         ! is_our_program || rm -f "$root$LIB"
@@ -692,7 +718,7 @@ remove_hook() {
     rm -f "$root$ETC/default.yaml.new"
     # What an installation that was killed has left beside its targets.
     for target in "$MAIN" "$DROPIN" "$CHAINED" "$COMMAND" "$UNIT" "$TAKE" "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD" \
-        "$ETC/default.yaml" "$ETC/default.yaml.new" "$LIB" "$DOC"; do
+        "$ISSUE" "$AUTOSTART" "$ETC/default.yaml" "$ETC/default.yaml.new" "$LIB" "$DOC"; do
         new=$(beside "$root$target")
         rm -rf "$new" "$new.old"
     done

@@ -71,6 +71,8 @@ def test_without_any_file_everything_has_its_default(tmp_path: Path) -> None:
         keep_console="auto",
         holders=Holders(wait_s=5),
         on_failure="abort",
+        on_refusal="none",
+        announce=("login", "session"),
         timeout_s=60,
         log_level="info",
     )
@@ -80,7 +82,8 @@ def test_every_key_can_be_set(etc: Etc) -> None:
     etc.put(
         DEFAULT,
         "enabled: no\nstages: [vgacon, fbcon]\nbootfb: native\nkeep_console: never\n"
-        "holders:\n  wait_s: 2.5\non_failure: start\ntimeout_s: 7\nlog_level: debug\n",
+        "holders:\n  wait_s: 2.5\non_failure: start\ntimeout_s: 7\nlog_level: debug\n"
+        "on_refusal: /bin/sh -c true\nannounce: [session]\n",
     )
 
     assert configuration(etc, "win11", UUID) == Config(
@@ -90,6 +93,8 @@ def test_every_key_can_be_set(etc: Etc) -> None:
         keep_console="never",
         holders=Holders(wait_s=2.5),
         on_failure="start",
+        on_refusal="/bin/sh -c true",
+        announce=("session",),
         timeout_s=7,
         log_level="debug",
     )
@@ -349,6 +354,11 @@ BAD_VALUES = (
     ("holders: {terminate: X}", 22),
     ("holders: {terminate: [{session: on}]}", 23),
     ("on_failure: ''", 13),
+    ("on_refusal: mail root", 13),
+    ("on_refusal: [/bin/mail, root]", 13),
+    ("on_refusal: None", 13),
+    ("announce: login", 11),
+    ("announce: [logins]", 12),
     ("log_level: 3", 12),
     ("timeout_s: true", 12),
     ("timeout_s: 60.0", 12),
@@ -562,7 +572,8 @@ def test_default_yaml_shows_the_defaults(etc: Etc) -> None:
         "enabled: false\nstages: []\nbootfb: native\nkeep_console: never\nhost_driver: load\n"
         "apu: allow\nservices: [x]\nholders: {wait_s: 1, terminate: [x], grace_s: 1}\n"
         "release: {native: load, retry: reset}\n"
-        "on_failure: start\ntimeout_s: 1\nlog_level: debug\n",
+        "on_failure: start\ntimeout_s: 1\nlog_level: debug\n"
+        "on_refusal: /bin/true\nannounce: []\n",
     )
     etc.put(WIN11, text)
 
@@ -574,7 +585,8 @@ OTHER_VALUES = {
     "host_driver": "load", "apu": "allow", "services": "[x]", "holders.wait_s": "1",
     "holders.terminate": "[x]", "holders.grace_s": "1", "release.native": "load",
     "release.retry": "reset",
-    "on_failure": "start", "timeout_s": "1", "log_level": "debug",
+    "on_failure": "start", "timeout_s": "1", "log_level": "debug", "on_refusal": "/bin/true",
+    "announce": "[login]",
 }  # fmt: skip
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,7 +19,7 @@ import pytest
 from tests import gate as gate_paths
 from tests.gate import ROOT
 from tests.test_style import tool
-from vfio_console_hook.claims import history
+from vfio_console_hook.claims import history, notices
 from vfio_console_hook.claims.claim import CLAIMS
 from vfio_console_hook.claims.directory import BY_NAME
 from vfio_console_hook.machine import runfiles
@@ -36,6 +38,8 @@ UNIT_LINKS = tuple(
     f"{UNITS}/{daemon}.service.wants/vfio-console-hook-recover.service"
     for daemon in ("libvirtd", "virtqemud")
 )
+ISSUE = "etc/issue.d/vfio-console-hook.issue"
+AUTOSTART = "etc/xdg/autostart/vfio-console-hook.desktop"
 # Where they are below config and below /usr.
 SHARED = (
     "share/man/man8/vfio-console-hook.8",
@@ -203,6 +207,7 @@ def test_the_installer_and_the_gate_agree_on_paths() -> None:
         f"PYTHON={gate_paths.PYTHON}",
         f"LIB={os.path.dirname(gate_paths.PROGRAM)}",
         f"RUN=/{runfiles.RUN}",
+        f"ISSUE=/{notices.LINK}",
     }
 
     assert wanted <= set(installer.splitlines())
@@ -242,6 +247,7 @@ def test_both_daemons_want_the_unit_by_links_that_are_valid_at_any_root(clone: C
     links = {name: text for name, text in tree(clone.dest).items() if text.startswith("->")}
     assert links == {
         LIB: "-> vfio-console-hook.1",
+        ISSUE: f"-> /{history.ISSUE}",
         **dict.fromkeys(UNIT_LINKS, "-> ../vfio-console-hook-recover.service"),
     }
     for name in UNIT_LINKS:
@@ -328,6 +334,38 @@ def test_a_gpu_is_taken_at_boot_before_the_platform_starts_vms(clone: Clone) -> 
     assert {f"{one}.service" for one in PLATFORMS} <= before
     assert f"ExecStart=/{COMMAND} take --vfio %i" in lines
     assert "WantedBy=multi-user.target" in lines
+
+
+def test_a_desktop_starts_the_notifications_only_if_there_is_something_to_show(
+    clone: Clone, tmp_path: Path
+) -> None:
+    clone()
+    entry = configparser.ConfigParser(interpolation=None)
+    entry.optionxform = str  # type: ignore[assignment, method-assign]
+    entry.read_string((clone.dest / AUTOSTART).read_text())
+    shown = tmp_path / "shown"
+    # The one in the tree is called by its path on a host.
+    line = entry["Desktop Entry"]["Exec"].replace(f"/{COMMAND}", f"echo started >{shown}; :")
+    words = shlex.split(line.replace(f"/{history.ISSUE}", str(tmp_path / "issue")))
+
+    without = subprocess.run(words)
+    before = shown.exists()
+    (tmp_path / "issue").touch()
+    subprocess.run(words)
+
+    assert (without.returncode, before, shown.exists()) == (0, False, True)
+    assert entry["Desktop Entry"]["TryExec"] == f"/{COMMAND}"
+
+
+def test_uninstall_keeps_another_link_in_place_of_the_login_prompts(clone: Clone) -> None:
+    clone()
+    (clone.dest / ISSUE).unlink()
+    clone.link(ISSUE, "/etc/motd")
+
+    clone("--uninstall")
+
+    left = {name: text for name, text in tree(clone.dest).items() if text != "/"}
+    assert left == {ISSUE: "-> /etc/motd"}
 
 
 def test_uninstall_disables_the_gpus_that_were_taken_at_boot(clone: Clone) -> None:
@@ -912,7 +950,9 @@ def test_a_file_in_the_way_of_a_later_step_leaves_nothing_installed(
     assert tree(clone.dest) == before
 
 
-@pytest.mark.parametrize("name", [COMMAND, UNIT, *UNIT_LINKS, *(f"usr/{n}" for n in SHARED)])
+@pytest.mark.parametrize(
+    "name", [COMMAND, UNIT, *UNIT_LINKS, ISSUE, AUTOSTART, *(f"usr/{n}" for n in SHARED)]
+)
 def test_a_foreign_file_of_our_name_is_not_overwritten(clone: Clone, name: str) -> None:
     path = clone.put(name, "#!/bin/sh\n")
     before = tree(clone.dest)
@@ -923,7 +963,7 @@ def test_a_foreign_file_of_our_name_is_not_overwritten(clone: Clone, name: str) 
     assert tree(clone.dest) == before
 
 
-@pytest.mark.parametrize("name", [COMMAND, UNIT, *UNIT_LINKS, f"usr/{SHARED[0]}"])
+@pytest.mark.parametrize("name", [COMMAND, UNIT, *UNIT_LINKS, ISSUE, f"usr/{SHARED[0]}"])
 @pytest.mark.parametrize("target", ["/nowhere", "/dev/null"])
 def test_a_foreign_link_of_our_name_is_not_overwritten(
     clone: Clone, name: str, target: str

@@ -68,8 +68,8 @@ def test_a_template_has_a_place_for_each_value() -> None:
     assert template(message.value) == f"{VALUE} still claims {VALUE} in BAR {VALUE}"
 
 
-def test_the_readme_has_seven_messages_and_the_manual_these_and_more() -> None:
-    assert len(rows("Messages")) == 7
+def test_the_readme_has_eight_messages_and_the_manual_these_and_more() -> None:
+    assert len(rows("Messages")) == 8
     assert len(messages()) > 14
 
 

@@ -19,6 +19,7 @@ from tests.libvirt_xml import UUID, domain_xml
 from vfio_console_hook import cli, hook
 from vfio_console_hook.claims import history
 from vfio_console_hook.claims.directory import Claims
+from vfio_console_hook.claims.histories import histories
 from vfio_console_hook.claims.history import STATUS
 from vfio_console_hook.commands.status import overview
 from vfio_console_hook.commands.status.command import status_text
@@ -81,11 +82,11 @@ def prepare(host: FakeHost, name: str = "win11", *, by_hand: bool = False) -> No
 def shown(host: FakeHost) -> str:
     """The text of status without dates and durations."""
     found = overview.current(host)
-    histories = tuple(
+    known = tuple(
         replace(one, events=tuple(replace(event, took_s=0.123) for event in one.events))
         for one in found.histories
     )
-    text = status_text(replace(found, histories=histories), Terminal())
+    text = status_text(replace(found, histories=known), Terminal())
     return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "2024-11-22 TT:TT:TT", text)
 
 
@@ -346,7 +347,7 @@ def test_the_last_refusal_stays_whatever_succeeds_later(
     for text in (during, shown(host)):
         assert "last refusal" in text
         assert "is in use by Xorg (9) with" in " ".join(text.split())
-    assert overview.histories(host)[0].events[-1].failure == ""
+    assert histories(host)[0].events[-1].failure == ""
 
 
 def test_each_event_of_a_run_is_kept_with_its_duration(machine: MachineFactory) -> None:
@@ -355,7 +356,7 @@ def test_each_event_of_a_run_is_kept_with_its_duration(machine: MachineFactory) 
     host.time += 60
     ended(host, libvirt)
 
-    (vm_history,) = overview.histories(host)
+    (vm_history,) = histories(host)
 
     assert (vm_history.vm, vm_history.uuid, vm_history.refusal) == ("win11", UUID, None)
     assert [(one.kind, one.failure) for one in vm_history.events] == [
@@ -384,7 +385,7 @@ def test_a_release_by_recover_is_no_event_of_libvirt(machine: MachineFactory) ->
 
     recovery.give_back(host, claim)
 
-    (vm_history,) = overview.histories(host)
+    (vm_history,) = histories(host)
     assert [one.kind for one in vm_history.events][-1] == "recover"
 
 
@@ -395,7 +396,7 @@ def test_the_history_of_another_vm_is_kept(machine: MachineFactory) -> None:
     history.remember(host, "b", OTHER_UUID, "prepare", took_s=2)
     history.remember(host, "a", UUID, "start", took_s=3)
 
-    assert {one.vm: [event.kind for event in one.events] for one in overview.histories(host)} == {
+    assert {one.vm: [event.kind for event in one.events] for one in histories(host)} == {
         "a": ["prepare", "start"], "b": ["prepare"],
     }  # fmt: skip
 
@@ -405,7 +406,7 @@ def test_an_unreadable_domain_is_remembered_without_uuid(machine: MachineFactory
 
     hook.main(["win11", "prepare", "begin", "-"], b"<domain", host)
 
-    (vm_history,) = overview.histories(host)
+    (vm_history,) = histories(host)
     assert (vm_history.vm, vm_history.uuid) == ("win11", "")
     assert vm_history.refusal is not None
     assert vm_history.refusal.text.startswith("the domain XML is not well-formed")
@@ -482,10 +483,10 @@ def test_the_file_of_an_earlier_version_is_replaced(machine: MachineFactory) -> 
     host = machine("efifb-6.12")
     host.tree.put(STATUS, '{"vm": "win11", "event": "prepare", "failure": "", "time": 1}')
 
-    before = overview.histories(host)
+    before = histories(host)
     history.remember(host, "win11", UUID, "prepare", took_s=1)
 
-    assert (before, [one.vm for one in overview.histories(host)]) == ((), ["win11"])
+    assert (before, [one.vm for one in histories(host)]) == ((), ["win11"])
 
 
 def test_a_history_that_cannot_be_written_stops_nothing(machine: MachineFactory) -> None:
@@ -521,7 +522,7 @@ def test_a_history_that_is_garbage_is_ignored(
         ("no VM holds a GPU\nthe host's consoles: framebuffer console on fb0 (EFI VGA)\n", ""),
     )
     history.remember(host, "win11", UUID, "start", took_s=1)
-    assert [one.events[-1].kind for one in overview.histories(host)] == ["start"]
+    assert [one.events[-1].kind for one in histories(host)] == ["start"]
 
 
 # -- as JSON

@@ -62,6 +62,7 @@ DOORS = {
         "machine/host/consoles.py",
         "machine/host/nodes.py",
         "machine/host/processes.py",
+        "machine/host/programs.py",
         "machine/runfiles.py",
         "machine/snapshot.py",
         "machine/worker.py",
@@ -74,7 +75,9 @@ DOORS = {
         "commands/check_config.py",
         "commands/files.py",
     },
-    "process": {"machine/host/processes.py", "machine/worker.py"},
+    "process": {
+        "machine/host/processes.py", "machine/host/programs.py", "machine/worker.py",
+    },
     "subprocess": {"machine/host/programs.py"},
     "fcntl": {"machine/host/consoles.py", "machine/host/nodes.py", "claims/directory.py"},
     "socket": set(),

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import __version__
-from .commands import check_config, dismiss, files, give, record, recover, take
+from .commands import check_config, dismiss, files, give, notify, record, recover, take
 from .commands.doctor import command as doctor
 from .commands.plan import command as plan
 from .commands.status import command as status
@@ -36,6 +36,7 @@ COMMANDS = (
     record.COMMAND,
     recover.COMMAND,
     dismiss.COMMAND,
+    notify.COMMAND,
     take.COMMAND,
     give.COMMAND,
 )

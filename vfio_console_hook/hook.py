@@ -28,9 +28,13 @@ TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .config.settings import Config
     from .events.assignment import Assignment
 
 IDENT = "vfio-console-hook"
+# Those whose failure people are told of who did not see it: the VM does not start, or not all
+# comes back.
+_TOLD = ("prepare", "start", "release")
 
 
 class _Event:
@@ -43,6 +47,8 @@ class _Event:
         self.uuid = ""
         self.gpus: tuple[str, ...] = ()
         self.level = "info"
+        self.announce: tuple[str, ...] = ("login", "session")
+        self.on_refusal = "none"
         self.began = time.monotonic()
 
     @property
@@ -51,22 +57,39 @@ class _Event:
             self.host, self.name, self.level, phase=self.phase, uuid=self.uuid, gpus=self.gpus
         )
 
-    def remember(self, error: HookError | None = None) -> None:
-        """Write down for `status` how the event ended; error is how it failed."""
-        took_s = time.monotonic() - self.began
-        why_not = history.remember(
-            self.host, self.name, self.uuid, self.phase, took_s=took_s, error=error
-        )
-        if why_not:
-            self.log.warning(f"`vfio-console-hook status` will not show this event: {why_not}")
+    def configured(self, settings: Config | Claim) -> None:
+        """Take over what the configuration says of this VM's events, which a claim keeps."""
+        self.level = settings.log_level
+        self.announce, self.on_refusal = settings.announce, settings.on_refusal
 
-    def report(self, error: HookError) -> None:
-        """Write a failure to the log, and for `status`."""
+    def remember(
+        self, error: HookError | None = None, places: tuple[str, ...] = ()
+    ) -> None:
+        """Write down for `status` how the event ended; error is how it failed.
+
+        places are where it is shown to people who are not here.
+        """
+        took_s = time.monotonic() - self.began
+        unseen = history.remember(
+            self.host, self.name, self.uuid, self.phase, took_s=took_s, error=error, places=places
+        )
+        if unseen:
+            self.log.warning(unseen)
+
+    def log_failure(self, error: HookError) -> None:
         log = self.log
         log.error(str(error))
         for line in error.trace.splitlines() if isinstance(error, BugError) else ():
             log.error(line)
-        self.remember(error)
+
+    def tell(self, error: HookError) -> None:
+        """Write a failure down, show it to people who are not here, and run their command."""
+        told = self.phase in _TOLD
+        self.remember(error, self.announce if told else ())
+        if told and self.on_refusal != "none":
+            from .events import on_refusal  # only where a VM is refused
+
+            on_refusal.run(self.on_refusal, self.log, error)
 
 
 def main(argv: list[str], xml: bytes | None = None, host: Host | None = None) -> int:
@@ -85,7 +108,8 @@ def main(argv: list[str], xml: bytes | None = None, host: Host | None = None) ->
     except Exception as error:
         known = understood(error)
         _print(known)
-        event.report(known)
+        event.log_failure(known)
+        event.tell(known)
         return 1
     return 0
 
@@ -120,7 +144,7 @@ def _prepare(event: _Event, xml: bytes | None) -> None:
     except HookError:
         _forget_earlier_run(event)
         raise
-    event.level = config.log_level
+    event.configured(config)
     deadline = worker.Deadline(host, config.timeout_s)
     try:
         prepare.prepare_within(deadline, host, assignment, config, event.log)
@@ -181,7 +205,8 @@ def _start_all_the_same(event: _Event, error: HookError, on_failure: str) -> Non
     """Report an error and no more, if the configuration lets the VM start all the same."""
     if on_failure == "abort":
         raise error
-    event.report(error)
+    event.log_failure(error)
+    event.remember(error)
     event.log.warning("the VM starts all the same, as configured by on_failure")
 
 
@@ -224,7 +249,8 @@ def _with_claim(event: _Event, act: Callable[[Claim, Log, worker.Supervisor], No
     held = Claims(event.host).named(event.name)
     if held is None:
         return
-    event.uuid, event.gpus, event.level = held.uuid, held.gpus, held.log_level
+    event.uuid, event.gpus = held.uuid, held.gpus
+    event.configured(held)
     deadline = worker.Deadline(event.host, held.timeout_s)
     try:
         # A VM that libvirt's daemon, started anew, has found running has started before.

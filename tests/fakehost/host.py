@@ -354,6 +354,13 @@ class FakeHost(SnapshotHost):
             modules.settle(self.tree)
         return output
 
+    def become(
+        self, *command: str, environment: dict[str, str], text: str, timeout_s: float
+    ) -> None:
+        """The program would run now: what it is called with lies below fake/."""
+        became = {"command": command, "environment": environment, "text": text, "s": timeout_s}
+        self.tree.put("fake/became", json.dumps(became))
+
     def ask(self, path: str, question: str) -> str:
         if not self.exists(selinux.POLICY):
             return super().ask(path, question)

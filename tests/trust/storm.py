@@ -20,7 +20,7 @@ from tests.trust.crowd import GPUS, LIBVIRT_THREADS, TIMEOUT_S, Crowd, Tally, Vm
 from tests.trust.shared import HANG, SLOW
 from vfio_console_hook.claims.claim import CLAIMS
 from vfio_console_hook.claims.directory import BY_NAME, Claims
-from vfio_console_hook.commands.status import overview
+from vfio_console_hook.claims.histories import histories
 from vfio_console_hook.machine.runfiles import RUN
 
 VMS = tuple(Vm.of(number) for number in range(1, 201))
@@ -196,7 +196,7 @@ def _lost_claims(host: FakeHost) -> list[str]:
         whole = one.steps and one.done == set(range(len(one.steps))) and not one.undone
         if not whole or (one.gpus, one.phase) != ((vm.gpu,), "started"):
             wrong.append(f"the claim of {vm.name} is not whole: {one}")
-    known = {one.vm for one in overview.histories(host)}
+    known = {one.vm for one in histories(host)}
     if known != {vm.name for vm in WITH_GPU}:
         wrong.append(f"there is news of {sorted(known)}")
     return wrong

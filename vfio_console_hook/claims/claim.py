@@ -4,6 +4,7 @@ It is a file of JSON lines, oldest first (directory.py says where):
 
     {"format": 2, "vm": NAME, "uuid": ..., "boot": ..., "gpus": [...], "since": ...,
      "by_hand": BOOL, "settings": {"log_level": ..., "timeout_s": ..., "on_failure": ...}}
+                         and "on_refusal" and "announce" if they are not the defaults
     {"phase": "start", "hook": [PID, TICKS]}  how far the VM is, and which process handles it;
                          with "forgotten": true when libvirt no longer knows of this run
     {"worker": [PID, TICKS]}  its process that talks to the kernel; [0, 0] when that has ended
@@ -46,7 +47,12 @@ _SETTINGS: dict[str, Callable[[Any], bool]] = {
     "log_level": lambda value: value in LEVELS,
     "timeout_s": lambda value: type(value) is int and 1 <= value <= 600,
     "on_failure": lambda value: value in ("abort", "start"),
+    "on_refusal": lambda value: isinstance(value, str) and value[:1] == "/" and "\0" not in value,
+    "announce": lambda value: (
+        isinstance(value, list) and all(one in ("login", "session") for one in value)
+    ),
 }
+_LATER_SETTINGS = ("on_refusal", "announce")
 
 
 @dataclass
@@ -56,8 +62,8 @@ class Claim:
     by_hand: a person took the GPUs, no VM. forgotten: libvirt no longer knows of this run,
     so it has re-attached nothing. hook is the process that handles the last event, and
     worker the one that talks to the kernel for it. Both are (pid, start in ticks since
-    boot), (0, 0) for none. dropped: its file is gone, or another claim's. The last three
-    are what later events need of the configuration that prepare had (settings.py).
+    boot), (0, 0) for none. dropped: its file is gone, or another claim's. log_level and what
+    follows are what later events need of the configuration that prepare had (settings.py).
     """
 
     host: Host
@@ -78,6 +84,8 @@ class Claim:
     log_level: str = "info"
     timeout_s: int = 60
     on_failure: str = "abort"
+    on_refusal: str = "none"
+    announce: tuple[str, ...] = ("login", "session")
 
     @property
     def path(self) -> str:
@@ -91,7 +99,12 @@ class Claim:
     def create(self, inherited: list[Step]) -> None:
         """Make the file, with steps that are taken over from another claim. Raises ClaimError."""
         self.hook = processes.this(self.host)
-        settings = {key: getattr(self, key) for key in ("log_level", "timeout_s", "on_failure")}
+        # An earlier version that is installed meanwhile does not know the others.
+        settings = {
+            key: getattr(self, key)
+            for key in _SETTINGS
+            if key not in _LATER_SETTINGS or getattr(self, key) != getattr(Claim, key)
+        }
         head = {
             "format": FORMAT, "vm": self.name, "uuid": self.uuid, "boot": self.boot,
             "gpus": self.gpus, "since": self.since, "by_hand": self.by_hand, "settings": settings,
@@ -240,7 +253,7 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if name not in _SETTINGS or not _SETTINGS[name](value):
             raise ValueError(f"no such setting: {name[:20]!r}")
-    return values
+    return {key: tuple(one) if isinstance(one, list) else one for key, one in values.items()}
 
 
 def _replay(claim: Claim, entry: dict[str, object]) -> None:

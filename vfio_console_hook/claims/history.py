@@ -4,16 +4,18 @@
         UUID                            one VM, JSON, made and replaced by a rename
         unknown                         the last one whose XML could not be read
         losses                          what could not be given back, see losses.py
+        issue                           what login prompts show of all that, see notices.py
 
     {"vm": NAME, "uuid": UUID,
      "events": {"prepare": {"time": T, "took_s": S, "failure": ""}, "start": ..., ...},
-     "refusal": null or {"time": T, "event": "prepare", "text": ..., "hint": ...}}
+     "refusal": null or {"time": T, "event": "prepare", "text": ..., "hint": ...,
+                         "places": ["login", "session"]}}
 
 events has the last one of each kind: of libvirt prepare, start, started, reconnect, stopped
 and release; of people recover and give. T is in seconds since 1970. The refusal is the last
 thing that failed, and stays whatever succeeds later; a loss is none.
 
-Only what the hook runs is here; commands/status/overview.py reads it, into values.
+Only what every event runs is here; histories.py reads it, into values.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 STATUS = f"{RUN}.status"
 UNKNOWN = "unknown"
 LOSSES = f"{STATUS}/losses"
+ISSUE = f"{STATUS}/issue"
+_UNSEEN = "`vfio-console-hook status` will not show this event: "
 _MOST = 100
 """How many VMs are kept here: a host may make and remove them by the thousand."""
 _STALE_S = 60
@@ -41,11 +45,19 @@ _STALE_S = 60
 
 
 def remember(
-    host: Host, vm: str, uuid: str, event: str, *, took_s: float, error: HookError | None = None
+    host: Host,
+    vm: str,
+    uuid: str,
+    event: str,
+    *,
+    took_s: float,
+    error: HookError | None = None,
+    places: tuple[str, ...] = (),
 ) -> str:
     """Write down that an event of a VM ended, after how many seconds; error is how it failed.
 
-    uuid "" means that it is not known. Returns why it could not be written, "" if it was:
+    uuid "" means that it is not known. places are where people are to see the error who
+    were not there (notices.py). Returns what people will not see, and why, "" if they will:
     nothing is raised, because the event does not depend on it.
     """
     # One file for each VM, and libvirt runs one hook at a time for each, so no lock.
@@ -59,7 +71,10 @@ def remember(
         refusal = known.get("refusal")
         # What is lost is shown until it is back (losses.py), and no longer.
         if error is not None and not isinstance(error, LostError):
-            refusal = {"time": now, "event": event, "text": error.text, "hint": error.hint}
+            refusal = {
+                "time": now, "event": event, "text": error.text, "hint": error.hint,
+                "places": places,
+            }  # fmt: skip
         events = {kind: one for kind, one in _events(known).items() if kind != event}
         events[event] = ended  # the last, as the clock may have been set back
         word = {"vm": vm, "uuid": uuid, "events": events, "refusal": refusal}
@@ -68,10 +83,30 @@ def remember(
         if not known:
             _drop_oldest(host)
     except HookError as failure:
-        return failure.text
+        return f"{_UNSEEN}{failure.text}"
     except OSError as failure:
-        return f"cannot look after /{STATUS}: {os.strerror(failure.errno or 0)}"
-    return ""
+        return f"{_UNSEEN}cannot look after /{STATUS}: {os.strerror(failure.errno or 0)}"
+    return update_notices(host) if error is not None or host.exists(ISSUE) else ""
+
+
+def update_notices(host: Host) -> str:
+    """Show at login prompts what is so now; what people will not see, and why, or ""."""
+    from . import notices  # only where something was refused, or lost
+
+    failure = notices.show(host)
+    return f"login prompts will not show it: {failure}" if failure else ""
+
+
+def dismiss_refusal(host: Host, uuid: str) -> None:
+    """Forget the refusal of a VM, as there is no other way to show that a person knows of it.
+
+    Raises ClaimError.
+    """
+    name = uuid or UNKNOWN
+    word = read(host, name)
+    if word is not None:
+        word["refusal"] = None
+        runfiles.write(host, f"{STATUS}/{name}", json.dumps(word) + "\n", 0o644)
 
 
 def read(host: Host, name: str) -> dict[str, Any] | None:
@@ -88,7 +123,8 @@ def read(host: Host, name: str) -> dict[str, Any] | None:
 
 def names(host: Host) -> tuple[str, ...]:
     """Whose words there are, for read(). Raises HostError, ClaimError."""
-    return tuple(name for name in runfiles.names(host, STATUS) if f"{STATUS}/{name}" != LOSSES)
+    others = (LOSSES, ISSUE)
+    return tuple(one for one in runfiles.names(host, STATUS) if f"{STATUS}/{one}" not in others)
 
 
 def _events(known: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     /run/vfio-console-hook.status/losses    readable by everyone, gone with the boot it speaks of
 
     {"boot": ..., "losses": [{"vm": NAME, "uuid": UUID, "time": T, "step": {...}, "text": ...,
-     "hint": ...}, ...]}
+     "hint": ..., "places": [...]}, ...]}
 
 The claim is given up all the same: nothing is held, and the next VM may start. Whether a loss
 is mended is never written down but looked at each time, by the undo of its step.
@@ -32,7 +32,10 @@ FILE = history.LOSSES
 
 @dataclass(frozen=True)
 class Loss:
-    """What one step of a VM, or of a person's `take`, has lost. time is in seconds since 1970."""
+    """What one step of a VM, or of a person's `take`, has lost. time is in seconds since 1970.
+
+    places are where people are to see it who do not ask (notices.py).
+    """
 
     vm: str
     uuid: str
@@ -40,6 +43,7 @@ class Loss:
     step: Step
     text: str
     hint: str = ""
+    places: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.text} (hint: {self.hint})" if self.hint else self.text
@@ -76,13 +80,27 @@ class Loss:
     def from_json(cls, value: dict[str, Any]) -> Loss:
         """The loss that to_json() wrote. Raises ValueError, KeyError or TypeError."""
         vm, uuid, text, hint = (str(value[key]) for key in ("vm", "uuid", "text", "hint"))
-        return cls(vm, uuid, seconds(value["time"]), Step.from_json(value["step"]), text, hint)
+        places = tuple(map(str, value.get("places", ())))  # earlier versions had none
+        step = Step.from_json(value["step"])
+        return cls(vm, uuid, seconds(value["time"]), step, text, hint, places)
 
 
-def of_step(host: Host, vm: str, uuid: str, step: Step, error: LostError | None) -> Loss:
+def of_step(
+    host: Host,
+    vm: str,
+    uuid: str,
+    step: Step,
+    error: LostError | None,
+    places: tuple[str, ...] = (),
+) -> Loss:
     """The loss of a step whose undo raised an error, or that has none."""
     text, hint = (error.text, error.hint) if error else (step.loses, "")
-    return Loss(vm, uuid, host.now(), step, text, hint)
+    return Loss(vm, uuid, host.now(), step, text, hint, places)
+
+
+def known(host: Host) -> tuple[Loss, ...]:
+    """The losses of this boot as they were written down, mended or not. Raises ClaimError."""
+    return tuple(_read(host))
 
 
 def current(host: Host) -> tuple[Loss, ...]:

@@ -13,7 +13,7 @@ from itertools import chain, islice
 from ..actions import holder_kill
 from ..config import load, text
 from ..config.mistakes import Mistake
-from ..config.settings import Config, Service
+from ..config.settings import NONE, Config, Service
 from ..config.yamltext import Entry
 from ..errors import HookError, nearest
 from ..machine import pci, processes, systemd
@@ -50,6 +50,7 @@ def doubts(
         _services(host, path, entries),
         _console(host, path, entries),
         _terminate(host, path, entries, about_processes),
+        _on_refusal(host, path, entries),
     )
     return tuple(sorted(islice(found, _MOST), key=lambda one: (one.line, one.column)))
 
@@ -128,6 +129,13 @@ def _about_commands(host: Host, service: Service) -> str:
         if host.complete and not host.exists(words[0].lstrip("/")):
             return f"there is no program {words[0]} on this host, for {service.name}"
     return ""
+
+
+def _on_refusal(host: Host, path: str, entries: dict[str, Entry]) -> Iterator[Mistake]:
+    entry = entries.get("on_refusal")
+    program = str(entry.value).split()[0] if entry and entry.value != NONE else ""
+    if entry and program and host.complete and not host.exists(program.lstrip("/")):
+        yield _at(path, entry, f"there is no program {program} on this host")
 
 
 # -- processes

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from ..errors import ConfigError
 from ..machine import access, paths
 from ..machine.host import Host
-from .settings import KEYS, Config, Holders, Key, Release, Service
+from .settings import KEYS, NONE, Config, Holders, Key, Release, Service
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
@@ -237,9 +237,8 @@ def _settings_in(host: Host, path: str, mistakes: list[Mistake]) -> dict[str, tu
     """What a file sets, as value and origin; what is wrong with it is added to mistakes."""
     content = _content(host, path, mistakes)
     values = _values(f"/{path}", _decoded(f"/{path}", content, mistakes), mistakes)
-    for value, origin in values.values():
-        if isinstance(value, tuple):
-            mistakes += _untrusted_programs(host, value, origin)
+    for name, (value, origin) in values.items():
+        mistakes += _untrusted_programs(host, name, value, origin)
     return values
 
 
@@ -266,18 +265,33 @@ def _content(host: Host, path: str, mistakes: list[Mistake]) -> bytes:
     return b""
 
 
-def _untrusted_programs(host: Host, services: tuple[object, ...], origin: str) -> Iterator[Mistake]:
-    """The programs of commands, which run as root, that other users could have changed."""
+def _untrusted_programs(host: Host, name: str, value: object, origin: str) -> Iterator[Mistake]:
+    """The programs of commands, which run as root, that other users could have changed.
+
+    name and value are those of any setting.
+    """
     file, _, line = origin.rpartition(":")
-    for one in services:
-        if not isinstance(one, Service):
-            continue
-        commands = (one.active, one.stop, one.start)
-        for program in dict.fromkeys(words[0] for words in commands if words):
-            way = paths.resolve(host, program)
-            if way.why:
-                text = f"{program} of {one.name} is not run as root: {_untrusted(way)}"
-                yield _mistake(file, text, int(line), 1)
+    for whose, program in dict.fromkeys(_programs(name, value)):
+        why = why_not_run(host, program)
+        if why:
+            text = f"{program} of {whose} is not run as root: {why}"
+            yield _mistake(file, text, int(line), 1)
+
+
+def _programs(name: str, value: object) -> Iterator[tuple[str, str]]:
+    """(whose, program) of each command in a setting."""
+    if name == "on_refusal" and value != NONE:
+        yield name, str(value).split()[0]
+    for one in value if isinstance(value, tuple) else ():
+        if isinstance(one, Service):
+            commands = (one.active, one.stop, one.start)
+            yield from ((one.name, words[0]) for words in commands if words)
+
+
+def why_not_run(host: Host, program: str) -> str:
+    """Why root does not run a program that is given by its full path, or "". Raises HostError."""
+    way = paths.resolve(host, program)
+    return str(_untrusted(way)) if way.why else ""
 
 
 def _decoded(path: str, content: bytes, mistakes: list[Mistake]) -> str:

@@ -39,7 +39,7 @@ def bad_value(value: object, name: str, wanted: str, read: Reader) -> tuple[str,
         return f"{_bad_value(value, name, wanted)}, did you mean {_written(meant)}?", None
     for number, item in enumerate(value if isinstance(value, list) else ()):
         if read([item]) is None:
-            if command := _command(item, name):
+            if command := _command(item, name) if name in _NAMES else "":
                 return f"{shown(item)} in '{name}' is a command; {command}", number
             service = _bad_service(item) if name == "services" else ""
             what = service or f"bad value {shown(item)}"
@@ -126,7 +126,9 @@ def _bad_service(item: object) -> str:
     return ""
 
 
-# Programs that people write in front of what they mean.
+# The lists of names for which people write whole commands, and the programs that they write in
+# front of what they mean.
+_NAMES = ("services", "holders.terminate")
 _ENDING = ("sudo", "kill", "killall", "pkill", "systemctl", "service", "rc-service", "loginctl")
 
 
@@ -164,6 +166,7 @@ def _guesses(value: object, wanted: str) -> Iterator[object]:
     elif isinstance(value, list) and value:
         yield value[0] if len(value) == 1 else None
         if all(isinstance(one, str) for one in value):
+            yield " ".join(value)
             yield list(dict.fromkeys(one.lower() for one in value))
 
 

@@ -59,6 +59,18 @@ def _console_place() -> tuple[str, Callable[[object], str | None]]:
     return "auto, never, or the PCI address of a GPU such as 02:00.0", read
 
 
+def _command() -> tuple[str, Callable[[object], str | None]]:
+    def read(value: object) -> str | None:
+        if not isinstance(value, str):
+            return None
+        line = value.strip() == value and value.isprintable()
+        return value if value == NONE or (value[:1] == "/" and line) else None
+
+    return f"{NONE}, or a command that begins with the full path of its program", read
+
+
+NONE = "none"
+
 # A word that begins a command, and no name of a process. Patterns that few events need are
 # compiled where they are used: each takes 0.2 ms.
 _PROGRAM = r"/|(?:sudo|kill|killall|pkill|systemctl|loginctl)\s"
@@ -208,6 +220,14 @@ class Config:
     release: Release = Release()
     on_failure: str = _setting(
         _one_of("abort", "start"), "abort", "What happens to the VM when its GPUs cannot be freed."
+    )
+    on_refusal: str = _setting(
+        _command(), NONE, "What is run, as root and without a shell, when a VM is refused."
+    )
+    announce: tuple[str, ...] = _setting(
+        _some_of("login", "session"),
+        ("login", "session"),
+        "Where a refusal is shown to people who did not see the error of virsh.",
     )
     timeout_s: int = _setting(
         _whole_number(1, 600), 60, "How many seconds one event may take before it is given up."

@@ -17,7 +17,9 @@ from ..machine.host import Host
 
 def write_down(claim: Claim, step: Step, error: LostError | None, log: Log) -> Loss:
     """The loss of a step whose undo raised an error, or that has none; kept for people."""
-    loss = losses.of_step(claim.host, claim.name, claim.uuid, step, error)
+    # What plan had listed is no news.
+    places = () if step.loses else claim.announce
+    loss = losses.of_step(claim.host, claim.name, claim.uuid, step, error, places)
     try:
         losses.add(claim.host, loss)
     except HookError as refused:

@@ -94,6 +94,8 @@ def _new_claim(host: Host, assignment: Assignment, config: Config) -> Claim:
         log_level=config.log_level,
         timeout_s=config.timeout_s,
         on_failure=config.on_failure,
+        on_refusal=config.on_refusal,
+        announce=config.announce,
     )
 
 

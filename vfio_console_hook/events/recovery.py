@@ -137,4 +137,6 @@ def give_back(host: Host, claim: Claim, log: Log | None = None) -> str:
 def _remember(host: Host, claim: Claim, began: float, error: HookError | None = None) -> None:
     event = "give" if claim.by_hand else "recover"
     took_s = time.monotonic() - began
-    history.remember(host, claim.name, claim.uuid, event, took_s=took_s, error=error)
+    history.remember(
+        host, claim.name, claim.uuid, event, took_s=took_s, error=error, places=claim.announce
+    )

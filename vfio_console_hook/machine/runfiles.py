@@ -159,6 +159,28 @@ def remove(host: Host, path: str) -> None:
         raise failed("remove", path, error) from error
 
 
+def link(host: Host, path: str, target: str) -> None:
+    """Make a link below /run, also its directory, unless there is something. Raises ClaimError."""
+    full = host.path(path)
+    try:
+        os.makedirs(os.path.dirname(full), exist_ok=True)
+        os.symlink(target, full)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise failed("make", path, error) from error
+
+
+def touch(host: Host, path: str) -> None:
+    """Set the times of a file below /run to now; nothing without it. Raises ClaimError."""
+    try:
+        os.utime(host.path(path), follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise failed("touch", path, error) from error
+
+
 def write_all(handle: int, text: str) -> None:
     """Write all of a text and sync it. Raises OSError."""
     content = text.encode("utf-8", "surrogateescape")

@@ -123,6 +123,11 @@ class SnapshotHost(Host):
     def run(self, *command: str, timeout_s: float = 30) -> str:
         return self._answer(command, "")
 
+    def become(
+        self, *command: str, environment: dict[str, str], text: str, timeout_s: float
+    ) -> None:
+        raise HostError(f"cannot run {command[0]} on a recorded machine")
+
     def ask(self, path: str, question: str) -> str:
         return self._answer((f"/{path}", question), "")
 

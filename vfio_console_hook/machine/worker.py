@@ -113,6 +113,24 @@ def look(work: Callable[[], str | None]) -> str:
     return run(work, _LOOK_S)
 
 
+def detach(work: Callable[[], None]) -> None:
+    """Let a process do work that nothing waits for; what it raises is lost.
+
+    It leads a session of its own, and init is its parent.
+    """
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)  # which ends at once
+        return
+    try:
+        if os.fork() == 0:
+            os.setsid()
+            streams.lead_nowhere(0, 1, 2)  # libvirt waits for the end of them
+            work()
+    finally:
+        os._exit(0)
+
+
 def _child(work: Callable[[], str | None], writer: int) -> None:
     # libvirt waits for the end of our stdout and stderr, not for our exit
     # (virCommandProcessIO): a child that is stuck must not hold them.

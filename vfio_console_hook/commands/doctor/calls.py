@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator
 
 from ... import domain
+from ...claims.histories import histories
 from ...errors import HookError, HostError
 from ...machine import processes, roots, systemd
 from ...machine.host import Host
-from ..status import overview
 from ..terminal import moment
 from .daemon import TICKS, Daemon, boot_time, has_systemd, running_daemons
 from .finding import Finding, check, failure, passed, unrecorded, warning
@@ -123,7 +123,7 @@ def last_call(host: Host) -> tuple[float, str, str] | None:
     """The time of libvirt's last call of the hook in this boot, the event, and the VM."""
     calls = [
         (event.time, event.kind, one.vm)
-        for one in overview.histories(host)
+        for one in histories(host)
         for event in one.events
         if event.kind in _EVENTS_OF_LIBVIRT
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..status import overview
+from ...claims.histories import histories
 from ..terminal import moment
 from .finding import Finding, check, passed, warning
 from .system import System
@@ -14,20 +14,16 @@ from .system import System
 def last_refusal(system: System) -> Iterator[Finding]:
     """The last failure of each VM since the boot, until the same event was done again."""
     failed = False
-    for one in overview.histories(system.host):
+    for one in histories(system.host):
         refusal = one.refusal
         if refusal is None:
             continue
         failed = True
         title = f"last refusal of {one.vm}"
         text = f"{moment(refusal.time)} {refusal.event}: {refusal.text}"
-        done = [
-            event.time
-            for event in one.events
-            if event.kind == refusal.event and not event.failure and event.time > refusal.time
-        ]
-        if done:
-            yield passed(f"{text}; {refusal.event} was done at {moment(done[-1])}", of=title)
+        done = one.done_since
+        if done is not None:
+            yield passed(f"{text}; {done.kind} was done at {moment(done.time)}", of=title)
         else:
             advice = refusal.hint or "see `vfio-console-hook status`"
             yield warning(text, advice, of=title)

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 
+from ...claims.histories import Refusal
 from ...claims.losses import Loss
 from ...log import printable
 from ...machine import worker
@@ -15,7 +16,7 @@ from .. import dismiss
 from ..command import Command
 from ..terminal import Terminal, moment
 from . import metrics, overview
-from .overview import HeldClaim, HeldStep, Overview, Refusal
+from .overview import HeldClaim, HeldStep, Overview
 
 # A VM starts faster than that; only libvirt knows whether one hangs.
 _LONG_START_S = 300

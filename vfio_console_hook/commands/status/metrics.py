@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .overview import Event, History, Overview
+from ...claims.histories import Event, History
+from .overview import Overview
 
 _PREFIX = "vfio_console_hook_"
 

@@ -11,16 +11,17 @@ from typing import Any
 
 from ...actions.firmware import Rebind
 from ...actions.vfio import UnbindVfio
-from ...claims import history, in_use, losses, ownership
+from ...claims import in_use, losses, ownership
 from ...claims.claim import Claim
 from ...claims.directory import Claims
+from ...claims.histories import Event, History, histories
 from ...claims.losses import Loss
 from ...claims.step import Step
 from ...errors import ClaimError, HookError, HostError
 from ...events import undo
 from ...machine import console, libvirtd, pci
 from ...machine.console import Framebuffer, Vtconsole
-from ...machine.host import Host, seconds
+from ...machine.host import Host
 from ..command import attributes
 
 GIVEN_IN_PART = "given back in part"
@@ -91,36 +92,6 @@ class HeldClaim:
     def open(self) -> int:
         """How many steps are not undone."""
         return sum(step.state != "undone" for step in self.steps)
-
-
-@dataclass(frozen=True)
-class Event:
-    """The last event of a kind; failure is "" when it was done. Times in seconds."""
-
-    kind: str
-    time: float
-    took_s: float
-    failure: str
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """The last failure of a VM, whatever succeeded after it."""
-
-    event: str
-    time: float
-    text: str
-    hint: str
-
-
-@dataclass(frozen=True)
-class History:
-    """The last events of a VM since the boot, oldest first."""
-
-    vm: str
-    uuid: str
-    events: tuple[Event, ...]
-    refusal: Refusal | None
 
 
 @dataclass(frozen=True)
@@ -274,37 +245,6 @@ def _held_step(host: Host, step: Step, state: str) -> HeldStep:
         lost=lost,
         losing=losing,
     )
-
-
-def histories(host: Host) -> tuple[History, ...]:
-    """The last events of each VM; files that cannot be read or parsed are left out."""
-    try:
-        files = [history.read(host, name) for name in history.names(host)]
-        return tuple(one for file in files if file and (one := _history(file)))
-    except HookError:
-        return ()
-
-
-def _history(file: dict[str, Any]) -> History | None:
-    events = file.get("events")
-    if not isinstance(events, dict):
-        return None
-    found = tuple(event for kind, one in events.items() if (event := _event(kind, one)))
-    return History(str(file.get("vm")), str(file.get("uuid")), found, _refusal(file.get("refusal")))
-
-
-def _event(kind: str, one: Any) -> Event | None:
-    try:
-        return Event(kind, seconds(one["time"]), seconds(one["took_s"]), str(one["failure"]))
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-
-
-def _refusal(one: Any) -> Refusal | None:
-    try:
-        return Refusal(str(one["event"]), seconds(one["time"]), str(one["text"]), str(one["hint"]))
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
 
 
 def to_json(overview: Overview) -> dict[str, Any]:

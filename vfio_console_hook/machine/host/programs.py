@@ -78,6 +78,35 @@ class Programs:
         except subprocess.TimeoutExpired:
             return None
 
+    def become(
+        self, *command: str, environment: dict[str, str], text: str, timeout_s: float
+    ) -> None:
+        """Go on as a program, called by its full path, which reads text on stdin.
+
+        It is ended after timeout_s, by timeout(1), where the machine has one. Raises HostError
+        when it cannot be started.
+        """
+        import signal  # only for a command that is configured
+
+        for timeout in ("/usr/bin/timeout", "/bin/timeout"):
+            if os.path.exists(timeout):
+                command = (timeout, "-k", "5", f"{timeout_s:g}", *command)
+                break
+        try:
+            reader = os.memfd_create("text")
+            os.write(reader, text.encode("utf-8", "backslashreplace"))
+            os.lseek(reader, 0, os.SEEK_SET)
+            os.dup2(reader, 0)
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # who waits for their end waits for it
+            os.chdir("/")
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # which Python ignores
+            os.execve(  # noqa: S606  (no shell, and callers give full paths)
+                command[0], command, {**ENVIRONMENT, **environment}
+            )
+        except OSError as error:
+            shown = " ".join(command)
+            raise HostError(f"cannot run {shown}: {os.strerror(error.errno or 0)}") from error
+
 
 def _sentence(complaint: bytes) -> str:
     """What a program printed on stderr, in any encoding, as one line of text."""

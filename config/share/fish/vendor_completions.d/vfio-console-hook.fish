@@ -1,6 +1,6 @@
 # fish completion of vfio-console-hook: installed by install.sh
 
-set -l commands plan status doctor check-config record recover dismiss take give
+set -l commands plan status doctor check-config record recover dismiss notify take give
 
 # The VMs that libvirt knows. It does not answer while a VM starts.
 function __vfio_console_hook_vms
@@ -29,7 +29,8 @@ complete -c vfio-console-hook -n $first -a doctor -d 'check this host, the insta
 complete -c vfio-console-hook -n $first -a check-config -d 'configuration mistakes, or effective configuration of a VM'
 complete -c vfio-console-hook -n $first -a record -d 'write a snapshot of this machine for a bug report'
 complete -c vfio-console-hook -n $first -a recover -d 'release GPUs still claimed by VMs that are not running'
-complete -c vfio-console-hook -n $first -a dismiss -d 'hide what could not be given back after a VM'
+complete -c vfio-console-hook -n $first -a dismiss -d 'hide what was refused, or not given back after a VM'
+complete -c vfio-console-hook -n $first -a notify -d 'show in this desktop session why a VM was refused'
 complete -c vfio-console-hook -n $first -a take -d 'free GPUs by hand, where libvirt calls no hook'
 complete -c vfio-console-hook -n $first -a give -d 'release GPUs that were taken by hand'
 
@@ -59,6 +60,8 @@ complete -c vfio-console-hook -n $recover -l force -d 'do not ask libvirt'
 complete -c vfio-console-hook -n $recover -l wait -x -d 'seconds to wait'
 
 complete -c vfio-console-hook -n '__fish_seen_subcommand_from dismiss' -a '(__vfio_console_hook_vms)' -d VM
+
+complete -c vfio-console-hook -n '__fish_seen_subcommand_from notify' -l again -d 'also what was shown before'
 
 set -l by_hand '__fish_seen_subcommand_from take give'
 complete -c vfio-console-hook -n $by_hand -a '(__vfio_console_hook_gpus)' -d GPU
