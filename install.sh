@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs vfio-console-hook on this host, removes it, or shows it at work.
+# Installs vfio-console-hook on this host, removes it, makes a package of it, or shows it at work.
 #
 # Everything is written beside its target first and put into place by rename; if
 # anything fails, what was there before is put back. DESTDIR is for packagers: the
@@ -11,76 +11,54 @@ PATH=/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
 unset CDPATH
 
+here=$(cd "$(dirname "$0")" && pwd) || exit 1
+root=${DESTDIR-}
+root=${root%/}
+case $root in -*) root=./$root ;; esac
+# shellcheck source=hooks/setup.sh
+. "$here/hooks/setup.sh"
+
+# Where it is not new enough, choose_python takes another one.
 PYTHON=/usr/bin/python3
-# A link to the directory of the installed version, which is called LIB.NUMBER. A process goes
-# on with the version that it was started from, because modules are also loaded late.
-LIB=/usr/lib/vfio-console-hook
-COMMAND=/usr/bin/vfio-console-hook
-DOC=/usr/share/doc/vfio-console-hook
-ETC=/etc/vfio-console-hook
-HOOKS=/etc/libvirt/hooks
-SHARE=/usr/share
-RUN=/run/vfio-console-hook
 
-# The three places where the gate may be: libvirt's own, the directory it reads since
-# 6.5, and a file that another hook calls. Only programs in HOOKS (and in
-# /usr/bin and its like) can be executed by a hook under Debian's AppArmor profile.
-MAIN=$HOOKS/qemu
-DROPIN=$HOOKS/qemu.d/50-vfio-console-hook
-CHAINED=$HOOKS/vfio-console-hook
-
-# The units for systemd, and the links by which the first is started with each of libvirt's
-# daemons: the ones that are shipped are in /usr/lib, and systemd reads that everywhere. Of
-# the second, administrators enable instances.
-UNITS=/usr/lib/systemd/system
-UNIT=$UNITS/vfio-console-hook-recover.service
-TAKE=$UNITS/vfio-console-hook-take@.service
-WITH_LIBVIRTD=$UNITS/libvirtd.service.wants/${UNIT##*/}
-WITH_VIRTQEMUD=$UNITS/virtqemud.service.wants/${UNIT##*/}
-RELOAD_S=60  # how long systemd may take to read it
-
-# What shows a refusal to people who were not there: a link that login prompts read, which
-# leads nowhere as long as there is nothing to show, and an entry that desktops start.
-ISSUE=/etc/issue.d/vfio-console-hook.issue
-NOTICES=$RUN.status/issue
-AUTOSTART=/etc/xdg/autostart/vfio-console-hook.desktop
-
-# The manual pages, and what the shells read to complete the command: where they are in
-# config/share, and in /usr/share. Debian's zsh reads another directory than all others.
-MANUAL='man/man8/vfio-console-hook.8
-man/man5/vfio-console-hook.yaml.5'
-COMPLETIONS='bash-completion/completions/vfio-console-hook
-fish/vendor_completions.d/vfio-console-hook.fish'
-ZSH=zsh/site-functions/_vfio-console-hook
-ZSH_DEBIAN=zsh/vendor-completions/_vfio-console-hook
-
-# A line of each of our own files, by which they are recognized.
-GATE_MARK='^# vfio-console-hook: the gate'
+# What is installed beside the program, its documents and the gate: mode, where it is in the
+# clone, and where on the host. Each has a line by which it is recognized (is_our_file).
+FILES="755 hooks/command.py /usr/bin/vfio-console-hook
+644 config/share/man/man8/vfio-console-hook.8 $SHARE/man/man8/vfio-console-hook.8
+644 config/share/man/man5/vfio-console-hook.yaml.5 $SHARE/man/man5/vfio-console-hook.yaml.5
+644 config/share/bash-completion/completions/vfio-console-hook $SHARE/bash-completion/completions/vfio-console-hook
+644 config/share/fish/vendor_completions.d/vfio-console-hook.fish $SHARE/fish/vendor_completions.d/vfio-console-hook.fish
+644 hooks/vfio-console-hook.desktop /etc/xdg/autostart/vfio-console-hook.desktop"
+UNIT_FILES="644 hooks/${UNIT##*/} $UNIT
+644 hooks/${TAKE##*/} $TAKE"
+ZSH_FILE='644 config/share/zsh/site-functions/_vfio-console-hook'
+# Debian's zsh reads another directory than all others.
+ZSH=$SHARE/zsh/site-functions/_vfio-console-hook
+ZSH_DEBIAN=$SHARE/zsh/vendor-completions/_vfio-console-hook
+# Links, and what they say: one that login prompts read, which leads nowhere as long as there is
+# no refusal to show, and those by which the unit starts with libvirt's daemons.
+LINKS="$ISSUE $RUN.status/issue"
+UNIT_LINKS="$WITH_LIBVIRTD ../${UNIT##*/}
+$WITH_VIRTQEMUD ../${UNIT##*/}"
+# The command, a unit, and all others.
 COMMAND_MARK='^"""The command vfio-console-hook'
-UNIT_MARK='^# vfio-console-hook: the unit'
 SHARED_MARK='vfio-console-hook: installed by install.sh$'
 
 usage() {
     cat <<'END'
 usage: ./install.sh              install, or upgrade what is installed
        ./install.sh --uninstall  remove what was installed; changed configuration is kept
+       ./install.sh --package deb|rpm|arch [DIR]
+                                 make a package in DIR, or here; no root needed
        ./install.sh --demo       show the program at work on an embedded machine; no root needed
 
 DESTDIR=DIR ./install.sh installs below DIR, for packages and images.
 END
 }
 
-say() {
-    printf '%s\n' "$*"
-}
-
-# A link that points nowhere is there, too.
-is_there() {
-    [ -e "$1" ] || [ -L "$1" ]
-}
-
 # --- leaving: everything or nothing -----------------------------------------------
 
+nothing='nothing was changed'  # the end of a sentence that refuses
 created=  # directories made by this run, one a line, outer ones first
 staged=   # targets whose file, link or directory is prepared beside them, in order
 placed=   # those that are in place, and what was there before is beside them as *.old
@@ -95,16 +73,6 @@ $reversed"
 $1
 END
     printf '%s' "$reversed"
-}
-
-# The name beside a target under which it is prepared. libvirt runs every executable in
-# qemu.d, so nothing is ever prepared in there; systemd reads no unit whose name begins
-# with a dot.
-beside() {
-    case $1 in
-        */qemu.d/*) printf '%s\n' "${1%/qemu.d/*}/.new-${1##*/}" ;;
-        *) printf '%s\n' "${1%/*}/.new-${1##*/}" ;;
-    esac
 }
 
 undo() {
@@ -125,11 +93,11 @@ undo() {
     done
 }
 
-# One sentence and, if $2 is given, what to try.
+# One sentence, which says at its end what is the state now, and, if $2 is given, what to try.
 stop() {
     trap - EXIT HUP INT TERM
     undo
-    printf 'install.sh: %s\n' "$1" >&2
+    printf 'install.sh: %s; %s\n' "$1" "$nothing" >&2
     [ -z "${2-}" ] || printf 'hint: %s\n' "$2" >&2
     exit 1
 }
@@ -140,7 +108,7 @@ stop() {
 make_dir() {
     [ ! -d "$1" ] || return 0
     case $1 in */*) [ "${1%/*}" = '' ] || make_dir "${1%/*}" ;; esac
-    reason=$(mkdir "$1" 2>&1) || stop "cannot make the directory $1: ${reason##*: }; nothing was $doing"
+    reason=$(mkdir "$1" 2>&1) || stop "cannot make the directory $1: ${reason##*: }"
     created="$created
 $1"
 }
@@ -154,18 +122,24 @@ stage() {
 $1"
 }
 
-# Stages a copy of file $1 for target $2, with mode $3. A carriage return at the end of
-# the first line of a script would keep every VM from starting.
+# Copies file $1 to $2, with mode $3. A carriage return at the end of the first line of a script
+# would keep every VM from starting. The gate and the command name the Python that was chosen.
+copy() {
+    reason=$({ sed -e "s/$(printf '\r')\$//" -e "s|^PYTHON=/usr/bin/python3\$|PYTHON=$PYTHON|" \
+        -e "1s|^#!/usr/bin/python3 |#!$PYTHON |" "$1" >"$2" && chmod "$3" "$2"; } 2>&1) ||
+        stop "cannot write $2: ${reason##*: }"
+}
+
+# Stages a copy of file $1 for target $2, with mode $3.
 stage_file() {
     stage "$2"
-    reason=$({ tr -d '\r' <"$1" >"$new" && chmod "$3" "$new"; } 2>&1) ||
-        stop "cannot write $new: ${reason##*: }; nothing was $doing"
+    copy "$1" "$new" "$3"
 }
 
 # Stages a link for target $1 that says $2.
 stage_link() {
     stage "$1"
-    reason=$(ln -s "$2" "$new" 2>&1) || stop "cannot make the link $new: ${reason##*: }; nothing was $doing"
+    reason=$(ln -s "$2" "$new" 2>&1) || stop "cannot make the link $new: ${reason##*: }"
 }
 
 # Puts what was staged for target $1 into place. A file or a link is replaced in one step, so
@@ -174,12 +148,12 @@ place() {
     new=$(beside "$1")
     old=$new.old
     if [ -d "$1" ] && [ ! -L "$1" ]; then
-        mv "$1" "$old" 2>/dev/null || stop "cannot replace $1; nothing was $doing"
+        mv "$1" "$old" 2>/dev/null || stop "cannot replace $1"
     elif is_there "$1"; then
-        cp -pP "$1" "$old" 2>/dev/null || stop "cannot save $1; nothing was $doing"
+        cp -pP "$1" "$old" 2>/dev/null || stop "cannot save $1"
     fi
     # Without -T it would go into the directory that a link leads to.
-    reason=$(mv -fT "$new" "$1" 2>&1) || stop "cannot replace $1: ${reason##*: }; nothing was $doing"
+    reason=$(mv -fT "$new" "$1" 2>&1) || stop "cannot replace $1: ${reason##*: }"
     placed="$placed
 $1"
 }
@@ -192,112 +166,24 @@ $staged
 END
 }
 
-# With nothing but the shell and cat: a small host may lack cksum (Debian's busybox) or
-# cmp, and then everything would be the same. The dot keeps newlines at the end.
-same() {
-    [ -f "$1" ] && [ -f "$2" ] && [ "$(cat "$1" && echo .)" = "$(cat "$2" && echo .)" ]
-}
-
-ours() {
-    [ -f "$1" ] && grep -q "$2" "$1" 2>/dev/null
-}
-
-# Debian's systemctl writes /lib into the link of an instance.
-is_our_link() {
-    [ -L "$1" ] || return 1
-    case $(readlink "$1") in "../${UNIT##*/}" | "$TAKE" | "${TAKE#/usr}") ;; *) return 1 ;; esac
-}
-
-is_our_issue() {
-    [ -L "$1" ] && [ "$(readlink "$1")" = "$NOTICES" ]
-}
+# --- looking ----------------------------------------------------------------------
 
 is_our_program() {
     case $(readlink "$root$LIB") in "${LIB##*/}".[0-9]*) ;; *) false ;; esac
 }
 
-# The processes that run from directory $1: each has it open (hooks/launch.py, hooks/command.py).
-# ls only reads the links; [ -ef ] would follow them, and wait for a dead NFS server.
-running_from() {
-    dir=$(cd "$1" 2>/dev/null && pwd -P) || return 0
-    # shellcheck disable=SC2010  # the links are wanted, not the names
-    LC_ALL=C ls -l /proc/[0-9]*/fd 2>/dev/null |
-        LC_ALL=C grep -e '^/proc/' -e " -> .*${LIB##*/}" | while IFS= read -r line; do
-        case $line in
-            /proc/*) pid=${line#/proc/} ;;
-            *" -> $dir") printf '%s\n' "${pid%/fd:}" ;;
-        esac
-    done
+is_our_file() {
+    ours "$1" "$COMMAND_MARK" || ours "$1" "$UNIT_MARK" || ours "$1" "$SHARED_MARK"
 }
-
-# --- looking ----------------------------------------------------------------------
 
 # Files are installed where there is nothing or a file of ours, never over anything else.
 check_file() {
-    [ ! -d "$1" ] || stop "$1 is a directory; nothing was installed"
-    [ -z "$2" ] || ! is_there "$1" || ours "$1" "$2" ||
-        stop "$1 is not ours; nothing was installed"
-}
-
-check_link() {
-    ! is_there "$1" || is_our_link "$1" || stop "$1 is not ours; nothing was installed"
+    [ ! -d "$1" ] || stop "$1 is a directory"
+    ! is_there "$1" || is_our_file "$1" || stop "$1 is not ours"
 }
 
 check_dir() {
-    [ -d "$1" ] || ! is_there "$1" ||
-        stop "$1 is not a directory; nothing was installed"
-}
-
-# The version of the libvirt in the tree, or nothing.
-libvirt_version() {
-    for daemon in usr/sbin/virtqemud usr/sbin/libvirtd usr/bin/virtqemud usr/bin/libvirtd; do
-        [ -x "$root/$daemon" ] || continue
-        answer=$("$root/$daemon" --version 2>/dev/null) || continue
-        printf '%s\n' "${answer##* }"
-        return
-    done
-}
-
-# Does this libvirt run what is in qemu.d (6.5 and later)?
-reads_dropins() {
-    major=${1%%.*}
-    minor=${1#*.}
-    minor=${minor%%.*}
-    case $major:$minor in
-        :* | *: | *[!0-9:]*) [ -d "$root${DROPIN%/*}" ] ;;
-        *) [ "$major" -gt 6 ] || { [ "$major" -eq 6 ] && [ "$minor" -ge 5 ]; } ;;
-    esac
-}
-
-# Sets gate to where ours goes. Other hooks are never touched.
-choose_gate() {
-    check_dir "$root$HOOKS"
-    check_dir "$root${DROPIN%/*}"
-    if [ -L "$root$MAIN" ] && ours "$root$MAIN" "$GATE_MARK"; then
-        stop "$root$MAIN is a link to another copy of this hook; nothing was installed" "remove the link"
-    fi
-    if [ -d "$root$MAIN" ]; then
-        stop "$root$MAIN is a directory; nothing was installed" "libvirt ignores it: move it away"
-    fi
-    if is_there "$root$MAIN"; then
-        if ours "$root$MAIN" "$GATE_MARK"; then
-            gate=$MAIN
-        elif grep -q "^[^#]*$CHAINED" "$root$MAIN" 2>/dev/null; then
-            gate=$CHAINED
-        else
-            version=$(libvirt_version)
-            reads_dropins "$version" || stop \
-                "$root$MAIN is not ours, and libvirt ${version:-(not found)} reads no qemu.d (6.5 does); nothing was installed" \
-                "add this line to it, after its first line, and run install.sh again:
-    [ ! -x $CHAINED ] || $CHAINED \"\$@\" || exit 1"
-            gate=$DROPIN
-        fi
-    elif ours "$root$DROPIN" "$GATE_MARK"; then
-        gate=$DROPIN
-    else
-        gate=$MAIN
-    fi
-    check_file "$root$gate" "$GATE_MARK"
+    [ -d "$1" ] || ! is_there "$1" || stop "$1 is not a directory"
 }
 
 # Is this a host with systemd? A tree for packages or images may become one.
@@ -305,35 +191,82 @@ has_systemd() {
     [ -n "$root" ] || [ -d /run/systemd/system ] || [ -d "$UNITS" ] || [ -d /lib/systemd/system ]
 }
 
-check_unit() {
-    check_dir "$root$UNITS"
-    check_file "$root$UNIT" "$UNIT_MARK"
-    check_file "$root$TAKE" "$UNIT_MARK"
-    for link in "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD"; do
-        check_dir "$root${link%/*}"
-        check_link "$root$link"
-    done
-}
-
-check_notices() {
-    check_dir "$root${ISSUE%/*}"
-    ! is_there "$root$ISSUE" || is_our_issue "$root$ISSUE" || stop "$root$ISSUE is not ours; nothing was installed"
-    check_dir "$root${AUTOSTART%/*}"
-    check_file "$root$AUTOSTART" "$SHARED_MARK"
-}
-
-# Sets shared to the manual pages and completions, and zsh to where zsh reads here.
-choose_shared() {
+# Sets files and links to what of FILES and LINKS goes onto this host.
+choose_files() {
     zsh=$ZSH
-    [ ! -d "$root$SHARE/${ZSH_DEBIAN%/*}" ] || zsh=$ZSH_DEBIAN
-    shared="$MANUAL
-$COMPLETIONS
-$zsh"
-    for name in $shared; do
-        check_dir "$root$SHARE/${name%/*}"
-        check_file "$root$SHARE/$name" "$SHARED_MARK"
+    [ ! -d "$root${ZSH_DEBIAN%/*}" ] || zsh=$ZSH_DEBIAN
+    files="$FILES
+$ZSH_FILE $zsh"
+    links=$LINKS
+    ! has_systemd || files="$files
+$UNIT_FILES" links="$links
+$UNIT_LINKS"
+}
+
+# Is the clone complete, and nothing in the way of what goes onto the host?
+check_files() {
+    choose_files
+    for file in hooks/qemu hooks/launch.py hooks/setup.sh config/default.yaml vfio_console_hook/__init__.py; do
+        check_source "$file"
+    done
+    while read -r _ from to; do
+        check_source "$from"
+        check_dir "$root${to%/*}"
+        check_file "$root$to"
+    done <<END
+$files
+END
+    while read -r link _; do
+        check_dir "$root${link%/*}"
+        ! is_there "$root$link" || is_our_link "$root$link" || stop "$root$link is not ours"
+    done <<END
+$links
+END
+    [ ! -d "$root$ETC/default.yaml" ] || stop "$root$ETC/default.yaml is a directory"
+    is_our_program || check_dir "$root$LIB"
+    for dir in "$DOC" "$ETC" "$ETC/vms"; do
+        check_dir "$root$dir"
+    done
+    check_package
+    for dir in "$LIB" "$DOC"; do
+        [ ! -d "$root$dir" ] || [ -f "$root$LIB/made" ] || rmdir "$root$dir" 2>/dev/null ||
+            stop "$root$dir is there and was not made by install.sh" "remove the package that brought it"
     done
 }
+
+check_source() {
+    [ -f "$here/$1" ] || stop "$here/$1 is missing" "run install.sh from a complete clone"
+}
+
+# What a package has installed is the package manager's.
+check_package() {
+    [ ! -f "$root$LIB/package.sh" ] ||
+        stop "vfio-console-hook is installed as a package" "upgrade or remove it with the package manager"
+}
+
+# On a host whose /usr is not written by hand: what to do there, in one sentence.
+check_host() {
+    layer='make a package with ./install.sh --package rpm'
+    if [ -e /etc/NIXOS ]; then
+        stop 'NixOS has no /usr to install into, and its libvirt looks for hooks in /var/lib/libvirt/hooks' \
+            'make a derivation from DESTDIR=DIR ./install.sh, and name its gate in virtualisation.libvirtd.hooks.qemu'
+    elif [ -e /run/current-system/profile/bin/guix ]; then
+        stop 'Guix System has no /usr to install into' 'make a package definition from DESTDIR=DIR ./install.sh'
+    elif [ -e /etc/unraid-version ]; then
+        stop 'unRAID has its system in memory, and what is installed is gone after a reboot' \
+            'run DESTDIR=/ ./install.sh in /boot/config/go, once Python, lxml and PyYAML are there'
+    elif [ -e /run/ostree-booted ]; then
+        stop 'the /usr of this host is an image (ostree, bootc)' \
+            "$layer, and layer it with rpm-ostree install ./FILE, or install it in the image's Containerfile"
+    elif ! { true >/usr/.new-vfio-console-hook; } 2>/dev/null; then
+        ! command -v transactional-update >/dev/null || stop 'the /usr of this host is read-only' \
+            "$layer, and run transactional-update pkg install ./FILE"
+        stop 'the /usr of this host is read-only' 'install the package into the image that it comes from'
+    fi
+    rm -f /usr/.new-vfio-console-hook
+}
+
+# --- Python and its libraries -----------------------------------------------------
 
 python_is_new_enough() {
     "$PYTHON" -I -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null
@@ -347,31 +280,60 @@ python_has_libvirt() {
     "$PYTHON" -I -c 'import libvirt' 2>/dev/null
 }
 
-# Installs packages with the package manager of this host. What they are called by Debian,
-# Fedora, openSUSE, Arch, Alpine and Void is in $1 to $6, some names each. Sets packages to
-# the names here, and output to what was printed.
-# shellcheck disable=SC2086  # one word a package
-install_packages() {
-    packages=
-    output='no known package manager'
-    for manager in apt-get dnf zypper pacman apk xbps-install; do
-        if command -v "$manager" >/dev/null; then
-            packages=$1
-            break
-        fi
-        shift
+# Sets manager to the package manager of this host, or to nothing.
+choose_manager() {
+    for manager in apt-get dnf zypper pacman apk xbps-install ''; do
+        ! command -v "$manager" >/dev/null || break
     done
-    case ${packages:+$manager} in
+}
+
+# Installs packages, and sets output to what the package manager has printed.
+install_packages() {
+    case $manager in
         apt-get)
-            set -- apt-get install -y --no-install-recommends $packages
+            set -- apt-get install -y --no-install-recommends "$@"
             export DEBIAN_FRONTEND=noninteractive
             output=$("$@" 2>&1) || output=$({ apt-get update && "$@"; } 2>&1) ;;
-        dnf | xbps-install) output=$("$manager" install -y $packages 2>&1) ;;
-        zypper) output=$(zypper --non-interactive install $packages 2>&1) ;;
-        pacman) output=$(pacman -S --noconfirm --needed $packages 2>&1) ;;
-        apk) output=$(apk add $packages 2>&1) ;;
-        *) false ;;
+        dnf | xbps-install) output=$("$manager" install -y "$@" 2>&1) ;;
+        zypper) output=$(zypper --non-interactive install "$@" 2>&1) ;;
+        pacman) output=$(pacman -S --noconfirm --needed "$@" 2>&1) ;;
+        apk) output=$(apk add "$@" 2>&1) ;;
+        *) output='no known package manager'; false ;;
     esac
+}
+
+# Sets PYTHON to the one that the hook will run with: the first that has the libraries, of
+# python3 and the newest of others; or else the first that is new enough. Sets packages to
+# what is missing for it, as this host's distribution calls it.
+choose_python() {
+    usable=
+    packages=
+    minor=20
+    PYTHON=/usr/bin/python3
+    while [ "$minor" -ge 9 ]; do
+        if [ -x "$PYTHON" ] && python_is_new_enough; then
+            ! python_has_libraries || return 0
+            usable=${usable:-$PYTHON}
+        fi
+        minor=$((minor - 1))
+        PYTHON=/usr/bin/python3.$minor
+    done
+    PYTHON=/usr/bin/python3
+    choose_manager
+    # openSUSE Leap 15, SLES 15 and EL8 have an old one, and this one beside it.
+    if [ -n "$usable" ]; then PYTHON=$usable; elif [ -x "$PYTHON" ]; then PYTHON=/usr/bin/python3.11; fi
+    name=${PYTHON##*/}
+    case $manager:$name in
+        apt-get:python3 | xbps-install:python3) packages="$name $name-lxml $name-yaml" ;;
+        dnf:*) packages="$name $name-lxml $name-pyyaml" ;;
+        zypper:python3) packages="$name $name-lxml $name-PyYAML" ;;
+        zypper:*)
+            name=python3${name#python3.}
+            packages="$name $name-lxml $name-PyYAML" ;;
+        pacman:python3) packages='python python-lxml python-yaml' ;;
+        apk:python3) packages='python3 py3-lxml py3-yaml' ;;
+    esac
+    [ ! -x "$PYTHON" ] || packages=${packages#* }
 }
 
 # What was installed for lxml and PyYAML, for an uninstallation.
@@ -380,34 +342,42 @@ brought=
 # The last line of output is reported: of the package manager, or else of Python.
 install_libraries() {
     say "installing lxml and PyYAML for $PYTHON with the package manager of this host"
-    had=
-    [ ! -x "$PYTHON" ] || had=yes
-    install_packages 'python3 python3-lxml python3-yaml' 'python3 python3-lxml python3-pyyaml' \
-        'python3 python3-lxml python3-PyYAML' 'python python-lxml python-yaml' \
-        'python3 py3-lxml py3-yaml' 'python3 python3-lxml python3-yaml' &&
-        output=$("$PYTHON" -I -c 'import lxml.etree, yaml' 2>&1)
+    # shellcheck disable=SC2086  # one word a package
+    install_packages $packages || return
     brought=$packages
-    [ -z "$had" ] || brought=${packages#* }
-    python_has_libraries
+    nothing="of vfio-console-hook nothing was installed, but these packages were: $packages"
+    output=$("$PYTHON" -I -c 'import lxml.etree, yaml' 2>&1)
 }
 
 check_python() {
-    if [ -z "$root" ] && { [ ! -x "$PYTHON" ] || ! python_has_libraries; }; then
-        install_libraries || stop \
-            "cannot install lxml and PyYAML for $PYTHON: $(printf '%s' "$output" | tail -n 1); nothing was installed" \
-            "install them by hand (Debian: python3-lxml python3-yaml; Fedora: python3-lxml python3-pyyaml)"
+    if [ -n "$root" ]; then
+        [ -x "$PYTHON" ] || stop "there is no $PYTHON"
+        python_is_new_enough || stop "$PYTHON is older than Python 3.9"
+        return
     fi
-    [ -x "$PYTHON" ] || stop "there is no $PYTHON; nothing was installed"
-    python_is_new_enough || stop "$PYTHON is older than Python 3.9; nothing was installed"
+    choose_python
+    python_has_libraries && return
+    [ -n "$packages" ] || [ -z "$manager" ] || stop "there is no Python from 3.9 on in /usr/bin"
+    install_libraries || stop \
+        "cannot install lxml and PyYAML for $PYTHON: $(printf '%s' "$output" | tail -n 1)" \
+        "install them by hand (Debian: python3-lxml python3-yaml; Fedora: python3-lxml python3-pyyaml)"
+    python_is_new_enough || stop "$PYTHON is older than Python 3.9"
 }
 
 # libvirt's own module for Python, where libvirt is. The hook does not need it, so that it
 # cannot be had is worth a note and nothing more.
 recommend_libvirt() {
-    [ -n "$(libvirt_version)" ] && ! python_has_libvirt || return 0
+    [ -n "$(libvirt_version)" ] && [ "$PYTHON" = /usr/bin/python3 ] && ! python_has_libvirt || return 0
     say "  installing libvirt's module for $PYTHON, with which plan and doctor ask for VMs"
-    install_packages python3-libvirt python3-libvirt python3-libvirt-python \
-        libvirt-python py3-libvirt libvirt-python3
+    choose_manager
+    case $manager in
+        zypper) packages=python3-libvirt-python ;;
+        pacman) packages=libvirt-python ;;
+        apk) packages=py3-libvirt ;;
+        xbps-install) packages=libvirt-python3 ;;
+        *) packages=python3-libvirt ;;
+    esac
+    install_packages $packages
     if python_has_libvirt; then
         say "$packages" >>"$LIB/packages"
     else
@@ -429,18 +399,18 @@ stage_program() {
     stage "$root$program"
     lib=$new
     reason=$({ mkdir "$lib" && cp -R "$here/vfio_console_hook" "$lib/" &&
-        cp "$here/config/default.yaml" "$lib/default.yaml" &&
-        tr -d '\r' <"$here/hooks/launch.py" >"$lib/hook"; } 2>&1) ||
-        stop "cannot write $lib: ${reason##*: }; nothing was installed"
+        cp "$here/config/default.yaml" "$lib/default.yaml"; } 2>&1) ||
+        stop "cannot write $lib: ${reason##*: }"
     find "$lib" -name __pycache__ -prune -exec rm -rf {} +
     chmod -R u=rwX,go=rX "$lib"
-    chmod 644 "$lib/hook"
+    copy "$here/hooks/launch.py" "$lib/hook" 644
+    copy "$here/hooks/setup.sh" "$lib/setup.sh" 644
     reason=$("$PYTHON" -I -m compileall -q -d "$program" "$lib" 2>&1) ||
-        stop "cannot compile the program: $(printf '%s' "$reason" | tail -n 1); nothing was installed"
+        stop "cannot compile the program: $(printf '%s' "$reason" | tail -n 1)"
     reason=$("$PYTHON" -I -B -c 'import sys
 sys.path.insert(0, sys.argv[1])
 import vfio_console_hook.hook, vfio_console_hook.cli' "$lib" 2>&1) ||
-        stop "the program does not load here: $(printf '%s' "$reason" | tail -n 1); nothing was installed"
+        stop "the program does not load here: $(printf '%s' "$reason" | tail -n 1)"
 }
 
 # Removes the other versions, except those that a process still runs from.
@@ -453,12 +423,13 @@ remove_other_programs() {
 stage_documents() {
     stage "$root$DOC"
     doc=$new
-    reason=$(mkdir "$doc" "$doc/examples" 2>&1) || stop "cannot make $doc: ${reason##*: }; nothing was installed"
+    reason=$(mkdir "$doc" "$doc/examples" 2>&1) || stop "cannot make $doc: ${reason##*: }"
     for file in README.md NEWS.md LICENSE; do
         # What is only in the source is neither named nor linked here.
-        [ ! -f "$here/$file" ] || sed -e '/^<!-- only in the source/,/^<!-- end/d' \
+        [ ! -f "$here/$file" ] || reason=$(sed -e '/^<!-- only in the source/,/^<!-- end/d' \
             -e 's|](config/default.yaml)|](/etc/vfio-console-hook/default.yaml)|g' \
-            -e 's|](config/|](examples/|g' "$here/$file" >"$doc/$file"
+            -e 's|](config/|](examples/|g' "$here/$file" 2>&1 >"$doc/$file") ||
+            stop "cannot write $doc/$file: ${reason##*: }"
     done
     for file in "$here"/config/*; do
         [ ! -f "$file" ] || [ "${file##*/}" = default.yaml ] || cp "$file" "$doc/examples/"
@@ -489,26 +460,17 @@ stage_config() {
 }
 
 # The links never change: those that are there already stay.
-stage_unit() {
-    for unit in "$UNIT" "$TAKE"; do
-        stage_file "$here/hooks/${unit##*/}" "$root$unit" 644
-    done
-    for link in "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD"; do
-        is_our_link "$root$link" || stage_link "$root$link" "../${UNIT##*/}"
-    done
-}
-
-stage_notices() {
-    is_our_issue "$root$ISSUE" || stage_link "$root$ISSUE" "$NOTICES"
-    stage_file "$here/hooks/${AUTOSTART##*/}" "$root$AUTOSTART" 644
-}
-
-stage_shared() {
-    for name in $shared; do
-        from=$name
-        [ "$name" != "$ZSH_DEBIAN" ] || from=$ZSH
-        stage_file "$here/config/share/$from" "$root$SHARE/$name" 644
-    done
+stage_files() {
+    while read -r mode from to; do
+        stage_file "$here/$from" "$root$to" "$mode"
+    done <<END
+$files
+END
+    while read -r link says; do
+        is_our_link "$root$link" || stage_link "$root$link" "$says"
+    done <<END
+$links
+END
 }
 
 # What an uninstallation cannot know otherwise: the packages and directories that were not there.
@@ -516,60 +478,13 @@ write_manifest() {
     {
         [ ! -f "$root$LIB/packages" ] || cat "$root$LIB/packages"
         [ -z "$brought" ] || say "$brought"
-    } >"$lib/packages" || stop "cannot write $lib/packages; nothing was installed"
+    } >"$lib/packages" || stop "cannot write $lib/packages"
     {
         [ ! -f "$root$LIB/made" ] || cat "$root$LIB/made"
         printf '%s\n' "$created" | while IFS= read -r dir; do
             [ -z "$dir" ] || printf '%s\n' "${dir#"$root"}"
         done
-    } >"$lib/made" || stop "cannot write $lib/made; nothing was installed"
-}
-
-# Makes systemd read its units again. None is started: nothing new has to be given back.
-reload_systemd() {
-    [ -z "$root" ] && [ -d /run/systemd/system ] || return 0
-    set -- systemctl daemon-reload
-    ! command -v timeout >/dev/null || set -- timeout "$RELOAD_S" "$@"
-    "$@" >/dev/null 2>&1 || say "  systemd did not read its units again: run systemctl daemon-reload"
-}
-
-# Sends SIGHUP to process $2 if it is daemon $1. A pid file may be stale or empty, systemd
-# prints 0 for no process, and kill takes 0 for its own process group.
-hang_up() {
-    case $2 in '' | 0* | 1 | *[!0-9]*) return 1 ;; esac
-    # The kernel cuts comm at 15 bytes, which the names of both daemons fit into.
-    comm=
-    { read -r comm <"/proc/$2/comm"; } 2>/dev/null
-    [ "$comm" = "$1" ] && kill -HUP "$2"
-}
-
-# Makes the daemon look for hooks: it does so when it starts and when it is reloaded.
-reload_daemon() {
-    running=
-    for daemon in virtqemud libvirtd; do
-        pid=
-        if [ -d /run/systemd/system ] && systemctl is-active --quiet "$daemon.service" 2>/dev/null; then
-            running=$daemon
-            # ExecReload calls kill(1), which a small host may not have.
-            if systemctl reload "$daemon.service" 2>/dev/null ||
-                hang_up "$daemon" "$(systemctl show --property=MainPID --value "$daemon.service")"; then
-                say "  $daemon was reloaded and finds the hook"
-            else
-                say "  $daemon cannot be reloaded: restart it, so that it finds the hook"
-            fi
-        elif [ -r "/run/$daemon.pid" ] && { read -r pid <"/run/$daemon.pid" || [ -n "$pid" ]; } &&
-            hang_up "$daemon" "$pid"; then
-            running=$daemon
-            say "  $daemon was reloaded and finds the hook"
-        fi
-    done
-    if [ -n "$running" ]; then
-        return
-    elif [ -n "$(libvirt_version)" ]; then
-        say "  libvirt is not running: it finds the hook when it starts"
-    else
-        say "  there is no libvirt here: see HOSTS WITHOUT LIBVIRT in man vfio-console-hook"
-    fi
+    } >"$lib/made" || stop "cannot write $lib/made"
 }
 
 # Gives what this run has made the labels that SELinux's policy has for it, and nothing else:
@@ -582,40 +497,20 @@ set_labels() {
 }
 
 install_hook() {
-    doing=installed
-    [ -n "$root" ] || [ "$(id -u)" = 0 ] ||
-        stop "only root can install into /usr and /etc; nothing was installed" "use sudo, or set DESTDIR"
-    set -- hooks/qemu hooks/launch.py hooks/command.py "hooks/${UNIT##*/}" "hooks/${TAKE##*/}" "hooks/${AUTOSTART##*/}" config/default.yaml vfio_console_hook/__init__.py
-    for name in $MANUAL $COMPLETIONS $ZSH; do
-        set -- "$@" "config/share/$name"
-    done
-    for file in "$@"; do
-        [ -f "$here/$file" ] || stop "$here/$file is missing; nothing was installed" "run install.sh from a complete clone"
-    done
-    choose_gate
-    check_file "$root$COMMAND" "$COMMAND_MARK"
-    check_file "$root$ETC/default.yaml" ''
-    ! has_systemd || check_unit
-    check_notices
-    choose_shared
-    is_our_program || check_dir "$root$LIB"
-    for dir in "$DOC" "$ETC" "$ETC/vms"; do
-        check_dir "$root$dir"
-    done
-    for dir in "$LIB" "$DOC"; do
-        [ ! -d "$root$dir" ] || [ -f "$root$LIB/made" ] || rmdir "$root$dir" 2>/dev/null ||
-            stop "$root$dir is there and was not made by install.sh; nothing was installed" "remove the package that brought it"
-    done
+    nothing='nothing was installed'
+    if [ -z "$root" ]; then
+        [ "$(id -u)" = 0 ] || stop "only root can install into /usr and /etc" "use sudo, or set DESTDIR"
+        check_host
+    fi
+    choose_gate || stop "$why" "$hint"
+    check_files
     check_python
 
-    trap 'stop "interrupted; nothing was installed"' HUP INT TERM
+    trap 'stop interrupted' HUP INT TERM
     stage_program
     stage_documents
     stage_config
-    stage_file "$here/hooks/command.py" "$root$COMMAND" 755
-    ! has_systemd || stage_unit
-    stage_notices
-    stage_shared
+    stage_files
     stage_link "$root$LIB" "${program##*/}"
     stage_file "$here/hooks/qemu" "$root$gate" 755
     write_manifest
@@ -628,17 +523,14 @@ install_hook() {
     remove_other_programs
     # A default.yaml.new of an earlier version that is no news any more.
     same "$root$ETC/default.yaml.new" "$root$LIB/default.yaml" || rm -f "$root$ETC/default.yaml.new"
-    # The same event must not come to us twice.
-    for other in "$MAIN" "$DROPIN" "$CHAINED"; do
-        [ "$other" = "$gate" ] || ! ours "$root$other" "$GATE_MARK" || rm -f "$root$other"
-    done
+    remove_gates "$gate"
     for other in "$ZSH" "$ZSH_DEBIAN"; do
-        [ "$other" = "$zsh" ] || ! ours "$root$SHARE/$other" "$SHARED_MARK" || rm -f "$root$SHARE/$other"
+        [ "$other" = "$zsh" ] || ! ours "$root$other" "$SHARED_MARK" || rm -f "$root$other"
     done
 
     say "vfio-console-hook is installed:"
     say "  program  $root$LIB"
-    say "  command  $root$COMMAND"
+    say "  command  $root/usr/bin/vfio-console-hook"
     say "  hook     $root$gate"
     ! has_systemd || say "  unit     $root$UNIT"
     say "  manual   man vfio-console-hook, man vfio-console-hook.yaml"
@@ -653,58 +545,36 @@ install_hook() {
 
 # --- uninstall --------------------------------------------------------------------
 
-remove() {
-    reason=$(rm -f "$1" 2>&1) || stop "cannot remove $1: ${reason##*: }"
-}
-
-# Removes the units, and sets found if there was something of them.
-remove_unit() {
-    unit=
-    # The links are also those of instances that were enabled.
-    for link in "$root$WITH_LIBVIRTD" "$root$WITH_VIRTQEMUD" \
-        "$root"/etc/systemd/system/*.wants/vfio-console-hook-take@*; do
-        if is_our_link "$link"; then
-            remove "$link"
-            unit=yes
-        fi
-    done
-    for file in "$root$UNIT" "$root$TAKE"; do
-        if ours "$file" "$UNIT_MARK" && [ ! -L "$file" ]; then
-            remove "$file"
-            unit=yes
-        fi
-    done
-    [ -n "$unit" ] || return 0
-    found=yes
-    reload_systemd
-    # A failed unit stays in systemd's list without its file, until this.
-    [ -n "$root" ] || [ ! -d /run/systemd/system ] || systemctl reset-failed "${UNIT##*/}" 2>/dev/null
-}
-
-remove_hook() {
-    doing=removed
-    [ -n "$root" ] || [ "$(id -u)" = 0 ] || stop "only root can remove what is in /usr and /etc; nothing was removed" "use sudo"
-    for claim in "$root$RUN/claims"/* "$root$RUN/claims"/.[!.]*; do
-        if is_there "$claim"; then
-            stop "a VM still holds a GPU of this host ($claim); nothing was removed" \
-                "shut the VM down, or see vfio-console-hook status"
-        fi
-    done
-    for dir in "$root$LIB".[0-9]*; do
-        pid=$(running_from "$dir" | head -n 1)
-        [ -z "$pid" ] || stop "process $pid still runs the program; nothing was removed" "wait until it has ended"
-    done
-    # The gate goes first: from then on no event looks for the program.
+# Removes the units and their links, and sets found if there was something of them.
+remove_units() {
+    before=$found
     found=
-    for gate in "$MAIN" "$DROPIN" "$CHAINED"; do
-        if ours "$root$gate" "$GATE_MARK" && [ ! -L "$root$gate" ]; then
-            remove "$root$gate"
+    remove_links || stop "$why"
+    for unit in "$root$UNIT" "$root$TAKE"; do
+        if ours "$unit" "$UNIT_MARK" && [ ! -L "$unit" ]; then
+            rm -f "$unit" || stop "cannot remove $unit"
             found=yes
         fi
     done
-    remove_unit
-    ! is_our_issue "$root$ISSUE" || remove "$root$ISSUE"
-    ! ours "$root$AUTOSTART" "$SHARED_MARK" || remove "$root$AUTOSTART"
+    if [ -n "$found" ]; then
+        reload_systemd
+        # A failed unit stays in systemd's list without its file, until this.
+        [ -n "$root" ] || [ ! -d /run/systemd/system ] || systemctl reset-failed "${UNIT##*/}" 2>/dev/null
+    fi
+    found=$found$before
+}
+
+remove_hook() {
+    nothing='nothing was removed'
+    [ -n "$root" ] || [ "$(id -u)" = 0 ] || stop "only root can remove what is in /usr and /etc" "use sudo"
+    check_package
+    removable || stop "$why" "$hint"
+    nothing='not everything was removed'
+    # The gate goes first: from then on no event looks for the program.
+    found=
+    remove_gates '' || stop "$why"
+    remove_units
+    ! is_our_link "$root$ISSUE" || rm -f "$root$ISSUE"
     if [ ! -f "$root$LIB/made" ]; then
         # What an installation leaves behind that was killed.
         ! is_our_program || rm -f "$root$LIB"
@@ -717,15 +587,21 @@ remove_hook() {
     ! same "$root$ETC/default.yaml" "$root$LIB/default.yaml" || rm -f "$root$ETC/default.yaml"
     rm -f "$root$ETC/default.yaml.new"
     # What an installation that was killed has left beside its targets.
-    for target in "$MAIN" "$DROPIN" "$CHAINED" "$COMMAND" "$UNIT" "$TAKE" "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD" \
-        "$ISSUE" "$AUTOSTART" "$ETC/default.yaml" "$ETC/default.yaml.new" "$LIB" "$DOC"; do
+    for target in "$MAIN" "$DROPIN" "$CHAINED" "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD" "$ISSUE" \
+        "$ETC/default.yaml" "$ETC/default.yaml.new" "$LIB" "$DOC"; do
         new=$(beside "$root$target")
         rm -rf "$new" "$new.old"
     done
-    ! ours "$root$COMMAND" "$COMMAND_MARK" || rm -f "$root$COMMAND"
-    for name in $MANUAL $COMPLETIONS $ZSH $ZSH_DEBIAN; do
-        ! ours "$root$SHARE/$name" "$SHARED_MARK" || rm -f "$root$SHARE/$name"
-    done
+    while read -r _ _ to; do
+        new=$(beside "$root$to")
+        rm -rf "$new" "$new.old"
+        ! is_our_file "$root$to" || rm -f "$root$to"
+    done <<END
+$FILES
+$UNIT_FILES
+$ZSH_FILE $ZSH
+$ZSH_FILE $ZSH_DEBIAN
+END
     reason=$(rm -rf "$root$DOC" "$root$RUN" "$root$RUN.status" "$root$LIB" "$root$LIB".[0-9]* 2>&1) ||
         stop "cannot remove everything: ${reason#*: }"
     rmdir "$root$ETC/vms" "$root$ETC" 2>/dev/null
@@ -740,12 +616,19 @@ remove_hook() {
     done
 }
 
-# --- demo -------------------------------------------------------------------------
+# --- package and demo -------------------------------------------------------------
+
+make_package() {
+    nothing='no package was made'
+    for PYTHON in /usr/bin/python3 python3; do
+        ! python_is_new_enough || exec "$PYTHON" -I -B "$here/config/packaging/build.py" "$@"
+    done
+    stop "there is no Python from 3.9 on"
+}
 
 # With a Python that has lxml and PyYAML: one of the host, with the distribution's packages,
 # or else a virtual environment in the clone, which needs a network.
 show_demo() {
-    doing=changed
     venv=$here/.venv
     found=
     cd "$here" || exit 1
@@ -754,8 +637,11 @@ show_demo() {
         start_demo
         [ -n "$found" ] || ! python_is_new_enough || found=$PYTHON
     done
-    PYTHON=/usr/bin/python3
-    [ "$(id -u)" != 0 ] || ! install_libraries || start_demo
+    if [ "$(id -u)" = 0 ]; then
+        choose_python
+        [ -z "$packages" ] || ! install_libraries || start_demo
+        nothing='nothing was changed'
+    fi
     PYTHON=$found
     python_is_new_enough || stop "the demo needs Python 3.9 or later"
     say "making a virtual environment in $venv"
@@ -771,16 +657,14 @@ start_demo() {
     ! python_is_new_enough || ! python_has_libraries || exec "$PYTHON" -B -m tests.demo
 }
 
-here=$(cd "$(dirname "$0")" && pwd) || exit 1
-root=${DESTDIR-}
-root=${root%/}
-case $root in -*) root=./$root ;; esac
-doing=changed
-case $#:${1-} in
-    0:) install_hook ;;
-    1:--uninstall) remove_hook ;;
-    1:--demo) show_demo ;;
-    1:--help | 1:-h) usage ;;
+case $#:${1-}:${2-} in
+    0::) install_hook ;;
+    1:--uninstall:) remove_hook ;;
+    [23]:--package:deb | [23]:--package:rpm | [23]:--package:arch)
+        shift
+        make_package "$@" ;;
+    1:--demo:) show_demo ;;
+    1:--help: | 1:-h:) usage ;;
     *)
         usage >&2
         exit 2 ;;

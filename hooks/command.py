@@ -20,7 +20,7 @@ try:
 except Exception as error:  # a module may fail in any way when half of it is there
     sys.exit(
         f"vfio-console-hook: cannot load the program: {error}\n"
-        "hint: run the install.sh of vfio-console-hook again"
+        "hint: install vfio-console-hook again"
     )
 
 if __name__ == "__main__":

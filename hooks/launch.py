@@ -47,7 +47,7 @@ try:
 except Exception as error:  # a module may fail in any way when half of it is there
     sys.stderr.write(
         f"vfio-console-hook: cannot load the program: {error}; nothing was changed\n"
-        "hint: run the install.sh of vfio-console-hook again\n"
+        "hint: install vfio-console-hook again\n"
     )
     sys.exit(1)
 

@@ -145,7 +145,7 @@ def test_half_a_program_says_so(
 
     assert done.returncode == 1
     assert done.stderr.startswith("vfio-console-hook: cannot load the program: ")
-    assert done.stderr.endswith("hint: run the install.sh of vfio-console-hook again\n")
+    assert done.stderr.endswith("hint: install vfio-console-hook again\n")
     assert len(done.stderr.splitlines()) == 2
 
 

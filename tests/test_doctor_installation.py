@@ -27,6 +27,7 @@ DROPINS = "etc/libvirt/hooks/qemu.d"
 FOREIGN = "#!/bin/sh\nexit 0\n"
 DISPATCHED = f"{DROPINS}/win11/prepare/begin/start.sh"
 LIBVIRTD = ("/usr/sbin/libvirtd", "--version")
+UNIT_NAME = UNIT.rpartition("/")[2]
 PACKAGE = "usr/lib/vfio-console-hook/vfio_console_hook"
 FIRST_LINE, OWNER = "first line of the hook", "owner of the hook"
 
@@ -105,6 +106,17 @@ def unit(host: FakeHost) -> None:
     file(host, UNIT, "[Unit]", mode=0o644)
     for name in ("libvirtd", "virtqemud"):
         host.tree.link(wanted_by(name), UNIT)
+
+
+def unit_of_package(host: FakeHost) -> None:
+    systemd.install(host.tree)
+    folder(host, "run/systemd/system")
+    file(host, UNIT, "[Unit]\n[Install]", mode=0o644)
+
+
+def enabled_with(name: str) -> Arrange:
+    """As systemctl enables it for one of libvirt's daemons."""
+    return text_link(f"etc/systemd/system/{name}.service.wants/{UNIT_NAME}", f"/{UNIT}")
 
 
 def wanted_by(name: str) -> str:
@@ -259,6 +271,14 @@ HOOK = [
             gone(path),
         )
         for path in (UNIT, wanted_by("libvirtd"), wanted_by("virtqemud"))
+    ),
+    with_hook(
+        "a unit of a package", installation.recover_unit, "PASS", "recover unit", "starts with",
+        unit_of_package, *map(enabled_with, ("libvirtd", "virtqemud")),
+    ),
+    with_hook(
+        "a unit of a package, disabled", installation.recover_unit, "WARN", "recover unit",
+        "systemctl enable", unit_of_package, enabled_with("libvirtd"),
     ),
 ]  # fmt: skip
 

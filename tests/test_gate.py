@@ -399,7 +399,7 @@ def test_a_missing_python_is_one_error_line(gate: Gate, event: str) -> None:
         1,
         b"",
         "vfio-console-hook: cannot run /nowhere/python3: no such program; nothing was changed\n"
-        "hint: run the install.sh of vfio-console-hook again\n",
+        "hint: install vfio-console-hook again\n",
     )
 
 
@@ -415,7 +415,7 @@ def test_a_missing_program_is_one_error_line(gate: Gate, event: str) -> None:
         1,
         b"",
         f"vfio-console-hook: cannot read {program}; nothing was changed\n"
-        "hint: run the install.sh of vfio-console-hook again\n",
+        "hint: install vfio-console-hook again\n",
     )
 
 
@@ -511,7 +511,7 @@ def test_the_launcher_reports_a_missing_package_in_one_line(gate: Gate) -> None:
         1,
         b"",
         "vfio-console-hook: cannot load the program: No module named 'vfio_console_hook'; "
-        "nothing was changed\nhint: run the install.sh of vfio-console-hook again\n",
+        "nothing was changed\nhint: install vfio-console-hook again\n",
     )
 
 

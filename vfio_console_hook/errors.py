@@ -69,7 +69,7 @@ class InstallationError(HookError):
     def of_program(cls, error: ImportError) -> InstallationError:
         """The error for a module of the program that cannot be loaded."""
         return cls(
-            f"cannot load the program: {error}", "run the install.sh of vfio-console-hook again"
+            f"cannot load the program: {error}", "install vfio-console-hook again"
         )
 
 

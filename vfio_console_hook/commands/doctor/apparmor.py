@@ -73,7 +73,7 @@ def confined_hook(system: System) -> Iterator[Finding]:
     refused = [path for path in _executed(host) if not _EXECUTABLE.fullmatch(path)]
     for path in refused:
         text = f"the profile {profile[0]} does not let the hook execute /{path}"
-        yield failure(text, "run the install.sh of vfio-console-hook; keep Python in /usr/bin")
+        yield failure(text, "install vfio-console-hook again; keep Python in /usr/bin")
     if refused:
         return
     own = _profile_of_python(host)

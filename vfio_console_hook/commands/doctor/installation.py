@@ -1,4 +1,4 @@
-"""Checks of what install.sh has put onto the host: the hook, the program, the unit."""
+"""Checks of what install.sh or a package has put onto the host: hook, program, unit."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ _COMMAND = "usr/bin/vfio-console-hook"
 _UNITS = "usr/lib/systemd/system"
 _UNIT = "vfio-console-hook-recover.service"
 _WANTED_BY = ("libvirtd", "virtqemud")
+# What install.sh links, and what systemctl does for a package.
+_LINKS = (_UNITS, "etc/systemd/system")
 
 _DAEMONS = ("usr/sbin/virtqemud", "usr/sbin/libvirtd", "usr/bin/virtqemud", "usr/bin/libvirtd")
 _READS_DROPINS = (6, 5)
@@ -31,7 +33,7 @@ ASK_PYTHON = (
 """Prints the version; fails, with one line, without the libraries that the hook needs."""
 _TIMEOUT_S = 10
 
-_REINSTALL = "run the install.sh of vfio-console-hook again"
+_REINSTALL = "install vfio-console-hook again"
 _CALL_CHAINED = f'[ ! -x /{CHAINED} ] || /{CHAINED} "$@" || exit 1'
 
 
@@ -194,11 +196,20 @@ def recover_unit(system: System) -> Iterator[Finding]:
         yield warning(text, _REINSTALL)
         return
     for name in _WANTED_BY:
-        link = f"{_UNITS}/{name}.service.wants/{_UNIT}"
-        if host.readlink(link) is None:
-            yield warning(f"not started with {name}: there is no link /{link}", _REINSTALL)
+        link = f"{name}.service.wants/{_UNIT}"
+        if not any(host.readlink(f"{folder}/{link}") for folder in _LINKS):
+            yield _not_started_with(host, name)
             return
     yield passed(f"{_UNIT} starts with libvirt's daemon")
+
+
+def _not_started_with(host: Host, daemon: str) -> Finding:
+    """The unit of a package can be enabled; that of install.sh comes with its links."""
+    if "[Install]" in (host.read(f"{_UNITS}/{_UNIT}") or ""):
+        text = f"not started with {daemon}, because it is disabled"
+        return warning(text, f"systemctl enable {_UNIT}")
+    link = f"/{_LINKS[0]}/{daemon}.service.wants/{_UNIT}"
+    return warning(f"not started with {daemon}: there is no link {link}", _REINSTALL)
 
 
 @check("version of libvirt")

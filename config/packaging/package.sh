@@ -1,0 +1,99 @@
+# shellcheck shell=sh disable=SC2034  # what reads this file uses what it sets
+# vfio-console-hook: what the scripts of its packages do when it is installed or removed.
+#
+# Read with `.` and not run. In the package this file and the gate lie beside the program. The
+# gate is placed by configure, and is no file of the package: where it goes depends on
+# this host's other hooks and libvirt; dpkg would ask about it, and keep it without its program;
+# and while it unpacks libvirt would run the old and the new one in qemu.d.
+
+PACKAGE=/usr/lib/vfio-console-hook.@VERSION@
+IDLE_S=90  # how long an upgrade waits for a hook that is at work; its own deadline is shorter
+root=
+umask 022
+# shellcheck source=hooks/setup.sh
+. "$PACKAGE/setup.sh"
+
+# The bytecode, of which the package has none, as it fits one Python only. Two builds of one
+# version may have sources of the same time and size, so all of it is made anew.
+compile() {
+    /usr/bin/python3 -I -m compileall -qf "$PACKAGE" >/dev/null || say "  $PACKAGE cannot be compiled"
+}
+
+forget_compiled() {
+    find "$PACKAGE" -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+}
+
+# Waits until no hook runs from this version, which is about to be removed.
+wait_until_idle() {
+    seconds=0
+    while [ "$seconds" -lt "$IDLE_S" ] && [ -n "$(running_from "$PACKAGE")" ]; do
+        sleep 1
+        seconds=$((seconds + 1))
+    done
+}
+
+# Removes what install.sh has installed and this package does not have.
+take_over() {
+    for old in "$LIB".[0-9]*; do
+        if [ ! -f "$old/made" ] || [ -n "$(running_from "$old")" ]; then
+            continue
+        fi
+        for link in "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD"; do
+            ! is_our_link "$link" || rm -f "$link"
+        done
+        for page in man8/vfio-console-hook.8 man5/vfio-console-hook.yaml.5; do
+            [ ! -f "$SHARE/man/$page.gz" ] || rm -f "$SHARE/man/$page"
+        done
+        [ ! -f "$SHARE/zsh/vendor-completions/_vfio-console-hook" ] ||
+            rm -f "$SHARE/zsh/site-functions/_vfio-console-hook"
+        [ ! -f "$DOC/copyright" ] || rm -f "$DOC/LICENSE" "$DOC/NEWS.md"
+        made=$(cat "$old/made")
+        rm -rf "$old"
+        # Those below ETC are the package's now. Inner ones come last.
+        printf '%s\n' "$made" | sed -n '1!G;h;$p' | while IFS= read -r dir; do
+            case $dir in "$ETC"* | '') ;; *) rmdir "$dir" 2>/dev/null || true ;; esac
+        done
+    done
+}
+
+place_gate() {
+    mkdir -p "${gate%/*}"
+    if ! same "$PACKAGE/gate" "$gate" || [ ! -x "$gate" ]; then
+        new=$(beside "$gate")
+        cp "$PACKAGE/gate" "$new" && chmod 755 "$new" && mv -fT "$new" "$gate" ||
+            refuse "cannot write $gate" || return
+    fi
+    ! command -v restorecon >/dev/null || restorecon "${gate%/*}" "$gate" >/dev/null 2>&1 || true
+    remove_gates "$gate"
+}
+
+# Makes this host ready for the first VM. $1 is "first" unless another version was there.
+# A hook that cannot be placed is no reason to leave a package half installed: doctor says it, too.
+configure() {
+    take_over
+    compile
+    if ! { choose_gate && place_gate; }; then
+        say "vfio-console-hook: $why; libvirt does not call it yet"
+        [ -z "$hint" ] || say "hint: $hint"
+    fi
+    if [ "$1" = first ] && command -v systemctl >/dev/null; then
+        systemctl --no-reload preset "${UNIT##*/}" >/dev/null 2>&1 ||
+            say "  ${UNIT##*/} was not enabled: run systemctl preset ${UNIT##*/}"
+    fi
+    reload_systemd
+    reload_daemon
+}
+
+# The reverse, while the files of the package are still there; nothing if a VM holds a GPU.
+deconfigure() {
+    if ! removable; then
+        printf 'vfio-console-hook: %s; nothing was removed\nhint: %s\n' "$why" "$hint" >&2
+        return 1
+    fi
+    remove_gates ''
+    remove_links
+    rmdir "${DROPIN%/*}" 2>/dev/null || true
+    # libvirt's own packages have these directories.
+    [ -n "$(libvirt_version)" ] || rmdir "$HOOKS" "${HOOKS%/*}" 2>/dev/null || true
+    forget_compiled
+}
