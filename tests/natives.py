@@ -13,4 +13,10 @@ NVIDIA = "driver=nvidia fb=nvidia-drmdrmfb bars=0 render=yes"
 NVIDIA_WITHOUT_FB = "driver=nvidia proc=no"
 """As the lab's stand-in: it reserves nothing, and shows nothing."""
 RADEON = "driver=radeon fb=radeondrmfb render=yes"
+STAND_INS = {
+    "amdgpu": f"{AMDGPU} connectors=HDMI-A-1",
+    "i915": f"{I915} connectors=HDMI-A-1",
+    "nvidia": NVIDIA_WITHOUT_FB,
+}
+"""Of the lab's stand-ins for drivers, by their modules."""
 SOUND = "driver=snd_hda_intel"

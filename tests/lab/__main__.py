@@ -43,7 +43,9 @@ class Lab:
             gpus=scenario.gpus,
             ovmf=self.ovmf if scenario.firmware == "ovmf" else None,
             kernel_line=scenario.kernel_line,
-            blacklist_native=not scenario.native_driver and "lab." not in scenario.kernel_line,
+            # A stand-in and the native driver want the same devices.
+            blacklist_native=bool(scenario.stand_ins)
+            or (not scenario.native_driver and "lab." not in scenario.kernel_line),
         )
 
     def run(self, scenario: Scenario) -> Result:

@@ -35,7 +35,7 @@ from vfio_console_hook.log import Log
 from vfio_console_hook.machine.snapshot import unpack
 
 from ..fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, systemd
-from ..natives import BOCHS, NVIDIA_WITHOUT_FB, SOUND
+from ..natives import BOCHS, SOUND, STAND_INS
 from . import kernels
 from .scenarios import Scenario, leaving
 from .service import UNIT
@@ -199,7 +199,7 @@ def _machine(scenario: Scenario, before: str, directory: Path, *, ending: bool =
     known = (*stand_ins, *(("vmwgfx",) if shaped else ()))
     if known:
         host.tree.put("fake/modules", "\n".join(known))
-    native = NVIDIA_WITHOUT_FB if "nvidia" in stand_ins else BOCHS
+    native = next((STAND_INS[one] for one in stand_ins if one in STAND_INS), BOCHS)
     for address in _of_class(host, "0x03"):
         host.tree.put(f"fake/native/{address}", native)
     for address in _of_class(host, "0x0403"):

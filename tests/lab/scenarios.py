@@ -30,6 +30,7 @@ ROOT_BUS_VGA = Gpu("VGA", on_root_bus=True)
 EFIFB, VESAFB, VGACON = "EFI VGA", "VESA VGA", "text"
 SIMPLEDRM, EFIDRM, BOCHS_DRM = "simpledrm", "efidrm", "bochs-drm"
 VIRTIO = "virtio_gpudrmfb"
+AMDGPU, I915 = "amdgpudrmfb", "i915drmfb"
 
 
 class After(Enum):
@@ -185,6 +186,14 @@ def _of_shape(kernel: str) -> tuple[Scenario, ...]:
         _native(f"native-{kernel}", kernel),
         _simpledrm(f"simpledrm-0300-{kernel}", kernel),
         _second_leaves(f"dual-second-leaves-{kernel}", kernel),
+    )
+
+
+def _stand_ins() -> tuple[Scenario, ...]:
+    """Stand-ins for the drivers that users have; stand-ins/ says how each behaves."""
+    return (
+        Scenario("amdgpu", "6.12", AMDGPU, stand_ins=("amdgpu",)),
+        Scenario("i915", "6.12", I915, gpus=(BOCHS,), stand_ins=("i915",)),
     )
 
 
@@ -525,6 +534,7 @@ SCENARIOS = (
         kind="desktop",
         cycles=1,
     ),
+    *_stand_ins(),
     _killed("6.1"),
     # With a second GPU the consoles move; otherwise the machine changes while libvirt acts.
     replace(_boot_gpu_leaves("every-call-6.1", "6.1"), kind="every-call", cycles=1),

@@ -1,7 +1,8 @@
 """Modules that stand in for drivers whose hardware an emulated machine cannot have.
 
-Their sources are in stand-ins/, one C file a module. They are built for a kernel of the
-lab and put among its modules, so udev and modprobe load them as they load the others.
+Their sources are in stand-ins/, one C file a module, and headers with what several share.
+They are built for a kernel of the lab and put among its modules, where they come before
+modules of the same name, so udev and modprobe load them as they load the others.
 To add one, add the file and name it in a scenario's stand_ins.
 """
 
@@ -27,7 +28,7 @@ def with_modules(cache: Cache, built: Built, names: Sequence[str]) -> Built:
     """The same kernel with these stand-ins among its modules."""
     if not names:
         return built
-    sources = [SOURCES / f"{name}.c" for name in names]
+    sources = [*(SOURCES / f"{name}.c" for name in names), *sorted(SOURCES.glob("*.h"))]
     recipe = {
         "kernel": built.modules.parent.name,
         "sources": {path.name: sha256(path) for path in sources},
