@@ -19,6 +19,7 @@ from . import __version__
 from .commands import check_config, dismiss, files, give, notify, record, recover, take
 from .commands.doctor import command as doctor
 from .commands.plan import command as plan
+from .commands.rehearse import command as rehearse
 from .commands.status import command as status
 from .commands.terminal import complain
 from .errors import BugError, HookError, nearest, understood
@@ -34,6 +35,7 @@ COMMANDS = (
     doctor.COMMAND,
     check_config.COMMAND,
     record.COMMAND,
+    rehearse.COMMAND,
     recover.COMMAND,
     dismiss.COMMAND,
     notify.COMMAND,

@@ -62,6 +62,8 @@ class Domain:
 
     by_hand: the command `take` takes the devices, not a VM; bind_vfio: it binds them to
     vfio-pci, as libvirt would; configured_as: whose configuration applies, if not that of name.
+    until: when a rehearsal gives the devices back, in seconds since 1970, 0 if it is none; spared:
+    the addresses of the VM's other devices, which stay with the host in a rehearsal.
     """
 
     name: str
@@ -70,6 +72,8 @@ class Domain:
     by_hand: bool = False
     bind_vfio: bool = False
     configured_as: str = ""
+    until: float = 0.0
+    spared: tuple[str, ...] = ()
 
 
 def parse(xml: bytes) -> Domain:

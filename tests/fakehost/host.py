@@ -107,10 +107,11 @@ class FakeHost(SnapshotHost):
     """The numbers that this program and its supervisor have on the machine."""
 
     def own_pids(self) -> frozenset[int]:
-        return self.own | {vfio.own_number()}
+        return self.own | {vfio.own_number(self.tree)}
 
     def open_files(self, pid: int) -> dict[str, str]:
         """Linux fs/proc/fd.c, proc_fd_permission: asks ptrace_may_access."""
+        self._settle(pid)
         self._look_into(pid, f"/proc/{pid}/fd")
         return super().open_files(pid)
 
@@ -134,27 +135,63 @@ class FakeHost(SnapshotHost):
         self.handles[handle] = (pid, self.read(f"proc/{pid}/stat") or "")
         return handle
 
+    _real = False
+
+    def detach(self, work: Callable[[], None]) -> None:
+        """A process of this machine, as all that it starts, and with the signals it gets there."""
+
+        def as_a_process() -> None:
+            self._real = True
+            self.read(f"proc/{os.getpid()}/stat")
+            work()
+
+        super().detach(as_a_process)
+
+    def read(self, path: str) -> str | None:
+        match = re.fullmatch(r"proc/(\d+)/stat", path)
+        if match is not None:
+            self._settle(int(match[1]))
+        return super().read(path)
+
+    def _settle(self, pid: int) -> None:
+        """Let a process of a test be one of the machine's, from its first look to its end."""
+        there = self.exists(f"fake/real/{pid}")
+        if self._real and pid == os.getpid() and not there:
+            processes.make(self.tree, pid, "vfio-console-ho", "0::/")
+            self.tree.put(f"fake/real/{pid}", "")
+        if there and not processes.runs(pid):
+            processes.end(self.tree, pid)
+            vfio.settle(self.tree)
+
     def close_process(self, handle: int) -> None:
         del self.handles[handle]
 
     def _lives(self, handle: int) -> bool:
         pid, started = self.handles[handle]
-        return self.exists(f"proc/{pid}") and (self.read(f"proc/{pid}/stat") or "") == started
+        return self.exists(f"proc/{pid}/stat") and (self.read(f"proc/{pid}/stat") or "") == started
 
     def signal_process(self, handle: int, number: int) -> None:
         """Linux kernel/signal.c, pidfd_send_signal: ESRCH for one that has ended."""
         pid, _ = self.handles[handle]
         self._change("signal", f"proc/{pid}", signal.Signals(number).name, "send a signal to")
-        if self._lives(handle) and pid not in self.stuck:
+        if self._lives(handle) and self.exists(f"fake/real/{pid}"):
+            self.kill_between(pid, number)
+        elif self._lives(handle) and pid not in self.stuck:
             processes.receive(self.tree, pid, number, self.clock())
+
+    def kill_between(self, pid: int, number: int) -> None:
+        """Send a signal to a process of a test, but not in the middle of what the kernel does."""
+        with self._kernel_lock():
+            os.kill(pid, number)
 
     def wait_for_end(self, handles: Sequence[int], timeout_s: float) -> None:
         """Linux kernel/fork.c, pidfd_poll: readable as soon as the process has ended."""
         self.pauses.append(timeout_s)
         if not all(self._lives(handle) for handle in handles):
             return
-        if self.patient:
-            time.sleep(timeout_s)
+        end = time.monotonic() + timeout_s
+        while self.patient and time.monotonic() < end and all(map(self._lives, handles)):
+            time.sleep(0.02)
         ends = (processes.due(self.tree, self.handles[handle][0]) for handle in handles)
         self._now = min([self._now + timeout_s, *(when for when in ends if when is not None)])
         processes.end_due(self.tree, self.clock())

@@ -83,6 +83,15 @@ def forget_node(tree: Tree, node: str) -> None:
         tree.text_link(link, f"/{node} (deleted)")
 
 
+def runs(pid: int) -> bool:
+    """Whether a process of a test, which is one of this computer, has not ended."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def device_number(tree: Tree, path: str) -> int | None:
     """The number of a node in /dev, or of the one that a link in /proc leads to.
 
@@ -95,7 +104,8 @@ def device_number(tree: Tree, path: str) -> int | None:
 
 def end(tree: Tree, pid: int) -> None:
     """A process ends; what only it kept alive is freed (kernel/exit.c, do_exit, exit_files)."""
-    for path in (f"proc/{pid}", f"fake/opened/proc/{pid}", f"fake/obeys/{pid}", f"fake/due/{pid}"):
+    fakes = (f"fake/{kind}/{pid}" for kind in ("obeys", "due", "real"))
+    for path in (f"proc/{pid}", f"fake/opened/proc/{pid}", *fakes):
         tree.remove(path)
     fbdev.settle(tree)
 

@@ -58,27 +58,23 @@ class Mapped:
         self.end()
 
 
-def own_number() -> int:
-    """The number that this process of a test has on the machine: none that a real one has."""
-    return (1 << 23) + os.getpid()
+def own_number(tree: Tree) -> int:
+    """The number that this process of a test has on the machine.
+
+    None that a real one has, but for one that is on the machine as it is (FakeHost.detach).
+    """
+    own = os.getpid()
+    return own if tree.exists(f"fake/real/{own}") else (1 << 23) + own
 
 
 def settle(tree: Tree) -> None:
     """The kernel closes what a process that was killed had open (exit_files)."""
     for address in tree.list(_OPENED):
         pid = int(tree.read(f"{_OPENED}/{address}") or 0)
-        if not _alive(pid):
+        if not processes.runs(pid):
             pci.close_device(tree, address)
             tree.remove(f"{_OPENED}/{address}")
             processes.end(tree, (1 << 23) + pid)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 class OpenNodes:
@@ -125,7 +121,7 @@ class OpenNodes:
         raise OSError(errno.ENOENT, path)
 
     def _hold(self, path: str, handle: int) -> None:
-        pid = own_number()
+        pid = own_number(self._tree)
         processes.make(self._tree, pid, "python3", "0::/")
         processes.open_file(self._tree, pid, path, f"/{path}", handle)
 
@@ -139,8 +135,8 @@ class OpenNodes:
         if one.kind in ("device", "closed"):
             pci.close_device(self._tree, one.name)
             self._tree.remove(f"{_OPENED}/{one.name}")
-        if self._tree.exists(f"proc/{own_number()}"):
-            processes.close_file(self._tree, own_number(), handle)
+        if self._tree.exists(f"proc/{own_number(self._tree)}"):
+            processes.close_file(self._tree, own_number(self._tree), handle)
 
     # -- ioctls
 

@@ -4,7 +4,8 @@ It is a file of JSON lines, oldest first (directory.py says where):
 
     {"format": 2, "vm": NAME, "uuid": ..., "boot": ..., "gpus": [...], "since": ...,
      "by_hand": BOOL, "settings": {"log_level": ..., "timeout_s": ..., "on_failure": ...}}
-                         and "on_refusal" and "announce" if they are not the defaults
+                         and "on_refusal" and "announce" if they are not the defaults; with
+                         "until": T for a rehearsal, which gives all back by then
     {"phase": "start", "hook": [PID, TICKS]}  how far the VM is, and which process handles it;
                          with "forgotten": true when libvirt no longer knows of this run
     {"worker": [PID, TICKS]}  its process that talks to the kernel; [0, 0] when that has ended
@@ -59,7 +60,8 @@ _LATER_SETTINGS = ("on_refusal", "announce")
 class Claim:
     """What one VM holds. Its file grows with it; steps[n] is undone when n is in undone.
 
-    by_hand: a person took the GPUs, no VM. forgotten: libvirt no longer knows of this run,
+    by_hand: a person took the GPUs, no VM. until: when a rehearsal will have given them back, in
+    seconds since 1970; 0 if it is none. forgotten: libvirt no longer knows of this run,
     so it has re-attached nothing. hook is the process that handles the last event, and
     worker the one that talks to the kernel for it. Both are (pid, start in ticks since
     boot), (0, 0) for none. dropped: its file is gone, or another claim's. log_level and what
@@ -73,6 +75,7 @@ class Claim:
     gpus: tuple[str, ...]
     since: float
     by_hand: bool = False
+    until: float = 0.0
     phase: str = "prepare"
     hook: tuple[int, int] = (0, 0)
     worker: tuple[int, int] = (0, 0)
@@ -109,6 +112,8 @@ class Claim:
             "format": FORMAT, "vm": self.name, "uuid": self.uuid, "boot": self.boot,
             "gpus": self.gpus, "since": self.since, "by_hand": self.by_hand, "settings": settings,
         }  # fmt: skip
+        if self.until:
+            head["until"] = self.until
         lines = [head, {"phase": self.phase, "hook": self.hook}]
         lines += [{"step": step.to_json()} for step in inherited]
         lines += [{"done": number} for number in range(len(inherited))]
@@ -234,6 +239,7 @@ def parse(host: Host, uuid: str, text: bytes) -> Claim:
             gpus=tuple(_name(gpu) for gpu in head["gpus"]),
             since=seconds(head["since"]),
             by_hand=head["by_hand"] is True,
+            until=seconds(head.get("until", 0)),
             **_settings(head.get("settings", {})),
         )
         for entry in entries[1:]:

@@ -11,7 +11,7 @@ from ..machine.host import Host, seconds
 from . import history
 from .claim import Claim
 from .directory import Claims
-from .ownership import at_work
+from .ownership import at_work, clock_time
 
 
 def refuse_open(host: Host, addresses: Iterable[str]) -> None:
@@ -33,12 +33,16 @@ def why_in_use(host: Host, claim: Claim) -> str:
     """Why a claim must be left alone: a clause for people, "" when the GPUs are free.
 
     A GPU on vfio-pci counts as in use as long as its vfio group or device file is
-    open; between prepare and QEMU nothing shows that a VM is starting but its phase.
+    open; between prepare and QEMU nothing shows that a VM is starting but its phase. A
+    rehearsal's own worker has it open, too, and ends with it.
     """
     if at_work(host, claim):
+        if claim.until:
+            until = clock_time(claim.until)
+            return f"its rehearsal gives it back by {until} (process {claim.hook[0]})"
         return f"its hook is running (process {claim.hook[0]})"
     for address in claim.gpus:
-        held = vfio.users(host, address)
+        held = [one for one in vfio.users(host, address) if one.pid != claim.worker[0]]
         if held:
             return f"{address} is in use by {holders.listed(held)}"
     return ""
@@ -50,7 +54,11 @@ def why_stuck(host: Host, claim: Claim) -> str:
     libvirt calls release some moments after stopped, when it has re-attached the GPU, which can
     hang in the kernel. If libvirtd was killed it calls neither.
     """
-    if claim.by_hand or claim.boot != host.boot_id or at_work(host, claim):
+    if claim.boot != host.boot_id or at_work(host, claim):
+        return ""
+    if claim.until:
+        return "its rehearsal was killed"
+    if claim.by_hand:
         return ""
     if claim.phase == "stopped":
         since = _stopped_at(host, claim)

@@ -6,6 +6,7 @@ QEMU nothing else shows that a VM is starting.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from ..errors import RefusedError
@@ -76,6 +77,20 @@ def _create(claims: Claims, claim: Claim, others: list[Claim]) -> Claim:
     return claim
 
 
+def left_by_rehearsals(host: Host, uuid: str, addresses: tuple[str, ...]) -> list[str]:
+    """The uuids of claims with one of these GPUs whose rehearsal was killed.
+
+    Its watchdog gives them back; where that was killed too, whoever comes next does.
+    """
+    others = Claims(host).others(uuid, host.boot_id, addresses)
+    return [one.uuid for one in others if one.until and not at_work(host, one)]
+
+
+def clock_time(when: float) -> str:
+    """A time in seconds since 1970 as people read it from a clock, such as "14:03:20"."""
+    return time.strftime("%H:%M:%S", time.localtime(when))
+
+
 # -- processes
 
 
@@ -133,10 +148,21 @@ def refuse_taken(host: Host, addresses: Iterable[str], others: list[Claim]) -> N
             if address in other.gpus and (
                 other.by_hand or other.phase == "prepare" or pci.is_vfio(host, address)
             ):
-                raise _taken(address, other)
+                raise _taken(host, address, other)
 
 
-def _taken(address: str, other: Claim) -> RefusedError:
+def _taken(host: Host, address: str, other: Claim) -> RefusedError:
+    if other.until and at_work(host, other):
+        return RefusedError(
+            f"{address} is in a rehearsal of {other.name}, which gives it back by"
+            f" {clock_time(other.until)}",
+            hint="wait until then",
+        )
+    if other.until:
+        return RefusedError(
+            f"{address} was left behind by a rehearsal of {other.name} that was killed",
+            hint="run `vfio-console-hook recover`",
+        )
     if other.by_hand:
         return RefusedError(
             f"{address} was taken by hand, so no VM may have it through this hook",

@@ -123,7 +123,7 @@ def _await_hooks(host: Host, named: tuple[str, ...]) -> None:
 def _refuse_taken(host: Host, named: tuple[str, ...]) -> None:
     for claim in Claims(host).readable():
         again = [one for one in named if one in claim.gpus]
-        if claim.by_hand and claim.boot == host.boot_id and again:
+        if claim.by_hand and not claim.until and claim.boot == host.boot_id and again:
             raise HookError(
                 f"{' and '.join(again)} {'are' if again[1:] else 'is'} already taken by hand",
                 hint="see `vfio-console-hook status`",

@@ -16,7 +16,8 @@ class Assignment:
 
     gpus are the addresses of the GPUs and accelerators among them, without virtual
     functions, on which the host has nothing. siblings are the addresses of all others.
-    configured_as is whose configuration applies.
+    configured_as is whose configuration applies. until and spared are those of a rehearsal
+    (domain.Domain).
     """
 
     name: str
@@ -27,6 +28,8 @@ class Assignment:
     by_hand: bool = False
     bind_vfio: bool = False
     configured_as: str = ""
+    until: float = 0.0
+    spared: tuple[str, ...] = ()
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -55,4 +58,6 @@ def assignment_of(host: Host, domain: Domain) -> Assignment:
         by_hand=domain.by_hand,
         bind_vfio=domain.bind_vfio,
         configured_as=domain.configured_as or domain.name,
+        until=domain.until,
+        spared=domain.spared,
     )

@@ -50,6 +50,11 @@ def prepare(
             release(left, log, run)
         except LostError as error:
             log.error(str(error))  # what is left of the GPU decides whether the VM may start
+    for uuid in ownership.left_by_rehearsals(host, assignment.uuid, assignment.gpus):
+        rehearsed = ownership.acquire(host, uuid, "release", forgotten=True)
+        if rehearsed is not None:
+            log.warning(f"a rehearsal of {rehearsed.name} was killed; giving back what it took")
+            release(rehearsed, log, run)
     if not config.enabled or not assignment.gpus:
         return
     claim = ownership.create(host, _new_claim(host, assignment, config))
@@ -91,6 +96,7 @@ def _new_claim(host: Host, assignment: Assignment, config: Config) -> Claim:
         gpus=assignment.addresses if assignment.by_hand else assignment.gpus,
         since=host.now(),
         by_hand=assignment.by_hand,
+        until=assignment.until,
         log_level=config.log_level,
         timeout_s=config.timeout_s,
         on_failure=config.on_failure,
@@ -120,6 +126,7 @@ def look_ahead(
         removal=removal.of_kernel(host),
         bind_vfio=assignment.bind_vfio,
         by_hand=assignment.by_hand,
+        rehearsal=bool(assignment.until),
         siblings=assignment.siblings,
         file=load.file_for(assignment.configured_as, assignment.uuid),
         vtconsoles=console.vtconsoles(host),
@@ -188,7 +195,7 @@ def _free(claim: Claim, assignment: Assignment, config: Config, log: Log) -> Non
             if not undone and isinstance(error, HookError):
                 raise error.adding(_NOT_UNDONE) from error
             raise
-        if assignment.by_hand:
+        if assignment.by_hand and not assignment.until:
             from .start import start_detached  # no event start follows
 
             start_detached(claim, log)

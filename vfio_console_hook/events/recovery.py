@@ -89,10 +89,13 @@ def _why_not(host: Host, claim: Claim, force: bool) -> tuple[str, bool]:
     if claim.boot != host.boot_id:
         return "", True
     if ownership.at_work(host, claim):
-        return f"its hook is running (process {claim.hook[0]})", False
+        # A rehearsal has a watchdog, so nobody needs to wait for its end here.
+        return in_use.why_in_use(host, claim), bool(claim.until)
     used = in_use.why_in_use(host, claim)
     if used:
         return used, True
+    if claim.until:
+        return "", True
     if claim.by_hand:
         return f"it was taken by hand (`vfio-console-hook give {claim.gpus[0]}`)", True
     if force:
@@ -135,7 +138,7 @@ def give_back(host: Host, claim: Claim, log: Log | None = None) -> str:
 
 
 def _remember(host: Host, claim: Claim, began: float, error: HookError | None = None) -> None:
-    event = "give" if claim.by_hand else "recover"
+    event = "give" if claim.by_hand and not claim.until else "recover"
     took_s = time.monotonic() - began
     history.remember(
         host, claim.name, claim.uuid, event, took_s=took_s, error=error, places=claim.announce

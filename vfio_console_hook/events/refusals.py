@@ -36,7 +36,7 @@ def refuse_unassignable(host: Host, assignment: Assignment) -> None:
             raise RefusedError(
                 f"{why}: {address} is in no IOMMU group, so libvirt cannot assign it", hint=hint
             )
-        others = iommu.blocking(host, group, assignment.addresses)
+        others = iommu.blocking(host, group, (*assignment.addresses, *assignment.spared))
         if others:
             stay = "stay" if others[1:] else "stays"
             # doctor imagines a VM for a GPU that none has, under its address.

@@ -1,6 +1,6 @@
-"""The hook's own files in /run: made, read and replaced without trusting what is there.
+"""The hook's own files in /run and /var/lib: made, read and replaced without trusting them.
 
-Only root can write in /run. A file there that another user could have made is an error and
+Only root can write in either. A file there that another user could have made is an error and
 stays untouched: links are not followed, fifos are not waited for, and a file with a second
 name (hard link) is refused.
 """
@@ -17,7 +17,7 @@ from .access import WRITABLE, why_untrusted
 from .host import Host
 
 RUN = "run/vfio-console-hook"
-_ABOVE = "run"
+_ABOVE = ("run", "var/lib")
 _KINDS = {
     stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link", stat.S_IFIFO: "fifo",
     stat.S_IFSOCK: "socket",
@@ -194,14 +194,14 @@ def failed(verb: str, path: str, error: OSError) -> ClaimError:
     """The ClaimError for a failed system call."""
     return ClaimError(
         f"cannot {verb} /{path}: {os.strerror(error.errno or 0)}",
-        hint="is /run full, or read-only?",
+        hint=f"is /{next(one for one in _ABOVE if path.startswith(one))} full, or read-only?",
     )
 
 
 def _check_directories(host: Host, path: str) -> None:
-    """Raise ClaimError when a directory on the path, below /run, is not ours."""
-    place = _ABOVE
-    for part in path[len(_ABOVE) + 1 :].split("/")[:-1]:
+    """Raise ClaimError when a directory on the path, below /run or /var/lib, is not ours."""
+    place = next(one for one in _ABOVE if path.startswith(f"{one}/"))
+    for part in path[len(place) + 1 :].split("/")[:-1]:
         place = f"{place}/{part}"
         status = host.lstat(place)
         if status is None:

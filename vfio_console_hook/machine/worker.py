@@ -35,16 +35,20 @@ def call(work: Callable[[], None]) -> None:
 
 
 class Deadline:
-    """The time for one event of a VM, counted from now, killing included."""
+    """The time for one event of a VM, counted from now, killing included.
 
-    def __init__(self, host: Host, timeout_s: float) -> None:
+    stop is a descriptor; what can be read from it cuts the work off before that.
+    """
+
+    def __init__(self, host: Host, timeout_s: float, stop: int | None = None) -> None:
         self._host = host
         self._timeout_s = timeout_s
         self._end = time.monotonic() + timeout_s
+        self._stop = stop
 
     def run(self, work: Callable[[], None]) -> None:
         """Run work in what is left of the time; raises what worker.run raises."""
-        run(work, self._left_s)
+        run(work, self._left_s, self._stop)
 
     def run_but_spare(self, work: Callable[[], None]) -> None:
         """The same, but leave a quarter of the whole for undoing what it did."""
@@ -55,7 +59,7 @@ class Deadline:
             self._host.give_up_after(timeout_s - self._grace_s)
             work()
 
-        run(within, timeout_s)
+        run(within, timeout_s, self._stop)
 
     @property
     def _left_s(self) -> float:
@@ -66,8 +70,10 @@ class Deadline:
         return min(KILL_GRACE_S, self._timeout_s / 10)
 
 
-def run(work: Callable[[], str | None], timeout_s: float) -> str:
+def run(work: Callable[[], str | None], timeout_s: float, stop: int | None = None) -> str:
     """Run work in a child process for at most timeout_s; the text that it returns.
+
+    stop is as for Deadline: the bytes that cut the work off are read.
 
     The child leads a session of its own, so that the programs it started can be
     found and killed with it. Raises what the work raised, of the same class;
@@ -87,11 +93,14 @@ def run(work: Callable[[], str | None], timeout_s: float) -> str:
             os._exit(0)
     os.close(writer)
     try:
-        answer = _read_all(reader, time.monotonic() + timeout_s)
+        answer = _read_all(reader, time.monotonic() + timeout_s, stop)
     finally:
         os.close(reader)
     if answer is None:
         _kill(pid)
+        if stopped(stop):
+            os.read(stop or 0, 4096)
+            raise CutOffError("stopped on request")
         raise CutOffError(
             f"timed out after {round(timeout_s, 1):g} s",
             hint="increase `timeout_s`, or look into `journalctl -k`",
@@ -144,12 +153,18 @@ def _child(work: Callable[[], str | None], writer: int) -> None:
         content = content[os.write(writer, content) :]
 
 
-def _read_all(reader: int, deadline: float) -> bytes | None:
-    """What the child wrote until it closed the pipe; None when the deadline passes first."""
+def stopped(stop: int | None) -> bool:
+    """Whether there is something to read from a descriptor that stops the work."""
+    return stop is not None and bool(select.select([stop], [], [], 0)[0])
+
+
+def _read_all(reader: int, deadline: float, stop: int | None) -> bytes | None:
+    """What the child wrote until it closed the pipe; None when it is cut off first."""
     answer = b""
+    sources = [reader] if stop is None else [reader, stop]
     while True:
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([reader], [], [], left)[0]:
+        if left <= 0 or reader not in select.select(sources, [], [], left)[0] or stopped(stop):
             return None
         part = os.read(reader, 65536)
         if not part:

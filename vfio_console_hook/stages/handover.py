@@ -19,9 +19,10 @@ class Handover:
     unmanaged are the addresses that libvirt does not detach itself (managed='no').
     taken are GPUs that other VMs hold. removal is what vfio-pci of this kernel removes
     by itself. bind_vfio is whether the GPUs have to be bound to vfio-pci here, because
-    libvirt does not do it; by_hand, whether no event start follows. siblings are the
-    addresses of the other devices that go to the VM. file is where the VM's own settings
-    go. vtconsoles and framebuffers are those of the whole host.
+    libvirt does not do it; by_hand, whether a person takes the GPUs; rehearsal, whether that
+    is for a short time, as if it was a VM. siblings are the addresses of the other devices
+    that go to the VM. file is where the VM's own settings go. vtconsoles and framebuffers are
+    those of the whole host.
     """
 
     gpus: tuple[Gpu, ...]
@@ -31,6 +32,7 @@ class Handover:
     removal: Removal
     bind_vfio: bool = False
     by_hand: bool = False
+    rehearsal: bool = False
     siblings: tuple[str, ...] = ()
     file: str = ""
     vtconsoles: tuple[Vtconsole, ...] = ()
@@ -39,6 +41,10 @@ class Handover:
     @property
     def addresses(self) -> frozenset[str]:
         return frozenset(gpu.address for gpu in self.gpus)
+
+    def stays_on_vfio(self, gpu: Gpu) -> bool:
+        """Whether a GPU is on vfio-pci before and after; `give` takes it off."""
+        return gpu.vfio and (self.rehearsal or not self.by_hand)
 
     @property
     def fbcon_draws(self) -> bool:

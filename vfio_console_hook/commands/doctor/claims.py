@@ -37,6 +37,11 @@ def _finding(system: System, claim: Claim) -> Finding:
     held = f"holds {' and '.join(claim.gpus)}"
     if claim.boot != system.host.boot_id:
         return warning("left behind by an earlier boot", _RECOVER, of=title)
+    if claim.until:
+        stuck = in_use.why_stuck(system.host, claim)
+        if stuck:
+            return warning(f"{held}, but {stuck}", _RECOVER, of=title)
+        return passed(f"{held}; {in_use.why_in_use(system.host, claim)}", of=title)
     if claim.by_hand:
         give = f"`vfio-console-hook give {claim.gpus[0]}`"
         return passed(f"{held}, taken by hand; {give} gives it back", of=title)

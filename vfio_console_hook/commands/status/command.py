@@ -14,6 +14,7 @@ from ...machine import worker
 from ...machine.host import Host
 from .. import dismiss
 from ..command import Command
+from ..rehearse.last import LastRehearsal
 from ..terminal import Terminal, moment
 from . import metrics, overview
 from .overview import HeldClaim, HeldStep, Overview
@@ -80,17 +81,22 @@ def status_text(found: Overview, terminal: Terminal) -> str:
         text += terminal.wrapped(_BY_HAND, "  ")
     for history in refusals.values():
         text += _refusal(history.refusal, "", f" of {printable(history.vm)}", terminal)
+    text += "".join(_rehearsal(one, terminal) for one in found.rehearsals)
     return text + _last(found, terminal)
 
 
 def _claim_text(one: HeldClaim, now: float, terminal: Terminal) -> str:
     who = "a person" if one.by_hand else f"VM {printable(one.vm)}"
+    if one.until:
+        who = f"a rehearsal of {printable(one.vm)}"
     text = terminal.wrapped(f"{who} holds {', '.join(one.gpus)}", "  ")
     text = text.replace(who, terminal.paint(who, "bold"), 1)
-    text += f"  {one.phase}; held since {moment(one.since)} ({_long(now - one.since)})\n"
+    until = f", given back by {moment(one.until)}" if one.until and one.hook else ""
+    text += f"  {one.phase}; held since {moment(one.since)} ({_long(now - one.since)}){until}\n"
     text += "" if one.by_hand else f"  uuid {one.uuid}\n"
     if one.hook:
-        text += f"  its hook is running (process {one.hook})\n"
+        what = "rehearsal" if one.until else "hook"
+        text += f"  its {what} is running (process {one.hook})\n"
     text += _warned(_advice(one, now), terminal)
     return text if one.stale else text + _steps(one, terminal)
 
@@ -145,6 +151,8 @@ def _past(step: HeldStep) -> str:
 
 
 def _undone_by(one: HeldClaim) -> str:
+    if one.until:
+        return "the rehearsal undoes it" if one.hook else "`vfio-console-hook recover` undoes it"
     if one.by_hand:
         return f"`vfio-console-hook give {one.gpus[0]}` undoes it"
     return "release undoes it when the VM ends"
@@ -189,6 +197,16 @@ def _unclaimed(address: str, terminal: Terminal) -> str:
         " do the same as the hook by hand",
         "  ",
     )
+
+
+def _rehearsal(one: LastRehearsal, terminal: Terminal) -> str:
+    """How the last rehearsal of a VM ended, and whether it still says something."""
+    how = "all was as plan had said" if one.agrees else f"not as plan had said: {one.why}"
+    text = f"last rehearsal of {one.vm}: {moment(one.time)}: {how}"
+    if not one.changed:
+        return terminal.wrapped(text, "  ")
+    since = f"since then {' and '.join(one.changed)} changed: rehearse it again"
+    return terminal.wrapped(text, "  ") + _warned(since, terminal)
 
 
 def _consoles(found: Overview) -> str:

@@ -30,7 +30,10 @@ def text(found: Overview) -> str:
     claims = () if found.unseen else _claim_families(found)
     # A kernel without virtual terminals has no consoles that could be dead.
     consoles = (_console_family(found),) if found.vtconsoles else ()
-    families = (*claims, _loss_family(found), *_event_families(found), *consoles)
+    families = (
+        *claims, _loss_family(found), *_event_families(found), *_rehearsal_families(found),
+        *consoles,
+    )  # fmt: skip
     return "".join(_family_text(family) for family in families)
 
 
@@ -110,6 +113,23 @@ def _event_families(found: Overview) -> tuple[Family, ...]:
                 (("vm", dict(labels)["vm"]), ("phase", event.kind)): event.took_s
                 for labels, event in last.items()
             },
+        ),
+    )
+
+
+def _rehearsal_families(found: Overview) -> tuple[Family, ...]:
+    # The newest come first. A VM that was defined again under its name has two.
+    last = {one.vm: one for one in reversed(found.rehearsals)}
+    return (
+        Family(
+            "rehearsal_agrees",
+            "1 when all was as plan had said in the last rehearsal of a VM.",
+            {(("vm", name),): int(one.agrees) for name, one in last.items()},
+        ),
+        Family(
+            "rehearsal_outdated",
+            "How many things have changed on the host since the last rehearsal of a VM.",
+            {(("vm", name),): len(one.changed) for name, one in last.items()},
         ),
     )
 

@@ -23,6 +23,8 @@ from ...machine import console, libvirtd, pci
 from ...machine.console import Framebuffer, Vtconsole
 from ...machine.host import Host
 from ..command import attributes
+from ..rehearse import last
+from ..rehearse.last import LastRehearsal
 
 GIVEN_IN_PART = "given back in part"
 """The phase of a claim of which release has left something."""
@@ -60,8 +62,9 @@ class HeldStep:
 class HeldClaim:
     """A claim of a VM or a person. since is in seconds since 1970; steps oldest first.
 
-    phase is a name of _PHASES, or "taken by hand", or "of an earlier boot" when it is
-    stale: then nothing is held any more. hook is the pid of a running hook, else 0. stuck is
+    phase is a name of _PHASES, or "taken by hand", or "rehearsing", or "of an earlier boot" when
+    it is stale: then nothing is held any more. until is when a rehearsal will have given all
+    back, 0 if it is none. hook is the pid of a running hook, else 0. stuck is
     why the release that it waits for may never come, "" when it does not wait. undo has the
     shell lines that undo what is left, in the order to run them.
     """
@@ -71,6 +74,7 @@ class HeldClaim:
     by_hand: bool
     gpus: tuple[str, ...]
     since: float
+    until: float
     phase: str
     stale: bool
     hook: int
@@ -100,8 +104,8 @@ class Overview:
 
     unreadable has a sentence for each claim that cannot be read. unseen is why no claim
     can be read at all, "" when they can. unclaimed are GPUs on vfio-pci without a claim. lost
-    is what release could not give back, and is not back since. libvirt is whether this host
-    has one, so that VMs can hold something.
+    is what release could not give back, and is not back since. rehearsals are the last ones
+    of each VM. libvirt is whether this host has one, so that VMs can hold something.
     """
 
     time: float
@@ -115,6 +119,7 @@ class Overview:
     framebuffers: tuple[Framebuffer, ...]
     drawing: str
     waits_for_text: bool
+    rehearsals: tuple[LastRehearsal, ...] = ()
     libvirt: bool = True
 
     @property
@@ -172,6 +177,7 @@ def current(host: Host) -> Overview:
         framebuffers=console.framebuffers(host),
         drawing=console.current_display(host),
         waits_for_text=console.waits_for_text(host),
+        rehearsals=last.all_last(host),
         libvirt=libvirtd.is_here(host) or not host.complete,
     )
 
@@ -183,6 +189,8 @@ def _held_claim(host: Host, claim: Claim) -> HeldClaim:
     phase = during if at_work else after
     if claim.by_hand and not at_work and claim.phase == "prepare":
         phase = "taken by hand"
+    if claim.until:
+        phase = "rehearsing" if at_work else "left by a rehearsal"
     steps = tuple(
         _held_step(host, step, _state(claim, number)) for number, step in enumerate(claim.steps)
     )
@@ -192,6 +200,7 @@ def _held_claim(host: Host, claim: Claim) -> HeldClaim:
         by_hand=claim.by_hand,
         gpus=claim.gpus,
         since=claim.since,
+        until=claim.until,
         phase="of an earlier boot" if stale else phase,
         stale=stale,
         hook=claim.hook[0] if at_work else 0,
@@ -267,6 +276,7 @@ def to_json(overview: Overview) -> dict[str, Any]:
             ],
         },
         "vms": [_history_json(one) for one in overview.histories],
+        "rehearsals": [last.to_json(one) for one in overview.rehearsals],
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ...errors import HostError
 from .files import Files, is_absent
@@ -78,6 +78,31 @@ class Processes(Files):
         command = self.read_bytes(f"proc/{mine}/cmdline")
         forked = command is not None and command == self.read_bytes(f"proc/{parent}/cmdline")
         return frozenset((mine, parent) if forked else (mine,))
+
+    def detach(self, work: Callable[[], None]) -> None:
+        """Run work in a process that no terminal, connection or session of ours ends.
+
+        It is nobody's child, has no terminal, and its standard streams are /dev/null.
+        """
+        import signal  # only a rehearsal needs this
+
+        from .. import streams
+
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+            return
+        try:
+            os.setsid()
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            # The leader of a session gets a terminal as its own when it opens one.
+            if os.fork() == 0:
+                os.chdir("/")
+                streams.lead_nowhere(0, 1, 2)
+                work()
+        finally:
+            # Whatever happens, the caller's code must not go on in here.
+            os._exit(0)
 
     def open_process(self, pid: int) -> int | None:
         """A handle of a process, for the methods below; None when there is no such process.

@@ -34,7 +34,7 @@ def plan(
     """
     entry = device.registered_by
     first, last = (device.range.first, device.range.last) if device.range else (-1, -1)
-    stays = gpu.vfio and not handover.by_hand
+    stays = handover.stays_on_vfio(gpu)
     again = RegisterCoreboot(
         entry or "", device.name, device.driver or "", gpu.address, first, last, stays
     )

@@ -28,7 +28,7 @@ def plan(
         return
     decode_off = _decode_off_helps(host, gpu, device, handover)
     loses = _loss(host, gpu, device, handover, gpu.address if decode_off else "")
-    stays = gpu.vfio and not handover.by_hand
+    stays = handover.stays_on_vfio(gpu)
     yield unbind_step(gpu, device, device.driver, stage, loses, stays_on_vfio=stays)
     if decode_off:
         yield _decode_off_step(gpu, device, stage)
@@ -94,7 +94,7 @@ def _loss(
     host: Host, gpu: Gpu, device: FirmwareDevice, handover: Handover, undecoded: str
 ) -> str:
     """What the person loses where the console does not come back, as a clause; else ""."""
-    if gpu.vfio and not handover.by_hand:  # `give` takes it off vfio-pci
+    if handover.stays_on_vfio(gpu):
         return f"the firmware console stays off while {gpu.address} is bound to vfio-pci"
     removed = handover.removed(host, device, bound=False, undecoded=undecoded)
     if removed is Removed.NO:

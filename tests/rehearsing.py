@@ -1,0 +1,117 @@
+"""Rehearsals on a fake machine: begun, followed and killed in processes of their own."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import MachineFactory
+from tests.fakehost import FakeHost
+from tests.fakehost import processes as fake_processes
+from tests.libvirt_xml import UUID, domain_xml
+from vfio_console_hook import cli
+from vfio_console_hook.commands.rehearse import detached
+from vfio_console_hook.commands.rehearse.rehearsal import FOLDER, Diary, Rehearsal, Told
+from vfio_console_hook.machine.host import Host
+
+GPU = "0000:01:00.0"
+OWN = "6b1c2c0e-3f0d-4c57-9d61-3a3f6f1f0a02"
+WITHIN_S = 15
+
+
+class Stage(FakeHost):
+    """A machine on which waiting takes time."""
+
+    patient = True
+
+
+class KilledOnce(Stage):
+    """A machine on which one process is killed right before a change, and none after it."""
+
+    def _change(self, kind: str, path: str, text: str, failing: str) -> None:
+        if self.exists("fake/killed"):
+            self._crash_before = 0
+        elif len(self.changes) + 1 == self._crash_before:
+            self.tree.put("fake/killed", "")
+        super()._change(kind, path, text, failing)
+
+
+def stage(machine: MachineFactory, name: str, **options: Any) -> Stage:
+    """A fresh machine to rehearse on."""
+    host = Stage(machine(name).root, **options)
+    host.tree.make_directory("var/lib")
+    return host
+
+
+def xml_file(path: Path, *addresses: str) -> str:
+    """The path of the XML of a VM with these devices."""
+    path.write_bytes(domain_xml(*addresses))
+    return str(path)
+
+
+def rehearse(host: FakeHost, *words: str) -> int:
+    """Run the command to its end, and that of the processes that it has started."""
+    status = cli.main(["rehearse", "--yes", "--seconds", "1", *words], host)
+    gone(host)
+    return status
+
+
+def order(host: Host, *addresses: str, **changes: Any) -> Rehearsal:
+    """A rehearsal as the command would order it; short, unless changes say something else."""
+    values: dict[str, Any] = {
+        "own": OWN, "vm": "win11", "uuid": UUID, "configured_as": "win11",
+        "addresses": addresses or (GPU,), "spared": (), "untried": "", "seconds": 1.0,
+        "times": 1, "timeout_s": 60, "began": host.now(),
+    }  # fmt: skip
+    return Rehearsal(**{**values, **changes})
+
+
+def begin(host: Host, rehearsal: Rehearsal) -> Diary:
+    """Begin it as the command does, and return at once."""
+    from vfio_console_hook.commands.rehearse.command import _detached
+
+    diary = Diary(host, rehearsal.own)
+    diary.begin(rehearsal)
+    detached.begin(host, rehearsal, lambda role, own: _detached(host, role, own))
+    return diary
+
+
+def until(diary: Diary, holds: Callable[[Told], object]) -> Told:
+    """What a diary tells once a condition holds."""
+    end = time.monotonic() + WITHIN_S
+    while not holds(told := diary.told()):
+        assert time.monotonic() < end, diary.lines()
+        time.sleep(0.01)
+    return told
+
+
+def ended(diary: Diary, host: FakeHost) -> Told:
+    """What a diary tells in the end, when all its processes have ended."""
+    told = until(diary, lambda told: told.end is not None)
+    gone(host)
+    return told
+
+
+def gone(host: FakeHost) -> None:
+    """Wait until no process of a rehearsal is left on the machine."""
+    end = time.monotonic() + WITHIN_S
+    while any(host.read(f"proc/{pid}/stat") for pid in host.list("fake/real")):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def the_diary(host: Host) -> Diary:
+    """That of the only rehearsal."""
+    (own,) = host.list(FOLDER)
+    return Diary(host, own)
+
+
+def kill(host: FakeHost, pid: int, number: int = signal.SIGKILL) -> None:
+    """A signal for a process of a rehearsal, of which the machine learns too."""
+    host.kill_between(pid, number)
+    while number == signal.SIGKILL and fake_processes.runs(pid):
+        time.sleep(0.01)
+    host.read(f"proc/{pid}/stat")

@@ -1,0 +1,323 @@
+"""rehearse: all that a start and a stop do, without the VM, and back again whatever happens."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests import rehearsing
+from tests.conftest import MachineFactory, domain_xml
+from tests.fakehost import FakeHost, configure, hold, snapshot
+from tests.rehearsing import GPU, KilledOnce, begin, ended, kill, order, rehearse, stage, until, xml_file
+from vfio_console_hook import cli, hook
+from vfio_console_hook.claims.directory import Claims
+from vfio_console_hook.commands.rehearse import last
+from vfio_console_hook.commands.rehearse.rehearsal import Diary
+from vfio_console_hook.commands.rehearse.verdict import Verdict
+from vfio_console_hook.machine import console
+
+Capture = pytest.CaptureFixture[str]
+PCI = "sys/bus/pci/devices"
+
+def verdict(host: FakeHost) -> Verdict:
+    return Verdict.from_json(rehearsing.the_diary(host).told().verdicts[-1])
+
+
+def seen(host: FakeHost) -> dict[str, str]:
+    return {row.what: row.seen for row in verdict(host).rows}
+
+
+# -- to its end
+
+
+def test_the_host_is_as_before_and_all_was_as_plan_had_said(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = stage(machine, "efifb-6.12")
+    before = snapshot(host)
+
+    status = rehearse(host, GPU)
+
+    out, err = capfd.readouterr()
+    assert (status, err, snapshot(host) == before, Claims(host).uuids()) == (0, "", True, ())
+    assert seen(host)["BARs"] == "2 mapped"
+    assert "bound 0000:01:00.0 to vfio-pci" in out and "2 of 2 BARs mapped" in out
+    assert out.endswith("monitor: no eye has seen it\nall was as plan had said\n")
+
+
+@pytest.mark.parametrize("name", ["native-6.1", "efifb-5.10", "efifb-0380-6.12"])
+def test_of_a_vm_too(machine: MachineFactory, tmp_path: Path, name: str) -> None:
+    host = stage(machine, name)
+    before = snapshot(host)
+
+    status = rehearse(host, "--xml", xml_file(tmp_path / "vm.xml", GPU))
+
+    assert (status, snapshot(host) == before) == (0, True)
+
+
+def test_a_loss_that_plan_lists_is_what_is_seen(machine: MachineFactory, tmp_path: Path) -> None:
+    host = stage(machine, "efifb-6.1")
+
+    status = rehearse(host, "--xml", xml_file(tmp_path / "vm.xml", GPU))
+
+    assert (status, seen(host)["framebuffer"]) == (0, "none")
+    assert console.dark(host)
+
+
+def test_it_is_repeated_as_often_as_wanted(machine: MachineFactory, capfd: Capture) -> None:
+    host = stage(machine, "efifb-6.12")
+
+    status = rehearse(host, "--times", "3", GPU)
+
+    assert (status, len(rehearsing.the_diary(host).told().verdicts)) == (0, 3)
+    assert "3 of 3 cycles were as plan had said" in capfd.readouterr().out
+
+
+def test_what_else_the_vm_gets_stays_on_its_driver(machine: MachineFactory, tmp_path: Path) -> None:
+    host = stage(machine, "efifb-6.12")
+    nic = "0000:05:00.0"
+    path = f"sys/devices/pci0000:00/{nic}"
+    host.tree.put(f"{path}/class", "0x020000")
+    host.tree.link(f"{PCI}/{nic}", path)
+    host.tree.link(f"{path}/iommu_group", "sys/kernel/iommu_groups/9")
+    host.tree.make_directory("sys/bus/pci/drivers/igb")
+    host.tree.link(f"{path}/driver", "sys/bus/pci/drivers/igb")
+
+    status = rehearse(host, "--xml", xml_file(tmp_path / "vm.xml", GPU, nic))
+
+    changed = [path for _, path, text in host.changes if nic in path or nic in text]
+    assert (status, changed, seen(host)["BARs"]) == (0, [], "2 mapped")
+
+
+def test_a_group_with_what_stays_is_not_opened_and_the_verdict_says_so(
+    machine: MachineFactory, tmp_path: Path, capfd: Capture
+) -> None:
+    host = stage(machine, "group-not-viable-efifb-6.1")
+    gpu, sound, disk = "0000:09:00.0", "0000:09:00.1", "0000:02:00.0"
+
+    status = rehearse(host, "--xml", xml_file(tmp_path / "vm.xml", gpu, sound, disk))
+
+    changed = [path for _, path, text in host.changes if disk in path or disk in text]
+    assert (status, changed) == (0, [])
+    assert seen(host)["BARs"].startswith(f"not tried: {disk} (SATA controller, on ahci)")
+    assert "cannot be mapped as QEMU does" in capfd.readouterr().out
+
+
+# -- refused
+
+
+def test_what_plan_refuses_is_refused(machine: MachineFactory, capfd: Capture) -> None:
+    host = stage(machine, "efifb-6.12")
+    configure(host, "holders: {wait_s: 0}\n")
+    hold(host, "dev/fb0", pid=77, command="plymouthd")
+    before = snapshot(host)
+
+    status = rehearse(host, GPU)
+
+    err = capfd.readouterr().err
+    assert (status, snapshot(host) == before, host.changes) == (1, True, [])
+    assert "plymouthd (77)" in err and "nothing was rehearsed" in err
+
+
+def test_without_a_person_it_wants_a_yes(machine: MachineFactory, capfd: Capture) -> None:
+    host = stage(machine, "efifb-6.12")
+
+    status = cli.main(["rehearse", GPU], host)
+
+    assert (status, host.changes) == (1, [])
+    assert "hint: say --yes" in capfd.readouterr().err
+
+
+def test_a_vm_and_another_rehearsal_are_refused_meanwhile(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = stage(machine, "efifb-6.12")
+    diary = begin(host, order(host, seconds=20.0))
+    until(diary, lambda told: told.opened)
+
+    vm = hook.main(["win11", "prepare", "begin", "-"], domain_xml(GPU), FakeHost(host.root))
+    refused = capfd.readouterr().err
+    second = cli.main(["rehearse", "--yes", GPU], FakeHost(host.root))
+    taken = cli.main(["take", GPU], FakeHost(host.root))
+    again = capfd.readouterr().err
+    status = cli.main(["status"], FakeHost(host.root))
+    shown = capfd.readouterr().out
+    recovered = cli.main(["recover"], FakeHost(host.root))
+    kill(host, diary.told().runner[0], signal.SIGTERM)
+    ended(diary, host)
+
+    assert (vm, second, taken, status, recovered) == (1, 1, 1, 0, 0)
+    sentence = f"{GPU} is in a rehearsal of win11, which gives it back by "
+    assert sentence in refused and again.count(sentence) == 2
+    assert "a rehearsal of win11 holds 0000:01:00.0" in shown and "given back by" in shown
+    assert "its rehearsal gives it back by" in capfd.readouterr().out
+
+
+# -- cut short
+
+
+MOMENTS = ("runner", "cycle", "taking", "opened", "giving back")
+
+
+def at(moment: str, diary: Diary) -> bool:
+    """Whether a diary has come to that moment."""
+    lines = diary.lines()
+    says = [str(one.get("say", "")) for one in lines]
+    return any(moment in one for one in lines) or any(one.startswith(moment) for one in says)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("name", ["efifb-6.12", "native-6.1"])
+def test_a_killed_runner_is_followed_by_the_watchdog(
+    machine: MachineFactory, name: str, moment: str
+) -> None:
+    host = stage(machine, name)
+    before = snapshot(host)
+    diary = begin(host, order(host, seconds=20.0 if moment != "giving back" else 0.1))
+
+    told = until(diary, lambda told: at(moment, diary))
+    kill(host, told.runner[0])
+    told = ended(diary, host)
+
+    assert snapshot(host) == before
+    assert (Claims(host).uuids(), told.end) == ((), "its process was killed")
+    (remembered,) = last.all_last(host)
+    assert (remembered.agrees, remembered.why) == (False, "its process was killed")
+
+
+def test_a_runner_that_hangs_is_killed_at_the_announced_time(machine: MachineFactory) -> None:
+    host = stage(machine, "efifb-6.12")
+    before = snapshot(host)
+    rehearsal = order(host, seconds=30.0, timeout_s=60)
+    rehearsal = replace(rehearsal, began=host.now() - 98)  # the watchdog fires in 2 s
+    diary = begin(host, rehearsal)
+    told = until(diary, lambda told: told.opened)
+
+    kill(host, told.runner[0], signal.SIGSTOP)
+    time.sleep(2)
+    told = ended(diary, host)
+
+    assert (snapshot(host) == before, Claims(host).uuids()) == (True, ())
+    assert told.end == "it hung, and was killed"
+    assert host.now() < rehearsal.until
+
+
+@pytest.mark.parametrize("comes", ["recover", "start"])
+def test_if_both_are_killed_whoever_comes_next_gives_back(
+    machine: MachineFactory, comes: str, capfd: Capture
+) -> None:
+    host = stage(machine, "efifb-6.12")
+    before = snapshot(host)
+    diary = begin(host, order(host, seconds=30.0))
+    told = until(diary, lambda told: told.opened)
+    kill(host, told.watchdog[0])
+    kill(host, told.runner[0])
+
+    shown = cli.main(["status"], FakeHost(host.root))
+    if comes == "recover":
+        assert cli.main(["recover"], FakeHost(host.root)) == 0
+    else:
+        words = ["win11", "prepare", "begin", "-"]
+        assert hook.main(words, domain_xml(GPU), FakeHost(host.root)) == 0
+        assert [one.name for one in Claims(host).readable()] == ["win11"]
+        assert not any(one.until for one in Claims(host).readable())
+        assert hook.main(["win11", "release", "end", "-"], b"", FakeHost(host.root)) == 0
+
+    assert (shown, snapshot(host) == before, Claims(host).uuids()) == (1, True, ())
+    assert "its rehearsal was killed" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_makes_it_give_back_at_once(machine: MachineFactory, signal_number: int) -> None:
+    host = stage(machine, "native-6.1")
+    before = snapshot(host)
+    diary = begin(host, order(host, seconds=30.0))
+    told = until(diary, lambda told: told.opened)
+    began = time.monotonic()
+
+    kill(host, told.runner[0], signal_number)
+    told = ended(diary, host)
+
+    assert (snapshot(host) == before, Claims(host).uuids()) == (True, ())
+    assert (told.end, time.monotonic() - began < 15) == ("stopped on request", True)
+
+
+def test_a_terminal_that_goes_changes_nothing(machine: MachineFactory) -> None:
+    host = stage(machine, "efifb-6.12")
+    diary = begin(host, order(host))
+    told = until(diary, lambda told: told.opened)
+
+    kill(host, told.runner[0], signal.SIGHUP)
+    told = ended(diary, host)
+
+    assert (told.end, Verdict.from_json(told.verdicts[0]).agrees) == ("", True)
+
+
+@pytest.mark.parametrize("change", range(1, 11))
+def test_whichever_change_kills_the_worker_all_is_given_back(
+    machine: MachineFactory, change: int
+) -> None:
+    host = stage(machine, "efifb-6.12")
+    before = snapshot(host)
+
+    diary = begin(KilledOnce(host.root, crash_before=change), order(host, seconds=0.2))
+    told = ended(diary, host)
+
+    assert (snapshot(host) == before, Claims(host).uuids()) == (True, ())
+    assert not told.verdicts or not Verdict.from_json(told.verdicts[0]).agrees
+
+
+def test_after_a_reboot_nothing_is_held(machine: MachineFactory, capfd: Capture) -> None:
+    host = stage(machine, "efifb-6.12")
+    diary = begin(host, order(host, seconds=30.0))
+    told = until(diary, lambda told: told.opened)
+    kill(host, told.watchdog[0])
+    kill(host, told.runner[0])
+    booted = FakeHost(host.root)
+    booted.boot_again()
+    begun = len(booted.changes)
+
+    shown = cli.main(["status"], booted)
+    recovered = cli.main(["recover"], booted)
+
+    assert (shown, recovered, booted.changes[begun:], Claims(booted).uuids()) == (0, 0, [], ())
+
+
+# -- what is kept
+
+
+def test_status_shows_the_last_rehearsal_and_what_has_changed_since(
+    machine: MachineFactory, tmp_path: Path, capfd: Capture
+) -> None:
+    host = stage(machine, "efifb-6.12")
+    rehearse(host, "--xml", xml_file(tmp_path / "vm.xml", GPU))
+    capfd.readouterr()
+
+    cli.main(["status"], FakeHost(host.root))
+    fresh = capfd.readouterr().out
+    host.tree.put("proc/sys/kernel/osrelease", "6.13.0")
+    configure(host, "timeout_s: 30\n")
+    cli.main(["status"], FakeHost(host.root))
+    later = capfd.readouterr().out
+    cli.main(["status", "--json"], FakeHost(host.root))
+    (shown,) = json.loads(capfd.readouterr().out)["rehearsals"]
+
+    assert "last rehearsal of win11: " in fresh and "changed" not in fresh
+    assert "since then the kernel and the configuration changed: rehearse it again" in later
+    assert (shown["agrees"], shown["changed"]) == (True, ["the kernel", "the configuration"])
+
+
+def test_json_has_all_rows_and_the_announced_time(machine: MachineFactory, capfd: Capture) -> None:
+    host = stage(machine, "efifb-6.12")
+
+    status = rehearse(host, "--json", GPU)
+
+    found = json.loads(capfd.readouterr().out)
+    assert (status, found["agrees"], found["vm"], len(found["cycles"])) == (0, True, GPU, 1)
+    assert [row["what"] for row in found["cycles"][0]["rows"]][:3] == ["steps", "BARs", "driver"]
+    assert found["until"] > host.now()

@@ -1,0 +1,315 @@
+"""rehearse: try a VM's start and stop on this host, without the VM, and come back by itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import uuid
+from dataclasses import replace
+from typing import Any
+
+from ... import domain
+from ...claims import ownership
+from ...config import load
+from ...domain import Domain
+from ...errors import HookError, RefusedError
+from ...machine import card, console, gpu, iommu, libvirtd, pci, processes, worker
+from ...machine.accelerators import is_gpu
+from ...machine.host import Host
+from .. import files, take, vms
+from ..command import Command, attributes
+from ..plan import plan as planning
+from ..plan import text as plan_text
+from ..progress import say
+from ..terminal import Terminal
+from . import detached, runner, watchdog
+from .rehearsal import Diary, Rehearsal
+from .verdict import Verdict, eye_row, table
+
+_SECONDS = range(1, 601)
+_TIMES = range(1, 101)
+_POLL_S = 0.1
+_SIGTERM = 15
+
+
+def _whole(text: str, among: range) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and int(text) in among):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from {among[0]} to {among[-1]}")
+    return int(text)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="VM",
+        help="the name or uuid of a VM that libvirt knows, or PCI addresses of GPUs",
+    )
+    parser.add_argument("--xml", metavar="FILE", help="read its XML from a file, - for stdin")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument(
+        "--seconds", metavar="N", type=lambda text: _whole(text, _SECONDS), default=10,
+        help="how long the GPU is away (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--times", metavar="N", type=lambda text: _whole(text, _TIMES), default=1,
+        help="repeat all of it, until something differs (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON; needs --yes")
+    parser.add_argument(
+        "--as", dest="role", choices=(detached.RUNNER, detached.WATCHDOG), help=argparse.SUPPRESS
+    )
+
+
+def _run(host: Host, arguments: argparse.Namespace) -> int:
+    if arguments.role:
+        (own,) = arguments.what
+        return _act(host, arguments.role, own)
+    if bool(arguments.what) is bool(arguments.xml):
+        raise HookError("name a VM, or GPUs, or a file with --xml")
+    if not host.privileged:
+        raise HookError("only root can rehearse", hint="run it with sudo")
+    wanted = _wanted(host, arguments)
+    terminal = Terminal.for_stream(sys.stdout)
+    found = json.loads(worker.look(lambda: json.dumps(_look(host, arguments, wanted, terminal))))
+    if not arguments.json:
+        print(found["text"], end="", flush=True)
+    if found["verdict"] != planning.START or found["reason"]:
+        text = f"nothing was rehearsed: {found['reason']}"
+        raise RefusedError(text, found["hint"])
+    rehearsal = Rehearsal.from_json(found["rehearsal"])
+    if not _agreed(arguments):
+        say("nothing was changed")
+        return 2
+    return _follow(host, replace(rehearsal, began=host.now()), arguments.json)
+
+
+def _act(host: Host, role: str, own: str) -> int:
+    """What the detached processes do."""
+    if role == detached.RUNNER:
+        return runner.run(host, own)
+    return watchdog.give_back(host, own)
+
+
+# -- what is rehearsed
+
+
+def _look(
+    host: Host, arguments: argparse.Namespace, wanted: Domain, terminal: Terminal
+) -> dict[str, Any]:
+    """What plan says of the VM, and what will be rehearsed, as JSON values."""
+    settings = load.configuration(
+        host, wanted.configured_as or wanted.name, wanted.uuid, by_hand=wanted.by_hand
+    )
+    session = libvirtd.is_session(arguments.connect) and not wanted.by_hand
+    plan = planning.plan_for(host, wanted, settings, session=session)
+    found = attributes(plan, "verdict", "reason", "hint")
+    found["text"] = plan_text.text(plan, terminal)
+    if plan.verdict == planning.START and not plan.reason:
+        rehearsal = _rehearsal(host, arguments, wanted)
+        found["rehearsal"] = vars(rehearsal)
+        found["text"] += "\n" + _outlook(host, rehearsal, plan, terminal)
+    return found
+
+
+def _wanted(host: Host, arguments: argparse.Namespace) -> Domain:
+    """Who would get the GPU: a VM, or a person with `take --vfio`."""
+    if arguments.xml:
+        return domain.parse(files.content(arguments.xml))
+    addresses = tuple(pci.full_address(one) for one in arguments.what)
+    known = tuple(one for one in addresses if one is not None)
+    if len(known) == len(addresses):
+        return take.taker_of(host, known, vfio=True)
+    if len(arguments.what) > 1:
+        raise HookError("name one VM, or PCI addresses only")
+    vm = vms.vm_named(host, arguments.connect, arguments.what[0])
+    return domain.parse(vm.xml.encode("utf-8", "surrogateescape"))
+
+
+def _rehearsal(host: Host, arguments: argparse.Namespace, wanted: Domain) -> Rehearsal:
+    """What takes part: the functions of the cards of the VM's GPUs that the VM gets."""
+    configured_as = wanted.configured_as or wanted.name
+    settings = load.configuration(host, configured_as, wanted.uuid, by_hand=True)
+    assigned = tuple(one.address for one in wanted.hostdevs)
+    gpus = tuple(one for one in assigned if is_gpu(host, one) and not pci.is_virtual(host, one))
+    beside = tuple(
+        one
+        for one in assigned
+        if one not in gpus and any(card.same_card(host, each, one) for each in gpus)
+    )
+    addresses = (*gpus, *beside)
+    if wanted.by_hand:
+        addresses = assigned
+    spared = tuple(one for one in assigned if one not in addresses)
+    return Rehearsal(
+        own=str(uuid.uuid4()),
+        vm=wanted.name,
+        uuid=wanted.uuid,
+        configured_as=configured_as,
+        addresses=addresses,
+        spared=spared,
+        untried=_untried(host, gpus, addresses),
+        seconds=float(arguments.seconds),
+        times=arguments.times,
+        timeout_s=settings.timeout_s,
+        began=host.now(),
+    )
+
+
+def _untried(host: Host, gpus: tuple[str, ...], addresses: tuple[str, ...]) -> str:
+    """Why vfio cannot open one of the GPUs without what stays with the host; "" if it can."""
+    for one in gpus:
+        group = iommu.group_of(host, one)
+        if group is None:
+            return f"{one} is in no IOMMU group"
+        others = iommu.blocking(host, group, addresses)
+        if others:
+            stays = "stays" if len(others) == 1 else "stay"
+            return (
+                f"{iommu.described(host, others)} {stays} with the host in a rehearsal, and"
+                f" {'is' if len(others) == 1 else 'are'} in the IOMMU group of {one}"
+            )
+    return ""
+
+
+# -- before it
+
+
+def _outlook(host: Host, rehearsal: Rehearsal, plan: planning.Plan, terminal: Terminal) -> str:
+    """What the person will see, in three lines."""
+    gpus = gpu.gpus_at(host, tuple(one.address for one in plan.gpus))
+    shown = any(one.framebuffers for one in gpus) or console.waits_for_text(host)
+    names = " and ".join(one.address for one in gpus)
+    each = f", {rehearsal.times} times" if rehearsal.times > 1 else ""
+    first = (
+        f"the monitor on {names} goes dark for some {rehearsal.seconds + 3:.0f} s{each};"
+        if shown
+        else f"nothing changes on a monitor; {names} is away for {rehearsal.seconds:.0f} s{each};"
+    )
+    services = [name for step in plan.steps if step.undo for name in step.undo.services]
+    ends = f"{' and '.join(services)} ends first, and what runs in it; " if services else ""
+    until = ownership.clock_time(rehearsal.until)
+    lines: tuple[str, ...] = (
+        f"{first} {ends}ssh goes on, and Ctrl-C here gives all back at once",
+        f"afterwards: {plan.after}",
+        f"at {until} everything is back at the latest, even if this terminal or this program is"
+        " gone by then",
+    )
+    if rehearsal.untried:
+        lines = (*lines, f"the GPU's memory cannot be mapped as QEMU does: {rehearsal.untried}")
+    return "".join(terminal.wrapped(line, "  ") for line in lines)
+
+
+def _agreed(arguments: argparse.Namespace) -> bool:
+    if arguments.yes:
+        return True
+    if arguments.json or not sys.stdin.isatty():
+        raise HookError("there is nobody to ask", hint="say --yes")
+    return _ask("rehearse this now? [y/N] ")
+
+
+def _ask(question: str) -> bool:
+    print(question, end="", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+# -- while it runs
+
+
+def _follow(host: Host, rehearsal: Rehearsal, as_json: bool) -> int:
+    diary = Diary(host, rehearsal.own)
+    diary.begin(rehearsal)
+    detached.begin(host, rehearsal, lambda role, own: _detached(host, role, own))
+    interrupted = _until_end(host, diary, as_json)
+    told = diary.told()
+    verdicts = [Verdict.from_json(one) for one in told.verdicts]
+    agrees = not told.end and len(verdicts) == rehearsal.times and verdicts[-1].agrees
+    if as_json:
+        print(json.dumps(_json(rehearsal, verdicts, told.end or "", agrees), indent=2))
+    elif verdicts:
+        print("\n" + table(verdicts[-1], Terminal.for_stream(sys.stdout)), end="")
+        print(f"monitor: {eye_row(told.eye).seen}")
+        agreed = sum(one.agrees for one in verdicts)
+        if rehearsal.times > 1:
+            print(f"{agreed} of {rehearsal.times} cycles were as plan had said")
+    if interrupted:
+        raise KeyboardInterrupt("everything was given back")
+    if not as_json:
+        print(_last_line(agrees, told.end or ""))
+    return 0 if agrees else 1
+
+
+def _detached(host: Host, role: str, own: str) -> None:
+    """The runner or the watchdog, where this process has been forked for it."""
+    if role == detached.RUNNER:
+        runner.run(host, own)
+    else:
+        watchdog.wait(host, own)
+
+
+def _until_end(host: Host, diary: Diary, quiet: bool) -> bool:
+    """Print what the diary says until all is over; whether it was ended by Ctrl-C."""
+    printed, interrupted = 0, False
+    while True:
+        try:
+            lines = diary.lines()
+            for entry in lines[printed:]:
+                if "say" in entry and not quiet:
+                    say(str(entry["say"]))
+            printed = len(lines)
+            if any("end" in entry for entry in lines):
+                return interrupted
+            time.sleep(_POLL_S)
+        except KeyboardInterrupt:
+            if interrupted:
+                raise KeyboardInterrupt("everything is given back without this program") from None
+            interrupted = True
+            say("giving back at once")
+            _stop(host, diary)
+
+
+def _stop(host: Host, diary: Diary) -> None:
+    """Ask the runner to give back at once."""
+    name = diary.told().runner
+    handle = host.open_process(name[0]) if name[0] else None
+    if handle is None:
+        return
+    try:
+        if processes.lives(host, name):
+            host.signal_process(handle, _SIGTERM)
+    finally:
+        host.close_process(handle)
+
+
+def _json(
+    rehearsal: Rehearsal, verdicts: list[Verdict], end: str, agrees: bool
+) -> dict[str, object]:
+    return {
+        "version": 1,
+        "vm": rehearsal.vm,
+        "uuid": rehearsal.uuid,
+        "functions": list(rehearsal.addresses),
+        "spared": list(rehearsal.spared),
+        "until": rehearsal.until,
+        "agrees": agrees,
+        "cut_short": end,
+        "cycles": [one.to_json() for one in verdicts],
+    }
+
+
+def _last_line(agrees: bool, end: str) -> str:
+    if agrees:
+        return "all was as plan had said"
+    return f"cut short: {end}" if end else "not all was as plan had said, see !!"
+
+
+COMMAND = Command(
+    "rehearse",
+    "try what a VM's start and stop do here, without the VM",
+    "vfio-console-hook rehearse win11",
+    _options,
+    _run,
+    changes=True,
+)

@@ -1,0 +1,192 @@
+"""A rehearsal: what is to be done, until when, and its diary on disk.
+
+    /run/vfio-console-hook/rehearsals/ID    JSON lines, for root only: names of processes are in it
+
+    {"rehearsal": {...}}                    what was asked for, as below
+    {"runner": [PID, TICKS]}                the process that does it
+    {"watchdog": [PID, TICKS] or "UNIT"}    what gives all back if the runner does not
+    {"cycle": {"number": N, "promise": {...}, "before": {...}}}
+    {"say": TEXT}                           a line for whoever follows
+    {"took": {...}}                         what was done, and how long each part of it took
+    {"opened": {...}}                       what vfio gave, as QEMU would have got it
+    {"verdict": {...}}                      how one cycle compared with its promise
+    {"eye": TEXT}                           what a person could read on the monitor
+    {"end": TEXT}                           all is over; why it was cut short, or ""
+
+Each line is one write. The command, the runner with its workers, and the watchdog write it; the
+terminal only follows it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...claims.directory import Claims
+from ...domain import Domain, Hostdev
+from ...errors import HookError
+from ...machine import runfiles
+from ...machine.host import Host
+from ...machine.runfiles import RUN
+
+FOLDER = f"{RUN}/rehearsals"
+OPENING_S = 10.0
+"""How long start's checks, and opening and mapping the functions, may take together."""
+SPARE_S = 5.0
+"""How long the processes may take to start, and a killed runner to be gone."""
+_KEPT = 20
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What is rehearsed. own is the uuid of its claim, vm and uuid are those of the VM.
+
+    addresses are the functions that take part, GPUs first; spared are the VM's other devices.
+    untried is why vfio cannot open the GPU without those, "" if it can. began and until are
+    in seconds since 1970.
+    """
+
+    own: str
+    vm: str
+    uuid: str
+    configured_as: str
+    addresses: tuple[str, ...]
+    spared: tuple[str, ...]
+    untried: str
+    seconds: float
+    times: int
+    timeout_s: int
+    began: float
+
+    @property
+    def until(self) -> float:
+        """When everything is back at the latest."""
+        return self.began + self.times * self.cycle_s + SPARE_S
+
+    @property
+    def cycle_s(self) -> float:
+        """How long one cycle may take: taking the GPU, having it, giving it back."""
+        return self.timeout_s + OPENING_S + self.seconds + self.timeout_s
+
+    @property
+    def give_back_at(self) -> float:
+        """When giving back has begun at the latest, if all goes well."""
+        return self.until - SPARE_S - self.timeout_s
+
+    @property
+    def domain(self) -> Domain:
+        """Who takes the functions, as `take --vfio` would."""
+        hostdevs = tuple(Hostdev(one, True, "rehearse", 0) for one in self.addresses)
+        return Domain(
+            self.vm, self.own, hostdevs, True, True, self.configured_as, self.until, self.spared
+        )
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Rehearsal:
+        """What vars() of one gave, through JSON. Raises TypeError."""
+        return cls(**with_tuples(value))
+
+
+@dataclass
+class Told:
+    """What a diary holds so far. cycles, opened, took and verdicts are as they were written."""
+
+    rehearsal: Rehearsal | None = None
+    runner: tuple[int, int] = (0, 0)
+    watchdog: Any = None
+    cycle: dict[str, Any] = field(default_factory=dict)
+    took: dict[str, Any] = field(default_factory=dict)
+    opened: dict[str, Any] | None = None
+    verdicts: list[dict[str, Any]] = field(default_factory=list)
+    eye: str | None = None
+    end: str | None = None
+
+
+class Diary:
+    """The file of one rehearsal."""
+
+    def __init__(self, host: Host, own: str) -> None:
+        self.host = host
+        self.own = own
+        self.path = f"{FOLDER}/{own}"
+
+    def begin(self, rehearsal: Rehearsal) -> None:
+        """Make the file, and drop those of the oldest rehearsals. Raises ClaimError."""
+        for path in (RUN, FOLDER):
+            runfiles.make_directory(self.host, path)
+        _drop_oldest(self.host)
+        runfiles.write(self.host, self.path, _line({"rehearsal": vars(rehearsal)}))
+
+    def note(self, **entry: Any) -> None:
+        """Add a line. Raises ClaimError."""
+        handle = runfiles.open_file(self.host, self.path, os.O_WRONLY | os.O_APPEND)
+        try:
+            runfiles.write_all(handle, _line(entry))
+        except OSError as error:
+            raise runfiles.failed("write", self.path, error) from error
+        finally:
+            os.close(handle)
+
+    def say(self, text: str) -> None:
+        """Add a line for people; where that fails the work goes on."""
+        try:
+            self.note(say=text)
+        except HookError:
+            return
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All whole lines so far; none when there is no such file. Raises ClaimError."""
+        found = []
+        for line in (runfiles.read(self.host, self.path) or b"").split(b"\n")[:-1]:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # its writer was killed on a full disk
+            found += [entry] if isinstance(entry, dict) else []
+        return found
+
+    def told(self) -> Told:
+        """What the lines say together. Raises HookError when it is no diary."""
+        told = Told()
+        for entry in self.lines():
+            for key, value in entry.items():
+                if key == "rehearsal":
+                    told.rehearsal = Rehearsal.from_json(value)
+                elif key == "runner":
+                    told.runner = (int(value[0]), int(value[1]))
+                elif key == "verdict":
+                    told.verdicts.append(value)
+                elif key == "cycle":
+                    told.cycle, told.took, told.opened = value, {}, None
+                elif key == "took":
+                    told.took = {**told.took, **value}
+                elif key != "say":
+                    setattr(told, key, value)
+        return told
+
+    def rehearsal(self) -> Rehearsal:
+        """What is rehearsed. Raises HookError when there is no such rehearsal."""
+        found = self.told().rehearsal
+        if found is None:
+            raise HookError(f"there is no rehearsal {self.own}")
+        return found
+
+
+def with_tuples(value: dict[str, Any]) -> dict[str, Any]:
+    """Values of JSON whose lists are tuples again."""
+    return {key: tuple(one) if isinstance(one, list) else one for key, one in value.items()}
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry) + "\n"
+
+
+def _drop_oldest(host: Host) -> None:
+    """Remove the diaries of rehearsals that hold nothing, but for the last ones."""
+    held = set(Claims(host).uuids())
+    there = [one for one in runfiles.names(host, FOLDER) if one not in held]
+    ages = [(status.st_mtime_ns, one) for one in there if (status := host.lstat(f"{FOLDER}/{one}"))]
+    for _, name in sorted(ages, reverse=True)[_KEPT - 1 :]:
+        runfiles.remove(host, f"{FOLDER}/{name}")

@@ -1,0 +1,194 @@
+"""The verdict: what plan had said against what was seen, one row each."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import HookError
+from ...machine.host import Host
+from ...machine.vfio_access import opened_of
+from ..terminal import Terminal
+from .promise import Promise
+from .rehearsal import Told
+from .sight import Sight, sight_of
+
+_NONE = "none"
+_COMING = ("driver", "DRM node", "connectors", "framebuffer", "console", "services")
+NOT_TRIED = "not tried"
+NO_EYE = "no eye has seen it"
+_READ, _NOT_READ = "a person could read it", "a person could not read it"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing: what plan had said of it, what was seen, and whether that agrees."""
+
+    what: str
+    said: str
+    seen: str
+    agrees: bool
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.seen}" + ("" if self.agrees else f"; plan: {self.said}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The rows of one cycle."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether everything was as plan had said."""
+        return all(row.agrees for row in self.rows)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is missing that may still come: udev and systemd take their time."""
+        return all(row.agrees for row in self.rows if row.what in _COMING)
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict as JSON values."""
+        return {"agrees": self.agrees, "rows": [vars(row) for row in self.rows]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Verdict:
+        """What to_json() wrote. Raises KeyError, TypeError."""
+        return cls(tuple(Row(**row) for row in value["rows"]))
+
+
+def verdict_of(host: Host, told: Told) -> Verdict:
+    """How the last cycle in a diary compares with the machine now. Raises HookError."""
+    rehearsal = told.rehearsal
+    if rehearsal is None or not told.cycle:
+        raise HookError("nothing was begun")
+    promise = Promise.from_json(told.cycle["promise"])
+    before = Sight.from_json(told.cycle["before"])
+    after = sight_of(host, rehearsal.addresses)
+    return Verdict((
+        _steps(promise, told.took),
+        _bars(promise, rehearsal.untried, told),
+        _same("driver", before.drivers, after.drivers),
+        _same("DRM node", before.nodes, after.nodes),
+        _same("connectors", before.connectors, after.connectors),
+        _framebuffers(promise, before, after),
+        _console(promise, before, after),
+        *_services(host, promise),
+        _given_back(told.took),
+        _seconds(rehearsal.cycle_s, told.took),
+    ))  # fmt: skip
+
+
+def _listed(things: tuple[str, ...]) -> str:
+    return ", ".join(things) or _NONE
+
+
+def _same(what: str, before: tuple[str, ...], after: tuple[str, ...]) -> Row:
+    return Row(what, _listed(before), _listed(after), before == after)
+
+
+def _steps(promise: Promise, took: dict[str, Any]) -> Row:
+    done, error = took.get("steps", 0), str(took.get("error", ""))
+    seen = f"{done} done" + (f", then: {error}" if error else "")
+    return Row("steps", str(promise.steps), seen, done == promise.steps and not error)
+
+
+def _bars(promise: Promise, untried: str, told: Told) -> Row:
+    if untried:
+        return Row("BARs", NOT_TRIED, f"{NOT_TRIED}: {untried}", True)
+    said = f"{len(promise.bars)} mapped"
+    if told.opened is None:
+        return Row("BARs", said, NOT_TRIED, False)
+    opened = opened_of(told.opened)
+    why = [f"{one.address}: {one.text}" for one in opened.failures]
+    why += [region.why for region in opened.regions if region.why]
+    mapped = sum(region.mapped for region in opened.regions)
+    beside = len(opened.regions) - mapped - sum(bool(region.why) for region in opened.regions)
+    seen = f"{mapped} mapped" + (f", {beside} too small to be" if beside else "")
+    whole = not why and len(opened.regions) == len(promise.bars)
+    return Row("BARs", said, "; ".join((seen, *why)), whole)
+
+
+def _framebuffers(promise: Promise, before: Sight, after: Sight) -> Row:
+    lost = [one for one in before.framebuffers if one not in after.framebuffers]
+    new = [one for one in after.framebuffers if one not in before.framebuffers]
+    seen = _listed(after.framebuffers)
+    if not promise.loses:
+        return Row("framebuffer", _listed(before.framebuffers), seen, not lost and not new)
+    said = _listed(tuple(one for one in before.framebuffers if one not in before.firmwares))
+    said += " (may lose the firmware's)" if promise.uncertain else " (loses the firmware's)"
+    as_said = all(one in before.firmwares for one in lost) and (promise.loads or not new)
+    return Row("framebuffer", said, seen, as_said and (bool(lost) or promise.uncertain))
+
+
+def _console(promise: Promise, before: Sight, after: Sight) -> Row:
+    if not promise.loses:
+        return Row("console", before.console, after.console, before.console == after.console)
+    stays = any(one not in before.firmwares for one in before.framebuffers)
+    agrees = not after.dark if promise.loads or stays else after.dark or promise.uncertain
+    return Row("console", promise.after, after.console, agrees)
+
+
+def _services(host: Host, promise: Promise) -> Iterator[Row]:
+    for step in promise.again:
+        if step.undo is not None:
+            names = " and ".join(step.undo.services)
+            missing = step.undo.missing(host)
+            seen = missing.text if missing else f"{names} runs again"
+            yield Row("services", f"{names} runs again", seen, missing is None)
+
+
+def _given_back(took: dict[str, Any]) -> Row:
+    error = str(took.get("lost", ""))
+    return Row("given back", "all but what plan lists", error or "all of it", not error)
+
+
+def _seconds(limit_s: float, took: dict[str, Any]) -> Row:
+    parts = [f"{name} {took[key]:.1f}" for name, key in _PARTS if key in took]
+    total = sum(took[key] for _, key in _PARTS if key in took)
+    seen = f"{total:.1f}" + (f" ({', '.join(parts)})" if parts else "")
+    return Row("seconds", f"at most {limit_s:.0f}", seen, total <= limit_s)
+
+
+_PARTS = (("taking", "take_s"), ("having", "have_s"), ("giving back", "give_s"))
+
+
+def eye_row(eye: str | None) -> Row:
+    """What a person has seen on the monitor: "yes", "no", or None or "" if none was asked."""
+    seen = {"yes": _READ, "no": _NOT_READ}.get(eye or "", NO_EYE)
+    return Row("monitor", "the console can be read", seen, seen != _NOT_READ)
+
+
+# -- for people
+
+
+def table(verdict: Verdict, terminal: Terminal) -> str:
+    """The verdict as a table: what, what plan had said, what was seen."""
+    first = max(len(row.what) for row in verdict.rows)
+    rest = max(terminal.width - 1 - first - len(_MARK) - 4, 20)
+    widths = (rest * 2 // 5, rest - rest * 2 // 5)
+    lines = _cells(terminal, "", ("", first), ("plan had said", widths[0]), ("seen", widths[1]))
+    for row in verdict.rows:
+        mark = "" if row.agrees else _MARK
+        cells = ((row.what, first), (row.said, widths[0]), (row.seen, widths[1]))
+        lines += _cells(terminal, mark, *cells)
+    return lines
+
+
+_MARK = "!!"
+
+
+def _cells(terminal: Terminal, mark: str, *cells: tuple[str, int]) -> str:
+    columns = [textwrap.wrap(text, width, break_on_hyphens=False) or [""] for text, width in cells]
+    height = max(map(len, columns))
+    lines = ""
+    for number in range(height):
+        words = [column[number] if number < len(column) else "" for column in columns]
+        padded = "  ".join(word.ljust(width) for word, (_, width) in zip(words, cells))
+        line = f"{mark if number == 0 else '':{len(_MARK)}}{padded}".rstrip()
+        lines += (terminal.paint(line, "red") if mark else line) + "\n"
+    return lines
