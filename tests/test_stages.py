@@ -19,6 +19,7 @@ from tests.fakehost import (
     FakeLibvirt,
     close_device,
     hold,
+    kmscon,
     open_device,
     snapshot,
     systemd,
@@ -59,6 +60,7 @@ class Plan:
     blacklist: bool = True
     desktop: bool = False
     take: bool = False
+    kmscon: tuple[str, ...] = ()
 
     @property
     def domain(self) -> Domain:
@@ -144,6 +146,8 @@ PLANS = (
     # a desktop, and a GPU taken by hand
     Plan("native-6.1-desktop", "native-6.1",
          config=Config(services=(Service("display-manager"), Service("lightdn"))), desktop=True),
+    Plan("native-6.1-kmscon", "native-6.1", kmscon=("tty1",)),
+    Plan("two-amd-boot-gpu-kmscon", "two-amd", ("0000:03:00.0",), kmscon=("tty1", "tty2")),
     Plan("native-6.1-take-vfio", "native-6.1", take=True),
     Plan("nvidia-card-take-vfio", "nvidia-beside-efifb-5.15",
          tuple(f"0000:07:00.{function}" for function in range(4)), take=True),
@@ -210,6 +214,8 @@ def prepared(case: Plan, machine: MachineFactory) -> FakeHost:
         host.tree.put("sys/kernel/security/lockdown", case.lockdown)
     if not case.blacklist:
         host.tree.remove("fake/blacklist")
+    if case.kmscon:
+        kmscon.install(host.tree, *case.kmscon)
     if case.desktop:
         systemd.install(host.tree)
         gdm = systemd.Unit(active="active", aliases=("display-manager.service",))

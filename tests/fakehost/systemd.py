@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 
 from vfio_console_hook.errors import HostError
 
+from . import kmscon, processes
 from .tree import Tree
 
 NEVER = 1e9
@@ -135,10 +136,24 @@ def _settled(tree: Tree, name: str) -> Unit:
     if unit.active == "deactivating" and time.monotonic() >= since + unit.stop_s:
         wanted, unit.job, unit.active = unit.job, "", "inactive"
         put(tree, name, unit)
+        _end_processes(tree, name)
         if wanted == "start":
             _start(tree, name)
             unit = _read(tree, name)
     return unit
+
+
+def _end_processes(tree: Tree, name: str) -> None:
+    """The processes of its cgroup end with a service: KillMode= is control-group by default.
+
+    The kernel shows no empty cgroup that systemd has removed (src/core/cgroup.c,
+    unit_prune_cgroup).
+    """
+    for pid in (pid for pid in tree.list("proc") if pid.isdigit()):
+        if f"/{name}/" in f"{tree.read(f'proc/{pid}/cgroup') or ''}/":
+            processes.end(tree, int(pid))
+    for path in ("system.slice", f"system.slice/{kmscon.SLICE}"):
+        tree.remove(f"sys/fs/cgroup/{path}/{name}")
 
 
 def _show(tree: Tree, name: str) -> str:
@@ -181,6 +196,8 @@ def _start(tree: Tree, name: str) -> None:
         tree.put(f"fake/systemd/{name}/starts", str(starts + 1))
         unit.active = "failed" if unit.fails or refused or starts >= unit.burst else "active"
         unit.job = ""
+        if unit.active == "active" and name.startswith("kmscon"):
+            kmscon.begin(tree, name)
     put(tree, name, unit)
 
 
@@ -200,6 +217,8 @@ def _stop(tree: Tree, name: str) -> None:
         tree.put(f"fake/systemd/{name}/stopping", str(time.monotonic()))
         unit.active, unit.job = ("deactivating", "stop") if unit.stop_s else ("inactive", "")
     put(tree, name, unit)
+    if unit.active == "inactive":
+        _end_processes(tree, name)
     for one in unit.needed_by:
         if _read(tree, one).active not in ("inactive", "failed"):
             _stop(tree, one)

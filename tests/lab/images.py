@@ -52,6 +52,7 @@ EXTRAS = {
         "xserver-xorg-core",
         "xdm",
     ),
+    "forky": ("kmscon",),  # which draws the console once its unit is started
     "trixie": (
         # For the newcomer at a terminal, with manual pages and completion.
         "tmux",

@@ -348,6 +348,24 @@ SCENARIOS = (
         kind="opened",
     ),
     Scenario("loss", "6.12", BOCHS_DRM, native_driver=True, kind="loss"),
+    *(
+        replace(_native(f"prompt-{kernel}", kernel), holder=FB_HOLDER, kind="prompt")
+        for kernel in ("6.1", "6.12")
+    ),
+    *(
+        replace(
+            scenario,
+            kind="kmscon",
+            texts=(
+                ("plan", r"kmscon on tty1 has\s+the\s+GPU\s+open"),
+                ("log", r"stopped kmsconvt@tty1\.service"),
+                ("log", r"asked systemd to start kmsconvt@tty1\.service"),
+            ),
+        )
+        for scenario in (
+            _native("kmscon", "forky"), _boot_gpu_leaves("kmscon-two-gpus", "forky")
+        )
+    ),
     Scenario("unprivileged", "6.12", EFIFB, kind="unprivileged", cycles=1),
     Scenario(
         "newcomer",

@@ -10,9 +10,11 @@ from .dropin import DropIn
 from .every_call import EveryCall
 from .killed import Killed
 from .killed_probe import KilledProbe
+from .kmscon import Kmscon
 from .loss import Loss
 from .newcomer import Newcomer
 from .opened import OpenedTrial
+from .prompt import Prompt
 from .quiet import Quiet
 from .rebound import Rebound
 from .reserved import Reserved
@@ -33,10 +35,12 @@ KINDS: dict[str, type[Trial]] = {
     "every-call": EveryCall,
     "killed": Killed,
     "killed-probe": KilledProbe,
+    "kmscon": Kmscon,
     "moved": Moved,
     "loss": Loss,
     "newcomer": Newcomer,
     "opened": OpenedTrial,
+    "prompt": Prompt,
     "quiet": Quiet,
     "rebound": Rebound,
     "reserved": Reserved,

@@ -25,7 +25,9 @@ def stopped(claim: Claim, log: Log, run: Supervisor = call) -> None:
     """
     if console.has_fb_devices(claim.host):
         return
-    from .start import moved_consoles  # takes 3 ms to load, and most kernels do not need it
+    from .start import (
+        moved_consoles,  # takes 3 ms to load, and most kernels do not need it
+    )
 
     log = log.about("stopped", claim.uuid, claim.gpus)
 

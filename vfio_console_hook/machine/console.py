@@ -13,6 +13,14 @@ VGACON = "VGA+"
 DUMMY = "dummy device"
 """The console driver that shows nothing (Linux drivers/video/console/dummycon.c)."""
 _FRAMEBUFFER = re.compile(r"fb(\d+)")
+# Where systemd has the cgroups of services: with one hierarchy, and with the older ones. The
+# instances of a template are in a slice of its name (systemd.slice(5)). Both units are kmscon's
+# own, scripts/systemd/kmscon.service and kmsconvt@.service; Debian has the second.
+_SERVICES = tuple(
+    f"{top}/system.slice"
+    for top in ("sys/fs/cgroup", "sys/fs/cgroup/systemd", "sys/fs/cgroup/unified")
+)
+_KMSCONVT, _KMSCON = "system-kmsconvt.slice", "kmscon.service"
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,20 @@ class Framebuffer:
     index: int | None
     title: str
     pci: str | None
+
+
+def kmscon_cgroups(host: Host) -> tuple[str, ...]:
+    """The cgroups of the units of kmscon (kmscon.py) that run. Raises HostError."""
+    services = next((one for one in _SERVICES if host.exists(one)), "")
+    if not services:
+        return ()
+    found = [
+        f"{services}/{_KMSCONVT}/{name}"
+        for name in host.list(f"{services}/{_KMSCONVT}")
+        if name.endswith(".service")
+    ]
+    found += [f"{services}/{_KMSCON}"] if host.exists(f"{services}/{_KMSCON}") else []
+    return tuple(found)
 
 
 def vtconsoles(host: Host) -> tuple[Vtconsole, ...]:
@@ -133,6 +155,15 @@ def pci_ancestor(host: Host, path: str) -> str | None:
 
 def current_display(host: Host) -> str:
     """What draws the host's consoles now, as a phrase such as "VGA+"."""
+    if not kmscon_cgroups(host):
+        return _kernel_display(host)
+    from . import kmscon  # few hosts have it
+
+    return f"{kmscon.phrase(kmscon.kmscons(host))}, above {_kernel_display(host)}"
+
+
+def _kernel_display(host: Host) -> str:
+    """What draws them in the kernel, as such a phrase."""
     bound = [vtconsole.driver for vtconsole in vtconsoles(host) if vtconsole.bound]
     if FBCON in bound:
         fbs = ", ".join(f"{fb.name} ({fb.title})" for fb in framebuffers(host))

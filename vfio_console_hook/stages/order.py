@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ..claims.step import Step
 from ..config.settings import CONSOLE_STAGES
+from ..machine import console
 from ..machine.host import Host
 from . import collateral, drm_aperture, fbcon, fbdev, load, preflight, vgacon
 from .handover import Handover
@@ -14,7 +15,7 @@ TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
     from typing import Any
 
-# Services first: they hold the GPU, and preflight looks for what still holds it once
+# Services and kmscon first: they hold the GPU, and preflight looks for what still holds it once
 # they are stopped. preflight and collateral refuse, so they come before any other
 # change. fbcon comes while the framebuffers are there and consoles can be moved. load only
 # has an undo, which comes when the firmware's drivers are back, and before the consoles are
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 # framebuffer gets the lowest free number. Their order is that of Linux commit d17378062079: DRM
 # aperture drivers, fbdev drivers, vgacon.
 NAMES = (
-    "services", "preflight", "collateral", "fbcon", "sound", "card", "native", "load",
+    "services", "kmscon", "preflight", "collateral", "fbcon", "sound", "card", "native", "load",
     "drm_aperture", "fbdev", "vgacon", "vfio",
 )  # fmt: skip
 
@@ -41,7 +42,7 @@ def plan(host: Host, handover: Handover) -> tuple[Step, ...]:
 
 def _steps(host: Host, handover: Handover) -> Iterator[Step]:
     gpus = tuple(gpu for gpu in handover.gpus if not gpu.virtual)
-    for stage in _stages(handover):
+    for stage in _stages(handover, kmscon_runs=bool(console.kmscon_cgroups(host))):
         if stage.NAME not in CONSOLE_STAGES or stage.NAME in handover.config.stages:
             # The last GPU loses its driver first, and so gets it back last: a card gets the
             # lowest free number, so otherwise two of them would swap their numbers.
@@ -49,12 +50,16 @@ def _steps(host: Host, handover: Handover) -> Iterator[Step]:
                 yield from stage.plan(host, gpu, handover)
 
 
-def _stages(handover: Handover) -> Iterator[Any]:
+def _stages(handover: Handover, *, kmscon_runs: bool) -> Iterator[Any]:
     """The modules of NAMES that have something to do; the others take 1 to 5 ms to load."""
     if handover.config.services:
         from . import services
 
         yield services
+    if kmscon_runs:
+        from . import kmscon
+
+        yield kmscon
     yield from (preflight, collateral, fbcon)
     if handover.siblings:
         from . import sound

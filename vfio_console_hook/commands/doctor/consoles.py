@@ -18,7 +18,16 @@ from ...machine.iomem import BOOTFB
 from ...machine.pci import VGA
 from ...machine.removal import Removed
 from ...stages.firmware import bootfb as bootfb_stage
-from .finding import FAIL, WARN, Finding, check, could_not_check, need_recorded, passed, warning
+from .finding import (
+    FAIL,
+    WARN,
+    Finding,
+    check,
+    could_not_check,
+    need_recorded,
+    passed,
+    warning,
+)
 from .system import NO_VM, System, gpus_among
 
 _VTCONSOLES = "sys/class/vtconsole"

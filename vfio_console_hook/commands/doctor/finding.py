@@ -8,7 +8,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from ...errors import HookError, HostError, InstallationError, StuckError, UnrecordedError
+from ...errors import (
+    HookError,
+    HostError,
+    InstallationError,
+    StuckError,
+    UnrecordedError,
+)
 from ...machine.host import Host
 from .system import System
 

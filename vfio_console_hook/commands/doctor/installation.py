@@ -9,7 +9,16 @@ from ... import __version__
 from ...errors import HostError, UnrecordedError
 from ...machine.host import Host
 from .finding import Finding, check, failure, need_recorded, passed, unrecorded, warning
-from .hook_files import CHAINED, DROPIN, DROPINS, MAIN, HookFile, gates, hook_file, hook_files
+from .hook_files import (
+    CHAINED,
+    DROPIN,
+    DROPINS,
+    MAIN,
+    HookFile,
+    gates,
+    hook_file,
+    hook_files,
+)
 from .system import System
 
 PYTHON = "usr/bin/python3"

@@ -13,7 +13,18 @@ from html import escape  # good for XML too; xml.sax.saxutils would load urllib.
 
 from ...machine.gpu import Gpu
 from . import memory_map
-from .memory_map import CONSOLE, DRIVER, FREE, KINDS, UNKNOWN, VFIO, BarMap, Kind, in_units, size
+from .memory_map import (
+    CONSOLE,
+    DRIVER,
+    FREE,
+    KINDS,
+    UNKNOWN,
+    VFIO,
+    BarMap,
+    Kind,
+    in_units,
+    size,
+)
 
 # All lengths are in pixels.
 _WIDTH, _MARGIN, _LEFT = 900, 24, 40

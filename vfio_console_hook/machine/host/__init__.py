@@ -68,7 +68,9 @@ class Host(Consoles, Nodes, Processes, Programs):
 
         Raises HostError.
         """
-        from .. import libvirtd  # only for commands: libvirt gives the hook what it needs
+        from .. import (
+            libvirtd,  # only for commands: libvirt gives the hook what it needs
+        )
 
         return libvirtd.vms(uri, name)
 
