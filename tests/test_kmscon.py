@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests import events
@@ -16,7 +18,8 @@ from tests.fakehost import (
     snapshot,
     systemd,
 )
-from tests.libvirt_xml import UUID
+from tests.libvirt_xml import UUID, domain_xml
+from vfio_console_hook import cli
 from vfio_console_hook.claims import losses
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.commands.status import overview
@@ -208,3 +211,24 @@ def test_the_log_says_what_became_of_it(machine: MachineFactory) -> None:
     log = host.read(SNAPSHOT_LOG) or ""
     assert f"stopped {TTY1}" in log
     assert f"asked systemd to start {TTY1}" in log
+
+
+def test_a_snapshot_of_the_machine_has_what_plan_and_status_print_of_it(
+    machine: MachineFactory, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    host = machine("native-6.1")
+    kmscon.install(host.tree, "tty1", "tty2")
+    xml = domain_xml(ONE, name="vm1").decode()
+    for name, text in (("name", "vm1"), ("uuid", UUID), ("xml", xml)):
+        host.tree.put(f"libvirt/1/{name}", text)
+    file = tmp_path / "machine.tree"
+    words = ("plan", "vm1")
+
+    cli.main(["record", str(file)], host)
+    capsys.readouterr()
+    cli.main(words, host)
+    there = capsys.readouterr().out
+    cli.main(["--root", str(file), *words])
+
+    assert capsys.readouterr().out == there
+    assert "kmscon on tty1 and tty2 has the GPU open" in there

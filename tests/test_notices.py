@@ -7,6 +7,7 @@ import os
 import pty
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -253,6 +254,18 @@ def test_a_directory_that_is_full_or_not_ours_fails_nothing(machine: MachineFact
 
     log = host.read("var/log/vfio-console-hook.log") or ""
     assert f"login prompts will not show it: /{ISSUE} is a directory instead of a file" in log
+
+
+def test_a_part_of_the_program_that_is_gone_keeps_no_vm_from_starting(
+    machine: MachineFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = console(machine)
+    call(host, "prepare")
+    host.tree.remove("proc/9")
+    monkeypatch.delattr("vfio_console_hook.claims.notices")
+    monkeypatch.setitem(sys.modules, "vfio_console_hook.claims.notices", None)
+
+    assert call(host, "prepare") == 0
 
 
 HOSTILE = "a\\n\\e{red}b\\4{eth0} \\S{X}\x1b[2J\x9b1m\rroot login:\n# \u202e"

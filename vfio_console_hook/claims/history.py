@@ -91,9 +91,12 @@ def remember(
 
 def update_notices(host: Host) -> str:
     """Show at login prompts what is so now; what people will not see, and why, or ""."""
-    from . import notices  # only where something was refused, or lost
+    try:
+        from . import notices  # only where something was refused, or lost
 
-    failure = notices.show(host)
+        failure = notices.show(host)
+    except ImportError as error:  # half of the program is gone, which is no reason not to start
+        failure = str(error)
     return f"login prompts will not show it: {failure}" if failure else ""
 
 

@@ -27,7 +27,8 @@ _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.])")
 _FAKE_IPV4 = "192.0.2.{}"  # for documentation, RFC 5737
 _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9a-fA-F]{0,4}:){3,7}[0-9a-fA-F]{0,4}(?![\w:.])")
 _FAKE_IPV6 = "2001:db8::{:x}"  # for documentation, RFC 3849
-_MAIL = re.compile(r"[\w.+-]+@(?=[\w-]+\.\w)[\w.-]+")
+# Not a unit for a terminal or a user's number, such as kmsconvt@tty1.service.
+_MAIL = re.compile(r"[\w.+-]+@(?!(?:tty)?\d+\.(?:service|slice)\b)(?=[\w-]+\.\w)[\w.-]+")
 # Only with the usual top-level domains, or files and units would be taken for servers.
 _SERVER = re.compile(
     r"(?<![\w.-])(?:[a-zA-Z0-9-]+\.)+(?:com|org|net|edu|info|lan|local|home|internal|intranet|eu|us"
