@@ -742,6 +742,61 @@ def test_the_session_that_has_the_gpu_is_stopped(
     assert signals(host) == []
 
 
+SWAY = "/user.slice/user-1000.slice/session-2.scope"
+
+
+def with_keepers(host: FakeHost) -> FakeHost:
+    """logind has the card open for sway, and systemd for logind."""
+    hold(host, CARD, pid=1, command="systemd", cgroup="/init.scope")
+    hold(host, CARD, pid=5, command="systemd-logind", unit="systemd-logind.service")
+    hold(host, CARD, pid=7, command="sway", cgroup=SWAY)
+    return host
+
+
+@pytest.mark.parametrize("name", ["session", "session-2.scope", "sway"])
+def test_a_session_can_be_ended_although_logind_has_its_card_open(
+    machine: MachineFactory, name: str
+) -> None:
+    host = with_keepers(with_session(machine("amd-single"), "session-2.scope"))
+
+    remark = waiting(0, name, grace_s=3).apply(host)
+
+    assert "session-2.scope" in remark
+    assert not holders.Search(host, [CARD]).holders()
+
+
+def test_only_who_uses_the_card_is_named_and_not_who_keeps_it_open(machine: MachineFactory) -> None:
+    host = with_desktop(with_keepers(machine("amd-single")), running=True)
+
+    assert f"{AMD} is in use by sway (7) [session-2.scope] with" in refusal(host, NOW, AMD)
+    assert "systemd" not in refusal(host, NOW, AMD)
+
+
+def test_logind_is_named_if_nobody_else_has_the_card(machine: MachineFactory) -> None:
+    host = machine("amd-single")
+    hold(host, CARD, pid=5, command="systemd-logind", unit="systemd-logind.service")
+
+    with pytest.raises(HookError) as caught:
+        waiting(0, "session").apply(host)
+
+    assert "in use by systemd-logind (5)" in caught.value.text
+
+
+def test_the_plan_knows_that_logind_and_systemd_close_the_card_with_the_desktop(
+    machine: MachineFactory,
+) -> None:
+    host = with_keepers(with_stopped_desktop(machine, "session-2.scope"))
+    systemd.put(host.tree, "gdm.service",
+                systemd.Unit(active="active", aliases=("display-manager.service",)))  # fmt: skip
+
+    made = plan.plan_for(host, vm(AMD), STOPPED)
+
+    assert (made.verdict, made.reason) == ("start", "")
+    assert {one.becomes for one in made.holders} == {
+        "should stop with gdm.service, which is stopped first"
+    }
+
+
 @pytest.mark.parametrize("server", ["sshd", "sshd-session", "dropbear", "tinysshd"])
 def test_a_session_by_ssh_that_has_the_gpu_is_not_stopped(
     machine: MachineFactory, server: str

@@ -107,7 +107,28 @@ def end(tree: Tree, pid: int) -> None:
     fakes = (f"fake/{kind}/{pid}" for kind in ("obeys", "due", "real"))
     for path in (f"proc/{pid}", f"fake/opened/proc/{pid}", *fakes):
         tree.remove(path)
+    _end_sessions(tree)
     fbdev.settle(tree)
+
+
+def _end_sessions(tree: Tree) -> None:
+    """logind closes the devices of a session whose compositor has gone, and systemd their copies.
+
+    systemd src/login/logind-session.c, session_drop_controller; logind-session-device.c,
+    session_device_free. systemd, process 1, has them as the store of logind's service.
+    """
+    for pid in [int(name) for name in tree.list("proc") if name.isdigit()]:
+        if not _keeps(tree, pid):
+            continue
+        for number in tree.list(f"proc/{pid}/fd"):
+            link = f"proc/{pid}/fd/{number}"
+            users = [one for one, _ in having_open(tree, tree.readlink(link) or "")]
+            if all(_keeps(tree, one) for one in users):
+                tree.remove(link)
+
+
+def _keeps(tree: Tree, pid: int) -> bool:
+    return (tree.read(f"proc/{pid}/comm") or "") in ("systemd", "systemd-logind")
 
 
 def receive(tree: Tree, pid: int, number: int, now: float) -> None:

@@ -42,7 +42,7 @@ def refusal_for(host: Host, wait: AwaitClosed, found: list[Holder]) -> RefusedEr
     if not counted:
         return None
     entries = _entries(host, wait)
-    held = [one for one in counted if not entries.may_end(one)]
+    held = [one for one in _users(counted) if not entries.may_end(one)]
     for_none = _for_none(wait, entries, counted)
     return _refusal(host, wait, held, for_none, entries) if held else None
 
@@ -53,6 +53,12 @@ def _counted(wait: AwaitClosed, found: list[Holder]) -> list[Holder]:
     A sound server closes a card that disappears (sound.py).
     """
     return [one for one in found if not one.sound_server and (wait.strict or not one.unknown)]
+
+
+def _users(held: list[Holder]) -> list[Holder]:
+    """Without those that keep the GPU open for a session, if somebody of a session has it."""
+    users = [one for one in held if not one.keeper]
+    return users if any(one.cgroup.startswith("/user.slice/") for one in users) else held
 
 
 def _holders_left(host: Host, wait: AwaitClosed, search: Search) -> list[Holder]:
@@ -74,7 +80,8 @@ def _end(
     host: Host, wait: AwaitClosed, search: Search, entries: Entries
 ) -> tuple[list[Holder], str]:
     """End the holders if all may be ended; those that are left, and which were ended."""
-    held = _counted(wait, search.holders())
+    found = _counted(wait, search.holders())
+    held = _users(found)
     protected = [one for one in held if not entries.may_end(one)]
     if protected:
         return protected, ""
@@ -86,6 +93,8 @@ def _end(
         remarks.append(f"stopped {' and '.join(stopped)}")
     ended = holder_kill.end(host, search, held, host.time_for(wait.grace_s))
     remarks += [f"ended {listed(one.name for one in ended)}"] if ended else []
+    keepers = [one.pid for one in found if one.keeper]
+    host.wait(lambda: not search.among(keepers), wait.grace_s)
     return _counted(wait, search.holders()), "; ".join(remarks)
 
 
@@ -117,9 +126,10 @@ def _refusal(
         be = "may be"
     before = f" ({ended})" if ended else ""
     hint = holder_hint.hint(host, held, wait, entries)
+    users = listed(_users(held))
     if for_none:
         hint += f"; `holders.terminate` has {listed(for_none)}, but that is none of these"
-    return RefusedError(f"{' and '.join(wait.gpus)} {be} in use by {listed(held)}{before}", hint)
+    return RefusedError(f"{' and '.join(wait.gpus)} {be} in use by {users}{before}", hint)
 
 
 def _wait_for_an_end(host: Host, pids: list[int], timeout_s: float) -> None:

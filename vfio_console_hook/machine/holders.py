@@ -61,6 +61,17 @@ class Holder:
         return bool(self.nodes) and sound and self.command in _SOUND_SERVERS
 
     @property
+    def keeper(self) -> bool:
+        """Whether it has the cards open for a login session, and closes them with it.
+
+        That is logind, and systemd itself, with which logind stores its files
+        (systemd src/login/logind-session-device.c, session_device_save).
+        """
+        cards = all(node.startswith("/dev/dri/") for node in self.nodes)
+        keeps = self.command == "systemd-logind" or (self.pid, self.command) == (1, "systemd")
+        return bool(self.nodes) and cards and keeps
+
+    @property
     def unit(self) -> str:
         """The innermost unit of systemd that it is part of, or ""."""
         parts = self.cgroup.split("/")

@@ -56,6 +56,8 @@ def planned_holders(
     def becomes(one: Holder) -> str:
         if one.sound_server:
             return "closes the sound card when it disappears, or is killed then"
+        if one.keeper and not all(other.keeper for other in found):
+            return "closes it with the session that has it"
         return "" if one.unknown and not wait.strict else outcome
 
     return tuple(PlannedHolder(one, ending[one.pid] or becomes(one)) for one in found), refusal
@@ -64,7 +66,7 @@ def planned_holders(
 def _ending_with(host: Host, one: Holder, steps: tuple[Step, ...]) -> str:
     """A clause about the service that is stopped first and ends the process with it, or ""."""
     managers = set(systemd.display_managers(host))
-    session = one.cgroup.startswith("/user.slice/") or one.command == "systemd-logind"
+    session = one.cgroup.startswith("/user.slice/") or one.keeper
     for step in steps:
         if isinstance(step.do, StopUnits):
             for unit in step.do.units:
