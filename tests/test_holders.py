@@ -1081,7 +1081,6 @@ LAPTOP_CARD = ("0000:01:00.0", "0000:01:00.1")
 @pytest.mark.parametrize(
     ("command", "line"),
     [
-        ("kwin_wayland", "add KWIN_DRM_DEVICES=/dev/dri/card0 to /etc/environment"),
         ("Hyprland", "add AQ_DRM_DEVICES=/dev/dri/card0 to /etc/environment"),
         ("sway", "add WLR_DRM_DEVICES=/dev/dri/card0 to /etc/environment"),
         (
@@ -1108,6 +1107,96 @@ def test_a_desktop_on_another_gpu_is_not_to_be_stopped(
     assert f"(hint: so that {command}, whose screen is on another GPU, leaves it alone, " in reason
     assert line in reason
     assert len(reason.encode()) < 800
+
+
+CARD_1 = "dev/dri/card1"
+MAIN, SECOND = "sys/class/drm/card0-eDP-1", "sys/class/drm/card1-HDMI-A-1"
+
+
+def with_kwin(host: FakeHost, *, environment: str = "HOME=/") -> FakeHost:
+    """KWin on the laptop's own GPU, with the other one open too, and logind that keeps it."""
+    hold(host, CARD_1, pid=1, command="systemd", cgroup="/init.scope")
+    hold(host, CARD_1, pid=5, command="systemd-logind", unit="systemd-logind.service")
+    for node in (CARD, CARD_1):
+        hold(host, node, pid=7, command="kwin_wayland", cgroup=KWIN)
+    host.tree.put("proc/7/environ", environment)
+    set_status(host, MAIN, "connected")
+    set_status(host, SECOND, "disconnected")
+    return host
+
+
+def holding(host: FakeHost, node: str) -> list[str]:
+    return [one.command for one in holders.Search(host, [node]).holders()]
+
+
+def uevents(host: FakeHost) -> list[str]:
+    return [text for _, path, text in host.changes if path == "sys/class/drm/card1/uevent"]
+
+
+def set_status(host: FakeHost, connector: str, status: str) -> None:
+    host.tree.put(f"{host.real(connector)}/status", status)
+
+
+def test_kwin_is_told_that_the_card_is_gone_and_that_it_is_back(machine: MachineFactory) -> None:
+    host = with_kwin(machine("laptop-amd-and-nvidia"))
+    made = plan.plan_for(host, vm(*LAPTOP_CARD), NOW)
+
+    events.prepare(host, vm(*LAPTOP_CARD), NOW, Log(host, "win11"))
+    meanwhile = holding(host, CARD_1), holding(host, CARD)
+    events.release(host, UUID, Log(host, "win11"))
+
+    assert (made.verdict, made.reason) == ("start", "")
+    assert {one.becomes for one in made.holders} == {
+        "should close it when it is told that card1 is gone"
+    }
+    assert meanwhile == ([], ["kwin_wayland"])
+    assert "kwin_wayland" in holding(host, CARD_1)
+    assert signals(host) == []
+
+
+def test_a_kwin_that_keeps_the_card_is_named_and_told_that_it_is_back(
+    machine: MachineFactory,
+) -> None:
+    host = with_kwin(machine("laptop-amd-and-nvidia"))
+    host.tree.put("fake/deaf/7", "")
+
+    reason = failure(host, NOW, *LAPTOP_CARD)
+
+    assert "in use by kwin_wayland (7)" in reason
+    assert "KWIN_DRM_DEVICES=/dev/dri/card0" in reason
+    assert uevents(host) == ["remove", "add"]
+
+
+@pytest.mark.parametrize(
+    ("main", "second", "environment"),
+    [
+        ("disconnected", "disconnected", "HOME=/"),
+        ("unknown", "disconnected", "HOME=/"),
+        ("disconnected", "connected", "HOME=/"),
+        ("connected", "connected", "HOME=/\0KWIN_DRM_DEVICES=/dev/dri/card1:/dev/dri/card0"),
+    ],
+)
+def test_kwin_is_not_told_where_the_card_may_be_its_primary_one(
+    machine: MachineFactory, main: str, second: str, environment: str
+) -> None:
+    host = with_kwin(machine("laptop-amd-and-nvidia"), environment=environment)
+    set_status(host, MAIN, main)
+    set_status(host, SECOND, second)
+
+    reason = failure(host, NOW, *LAPTOP_CARD)
+
+    assert "in use by kwin_wayland (7)" in reason
+    assert uevents(host) == []
+
+
+def test_a_compositor_that_does_not_obey_is_not_told(machine: MachineFactory) -> None:
+    host = machine("laptop-amd-and-nvidia")
+    for node in (CARD, CARD_1):
+        hold(host, node, pid=7, command="gnome-shell", cgroup=DESKTOP_ON)
+
+    assert "in use by gnome-shell (7)" in failure(host, NOW, *LAPTOP_CARD)
+    assert holding(host, CARD_1) == ["gnome-shell"]
+    assert uevents(host) == []
 
 
 def test_a_desktop_whose_only_monitor_is_on_the_gpu_has_to_be_stopped(

@@ -26,6 +26,7 @@ from . import (
     sound,
     sysfb,
     systemd,
+    uevents,
     vfio,
 )
 from .tree import KernelFault, Tree
@@ -317,7 +318,10 @@ class FakeHost(SnapshotHost):
     def write_watched(self, path: str, text: str, act: Callable[[], None], after_s: float) -> None:
         failing = f"write '{text.strip()}' to"
         self._change("write", path, text.strip(), failing)
-        real = self.real(path)
+        # A recording has no uevent; each device has one (Linux drivers/base/core.c).
+        folder, _, name = path.rpartition("/")
+        above = self.real(folder) if name == "uevent" else None
+        real = f"{above}/{name}" if above else self.real(path)
         if real is None:
             raise HostError.of(failing, f"/{path}", OSError(errno.ENOENT, ""))
         if not self._delivered(real, text, failing):
@@ -439,5 +443,6 @@ _STORES: tuple[tuple[str, Callable[[Tree, str, str], None]], ...] = (
     (_ADDRESS + "/enable", pci.write_enable),
     (_ADDRESS + "/reset", pci.write_reset),
     (_ADDRESS + "/driver_override", pci.write_override),
+    (uevents.CARD, uevents.write),
     (r"sys/devices/virtual/vtconsole/(vtcon\d+)/bind", fbcon.write_bind),
 )

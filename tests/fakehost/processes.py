@@ -118,16 +118,17 @@ def _end_sessions(tree: Tree) -> None:
     session_device_free. systemd, process 1, has them as the store of logind's service.
     """
     for pid in [int(name) for name in tree.list("proc") if name.isdigit()]:
-        if not _keeps(tree, pid):
+        if not keeps(tree, pid):
             continue
         for number in tree.list(f"proc/{pid}/fd"):
             link = f"proc/{pid}/fd/{number}"
             users = [one for one, _ in having_open(tree, tree.readlink(link) or "")]
-            if all(_keeps(tree, one) for one in users):
+            if all(keeps(tree, one) for one in users):
                 tree.remove(link)
 
 
-def _keeps(tree: Tree, pid: int) -> bool:
+def keeps(tree: Tree, pid: int) -> bool:
+    """Whether it keeps devices open for a login session."""
     return (tree.read(f"proc/{pid}/comm") or "") in ("systemd", "systemd-logind")
 
 

@@ -8,6 +8,7 @@ from .action import Action
 
 MODULES = {
     "aperture": ("end-probe", "probe-aperture"),
+    "cards": ("drop-card", "return-card"),
     "console_moves": ("leave-framebuffers", "map-consoles"),
     "consoles": ("show-consoles",),
     "coreboot": ("register-coreboot", "unregister-coreboot"),

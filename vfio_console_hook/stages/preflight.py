@@ -14,7 +14,7 @@ from ..actions.holders import AwaitClosed
 from ..claims.step import Step
 from ..config.settings import Holders
 from ..errors import RefusedError
-from ..machine import console, firmware, kernel, nodes
+from ..machine import console, firmware, kernel, nodes, pci
 from ..machine.gpu import Gpu
 from ..machine.host import Host
 from ..machine.pci import is_vfio
@@ -25,6 +25,8 @@ NAME = "preflight"
 _MAX_LISTED = 6
 # Longer than logind keeps a user's units after the last session (UserStopDelaySec= is 10 s).
 _AFTER_DESKTOP_S = 15.0
+# KWin took 1.8 s to close a card, on an emulated machine.
+_CLOSES_WITHIN_S = 5.0
 
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
@@ -38,6 +40,7 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     _refuse_last_driver(host, gpu, handover)
     gpus = tuple(one for one in handover.gpus if not one.virtual)
     if gpu is gpus[0]:  # one look at all processes is enough for all GPUs
+        yield from _tell_compositors(host, gpus, handover)
         yield from _wait_for_holders(host, gpus, handover)
 
 
@@ -126,6 +129,28 @@ def _refuse_last_driver(host: Host, gpu: Gpu, handover: Handover) -> None:
             " driver left: the kernel would crash at the next text it draws",
             hint="reboot, and start this VM before any other that takes the boot GPU",
         )
+
+
+def _tell_compositors(host: Host, gpus: tuple[Gpu, ...], handover: Handover) -> Iterator[Step]:
+    """What lets a compositor on another GPU close the cards, if it is one that obeys."""
+    leaving = {one.address for one in gpus}
+    shown = [(one, card) for one in gpus if one.native for card in one.cards if "card" in card]
+    if not shown or leaving.issuperset(pci.displays(host)) or _stops_desktop(host, handover):
+        return
+    # 3 ms, and a look at all processes: only for hosts with another GPU.
+    from ..actions import cards, compositors
+
+    for one, card in shown:
+        commands = compositors.that_drop(host, card, leaving)
+        if commands:
+            yield Step(
+                stage=NAME,
+                gpu=one.address,
+                why=f"{' and '.join(commands)}, which has another GPU too, is told that {card} is"
+                " gone, and after the VM that it is back",
+                do=cards.DropCard(one.address, card, commands, _CLOSES_WITHIN_S),
+                undo=cards.ReturnCard(one.address, commands),
+            )
 
 
 def _wait_for_holders(host: Host, gpus: tuple[Gpu, ...], handover: Handover) -> Iterator[Step]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from ...actions.cards import DropCard
 from ...actions.holders import AwaitClosed
 from ...actions.services import StopByCommand, StopUnits
 from ...claims.step import Step
@@ -64,11 +65,14 @@ def planned_holders(
 
 
 def _ending_with(host: Host, one: Holder, steps: tuple[Step, ...]) -> str:
-    """A clause about the service that is stopped first and ends the process with it, or ""."""
+    """A clause about what is done first, and lets the process close the GPU; or ""."""
     managers = set(systemd.display_managers(host))
     session = one.cgroup.startswith("/user.slice/") or one.keeper
     for step in steps:
-        if isinstance(step.do, StopUnits):
+        if isinstance(step.do, DropCard):
+            if one.command in step.do.commands or one.keeper:
+                return f"should close it when it is told that {step.do.card} is gone"
+        elif isinstance(step.do, StopUnits):
             for unit in step.do.units:
                 if f"/{unit}/" in f"{one.cgroup}/":
                     return f"stops with {unit}, which is stopped first"

@@ -1,0 +1,72 @@
+"""Telling a compositor that a card is gone, before it is, and that it is back.
+
+What is written to a card's `uevent` in sysfs reaches udev and the compositor as if the kernel
+had said it (Linux lib/kobject_uevent.c, kobject_synth_uevent). logind and systemd close the
+card then (systemd src/login/logind-seat.c), and so does a compositor that obeys; the card
+itself is not touched. compositors.py knows which do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..machine import drm
+from ..machine.holders import Search
+from ..machine.host import Host
+from .action import Action
+
+
+@dataclass(frozen=True)
+class DropCard(Action):
+    """Tell these commands that a card of the GPU is gone, and wait until they have closed it.
+
+    One that has not closed it after wait_s is left to the wait for all holders, which refuses
+    the VM.
+    """
+
+    gpu: str
+    card: str
+    commands: tuple[str, ...]
+    wait_s: float
+    kind = "drop-card"
+
+    def apply(self, host: Host) -> str | None:
+        search = Search(host, [f"dev/dri/{self.card}"])
+        told = [one.pid for one in search.holders() if one.command in self.commands]
+        if not told:
+            return None
+        host.write(f"sys/class/drm/{self.card}/uevent", "remove")
+        closed = host.wait(lambda: not search.among(told), self.wait_s)
+        return None if closed else f"it is still open after {self.wait_s:g} s"
+
+    def shell(self) -> str:
+        return f"echo remove > /sys/class/drm/{self.card}/uevent"
+
+    def past(self) -> str:
+        return f"told {' and '.join(self.commands)} that {self.card} is gone"
+
+
+@dataclass(frozen=True)
+class ReturnCard(Action):
+    """Tell these commands that the cards of the GPU are there.
+
+    The driver has told it already if it was bound anew, maybe with another number. A second
+    time does no harm to them, but might to another program: not if one has opened the card.
+    """
+
+    gpu: str
+    commands: tuple[str, ...]
+    kind = "return-card"
+
+    def apply(self, host: Host) -> None:
+        for card in drm.cards(host):
+            if card.pci == self.gpu:
+                found = Search(host, [f"dev/dri/{card.name}"]).holders()
+                if all(one.keeper or one.command in self.commands for one in found):
+                    host.write(f"sys/class/drm/{card.name}/uevent", "add")
+
+    def shell(self) -> str:
+        return f"echo add | tee /sys/bus/pci/devices/{self.gpu}/drm/card*/uevent"
+
+    def past(self) -> str:
+        return f"told {' and '.join(self.commands)} that the card of {self.gpu} is back"
