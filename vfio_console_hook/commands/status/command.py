@@ -7,8 +7,9 @@ import json
 import sys
 from collections.abc import Callable
 
-from ...claims.histories import Refusal
+from ...claims.histories import History
 from ...claims.losses import Loss
+from ...claims.notices import LOGIN, SESSION
 from ...log import printable
 from ...machine import worker
 from ...machine.host import Host
@@ -21,6 +22,7 @@ from .overview import HeldClaim, HeldStep, Overview
 
 # A VM starts faster than that; only libvirt knows whether one hangs.
 _LONG_START_S = 300
+_PLACES = {LOGIN: "at login prompts", SESSION: "in the next desktop session"}
 _BY_HAND = "there is no libvirt on this host: `take` and `give` free a GPU and give it back"
 
 
@@ -71,7 +73,7 @@ def status_text(found: Overview, terminal: Terminal) -> str:
     for claim in found.claims:
         text += _claim_text(claim, found.time, terminal)
         history = refusals.pop(claim.uuid, None)
-        text += _refusal(history.refusal, "  ", "", terminal) if history else ""
+        text += _refusal(history, "  ", "", terminal) if history else ""
         text += "\n"
     text = text or ("no VM holds a GPU\n" if found.libvirt else "no GPU is taken\n")
     text += _losses(found.lost, terminal)
@@ -80,7 +82,7 @@ def status_text(found: Overview, terminal: Terminal) -> str:
     if not found.libvirt:
         text += terminal.wrapped(_BY_HAND, "  ")
     for history in refusals.values():
-        text += _refusal(history.refusal, "", f" of {printable(history.vm)}", terminal)
+        text += _refusal(history, "", f" of {printable(history.vm)}", terminal)
     text += "".join(_rehearsal(one, terminal) for one in found.rehearsals)
     return text + _last(found, terminal)
 
@@ -158,17 +160,22 @@ def _undone_by(one: HeldClaim) -> str:
     return "release undoes it when the VM ends"
 
 
-def _refusal(refusal: Refusal | None, indent: str, whose: str, terminal: Terminal) -> str:
+def _refusal(history: History, indent: str, whose: str, terminal: Terminal) -> str:
+    refusal = history.refusal
     if refusal is None:
         return ""
-    # Only these prevent a start; anything else is a failure.
-    what = "refusal" if refusal.event in ("prepare", "start") else "failure"
+    what = "refusal" if refusal.prevents_start else "failure"
     head = f"{indent}last {what}{whose}: "
     text = terminal.wrapped(
         f"{head}{moment(refusal.time)} {refusal.event}: {refusal.text}", indent + "  "
     ).replace(head, terminal.paint(head, "yellow"), 1)
     if refusal.hint:
         text += terminal.wrapped(f"{indent}  hint: {refusal.hint}", indent + "  ")
+    if refusal.places and history.done_since is None:
+        places = " and ".join(_PLACES[one] for one in refusal.places if one in _PLACES)
+        until = "until the VM starts" if refusal.prevents_start else "until all is given back"
+        until += f", or until `{printable(dismiss.line(history.vm))}`"
+        text += terminal.wrapped(f"{indent}  shown {places} {until}", indent + "  ")
     return text
 
 
