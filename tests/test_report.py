@@ -23,7 +23,7 @@ BOOT = "0b1d7f6c-1111-4222-8333-444455556666"
 VM = Vm("annas-secret-vm", "c0ffee00-1234-4567-89ab-001122334455", "<domain/>", "", False)
 KERNEL = """\
 [   11.000000] vfio-pci 0000:01:00.0: vgaarb: deactivate vga console
-[   12.000000] usb 1-2: SerialNumber: 0123456789ABCDEF
+[   12.000000] kernel: usb 1-2: SerialNumber: 0123456789ABCDEF
 [   12.100000] wlan0: associate with 3c:22:fb:aa:bb:cc
 [   12.200000] nvidia 0000:01:00.0: serial number: 998877, board of annas-secret-vm
 [   12.300000] console: switching to colour frame buffer device 160x50\x1b[31m

@@ -73,7 +73,7 @@ def test_the_parser_accepts_the_example_of_each_command(command: Command) -> Non
     [
         (
             [],
-            "name a command: plan, status, doctor, check-config, record, rehearse, recover,"
+            "name a command: plan, status, doctor, check-config, record, rehearse, keep, recover,"
             " dismiss, notify, take, give\n"
             "hint: see `vfio-console-hook --help`",
         ),

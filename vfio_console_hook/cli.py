@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import __version__
-from .commands import check_config, dismiss, files, give, notify, record, recover, take
+from .commands import check_config, dismiss, files, give, keep, notify, record, recover, take
 from .commands.doctor import command as doctor
 from .commands.plan import command as plan
 from .commands.rehearse import command as rehearse
@@ -36,6 +36,7 @@ COMMANDS = (
     check_config.COMMAND,
     record.COMMAND,
     rehearse.COMMAND,
+    keep.COMMAND,
     recover.COMMAND,
     dismiss.COMMAND,
     notify.COMMAND,

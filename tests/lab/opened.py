@@ -3,14 +3,18 @@
 First the card is bound to vfio-pci by hand while the firmware's driver still has a part of a BAR:
 that BAR is not mapped, and the reservation is named as /proc/iomem has it. Then `take` frees it:
 all is mapped, and reset as QEMU would. Then libvirt starts the VM, and the areas in QEMU's
-/proc/PID/maps are compared.
+/proc/PID/maps are compared. Last, a rehearsal of the VM leaves a report.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import tempfile
+from pathlib import Path
 from typing import Any
+
+from tests import rehearsed
 
 from . import kernel_log
 from .trial import Trial
@@ -74,6 +78,9 @@ class OpenedTrial(Trial):
             if number == 1 and self.machine.run("modprobe iommufd && [ -e /dev/iommu ]").ok:
                 self.check_taken("iommufd", iommufd=True)
             self.cycle(number)
+        self.machine.note("rehearsed")
+        self.mark("rehearsed")
+        self.check_report()
 
     @property
     def card(self) -> tuple[str, ...]:
@@ -141,6 +148,24 @@ class OpenedTrial(Trial):
         self.result.notes.append(f"{name}: QEMU has {theirs}")
         self.demand(bool(theirs), f"{name}: QEMU has mapped nothing")
         self.demand(theirs == self.ours, f"{name}: ours were {self.ours}, QEMU's are {theirs}")
+
+    def check_report(self) -> None:
+        """A rehearsal's report is a machine of which the fake kernel knows what will happen."""
+        path = "/root/report.txt"
+        done = self.machine.run(
+            f"vfio-console-hook rehearse --yes --seconds 5 --report {path} gpu", 300
+        )
+        self.demand(done.ok, f"rehearsed: {done.stdout[-600:]}{done.stderr}")
+        content = self.machine.get(path)
+        if not self.demand(content is not None, "rehearsed: there is no report"):
+            return
+        text = (content or b"").decode()
+        (self.directory / "report.txt").write_text(text)
+        with tempfile.TemporaryDirectory() as directory:
+            wrong = rehearsed.replay(text, Path(directory) / "replayed")
+        for part, difference in wrong.items():
+            self.demand(False, f"rehearsed: the fake is wrong {part}:\n{difference}")
+        self.check_kernel("rehearsed")
 
 
 def _bind(address: str, driver: str) -> str:

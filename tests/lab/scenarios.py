@@ -93,6 +93,7 @@ class Scenario:
         """An estimate of its duration for a time budget (two machines on two cores)."""
         calls = 1800.0 if self.stays else 400.0  # consoles that move are 63 more
         kinds = {"newcomer": 300.0, "killed-probe": 900.0, "every-call": calls * self.cycles}
+        kinds["started"] = 1200.0
         more = kinds.get(self.kind, 0.0)
         return 100.0 + 35.0 * self.cycles + (30.0 if self.refused else 0.0) + more
 
@@ -347,6 +348,7 @@ SCENARIOS = (
         after=After.GONE,
         kind="opened",
     ),
+    Scenario("started-6.12", "6.12", EFIFB, kind="started", cycles=1),
     Scenario("loss", "6.12", BOCHS_DRM, native_driver=True, kind="loss"),
     *(
         replace(_native(f"prompt-{kernel}", kernel), holder=FB_HOLDER, kind="prompt")

@@ -19,6 +19,7 @@ from .quiet import Quiet
 from .rebound import Rebound
 from .reserved import Reserved
 from .sound import Sound, SoundServer, Stuck
+from .started import Started
 from .terminated import Terminated
 from .traced import Moved, Untouched
 from .trial import Trial
@@ -46,6 +47,7 @@ KINDS: dict[str, type[Trial]] = {
     "reserved": Reserved,
     "sound": Sound,
     "sound-server": SoundServer,
+    "started": Started,
     "stuck": Stuck,
     "terminated": Terminated,
     "two-vms": TwoVms,

@@ -15,7 +15,7 @@ from ...claims import ownership
 from ...config import load
 from ...domain import Domain
 from ...errors import HookError, RefusedError
-from ...machine import card, console, gpu, iommu, libvirtd, pci, processes, worker
+from ...machine import card, console, gpu, iommu, libvirtd, pci, processes, runfiles, worker
 from ...machine.accelerators import is_gpu
 from ...machine.host import Host
 from .. import files, take, vms
@@ -24,12 +24,13 @@ from ..plan import plan as planning
 from ..plan import text as plan_text
 from ..progress import say
 from ..terminal import Terminal
-from . import detached, runner, watchdog
+from . import detached, evidence, runner, watchdog
 from .rehearsal import Diary, Rehearsal
 from .verdict import Verdict, eye_row, table
 
 _SECONDS = range(1, 601)
 _TIMES = range(1, 101)
+_MINUTES, _MINUTE_S = range(1, 121), 60
 _POLL_S = 0.1
 _SIGTERM = 15
 
@@ -57,6 +58,18 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--times", metavar="N", type=lambda text: _whole(text, _TIMES), default=1,
         help="repeat all of it, until something differs (%(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--start", action="store_true",
+        help="start the VM itself, and destroy it unless `keep VM` is run meanwhile",
+    )  # fmt: skip
+    parser.add_argument(
+        "--minutes", metavar="N", type=lambda text: _whole(text, _MINUTES), default=5,
+        help="how long it has with --start (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--report", metavar="FILE",
+        help="write a report for developers, as by itself after one that failed",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON; needs --yes")
     parser.add_argument(
         "--as", dest="role", choices=(detached.RUNNER, detached.WATCHDOG), help=argparse.SUPPRESS
@@ -69,6 +82,8 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
         return _act(host, arguments.role, own)
     if bool(arguments.what) is bool(arguments.xml):
         raise HookError("name a VM, or GPUs, or a file with --xml")
+    if arguments.start and arguments.times > 1:
+        raise HookError("the VM itself is started once, so not with --times")
     if not host.privileged:
         raise HookError("only root can rehearse", hint="run it with sudo")
     wanted = _wanted(host, arguments)
@@ -83,7 +98,30 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     if not _agreed(arguments):
         say("nothing was changed")
         return 2
-    return _follow(host, replace(rehearsal, began=host.now()), arguments.json)
+    diary = Diary(host, rehearsal.own)
+    _keep_evidence(host, rehearsal, found["text"], arguments)
+    rehearsal = replace(rehearsal, began=host.now())
+    diary.begin(rehearsal)
+    if arguments.report:
+        diary.note(report=True)
+    if arguments.start:
+        hostdevs = [vars(one) for one in wanted.hostdevs]
+        diary.note(real={"uri": arguments.connect, "hostdevs": hostdevs})
+    return _follow(host, rehearsal, diary, arguments)
+
+
+def _keep_evidence(
+    host: Host, rehearsal: Rehearsal, plan: str, arguments: argparse.Namespace
+) -> None:
+    """Write the machine down as it is, for a report; a rehearsal goes on without it."""
+    try:
+        known = vms.known_vms_or_error(host, arguments.connect)
+        evidence.begin(host, rehearsal.own, plan, known)
+    except HookError as error:
+        if arguments.report:
+            raise
+        if not arguments.json:
+            say(f"there will be no report: {error.text}")
 
 
 def _act(host: Host, role: str, own: str) -> int:
@@ -110,17 +148,19 @@ def _look(
     if plan.verdict == planning.START and not plan.reason:
         rehearsal = _rehearsal(host, arguments, wanted)
         found["rehearsal"] = vars(rehearsal)
-        found["text"] += "\n" + _outlook(host, rehearsal, plan, terminal)
+        found["text"] += "\n" + _outlook(host, arguments, rehearsal, plan, terminal)
     return found
 
 
 def _wanted(host: Host, arguments: argparse.Namespace) -> Domain:
     """Who would get the GPU: a VM, or a person with `take --vfio`."""
+    if arguments.start and (arguments.xml or len(arguments.what) != 1):
+        raise HookError("name one VM that libvirt knows for --start")
     if arguments.xml:
         return domain.parse(files.content(arguments.xml))
     addresses = tuple(pci.full_address(one) for one in arguments.what)
     known = tuple(one for one in addresses if one is not None)
-    if len(known) == len(addresses):
+    if len(known) == len(addresses) and not arguments.start:
         return take.taker_of(host, known, vfio=True)
     if len(arguments.what) > 1:
         raise HookError("name one VM, or PCI addresses only")
@@ -150,8 +190,8 @@ def _rehearsal(host: Host, arguments: argparse.Namespace, wanted: Domain) -> Reh
         configured_as=configured_as,
         addresses=addresses,
         spared=spared,
-        untried=_untried(host, gpus, addresses),
-        seconds=float(arguments.seconds),
+        untried="" if arguments.start else _untried(host, gpus, addresses),
+        seconds=float(arguments.minutes * _MINUTE_S if arguments.start else arguments.seconds),
         times=arguments.times,
         timeout_s=settings.timeout_s,
         began=host.now(),
@@ -177,7 +217,10 @@ def _untried(host: Host, gpus: tuple[str, ...], addresses: tuple[str, ...]) -> s
 # -- before it
 
 
-def _outlook(host: Host, rehearsal: Rehearsal, plan: planning.Plan, terminal: Terminal) -> str:
+def _outlook(
+    host: Host, arguments: argparse.Namespace, rehearsal: Rehearsal, plan: planning.Plan,
+    terminal: Terminal,
+) -> str:  # fmt: skip
     """What the person will see, in three lines."""
     gpus = gpu.gpus_at(host, tuple(one.address for one in plan.gpus))
     shown = any(one.framebuffers for one in gpus) or console.waits_for_text(host)
@@ -191,11 +234,17 @@ def _outlook(host: Host, rehearsal: Rehearsal, plan: planning.Plan, terminal: Te
     services = [name for step in plan.steps if step.undo for name in step.undo.services]
     ends = f"{' and '.join(services)} ends first, and what runs in it; " if services else ""
     until = ownership.clock_time(rehearsal.until)
+    last = (
+        f"at {until} it is off and everything is back at the latest, even if this terminal or this"
+        f" program is gone by then, unless `vfio-console-hook keep {rehearsal.vm}` was run"
+        if arguments.start
+        else f"at {until} everything is back at the latest, even if this terminal or this program"
+        " is gone by then"
+    )
     lines: tuple[str, ...] = (
         f"{first} {ends}ssh goes on, and Ctrl-C here gives all back at once",
         f"afterwards: {plan.after}",
-        f"at {until} everything is back at the latest, even if this terminal or this program is"
-        " gone by then",
+        last,
     )
     if rehearsal.untried:
         lines = (*lines, f"the GPU's memory cannot be mapped as QEMU does: {rehearsal.untried}")
@@ -218,9 +267,10 @@ def _ask(question: str) -> bool:
 # -- while it runs
 
 
-def _follow(host: Host, rehearsal: Rehearsal, as_json: bool) -> int:
-    diary = Diary(host, rehearsal.own)
-    diary.begin(rehearsal)
+def _follow(
+    host: Host, rehearsal: Rehearsal, diary: Diary, arguments: argparse.Namespace
+) -> int:
+    as_json = arguments.json
     detached.begin(host, rehearsal, lambda role, own: _detached(host, role, own))
     interrupted = _until_end(host, diary, as_json)
     told = diary.told()
@@ -234,6 +284,9 @@ def _follow(host: Host, rehearsal: Rehearsal, as_json: bool) -> int:
         agreed = sum(one.agrees for one in verdicts)
         if rehearsal.times > 1:
             print(f"{agreed} of {rehearsal.times} cycles were as plan had said")
+    if arguments.report:
+        content = runfiles.read(host, evidence.path_of(rehearsal.uuid)) or b""
+        files.write(arguments.report, content.decode("utf-8", "surrogateescape"))
     if interrupted:
         raise KeyboardInterrupt("everything was given back")
     if not as_json:

@@ -17,6 +17,7 @@ from .rehearsal import SPARE_S, Diary, Rehearsal
 
 RUNNER, WATCHDOG = "runner", "watchdog"
 _STOP_S = 30  # what the watchdog needs beside the time for giving back
+_DESTROY_S = 180  # if it has a VM destroyed before, by a libvirtd that may hang
 
 
 def begin(host: Host, rehearsal: Rehearsal, work: Callable[[str, str], None]) -> None:
@@ -30,7 +31,9 @@ def begin(host: Host, rehearsal: Rehearsal, work: Callable[[str, str], None]) ->
         return
     unit = _unit(rehearsal.own)
     in_s = max(rehearsal.give_back_at - host.now(), 0)
-    limit_s = rehearsal.timeout_s + _STOP_S
+    after = " ".join(_command(WATCHDOG, rehearsal.own))
+    starts = Diary(host, rehearsal.own).told().real is not None
+    limit_s = rehearsal.timeout_s + (_DESTROY_S if starts else _STOP_S)
     _systemd_run(
         host,
         f"--unit={unit}-{WATCHDOG}",
@@ -50,8 +53,8 @@ def begin(host: Host, rehearsal: Rehearsal, work: Callable[[str, str], None]) ->
             f"--description=Rehearse {rehearsal.vm}",
             f"--property=TimeoutStopSec={limit_s + SPARE_S:.0f}",
             "--property=KillMode=process",
-            # However the runner ends, by SIGKILL too.
-            f"--property=ExecStopPost={' '.join(_command(WATCHDOG, rehearsal.own))}",
+            # However the runner ends, by SIGKILL too. A VM that was started has its time then.
+            *(() if starts else (f"--property=ExecStopPost={after}",)),
             *_command(RUNNER, rehearsal.own),
         )
     except HookError:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...claims.step import Step
 from ...config.settings import Config
+from ...domain import Domain
 from ...errors import RefusedError
 from ...machine import memory
 from ...machine.host import Host
@@ -46,9 +47,9 @@ class Promise:
         return tuple(Step.from_json(one) for one in self.services)
 
 
-def promise_of(host: Host, rehearsal: Rehearsal, config: Config) -> Promise:
+def promise_of(host: Host, rehearsal: Rehearsal, who: Domain, config: Config) -> Promise:
     """What plan says now. Raises RefusedError when it refuses, and HostError."""
-    plan = planning.plan_for(host, rehearsal.domain, config)
+    plan = planning.plan_for(host, who, config)
     if plan.verdict != planning.START or plan.reason:
         raise RefusedError(plan.reason or "there is nothing to rehearse", plan.hint)
     return promise_in(host, plan, rehearsal.addresses)

@@ -9,8 +9,13 @@
     {"say": TEXT}                           a line for whoever follows
     {"took": {...}}                         what was done, and how long each part of it took
     {"opened": {...}}                       what vfio gave, as QEMU would have got it
+    {"real": {...}}                         the VM itself is started (real.py), and of that:
+    {"starting": BOOL}                      before it is; false: it could not be
+    {"qemu": [PID, TICKS]}                  it runs
+    {"kept": true}, {"destroying": true}    what becomes of it; the first one counts
     {"verdict": {...}}                      how one cycle compared with its promise
     {"eye": TEXT}                           what a person could read on the monitor
+    {"report": BOOL}                        whether one is wanted even if all is as plan had said
     {"end": TEXT}                           all is over; why it was cut short, or ""
 
 Each line is one write. The command, the runner with its workers, and the watchdog write it; the
@@ -102,6 +107,13 @@ class Told:
     verdicts: list[dict[str, Any]] = field(default_factory=list)
     eye: str | None = None
     end: str | None = None
+    report: bool = False
+    said: list[str] = field(default_factory=list)
+    real: dict[str, Any] | None = None
+    starting: bool = False
+    qemu: list[int] = field(default_factory=list)
+    kept: bool = False
+    destroying: bool = False
 
 
 class Diary:
@@ -162,7 +174,11 @@ class Diary:
                     told.cycle, told.took, told.opened = value, {}, None
                 elif key == "took":
                     told.took = {**told.took, **value}
-                elif key != "say":
+                elif key in ("kept", "destroying"):
+                    setattr(told, key, not (told.kept or told.destroying) or getattr(told, key))
+                elif key == "say":
+                    told.said.append(str(value))
+                else:
                     setattr(told, key, value)
         return told
 

@@ -17,15 +17,18 @@ from ...claims import history, ownership
 from ...claims.directory import Claims
 from ...config import load
 from ...config.settings import Config
+from ...domain import Domain
 from ...errors import BugError, CutOffError, HookError, StuckError, understood
 from ...events import prepare, release, start
 from ...events.assignment import assignment_of
 from ...log import Log
 from ...machine import processes, vfio_access, worker
 from ...machine.host import Host
-from . import last
+from . import evidence, last, real
 from .promise import Promise, promise_of
+from .real import RealVm
 from .rehearsal import OPENING_S, Diary, Rehearsal
+from .report import AFTER, DURING
 from .sight import sight_of
 from .verdict import Verdict, verdict_of
 
@@ -84,8 +87,26 @@ def conclude(host: Host, rehearsal: Rehearsal, diary: Diary, end: str, took_s: f
         last.remember(host, rehearsal, agrees, end or differs)
     except HookError as refused:
         diary.say(f"`vfio-console-hook status` will not show this rehearsal: {refused.text}")
+    _write_report(host, rehearsal, diary, verdicts, agrees, end)
     diary.note(end=end)
     return agrees
+
+
+def _write_report(
+    host: Host, rehearsal: Rehearsal, diary: Diary, verdicts: list[Verdict], agrees: bool, end: str
+) -> None:
+    """Write the report, if it is wanted or something was not as plan had said."""
+    told = diary.told()
+    try:
+        if told.report or not agrees:
+            rows = [f"{'  ' if row.agrees else '!!'}{row}" for one in verdicts for row in one.rows]
+            path = evidence.write_report(
+                host, rehearsal, agrees, [*rows, *([f"cut short: {end}"] if end else [])], told.said
+            )
+            diary.say(f"report: /{path}" if path else "there is no report: nothing was kept for one")
+    except HookError as error:
+        diary.say(f"there is no report: {error.text}")
+    evidence.drop(host, rehearsal.own)
 
 
 @contextmanager
@@ -115,15 +136,24 @@ def _stops() -> Iterator[int]:
 def _cycle(host: Host, rehearsal: Rehearsal, diary: Diary, number: int, stop: int) -> bool:
     """Take, have, give back and compare; whether all agrees. Raises HookError if cut short."""
     config = configuration_of(host, rehearsal)
-    promise = Promise.from_json(json.loads(worker.look(lambda: _look(host, rehearsal, config))))
+    vm = RealVm.in_diary(diary.told())
+    who = vm.domain(rehearsal) if vm else rehearsal.domain
+    promise = Promise.from_json(
+        json.loads(worker.look(lambda: _look(host, rehearsal, who, config)))
+    )
     before = json.loads(worker.look(lambda: json.dumps(vars(sight_of(host, rehearsal.addresses)))))
     diary.note(cycle={"number": number, "promise": vars(promise), "before": before})
     log = _Log(host, rehearsal.vm, config.log_level)
     log.diary = diary
     cut: HookError | None = None
     try:
-        _take(host, rehearsal, config, diary, log, stop)
-        _have(host, rehearsal, diary, log, stop)
+        if vm is None:
+            _take(host, rehearsal, config, diary, log, stop)
+            _have(host, rehearsal, diary, log, stop)
+        else:
+            real.start(host, rehearsal, vm, diary, stop)
+            worker.look(lambda: evidence.keep(host, rehearsal.own, DURING))
+            real.wait(host, rehearsal, diary, stop)
     except StuckError:
         raise  # nothing may be undone while the kernel holds a process
     except Exception as error:
@@ -131,15 +161,18 @@ def _cycle(host: Host, rehearsal: Rehearsal, diary: Diary, number: int, stop: in
         cut = understood(error)
         diary.note(took={"error": str(cut)})
         diary.say(str(cut))
-    give_back(host, rehearsal, diary, log)
+    if vm is None:
+        give_back(host, rehearsal, diary, log)
+    elif not real.destroy(host, rehearsal, vm, diary, log):
+        diary.say(f"{rehearsal.vm} is kept")
     verdict = judge(host, diary)
     if isinstance(cut, (CutOffError, BugError)):
         raise cut
     return verdict.agrees
 
 
-def _look(host: Host, rehearsal: Rehearsal, config: Config) -> str:
-    return json.dumps(vars(promise_of(host, rehearsal, config)))
+def _look(host: Host, rehearsal: Rehearsal, who: Domain, config: Config) -> str:
+    return json.dumps(vars(promise_of(host, rehearsal, who, config)))
 
 
 def configuration_of(host: Host, rehearsal: Rehearsal) -> Config:
@@ -190,6 +223,7 @@ def _open_and_wait(host: Host, rehearsal: Rehearsal, diary: Diary) -> None:
         diary.note(opened=found.to_json())
         mapped = sum(region.mapped for region in found.regions)
         diary.say(f"{mapped} of {len(found.regions)} BARs mapped, as QEMU would")
+        evidence.keep(host, rehearsal.own, DURING)
         host.wait(lambda: False, rehearsal.seconds)
 
 
@@ -226,6 +260,7 @@ def judge(host: Host, diary: Diary) -> Verdict:
             return found[0].settled
 
         host.wait(settled, _SETTLE_S)
+        evidence.keep(host, diary.own, AFTER)
         return json.dumps(found[0].to_json())
 
     verdict = json.loads(worker.look(look))

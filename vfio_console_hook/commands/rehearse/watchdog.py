@@ -14,7 +14,8 @@ from ...log import Log
 from ...machine import processes
 from ...machine.host import Host
 from ...machine.worker import KILL_GRACE_S
-from . import detached, runner
+from . import detached, real, runner
+from .real import RealVm
 from .rehearsal import Diary, Rehearsal
 
 _PAUSE_S = 0.2
@@ -31,7 +32,10 @@ def wait(host: Host, own: str) -> int:
         if told.end is not None:
             return 0
         if told.runner[0] and not processes.lives(host, told.runner):
-            break
+            if told.real is None:
+                break
+            time.sleep(_PAUSE_S)  # the VM has its time, and may be kept
+            continue
         handle = host.open_process(told.runner[0]) if told.runner[0] else None
         if handle is None:
             time.sleep(_PAUSE_S)
@@ -52,7 +56,9 @@ def give_back(host: Host, own: str) -> int:
     diary = Diary(host, own)
     rehearsal = diary.rehearsal()
     status = 0
-    if diary.told().end is None or _holds(host, own):
+    if diary.told().kept:
+        detached.disarm(host, own)
+    elif diary.told().end is None or _holds(host, own):
         status = _end(host, rehearsal, diary)
     detached.disarm(host, own)
     return status
@@ -69,6 +75,9 @@ def _end(host: Host, rehearsal: Rehearsal, diary: Diary) -> int:
     log.warning(f"the rehearsal was cut short: {why}")
     diary.say(f"the watchdog gives back: {why}")
     try:
+        vm = RealVm.in_diary(diary.told())
+        if vm is not None and not real.destroy(host, rehearsal, vm, diary, log):
+            return 0
         if _holds(host, rehearsal.own):
             runner.give_back(host, rehearsal, diary, log)
         if diary.told().cycle:

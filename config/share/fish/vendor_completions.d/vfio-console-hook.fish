@@ -1,6 +1,6 @@
 # fish completion of vfio-console-hook: installed by install.sh
 
-set -l commands plan status doctor check-config record rehearse recover dismiss notify take give
+set -l commands plan status doctor check-config record rehearse keep recover dismiss notify take give
 
 # The VMs that libvirt knows. It does not answer while a VM starts.
 function __vfio_console_hook_vms
@@ -29,6 +29,7 @@ complete -c vfio-console-hook -n $first -a doctor -d 'check this host, the insta
 complete -c vfio-console-hook -n $first -a check-config -d 'configuration mistakes, or effective configuration of a VM'
 complete -c vfio-console-hook -n $first -a record -d 'write a snapshot of this machine for a bug report'
 complete -c vfio-console-hook -n $first -a rehearse -d 'try what a VM\'s start and stop do here, without the VM'
+complete -c vfio-console-hook -n $first -a keep -d 'let a VM that `rehearse --start` has started go on'
 complete -c vfio-console-hook -n $first -a recover -d 'release GPUs still claimed by VMs that are not running'
 complete -c vfio-console-hook -n $first -a dismiss -d 'hide what was refused, or not given back after a VM'
 complete -c vfio-console-hook -n $first -a notify -d 'show in this desktop session why a VM was refused'
@@ -62,7 +63,12 @@ complete -c vfio-console-hook -n $rehearse -l xml -r -F -d 'read the domain XML 
 complete -c vfio-console-hook -n $rehearse -l yes -d 'do not ask'
 complete -c vfio-console-hook -n $rehearse -l seconds -x -d 'how long the GPU is away'
 complete -c vfio-console-hook -n $rehearse -l times -x -d 'repeat all of it'
+complete -c vfio-console-hook -n $rehearse -l start -d 'start the VM itself, destroyed unless kept'
+complete -c vfio-console-hook -n $rehearse -l minutes -x -d 'how long it has with --start'
+complete -c vfio-console-hook -n $rehearse -l report -r -F -d 'write a report for developers'
 complete -c vfio-console-hook -n $rehearse -l json -d 'print JSON'
+
+complete -c vfio-console-hook -n '__fish_seen_subcommand_from keep' -a '(__vfio_console_hook_vms)' -d VM
 
 set -l recover '__fish_seen_subcommand_from recover'
 complete -c vfio-console-hook -n $recover -l force -d 'do not ask libvirt'

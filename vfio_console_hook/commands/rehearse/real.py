@@ -1,0 +1,174 @@
+"""The VM itself instead of the bare mapping: started through libvirt, destroyed unless it is kept.
+
+The dead man's switch is the watchdog's timer, armed before the start; the runner does the same
+a little earlier, if it is still there. Each line that decides is one write to the diary, so of
+`keep` and the switch the first one wins.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ...claims.directory import Claims
+from ...domain import Domain, Hostdev
+from ...errors import CutOffError, HookError
+from ...log import Log
+from ...machine import memory, processes, virsh, worker
+from ...machine.host import Host
+from ...machine.processes import Process
+from ...machine.vfio_access import Opened, Region
+from .rehearsal import OPENING_S, Diary, Rehearsal, Told
+
+# QEMU has its devices before it runs; libvirt's hook "started" comes then.
+_POLL_S = 1.0
+_ASK_AGAIN_S = 2.0
+_KILL_AFTER_S = 20.0
+
+
+@dataclass(frozen=True)
+class RealVm:
+    """The libvirt that has the VM, and the devices in its definition."""
+
+    uri: str
+    hostdevs: tuple[dict[str, Any], ...]
+
+    def domain(self, rehearsal: Rehearsal) -> Domain:
+        """The VM as libvirt's hook gets it."""
+        hostdevs = tuple(Hostdev(**one) for one in self.hostdevs)
+        return Domain(rehearsal.vm, rehearsal.uuid, hostdevs)
+
+    @classmethod
+    def in_diary(cls, told: Told) -> RealVm | None:
+        """The VM that this rehearsal starts, if it starts one."""
+        return None if told.real is None else cls(told.real["uri"], tuple(told.real["hostdevs"]))
+
+
+def start(host: Host, rehearsal: Rehearsal, vm: RealVm, diary: Diary, stop: int) -> None:
+    """Start the VM. Raises HookError, and then it is off, or was on already."""
+    if virsh.is_off(host, vm.uri, rehearsal.uuid) is not True:
+        raise HookError(f"{rehearsal.vm} is not off", hint=f"see `virsh domstate {rehearsal.vm}`")
+    diary.say(f"starting {rehearsal.vm}")
+    began = host.clock()
+    diary.note(starting=True)
+
+    def begin() -> None:
+        virsh.start(host, vm.uri, rehearsal.uuid)
+
+    try:
+        worker.run(begin, rehearsal.timeout_s + OPENING_S, stop)
+    except CutOffError:
+        raise  # virsh was killed, and the VM may come yet
+    except HookError:
+        diary.note(starting=False)
+        raise
+    finally:
+        claim = Claims(host).find(rehearsal.uuid)
+        steps = len(claim.done) if claim else 0
+        diary.note(took={"take_s": host.clock() - began, "steps": steps})
+    qemu = virsh.qemu_of(host, rehearsal.vm)
+    if qemu is None:
+        log = f"/var/log/libvirt/qemu/{rehearsal.vm}.log"
+        raise HookError(f"{rehearsal.vm} ended at once", hint=f"see {log}")
+    diary.note(qemu=[qemu.pid, qemu.started])
+    diary.note(opened=mapped_by(host, qemu, rehearsal.addresses).to_json())
+
+
+def mapped_by(host: Host, qemu: Process, addresses: tuple[str, ...]) -> Opened:
+    """The BARs of the functions, and whether QEMU has an area of each mapped. Raises HostError.
+
+    Only sizes are compared: where an area begins in the file of a device tells its BAR, but from
+    Linux 5.10 to 6.8 or so /proc shows the memory's own address there (vfio_pci_core_mmap, vm_pgoff).
+    """
+    free = _areas(host.mappings(qemu.pid))
+    regions = []
+    for address in addresses:
+        for bar in memory.memory_bars(host, address):
+            size = max(bar.range.last - bar.range.first + 1, _PAGE)
+            mapped = size in free
+            if mapped:
+                free.remove(size)
+            why = "" if mapped else f"QEMU has no area of BAR {bar.number} mapped"
+            regions.append(Region(address, bar.number, bar.range, mapped, why))
+    return Opened(tuple(regions))
+
+
+_PAGE = 0x1000
+
+
+def _areas(maps: bytes) -> list[int]:
+    """The sizes of the areas of vfio devices in the text of /proc/PID/maps."""
+    found = []
+    for line in maps.splitlines():
+        if b"vfio" in line:
+            first, _, last = line.split(b" ", 1)[0].partition(b"-")
+            found.append(int(last, 16) - int(first, 16))
+    return found
+
+
+def wait(host: Host, rehearsal: Rehearsal, diary: Diary, stop: int) -> bool:
+    """Wait until the VM is kept, ends, or has had its time; whether it was kept."""
+    told = diary.told()
+    end = host.clock() + rehearsal.seconds
+    name = (int(told.qemu[0]), int(told.qemu[1]))
+    handle = host.open_process(name[0])
+    try:
+        while host.clock() < end and not diary.told().kept and not worker.stopped(stop):
+            if handle is None or not processes.lives(host, name):
+                diary.say(f"{rehearsal.vm} has ended")
+                return False
+            host.wait_for_end([handle], min(_POLL_S, max(end - host.clock(), 0)))
+    finally:
+        if handle is not None:
+            host.close_process(handle)
+    return diary.told().kept
+
+
+def destroy(host: Host, rehearsal: Rehearsal, vm: RealVm, diary: Diary, log: Log) -> bool:
+    """Destroy the VM unless it is kept or off, and wait for libvirt's release; False if kept."""
+    began = host.clock()
+    diary.note(destroying=True)
+    told = diary.told()
+    if told.kept:
+        return False
+    if told.starting:
+        _power_off(host, rehearsal, vm, told, log)
+        released = host.wait(lambda: _released(host, rehearsal, told), rehearsal.timeout_s)
+        if not released:
+            diary.note(took={"lost": f"libvirt has not given back what {rehearsal.vm} had"})
+    diary.note(took={"give_s": host.clock() - began})
+    return True
+
+
+def _released(host: Host, rehearsal: Rehearsal, told: Told) -> bool:
+    """Whether libvirt has given back what this run had; a later run has a claim of its own."""
+    later = virsh.qemu_of(host, rehearsal.vm) is not None and bool(told.qemu)
+    return later or Claims(host).find(rehearsal.uuid) is None
+
+
+def _power_off(host: Host, rehearsal: Rehearsal, vm: RealVm, told: Told, log: Log) -> None:
+    """End this run of the VM; by SIGKILL where libvirt does not."""
+    kill_at = host.clock() + _KILL_AFTER_S
+    while (qemu := _this_run(host, rehearsal, told)) is not None:
+        try:
+            virsh.destroy(host, vm.uri, rehearsal.uuid)
+            log.warning(f"destroyed {rehearsal.vm}, which nobody kept")
+        except HookError as error:
+            # libvirtd is down or hangs. Once it is back, it sees that QEMU has ended.
+            if host.clock() >= kill_at:
+                log.warning(f"killed QEMU of {rehearsal.vm}: {error.text}")
+                processes.kill(host, qemu)
+        if _this_run(host, rehearsal, told) is not None:
+            time.sleep(_ASK_AGAIN_S)
+
+
+def _this_run(host: Host, rehearsal: Rehearsal, told: Told) -> Process | None:
+    """The QEMU that was started by this rehearsal, if it still runs.
+
+    Where its process could not be written down any more, it is the one that runs now.
+    """
+    found = virsh.qemu_of(host, rehearsal.vm)
+    if found is None or not told.qemu:
+        return found
+    return found if [found.pid, found.started] == list(told.qemu) else None
