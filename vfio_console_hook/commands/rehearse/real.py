@@ -78,8 +78,8 @@ def start(host: Host, rehearsal: Rehearsal, vm: RealVm, diary: Diary, stop: int)
 def mapped_by(host: Host, qemu: Process, addresses: tuple[str, ...]) -> Opened:
     """The BARs of the functions, and whether QEMU has an area of each mapped. Raises HostError.
 
-    Only sizes are compared: where an area begins in the file of a device tells its BAR, but from
-    Linux 5.10 to 6.8 or so /proc shows the memory's own address there (vfio_pci_core_mmap, vm_pgoff).
+    Only sizes are compared: where an area begins in the file of a device tells its BAR, but old
+    kernels show the memory's own address there (5.10, vfio_pci_mmap, vm_pgoff).
     """
     free = _areas(host.mappings(qemu.pid))
     regions = []

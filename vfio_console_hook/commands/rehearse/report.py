@@ -32,9 +32,9 @@ _SECTION, _LINE = "# == ", "#| "
 # what people have plugged in, or where they are: "usb 1-2: SerialNumber: ...". The time is
 # in brackets, if it is there.
 _PRIVATE_SOURCE = re.compile(
-    r"^(?:\[[^]]*\] *)?(?:kernel: )?(?:audit|usb|hid|input|wlan|wl|eth|en[opsx]|br-|veth|virbr|vnet|tap|tun|wg"
-    r"|docker|bluetooth|ipv6|ext4|xfs|btrfs|zfs|nfs|cifs|sd |scsi|nvme|ata\d|md\d|dm-|device-mapper"
-    r"|systemd|kauditd|iptables|nft|\[?UFW)",
+    r"^(?:\[[^]]*\] *)?(?:kernel: )?(?:audit|usb|hid|input|wlan|wl|eth|en[opsx]|br-|veth|virbr"
+    r"|vnet|tap|tun|wg|docker|bluetooth|ipv6|ext4|xfs|btrfs|zfs|nfs|cifs|sd |scsi|nvme|ata\d|md\d|dm-"
+    r"|device-mapper|systemd|kauditd|iptables|nft|\[?UFW)",
     re.IGNORECASE,
 )
 _SERIAL = re.compile(r"(?i)\b(serial(?: ?number)?|uuid|s/n)\b[:= ]+[^\s,;]+")

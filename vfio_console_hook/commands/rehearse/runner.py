@@ -103,7 +103,7 @@ def _write_report(
             path = evidence.write_report(
                 host, rehearsal, agrees, [*rows, *([f"cut short: {end}"] if end else [])], told.said
             )
-            diary.say(f"report: /{path}" if path else "there is no report: nothing was kept for one")
+            diary.say(f"report: /{path}" if path else "there is no report: no evidence was kept")
     except HookError as error:
         diary.say(f"there is no report: {error.text}")
     evidence.drop(host, rehearsal.own)
