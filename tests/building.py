@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tests.fakehost.pci import nvidia_information
+from tests.fakehost.nvidia import information as nvidia_information
 from tests.fakehost.tree import Tree
 
 MEM, PREF, MEM64, IO = 0x40200, 0x42208, 0x14220C, 0x40101

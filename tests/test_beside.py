@@ -112,7 +112,7 @@ def test_the_firmware_console_leaves_after_the_driver_and_comes_back_before_it(
 
     assert blocked == []
     assert (LOST in outlook(handover, steps)) is not back
-    assert position(host, "-r nvidia") < position(host, f"unbind {device}")
+    assert position(host, "rmmod nvidia") < position(host, f"unbind {device}")
     if back:
         assert drivers(host, device) == before == (device.partition(".")[0], "nvidia")
         loaded = position(host, "/sbin/modprobe nvidia")
@@ -172,7 +172,7 @@ def test_bootfb_aperture_probes_the_gpu_when_nvidia_has_gone(
     release(host)
 
     assert (blocked, reserved) == ([], "vfio-pci")
-    assert position(host, "-r nvidia") < position(host, "drivers_probe")
+    assert position(host, "rmmod nvidia") < position(host, "drivers_probe")
     assert drivers(host, "simple-framebuffer.0") == (None, "nvidia")
 
 

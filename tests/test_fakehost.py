@@ -944,13 +944,28 @@ def test_an_open_node_keeps_its_module_in_use(
     assert int(loaded(host)[module][0] or 0) == before + 1
 
 
-def test_fbcon_keeps_nvidia_drm_in_use_until_it_is_unbound(machine: MachineFactory) -> None:
+def test_fbcon_keeps_no_module_in_use(machine: MachineFactory) -> None:
     host = machine("nvidia-single-desktop")
-    bound = loaded(host)["nvidia_drm"]
 
-    host.write("sys/class/vtconsole/vtcon1/bind", "0")
+    assert (fbcon_draws(host), loaded(host)["nvidia_drm"]) == (True, ("0", ()))
 
-    assert (bound, loaded(host)["nvidia_drm"]) == (("1", ()), ("0", ()))
+
+def fbcon_draws(host: FakeHost) -> bool:
+    return host.read("sys/class/vtconsole/vtcon1/bind") == "1"
+
+
+def test_rmmod_unloads_one_module_alone(machine: MachineFactory) -> None:
+    host = machine("nvidia-single-desktop")
+
+    host.run("/sbin/rmmod", "nvidia_drm")
+
+    assert host.list("sys/module") == ("nvidia", "nvidia_modeset", "nvidia_uvm")
+    with pytest.raises(HostError) as caught:
+        host.run("/sbin/rmmod", "nvidia")
+    assert caught.value.text == (
+        "/sbin/rmmod nvidia failed: rmmod: ERROR: Module nvidia is in use by: nvidia_modeset"
+        " nvidia_uvm"
+    )
 
 
 def test_modprobe_also_unloads_modules_that_are_no_longer_used(machine: MachineFactory) -> None:

@@ -64,6 +64,14 @@ def written(host: FakeHost) -> list[tuple[str, str]]:
     return [(path, text) for kind, path, text in host.changes if kind != "ioctl"]
 
 
+UNLOADED = ("nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidia")
+
+
+def unloaded(*names: str) -> list[tuple[str, str]]:
+    """The commands that unload these modules, each alone."""
+    return [("/sbin/rmmod", name) for name in names]
+
+
 def log(host: FakeHost) -> str:
     return host.read(SNAPSHOT_LOG) or ""
 
@@ -255,8 +263,7 @@ def test_nvidia_is_reserved_then_unloaded_and_never_unbound(machine: MachineFact
     assert written(host) == [
         (f"{DEVICES}/{GPU}/driver_override", "vfio-pci"),
         ("sys/class/vtconsole/vtcon1/bind", "0"),
-        ("/sbin/modprobe", "-r nvidia_drm"),
-        ("/sbin/modprobe", "-r nvidia_uvm"),
+        *unloaded(*UNLOADED),
     ]
     assert (driver(host, GPU), host.list("sys/module")) == (None, ())
 
@@ -270,7 +277,7 @@ def test_nvidia_without_its_drm_module_is_unloaded_in_the_order_of_its_holders(
 
     assert written(host) == [
         (f"{DEVICES}/0000:65:00.0/driver_override", "vfio-pci"),
-        ("/sbin/modprobe", "-r nvidia_uvm"),
+        *unloaded("nvidia_uvm", "nvidia"),
     ]
     assert host.list("sys/module") == ()
 
@@ -282,9 +289,9 @@ def test_other_modules_that_use_nvidia_are_unloaded_before_it(machine: MachineFa
 
     prepare(host, GPU)
 
-    assert [text for path, text in written(host) if path == "/sbin/modprobe"] == [
-        "-r nvidia_drm", "-r nvidia_peermem",
-    ]  # fmt: skip
+    assert [one for one in written(host) if one[0] == "/sbin/rmmod"] == unloaded(
+        "nvidia_drm", "nvidia_modeset", "nvidia_peermem", "nvidia_uvm", "nvidia"
+    )
     assert host.list("sys/module") == ()
 
 
@@ -398,13 +405,15 @@ def test_an_unload_that_fails_is_not_tried_again_and_everything_is_undone(
         prepare(host, GPU)
 
     assert caught.value.text == (
-        "nvidia_uvm cannot be unloaded, its use count is 1, hidden uses it: /sbin/modprobe -r"
-        " nvidia_uvm failed: modprobe: FATAL: Module nvidia_uvm is in use."
+        "nvidia_uvm cannot be unloaded, its use count is 1, hidden uses it: /sbin/rmmod"
+        " nvidia_uvm failed: rmmod: ERROR: Module nvidia_uvm is in use by: hidden"
     )
     host.tree.remove("sys/module/nvidia_uvm/holders/hidden")
     host.tree.put("sys/module/nvidia_uvm/refcnt", "0")
     assert snapshot(host) == before
-    assert [text for _, text in written(host) if text == "-r nvidia_uvm"] == ["-r nvidia_uvm"]
+    assert [one for one in written(host) if one == ("/sbin/rmmod", "nvidia_uvm")] == unloaded(
+        "nvidia_uvm"
+    )
 
 
 def test_a_failed_unload_names_the_processes_that_have_the_gpu_open(
@@ -418,9 +427,93 @@ def test_a_failed_unload_names_the_processes_that_have_the_gpu_open(
 
     assert caught.value.text == (
         "nvidia_uvm cannot be unloaded, its use count is 1; ollama (31) [ollama.service] with"
-        " /dev/nvidia-uvm open: /sbin/modprobe -r nvidia_uvm failed: modprobe: FATAL: Module"
-        " nvidia_uvm is in use."
+        " /dev/nvidia-uvm open: /sbin/rmmod nvidia_uvm failed: rmmod: ERROR: Module nvidia_uvm is"
+        " in use"
     )
+
+
+def with_interrupt(machine: MachineFactory) -> FakeHost:
+    """A machine whose GPU shows its interrupt while the driver has started it."""
+    host = machine("nvidia-single-desktop")
+    host.tree.put(f"fake/native/{GPU}", f"{host.read(f'fake/native/{GPU}')} irq=24")
+    return FakeHost(host.root)
+
+
+def test_a_usage_count_that_has_leaked_is_refused_before_the_unload_that_never_returns(
+    machine: MachineFactory,
+) -> None:
+    host = with_interrupt(machine)
+    before = snapshot(host)
+    host.tree.put(f"fake/leak/{GPU}", "")
+
+    with pytest.raises(StepError) as caught:
+        prepare(host, GPU)
+
+    assert str(caught.value) == (
+        f"nvidia counts a user of {GPU} although nothing has it open, so unloading nvidia would"
+        " never return (hint: reboot the host, or if persistence mode was set without"
+        " nvidia-persistenced, set `nvidia-smi -pm 0`)"
+    )
+    assert ("/sbin/rmmod", "nvidia_modeset") in written(host)
+    assert ("/sbin/rmmod", "nvidia") not in written(host)
+    host.tree.remove(f"fake/leak/{GPU}")
+    assert snapshot(host) == before
+    assert host.fault is None
+
+
+def test_persistence_mode_without_its_daemon_is_switched_off_and_the_modules_are_unloaded(
+    machine: MachineFactory,
+) -> None:
+    host = with_interrupt(machine)
+    host.tree.put("fake/persistent", "")
+    host.tree.put("usr/bin/nvidia-smi", "")
+
+    run_vm(host, GPU)
+    release(host)
+
+    assert ("/usr/bin/nvidia-smi", f"-i {GPU} -pm 0") in written(host)
+    assert "persistence mode was switched off" in log(host)
+    assert driver(host, GPU) == "nvidia"
+
+
+def test_persistence_mode_without_nvidia_smi_is_no_reason_to_risk_the_host(
+    machine: MachineFactory,
+) -> None:
+    host = with_interrupt(machine)
+    host.tree.put("fake/persistent", "")
+
+    with pytest.raises(StepError, match="`nvidia-smi -pm 0`"):
+        prepare(host, GPU)
+
+    assert driver(host, GPU) == "nvidia"
+
+
+def test_a_gpu_that_has_stopped_is_not_asked_for_its_persistence_mode(
+    machine: MachineFactory,
+) -> None:
+    host = with_interrupt(machine)
+    host.tree.put("usr/bin/nvidia-smi", "")
+
+    prepare(host, GPU)
+
+    assert not [path for path, _ in written(host) if path == "/usr/bin/nvidia-smi"]
+
+
+def test_of_two_gpus_one_without_a_card_whose_count_has_leaked_is_not_unbound(
+    machine: MachineFactory,
+) -> None:
+    host = machine("two-nvidia")
+    host.write("sys/class/vtconsole/vtcon1/bind", "0")
+    for module in ("nvidia_drm", "nvidia_modeset"):
+        host.run("/sbin/rmmod", module)
+    host.tree.put(f"fake/native/{SECOND}", f"{host.read(f'fake/native/{SECOND}')} irq=24")
+    host.tree.put(f"fake/leak/{SECOND}", "")
+
+    with pytest.raises(StepError, match=f"counts a user of {SECOND} .* unbinding nvidia would"):
+        prepare(FakeHost(host.root), SECOND)
+
+    assert driver(host, SECOND) == "nvidia"
+    assert host.fault is None
 
 
 def test_a_module_that_does_not_load_again_is_reported_with_the_line_to_type(
@@ -496,8 +589,7 @@ def test_all_gpus_of_a_vm_are_reserved_before_their_modules_go(
         (f"{DEVICES}/{order[1]}/driver_override", "vfio-pci"),
         (f"{DEVICES}/{order[0]}/driver_override", "vfio-pci"),
         ("sys/class/vtconsole/vtcon1/bind", "0"),
-        ("/sbin/modprobe", "-r nvidia_drm"),
-        ("/sbin/modprobe", "-r nvidia_uvm"),
+        *unloaded(*UNLOADED),
     ]
 
 
@@ -698,18 +790,18 @@ def test_an_unbind_that_never_returns_times_out_and_is_not_tried_again(
     ]
 
 
-def test_a_modprobe_that_is_stuck_in_the_kernel_is_reported_and_nothing_is_undone(
+def test_an_unload_that_is_stuck_in_the_kernel_is_reported_and_nothing_is_undone(
     machine: MachineFactory, capfd: pytest.CaptureFixture[str]
 ) -> None:
     host = machine("nvidia-single-desktop")
     with_timeout(host)
 
-    status = call(FakeHost(host.root, hang="-r nvidia_drm"), "prepare")
+    status = call(FakeHost(host.root, hang="rmmod nvidia_drm"), "prepare")
 
     out, err = capfd.readouterr()
     assert (status, out) == (1, "")
-    assert "the kernel is stuck in `/sbin/modprobe -r nvidia_drm` (process 4711)" in err
-    assert written(host)[-1] == ("/sbin/modprobe", "-r nvidia_drm")
+    assert "the kernel is stuck in `/sbin/rmmod nvidia_drm` (process 4711)" in err
+    assert written(host)[-1] == ("/sbin/rmmod", "nvidia_drm")
     uuid = Claims(host).uuids()
     assert len(uuid) == 1
     claim = Claims(host).find(uuid[0])

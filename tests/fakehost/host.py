@@ -19,6 +19,7 @@ from . import (
     fbcon,
     fbdev,
     modules,
+    nvidia,
     openrc,
     pci,
     processes,
@@ -384,6 +385,15 @@ class FakeHost(SnapshotHost):
             if command[1] != "show":
                 self._change("run", command[0], " ".join(command[1:]), "run")
             return systemd.systemctl(self.tree, command)
+        if command[0] == nvidia.SMI and self.exists(nvidia.SMI[1:]):
+            self._change("run", command[0], " ".join(command[1:]), "run")
+            return nvidia.smi(self.tree, command)
+        if command[0] == "/sbin/rmmod":
+            self._change("run", command[0], command[1], "run")
+            with self._kernel_lock():
+                output = pci.rmmod(self.tree, command[1])
+                modules.settle(self.tree)
+            return output
         if command[0] != "/sbin/modprobe":
             return super().run(*command, timeout_s=timeout_s)
         if not {"--resolve-alias", "--showconfig"}.intersection(command):

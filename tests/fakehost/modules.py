@@ -17,10 +17,12 @@ from dataclasses import dataclass
 
 from vfio_console_hook.errors import HostError
 
-from . import fbcon, fbdev, vt
+from . import fbdev, nvidia
 from .tree import Tree
 
 _SYS = "sys/module"
+_SYMBOLS = "proc/kallsyms"
+_KEPT = "fake/unloaded"
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,27 @@ def add(tree: Tree, name: str) -> None:
     tree.make_directory(f"{_SYS}/{name}/holders")
     for needed in known(tree)[name].needs:
         tree.link(f"{_SYS}/{needed}/holders/{name}", f"{_SYS}/{name}")
+    # The options of modprobe's configuration and of the command line are the same again.
+    if tree.exists(f"{_KEPT}/{name}/parameters"):
+        tree.move(f"{_KEPT}/{name}/parameters", f"{_SYS}/{name}/parameters")
+    symbols = tree.read(f"{_KEPT}/{name}/symbols")
+    if symbols:
+        tree.put(_SYMBOLS, f"{tree.read(_SYMBOLS)}\n{symbols}")
+        tree.remove(f"{_KEPT}/{name}/symbols")
 
 
 def drop(tree: Tree, name: str) -> None:
     """free_module(), after the module's exit function."""
     for needed in known(tree)[name].needs:
         tree.remove(f"{_SYS}/{needed}/holders/{name}")
+    if tree.exists(f"{_SYS}/{name}/parameters"):
+        tree.move(f"{_SYS}/{name}/parameters", f"{_KEPT}/{name}/parameters")
     tree.remove(f"{_SYS}/{name}")
+    lines = (tree.read(_SYMBOLS) or "").split("\n")
+    mine = [line for line in lines if line.endswith(f"\t[{name}]")]
+    if mine:  # kernel/module/kallsyms.c, module_get_kallsym
+        tree.put(_SYMBOLS, "\n".join(line for line in lines if line not in mine))
+        tree.put(f"{_KEPT}/{name}/symbols", "\n".join(mine))
 
 
 def settle(tree: Tree) -> None:
@@ -79,13 +95,14 @@ def settle(tree: Tree) -> None:
             text = str(references(tree, name))
             if tree.read(f"{_SYS}/{name}/refcnt") != text:
                 tree.put(f"{_SYS}/{name}/refcnt", text)
+    nvidia.settle(tree)
 
 
 def references(tree: Tree, name: str) -> int:
-    """module_refcount(): the modules that use it, the open files, and fbcon.
+    """module_refcount(): the modules that use it, and the open files.
 
-    In the kernel's own tree fbcon takes no reference on a DRM driver
-    (drm_fbdev_ttm_fb_open); people found nvidia_drm in use until fbcon was unbound.
+    fbcon takes no reference on a DRM driver (drm_fbdev_ttm_fb_open asks for `user`), nor on
+    the lab's stand-in for nvidia_drm.
     """
     module = known(tree)[name]
     nodes = [*module.nodes, *(f"dev/dri/{card}" for card in _shown(tree, module, "drm"))]
@@ -93,7 +110,6 @@ def references(tree: Tree, name: str) -> int:
     count += sum(len(fbdev.holding(tree, node)) for node in nodes)
     for fb in _shown(tree, module, "graphics"):
         count += len(fbdev.holding(tree, f"dev/{fb}"))
-        count += vt.is_bound(tree, vt.FBCON) and int(fb[2:]) in fbcon.con2fb_map(tree)
     return count
 
 

@@ -6,9 +6,10 @@ fake/native/ADDRESS is which driver of the host matches a device, in words:
 
     driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2 render=no connectors=Virtual-1
 
-proc=no is for a stand-in of nvidia that shows nothing in /proc/driver/nvidia. Only what
-driver= says is needed; a driver without fb= has neither framebuffer nor card, but for card=yes: an
-accelerator has a card, and nothing to show. It is loaded when sys/bus/pci/drivers/DRIVER exists.
+proc=no is for a stand-in of nvidia that shows nothing in /proc/driver/nvidia, irq=N for nvidia.py.
+Only what driver= says is needed; a driver without fb= has
+neither framebuffer nor card, but for card=yes: an accelerator has a card, and nothing to show,
+nor has nvidia with fbdev=0. It is loaded when sys/bus/pci/drivers/DRIVER exists.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import os
 import re
 from dataclasses import dataclass
 
+from vfio_console_hook.errors import HostError
 from vfio_console_hook.machine.memory import Bar, memory_bars
 from vfio_console_hook.machine.snapshot import answer_path
 
-from . import fbdev, modules, resources, sound, sysfb, vt
+from . import fbdev, modules, nvidia, resources, sound, sysfb, vt
 from .tree import Tree
 
 BUS = "sys/bus/pci"
@@ -364,7 +366,7 @@ def detach_driver(tree: Tree, address: str) -> None:
         tree.remove_if_empty("dev/vfio")
     elif driver is not None:
         if driver == "nvidia":
-            _nv_pci_remove(tree, address)
+            nvidia.remove(tree, address)
         if driver == sound.DRIVER:
             sound.remove(tree, address, path)
             _leave_msi(tree, address)
@@ -403,34 +405,6 @@ def _enter_msi(tree: Tree, address: str) -> None:
     """pci_set_master() and pci_enable_msi(), of a device that had it before."""
     if tree.exists(f"fake/msi/{address}"):
         _set_command(tree, address, on=_COMMAND_MASTER | _COMMAND_NO_INTX)
-
-
-_NVIDIA_PROC = "proc/driver/nvidia/gpus"
-
-
-def _nv_pci_probe(tree: Tree, address: str) -> None:
-    """nv_pci_probe() (open-gpu-kernel-modules, nv-pci.c): the lowest free minor, shown in /proc."""
-    taken = {tree.read(f"{_NVIDIA_PROC}/{one}/information") for one in tree.list(_NVIDIA_PROC)}
-    minor = next(n for n in range(32) if nvidia_information(n) not in taken)
-    tree.put(f"{_NVIDIA_PROC}/{address}/information", nvidia_information(minor))
-
-
-def nvidia_information(minor: int) -> str:
-    """The last line of what nv_procfs_read_gpu_info() shows."""
-    return f"Device Minor: \t {minor}"
-
-
-def _nv_pci_remove(tree: Tree, address: str) -> None:
-    """nv_pci_remove(): it sleeps, and cannot be killed, until no process uses the GPU."""
-    text = tree.read(f"{_NVIDIA_PROC}/{address}/information") or ""
-    device = f"{BUS}/devices/{address}"
-    nodes = [f"dev/nvidia{text.split()[-1]}"] if text else []
-    nodes += [f"dev/dri/{card}" for card in tree.list(f"{device}/drm")]
-    nodes += [f"dev/{fb}" for fb in tree.list(f"{device}/graphics")]
-    if any(fbdev.holding(tree, node) for node in nodes):
-        tree.log(f"NVRM: Attempting to remove device {address} with non-zero usage count!")
-        raise tree.fault(f"nv_pci_remove of {address} never returns: one of its nodes is open")
-    tree.remove(f"{_NVIDIA_PROC}/{address}")
 
 
 # -- vfio-pci
@@ -666,7 +640,7 @@ def _native_probe(tree: Tree, address: str, found: Native) -> None:
             where = _show(tree, address, bar)
             tree.log(f"{found.driver} {address}: BAR {bar.number}: can't reserve {where}")
     if found.in_proc:
-        _nv_pci_probe(tree, address)
+        nvidia.probe(tree, address)
     if found.driver == sound.DRIVER:
         sound.probe(tree, address)
         _enter_msi(tree, address)
@@ -749,7 +723,7 @@ def unload_module(tree: Tree, module: str) -> None:
             detach_driver(tree, address)  # pci_unregister_driver
         tree.remove(f"{BUS}/drivers/{driver}")
     if module == "nvidia":
-        tree.remove("proc/driver/nvidia")  # nv_procfs_exit
+        nvidia.leave(tree)
     modules.drop(tree, module)
 
 
@@ -874,6 +848,20 @@ def _rmmod(tree: Tree, module: str) -> None:
     for needed in modules.known(tree)[module].needs:
         if modules.loaded(tree, needed) and not modules.references(tree, needed):
             _rmmod(tree, needed)
+
+
+def rmmod(tree: Tree, module: str) -> str:
+    """/sbin/rmmod, for this module alone (kmod, check_module_inuse). Raises HostError."""
+    why = ""
+    users = " ".join(tree.list(f"sys/module/{module}/holders"))
+    if not modules.loaded(tree, module):
+        why = f"Module {module} is not currently loaded"
+    elif modules.references(tree, module):
+        why = f"Module {module} is in use{f' by: {users}' if users else ''}"
+    if why:
+        raise HostError(f"/sbin/rmmod {module} failed: rmmod: ERROR: {why}")
+    unload_module(tree, module)
+    return ""
 
 
 # -- remove and rescan

@@ -11,12 +11,15 @@ from ..machine import console, holders, modules, nodes, power
 from ..machine.gpu import gpus_among
 from ..machine.host import Host
 from ..machine.pci import is_vfio
+from . import usage_count
 from .action import Action
 from .console_moves import LeaveFramebuffers
-from .native import VFIO, clear_reservation, driver_override, reset
+from .native import VFIO, bound_driver, clear_reservation, driver_override, reset
 
 _PCI = "sys/bus/pci"
 _MODPROBE = "/sbin/modprobe"
+# modprobe -r goes on with what nothing needs any more (kmod, rmmod_do_module): with nvidia.
+_RMMOD = "/sbin/rmmod"
 
 
 @dataclass(frozen=True)
@@ -100,20 +103,27 @@ class UnloadModules(Action):
     modules: tuple[str, ...]
     kind = "unload-modules"
 
-    def apply(self, host: Host) -> None:
+    def apply(self, host: Host) -> str:
+        remark = ""
         for module in self.modules:
-            # modprobe also unloads what nothing else needs (kmod, rmmod_do_module).
             if not modules.loaded(host, module):
                 continue
+            if module == self.modules[-1] and not modules.references(host, module):
+                remark = usage_count.require_none(host, self._bound(host), f"unloading {module}")
             try:
-                host.run(_MODPROBE, "-r", module)
+                host.run(_RMMOD, module)
             except HostError as error:
                 raise StepError(
                     f"{module} cannot be unloaded, {self._users(host, module)}: {error.text}",
                     hint="stop what uses it; `lsof /dev/nvidia* /dev/dri/*` may show more",
                 ) from error
             if modules.loaded(host, module):
-                raise StepError(f"{module} is still loaded after `modprobe -r {module}`")
+                raise StepError(f"{module} is still loaded after `rmmod {module}`")
+        return remark
+
+    def _bound(self, host: Host) -> list[str]:
+        """The GPUs that the driver still has."""
+        return [one for one in self.gpus if bound_driver(host, one) and not is_vfio(host, one)]
 
     def _users(self, host: Host, module: str) -> str:
         """What uses a module, as a clause; looks at all processes."""
@@ -122,7 +132,7 @@ class UnloadModules(Action):
         return f"{usage}; {holders.listed(held)}" if held else usage
 
     def shell(self) -> str:
-        return f"modprobe -r {' '.join(self.modules)}"
+        return f"rmmod {' '.join(self.modules)}"
 
     def past(self) -> str:
         return f"unloaded {', '.join(self.modules)}"

@@ -111,8 +111,14 @@ class UnbindNative(Action):
             from . import sound  # only for GPUs with a sound function
 
             return sound.unbind(host, driver, self.gpu, self.nodes)
+        remark = ""
+        # nvidia_drm is a user of a GPU that has a card, and lets go of it in the unbind.
+        if driver == "nvidia" and not has_card(host, self.gpu):
+            from . import usage_count
+
+            remark = usage_count.require_none(host, (self.gpu,), f"unbinding {driver}")
         host.write(f"{_PCI}/drivers/{driver}/unbind", self.gpu)
-        return ""
+        return remark
 
     def shell(self) -> str:
         return f"echo {self.gpu} > /{_PCI}/devices/{self.gpu}/driver/unbind"

@@ -66,7 +66,8 @@ _ROWS = (
     Driver("nouveau", UNPLUGS, accelerates=True),
     # nv_pci_remove (open-gpu-kernel-modules, nv-pci.c) sleeps in a loop until the usage
     # count is 0: "Attempting to remove device with non-zero usage count". Unloading
-    # fails at once instead, with a reason, while anything uses the module. Releases
+    # fails at once instead, with a reason, while anything uses the module; a count that is
+    # nobody's does not (actions/usage_count.py). Releases
     # whose remove does not call nvidia_modeset_remove wait for their own nvidia_drm.
     Driver("nvidia", BLOCKS, unload=True, remove_shown="nvidia_modeset_remove", accelerates=True),
     # hl_device_fini (drivers/accel/habanalabs/common/device.c) waits for the processes that

@@ -84,8 +84,14 @@ def unload_order(host: Host, module: str) -> tuple[str, ...]:
     return (*dict.fromkeys(name for names in above for name in names), module)
 
 
+def references(host: Host, module: str) -> int:
+    """What keeps a module from being unloaded: open files, and modules that use it."""
+    text = host.read(f"sys/module/{module}/refcnt") or ""
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
 def usage(host: Host, module: str) -> str:
     """The use count of a module and the modules that use it: a clause for people."""
     users = host.list(f"sys/module/{module}/holders")
     by = f", {' and '.join(users)} {'uses' if len(users) == 1 else 'use'} it" if users else ""
-    return f"its use count is {host.read(f'sys/module/{module}/refcnt') or 0}{by}"
+    return f"its use count is {references(host, module)}{by}"

@@ -191,8 +191,9 @@ def _unload(
             stage=NAME,
             gpu=addresses[0],
             # nvidia-drm with fbdev=1, the default since 570; people found its module in
-            # use for as long as fbcon was bound.
-            why=f"{order[0]} is in use while a console is on {' or '.join(framebuffers)}",
+            # use for as long as fbcon was bound. The kernel's own helper takes no reference
+            # for fbcon (drm_fbdev_ttm_fb_open), and in the lab there was none.
+            why=f"{order[0]} may be in use while a console is on {' or '.join(framebuffers)}",
             do=FreeFramebuffers(framebuffers),
             undo=ShowConsoles(10),
         )

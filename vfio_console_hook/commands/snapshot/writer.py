@@ -339,13 +339,16 @@ def _modules(host: Host) -> Iterator[Entry]:
 
 
 def _nvidia(host: Host) -> Iterator[Entry]:
-    """The nodes of NVIDIA's own driver, and which of them belongs to which GPU."""
+    """The nodes of NVIDIA's own driver, which of them belongs to which GPU, and its interrupts."""
     for path in _matching(host, "dev/nvidia*"):
         yield from _doors(host, *(list(_matching(host, f"{path}/*")) or [path]))
     for folder in _matching(host, "proc/driver/nvidia/gpus/*"):
         lines = (host.read(f"{folder}/information") or "").splitlines()
         for line in (one for one in lines if one.startswith("Device Minor:")):
             yield text_file(f"{folder}/information", line)
+        gpu = host.real(f"sys/bus/pci/devices/{folder.rpartition('/')[2]}")
+        if gpu is not None:
+            yield from _files(host, *_matching(host, f"{gpu}/msi_irqs/*"))
 
 
 def _beside_gpus(host: Host) -> Iterator[Entry]:
