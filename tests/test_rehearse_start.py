@@ -231,7 +231,7 @@ def test_the_command_announces_when_it_is_destroyed(
     assert (status, off(host)) == (0, True), out
 
 
-@pytest.mark.parametrize("words", [("--xml", "x.xml"), (GPU,), ("a", "b"), ("--times", "2", VM)])
+@pytest.mark.parametrize("words", [("--xml", "x.xml"), (GPU,), ("a", "b"), ("--times", "2", VM), ("--reset", VM)])
 def test_only_one_vm_of_libvirts_can_be_started(
     host: WithLibvirtd, words: tuple[str, ...], capsys: Capture
 ) -> None:

@@ -153,7 +153,7 @@ class OpenedTrial(Trial):
         """A rehearsal's report is a machine of which the fake kernel knows what will happen."""
         path = "/root/report.txt"
         done = self.machine.run(
-            f"vfio-console-hook rehearse --yes --seconds 5 --report {path} gpu", 300
+            f"vfio-console-hook rehearse --yes --reset --seconds 5 --report {path} gpu", 300
         )
         self.demand(done.ok, f"rehearsed: {done.stdout[-600:]}{done.stderr}")
         content = self.machine.get(path)

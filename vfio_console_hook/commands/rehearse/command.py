@@ -59,6 +59,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help="repeat all of it, until something differs (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
+        "--reset", action="store_true", help="let vfio reset the GPU, too, as QEMU does"
+    )
+    parser.add_argument(
         "--start", action="store_true",
         help="start the VM itself, and destroy it unless `keep VM` is run meanwhile",
     )  # fmt: skip
@@ -82,8 +85,8 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
         return _act(host, arguments.role, own)
     if bool(arguments.what) is bool(arguments.xml):
         raise HookError("name a VM, or GPUs, or a file with --xml")
-    if arguments.start and arguments.times > 1:
-        raise HookError("the VM itself is started once, so not with --times")
+    if arguments.start and (arguments.times > 1 or arguments.reset):
+        raise HookError("the VM itself is started once, and QEMU resets the GPU: only --minutes")
     if not host.privileged:
         raise HookError("only root can rehearse", hint="run it with sudo")
     wanted = _wanted(host, arguments)
@@ -195,6 +198,7 @@ def _rehearsal(host: Host, arguments: argparse.Namespace, wanted: Domain) -> Reh
         times=arguments.times,
         timeout_s=settings.timeout_s,
         began=host.now(),
+        reset=arguments.reset,
     )
 
 

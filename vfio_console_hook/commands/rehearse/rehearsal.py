@@ -39,6 +39,11 @@ from ...machine.runfiles import RUN
 FOLDER = f"{RUN}/rehearsals"
 OPENING_S = 10.0
 """How long start's checks, and opening and mapping the functions, may take together."""
+RESET_S = 75.0
+"""How long a reset may take: a device that does not come back is waited for for a minute.
+
+Source: Linux drivers/pci/pci.h, PCIE_RESET_READY_POLL_MS, and pci_dev_wait().
+"""
 SPARE_S = 5.0
 """How long the processes may take to start, and a killed runner to be gone."""
 _KEPT = 20
@@ -50,7 +55,7 @@ class Rehearsal:
 
     addresses are the functions that take part, GPUs first; spared are the VM's other devices.
     untried is why vfio cannot open the GPU without those, "" if it can. began and until are
-    in seconds since 1970.
+    in seconds since 1970. reset: vfio resets the functions once they are open.
     """
 
     own: str
@@ -64,6 +69,7 @@ class Rehearsal:
     times: int
     timeout_s: int
     began: float
+    reset: bool = False
 
     @property
     def until(self) -> float:
@@ -73,7 +79,12 @@ class Rehearsal:
     @property
     def cycle_s(self) -> float:
         """How long one cycle may take: taking the GPU, having it, giving it back."""
-        return self.timeout_s + OPENING_S + self.seconds + self.timeout_s
+        return self.timeout_s + self.opening_s + self.seconds + self.timeout_s
+
+    @property
+    def opening_s(self) -> float:
+        """How long start's checks, and opening, mapping and resetting may take together."""
+        return OPENING_S + (RESET_S if self.reset else 0.0)
 
     @property
     def give_back_at(self) -> float:

@@ -27,7 +27,7 @@ from ...machine.host import Host
 from . import evidence, last, real
 from .promise import Promise, promise_of
 from .real import RealVm
-from .rehearsal import OPENING_S, Diary, Rehearsal
+from .rehearsal import Diary, Rehearsal
 from .report import AFTER, DURING
 from .sight import sight_of
 from .verdict import Verdict, verdict_of
@@ -198,7 +198,7 @@ def _take(
 def _have(host: Host, rehearsal: Rehearsal, diary: Diary, log: Log, stop: int) -> None:
     """What the event start and QEMU do, for as long as was asked for."""
     began = host.clock()
-    deadline = worker.Deadline(host, OPENING_S + rehearsal.seconds, stop)
+    deadline = worker.Deadline(host, rehearsal.opening_s + rehearsal.seconds, stop)
     claim = ownership.acquire(host, rehearsal.own, "start")
     if claim is None:
         raise HookError("the claim of the rehearsal is gone")
@@ -219,10 +219,12 @@ def _open_and_wait(host: Host, rehearsal: Rehearsal, diary: Diary) -> None:
         diary.say(f"nothing is opened through vfio: {rehearsal.untried}")
         host.wait(lambda: False, rehearsal.seconds)
         return
-    with vfio_access.opened(host, rehearsal.addresses) as found:
+    with vfio_access.opened(host, rehearsal.addresses, reset=rehearsal.reset) as found:
         diary.note(opened=found.to_json())
         mapped = sum(region.mapped for region in found.regions)
         diary.say(f"{mapped} of {len(found.regions)} BARs mapped, as QEMU would")
+        for one in found.resets:
+            diary.say(f"{one.address}: {one}")
         evidence.keep(host, rehearsal.own, DURING)
         host.wait(lambda: False, rehearsal.seconds)
 

@@ -74,6 +74,7 @@ def verdict_of(host: Host, told: Told) -> Verdict:
     return Verdict((
         _steps(promise, told.took),
         _bars(promise, rehearsal.untried, told),
+        *_resets(told),
         _same("driver", before.drivers, after.drivers),
         _same("DRM node", before.nodes, after.nodes),
         _same("connectors", before.connectors, after.connectors),
@@ -113,6 +114,12 @@ def _bars(promise: Promise, untried: str, told: Told) -> Row:
     seen = f"{mapped} mapped" + (f", {beside} too small to be" if beside else "")
     whole = not why and len(opened.regions) == len(promise.bars)
     return Row("BARs", said, "; ".join((seen, *why)), whole)
+
+
+def _resets(told: Told) -> Iterator[Row]:
+    """A row for each function that was to be reset; that the kernel cannot is no fault."""
+    for one in opened_of(told.opened).resets if told.opened else ():
+        yield Row("reset", f"{one.address} answers after it", f"{one.address} {one}", one.answers)
 
 
 def _framebuffers(promise: Promise, before: Sight, after: Sight) -> Row:

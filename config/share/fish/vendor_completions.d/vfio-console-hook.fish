@@ -63,6 +63,7 @@ complete -c vfio-console-hook -n $rehearse -l xml -r -F -d 'read the domain XML 
 complete -c vfio-console-hook -n $rehearse -l yes -d 'do not ask'
 complete -c vfio-console-hook -n $rehearse -l seconds -x -d 'how long the GPU is away'
 complete -c vfio-console-hook -n $rehearse -l times -x -d 'repeat all of it'
+complete -c vfio-console-hook -n $rehearse -l reset -d 'let vfio reset the GPU, too'
 complete -c vfio-console-hook -n $rehearse -l start -d 'start the VM itself, destroyed unless kept'
 complete -c vfio-console-hook -n $rehearse -l minutes -x -d 'how long it has with --start'
 complete -c vfio-console-hook -n $rehearse -l report -r -F -d 'write a report for developers'
