@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
+from tests import rehearsed
 from tests.conftest import MachineFactory
 from tests.fakehost import libvirtd, snapshot
 from tests.fakehost.libvirtd import WithLibvirtd
@@ -17,6 +19,7 @@ from vfio_console_hook import cli
 from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.commands.rehearse import command, detached, real, watchdog
 from vfio_console_hook.commands.rehearse.rehearsal import Diary
+from vfio_console_hook.commands.rehearse.report import sections
 from vfio_console_hook.commands.rehearse.verdict import Verdict
 from vfio_console_hook.domain import Hostdev
 from vfio_console_hook.machine import virsh
@@ -229,6 +232,20 @@ def test_the_command_announces_when_it_is_destroyed(
     out = capfd.readouterr().out
     assert "unless `vfio-console-hook keep win11` was run" in " ".join(out.split())
     assert (status, off(host)) == (0, True), out
+
+
+def test_its_report_can_be_replayed(
+    host: WithLibvirtd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_MINUTE_S", 0.02)
+    file = tmp_path / "report.txt"
+
+    cli.main(["rehearse", "--start", "--minutes", "1", "--yes", "--report", str(file), VM], host)
+    gone(host)
+
+    text = file.read_text(encoding="utf-8")
+    assert sections(text)["rehearsed"] == f"functions {GPU}\nagrees yes\nstarted yes\n"
+    assert rehearsed.replay(text, tmp_path / "replayed") == {}
 
 
 @pytest.mark.parametrize("words", [("--xml", "x.xml"), (GPU,), ("a", "b"), ("--times", "2", VM), ("--reset", VM)])

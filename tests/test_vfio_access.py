@@ -368,6 +368,21 @@ def test_a_bus_with_a_device_of_another_group_is_not_reset(machine: MachineFacto
     assert found.resets[0].why == "0000:b3:00.1 on its bus would be reset too"
 
 
+def test_a_function_of_the_card_that_vfio_does_not_have_keeps_the_bus(
+    machine: MachineFactory,
+) -> None:
+    """As on a kernel without a driver for sound. reset_method shows "bus" all the same there."""
+    host = machine("harvester-card-with-sound")
+    gpu, sound = "0000:b3:00.0", "0000:b3:00.1"
+    host.write(f"{PCI}/{sound}/driver/unbind", sound)
+    host.tree.put(f"{host.real(f'{PCI}/{gpu}')}/reset_method", "bus")
+
+    found = look(bound(host, gpu), gpu, reset=True)
+
+    assert resets(found) == [("", "bus", True)]
+    assert found.resets[0].why == f"vfio does not have {sound}, which is on its bus too"
+
+
 def test_on_the_root_bus_nothing_can_be_reset(machine: MachineFactory) -> None:
     host = bound(machine("vesafb-5.10"), "0000:00:05.0")
 

@@ -317,12 +317,15 @@ def reset(tree: Tree, address: str) -> None:
 
 
 def reset_methods(tree: Tree, address: str) -> str:
-    """reset_method_show(): by pci_reset_bus_function() if nothing else is on the bus.
+    """The methods that work of those that reset_method_show() shows, in their order.
 
-    No recorded machine shows that the kernel has another way (FLR, power) but in that file.
+    It shows those that worked when the function was found; "bus" is then still there if other
+    functions were found after it, but pci_parent_bus_reset() fails for them (ENOTTY). Where the
+    file was not recorded, only that method is known.
     """
-    shown = tree.read(f"{BUS}/devices/{address}/reset_method")
-    return shown or ("bus" if on_bus(tree, address) == [address] else "")
+    shown = tree.read(f"{BUS}/devices/{address}/reset_method") or "bus"
+    alone = on_bus(tree, address) == [address]
+    return " ".join(one for one in shown.split() if alone or one != "bus")
 
 
 def on_bus(tree: Tree, address: str) -> list[str]:

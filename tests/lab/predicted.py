@@ -115,7 +115,7 @@ def differences(
         machines = (normal(snapshots[phase], directory / phase), predicted[phase])
         if phase == "during":
             machines = (
-                _without_guest_writes(machines[0]), _without_guest_writes(machines[1])
+                without_guest_writes(machines[0]), without_guest_writes(machines[1])
             )  # fmt: skip
         wrong = difference(*machines)
         if wrong:
@@ -164,7 +164,7 @@ def difference(lab: str, fake: str) -> str:
     return "\n".join(lines[:_LONGEST_DIFFERENCE] + ([f"and {more} more"] if more > 0 else []))
 
 
-def _without_guest_writes(machine: str) -> str:
+def without_guest_writes(machine: str) -> str:
     """The machine without the guest's changes to config space of its GPUs through vfio.
 
     The guest's firmware enables SERR in COMMAND, and the ROM's address is in its BAR

@@ -132,12 +132,22 @@ class _Function:
             handles = [groups[one] for one in groups if one in concerned.values()]
             argument = _HEADER.pack(_HEADER.size + 4 * len(handles), 0, len(handles))
             argument += struct.pack(f"={len(handles)}i", *handles)
-            self.host.ask_node(self._handle, _HOT_RESET, bytearray(argument), self.address)
+            self._ask_for_bus(bytearray(argument), others)
         except HostError as error:
             self.why = _reason(error)
             return ()
         self.why = ""
         return tuple(affected)
+
+    def _ask_for_bus(self, argument: bytearray, others: Sequence[str]) -> None:
+        try:
+            self.host.ask_node(self._handle, _HOT_RESET, argument, self.address)
+        except HostError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # vfio_pci_dev_set_resettable(): vfio has not all that is on the bus.
+            names = " and ".join(others)
+            raise HostError(f"vfio does not have {names}, which is on its bus too") from error
 
     def _on_bus(self) -> tuple[int, list[str]]:
         """The flags and the addresses of all that a reset of the bus concerns."""

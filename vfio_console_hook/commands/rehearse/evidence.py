@@ -24,7 +24,7 @@ from ..snapshot.replacements import Replacements
 from ..snapshot.writer import machine_text, text_and_names
 from . import report
 from .last import STATE
-from .rehearsal import Rehearsal
+from .rehearsal import Rehearsal, Told
 from .report import AFTER, DURING, Evidence
 
 FOLDER = f"{RUN}/evidence"
@@ -65,7 +65,7 @@ def keep(host: Host, own: str, when: str) -> None:
 
 
 def write_report(
-    host: Host, rehearsal: Rehearsal, agrees: bool, verdict: list[str], log: list[str]
+    host: Host, rehearsal: Rehearsal, agrees: bool, verdict: list[str], told: Told
 ) -> str:
     """Write the report of a rehearsal that is over; its path, "" if there is no evidence.
 
@@ -78,8 +78,8 @@ def write_report(
             return ""
         text = report.report_text(Evidence(
             parts[_BEFORE], Replacements.from_json(json.loads(parts[_NAMES])),
-            rehearsal.addresses, agrees, parts[_PLAN], "\n".join(verdict), "\n".join(log),
-            kernel_log(host, rehearsal.began), parts[DURING], parts[AFTER],
+            rehearsal.addresses, agrees, parts[_PLAN], "\n".join(verdict), "\n".join(told.said),
+            kernel_log(host, rehearsal.began), parts[DURING], parts[AFTER], told.real is not None,
         ))  # fmt: skip
         for path in (STATE, REPORTS):
             runfiles.make_directory(host, path, 0o755)

@@ -5,6 +5,7 @@
     # == rehearsed
     #| functions 0000:01:00.0             what took part, and
     #| agrees yes                         whether all was as plan had said
+    #| started yes                        if the VM itself was started, whose guest wrote, too
     # == plan, # == verdict, # == log, # == kernel
     #| a line
     # == during, # == after
@@ -57,6 +58,7 @@ class Evidence:
     kernel: str = ""
     during: str = ""
     after: str = ""
+    started: bool = False
 
 
 def report_text(evidence: Evidence) -> str:
@@ -65,6 +67,7 @@ def report_text(evidence: Evidence) -> str:
     rehearsed = [
         *(f"functions {' '.join(evidence.functions)}" for _ in evidence.functions[:1]),
         f"agrees {'yes' if evidence.agrees else 'no'}",
+        *("started yes" for _ in range(evidence.started)),
     ]
     parts = {
         REHEARSED: "\n".join(rehearsed),

@@ -101,7 +101,7 @@ def _write_report(
         if told.report or not agrees:
             rows = [f"{'  ' if row.agrees else '!!'}{row}" for one in verdicts for row in one.rows]
             path = evidence.write_report(
-                host, rehearsal, agrees, [*rows, *([f"cut short: {end}"] if end else [])], told.said
+                host, rehearsal, agrees, [*rows, *([f"cut short: {end}"] if end else [])], told
             )
             diary.say(f"report: /{path}" if path else "there is no report: no evidence was kept")
     except HookError as error:
