@@ -27,6 +27,7 @@ class Started(Trial):
 
     def run(self) -> None:
         """One run of the VM after the other."""
+        self.machine.live_longer(1500)
         if not self.set_up():
             return
         for name in ("not kept", "kept", "killed", "libvirtd restarted"):
