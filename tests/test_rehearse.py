@@ -13,7 +13,18 @@ import pytest
 from tests import rehearsing
 from tests.conftest import MachineFactory, domain_xml
 from tests.fakehost import FakeHost, configure, hold, snapshot
-from tests.rehearsing import GPU, KilledOnce, begin, ended, kill, order, rehearse, stage, until, xml_file
+from tests.rehearsing import (
+    GPU,
+    KilledOnce,
+    begin,
+    ended,
+    kill,
+    order,
+    rehearse,
+    stage,
+    until,
+    xml_file,
+)
 from vfio_console_hook import cli, hook
 from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.commands.rehearse import last

@@ -94,6 +94,7 @@ class Scenario:
         calls = 1800.0 if self.stays else 400.0  # consoles that move are 63 more
         kinds = {"newcomer": 300.0, "killed-probe": 900.0, "every-call": calls * self.cycles}
         kinds["started"] = 1200.0
+        kinds |= {"rehearsed": 60.0 * self.cycles, "rehearsal-killed": 900.0}
         more = kinds.get(self.kind, 0.0)
         return 100.0 + 35.0 * self.cycles + (30.0 if self.refused else 0.0) + more
 
@@ -309,6 +310,33 @@ SCENARIOS = (
         kind="apparmor",
     ),
     Scenario("two-vms", "6.12", BOCHS_DRM, native_driver=True, kind="two-vms"),
+    Scenario(
+        "rehearsed-efifb-6.12",
+        "6.12",
+        EFIFB,
+        holder=FB_HOLDER,
+        refused=NAMED_FB_HOLDER,
+        config="holders:\n  wait_s: 1\n",
+        kind="rehearsed",
+    ),
+    Scenario(
+        "rehearsed-efifb-6.1",
+        "6.1",
+        EFIFB,
+        after=After.GONE,
+        texts=LOSS_ANNOUNCED,
+        kind="rehearsed",
+    ),
+    replace(_native("rehearsed-native", "6.1"), kind="rehearsed"),
+    replace(_boot_gpu_leaves("rehearsed-two-gpus", "6.12"), kind="rehearsed"),
+    replace(_simpledrm("rehearsed-0380", "ubuntu-6.12", BOCHS), kind="rehearsed"),
+    Scenario(
+        "rehearsal-killed",
+        "6.12",
+        EFIFB,
+        config="services:\n  - lab-service\nholders:\n  wait_s: 3\ntimeout_s: 20\n",
+        kind="rehearsal-killed",
+    ),
     _killed("6.12"),
     Scenario("every-call-6.12", "6.12", EFIFB, kind="every-call"),
     Scenario(

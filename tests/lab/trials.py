@@ -17,6 +17,7 @@ from .opened import OpenedTrial
 from .prompt import Prompt
 from .quiet import Quiet
 from .rebound import Rebound
+from .rehearsal import RehearsalKilled, Rehearsed
 from .reserved import Reserved
 from .sound import Sound, SoundServer, Stuck
 from .started import Started
@@ -44,6 +45,8 @@ KINDS: dict[str, type[Trial]] = {
     "prompt": Prompt,
     "quiet": Quiet,
     "rebound": Rebound,
+    "rehearsal-killed": RehearsalKilled,
+    "rehearsed": Rehearsed,
     "reserved": Reserved,
     "sound": Sound,
     "sound-server": SoundServer,

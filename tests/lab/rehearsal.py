@@ -1,0 +1,339 @@
+"""The VM's start and stop are rehearsed, and then happen: the verdict and the start must agree.
+
+A rehearsal leaves the whole machine as it was, by the comparison of the other promises, or
+without what plan has listed. While the GPU is away the monitor is dark, and the memory that is
+mapped is the same that QEMU maps later.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+from . import monitors, phases, predicted, service
+from .background import Background
+from .machine import Answer, LostMachine
+from .monitors import TEXT
+from .scenarios import After
+from .trial import DOMAIN_FILE, LOOK, Trial
+
+SECONDS = 6
+REHEARSE = f"vfio-console-hook rehearse --yes --seconds {SECONDS} --xml {DOMAIN_FILE}"
+AGREES = "all was as plan had said"
+DIARY = "/run/vfio-console-hook/rehearsals"
+# Where the areas of vfio's files are in a process: offset and length of each.
+_MAPPED = "for p in /proc/[0-9]*; do grep -H vfio $p/maps 2>/dev/null; done"
+_AREA = re.compile(r"maps:([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) .*vfio")
+
+
+class Rehearsed(Trial):
+    """A rehearsal before each cycle of the VM."""
+
+    def run(self) -> None:
+        """Set up, rehearse beside a holder in vain, then rehearse and start in turn."""
+        if not self.set_up():
+            return
+        if self.scenario.holder:
+            self.scenario.holder.begin(self.machine)
+            self.refused_rehearsal()
+            self.scenario.holder.end(self.machine)
+        for number in range(1, self.scenario.cycles + 1):
+            name = f"rehearsal{number}"
+            self.machine.note(name)
+            self.mark(name)
+            areas = self.rehearsal(name, first=number == 1)
+            self.cycle(number)
+            self.demand(
+                not areas or not self.areas or areas == self.areas,
+                f"{name}: mapped {sorted(areas)}, but QEMU {sorted(self.areas)}",
+            )
+
+    areas: frozenset[tuple[int, int]] = frozenset()
+    """Offset and length of what QEMU has mapped of vfio's files in this cycle."""
+
+    def meanwhile(self, name: str, number: int) -> None:
+        """Keep what QEMU has mapped."""
+        self.areas = self.mapped_areas()
+
+    def mapped_areas(self) -> frozenset[tuple[int, int]]:
+        """Offset and length of all areas of vfio's files that any process has mapped."""
+        found = _AREA.findall(self.machine.run(_MAPPED).stdout)
+        return frozenset((int(at, 16), int(end, 16) - int(first, 16)) for first, end, at in found)
+
+    def refused_rehearsal(self) -> None:
+        """A rehearsal beside a process that has the GPU open is refused, and changes nothing."""
+        name = "refused-rehearsal"
+        self.machine.note(name)
+        self.mark(name)
+        before = phases.now(self.machine)
+        answer = self.machine.run(REHEARSE, 120)
+        text = answer.stdout + answer.stderr
+        self.demand(answer.status == 1, f"{name}: status {answer.status}")
+        self.demand(
+            bool(re.search(self.scenario.refused, text)),
+            f"{name}: no /{self.scenario.refused}/ in {text}",
+        )
+        difference = predicted.difference(before, phases.now(self.machine))
+        self.demand(not difference, f"{name}: the machine changed:\n{difference}")
+        self.check_claims(name)
+
+    def rehearsal(self, name: str, *, first: bool = True) -> frozenset[tuple[int, int]]:
+        """One whole rehearsal with all checks; what was mapped in it."""
+        lost = self.scenario.after is After.GONE
+        self.write(TEXT)
+        before = phases.now(self.machine)
+        lit = self.pictures(f"{name}-before")[self.scenario.monitor]
+        began = time.monotonic()
+        running = Background(self.machine, REHEARSE, name)
+        self.await_diary(name, '"opened"')
+        areas = self.mapped_areas()
+        away = self.pictures(f"{name}-during")[self.scenario.monitor]
+        self.machine.run(f"{LOOK}; vfio-console-hook status")
+        answer = running.wait(180)
+        self.report(f"{name}: {time.monotonic() - began:.0f} s")
+        self.demand(answer.ok, f"{name}: status {answer.status}: {answer.stdout}")
+        self.demand(AGREES in answer.stdout, f"{name}: no {AGREES!r}")
+        (self.directory / f"{name}.txt").write_text(answer.stdout)
+        if first and not self.scenario.stays:
+            self.demand(not monitors.same(lit, away), f"{name}: the picture did not change")
+        self.check_left(name)
+        difference = predicted.difference(before, phases.now(self.machine))
+        if not lost or not first:
+            self.demand(not difference, f"{name}: the machine changed:\n{difference}")
+        self.check_console(name, 0)
+        self.check_kernel(name)
+        return areas
+
+    def await_diary(self, name: str, text: str) -> None:
+        """Wait until the last diary has a text."""
+        last = f"$(ls -t {DIARY}/* 2>/dev/null | head -n 1)"
+        tries = "n=$((n + 1)); [ $n -lt 240 ] || exit 1; sleep 0.25"
+        answer = self.machine.run(f"n=0; until grep -q '{text}' {last} /dev/null; do {tries}; done", 120)
+        self.demand(answer.ok, f"{name}: no {text} in the diary")
+
+    def check_left(self, name: str) -> None:
+        """No claim, no process and no unit of a rehearsal is left."""
+        units = "systemctl list-units --all --no-legend 'vfio-console-hook-rehearsal*'"
+        gone = f'n=0; while [ -n "$({units})" ]; do n=$((n + 1)); [ $n -lt 60 ] || exit 1;'
+        left = self.machine.run(f"{gone} sleep 0.5; done; {units}", 60)
+        self.demand(left.ok, f"{name}: units are left: {self.machine.run(units).stdout}")
+        self.check_claims(name)
+
+    def report(self, text: str) -> None:
+        """Add a note to the result and to the transcript."""
+        self.result.notes.append(text)
+        self.machine.note(text)
+
+
+class RehearsalKilled(Rehearsed):
+    """A rehearsal is killed or left alone at every phase; the host comes back by itself."""
+
+    def run(self) -> None:
+        """Set up, then one case after the other, and a real start in the end."""
+        self.machine.live_longer(1500)
+        if not self.set_up():
+            return
+        service.start(self.machine, 1)
+        self.rehearsal("whole")
+        for case in (
+            self.runner_killed_while_taking,
+            self.runner_killed_while_it_has_the_gpu,
+            self.runner_killed_while_giving_back,
+            self.watchdog_killed,
+            self.both_killed_then_recover,
+            self.both_killed_then_a_start,
+            self.runner_hangs,
+            self.ctrl_c,
+            self.terminal_gone,
+            self.session_taken_along,
+            self.libvirtd_restarted,
+            self.a_vm_starts_meanwhile,
+            self.a_race_with_a_start,
+        ):
+            name = case.__name__.replace("_", "-")
+            self.machine.note(name)
+            self.mark(name)
+            self.write(TEXT)
+            before = phases.now(self.machine)
+            case(name)
+            self.check_left(name)
+            difference = predicted.difference(before, phases.now(self.machine))
+            self.demand(not difference, f"{name}: the machine changed:\n{difference}")
+            self.check_console(name, 0)
+            self.check_kernel(name)
+        self.cycle(1)
+        self.rebooted()
+
+    # the runner
+
+    def runner_killed_while_taking(self, name: str) -> None:
+        """A service that stops slowly is waited for at that moment."""
+        service.start(self.machine, 6)
+        self.killed(name, "taking")
+        service.start(self.machine, 1)
+
+    def runner_killed_while_it_has_the_gpu(self, name: str) -> None:
+        """The functions are open."""
+        self.killed(name, '"opened"')
+
+    def runner_killed_while_giving_back(self, name: str) -> None:
+        """Giving back has begun."""
+        self.killed(name, "giving back")
+
+    def killed(self, name: str, moment: str) -> None:
+        """The runner gets SIGKILL at a moment: the unit's ExecStopPost gives back at once."""
+        running = self.begun(name, moment)
+        began = time.monotonic()
+        self.machine.run(f"kill -KILL {self.runner()}")
+        self.cut_short(name, running, "its process was killed")
+        self.report(f"{name}: ended after {time.monotonic() - began:.0f} s")
+
+    def runner_hangs(self, name: str) -> None:
+        """Nothing of the runner goes on; the timer gives back by the announced time."""
+        running = self.begun(name, '"opened"')
+        self.machine.run(f"kill -STOP {self.runner()}")
+        answer = self.cut_short(name, running, "it hung, and was killed")
+        self.in_time(name, answer)
+
+    def in_time(self, name: str, answer: Answer) -> None:
+        """All ended by the announced time of day."""
+        announced = re.search(r"at (\d\d:\d\d:\d\d) everything is back", answer.stdout)
+        now = self.machine.run("date +%H:%M:%S").stdout.strip()
+        late = announced is None or now > announced[1]
+        self.demand(not late, f"{name}: it is {now}: {answer.stdout}")
+        self.report(f"{name}: announced {announced and announced[1]}, over at {now}")
+
+    def begun(self, name: str, moment: str, command: str = REHEARSE) -> Background:
+        """A rehearsal that has come to a moment."""
+        self.machine.run(f"rm -rf {DIARY}")
+        running = Background(self.machine, command, name)
+        self.await_diary(name, moment)
+        return running
+
+    def runner(self) -> str:
+        """The process id of the runner."""
+        found = self.machine.run(f"grep -ho '\"runner\": .[0-9]*' {DIARY}/* | tr -dc '0-9\\n'")
+        return found.stdout.split()[0]
+
+    def cut_short(self, name: str, running: Background, why: str) -> Answer:
+        """The command ends with status 1 and says why."""
+        answer = running.wait(180)
+        self.demand(answer.status == 1, f"{name}: status {answer.status}: {answer.stdout}")
+        said = f"cut short: {why}"
+        self.demand(said in answer.stdout, f"{name}: no {said!r}: {answer.stdout}")
+        return answer
+
+    # the watchdog
+
+    def watchdog_killed(self, name: str) -> None:
+        """Without its timer the rehearsal goes on to its end."""
+        running = self.begun(name, '"opened"')
+        self.stop_timer()
+        answer = running.wait(120)
+        self.demand(answer.ok and AGREES in answer.stdout, f"{name}: {answer.stdout}")
+
+    def stop_timer(self) -> None:
+        """End the timer of the watchdog."""
+        self.machine.run("systemctl stop 'vfio-console-hook-rehearsal*.timer'")
+
+    def both_killed(self, name: str) -> None:
+        """Neither timer nor runner is left, and the unit does not start the watchdog either."""
+        self.begun(name, '"opened"')
+        self.stop_timer()
+        post = "/root/never"
+        # Nothing else can keep ExecStopPost from running than the loss of the program.
+        self.machine.run(f"mv /usr/bin/vfio-console-hook {post}; kill -KILL {self.runner()}; sleep 2")
+        self.machine.run(f"mv {post} /usr/bin/vfio-console-hook")
+        shown = self.machine.run("vfio-console-hook status")
+        self.demand(shown.status == 1, f"{name}: status: {shown.stdout}")
+        self.demand("its rehearsal was killed" in shown.stdout, f"{name}: {shown.stdout}")
+        self.machine.run(f"pkill -f 'rehearse --yes'; rm -rf {DIARY}")
+
+    def both_killed_then_recover(self, name: str) -> None:
+        """recover gives back what is left."""
+        self.both_killed(name)
+        answer = self.machine.run("vfio-console-hook recover", 90)
+        self.demand(answer.ok, f"{name}: recover: {answer.stdout}{answer.stderr}")
+
+    def both_killed_then_a_start(self, name: str) -> None:
+        """The next start of the VM gives back what is left, and takes it itself."""
+        self.both_killed(name)
+        error = self.start()
+        if self.demand(error is None, f"{name}: virsh start: {error}"):
+            time.sleep(4)
+            self.check_running(name)
+            self.machine.run("virsh destroy gpu", 120)
+
+    # who has begun it
+
+    def ctrl_c(self, name: str) -> None:
+        """SIGINT of the command gives back at once."""
+        running = self.begun(name, '"opened"')
+        self.machine.run("pkill -INT -f '/usr/bin/vfio-console-hook rehearse --yes'")
+        answer = running.wait(60)
+        self.demand(answer.status == 130, f"{name}: status {answer.status}: {answer.stdout}")
+
+    def terminal_gone(self, name: str) -> None:
+        """The command, its shell and their session are killed, as with a lost ssh connection."""
+        self.begun(name, '"opened"')
+        self.machine.run("pkill -KILL -f '/usr/bin/vfio-console-hook rehearse --yes'")
+        self.ends_alone(name)
+
+    def session_taken_along(self, name: str) -> None:
+        """The scope of the caller's session is stopped with the service that the VM stops."""
+        scope = "systemd-run --quiet --scope --unit=lab-session --property=PartOf=lab-service.service"
+        self.begun(name, '"opened"', f"{scope} {REHEARSE}")
+        state = self.machine.run("systemctl is-active lab-session.scope").stdout.strip()
+        self.demand(state != "active", f"{name}: the session is {state}")
+        self.ends_alone(name)
+
+    def ends_alone(self, name: str) -> None:
+        """Nobody follows the rehearsal, and it comes to its end."""
+        self.await_diary(name, '"end": ""')
+
+    # others
+
+    def libvirtd_restarted(self, name: str) -> None:
+        """recover runs then, and leaves the rehearsal alone."""
+        running = self.begun(name, '"opened"')
+        self.machine.run("systemctl restart libvirtd", 60)
+        answer = running.wait(120)
+        self.demand(answer.ok and AGREES in answer.stdout, f"{name}: {answer.stdout}")
+        self.machine.run("until timeout 10 virsh -q list --all; do sleep 1; done", 60)
+
+    def a_vm_starts_meanwhile(self, name: str) -> None:
+        """It is refused with the time at which the rehearsal ends; another rehearsal as well."""
+        running = self.begun(name, '"opened"')
+        error = self.start() or "nothing, it started"
+        self.demand("is in a rehearsal of gpu" in error, f"{name}: virsh start: {error}")
+        again = self.machine.run(REHEARSE, 60)
+        self.demand(again.status == 1, f"{name}: another one: {again.stdout}")
+        answer = running.wait(120)
+        self.demand(answer.ok and AGREES in answer.stdout, f"{name}: {answer.stdout}")
+
+    def a_race_with_a_start(self, name: str) -> None:
+        """Both begin at once: one of them has the GPU, the other is refused."""
+        running = Background(self.machine, REHEARSE, "racing")
+        error = self.start()
+        answer = running.wait(120)
+        one = (error is None) is not answer.ok
+        self.demand(one, f"{name}: start: {error}; rehearsal: {answer.stdout}")
+        self.report(f"{name}: the {'VM' if error is None else 'rehearsal'} had it")
+        if error is None:
+            self.check_running(name)
+            self.machine.run("virsh destroy gpu", 120)
+
+    def rebooted(self) -> None:
+        """The host goes down in the middle of a rehearsal: it is given back before that."""
+        name = "rebooted"
+        self.machine.note(name)
+        self.begun(name, '"opened"')
+        self.keep_logs()
+        began = time.monotonic()
+        try:
+            self.machine.run("systemctl --no-block reboot; sleep 100", 110)
+            self.demand(False, f"{name}: the host did not go down")
+        except LostMachine:
+            self.report(f"{name}: down after {time.monotonic() - began:.0f} s")
+        log = (self.directory / "serial.log").read_text(errors="replace")
+        self.demand("BUG:" not in log and "Oops" not in log, f"{name}: a fault, see serial.log")
