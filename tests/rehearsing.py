@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,53 @@ class KilledOnce(Stage):
         elif len(self.changes) + 1 == self._crash_before:
             self.tree.put("fake/killed", "")
         super()._change(kind, path, text, failing)
+
+
+class WithSystemd(Stage):
+    """A machine that systemd runs: transient units are processes of their own.
+
+    systemd.service(5): ExecStopPost= runs once the main process has ended, in whatever way. A
+    timer only fires when a test says so.
+    """
+
+    def run(self, *command: str, timeout_s: float = 30) -> str:
+        if not command[0].endswith("/systemd-run"):
+            return super().run(*command, timeout_s=timeout_s)
+        options = [*takewhile(lambda word: word.startswith("--"), command[1:])]
+        words = command[1 + len(options) :]
+        values = dict(one[2:].partition("=")[::2] for one in options)
+        kind = "timer" if "on-active" in values else "service"
+        self.tree.put(f"fake/transient/{values['unit']}.{kind}", "\n".join((*options, *words)))
+        if kind == "service":
+            post = [one for one in options if one.startswith("--property=ExecStopPost=")]
+            self._apart(words, post[0].split("=", 2)[2].split())
+        return ""
+
+    def _apart(self, words: Sequence[str], post: Sequence[str]) -> None:
+        """Run the program with these words, then with those of ExecStopPost=."""
+        if os.fork():
+            return
+        try:
+            for command in (words, post):
+                child = os.fork()
+                if child == 0:
+                    self._begin(command)
+                    os._exit(0)
+                os.waitpid(child, 0)
+                while not self._ended(command):
+                    time.sleep(0.02)
+        finally:
+            os._exit(0)
+
+    def _begin(self, command: Sequence[str]) -> None:
+        self.detach(lambda: sys.exit(cli.main(command[3:], self)))
+
+    def _ended(self, command: Sequence[str]) -> bool:
+        """Whether the process of the runner, or of its end, has come and gone."""
+        told = the_diary(self).told()
+        if "runner" not in command:
+            return True
+        return bool(told.runner[0]) and self.read(f"proc/{told.runner[0]}/stat") is None
 
 
 def stage(machine: MachineFactory, name: str, **options: Any) -> Stage:

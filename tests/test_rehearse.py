@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +15,12 @@ import pytest
 
 from tests import rehearsing
 from tests.conftest import MachineFactory, domain_xml
-from tests.fakehost import FakeHost, configure, hold, snapshot
+from tests.fakehost import FakeHost, configure, hold, snapshot, systemd
+from tests.gate import ROOT
 from tests.rehearsing import (
     GPU,
     KilledOnce,
+    WithSystemd,
     begin,
     ended,
     kill,
@@ -58,7 +63,7 @@ def test_the_host_is_as_before_and_all_was_as_plan_had_said(
     assert (status, err, snapshot(host) == before, Claims(host).uuids()) == (0, "", True, ())
     assert seen(host)["BARs"] == "2 mapped"
     assert "bound 0000:01:00.0 to vfio-pci" in out and "2 of 2 BARs mapped" in out
-    assert out.endswith("monitor: no eye has seen it\nall was as plan had said\n")
+    assert out.endswith("no eye has seen it\nall was as plan had said\n")
 
 
 @pytest.mark.parametrize("name", ["native-6.1", "efifb-5.10", "efifb-0380-6.12"])
@@ -297,6 +302,146 @@ def test_after_a_reboot_nothing_is_held(machine: MachineFactory, capfd: Capture)
     recovered = cli.main(["recover"], booted)
 
     assert (shown, recovered, booted.changes[begun:], Claims(booted).uuids()) == (0, 0, [], ())
+
+
+# -- with systemd
+
+
+def with_systemd(machine: MachineFactory) -> WithSystemd:
+    host = WithSystemd(machine("efifb-6.12").root)
+    host.tree.make_directory("var/lib")
+    systemd.install(host.tree)
+    return host
+
+
+def transient(host: FakeHost) -> dict[str, list[str]]:
+    """The options and words of the transient units, by the end of their names."""
+    units = host.list("fake/transient")
+    texts = {one: (host.read(f"fake/transient/{one}") or "").splitlines() for one in units}
+    return {one.partition("-rehearsal-")[2][8:]: lines for one, lines in texts.items()}
+
+
+def test_with_systemd_it_is_a_unit_with_a_timer_as_its_watchdog(machine: MachineFactory) -> None:
+    host = with_systemd(machine)
+    before = snapshot(host)
+
+    status = rehearse(host, GPU)
+
+    units = transient(host)
+    own = rehearsing.the_diary(host).own
+    assert (status, snapshot(host) == before, sorted(units)) == (
+        0, True, ["-watchdog.timer", ".service"],
+    )  # fmt: skip
+    assert units[".service"][-3:] == ["rehearse", "--as", "runner", own][1:]
+    assert units["-watchdog.timer"][-3:] == ["--as", "watchdog", own]
+    (fires,) = [one for one in units["-watchdog.timer"] if one.startswith("--on-active=")]
+    # 60 s to take, 10 to open, 1 to have it: giving back has begun by then.
+    assert fires in ("--on-active=71s", "--on-active=70s")
+
+
+def test_when_the_unit_is_killed_systemd_gives_back_at_once(machine: MachineFactory) -> None:
+    host = with_systemd(machine)
+    before = snapshot(host)
+    diary = begin(host, order(host, seconds=30.0))
+    told = until(diary, lambda told: told.opened)
+
+    kill(host, told.runner[0])
+    told = ended(diary, host)
+
+    assert (snapshot(host) == before, told.end) == (True, "its process was killed")
+
+
+def test_the_timer_kills_a_unit_that_hangs(machine: MachineFactory) -> None:
+    host = with_systemd(machine)
+    before = snapshot(host)
+    diary = begin(host, order(host, seconds=30.0))
+    told = until(diary, lambda told: told.opened)
+    kill(host, told.runner[0], signal.SIGSTOP)
+
+    fired = cli.main(transient(host)["-watchdog.timer"][-4:], WithSystemd(host.root))
+    told = ended(diary, host)
+
+    assert (fired, snapshot(host) == before) == (0, True)
+    assert told.end == "it hung, and was killed"
+
+
+# -- a person
+
+
+PROGRAM = """\
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from tests.rehearsing import Stage
+from vfio_console_hook import cli
+sys.exit(cli.main(["rehearse", *sys.argv[2:]], Stage(sys.argv[1])))
+"""
+
+
+def typed(host: FakeHost, answers: dict[str, bytes], *words: str) -> tuple[int, str]:
+    """The exit status and output of the command in a terminal, where a person answers."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        argv = [sys.executable, "-c", PROGRAM, host.root, *words]
+        os.execve(sys.executable, argv, {"TERM": "dumb", "COLUMNS": "100"})
+    output = ""
+    waiting = dict(answers)
+    while True:
+        try:
+            part = os.read(terminal, 4096)
+        except OSError:
+            break  # the command has ended
+        output += part.decode()
+        for question in [one for one in waiting if one in output]:
+            os.write(terminal, waiting.pop(question))
+        if not part:
+            break
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), output
+
+
+NOW, SEES = "rehearse this now? [y/N]", "on the monitor? [y/N]"
+
+
+def test_a_person_is_asked_once_and_for_what_the_monitor_shows(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = stage(machine, "efifb-6.12")
+
+    status, output = typed(host, {NOW: b"y\n", SEES: b"y\n"}, "--seconds", "1", GPU)
+
+    cli.main(["status"], FakeHost(host.root))
+    assert (status, output.count(NOW), output.count(SEES)) == (0, 1, 1)
+    assert "a person could read it" in output
+    assert "a person could read the console" in capfd.readouterr().out
+
+
+def test_a_monitor_that_stays_dark_is_no_success(machine: MachineFactory) -> None:
+    host = stage(machine, "efifb-6.12")
+
+    status, output = typed(host, {NOW: b"y\n", SEES: b"n\n"}, "--seconds", "1", GPU)
+
+    assert (status, last.all_last(host)[0].eye) == (1, "no")
+    assert "a person could not read it" in output
+
+
+def test_without_consent_nothing_is_changed(machine: MachineFactory) -> None:
+    host = stage(machine, "efifb-6.12")
+
+    status, output = typed(host, {NOW: b"\n"}, GPU)
+
+    assert (status, host.changes, output.endswith("nothing was changed\r\n")) == (2, [], True)
+
+
+def test_ctrl_c_gives_back_at_once(machine: MachineFactory) -> None:
+    host = stage(machine, "efifb-6.12")
+    before = snapshot(host)
+    began = time.monotonic()
+
+    status, output = typed(host, {"BARs mapped": b"\x03"}, "--yes", "--seconds", "60", GPU)
+    rehearsing.gone(host)
+
+    assert (status, snapshot(host) == before, time.monotonic() - began < 30) == (130, True, True)
+    assert "interrupted: everything was given back" in output
 
 
 # -- what is kept

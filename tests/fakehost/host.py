@@ -370,6 +370,11 @@ class FakeHost(SnapshotHost):
         self._change("ioctl", f"dev/{tty}", f"KDSETMODE {mode}", "set the mode of")
         self.tree.put(f"ioctl/{tty}/mode", mode)
 
+    def show_text(self, tty: str, text: str) -> None:
+        """Linux vt.c, do_con_write: shown, or lost on the dummy console."""
+        self._change("text", f"dev/{tty}", text.strip(), "write to")
+        self.print_text()
+
     def lock_consoles(self, locked: bool) -> None:
         state = "locked" if locked else "unlocked"
         self._change("ioctl", "dev/tty0", f"VT_LOCKSWITCH {state}", "lock")

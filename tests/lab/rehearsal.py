@@ -108,7 +108,8 @@ class Rehearsed(Trial):
         """Wait until the last diary has a text."""
         last = f"$(ls -t {DIARY}/* 2>/dev/null | head -n 1)"
         tries = "n=$((n + 1)); [ $n -lt 240 ] || exit 1; sleep 0.25"
-        answer = self.machine.run(f"n=0; until grep -q '{text}' {last} /dev/null; do {tries}; done", 120)
+        found = f"grep -q '{text}' {last} /dev/null"
+        answer = self.machine.run(f"n=0; until {found}; do {tries}; done", 120)
         self.demand(answer.ok, f"{name}: no {text} in the diary")
 
     def check_left(self, name: str) -> None:
@@ -242,7 +243,8 @@ class RehearsalKilled(Rehearsed):
         self.stop_timer()
         post = "/root/never"
         # Nothing else can keep ExecStopPost from running than the loss of the program.
-        self.machine.run(f"mv /usr/bin/vfio-console-hook {post}; kill -KILL {self.runner()}; sleep 2")
+        self.machine.run(f"mv /usr/bin/vfio-console-hook {post}; kill -KILL {self.runner()}")
+        self.machine.run("sleep 2")
         self.machine.run(f"mv {post} /usr/bin/vfio-console-hook")
         shown = self.machine.run("vfio-console-hook status")
         self.demand(shown.status == 1, f"{name}: status: {shown.stdout}")
@@ -281,8 +283,9 @@ class RehearsalKilled(Rehearsed):
 
     def session_taken_along(self, name: str) -> None:
         """The scope of the caller's session is stopped with the service that the VM stops."""
-        scope = "systemd-run --quiet --scope --unit=lab-session --property=PartOf=lab-service.service"
-        self.begun(name, '"opened"', f"{scope} {REHEARSE}")
+        scope = "systemd-run --quiet --scope --unit=lab-session"
+        along = f"--property=PartOf={service.UNIT}.service"
+        self.begun(name, '"opened"', f"{scope} {along} {REHEARSE}")
         state = self.machine.run("systemctl is-active lab-session.scope").stdout.strip()
         self.demand(state != "active", f"{name}: the session is {state}")
         self.ends_alone(name)

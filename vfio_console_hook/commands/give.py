@@ -32,7 +32,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
 
 
 def _release(host: Host, claim: Claim) -> None:
-    if ownership.at_work(host, claim):
+    if ownership.at_work(host, claim) and not claim.until:
         say(
             f"waiting up to {ownership.EARLIER_HOOK_S:g} s: {claim.name} is still being taken or"
             f" released (process {claim.hook[0]})"

@@ -15,6 +15,7 @@ from ...claims import ownership
 from ...config import load
 from ...domain import Domain
 from ...errors import HookError, RefusedError
+from ...log import printable
 from ...machine import card, console, gpu, iommu, libvirtd, pci, processes, runfiles, worker
 from ...machine.accelerators import is_gpu
 from ...machine.host import Host
@@ -24,7 +25,7 @@ from ..plan import plan as planning
 from ..plan import text as plan_text
 from ..progress import say
 from ..terminal import Terminal
-from . import detached, evidence, runner, watchdog
+from . import detached, evidence, last, runner, watchdog
 from .rehearsal import Diary, Rehearsal
 from .verdict import Verdict, eye_row, table
 
@@ -32,6 +33,8 @@ _SECONDS = range(1, 601)
 _TIMES = range(1, 101)
 _MINUTES, _MINUTE_S = range(1, 121), 60
 _POLL_S = 0.1
+_STARTS_S = 30.0
+_LATE_S = 30.0
 _SIGTERM = 15
 
 
@@ -110,7 +113,8 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     if arguments.start:
         hostdevs = [vars(one) for one in wanted.hostdevs]
         diary.note(real={"uri": arguments.connect, "hostdevs": hostdevs})
-    return _follow(host, rehearsal, diary, arguments)
+    asks = not arguments.yes and found["shown"]
+    return _follow(host, rehearsal, diary, arguments, asks)
 
 
 def _keep_evidence(
@@ -151,6 +155,7 @@ def _look(
     if plan.verdict == planning.START and not plan.reason:
         rehearsal = _rehearsal(host, arguments, wanted)
         found["rehearsal"] = vars(rehearsal)
+        found["shown"] = any(one.displays for one in plan.gpus) and not console.dark(host)
         found["text"] += "\n" + _outlook(host, arguments, rehearsal, plan, terminal)
     return found
 
@@ -272,19 +277,21 @@ def _ask(question: str) -> bool:
 
 
 def _follow(
-    host: Host, rehearsal: Rehearsal, diary: Diary, arguments: argparse.Namespace
+    host: Host, rehearsal: Rehearsal, diary: Diary, arguments: argparse.Namespace, asks: bool
 ) -> int:
     as_json = arguments.json
     detached.begin(host, rehearsal, lambda role, own: _detached(host, role, own))
-    interrupted = _until_end(host, diary, as_json)
+    interrupted = _until_end(diary, as_json)
     told = diary.told()
     verdicts = [Verdict.from_json(one) for one in told.verdicts]
     agrees = not told.end and len(verdicts) == rehearsal.times and verdicts[-1].agrees
     if as_json:
         print(json.dumps(_json(rehearsal, verdicts, told.end or "", agrees), indent=2))
     elif verdicts:
-        print("\n" + table(verdicts[-1], Terminal.for_stream(sys.stdout)), end="")
-        print(f"monitor: {eye_row(told.eye).seen}")
+        eye = eye_row(_seen(host, diary, rehearsal) if asks and not interrupted else "")
+        agrees = agrees and eye.agrees
+        shown = Verdict((*verdicts[-1].rows, eye))
+        print("\n" + table(shown, Terminal.for_stream(sys.stdout)), end="")
         agreed = sum(one.agrees for one in verdicts)
         if rehearsal.times > 1:
             print(f"{agreed} of {rehearsal.times} cycles were as plan had said")
@@ -298,6 +305,29 @@ def _follow(
     return 0 if agrees else 1
 
 
+def _seen(host: Host, diary: Diary, rehearsal: Rehearsal) -> str:
+    """What the person sees on the monitor, "yes" or "no"; "" where nothing is to be seen."""
+    line = f"vfio-console-hook: rehearsed {printable(rehearsal.vm)}, {time.strftime('%H:%M:%S')}"
+
+    def draw() -> str:
+        if console.dark(host):
+            return "dark"
+        active = host.read("sys/class/tty/tty0/active") or "tty1"
+        if not host.text_mode(active):
+            return "graphics"
+        host.show_text("tty0", f"\r\n{line}\r\n")
+        return "text"
+
+    drawn = worker.look(draw)
+    if drawn == "dark":
+        return ""  # the row of the console says whether plan had said so
+    what = f"the line `{line}`" if drawn == "text" else "the desktop"
+    eye = "yes" if _ask(f"can you see {what} on the monitor? [y/N] ") else "no"
+    diary.note(eye=eye)
+    last.add_eye(host, rehearsal.uuid, eye)
+    return eye
+
+
 def _detached(host: Host, role: str, own: str) -> None:
     """The runner or the watchdog, where this process has been forked for it."""
     if role == detached.RUNNER:
@@ -306,38 +336,52 @@ def _detached(host: Host, role: str, own: str) -> None:
         watchdog.wait(host, own)
 
 
-def _until_end(host: Host, diary: Diary, quiet: bool) -> bool:
+def _until_end(diary: Diary, quiet: bool) -> bool:
     """Print what the diary says until all is over; whether it was ended by Ctrl-C."""
-    printed, interrupted = 0, False
+    printed, interrupted, stopped = 0, False, False
+    host, rehearsal = diary.host, diary.rehearsal()
+    begun = host.clock()
     while True:
         try:
             lines = diary.lines()
+            _refuse_dead(lines, host.clock() - begun, host.now() - rehearsal.until)
             for entry in lines[printed:]:
                 if "say" in entry and not quiet:
                     say(str(entry["say"]))
             printed = len(lines)
             if any("end" in entry for entry in lines):
                 return interrupted
+            # The runner may not have come up yet.
+            stopped = stopped or (interrupted and _stop(host, diary))
             time.sleep(_POLL_S)
         except KeyboardInterrupt:
             if interrupted:
                 raise KeyboardInterrupt("everything is given back without this program") from None
             interrupted = True
             say("giving back at once")
-            _stop(host, diary)
 
 
-def _stop(host: Host, diary: Diary) -> None:
-    """Ask the runner to give back at once."""
+def _refuse_dead(lines: list[dict[str, Any]], for_s: float, late_s: float) -> None:
+    """Raise HookError when nothing writes the diary: the processes did not come up, or died."""
+    if for_s > _STARTS_S and not any("runner" in entry for entry in lines):
+        hint = "see `journalctl -t systemd -t vfio-console-hook -n 50`"
+        raise HookError("the rehearsal did not begin: its process did not come up", hint)
+    if late_s > _LATE_S:
+        raise HookError("the rehearsal did not end", "see `vfio-console-hook status`")
+
+
+def _stop(host: Host, diary: Diary) -> bool:
+    """Ask the runner to give back at once; whether there is one."""
     name = diary.told().runner
     handle = host.open_process(name[0]) if name[0] else None
     if handle is None:
-        return
+        return False
     try:
         if processes.lives(host, name):
             host.signal_process(handle, _SIGTERM)
     finally:
         host.close_process(handle)
+    return True
 
 
 def _json(

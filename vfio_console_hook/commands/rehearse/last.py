@@ -2,7 +2,8 @@
 
     /var/lib/vfio-console-hook/rehearsals/UUID      0644, JSON
 
-    {"vm": NAME, "uuid": UUID, "time": T, "agrees": BOOL, "why": TEXT, "state": {...}}
+    {"vm": NAME, "uuid": UUID, "time": T, "agrees": BOOL, "why": TEXT, "eye": TEXT,
+     "addresses": [...], "configured_as": NAME, "state": {...}}
 
 It is about this very host: its kernel, drivers, configuration, and the devices of the VM. So a
 change of these makes it worth less, and a new kernel comes with a reboot.
@@ -32,7 +33,9 @@ _DEFINITIONS = "etc/libvirt/qemu"
 class LastRehearsal:
     """How the last rehearsal of a VM ended; time is in seconds since 1970.
 
-    why is what was not as plan had said. changed names what is different on this host now.
+    why is what was not as plan had said. eye is what a person saw on the monitor: "yes" if the
+    text could be read, "no", or "" if nobody was asked. changed names what is different on this
+    host now.
     """
 
     vm: str
@@ -40,6 +43,7 @@ class LastRehearsal:
     time: float
     agrees: bool
     why: str
+    eye: str
     changed: tuple[str, ...]
 
 
@@ -49,11 +53,20 @@ def remember(host: Host, rehearsal: Rehearsal, agrees: bool, why: str) -> None:
         runfiles.make_directory(host, path, 0o755)
     word = {
         "vm": rehearsal.vm, "uuid": rehearsal.uuid, "time": host.now(), "agrees": agrees,
-        "why": why, "addresses": rehearsal.addresses, "configured_as": rehearsal.configured_as,
+        "why": why, "eye": "", "addresses": rehearsal.addresses,
+        "configured_as": rehearsal.configured_as,
         "state": _state(host, rehearsal.vm, rehearsal.uuid, rehearsal.configured_as,
                         rehearsal.addresses),
     }  # fmt: skip
     runfiles.write(host, f"{FOLDER}/{rehearsal.uuid}", json.dumps(word) + "\n", 0o644)
+
+
+def add_eye(host: Host, uuid: str, eye: str) -> None:
+    """Write down what a person saw after the last rehearsal of a VM. Raises ClaimError."""
+    path = f"{FOLDER}/{uuid}"
+    word = json.loads(runfiles.read(host, path) or "{}")
+    if word:
+        runfiles.write(host, path, json.dumps({**word, "eye": eye}) + "\n", 0o644)
 
 
 def all_last(host: Host) -> tuple[LastRehearsal, ...]:
@@ -75,12 +88,13 @@ def _last(host: Host, content: bytes) -> LastRehearsal | None:
         addresses = tuple(str(one) for one in word["addresses"])
         then = {str(key): str(value) for key, value in word["state"].items()}
         when, agrees, why = seconds(word["time"]), word["agrees"] is True, str(word["why"])
+        eye = str(word["eye"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     now = _state(host, vm, uuid, configured_as, addresses)
     # What cannot be read now, as a driver while a VM has the GPU, has not changed.
     changed = [what for what in then if now.get(what, then[what]) != then[what]]
-    return LastRehearsal(vm, uuid, when, agrees, why, tuple(changed))
+    return LastRehearsal(vm, uuid, when, agrees, why, eye, tuple(changed))
 
 
 def _state(

@@ -209,6 +209,8 @@ def _unclaimed(address: str, terminal: Terminal) -> str:
 def _rehearsal(one: LastRehearsal, terminal: Terminal) -> str:
     """How the last rehearsal of a VM ended, and whether it still says something."""
     how = "all was as plan had said" if one.agrees else f"not as plan had said: {one.why}"
+    seen = {"yes": "a person could read the console", "no": "the monitor stayed dark"}
+    how += f"; {seen.get(one.eye, 'nobody looked at the monitor')}"
     text = f"last rehearsal of {one.vm}: {moment(one.time)}: {how}"
     if not one.changed:
         return terminal.wrapped(text, "  ")

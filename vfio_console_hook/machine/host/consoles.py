@@ -70,6 +70,22 @@ class Consoles(Files):
         """Make the kernel draw text on this virtual terminal, or stop. Raises HostError."""
         self._ioctl(f"dev/{tty}", KDSETMODE, _KD_TEXT if text else _KD_GRAPHICS)
 
+    def show_text(self, tty: str, text: str) -> None:
+        """Write text to a virtual terminal, without a wait for one that is stopped.
+
+        Raises HostError.
+        """
+        try:
+            # As in _ioctl(); a terminal that Ctrl-S has stopped takes no text.
+            flags = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+            handle = os.open(self.path(f"dev/{tty}"), flags)
+            try:
+                os.write(handle, text.encode())
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise HostError.of("write to", f"/dev/{tty}", error) from error
+
     def lock_consoles(self, locked: bool) -> None:
         """Forbid or allow switching between virtual terminals. Raises HostError."""
         self._ioctl("dev/tty0", VT_LOCKSWITCH if locked else VT_UNLOCKSWITCH, 0)
