@@ -345,6 +345,21 @@ def test_each_user_sees_a_refusal_once(machine: MachineFactory, home: Path) -> N
     assert [len(path.read_text().splitlines()) for path in home.rglob("notified")] == [1]
 
 
+def test_those_that_are_too_many_at_once_are_shown_the_next_time(machine: MachineFactory) -> None:
+    host = console(machine)
+    for number in range(5):
+        host.time += 60
+        uuid = f"{number}2222222-2222-4333-8444-555555555555"
+        call(host, "prepare", name=f"vm{number}", uuid=uuid)
+    first, second = session(host), session(host)
+
+    cli.main(["notify"], first)
+    cli.main(["notify"], second)
+
+    shown = [[command[-2][:6] for command in one.shown] for one in (first, second)]
+    assert shown == [["VM vm4", "VM vm3", "VM vm2"], ["VM vm1", "VM vm0"]]
+
+
 def test_the_next_refusal_is_shown_again(machine: MachineFactory) -> None:
     host = console(machine)
     call(host, "prepare")

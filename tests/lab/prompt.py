@@ -1,7 +1,8 @@
 """A refusal is shown at the login prompt of the text console, until the VM starts.
 
 A real agetty draws the prompt; nothing is typed. What the screen shows is read from the
-console's memory, and each time a picture is taken for people.
+console's memory, and each time a picture is taken for people. The command of on_refusal keeps
+what it is told, and takes longer than the start.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ from .trial import Trial
 GETTY = "getty@tty1.service"
 SHOWN_WITHIN_S = 30
 REFUSAL = "VM gpu was not started"
+COMMAND = "/usr/local/sbin/told"
+TOLD = b"""#!/bin/sh
+{ cat; env; } >/run/told.new
+mv /run/told.new /run/told
+sleep 1000
+"""
 
 
 class Prompt(Trial):
@@ -41,13 +48,24 @@ class Prompt(Trial):
         self.expect("dismissed", 0)
         holder.end(self.machine)
 
+    def configure(self) -> None:
+        """Write the program that the configuration names, too."""
+        self.machine.put(COMMAND, TOLD)
+        self.machine.run(f"chmod 755 {COMMAND}")
+        super().configure()
+
     def refuse(self, name: str) -> None:
         """Start the VM in vain."""
         self.machine.note(name)
         self.mark(name)
+        self.machine.run("rm -f /run/told")
         error = self.start() or ""
         self.demand("in use by" in error, f"{name}: {error or 'the VM started'}")
         self.expect(name, 1)
+        told = self.machine.run("cat /run/told; pgrep -a timeout").stdout
+        wanted = ("VM gpu: it was not started: ", "\nVFIO_CONSOLE_HOOK_EVENT=prepare\n", COMMAND)
+        missing = [one for one in wanted if one not in told]
+        self.demand(not missing, f"{name}: the command was not told {missing}: {told}")
         self.check_kernel(name)
 
     def start_it(self, name: str) -> None:

@@ -380,7 +380,12 @@ SCENARIOS = (
     Scenario("started-6.12", "6.12", EFIFB, kind="started", cycles=1),
     Scenario("loss", "6.12", BOCHS_DRM, native_driver=True, kind="loss"),
     *(
-        replace(_native(f"prompt-{kernel}", kernel), holder=FB_HOLDER, kind="prompt")
+        replace(
+            _native(f"prompt-{kernel}", kernel),
+            holder=FB_HOLDER,
+            config="on_refusal: /usr/local/sbin/told\nholders:\n  wait_s: 1\n",
+            kind="prompt",
+        )
         for kernel in ("6.1", "6.12")
     ),
     *(

@@ -40,11 +40,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def _run(host: Host, arguments: argparse.Namespace) -> int:
     current = [one for one in notices(host, _lost(host)) if SESSION in one.places]
     seen = _Seen(host)
-    new = [one for one in current if arguments.again or not seen.has(one)]
+    new = [one for one in current if arguments.again or not seen.has(one)][:_MOST]
     deadline = host.clock() + _TRY_S
-    for one in new[:_MOST]:
+    for one in new:
         _notify_before(host, deadline, one)
-    seen.keep(current)
+    seen.keep([one for one in current if one in new or seen.has(one)])
     if not new:
         say("nothing to show: no VM was refused and nothing was lost, or you have seen it")
     return 0
