@@ -150,7 +150,9 @@ def _gate(host: FakeHost, directory: Path) -> Path:
     """The real gate and launcher, on this machine."""
     text = (ROOT / "hooks/launch.py").read_text(encoding="utf-8")
     fake = (
-        "from tests.fakehost import FakeHost\n"
+        # The launcher has taken its own directory off the path.
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "    from tests.fakehost import FakeHost\n"
         f"    status = main(sys.argv[1:], None, FakeHost({host.root!r}))"
     )
     if text.count(_LAUNCH) != 1:
