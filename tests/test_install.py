@@ -355,6 +355,8 @@ def test_a_desktop_starts_the_notifications_only_if_there_is_something_to_show(
     subprocess.run(words)
 
     assert (without.returncode, before, shown.exists()) == (0, False, True)
+    if shutil.which("desktop-file-validate"):
+        subprocess.run(["desktop-file-validate", clone.dest / AUTOSTART], check=True)
     assert entry["Desktop Entry"]["TryExec"] == f"/{COMMAND}"
 
 

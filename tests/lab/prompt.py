@@ -12,7 +12,7 @@ import time
 from .trial import Trial
 
 GETTY = "getty@tty1.service"
-SHOWN_WITHIN_S = 30
+SHOWN_WITHIN_S = 60
 REFUSAL = "VM gpu was not started"
 COMMAND = "/usr/local/sbin/told"
 TOLD = b"""#!/bin/sh
