@@ -602,7 +602,7 @@ $UNIT_FILES
 $ZSH_FILE $ZSH
 $ZSH_FILE $ZSH_DEBIAN
 END
-    reason=$(rm -rf "$root$DOC" "$root$RUN" "$root$RUN.status" "$root$LIB" "$root$LIB".[0-9]* 2>&1) ||
+    reason=$(rm -rf "$root$DOC" "$root$RUN" "$root$RUN.status" "$root/var/lib/${RUN##*/}" "$root$LIB" "$root$LIB".[0-9]* 2>&1) ||
         stop "cannot remove everything: ${reason#*: }"
     rmdir "$root$ETC/vms" "$root$ETC" 2>/dev/null
     backwards "$made" | while IFS= read -r dir; do

@@ -25,10 +25,12 @@ from tests.doctoring import (
 )
 from tests.fakehost import FakeHost
 from tests.libvirt_xml import UUID, domain_xml
+from tests.rehearsing import order
 from vfio_console_hook.commands.doctor import beside as devices
 from vfio_console_hook.commands.doctor import configuration, vms
 from vfio_console_hook.commands.doctor.finding import Check
 from vfio_console_hook.commands.doctor.system import System
+from vfio_console_hook.commands.rehearse import last
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.log import Log
@@ -74,6 +76,16 @@ def on_command_line(host: FakeHost) -> None:
     host.tree.put("libvirt/1/xml", xml.replace("</domain>", argument))
 
 
+def rehearsed(*, agrees: bool) -> Arrange:
+    """The VM was rehearsed on the host as it is at this moment."""
+
+    def arrange(host: FakeHost) -> None:
+        host.tree.make_directory("var/lib")
+        last.remember(host, order(host, GPU), agrees, "" if agrees else "BARs: none mapped")
+
+    return arrange
+
+
 def session(path: str, *addresses: str) -> Arrange:
     return put(path, domain_xml(*addresses).decode())
 
@@ -103,6 +115,28 @@ VMS = [
         "a VM that starts with the host", vms.vms_with_gpus,
         vm("win11", GPU, running=True, autostart=True), "PASS", "VM win11",
         "running, starts with the host",
+    ),
+    on_two(
+        "never rehearsed", vms.rehearsals, both(complete_snapshot, win11),
+        "PASS", "rehearsal of win11", "none yet",
+    ),
+    on_two(
+        "rehearsed as plan had said", vms.rehearsals,
+        both(complete_snapshot, win11, rehearsed(agrees=True)),
+        "PASS", "rehearsal of win11", "all was as plan had said",
+    ),
+    on_two(
+        "rehearsed on another kernel", vms.rehearsals,
+        both(
+            complete_snapshot, win11, rehearsed(agrees=True),
+            put("proc/sys/kernel/osrelease", "9.9.9"),
+        ),
+        "PASS", "rehearsal of win11", "since it the kernel changed",
+    ),
+    on_two(
+        "rehearsed otherwise than plan had said", vms.rehearsals,
+        both(complete_snapshot, win11, rehearsed(agrees=False)),
+        "WARN", "rehearsal of win11", "BARs: none mapped",
     ),
     on_two("no VM", vms.vms_with_gpus, no_vms, "WARN", "VMs with a GPU", "virsh edit"),
     on_two("no VM with a GPU", vms.vms_with_gpus, vm("linux"), "WARN", "VMs with a GPU"),

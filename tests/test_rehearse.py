@@ -468,6 +468,27 @@ def test_status_shows_the_last_rehearsal_and_what_has_changed_since(
     assert (shown["agrees"], shown["changed"]) == (True, ["the kernel", "the configuration"])
 
 
+def test_record_has_no_more_of_libvirts_file_than_the_devices(
+    machine: MachineFactory, tmp_path: Path, capfd: Capture
+) -> None:
+    host = stage(machine, "efifb-6.12")
+    xml = xml_file(tmp_path / "vm.xml", GPU)
+    disk = b"<devices><disk><source file='/home/ada/private.img'/></disk>"
+    text = Path(xml).read_bytes().replace(b"<devices>", disk).replace(b"win11", b"adas-vm")
+    Path(xml).write_bytes(text)
+    host.tree.put("etc/libvirt/qemu/adas-vm.xml", text.decode())
+    rehearse(host, "--xml", xml)
+    capfd.readouterr()
+
+    cli.main(["record", str(tmp_path / "recorded")], FakeHost(host.root))
+    cli.main(["--root", str(tmp_path / "recorded"), "status"])
+
+    recorded = (tmp_path / "recorded").read_text()
+    assert ("private.img" in recorded, "adas-vm" in recorded) == (False, False)
+    shown = capfd.readouterr().out
+    assert "last rehearsal of vm1: " in shown and "changed" not in shown
+
+
 def test_json_has_all_rows_and_the_announced_time(machine: MachineFactory, capfd: Capture) -> None:
     host = stage(machine, "efifb-6.12")
 

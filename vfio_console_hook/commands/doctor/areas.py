@@ -36,8 +36,9 @@ _OF_LIBVIRT = frozenset({
     calls.hook_known, calls.hook_called, daemon_view.files_of_the_daemon,
     selinux.label, selinux_policy.policy, selinux.selinux_denials,
     apparmor.confined_hook, apparmor.apparmor_denials,
-    vms.libvirt_answers, vms.vms_with_gpus, vms.missing_devices, vms.hot_plugged_gpus,
-    vms.shared_gpus, vms.session_vms, roms.rom_files, beside.devices_of_the_host,
+    vms.libvirt_answers, vms.vms_with_gpus, vms.rehearsals, vms.missing_devices,
+    vms.hot_plugged_gpus, vms.shared_gpus, vms.session_vms, roms.rom_files,
+    beside.devices_of_the_host,
 })  # fmt: skip
 
 
@@ -70,8 +71,9 @@ AREAS = (
         apparmor.mode, apparmor.confined_hook, apparmor.apparmor_denials,
     )),
     Area("VMs", (
-        vms.libvirt_answers, vms.vms_with_gpus, vms.missing_devices, vms.hot_plugged_gpus,
-        vms.shared_gpus, vms.session_vms, roms.rom_files, beside.devices_of_the_host,
+        vms.libvirt_answers, vms.vms_with_gpus, vms.rehearsals, vms.missing_devices,
+        vms.hot_plugged_gpus, vms.shared_gpus, vms.session_vms, roms.rom_files,
+        beside.devices_of_the_host,
     )),
     Area("configuration", (
         configuration.mistakes, configuration.without_effect, configuration.files_for_no_vm,

@@ -12,6 +12,7 @@ from ...domain import Domain, Hostdev
 from ...errors import HookError, InstallationError
 from ...machine.host import Host
 from ...machine.libvirtd import Vm
+from ..rehearse import last
 from .finding import Finding, check, failure, need_recorded, passed, unrecorded, warning
 from .system import System, driver_of, gpus_among
 
@@ -74,6 +75,28 @@ def _unmanaged(one: Domain, hostdev: Hostdev) -> Finding:
     text = f"it is in <{hostdev.origin}>, where libvirt does not manage devices"
     advice = "bind it to vfio-pci before the VM starts, for example with `driverctl set-override`"
     return warning(text, advice, of=title)
+
+
+@check("rehearsals")
+def rehearsals(system: System) -> Iterator[Finding]:
+    """Whether the start of each VM with a GPU was tried on this host as it is now."""
+    known = {one.uuid: one for one in last.all_last(system.host)}
+    for one in system.domains if system.host.complete else ():
+        if not system.gpus_of(one):
+            continue
+        title = f"rehearsal of {one.name}"
+        again = f"`vfio-console-hook rehearse {quote(one.name)}`"
+        found = known.get(one.uuid)
+        if found is None:
+            yield passed(f"none yet; {again} tries its start and stop without it", of=title)
+        elif not found.agrees:
+            advice = f"try {again} with `--report FILE`, and send that with a bug report"
+            yield warning(f"not as plan had said: {found.why}", advice, of=title)
+        elif found.changed:
+            text = f"since it {' and '.join(found.changed)} changed; {again} tries it anew"
+            yield passed(text, of=title)
+        else:
+            yield passed("all was as plan had said", of=title)
 
 
 @check("missing devices")

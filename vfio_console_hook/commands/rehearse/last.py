@@ -129,7 +129,7 @@ def _devices(host: Host, vm: str) -> str | None:
         return None
     if found is None:
         return None
-    return json.dumps([[one.address, one.managed, one.origin, one.rom] for one in found])
+    return json.dumps([[one.address, one.managed, one.origin] for one in found])
 
 
 def to_json(one: LastRehearsal) -> dict[str, Any]:

@@ -24,14 +24,14 @@ MASKED = "# ..."
 _XML_OF_A_USER = re.compile(r"home/[^/]+/\.config/libvirt/qemu/(?:autostart/)?(.+)\.xml")
 _OF_A_VM = re.compile(
     r"(?:libvirt/\d+/name|etc/vfio-console-hook/(?:vms/)?(.+)\.ya?ml|run/libvirt/qemu/(.+)\.pid"
-    rf"|{_XML_OF_A_USER.pattern})"
+    rf"|etc/libvirt/qemu/(.+)\.xml|{_XML_OF_A_USER.pattern})"
 )
 # Entries that are not files of the machine, and files of this program.
 _NOT_PRIVATE = (
     "libvirt/", "stat/", "label/", "refused/", "ran/", "ioctl/", "recorded/",
     "usr/lib/vfio-console-hook/",
 )  # fmt: skip
-_XML = re.compile(r"libvirt/\d+/(?:xml|live)|home/.*\.xml|root/.*\.xml")
+_XML = re.compile(r"libvirt/\d+/(?:xml|live)|(?:etc/libvirt/qemu|home|root)/.*\.xml")
 _VIRTUAL_INTERFACE = re.compile(
     r"sys/class/net/[^/]+ .*/devices/virtual/.*|sys/devices/virtual/net/.*", re.DOTALL
 )
@@ -48,7 +48,7 @@ def vm_names(entries: Iterable[Entry]) -> Iterator[str]:
             name = _decoded(entry.content).strip() if text is None else text
             if name and name != "default" and not _IS_UUID.fullmatch(name):
                 yield name
-        if entry.path.startswith("run/vfio-console-hook"):
+        if entry.path.startswith(("run/vfio-console-hook", "var/lib/vfio-console-hook")):
             found = re.findall(r'"vm": ("(?:[^"\\]|\\.)*")', _decoded(entry.content))
             # A claim that was taken by hand is named by its addresses.
             yield from (name for one in found if (name := _unquoted(one)) and ":" not in name)
