@@ -227,7 +227,6 @@ END
     for dir in "$DOC" "$ETC" "$ETC/vms"; do
         check_dir "$root$dir"
     done
-    check_package
     for dir in "$LIB" "$DOC"; do
         [ ! -d "$root$dir" ] || [ -f "$root$LIB/made" ] || rmdir "$root$dir" 2>/dev/null ||
             stop "$root$dir is there and was not made by install.sh" "remove the package that brought it"
@@ -502,6 +501,7 @@ install_hook() {
         [ "$(id -u)" = 0 ] || stop "only root can install into /usr and /etc" "use sudo, or set DESTDIR"
         check_host
     fi
+    check_package
     choose_gate || stop "$why" "$hint"
     check_files
     check_python

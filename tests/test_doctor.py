@@ -41,7 +41,7 @@ def with_the_hook(host: FakeHost) -> None:
     complete_snapshot(host)
     installed.hook(host)
     installed.daemon(host)
-    installed.answer(host, installation.ASK_PYTHON, "3.11.2")
+    installed.answer(host, installation.ask_python("usr/bin/python3"), "3.11.2")
     installed.answer(host, ("/usr/sbin/libvirtd", "--version"), "libvirtd (libvirt) 9.0.0")
 
 

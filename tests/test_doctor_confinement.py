@@ -464,7 +464,7 @@ def test_a_hook_that_was_denied_to_the_daemon_is_no_hook_that_plan_can_rely_on(
     host = machine("efifb-6.12")
     on_selinux("", selinux.mode, "", "", "", arrange).arrange(host)
     host.tree.put("recorded/now", str(LATER))
-    answer(host, installation.ASK_PYTHON, "3.11.2")
+    answer(host, installation.ask_python("usr/bin/python3"), "3.11.2")
 
     found = areas.why_not_run(System(host))
 

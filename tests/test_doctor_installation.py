@@ -84,12 +84,19 @@ def dropin(host: FakeHost) -> None:
 
 
 def python(version: str) -> Arrange:
-    return lambda host: installed.answer(host, installation.ASK_PYTHON, version)
+    return lambda host: installed.answer(host, installation.ask_python("usr/bin/python3"), version)
 
 
 def without_yaml(host: FakeHost) -> None:
     reason = "ModuleNotFoundError: No module named 'yaml'"
-    installed.failure(host, installation.ASK_PYTHON, reason)
+    installed.failure(host, installation.ask_python("usr/bin/python3"), reason)
+
+
+def another_python(host: FakeHost) -> None:
+    """As install.sh leaves it where python3 is too old."""
+    text = gate_text().replace("PYTHON=/usr/bin/python3\n", "PYTHON=/usr/bin/python3.11\n")
+    file(host, GATE, text)
+    installed.answer(host, installation.ask_python("usr/bin/python3.11"), "3.11.9")
 
 
 def libvirt(version: str) -> Arrange:
@@ -259,6 +266,10 @@ HOOK = [
     missing_in_snapshot(
         "a version that is not in the snapshot", installation.libvirt_version,
         both(hook, put_file("usr/sbin/libvirtd", "")), "version of libvirt",
+    ),
+    with_hook(
+        "a Python beside an old one", installation.python, "PASS", "Python",
+        "/usr/bin/python3.11 is version 3.11.9", another_python,
     ),
     with_hook("the unit", installation.recover_unit, "PASS", "recover unit", "", unit),
     with_hook(

@@ -1396,6 +1396,174 @@ INSTALLING = (
 )
 
 
+def pretend_pythons(chroot: Chroot, **pythons: str) -> None:
+    """Install Pythons; each says "new" if it is new enough, and "lxml" if it has the libraries."""
+    for name, can in pythons.items():
+        new, libraries = ("exit 0" if word in can else "exit 1" for word in ("new", "lxml"))
+        path = chroot.top / "usr/bin" / name.replace("_", ".")
+        path.unlink(missing_ok=True)
+        path.write_text(
+            f'#!/bin/sh\ncase "$*" in *version_info*) {new} ;;\n'
+            f"*'import lxml.etree'*) {libraries} ;; esac\n"
+        )
+        path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("pythons", "chosen"),
+    [
+        ({"python3": "new lxml", "python3_14": "new lxml"}, "python3"),
+        ({"python3": "old", "python3_11": "new lxml"}, "python3.11"),
+        ({"python3": "new", "python3_9": "new lxml"}, "python3.9"),
+        ({"python3": "old", "python3_9": "new lxml", "python3_14": "new lxml"}, "python3.14"),
+        ({"python3": "old", "python3_9": "new lxml", "python3_14": "new"}, "python3.9"),
+    ],
+)
+def test_the_python_that_can_run_the_hook_is_written_into_gate_and_command(
+    chroot: Chroot, pythons: dict[str, str], chosen: str
+) -> None:
+    pretend_pythons(chroot, **pythons)
+
+    result = chroot()
+
+    assert (result.status, result.stderr) == (0, "")
+    assert f"\nPYTHON=/usr/bin/{chosen}\n" in (chroot.top / MAIN).read_text()
+    assert (chroot.top / COMMAND).read_text().startswith(f"#!/usr/bin/{chosen} -IXutf8\n")
+
+
+LEAP = ("python311-lxml", "python311-PyYAML")
+
+
+@pytest.mark.parametrize(
+    ("manager", "pythons", "asked"),
+    [
+        ("zypper", {"python3": "old", "python3_11": "new"}, LEAP),
+        ("zypper", {"python3": "old"}, ("python311", *LEAP)),
+        ("dnf", {"python3": "old"}, ("python3.11", "python3.11-lxml", "python3.11-pyyaml")),
+        ("dnf", {"python3": "new"}, ("python3-lxml", "python3-pyyaml")),
+        ("pacman", {"python3": "new"}, ("python-lxml", "python-yaml")),
+    ],
+)
+def test_the_libraries_of_the_python_that_is_new_enough_are_asked_for(
+    chroot: Chroot, manager: str, pythons: dict[str, str], asked: tuple[str, ...]
+) -> None:
+    pretend_pythons(chroot, **pythons)
+    program = chroot.top / "usr/bin" / manager
+    program.write_text('#!/bin/sh\necho "$*" >>/asked\nexit 1\n')
+    program.chmod(0o755)
+
+    result = chroot()
+
+    assert result.status == 1
+    assert result.stderr.splitlines()[0].endswith("; nothing was installed")
+    assert chroot.asked()[0].endswith(" " + " ".join(asked))
+
+
+@pytest.mark.parametrize("manager", ["apt-get", "pacman", "apk", "xbps-install"])
+def test_no_package_is_installed_for_a_python_that_is_too_old(
+    chroot: Chroot, manager: str
+) -> None:
+    pretend_pythons(chroot, python3="old")
+    program = chroot.top / "usr/bin" / manager
+    program.unlink(missing_ok=True)
+    program.write_text('#!/bin/sh\necho "$*" >>/asked\n')
+    program.chmod(0o755)
+
+    result = chroot()
+
+    assert result == Result(
+        1, "", "install.sh: there is no Python from 3.9 on in /usr/bin; nothing was installed\n"
+    )
+    assert chroot.asked() == []
+
+
+def test_no_package_is_installed_if_something_is_in_the_way(chroot: Chroot) -> None:
+    pretend_packages(chroot, ">/module")
+    pretend_pythons(chroot, python3="new")
+    (chroot.top / COMMAND).write_text("#!/bin/sh\n")
+
+    result = chroot()
+
+    assert result == Result(1, "", f"install.sh: /{COMMAND} is not ours; nothing was installed\n")
+    assert chroot.asked() == []
+
+
+def test_packages_that_were_installed_are_named_if_the_rest_fails(chroot: Chroot) -> None:
+    pretend_packages(chroot, ">/module")
+    (chroot.top / "usr/bin/python3").write_text(
+        "#!/bin/sh\ncase \"$*\" in *'import l'*) [ -e /module ] ;; *compileall*) exit 1 ;; esac\n"
+    )
+
+    result = chroot()
+
+    assert (result.status, result.stderr) == (
+        1,
+        "install.sh: cannot compile the program: ; of vfio-console-hook nothing was installed, "
+        "but these packages were: python3-lxml python3-yaml\n",
+    )
+    assert not (chroot.top / LIB).exists()
+
+
+@pytest.mark.parametrize(
+    ("sign", "sentence", "hint"),
+    [
+        ("etc/NIXOS", "NixOS has no /usr to install into", "virtualisation.libvirtd.hooks.qemu"),
+        ("run/current-system/profile/bin/guix", "Guix System has no /usr", "package definition"),
+        ("etc/unraid-version", "unRAID has its system in memory", "/boot/config/go"),
+        ("run/ostree-booted", "the /usr of this host is an image", "rpm-ostree install"),
+    ],
+)
+def test_a_host_whose_usr_is_an_image_is_told_what_to_do(
+    chroot: Chroot, sign: str, sentence: str, hint: str
+) -> None:
+    (chroot.top / sign).parent.mkdir(parents=True, exist_ok=True)
+    (chroot.top / sign).touch()
+    before = tree(chroot.top)
+
+    result = chroot()
+
+    said = result.stderr.splitlines()
+    assert (result.status, result.stdout, len(said)) == (1, "", 2)
+    assert said[0].startswith(f"install.sh: {sentence}")
+    assert said[0].endswith("; nothing was installed")
+    assert hint in said[1]
+    assert {**tree(chroot.top), "dev/null": ""} == {**before, "dev/null": ""}
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+def test_a_read_only_usr_is_recognized(chroot: Chroot, transactional: bool) -> None:
+    if transactional:
+        (chroot.top / "usr/bin/transactional-update").write_text("#!/bin/sh\n")
+        (chroot.top / "usr/bin/transactional-update").chmod(0o755)
+    if subprocess.run(["chattr", "+i", chroot.top / "usr"], capture_output=True).returncode:
+        pytest.skip("this file system has no immutable directories")
+    try:
+        result = chroot()
+    finally:
+        subprocess.run(["chattr", "-i", chroot.top / "usr"], check=True)
+
+    said = result.stderr.splitlines()
+    assert said[0] == "install.sh: the /usr of this host is read-only; nothing was installed"
+    assert ("transactional-update pkg install" in said[1]) is transactional
+
+
+def test_what_a_package_has_installed_is_left_to_the_package_manager(clone: Clone) -> None:
+    clone.put(f"{LIB}.0.2.0/package.sh", "", 0o644)
+    clone.link(LIB, "vfio-console-hook.0.2.0")
+    before = tree(clone.dest)
+
+    installed, removed = clone(), clone("--uninstall")
+
+    for result, done in ((installed, "installed"), (removed, "removed")):
+        assert result == Result(
+            1,
+            "",
+            f"install.sh: vfio-console-hook is installed as a package; nothing was {done}\n"
+            "hint: upgrade or remove it with the package manager\n",
+        )
+    assert tree(clone.dest) == before
+
+
 def test_libvirts_module_for_python_is_installed_if_libvirt_is(chroot: Chroot) -> None:
     pretend_packages(chroot, ">/module")
 

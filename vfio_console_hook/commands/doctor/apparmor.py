@@ -10,8 +10,7 @@ from ...machine.host import Host
 from . import denials
 from .confinement import APPARMOR, daemons, last_denial, not_in_use, process_label
 from .finding import Finding, check, failure, passed, warning
-from .hook_files import gates
-from .installation import PYTHON
+from .hook_files import gates, python_of_hook
 from .system import System
 
 _PROFILES = "sys/kernel/security/apparmor/profiles"
@@ -92,7 +91,7 @@ def confined_hook(system: System) -> Iterator[Finding]:
 
 def _executed(host: Host) -> Iterator[str]:
     """What is executed for an event, with links resolved, as AppArmor sees it."""
-    for path in (*(gate.path for gate in gates(host)), PYTHON):
+    for path in (*(gate.path for gate in gates(host)), python_of_hook(host)):
         real = host.real(path)
         if real is not None:
             yield real
@@ -100,10 +99,11 @@ def _executed(host: Host) -> Iterator[str]:
 
 def _profile_of_python(host: Host) -> str:
     """The profile that Python has by itself, or ""."""
-    real = host.real(PYTHON) or PYTHON
+    python = python_of_hook(host)
+    real = host.real(python) or python
     lines = (host.read(_PROFILES) or "").splitlines()
     names = (line.rpartition(" (")[0] for line in lines if not line.endswith("(unconfined)"))
-    return next((name for name in names if name in (f"/{PYTHON}", f"/{real}")), "")
+    return next((name for name in names if name in (f"/{python}", f"/{real}")), "")
 
 
 def _bin_rule(host: Host) -> str | None:

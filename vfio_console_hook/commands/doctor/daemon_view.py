@@ -8,8 +8,8 @@ from ...machine import roots
 from ...machine.host import Host
 from .daemon import Daemon, running_daemons
 from .finding import Finding, check, failure, passed, unrecorded
-from .hook_files import CHAINED, DROPIN, MAIN, is_gate
-from .installation import PROGRAM, PYTHON
+from .hook_files import CHAINED, DROPIN, MAIN, is_gate, python_of
+from .installation import PROGRAM
 from .system import System
 
 _BY_HAND = (
@@ -42,7 +42,8 @@ def _finding(host: Host, one: Daemon, view: str) -> Finding:
     gates = [path for path in (MAIN, DROPIN, CHAINED) if _is_gate(host, f"{view}/{path}")]
     if not gates:
         return failure(f"{text}, and no hook among them: VMs start without it", _BY_HAND, of=title)
-    missing = [path for path in (PROGRAM, PYTHON) if not host.exists(f"{view}/{path}")]
+    python = python_of(host.read_bytes(f"{view}/{gates[0]}") or b"")
+    missing = [path for path in (PROGRAM, python) if not host.exists(f"{view}/{path}")]
     if missing:
         text += f", with /{gates[0]} but without /{missing[0]}: VMs with a PCI device are refused"
         return failure(text, _BY_HAND, of=title)

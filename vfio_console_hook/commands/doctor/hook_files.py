@@ -18,6 +18,7 @@ DROPINS = f"{HOOKS}/qemu.d"
 DROPIN = f"{DROPINS}/50-vfio-console-hook"
 CHAINED = f"{HOOKS}/vfio-console-hook"
 
+_PYTHON = re.compile(rb"^PYTHON=/(usr/bin/python3[0-9.]*)$", re.MULTILINE)
 _MARK = re.compile(rb"^# vfio-console-hook: the gate", re.MULTILINE)
 
 
@@ -64,6 +65,17 @@ class HookFile:
 def is_gate(content: bytes) -> bool:
     """Whether a file is the gate of this hook."""
     return _MARK.search(content) is not None
+
+
+def python_of(gate: bytes) -> str:
+    """The Python that a gate starts, as a path below the root; install.sh writes it there."""
+    match = _PYTHON.search(gate)
+    return match[1].decode() if match else "usr/bin/python3"
+
+
+def python_of_hook(host: Host) -> str:
+    """The Python that runs the hook on this host, as a path below the root. Raises HostError."""
+    return next((python_of(one.content) for one in gates(host)), python_of(b""))
 
 
 def hook_file(host: Host, path: str) -> HookFile | None:

@@ -18,10 +18,10 @@ from .hook_files import (
     gates,
     hook_file,
     hook_files,
+    python_of_hook,
 )
 from .system import System
 
-PYTHON = "usr/bin/python3"
 _LIB = "usr/lib/vfio-console-hook"
 PROGRAM = f"{_LIB}/hook"
 _PACKAGE = f"{_LIB}/vfio_console_hook"
@@ -35,11 +35,7 @@ _LINKS = (_UNITS, "etc/systemd/system")
 _DAEMONS = ("usr/sbin/virtqemud", "usr/sbin/libvirtd", "usr/bin/virtqemud", "usr/bin/libvirtd")
 _READS_DROPINS = (6, 5)
 _OLDEST_PYTHON = (3, 9)
-ASK_PYTHON = (
-    f"/{PYTHON}", "-I", "-c",
-    "import sys; print(sys.version.split()[0]); sys.tracebacklimit = 0; import lxml.etree, yaml",
-)  # fmt: skip
-"""Prints the version; fails, with one line, without the libraries that the hook needs."""
+_ASK = "import sys; print(sys.version.split()[0]); sys.tracebacklimit = 0; import lxml.etree, yaml"
 _TIMEOUT_S = 10
 
 _REINSTALL = "install vfio-console-hook again"
@@ -142,25 +138,31 @@ def _open_to_users(host: Host, path: str) -> Iterator[Finding]:
         yield failure(f"users other than root can write to /{path}", f"chmod go-w /{path}")
 
 
+def ask_python(path: str) -> tuple[str, ...]:
+    """Prints the version; fails, with one line, without the libraries that the hook needs."""
+    return (f"/{path}", "-I", "-c", _ASK)
+
+
 @check("Python")
 def python(system: System) -> Iterator[Finding]:
     """Whether the Python that the gate starts is new enough, and has what the hook needs."""
+    path = python_of_hook(system.host)
     try:
-        version = system.host.run(*ASK_PYTHON, timeout_s=_TIMEOUT_S)
+        version = system.host.run(*ask_python(path), timeout_s=_TIMEOUT_S)
     except UnrecordedError:
         raise
     except HostError as error:
         reason = error.text.rpartition(" failed: ")[2]
         yield failure(
-            f"/{PYTHON} cannot run the hook: {reason}",
+            f"/{path} cannot run the hook: {reason}",
             "install lxml and PyYAML for Python (Debian: apt install python3-lxml python3-yaml;"
             " Fedora: dnf install python3-lxml python3-pyyaml)",
         )
         return
     if _numbers(version) < _OLDEST_PYTHON:
-        yield failure(f"/{PYTHON} is version {version}", "install Python 3.9 or later")
+        yield failure(f"/{path} is version {version}", "install Python 3.9 or later")
     else:
-        yield passed(f"/{PYTHON} is version {version} and has lxml and PyYAML")
+        yield passed(f"/{path} is version {version} and has lxml and PyYAML")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -11,8 +11,7 @@ from ...machine.host import Host
 from ...machine.libvirtd import DAEMONS
 from .confinement import daemons, process_label
 from .finding import FAIL, WARN, Finding, check, passed
-from .hook_files import gates
-from .installation import PYTHON
+from .hook_files import gates, python_of
 from .system import System
 
 UNCONFINED_HOOKS = "virt_hooks_unconfined"
@@ -90,9 +89,10 @@ def _denied_to_hook(host: Host, daemon: str, gate: str) -> Iterator[_Denied]:
             "libvirt starts no VM",
         )
         return
-    program, missing = _executed(host, hook, PYTHON)
+    python = python_of(host.read_bytes(gate) or b"")
+    program, missing = _executed(host, hook, python)
     if missing:
-        what = f"to run /{PYTHON} ({_type_of_file(host, PYTHON)}): {_listed(missing)}"
+        what = f"to run /{python} ({_type_of_file(host, python)}): {_listed(missing)}"
         yield _Denied(selinux.type_of(hook), what, "no VM with a PCI device starts")
         return
     domain = selinux.type_of(program)
