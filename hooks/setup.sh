@@ -190,6 +190,8 @@ remove_links() {
         "$root"/etc/systemd/system/*.wants/vfio-console-hook-*; do
         if is_our_link "$link"; then
             rm -f "$link" || refuse "cannot remove $link" || return
+            # As systemctl does; what install.sh has made elsewhere it knows itself.
+            case $link in "$root"/etc/*) rmdir "${link%/*}" 2>/dev/null || : ;; esac
             found=yes
         fi
     done

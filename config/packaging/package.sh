@@ -44,9 +44,19 @@ take_over() {
         for page in man8/vfio-console-hook.8 man5/vfio-console-hook.yaml.5; do
             [ ! -f "$SHARE/man/$page.gz" ] || rm -f "$SHARE/man/$page"
         done
-        [ ! -f "$SHARE/zsh/vendor-completions/_vfio-console-hook" ] ||
-            rm -f "$SHARE/zsh/site-functions/_vfio-console-hook"
-        [ ! -f "$DOC/copyright" ] || rm -f "$DOC/LICENSE" "$DOC/NEWS.md"
+        # The .deb has these elsewhere.
+        if [ -f "$DOC/copyright" ]; then
+            rm -f "$SHARE/zsh/site-functions/_vfio-console-hook" "$DOC/LICENSE" "$DOC/NEWS.md"
+        else
+            rm -f "$SHARE/zsh/vendor-completions/_vfio-console-hook" "$DOC/LICENSE"
+        fi
+        # rpm keeps any configuration that was there, and cannot know that nobody has changed it.
+        entry=/etc/xdg/autostart/vfio-console-hook.desktop
+        [ ! -f "$entry.rpmnew" ] || mv -f "$entry.rpmnew" "$entry"
+        if [ -f "$ETC/default.yaml.rpmnew" ] && same "$ETC/default.yaml" "$old/default.yaml"; then
+            mv -f "$ETC/default.yaml.rpmnew" "$ETC/default.yaml"
+        fi
+        rm -f "$ETC/default.yaml.new"
         made=$(cat "$old/made")
         rm -rf "$old"
         # Those below ETC are the package's now. Inner ones come last.
