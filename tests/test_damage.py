@@ -38,7 +38,8 @@ VM, GPU = private.NAME, private.GPU
 COMMANDS = (
     ("plan", VM), ("plan", "--json", VM), ("status",), ("status", "--prometheus"), ("doctor",),
     ("check-config",), ("check-config", "--vm", VM), ("record", "-"), ("recover",),
-    ("dismiss",), ("notify",), ("take", GPU), ("take", "--vfio", "--for", VM, GPU), ("give", GPU),
+    ("dismiss",), ("notify",), ("rehearse", GPU), ("keep", VM),
+    ("take", GPU), ("take", "--vfio", "--for", VM, GPU), ("give", GPU),
 )  # fmt: skip
 # Many at once hide what follows the first; few reach little.
 DAMAGE = 40

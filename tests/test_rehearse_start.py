@@ -248,7 +248,9 @@ def test_its_report_can_be_replayed(
     assert rehearsed.replay(text, tmp_path / "replayed") == {}
 
 
-@pytest.mark.parametrize("words", [("--xml", "x.xml"), (GPU,), ("a", "b"), ("--times", "2", VM), ("--reset", VM)])
+@pytest.mark.parametrize(
+    "words", [("--xml", "x.xml"), (GPU,), ("a", "b"), ("--times", "2", VM), ("--reset", VM)]
+)
 def test_only_one_vm_of_libvirts_can_be_started(
     host: WithLibvirtd, words: tuple[str, ...], capsys: Capture
 ) -> None:

@@ -34,8 +34,8 @@ _SECTION, _LINE = "# == ", "#| "
 # in brackets, if it is there.
 _PRIVATE_SOURCE = re.compile(
     r"^(?:\[[^]]*\] *)?(?:kernel: )?(?:audit|usb|hid|input|wlan|wl|eth|en[opsx]|br-|veth|virbr"
-    r"|vnet|tap|tun|wg|docker|bluetooth|ipv6|ext4|xfs|btrfs|zfs|nfs|cifs|sd |scsi|nvme|ata\d|md\d|dm-"
-    r"|device-mapper|systemd|kauditd|iptables|nft|\[?UFW)",
+    r"|vnet|tap|tun|wg|docker|bluetooth|ipv6|ext4|xfs|btrfs|zfs|nfs|cifs|sd |scsi|nvme|ata\d|md\d"
+    r"|dm-|device-mapper|systemd|kauditd|iptables|nft|\[?UFW)",
     re.IGNORECASE,
 )
 _SERIAL = re.compile(r"(?i)\b(serial(?: ?number)?|uuid|s/n)\b[:= ]+[^\s,;]+")
