@@ -43,5 +43,5 @@ other tests), printed.py (the output of commands without times), share.py (the h
 of a start), monitors.py and pictures.py (what a screen shows, how two are compared), vm.py
 (the VM that gets the GPU), matrix.py, cell.py, observation.py and tables.py (the matrix and
 the comparison), trace.py (the hook's system calls by strace), retry.py (lost machines),
-kernels.py, images.py, debian.py and cache.py (what is built).
+kernels.py, images.py, modular.py (virtqemud), debian.py and cache.py (what is built).
 """

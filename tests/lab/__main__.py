@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import __doc__ as manual
@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 class Lab:
     """What all scenarios share: the built files, and the directory of results."""
 
-    built: dict[tuple[str, tuple[str, ...]], Built]
+    built: dict[tuple[str, tuple[str, ...], str], Built]
     ovmf: Path
     program: Path
     out: Path
@@ -53,7 +53,7 @@ class Lab:
         directory = self.out / scenario.name
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        built = self.built[scenario.kernel, scenario.stand_ins]
+        built = self.built[parts_of(scenario)]
 
         def boot() -> Machine:
             return Machine(self.hardware(scenario), built, self.program, directory)
@@ -154,15 +154,20 @@ def fit(
     left_out: list[Scenario] = []
     spent_s = 0.0
     there: set[str] = set()
+    roots: set[str] = set()
     for scenario in wanted:
         cost_s = scenario.seconds() / jobs
+        kernel = kernels.named(scenario.kernel)
         if scenario.kernel not in there:
-            cost_s += kernels.seconds_to_build(cache, kernels.named(scenario.kernel), there)
+            cost_s += kernels.seconds_to_build(cache, kernel, there)
+        if scenario.root not in roots:
+            cost_s += kernels.seconds_to_build_root(cache, kernel, scenario.root)
         if spent_s + cost_s > budget_s:
             left_out.append(scenario)
             continue
         chosen.append(scenario)
         there.add(scenario.kernel)
+        roots.add(scenario.root)
         spent_s += cost_s
     return chosen, left_out
 
@@ -175,11 +180,18 @@ def build(cache: Cache, chosen: Sequence[Scenario], out: Path) -> Lab:
     program = out / "program.tar"
     program.write_bytes(images.program(REPOSITORY))
     plain = {kernel.name: kernels.build(cache, kernel) for kernel in wanted}
-    built = {
-        (one.kernel, one.stand_ins): with_modules(cache, plain[one.kernel], one.stand_ins)
-        for one in chosen
-    }
+    built = {}
+    for one in chosen:
+        whole = with_modules(cache, plain[one.kernel], one.stand_ins)
+        if one.root:
+            whole = replace(whole, root=images.root(cache, whole.kernel.root, one.root))
+        built[parts_of(one)] = whole
     return Lab(built, images.ovmf(cache), program, out)
+
+
+def parts_of(scenario: Scenario) -> tuple[str, tuple[str, ...], str]:
+    """What decides which files a scenario boots from."""
+    return scenario.kernel, scenario.stand_ins, scenario.root
 
 
 def run_all(lab: Lab, chosen: Sequence[Scenario], jobs: int, until: float | None) -> list[Result]:

@@ -22,6 +22,9 @@ from .cache import BuildError, Cache, command
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 FRESH_S = 12 * 3600
+# A mirror may be out of date, but its signature must be valid (see Suite).
+MMDEBSTRAP = ("mmdebstrap", '--aptopt=Acquire::Check-Valid-Until "false"')
+_MERGED_USR = "/usr/share/mmdebstrap/hooks/merged-usr"
 
 # Program -> Debian package that has it.
 TOOLS = {
@@ -84,18 +87,23 @@ def _answer(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 class Suite:
-    """One suite of the archive, with an optional overlay such as backports."""
+    """One suite of the archive, with an optional overlay such as backports.
 
-    def __init__(self, cache: Cache, name: str) -> None:
+    with_source: its lists have the source packages too, for unpack_source().
+    """
+
+    def __init__(self, cache: Cache, name: str, *, with_source: bool = False) -> None:
         self.name = name
         base = name[: -len("-backports")] if name.endswith("-backports") else name
-        self._root = cache.root / "apt" / name
-        self._log = cache.root / "logs" / f"apt-{name}.log"
+        place = f"{name}-source" if with_source else name
+        self._root = cache.root / "apt" / place
+        self._log = cache.root / "logs" / f"apt-{place}.log"
         self.sources = [
-            f"deb [signed-by={KEYRING}] {mirror()} {suite} main"
+            f"{kind} [signed-by={KEYRING}] {mirror()} {suite} main"
+            for kind in ("deb", "deb-src")[: 1 + with_source]
             for suite in dict.fromkeys((base, name))
         ]
-        with cache.locked(f"apt-{name}"):
+        with cache.locked(f"apt-{place}"):
             self._refresh()
 
     def versions(self, packages: Sequence[str]) -> dict[str, str]:
@@ -120,6 +128,40 @@ class Suite:
         """The newest version of a package that the suite lists; "" if it lists none."""
         answer = _answer(*self._apt("apt-cache", "madison", package)).stdout
         return answer.split("|")[1].strip() if "|" in answer else ""
+
+    def extract(self, packages: Sequence[str], root: Path, log: Path) -> None:
+        """Make a root with packages and what they depend on, all extracted, none configured."""
+        words = [*MMDEBSTRAP, "--variant=extract", f"--hook-dir={_MERGED_USR}"]
+        words.append(f"--include={','.join(packages)}")
+        command([*words, self.name, root, *self.sources], log=log)
+
+    def unpack_source(self, package: str, version: str, directory: Path, log: Path) -> None:
+        """Unpack a source package of format 3.0 (quilt) and apply its patches.
+
+        A mirror may have no .dsc files, so the tar files are fetched by the digests in the
+        signed list, and dpkg-source has nothing to do.
+        """
+        wanted = f"{package}={version}"
+        listing = self._apt("apt-get", "source", "--download-only", "--print-uris", wanted)
+        answer = _answer(*listing)
+        files = re.findall(r"^'(\S+)' (\S+\.tar\.\S+) \d+ (\S+)$", answer.stdout, re.MULTILINE)
+        if not files:
+            raise BuildError(f"{self.name} has no source of {wanted}: {answer.stderr}")
+        directory.mkdir(parents=True)
+        for address, name, digest in sorted(files, key=lambda file: ".debian." in file[1]):
+            if name.endswith(".asc"):
+                continue
+            archive = directory.with_name(name)
+            helper = self._apt("/usr/lib/apt/apt-helper", "download-file", address, str(archive))
+            command([*helper, digest], log=log)
+            strip = [] if ".debian." in name else ["--strip-components=1"]
+            command(["tar", "-xf", archive, "-C", directory, *strip], log=log)
+            archive.unlink()
+        patches = directory / "debian/patches"
+        for line in (patches / "series").read_text().splitlines():
+            if line and not line.startswith("#"):
+                patch = patches / line.split()[0]
+                command(["patch", "-s", "-p1", "-i", patch], log=log, cwd=directory)
 
     def unpack_pooled(self, source: str, name: str, directory: Path, log: Path) -> None:
         """Unpack a package that the pool still has but no list names, without its signature.

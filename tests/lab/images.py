@@ -14,15 +14,15 @@ import stat
 import subprocess
 import tarfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from . import modular
 from .cache import Cache, command, sha256
-from .debian import Suite
+from .debian import MMDEBSTRAP, Suite
 
 GUEST = Path(__file__).parent / "guest"
 
-# As in debian.Suite: a mirror may be out of date, but its signature must be valid.
-APT_OPTIONS = ('--aptopt=Acquire::Check-Valid-Until "false"',)
 PACKAGES = (
     "systemd",
     "systemd-sysv",
@@ -69,21 +69,43 @@ EXTRAS = {
 FIRMWARE_SUITE = "bookworm"
 
 
-def root(cache: Cache, suite_name: str) -> Path:
-    """A squashfs with a Debian release that has libvirtd, QEMU and Python."""
-    suite = Suite(cache, suite_name)
-    packages = (*PACKAGES, *EXTRAS.get(suite_name, ()))
-    recipe = {"suite": suite_name, "packages": suite.versions(packages)}
+@dataclass(frozen=True)
+class Variant:
+    """A root for some scenarios: packages instead of EXTRAS, commands at the end of the build.
+
+    suite is that of the root if it is not the kernel's; modular is whether virtqemud is built
+    for it.
+    """
+
+    packages: tuple[str, ...] = ()
+    suite: str = ""
+    hooks: tuple[str, ...] = ()
+    modular: bool = False
+
+
+VARIANTS = {
+    "virtqemud": Variant(modular=True),
+}
+
+
+def root(cache: Cache, suite_name: str, variant_name: str = "") -> Path:
+    """A squashfs with a Debian release that has libvirtd, QEMU and Python; or a variant of it."""
+    plain = Variant(EXTRAS.get(suite_name, ()))
+    variant = VARIANTS[variant_name] if variant_name else plain
+    suite = Suite(cache, variant.suite or suite_name)
+    packages = (*PACKAGES, *variant.packages)
+    recipe: dict[str, object] = {"suite": suite.name, "packages": suite.versions(packages)}
+    hooks = list(variant.hooks)
+    if variant.modular:
+        hooks.append(f"sync-in {modular.build(cache, suite.name)} /")
+    if hooks:
+        recipe["hooks"] = hooks
 
     def make(directory: Path, log: Path) -> None:
         tree = directory / "root.tar"
-        argv: list[str | Path] = [
-            "mmdebstrap",
-            "--variant=minbase",
-            *APT_OPTIONS,
-            f"--include={','.join(packages)}",
-        ]
-        command([*argv, suite_name, tree, *suite.sources], log=log)
+        argv = [*MMDEBSTRAP, "--variant=minbase", f"--include={','.join(packages)}"]
+        argv += [f"--customize-hook={hook}" for hook in hooks]
+        command([*argv, suite.name, tree, *suite.sources], log=log)
         squash: list[str | Path] = [
             "mksquashfs",
             "-",
@@ -94,7 +116,8 @@ def root(cache: Cache, suite_name: str) -> Path:
         command([*squash, "-comp", "zstd", "-Xcompression-level", "6"], log=log, stdin=tree)
         tree.unlink()
 
-    return cache.build(f"root-{suite_name}", recipe, make) / "root.squashfs"
+    name = "-".join(filter(None, ("root", suite_name, variant_name)))
+    return cache.build(name, recipe, make) / "root.squashfs"
 
 
 def ovmf(cache: Cache) -> Path:

@@ -137,9 +137,15 @@ def seconds_to_build(cache: Cache, kernel: Kernel, before: Collection[str] = ())
     return sum(cost for name, cost in names.items() if not _built(cache, name))
 
 
+def seconds_to_build_root(cache: Cache, kernel: Kernel, variant: str) -> float:
+    """The same for a variant of the kernel's root; 0 for none."""
+    return 0.0 if not variant or _built(cache, f"root-{kernel.root}-{variant}") else 240.0
+
+
 def _built(cache: Cache, name: str) -> bool:
-    """Whether any build of that name is in the cache."""
-    return any((cache.root / "builds").glob(f"{name}-*/manifest.json"))
+    """Whether any build of that name is in the cache; a name may begin as another one does."""
+    found = (cache.root / "builds").glob(f"{name}-*/manifest.json")
+    return any(one.parent.name.rpartition("-")[0] == name for one in found)
 
 
 def _from_package(cache: Cache, kernel: Kernel) -> Path:

@@ -1,4 +1,4 @@
-"""The hook, libvirtd or both are killed at several points of a VM's life.
+"""The hook, libvirt's daemon or both are killed at several points of a VM's life.
 
 prepare waits at two known points: for a service that stops slowly, and for a process that
 has the GPU open. After each kill, `recover` or the next start of the same VM must leave
@@ -8,6 +8,7 @@ no claim, the service running, the console back and alive, and a VM that can sta
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from . import service
 from .background import Background, watch
@@ -16,7 +17,6 @@ from .trial import CLAIMS, LOOK, Trial
 SERVICE_STOPS_IN_S = 6
 RECOVER = "vfio-console-hook-recover.service"
 NOT_RELEASED = "an earlier run was not released"
-LIBVIRTD = "libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket"
 # This file is created once the VM runs.
 RUNS = "/run/lab-runs"
 # What the claim contains at these points; services is the first stage.
@@ -25,6 +25,9 @@ STOPPING, WAITING = '"stage": "services"', '"stage": "preflight"'
 
 class Killed(Trial):
     """Kills, each followed by recover or a new start, and by checks of the whole machine."""
+
+    daemon = "libvirtd"
+    """The daemon that has QEMU's VMs."""
 
     def run(self) -> None:
         """Set up, run one whole cycle, then kill at each point.
@@ -35,26 +38,30 @@ class Killed(Trial):
             return
         service.start(self.machine, SERVICE_STOPS_IN_S)
         self.cycle(1)
-        for kill in (
-            self.hook_killed_while_a_service_stops,
-            self.hook_killed_while_waiting_for_a_holder,
-            self.supervisor_killed_while_waiting_for_a_holder,
-            self.worker_killed_while_waiting_for_a_holder,
-            self.libvirtd_killed_in_prepare,
-            self.everything_killed_in_prepare,
-            self.everything_killed_in_prepare_then_started_again,
-            self.libvirtd_killed_while_the_vm_runs,
-            self.vm_killed_while_libvirtd_is_down,
-            self.hook_killed_in_release,
-            self.hook_killed_in_the_middle_of_release,
-            self.recover_while_a_vm_starts_and_runs,
-        ):
+        for kill in self.kills():
             name = kill.__name__.replace("_", "-")
             self.machine.note(name)
             self.mark(name)
             self.write(())
             kill(name)
             self.check_all(name)
+
+    def kills(self) -> tuple[Callable[[str], None], ...]:
+        """The kills, in this order; each gets its own name."""
+        return (
+            self.hook_killed_while_a_service_stops,
+            self.hook_killed_while_waiting_for_a_holder,
+            self.supervisor_killed_while_waiting_for_a_holder,
+            self.worker_killed_while_waiting_for_a_holder,
+            self.daemon_killed_in_prepare,
+            self.everything_killed_in_prepare,
+            self.everything_killed_in_prepare_then_started_again,
+            self.daemon_killed_while_the_vm_runs,
+            self.vm_killed_while_the_daemon_is_down,
+            self.hook_killed_in_release,
+            self.hook_killed_in_the_middle_of_release,
+            self.recover_while_a_vm_starts_and_runs,
+        )
 
     # prepare
 
@@ -84,11 +91,11 @@ class Killed(Trial):
         self.demand(not starting.wait(180).ok, f"{name}: the VM started")
         self.let_go()
 
-    def libvirtd_killed_in_prepare(self, name: str) -> None:
-        """The hook goes on, and libvirtd never calls it for the end of the VM."""
+    def daemon_killed_in_prepare(self, name: str) -> None:
+        """The hook goes on, and the daemon never calls it for the end of the VM."""
         self.hold()
         starting = self.starting()
-        hook = self.watch(name, "prepare", WAITING, "libvirtd")
+        hook = self.watch(name, "prepare", WAITING, "daemon")
         self.demand(not starting.wait(180).ok, f"{name}: the VM started")
         # recover must undo nothing while the hook is still running.
         self.machine.run("vfio-console-hook recover", 60)
@@ -96,15 +103,15 @@ class Killed(Trial):
         if hook:
             gone = f"while [ -e /proc/{hook} ]; do sleep 0.5; done"
             self.demand(self.machine.run(gone, 90).ok, f"{name}: the hook did not end")
-        self.wait_for_libvirtd(name)
+        self.wait_for_daemon(name)
 
     def everything_killed_in_prepare(self, name: str) -> None:
-        """Neither the hook nor libvirtd is left: the unit that runs after libvirtd releases all."""
+        """Neither the hook nor the daemon is left: the unit that runs after it releases all."""
         self.kill_everything(name)
         left = f'n=0; while [ -n "$(ls -A {CLAIMS})" ]; do n=$((n + 1)); [ $n -lt 120 ] || exit 1;'
         gone = self.machine.run(f"{left} sleep 0.5; done", 120).ok
         self.machine.run(f"systemctl status {RECOVER}; journalctl -o cat -u {RECOVER}")
-        self.demand(gone, f"{name}: the claim was not released after libvirtd's restart")
+        self.demand(gone, f"{name}: the claim was not released after the daemon's restart")
 
     def everything_killed_in_prepare_then_started_again(self, name: str) -> None:
         """Without that unit, the next start releases what the killed one left behind."""
@@ -118,34 +125,35 @@ class Killed(Trial):
         self.demand(NOT_RELEASED in log, f"{name}: no {NOT_RELEASED!r} in the log")
 
     def kill_everything(self, name: str) -> None:
-        """Kill the hook and libvirtd, which after its restart does not know of the VM's start."""
+        """Kill the hook and the daemon, which after its restart does not know of the VM's start."""
         self.killed_while_waiting(name, "everything")
-        self.wait_for_libvirtd(name)
+        self.wait_for_daemon(name)
 
     # the running VM
 
-    def libvirtd_killed_while_the_vm_runs(self, name: str) -> None:
-        """After its restart libvirtd finds the VM still running."""
+    def daemon_killed_while_the_vm_runs(self, name: str) -> None:
+        """After its restart the daemon finds the VM still running."""
         if not self.started(name):
             return
         pid = self.pid_of_qemu()
-        self.machine.run("kill -KILL $(cat /run/libvirtd.pid); sleep 1")
-        self.wait_for_libvirtd(name)
+        self.machine.run(f"kill -KILL $(cat /run/{self.daemon}.pid); sleep 1")
+        self.wait_for_daemon(name)
         self.check_running(name)
         self.demand(self.pid_of_qemu() == pid, f"{name}: it is another QEMU")
         self.machine.run("vfio-console-hook recover", 60)
         self.check_running(f"{name} after recover")
         self.machine.run("virsh destroy gpu", 180)
 
-    def vm_killed_while_libvirtd_is_down(self, name: str) -> None:
-        """libvirtd notices when it starts, and calls the hook then."""
+    def vm_killed_while_the_daemon_is_down(self, name: str) -> None:
+        """The daemon notices when it starts, and calls the hook then."""
         if not self.started(name):
             return
-        self.machine.run(f"systemctl stop {LIBVIRTD}", 90)
+        sockets = " ".join(f"{self.daemon}{kind}.socket" for kind in ("", "-ro", "-admin"))
+        self.machine.run(f"systemctl stop {self.daemon}.service {sockets}", 90)
         self.machine.run(f"kill -KILL {self.pid_of_qemu()}; sleep 1")
         self.machine.run("vfio-console-hook status")
-        self.machine.run("systemctl start libvirtd", 120)
-        self.wait_for_libvirtd(name)
+        self.machine.run(f"systemctl start {self.daemon}", 120)
+        self.wait_for_daemon(name)
 
     # release
 
@@ -245,8 +253,8 @@ class Killed(Trial):
         """The process id of the VM's QEMU."""
         return self.machine.run("cat /run/libvirt/qemu/gpu.pid").stdout.strip()
 
-    def wait_for_libvirtd(self, name: str) -> None:
-        """Wait until libvirtd answers; systemd restarts it after a SIGKILL."""
+    def wait_for_daemon(self, name: str) -> None:
+        """Wait until the daemon answers; systemd restarts it after a SIGKILL."""
         answers = "until timeout 10 virsh -q list --all; do sleep 1; done"
-        self.demand(self.machine.run(answers, 120).ok, f"{name}: libvirtd does not answer")
+        self.demand(self.machine.run(answers, 120).ok, f"{name}: {self.daemon} does not answer")
         self.machine.run(LOOK)

@@ -61,7 +61,8 @@ class Scenario:
     is a name in trials.py, for scenarios that do something other than starting and
     destroying one VM. script is for the comparison: instead of the program, the script
     that guides recommend is libvirt's hook (guest/generic-hook.sh); then hook is False.
-    stand_ins are names of modules in stand-ins/ that the kernel gets.
+    stand_ins are names of modules in stand-ins/ that the kernel gets. root is the name of a
+    variant of the kernel's root (images.VARIANTS).
     """
 
     name: str
@@ -88,6 +89,7 @@ class Scenario:
     smoke: bool = False
     kind: str = "cycles"
     stand_ins: tuple[str, ...] = ()
+    root: str = ""
 
     def seconds(self) -> float:
         """An estimate of its duration for a time budget (two machines on two cores)."""
@@ -133,6 +135,22 @@ def _killed(kernel: str) -> Scenario:
         config="services:\n  - lab-service\nholders:\n  wait_s: 60\ntimeout_s: 120\n",
         kind="killed",
         cycles=12,
+    )
+
+
+def _apparmor(name: str, kernel: str, root: str = "") -> Scenario:
+    """libvirtd confined by the profile of its package, and a service to stop."""
+    return Scenario(
+        name,
+        kernel,
+        EFIFB,
+        gpus=(BOCHS,),
+        kernel_line="apparmor=1",
+        holder=FB_HOLDER,
+        refused=NAMED_FB_HOLDER,
+        config="services:\n  - lab-service\nholders:\n  wait_s: 10\n",
+        kind="apparmor",
+        root=root,
     )
 
 
@@ -298,17 +316,7 @@ SCENARIOS = (
         config="services:\n  - display-manager\n",
         kind="desktop",
     ),
-    Scenario(
-        "apparmor",
-        "6.1",
-        EFIFB,
-        gpus=(BOCHS,),
-        kernel_line="apparmor=1",
-        holder=FB_HOLDER,
-        refused=NAMED_FB_HOLDER,
-        config="services:\n  - lab-service\nholders:\n  wait_s: 10\n",
-        kind="apparmor",
-    ),
+    _apparmor("apparmor", "6.1"),
     Scenario("two-vms", "6.12", BOCHS_DRM, native_driver=True, kind="two-vms"),
     Scenario(
         "rehearsed-efifb-6.12",
@@ -338,6 +346,7 @@ SCENARIOS = (
         kind="rehearsal-killed",
     ),
     _killed("6.12"),
+    replace(_killed("6.12"), name="virtqemud", root="virtqemud", kind="virtqemud", cycles=6),
     Scenario("every-call-6.12", "6.12", EFIFB, kind="every-call"),
     Scenario(
         "held-sound",

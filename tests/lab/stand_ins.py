@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import images, kernels
+from . import kernels
 from .cache import Cache, command, sha256
 from .debian import Suite
 from .kernels import Built
@@ -21,7 +21,6 @@ from .kernels import Built
 SOURCES = Path(__file__).parent / "stand-ins"
 # What the headers of Debian's kernels do not depend on and their build runs.
 _BUILD_TOOLS = ("make", "dash", "bash", "coreutils", "findutils", "grep", "mawk", "sed")
-_MERGED_USR = "/usr/share/mmdebstrap/hooks/merged-usr"
 
 
 def with_modules(cache: Cache, built: Built, names: Sequence[str]) -> Built:
@@ -72,10 +71,7 @@ def _with_headers(cache: Cache, built: Built, work: Path, log: Path) -> None:
     """
     suite = Suite(cache, built.kernel.suites[0])
     root = work.with_name("root")
-    packages = ",".join((*_BUILD_TOOLS, f"linux-headers-{built.release}"))
-    words: list[str | Path] = ["mmdebstrap", "--variant=extract", *images.APT_OPTIONS]
-    words += [f"--hook-dir={_MERGED_USR}", f"--include={packages}"]
-    command([*words, suite.name, root, *suite.sources], log=log)
+    suite.extract((*_BUILD_TOOLS, f"linux-headers-{built.release}"), root, log)
     shutil.copytree(work, root / "work")
     # The link "awk" is made when mawk is installed.
     make = ["make", "-C", f"/lib/modules/{built.release}/build", "M=/work", "AWK=mawk", "modules"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from . import __main__ as command_line
-from . import debian, kernels
+from . import debian, images, kernels, modular
 from .cache import Cache
 from .dropin import disorder
 from .pictures import Picture, read_ppm
@@ -161,6 +161,18 @@ def test_only_the_first_build_of_a_source_counts_as_a_long_one(tmp_path: Path) -
     assert kernels.seconds_to_build(cache, arch, ["fedora-6.12"]) < first / 4
 
 
+def test_a_variant_of_a_root_is_no_build_of_the_root_itself(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    debian_13 = kernels.named("6.12")
+    plain = kernels.seconds_to_build(cache, debian_13)
+    variant = kernels.seconds_to_build_root(cache, debian_13, "virtqemud")
+    (cache.root / "builds/root-trixie-virtqemud-0").mkdir()
+    (cache.root / "builds/root-trixie-virtqemud-0/manifest.json").touch()
+
+    assert kernels.seconds_to_build(cache, debian_13) == plain
+    assert variant > kernels.seconds_to_build_root(cache, debian_13, "virtqemud") == 0
+
+
 def test_a_kernel_whose_modules_have_left_the_pool_is_not_offered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,3 +215,26 @@ def test_scenario_names_are_unique() -> None:
     names = [scenario.name for scenario in SCENARIOS]
 
     assert sorted(set(names)) == sorted(names)
+
+
+def test_every_scenario_has_a_root_that_can_be_built() -> None:
+    assert {one.root for one in SCENARIOS} - {""} == set(images.VARIANTS)
+
+
+def test_virtqemud_is_enabled_and_libvirtd_is_masked(tmp_path: Path) -> None:
+    built = tmp_path / "built"
+    built.mkdir()
+    for name in ("virtqemud", "virtqemud.conf", *modular.UNITS):
+        (built / name).write_text(name)
+    tree = tmp_path / "tree"
+
+    modular.place(built, tree)
+
+    settings = tree / "etc/systemd/system"
+    enabled = [*settings.glob("*.wants/virtqemud*")]
+    targets = {str(one.readlink()).lstrip("/") for one in enabled}
+    masked = {one.name for one in settings.iterdir() if one.is_symlink()}
+    assert targets == {f"usr/lib/systemd/system/{unit}" for unit in modular.UNITS}
+    assert all((tree / target).read_text() == Path(target).name for target in targets)
+    assert {"libvirtd.service", "libvirtd.socket"} <= masked
+    assert not any(Path(one.name).suffix == ".service" for one in settings.glob("sockets*/*"))

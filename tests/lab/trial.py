@@ -60,6 +60,7 @@ class Trial:
         self.gpus: tuple[GuestGpu, ...] = ()
         self.reference: Picture | None = None
         self.snapshots: dict[str, str] = {}
+        self.printed_by_install = ""
 
     hook_path = HOOK
     """The path of our hook."""
@@ -132,6 +133,7 @@ class Trial:
     def install(self) -> bool:
         """Run install.sh and write the VM's configuration."""
         answer = self.machine.run(f"cd {PROGRAM} && sh install.sh", 240)
+        self.printed_by_install = answer.stdout
         lines = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
         if not self.demand(answer.ok, f"install.sh: {' '.join(lines)}"):
             return False

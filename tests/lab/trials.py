@@ -26,6 +26,7 @@ from .traced import Moved, Untouched
 from .trial import Trial
 from .two_vms import TwoVms
 from .unprivileged import Unprivileged
+from .virtqemud import Virtqemud
 
 KINDS: dict[str, type[Trial]] = {
     "apparmor": AppArmor,
@@ -56,4 +57,5 @@ KINDS: dict[str, type[Trial]] = {
     "two-vms": TwoVms,
     "unprivileged": Unprivileged,
     "untouched": Untouched,
+    "virtqemud": Virtqemud,
 }

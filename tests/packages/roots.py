@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab.cache import BuildError, Cache, command
-from tests.lab.debian import Suite
-from tests.lab.images import APT_OPTIONS
+from tests.lab.debian import MMDEBSTRAP, Suite
 
 # What the .deb depends on: downloaded beforehand, and installed by apt in the trial.
 NEEDED = ("python3", "python3-lxml", "python3-yaml")
@@ -174,7 +173,7 @@ def _make(
 ) -> Path:
     def make(directory: Path, log: Path) -> None:
         tree = directory / "root.tar"
-        argv = ["mmdebstrap", *APT_OPTIONS, *options, suite.name, str(tree), *suite.sources]
+        argv = [*MMDEBSTRAP, *options, suite.name, str(tree), *suite.sources]
         command(argv, log=log)
         squash = ["mksquashfs", "-", str(directory / "root.squashfs"), "-tar", "-no-progress"]
         command([*squash, "-comp", "zstd", "-Xcompression-level", "6"], log=log, stdin=tree)

@@ -4,8 +4,8 @@
 
 The point is reached when the hook handles EVENT of VM and TEXT is in the claims. Prints
 {"hook": [pid...], "worker": [pid...], "claim": text} as of then. VICTIM says which
-processes get SIGKILL: the whole "hook", only its "supervisor" or its "worker", "libvirtd",
-"everything" (libvirtd first, so that it does not see the hook end), or "none".
+processes get SIGKILL: the whole "hook", only its "supervisor" or its "worker", libvirt's
+"daemon", "everything" (the daemon first, so that it does not see the hook end), or "none".
 Standard library of Python 3.9 only.
 """
 
@@ -53,13 +53,14 @@ def victims(kind: str, supervisors: list[int], workers: list[int], daemon: int) 
     """The processes to kill, in this order."""
     hook = supervisors + workers
     kinds = {"hook": hook, "supervisor": supervisors, "worker": workers}
-    kinds.update({"libvirtd": [daemon], "everything": [daemon, *hook], "none": []})
+    kinds.update({"daemon": [daemon], "everything": [daemon, *hook], "none": []})
     return kinds[kind]
 
 
-def libvirtd() -> int:
-    """The process id of the daemon."""
-    with open("/run/libvirtd.pid") as file:
+def libvirts_daemon() -> int:
+    """The process id of the daemon; only one of the two has been started on a machine."""
+    path = next(filter(os.path.exists, ("/run/virtqemud.pid", "/run/libvirtd.pid")))
+    with open(path) as file:
         return int(file.read())
 
 
@@ -72,7 +73,7 @@ def main(vm: str, event: str, text: str, victim: str, seconds: str) -> int:
         if found and text in written:
             supervisors = [pid for pid, parent in found.items() if parent not in found]
             workers = [pid for pid in found if pid not in supervisors]
-            for pid in victims(victim, supervisors, workers, libvirtd()):
+            for pid in victims(victim, supervisors, workers, libvirts_daemon()):
                 os.kill(pid, signal.SIGKILL)
             print(json.dumps({"hook": supervisors, "worker": workers, "claim": written}))
             return 0
