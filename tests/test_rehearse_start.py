@@ -17,7 +17,7 @@ from tests.libvirt_xml import UUID
 from tests.rehearsing import GPU, OWN, ended, gone, kill, order, until
 from vfio_console_hook import cli
 from vfio_console_hook.claims.directory import Claims
-from vfio_console_hook.commands.rehearse import command, detached, real, watchdog
+from vfio_console_hook.commands.rehearse import command, detached, real, rehearsal, watchdog
 from vfio_console_hook.commands.rehearse.rehearsal import Diary
 from vfio_console_hook.commands.rehearse.report import sections
 from vfio_console_hook.commands.rehearse.verdict import Verdict
@@ -29,7 +29,9 @@ VM = "win11"
 
 
 @pytest.fixture
-def host(machine: MachineFactory) -> WithLibvirtd:
+def host(machine: MachineFactory, monkeypatch: pytest.MonkeyPatch) -> WithLibvirtd:
+    for name in ("OPENING_S", "SPARE_S", "LIBVIRT_S"):
+        monkeypatch.setattr(rehearsal, name, 1.0)
     made = WithLibvirtd(machine("efifb-6.12").root)
     made.tree.make_directory("var/lib")
     libvirtd.define(made, VM, UUID, GPU)
@@ -38,12 +40,12 @@ def host(machine: MachineFactory) -> WithLibvirtd:
 
 def started(host: WithLibvirtd, seconds: float = 1.0, timeout_s: int = 60) -> Diary:
     """A rehearsal that starts the VM, begun as the command does."""
-    rehearsal = order(host, seconds=seconds, timeout_s=timeout_s)
+    ordered = order(host, seconds=seconds, timeout_s=timeout_s, starts=True)
     diary = Diary(host, OWN)
-    diary.begin(rehearsal)
+    diary.begin(ordered)
     hostdev = vars(Hostdev(GPU, True, "hostdev", 0))
     diary.note(real={"uri": "qemu:///system", "hostdevs": [hostdev]})
-    detached.begin(host, rehearsal, lambda role, own: command._detached(host, role, own))
+    detached.begin(host, ordered, lambda role, own: command._detached(host, role, own))
     return diary
 
 
@@ -104,10 +106,8 @@ def test_ctrl_c_destroys_it_at_once(host: WithLibvirtd) -> None:
 
 @pytest.mark.parametrize("phase", ["starting", "qemu", "opened"])
 def test_the_watchdog_destroys_it_when_the_runner_is_killed(
-    host: WithLibvirtd, phase: str, monkeypatch: pytest.MonkeyPatch
+    host: WithLibvirtd, phase: str
 ) -> None:
-    monkeypatch.setattr("vfio_console_hook.commands.rehearse.rehearsal.OPENING_S", 1.0)
-    monkeypatch.setattr("vfio_console_hook.commands.rehearse.rehearsal.SPARE_S", 1.0)
     diary = started(host, seconds=1.0, timeout_s=4)
     told = until(diary, lambda told: getattr(told, phase))
 
@@ -161,6 +161,33 @@ def test_while_libvirtd_is_down_qemu_is_killed(
     host.tree.remove("fake/libvirt/down")
     host.end(VM)  # libvirtd is back
     assert Claims(host).uuids() == ()
+
+
+def test_a_start_that_comes_after_its_time_is_ended_all_the_same(
+    host: WithLibvirtd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """virsh is killed at the end of its time, and libvirtd goes on."""
+    monkeypatch.setattr(real, "_ASK_AGAIN_S", 0.2)
+    host.tree.put("fake/libvirt/slow_s", "4")
+
+    told = ended(started(host, timeout_s=1), host)
+
+    assert (off(host), host.qemu_runs()) == (True, False)
+    assert told.end
+
+
+def test_a_vm_that_comes_even_later_is_ended_by_the_timer(
+    host: WithLibvirtd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(real, "_ASK_AGAIN_S", 0.2)
+    host.tree.put("fake/libvirt/slow_s", "9")
+    told = ended(started(host, timeout_s=1), host)
+    assert told.took["lost"] == "libvirt does not say whether win11 is off"
+    assert host.wait(host.qemu_runs, 20)
+
+    watchdog.give_back(host, OWN)
+
+    assert host.wait(lambda: off(host), 20)
 
 
 def test_a_vm_that_runs_already_is_left_alone(host: WithLibvirtd) -> None:

@@ -5,9 +5,13 @@ Its state lies in the tree, so every process of a test sees it:
     fake/libvirt/NAME        "UUID ADDRESS ADDRESS...": the VM that is defined
     fake/libvirt/down        virsh cannot connect
     fake/libvirt/refuses     why it does not start the VM
+    fake/libvirt/slow_s      the start takes so long, and goes on when virsh is killed
+    fake/libvirt/starting    such a start is under way, and libvirtd answers nothing about the VM
 """
 
 from __future__ import annotations
+
+import time
 
 from tests import events
 from vfio_console_hook.config import load
@@ -24,6 +28,7 @@ from .userspace import FakeLibvirt, close_device, open_device
 
 QEMU = 6100
 _FOLDER = "fake/libvirt"
+_STATES = ("down", "refuses", "slow_s", "starting")
 _VIRSH = "/usr/bin/virsh"
 
 
@@ -40,7 +45,7 @@ class WithLibvirtd(FakeHost):
     def _defined(self, wanted: str) -> tuple[str, str, tuple[str, ...]]:
         for name in self.list(_FOLDER):
             uuid, *addresses = (self.read(f"{_FOLDER}/{name}") or "").split() or [""]
-            if wanted in (name, uuid) and name not in ("down", "refuses"):
+            if wanted in (name, uuid) and name not in _STATES:
                 return name, uuid, tuple(addresses)
         raise HostError(f"failed to get domain '{wanted}'")
 
@@ -65,9 +70,27 @@ class WithLibvirtd(FakeHost):
         return self.exists(f"run/libvirt/qemu/{name}.pid")
 
     def _state(self, name: str, uuid: str, addresses: tuple[str, ...]) -> str:
+        if self.exists(f"{_FOLDER}/starting"):
+            raise HostError("Timed out during operation: cannot acquire state change lock")
         return "running" if self._runs(name) else "shut off"
 
     def _start(self, name: str, uuid: str, addresses: tuple[str, ...]) -> str:
+        """qemuDomainCreate(), which goes on when its client is gone."""
+        slow_s = self.read(f"{_FOLDER}/slow_s")
+        if slow_s is None:
+            return self._start_now(name, uuid, addresses)
+        self.tree.put(f"{_FOLDER}/starting", "")
+
+        def later() -> None:
+            time.sleep(float(slow_s))
+            self._start_now(name, uuid, addresses)
+            self.tree.remove(f"{_FOLDER}/starting")
+
+        self.detach(later)
+        time.sleep(600)
+        return ""
+
+    def _start_now(self, name: str, uuid: str, addresses: tuple[str, ...]) -> str:
         """qemuProcessStart(): the hook, the devices, the hook, QEMU."""
         if self._runs(name):
             raise HostError("Requested operation is not valid: domain is already running")

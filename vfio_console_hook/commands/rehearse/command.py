@@ -204,6 +204,7 @@ def _rehearsal(host: Host, arguments: argparse.Namespace, wanted: Domain) -> Reh
         timeout_s=settings.timeout_s,
         began=host.now(),
         reset=arguments.reset,
+        starts=arguments.start,
     )
 
 

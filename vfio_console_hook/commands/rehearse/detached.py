@@ -17,7 +17,6 @@ from .rehearsal import SPARE_S, Diary, Rehearsal
 
 RUNNER, WATCHDOG = "runner", "watchdog"
 _STOP_S = 30  # what the watchdog needs beside the time for giving back
-_DESTROY_S = 180  # if it has a VM destroyed before, by a libvirtd that may hang
 
 
 def begin(host: Host, rehearsal: Rehearsal, work: Callable[[str, str], None]) -> None:
@@ -32,8 +31,7 @@ def begin(host: Host, rehearsal: Rehearsal, work: Callable[[str, str], None]) ->
     unit = _unit(rehearsal.own)
     in_s = max(rehearsal.give_back_at - host.now(), 0)
     after = " ".join(_command(WATCHDOG, rehearsal.own))
-    starts = Diary(host, rehearsal.own).told().real is not None
-    limit_s = rehearsal.timeout_s + (_DESTROY_S if starts else _STOP_S)
+    limit_s = rehearsal.give_back_s + rehearsal.timeout_s * rehearsal.starts + _STOP_S
     _systemd_run(
         host,
         f"--unit={unit}-{WATCHDOG}",
@@ -41,7 +39,7 @@ def begin(host: Host, rehearsal: Rehearsal, work: Callable[[str, str], None]) ->
         f"--on-active={in_s:.0f}s",
         "--timer-property=AccuracySec=1s",
         "--property=Type=oneshot",
-        f"--property=TimeoutStartSec={limit_s}",
+        f"--property=TimeoutStartSec={limit_s:.0f}",
         "--property=KillMode=process",
         *_command(WATCHDOG, rehearsal.own),
     )
@@ -54,7 +52,7 @@ def begin(host: Host, rehearsal: Rehearsal, work: Callable[[str, str], None]) ->
             f"--property=TimeoutStopSec={limit_s + SPARE_S:.0f}",
             "--property=KillMode=process",
             # However the runner ends, by SIGKILL too. A VM that was started has its time then.
-            *(() if starts else (f"--property=ExecStopPost={after}",)),
+            *(() if rehearsal.starts else (f"--property=ExecStopPost={after}",)),
             *_command(RUNNER, rehearsal.own),
         )
     except HookError:

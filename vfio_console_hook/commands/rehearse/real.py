@@ -19,7 +19,7 @@ from ...machine import memory, processes, virsh, worker
 from ...machine.host import Host
 from ...machine.processes import Process
 from ...machine.vfio_access import Opened, Region
-from .rehearsal import OPENING_S, Diary, Rehearsal, Told
+from .rehearsal import Diary, Rehearsal, Told
 
 # QEMU has its devices before it runs; libvirt's hook "started" comes then.
 _POLL_S = 1.0
@@ -57,9 +57,9 @@ def start(host: Host, rehearsal: Rehearsal, vm: RealVm, diary: Diary, stop: int)
         virsh.start(host, vm.uri, rehearsal.uuid)
 
     try:
-        worker.run(begin, rehearsal.timeout_s + OPENING_S, stop)
+        worker.run(begin, rehearsal.timeout_s + rehearsal.opening_s, stop)
     except CutOffError:
-        raise  # virsh was killed, and the VM may come yet
+        raise  # virsh was killed, and libvirt may start the VM all the same
     except HookError:
         diary.note(starting=False)
         raise
@@ -135,7 +135,9 @@ def destroy(host: Host, rehearsal: Rehearsal, vm: RealVm, diary: Diary, log: Log
     if told.starting:
         _power_off(host, rehearsal, vm, told, log)
         released = host.wait(lambda: _released(host, rehearsal, told), rehearsal.timeout_s)
-        if not released:
+        if not _is_over(host, rehearsal, vm, told):
+            diary.note(took={"lost": f"libvirt does not say whether {rehearsal.vm} is off"})
+        elif not released:
             diary.note(took={"lost": f"libvirt has not given back what {rehearsal.vm} had"})
     diary.note(took={"give_s": host.clock() - began})
     return True
@@ -148,19 +150,41 @@ def _released(host: Host, rehearsal: Rehearsal, told: Told) -> bool:
 
 
 def _power_off(host: Host, rehearsal: Rehearsal, vm: RealVm, told: Told, log: Log) -> None:
-    """End this run of the VM; by SIGKILL where libvirt does not."""
-    kill_at = host.clock() + _KILL_AFTER_S
-    while (qemu := _this_run(host, rehearsal, told)) is not None:
+    """End this run of the VM, also one that is only about to start.
+
+    QEMU is killed where libvirt does not end it.
+    """
+    began = host.clock()
+    while not _is_over(host, rehearsal, vm, told):
+        qemu = _this_run(host, rehearsal, told)
+        if qemu is None:
+            if host.clock() >= began + rehearsal.give_back_s:
+                return  # the timer looks once more (runs())
+            time.sleep(_ASK_AGAIN_S)
+            continue
         try:
             virsh.destroy(host, vm.uri, rehearsal.uuid)
             log.warning(f"destroyed {rehearsal.vm}, which nobody kept")
         except HookError as error:
             # libvirtd is down or hangs. Once it is back, it sees that QEMU has ended.
-            if host.clock() >= kill_at:
+            if host.clock() >= began + _KILL_AFTER_S:
                 log.warning(f"killed QEMU of {rehearsal.vm}: {error.text}")
                 processes.kill(host, qemu)
         if _this_run(host, rehearsal, told) is not None:
             time.sleep(_ASK_AGAIN_S)
+
+
+def _is_over(host: Host, rehearsal: Rehearsal, vm: RealVm, told: Told) -> bool:
+    """Whether this run has ended: a VM whose QEMU is not known may be about to start."""
+    if _this_run(host, rehearsal, told) is not None:
+        return False
+    return bool(told.qemu) or virsh.is_off(host, vm.uri, rehearsal.uuid) is True
+
+
+def runs(host: Host, rehearsal: Rehearsal, told: Told) -> bool:
+    """Whether a run goes on that could not be ended in time, as libvirt did not answer."""
+    undone = told.real is not None and told.starting and bool(told.took.get("lost"))
+    return undone and not told.kept and _this_run(host, rehearsal, told) is not None
 
 
 def _this_run(host: Host, rehearsal: Rehearsal, told: Told) -> Process | None:

@@ -44,6 +44,8 @@ RESET_S = 75.0
 
 Source: Linux drivers/pci/pci.h, PCIE_RESET_READY_POLL_MS, and pci_dev_wait().
 """
+LIBVIRT_S = 60.0
+"""How long libvirt may take to start QEMU, or to end it, beside the hook's own time."""
 SPARE_S = 5.0
 """How long the processes may take to start, and a killed runner to be gone."""
 _KEPT = 20
@@ -56,6 +58,7 @@ class Rehearsal:
     addresses are the functions that take part, GPUs first; spared are the VM's other devices.
     untried is why vfio cannot open the GPU without those, "" if it can. began and until are
     in seconds since 1970. reset: vfio resets the functions once they are open.
+    starts: the VM itself is started (real.py).
     """
 
     own: str
@@ -70,6 +73,7 @@ class Rehearsal:
     timeout_s: int
     began: float
     reset: bool = False
+    starts: bool = False
 
     @property
     def until(self) -> float:
@@ -79,17 +83,22 @@ class Rehearsal:
     @property
     def cycle_s(self) -> float:
         """How long one cycle may take: taking the GPU, having it, giving it back."""
-        return self.timeout_s + self.opening_s + self.seconds + self.timeout_s
+        return self.timeout_s + self.opening_s + self.seconds + self.give_back_s
 
     @property
     def opening_s(self) -> float:
         """How long start's checks, and opening, mapping and resetting may take together."""
-        return OPENING_S + (RESET_S if self.reset else 0.0)
+        return OPENING_S + RESET_S * self.reset + LIBVIRT_S * self.starts
+
+    @property
+    def give_back_s(self) -> float:
+        """How long giving back may take, and ending the VM before."""
+        return self.timeout_s + LIBVIRT_S * self.starts
 
     @property
     def give_back_at(self) -> float:
         """When giving back has begun at the latest, if all goes well."""
-        return self.until - SPARE_S - self.timeout_s
+        return self.until - SPARE_S - self.give_back_s
 
     @property
     def domain(self) -> Domain:

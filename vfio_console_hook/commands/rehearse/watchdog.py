@@ -58,7 +58,7 @@ def give_back(host: Host, own: str) -> int:
     status = 0
     if diary.told().kept:
         detached.disarm(host, own)
-    elif diary.told().end is None or _holds(host, own):
+    elif diary.told().end is None or _holds(host, own) or real.runs(host, rehearsal, diary.told()):
         status = _end(host, rehearsal, diary)
     detached.disarm(host, own)
     return status
