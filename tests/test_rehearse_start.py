@@ -235,6 +235,25 @@ def test_of_keep_and_the_switch_the_first_one_wins(host: WithLibvirtd, first: st
     assert (told.kept, told.destroying) == (first == "kept", first == "destroying")
 
 
+def test_status_shows_until_when_it_has_to_be_kept(host: WithLibvirtd, capsys: Capture) -> None:
+    diary = started(host, seconds=60)
+    until(diary, lambda told: told.qemu)
+
+    shown = status_of(host, capsys)
+
+    assert "a rehearsal has started win11: destroyed by" in shown
+    assert "unless `vfio-console-hook keep win11` is run" in shown
+    keep(host)
+    ended(diary, host)
+    assert "keep win11" not in status_of(host, capsys)
+
+
+def status_of(host: WithLibvirtd, capsys: Capture) -> str:
+    capsys.readouterr()
+    cli.main(["status"], host)
+    return " ".join(capsys.readouterr().out.split())
+
+
 def test_keep_that_comes_too_late_says_so(host: WithLibvirtd, capsys: Capture) -> None:
     diary = Diary(host, OWN)
     diary.begin(order(host))

@@ -557,8 +557,8 @@ def test_json_has_the_same_keys_where_there_is_nothing(
     found = shown_json(machine("efifb-6.12"), capsys)
 
     assert sorted(found) == [
-        "consoles", "holds", "libvirt", "lost", "on_vfio_unclaimed", "rehearsals", "time",
-        "unreadable", "unseen", "version", "vms",
+        "consoles", "holds", "libvirt", "lost", "on_vfio_unclaimed", "rehearsals", "switches",
+        "time", "unreadable", "unseen", "version", "vms",
     ]  # fmt: skip
     assert (found["holds"], found["vms"], found["consoles"]["alive"]) == ([], [], True)
 

@@ -136,6 +136,30 @@ class Told:
     destroying: bool = False
 
 
+@dataclass(frozen=True)
+class Switch:
+    """A VM that is destroyed at a time, in seconds since 1970, unless it is kept."""
+
+    vm: str
+    uuid: str
+    at: float
+
+
+def switches(host: Host) -> tuple[Switch, ...]:
+    """The VMs that rehearsals have started and that nobody has kept; none to other users."""
+    found = []
+    try:
+        for own in runfiles.names(host, FOLDER):
+            told = Diary(host, own).told()
+            over = told.end is not None or told.kept or told.destroying
+            if told.rehearsal is not None and told.starting and not over:
+                one = told.rehearsal
+                found.append(Switch(one.vm, one.uuid, one.give_back_at))
+    except (HookError, TypeError, ValueError, AttributeError):
+        return ()
+    return tuple(found)
+
+
 class Diary:
     """The file of one rehearsal."""
 

@@ -16,6 +16,7 @@ from ...machine.host import Host
 from .. import dismiss
 from ..command import Command
 from ..rehearse.last import LastRehearsal
+from ..rehearse.rehearsal import Switch
 from ..terminal import Terminal, moment
 from . import metrics, overview
 from .overview import HeldClaim, HeldStep, Overview
@@ -83,6 +84,7 @@ def status_text(found: Overview, terminal: Terminal) -> str:
         text += terminal.wrapped(_BY_HAND, "  ")
     for history in refusals.values():
         text += _refusal(history, "", f" of {printable(history.vm)}", terminal)
+    text += "".join(_switch(one, terminal) for one in found.switches)
     text += "".join(_rehearsal(one, terminal) for one in found.rehearsals)
     return text + _last(found, terminal)
 
@@ -204,6 +206,12 @@ def _unclaimed(address: str, terminal: Terminal) -> str:
         " do the same as the hook by hand",
         "  ",
     )
+
+
+def _switch(one: Switch, terminal: Terminal) -> str:
+    vm = printable(one.vm)
+    keep = f"unless `vfio-console-hook keep {vm}` is run"
+    return _warned(f"a rehearsal has started {vm}: destroyed by {moment(one.at)}, {keep}", terminal)
 
 
 def _rehearsal(one: LastRehearsal, terminal: Terminal) -> str:

@@ -25,6 +25,7 @@ from ...machine.host import Host
 from ..command import attributes
 from ..rehearse import last
 from ..rehearse.last import LastRehearsal
+from ..rehearse.rehearsal import Switch, switches
 
 GIVEN_IN_PART = "given back in part"
 """The phase of a claim of which release has left something."""
@@ -105,7 +106,8 @@ class Overview:
     unreadable has a sentence for each claim that cannot be read. unseen is why no claim
     can be read at all, "" when they can. unclaimed are GPUs on vfio-pci without a claim. lost
     is what release could not give back, and is not back since. rehearsals are the last ones
-    of each VM. libvirt is whether this host has one, so that VMs can hold something.
+    of each VM, and switches the VMs that one has started and would destroy. libvirt is whether
+    this host has one, so that VMs can hold something.
     """
 
     time: float
@@ -120,6 +122,7 @@ class Overview:
     drawing: str
     waits_for_text: bool
     rehearsals: tuple[LastRehearsal, ...] = ()
+    switches: tuple[Switch, ...] = ()
     libvirt: bool = True
 
     @property
@@ -178,6 +181,7 @@ def current(host: Host) -> Overview:
         drawing=console.current_display(host),
         waits_for_text=console.waits_for_text(host),
         rehearsals=last.all_last(host),
+        switches=switches(host),
         libvirt=libvirtd.is_here(host) or not host.complete,
     )
 
@@ -277,6 +281,7 @@ def to_json(overview: Overview) -> dict[str, Any]:
         },
         "vms": [_history_json(one) for one in overview.histories],
         "rehearsals": [last.to_json(one) for one in overview.rehearsals],
+        "switches": [vars(one) for one in overview.switches],
     }
 
 
