@@ -140,6 +140,29 @@ def test_what_plan_refuses_is_refused(machine: MachineFactory, capfd: Capture) -
     assert "plymouthd (77)" in err and "nothing was rehearsed" in err
 
 
+def test_a_vm_that_has_its_gpu_is_not_rehearsed(
+    machine: MachineFactory, tmp_path: Path, capfd: Capture
+) -> None:
+    host = stage(machine, "efifb-6.12")
+    assert hook.main(["win11", "prepare", "begin", "-"], domain_xml(GPU), FakeHost(host.root)) == 0
+    before = snapshot(host)
+
+    status = rehearse(host, "--xml", xml_file(tmp_path / "vm.xml", GPU))
+
+    assert (status, snapshot(host) == before) == (1, True)
+    assert f"{GPU} belongs to the VM win11, which has it now" in capfd.readouterr().err
+
+
+def test_a_gpu_that_was_on_vfio_pci_before_is_so_afterwards(machine: MachineFactory) -> None:
+    host = stage(machine, "harvester-on-vfio-already")
+    gpu = "0000:b3:00.0"
+    assert host.link_name(f"{PCI}/{gpu}/driver") == "vfio-pci"
+
+    status = rehearse(host, gpu)
+
+    assert (status, host.link_name(f"{PCI}/{gpu}/driver")) == (0, "vfio-pci")
+
+
 def test_without_a_person_it_wants_a_yes(machine: MachineFactory, capfd: Capture) -> None:
     host = stage(machine, "efifb-6.12")
 
@@ -261,6 +284,19 @@ def test_a_signal_makes_it_give_back_at_once(machine: MachineFactory, signal_num
 
     assert (snapshot(host) == before, Claims(host).uuids()) == (True, ())
     assert (told.end, time.monotonic() - began < 15) == ("stopped on request", True)
+
+
+def test_a_diary_that_cannot_be_written_keeps_nothing(machine: MachineFactory) -> None:
+    host = stage(machine, "efifb-6.12")
+    before = snapshot(host)
+    diary = begin(host, order(host, seconds=3.0))
+    until(diary, lambda told: told.opened)
+    time.sleep(1)  # the watchdog looks for the runner five times a second
+
+    os.unlink(host.path(diary.path))
+    rehearsing.gone(host)
+
+    assert (snapshot(host) == before, Claims(host).uuids()) == (True, ())
 
 
 def test_a_terminal_that_goes_changes_nothing(machine: MachineFactory) -> None:

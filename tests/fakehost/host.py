@@ -162,8 +162,9 @@ class FakeHost(SnapshotHost):
             processes.make(self.tree, pid, "vfio-console-ho", "0::/")
             self.tree.put(f"fake/real/{pid}", "")
         if there and not processes.runs(pid):
-            processes.end(self.tree, pid)
-            vfio.settle(self.tree)
+            with self._kernel_lock():  # others may look at it, too
+                processes.end(self.tree, pid)
+                vfio.settle(self.tree)
 
     def close_process(self, handle: int) -> None:
         del self.handles[handle]

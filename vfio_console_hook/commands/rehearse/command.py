@@ -26,6 +26,7 @@ from ..plan import text as plan_text
 from ..progress import say
 from ..terminal import Terminal
 from . import detached, evidence, last, runner, watchdog
+from .promise import promise_of
 from .rehearsal import Diary, Rehearsal
 from .verdict import Verdict, eye_row, table
 
@@ -155,9 +156,21 @@ def _look(
     if plan.verdict == planning.START and not plan.reason:
         rehearsal = _rehearsal(host, arguments, wanted)
         found["rehearsal"] = vars(rehearsal)
+        if not arguments.start:
+            found |= _refusal(host, rehearsal)
         found["shown"] = any(one.displays for one in plan.gpus) and not console.dark(host)
         found["text"] += "\n" + _outlook(host, arguments, rehearsal, plan, terminal)
     return found
+
+
+def _refusal(host: Host, rehearsal: Rehearsal) -> dict[str, str]:
+    """Why this cannot be rehearsed although the VM would start, such as that it runs."""
+    try:
+        settings = runner.configuration_of(host, rehearsal)
+        promise_of(host, rehearsal, rehearsal.domain, settings)
+    except RefusedError as error:
+        return {"reason": error.text, "hint": error.hint}
+    return {}
 
 
 def _wanted(host: Host, arguments: argparse.Namespace) -> Domain:

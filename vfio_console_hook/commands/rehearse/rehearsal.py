@@ -16,6 +16,7 @@
     {"verdict": {...}}                      how one cycle compared with its promise
     {"eye": TEXT}                           what a person could read on the monitor
     {"report": BOOL}                        whether one is wanted even if all is as plan had said
+    {"giver": [PID, TICKS]}                 a watchdog that wants to give back; the first one does
     {"end": TEXT}                           all is over; why it was cut short, or ""
 
 Each line is one write. The command, the runner with its workers, and the watchdog write it; the
@@ -121,6 +122,7 @@ class Told:
     rehearsal: Rehearsal | None = None
     runner: tuple[int, int] = (0, 0)
     watchdog: Any = None
+    givers: list[tuple[int, int]] = field(default_factory=list)
     cycle: dict[str, Any] = field(default_factory=dict)
     took: dict[str, Any] = field(default_factory=dict)
     opened: dict[str, Any] | None = None
@@ -134,6 +136,27 @@ class Told:
     qemu: list[int] = field(default_factory=list)
     kept: bool = False
     destroying: bool = False
+
+    def add(self, key: str, value: Any) -> None:
+        """Learn what an entry of a line says."""
+        if key in _LISTS:
+            getattr(self, _LISTS[key]).append(tuple(value) if key == "giver" else value)
+        elif key == "rehearsal":
+            self.rehearsal = Rehearsal.from_json(value)
+        elif key == "runner":
+            self.runner = (int(value[0]), int(value[1]))
+        elif key == "cycle":
+            self.cycle, self.took, self.opened = value, {}, None
+        elif key == "took":
+            self.took = {**self.took, **value}
+        elif key in ("kept", "destroying"):
+            setattr(self, key, not (self.kept or self.destroying) or getattr(self, key))
+        else:
+            setattr(self, key, value)
+
+
+# The entries of which there are several, and where they are kept.
+_LISTS = {"giver": "givers", "verdict": "verdicts", "say": "said"}
 
 
 @dataclass(frozen=True)
@@ -185,12 +208,16 @@ class Diary:
         finally:
             os.close(handle)
 
-    def say(self, text: str) -> None:
-        """Add a line for people; where that fails the work goes on."""
+    def jot(self, **entry: Any) -> None:
+        """Add a line; where that fails the work goes on: a full disk must not keep the GPU."""
         try:
-            self.note(say=text)
+            self.note(**entry)
         except HookError:
             return
+
+    def say(self, text: str) -> None:
+        """Add a line for people, as jot() does."""
+        self.jot(say=text)
 
     def lines(self) -> list[dict[str, Any]]:
         """All whole lines so far; none when there is no such file. Raises ClaimError."""
@@ -208,22 +235,7 @@ class Diary:
         told = Told()
         for entry in self.lines():
             for key, value in entry.items():
-                if key == "rehearsal":
-                    told.rehearsal = Rehearsal.from_json(value)
-                elif key == "runner":
-                    told.runner = (int(value[0]), int(value[1]))
-                elif key == "verdict":
-                    told.verdicts.append(value)
-                elif key == "cycle":
-                    told.cycle, told.took, told.opened = value, {}, None
-                elif key == "took":
-                    told.took = {**told.took, **value}
-                elif key in ("kept", "destroying"):
-                    setattr(told, key, not (told.kept or told.destroying) or getattr(told, key))
-                elif key == "say":
-                    told.said.append(str(value))
-                else:
-                    setattr(told, key, value)
+                told.add(key, value)
         return told
 
     def rehearsal(self) -> Rehearsal:

@@ -88,7 +88,7 @@ def conclude(host: Host, rehearsal: Rehearsal, diary: Diary, end: str, took_s: f
     except HookError as refused:
         diary.say(f"`vfio-console-hook status` will not show this rehearsal: {refused.text}")
     _write_report(host, rehearsal, diary, verdicts, agrees, end)
-    diary.note(end=end)
+    diary.jot(end=end)
     return agrees
 
 
@@ -159,7 +159,7 @@ def _cycle(host: Host, rehearsal: Rehearsal, diary: Diary, number: int, stop: in
     except Exception as error:
         # Whatever it is, a bug too: the GPU goes back.
         cut = understood(error)
-        diary.note(took={"error": str(cut)})
+        diary.jot(took={"error": str(cut)})
         diary.say(str(cut))
     if vm is None:
         give_back(host, rehearsal, diary, log)
@@ -192,7 +192,7 @@ def _take(
     finally:
         claim = Claims(host).find(rehearsal.own)
         steps = len(claim.done) if claim else 0
-        diary.note(took={"take_s": host.clock() - began, "steps": steps})
+        diary.jot(took={"take_s": host.clock() - began, "steps": steps})
 
 
 def _have(host: Host, rehearsal: Rehearsal, diary: Diary, log: Log, stop: int) -> None:
@@ -211,7 +211,7 @@ def _have(host: Host, rehearsal: Rehearsal, diary: Diary, log: Log, stop: int) -
 
         deadline.run(hold)
     finally:
-        diary.note(took={"have_s": host.clock() - began})
+        diary.jot(took={"have_s": host.clock() - began})
 
 
 def _open_and_wait(host: Host, rehearsal: Rehearsal, diary: Diary) -> None:
@@ -220,7 +220,7 @@ def _open_and_wait(host: Host, rehearsal: Rehearsal, diary: Diary) -> None:
         host.wait(lambda: False, rehearsal.seconds)
         return
     with vfio_access.opened(host, rehearsal.addresses, reset=rehearsal.reset) as found:
-        diary.note(opened=found.to_json())
+        diary.jot(opened=found.to_json())
         mapped = sum(region.mapped for region in found.regions)
         diary.say(f"{mapped} of {len(found.regions)} BARs mapped, as QEMU would")
         for one in found.resets:
@@ -242,13 +242,13 @@ def give_back(host: Host, rehearsal: Rehearsal, diary: Diary, log: Log) -> None:
         if claim is not None:
             release.release(claim, log, deadline.run)
     except StuckError as error:
-        diary.note(took={"lost": str(error)})
+        diary.jot(took={"lost": str(error)})
         raise
     except HookError as error:
-        diary.note(took={"lost": str(error)})
+        diary.jot(took={"lost": str(error)})
         diary.say(str(error))
     finally:
-        diary.note(took={"give_s": host.clock() - began})
+        diary.jot(took={"give_s": host.clock() - began})
 
 
 def judge(host: Host, diary: Diary) -> Verdict:
@@ -266,5 +266,5 @@ def judge(host: Host, diary: Diary) -> Verdict:
         return json.dumps(found[0].to_json())
 
     verdict = json.loads(worker.look(look))
-    diary.note(verdict=verdict)
+    diary.jot(verdict=verdict)
     return Verdict.from_json(verdict)

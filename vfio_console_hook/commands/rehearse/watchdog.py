@@ -27,25 +27,32 @@ def wait(host: Host, own: str) -> int:
     rehearsal = diary.rehearsal()
     diary.note(watchdog=processes.this(host))
     end = host.clock() + rehearsal.give_back_at - host.now()
+    at_work = (0, 0)
     while host.clock() < end:
         told = diary.told()
         if told.end is not None:
             return 0
-        if told.runner[0] and not processes.lives(host, told.runner):
-            if told.real is None:
-                break
-            time.sleep(_PAUSE_S)  # the VM has its time, and may be kept
-            continue
-        handle = host.open_process(told.runner[0]) if told.runner[0] else None
-        if handle is None:
+        at_work = told.runner if told.runner[0] else at_work
+        if not at_work[0]:
             time.sleep(_PAUSE_S)
-            continue
-        try:
-            if processes.lives(host, told.runner):
-                host.wait_for_end([handle], end - host.clock())
-        finally:
-            host.close_process(handle)
+        elif processes.lives(host, at_work):
+            _await_end(host, at_work, end - host.clock())
+        elif told.real is None:
+            break
+        else:
+            time.sleep(_PAUSE_S)  # the VM has its time, and may be kept
     return give_back(host, own)
+
+
+def _await_end(host: Host, name: tuple[int, int], timeout_s: float) -> None:
+    handle = host.open_process(name[0])
+    if handle is None:
+        return
+    try:
+        if processes.lives(host, name):
+            host.wait_for_end([handle], timeout_s)
+    finally:
+        host.close_process(handle)
 
 
 def give_back(host: Host, own: str) -> int:
@@ -56,12 +63,31 @@ def give_back(host: Host, own: str) -> int:
     diary = Diary(host, own)
     rehearsal = diary.rehearsal()
     status = 0
-    if diary.told().kept:
-        detached.disarm(host, own)
-    elif diary.told().end is None or _holds(host, own) or real.runs(host, rehearsal, diary.told()):
-        status = _end(host, rehearsal, diary)
+    if not diary.told().kept and _is_due(host, rehearsal, diary):
+        status = _end(host, rehearsal, diary) if _is_first(host, rehearsal, diary) else 0
     detached.disarm(host, own)
     return status
+
+
+def _is_due(host: Host, rehearsal: Rehearsal, diary: Diary) -> bool:
+    """Whether something is not over yet."""
+    told = diary.told()
+    return told.end is None or _holds(host, diary.own) or real.runs(host, rehearsal, told)
+
+
+def _is_first(host: Host, rehearsal: Rehearsal, diary: Diary) -> bool:
+    """Whether no other watchdog gives back, or is dead; False when one has done so.
+
+    The timer kills a runner that hangs, and with that systemd runs the unit's ExecStopPost=.
+    """
+    own = processes.this(host)
+    diary.jot(giver=own)
+    while _is_due(host, rehearsal, diary):
+        givers = [one for one in diary.told().givers if one == own or processes.lives(host, one)]
+        if not givers or givers[0] == own:
+            return True
+        time.sleep(_PAUSE_S)
+    return False
 
 
 def _holds(host: Host, own: str) -> bool:
