@@ -478,6 +478,26 @@ def test_the_command_gets_the_reason_on_its_input_and_in_its_environment(
     assert found["text"] == f"VM win\\n11: it was not started: {error}\nhint: {hint}\n"
 
 
+def test_the_command_is_run_for_what_is_lost_after_a_vm_too(machine: MachineFactory) -> None:
+    host = console(machine, "services: [gdm]\non_refusal: /usr/bin/mail root\n")
+    trusted(host, "usr/bin/mail")
+    host.tree.remove("proc/9")
+    systemd.install(host.tree)
+    systemd.put(host.tree, "gdm.service", systemd.Unit(active="active", fails=True))
+    libvirt = FakeLibvirt(host)
+    call(host, "prepare")
+    libvirt.detach(GPU)
+    call(host, "start")
+    libvirt.reattach(GPU)
+
+    call(host, "release", "end")
+
+    found = became(host)
+    assert found["environment"]["VFIO_CONSOLE_HOOK_EVENT"] == "release"
+    assert found["text"].startswith("VM win11: not all was given back after it: ")
+    assert "gdm.service" in found["text"]
+
+
 def test_what_another_user_could_have_changed_since_is_not_run(machine: MachineFactory) -> None:
     host = console(machine, "on_refusal: /usr/bin/mail root\n")
     trusted(host, "usr/bin/mail")

@@ -6,7 +6,7 @@
     by-name/=NAME -> ../claims/UUID a VM's, for the gate, which starts no Python to look
     by-name/+unnamed                some claim's name is too long for a link
     kernel                          answers that hold for the whole boot
-/run/vfio-console-hook.status/      readable by everyone, see history.py and losses.py
+/run/vfio-console-hook.status/      readable by everyone, see history.py, losses.py and notices.py
 """
 
 from __future__ import annotations
