@@ -188,6 +188,29 @@ def _boot_gpu_leaves(name: str, kernel: str) -> Scenario:
     return replace(_native(name, kernel), gpus=(VGA, BOCHS), stays=(1,))
 
 
+def _prompt(kernel: str) -> Scenario:
+    """A refusal at the login prompt, and the command that is told of it."""
+    return replace(
+        _native(f"prompt-{kernel}", kernel),
+        holder=FB_HOLDER,
+        config="on_refusal: /usr/local/sbin/told\nholders:\n  wait_s: 1\n",
+        kind="prompt",
+    )
+
+
+def _kmscon(scenario: Scenario) -> Scenario:
+    """The same beside kmscon, which has all cards open."""
+    return replace(
+        scenario,
+        kind="kmscon",
+        texts=(
+            ("plan", r"kmscon on tty1 has\s+the\s+GPU\s+open"),
+            ("log", r"stopped kmsconvt@tty1\.service"),
+            ("log", r"asked systemd to start kmsconvt@tty1\.service"),
+        ),
+    )
+
+
 def _second_leaves(name: str, kernel: str) -> Scenario:
     """Two GPUs with native drivers; the one without the consoles leaves."""
     return replace(_native(name, kernel), gpus=(VGA, BOCHS), stays=(0,), kind="untouched")
@@ -388,29 +411,8 @@ SCENARIOS = (
     ),
     Scenario("started-6.12", "6.12", EFIFB, kind="started", cycles=1),
     Scenario("loss", "6.12", BOCHS_DRM, native_driver=True, kind="loss"),
-    *(
-        replace(
-            _native(f"prompt-{kernel}", kernel),
-            holder=FB_HOLDER,
-            config="on_refusal: /usr/local/sbin/told\nholders:\n  wait_s: 1\n",
-            kind="prompt",
-        )
-        for kernel in ("6.1", "6.12")
-    ),
-    *(
-        replace(
-            scenario,
-            kind="kmscon",
-            texts=(
-                ("plan", r"kmscon on tty1 has\s+the\s+GPU\s+open"),
-                ("log", r"stopped kmsconvt@tty1\.service"),
-                ("log", r"asked systemd to start kmsconvt@tty1\.service"),
-            ),
-        )
-        for scenario in (
-            _native("kmscon", "forky"), _boot_gpu_leaves("kmscon-two-gpus", "forky")
-        )
-    ),
+    _prompt("6.1"),
+    _kmscon(_native("kmscon", "forky")),
     Scenario("unprivileged", "6.12", EFIFB, kind="unprivileged", cycles=1),
     Scenario(
         "newcomer",
@@ -598,6 +600,8 @@ SCENARIOS = (
         cycles=1,
     ),
     *_stand_ins(),
+    _prompt("6.12"),
+    _kmscon(_boot_gpu_leaves("kmscon-two-gpus", "forky")),
     _killed("6.1"),
     # With a second GPU the consoles move; otherwise the machine changes while libvirt acts.
     replace(_boot_gpu_leaves("every-call-6.1", "6.1"), kind="every-call", cycles=1),
