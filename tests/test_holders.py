@@ -1110,11 +1110,12 @@ def test_a_desktop_on_another_gpu_is_not_to_be_stopped(
 
 
 CARD_1 = "dev/dri/card1"
-MAIN, SECOND = "sys/class/drm/card0-eDP-1", "sys/class/drm/card1-HDMI-A-1"
+MAIN, SECOND = "sys/class/drm/card0-Virtual-1", "sys/class/drm/card1-Virtual-1"
+TWO_GPUS, SECOND_GPU = "two-gpus-6.12", "0000:02:00.0"
 
 
 def with_kwin(host: FakeHost, *, environment: str = "HOME=/") -> FakeHost:
-    """KWin on the laptop's own GPU, with the other one open too, and logind that keeps it."""
+    """KWin on the first GPU, with the second one open too, and logind that keeps it."""
     hold(host, CARD_1, pid=1, command="systemd", cgroup="/init.scope")
     hold(host, CARD_1, pid=5, command="systemd-logind", unit="systemd-logind.service")
     for node in (CARD, CARD_1):
@@ -1138,10 +1139,10 @@ def set_status(host: FakeHost, connector: str, status: str) -> None:
 
 
 def test_kwin_is_told_that_the_card_is_gone_and_that_it_is_back(machine: MachineFactory) -> None:
-    host = with_kwin(machine("laptop-amd-and-nvidia"))
-    made = plan.plan_for(host, vm(*LAPTOP_CARD), NOW)
+    host = with_kwin(machine(TWO_GPUS))
+    made = plan.plan_for(host, vm(SECOND_GPU), NOW)
 
-    events.prepare(host, vm(*LAPTOP_CARD), NOW, Log(host, "win11"))
+    events.prepare(host, vm(SECOND_GPU), NOW, Log(host, "win11"))
     meanwhile = holding(host, CARD_1), holding(host, CARD)
     events.release(host, UUID, Log(host, "win11"))
 
@@ -1157,10 +1158,10 @@ def test_kwin_is_told_that_the_card_is_gone_and_that_it_is_back(machine: Machine
 def test_a_kwin_that_keeps_the_card_is_named_and_told_that_it_is_back(
     machine: MachineFactory,
 ) -> None:
-    host = with_kwin(machine("laptop-amd-and-nvidia"))
+    host = with_kwin(machine(TWO_GPUS))
     host.tree.put("fake/deaf/7", "")
 
-    reason = failure(host, NOW, *LAPTOP_CARD)
+    reason = failure(host, NOW, SECOND_GPU)
 
     assert "in use by kwin_wayland (7)" in reason
     assert "KWIN_DRM_DEVICES=/dev/dri/card0" in reason
@@ -1179,23 +1180,34 @@ def test_a_kwin_that_keeps_the_card_is_named_and_told_that_it_is_back(
 def test_kwin_is_not_told_where_the_card_may_be_its_primary_one(
     machine: MachineFactory, main: str, second: str, environment: str
 ) -> None:
-    host = with_kwin(machine("laptop-amd-and-nvidia"), environment=environment)
+    host = with_kwin(machine(TWO_GPUS), environment=environment)
     set_status(host, MAIN, main)
     set_status(host, SECOND, second)
 
-    reason = failure(host, NOW, *LAPTOP_CARD)
+    reason = failure(host, NOW, SECOND_GPU)
 
     assert "in use by kwin_wayland (7)" in reason
     assert uevents(host) == []
 
 
 def test_a_compositor_that_does_not_obey_is_not_told(machine: MachineFactory) -> None:
-    host = machine("laptop-amd-and-nvidia")
+    host = machine(TWO_GPUS)
     for node in (CARD, CARD_1):
         hold(host, node, pid=7, command="gnome-shell", cgroup=DESKTOP_ON)
 
-    assert "in use by gnome-shell (7)" in failure(host, NOW, *LAPTOP_CARD)
+    assert "in use by gnome-shell (7)" in failure(host, NOW, SECOND_GPU)
     assert holding(host, CARD_1) == ["gnome-shell"]
+    assert uevents(host) == []
+
+
+def test_kwin_is_not_told_about_a_card_of_nvidia(machine: MachineFactory) -> None:
+    host = machine("laptop-amd-and-nvidia")
+    set_status(host, "sys/class/drm/card0-eDP-1", "connected")
+    set_status(host, "sys/class/drm/card1-HDMI-A-1", "disconnected")
+    for node in (CARD_1, "dev/nvidia-modeset"):
+        hold(host, node, pid=7, command="kwin_wayland", cgroup=DESKTOP_ON)
+
+    assert "KWIN_DRM_DEVICES=/dev/dri/card0" in failure(host, NOW, *LAPTOP_CARD)
     assert uevents(host) == []
 
 

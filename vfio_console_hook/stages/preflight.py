@@ -134,7 +134,9 @@ def _refuse_last_driver(host: Host, gpu: Gpu, handover: Handover) -> None:
 def _tell_compositors(host: Host, gpus: tuple[Gpu, ...], handover: Handover) -> Iterator[Step]:
     """What lets a compositor on another GPU close the cards, if it is one that obeys."""
     leaving = {one.address for one in gpus}
-    shown = [(one, card) for one in gpus if one.native for card in one.cards if "card" in card]
+    # Of nvidia it has /dev/nvidia-modeset open too, which users report to stay open.
+    told = [one for one in gpus if one.native and one.driver != "nvidia"]
+    shown = [(one, card) for one in told for card in one.cards if card.startswith("card")]
     if not shown or leaving.issuperset(pci.displays(host)) or _stops_desktop(host, handover):
         return
     # 3 ms, and a look at all processes: only for hosts with another GPU.
