@@ -1169,6 +1169,23 @@ def test_a_kwin_that_keeps_the_card_is_named_and_told_that_it_is_back(
 
 
 @pytest.mark.parametrize(
+    ("command", "told"), [("nvtop", ["remove", "add"]), ("gnome-shell", ["remove"])]
+)
+def test_after_a_refusal_kwin_has_the_card_again_unless_another_compositor_has_it(
+    machine: MachineFactory, command: str, told: list[str]
+) -> None:
+    host = with_kwin(machine(TWO_GPUS))
+    # What ends on a card that goes is not told of one that it has.
+    hold(host, CARD_1, pid=8, command=command)
+    host.tree.put("fake/deaf/8", "")
+
+    assert f"in use by {command} (8)" in failure(host, NOW, SECOND_GPU)
+
+    assert uevents(host) == told
+    assert ("kwin_wayland" in holding(host, CARD_1)) == ("add" in told)
+
+
+@pytest.mark.parametrize(
     ("main", "second", "environment"),
     [
         ("disconnected", "disconnected", "HOME=/"),

@@ -33,9 +33,11 @@ def write(tree: Tree, card: str, word: str) -> None:
 def _removed(tree: Tree, shown: str) -> None:
     for pid, link in processes.having_open(tree, shown):
         command = tree.read(f"proc/{pid}/comm") or ""
+        if tree.exists(f"fake/deaf/{pid}"):
+            continue
         if command in _DIE:
             processes.end(tree, pid)
-        elif command in _OBEY and not tree.exists(f"fake/deaf/{pid}"):
+        elif command in _OBEY:
             tree.remove(link)
             tree.put(f"fake/dropped/{pid}", shown)
         elif processes.keeps(tree, pid):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ..machine import drm
 from ..machine.holders import Search
 from ..machine.host import Host
+from . import compositors
 from .action import Action
 
 
@@ -51,7 +52,7 @@ class ReturnCard(Action):
     """Tell these commands that the cards of the GPU are there.
 
     The driver has told it already if it was bound anew, maybe with another number. A second
-    time does no harm to them, but might to another program: not if one has opened the card.
+    time does no harm to them, but might to another compositor: not if one has opened the card.
     """
 
     gpu: str
@@ -62,7 +63,8 @@ class ReturnCard(Action):
         for card in drm.cards(host):
             if card.pci == self.gpu:
                 found = Search(host, [f"dev/dri/{card.name}"]).holders()
-                if all(one.keeper or one.command in self.commands for one in found):
+                others = compositors.KNOWN.difference(self.commands)
+                if not any(one.command in others for one in found):
                     host.write(f"sys/class/drm/{card.name}/uevent", "add")
 
     def shell(self) -> str:

@@ -32,6 +32,8 @@ _LISTS = {
     "river": "WLR_DRM_DEVICES",
 }
 _DROP = ("kwin_wayland",)
+KNOWN = frozenset((*_LISTS, "gnome-shell", "mutter", "niri", "cosmic-comp"))
+"""The commands of the compositors that are known here."""
 _UDEV = "/etc/udev/rules.d/61-vm-gpu.rules"
 
 
