@@ -8,6 +8,7 @@ tests/lab/run leaves one with the results of the scenarios opened-*, as report.t
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ import pytest
 from tests import rehearsed
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost
-from tests.rehearsing import GPU, rehearse, stage, xml_file
+from tests.rehearsing import GPU, rehearse, stage, the_diary, xml_file
 from tests.snapshots import FOLDER
 from tests.test_snapshots_of_the_lab import SECRETS
 from vfio_console_hook import cli
-from vfio_console_hook.commands.rehearse import evidence
+from vfio_console_hook.claims.ownership import clock_time
+from vfio_console_hook.commands.rehearse import command, evidence
 from vfio_console_hook.commands.rehearse.report import sections
 
 Capture = pytest.CaptureFixture[str]
@@ -102,6 +104,23 @@ def test_one_that_agreed_leaves_none(machine: MachineFactory) -> None:
     rehearse(host, GPU)
 
     assert (host.list(evidence.REPORTS), host.list(evidence.FOLDER)) == ((), ())
+
+
+def test_the_announced_time_counts_from_the_answer(
+    machine: MachineFactory, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = stage(machine, "efifb-6.12")
+
+    def think(_: object) -> bool:
+        monkeypatch.setattr(host, "now", lambda: time.time() + 3600)
+        return True
+
+    monkeypatch.setattr(command, "_agreed", think)
+    rehearse(host, GPU)
+
+    until = the_diary(host).rehearsal().until
+    assert until > time.time() + 3600
+    assert f"begun; at {clock_time(until)} everything is back" in capfd.readouterr().out
 
 
 def test_without_room_for_evidence_the_rehearsal_goes_on(

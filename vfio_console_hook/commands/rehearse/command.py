@@ -105,17 +105,29 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     if not _agreed(arguments):
         say("nothing was changed")
         return 2
-    diary = Diary(host, rehearsal.own)
     _keep_evidence(host, rehearsal, found["text"], arguments)
+    # It took a person some time to answer, and this program some to write the machine down.
     rehearsal = replace(rehearsal, began=host.now())
+    diary = _diary(host, rehearsal, wanted, arguments)
+    if not arguments.json:
+        until = ownership.clock_time(rehearsal.until)
+        say(f"begun; at {until} everything is back at the latest")
+    asks = not arguments.yes and found["shown"]
+    return _follow(host, rehearsal, diary, arguments, asks)
+
+
+def _diary(
+    host: Host, rehearsal: Rehearsal, wanted: Domain, arguments: argparse.Namespace
+) -> Diary:
+    """The diary of a rehearsal that can begin."""
+    diary = Diary(host, rehearsal.own)
     diary.begin(rehearsal)
     if arguments.report:
         diary.note(report=True)
     if arguments.start:
         hostdevs = [vars(one) for one in wanted.hostdevs]
         diary.note(real={"uri": arguments.connect, "hostdevs": hostdevs})
-    asks = not arguments.yes and found["shown"]
-    return _follow(host, rehearsal, diary, arguments, asks)
+    return diary
 
 
 def _keep_evidence(
