@@ -968,6 +968,21 @@ def test_rmmod_unloads_one_module_alone(machine: MachineFactory) -> None:
     )
 
 
+def test_what_a_module_has_brought_goes_and_comes_with_it(machine: MachineFactory) -> None:
+    host = machine("lab-nvidia")
+    before = (host.read("proc/kallsyms"), host.list("sys/module/nvidia_drm/parameters"))
+
+    for module in ("nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidia"):
+        host.run("/sbin/rmmod", module)
+    gone = host.read("proc/kallsyms") or ""
+    for module in ("nvidia_drm", "nvidia_uvm"):
+        host.load_module(module)
+
+    assert "nvidia_modeset_remove" not in gone
+    assert (host.read("proc/kallsyms"), host.list("sys/module/nvidia_drm/parameters")) == before
+    assert before[1] == ("fbdev",)
+
+
 def test_modprobe_also_unloads_modules_that_are_no_longer_used(machine: MachineFactory) -> None:
     host = machine("nvidia-single-desktop")
     host.write("sys/class/vtconsole/vtcon1/bind", "0")

@@ -6,8 +6,7 @@ fake/native/ADDRESS is which driver of the host matches a device, in words:
 
     driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2 render=no connectors=Virtual-1
 
-proc=no is for a stand-in of nvidia that shows nothing in /proc/driver/nvidia, irq=N for nvidia.py.
-Only what driver= says is needed; a driver without fb= has
+irq=N is for nvidia (nvidia.py). Only what driver= says is needed; a driver without fb= has
 neither framebuffer nor card, but for card=yes: an accelerator has a card, and nothing to show,
 nor has nvidia with fbdev=0. It is loaded when sys/bus/pci/drivers/DRIVER exists.
 """
@@ -50,7 +49,6 @@ class Native:
     bars: tuple[int, ...]
     render: bool
     connectors: tuple[str, ...]
-    in_proc: bool
     card: bool
 
 
@@ -66,7 +64,6 @@ def native(tree: Tree, address: str) -> Native | None:
         bars=tuple(int(number) for number in words.get("bars", "").split(",") if number),
         render=words.get("render") == "yes",
         connectors=tuple(name for name in words.get("connectors", "").split(",") if name),
-        in_proc=words["driver"] == "nvidia" and words.get("proc") != "no",
         card=bool(words.get("fb")) or words.get("card") == "yes",
     )
 
@@ -642,7 +639,7 @@ def _native_probe(tree: Tree, address: str, found: Native) -> None:
         if not resources.request(tree, bar.range.first, bar.range.last, found.driver):
             where = _show(tree, address, bar)
             tree.log(f"{found.driver} {address}: BAR {bar.number}: can't reserve {where}")
-    if found.in_proc:
+    if found.driver == "nvidia":
         nvidia.probe(tree, address)
     if found.driver == sound.DRIVER:
         sound.probe(tree, address)

@@ -35,16 +35,16 @@ from vfio_console_hook.log import Log
 from vfio_console_hook.machine.snapshot import unpack
 
 from ..fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, systemd
-from ..natives import BOCHS, SOUND, STAND_INS
+from ..natives import BOCHS, SOUND, STAND_IN_MODULES, STAND_INS
 from . import kernels
-from .scenarios import Scenario, leaving
+from .scenarios import WITHOUT_FB, Scenario, leaving
 from .service import UNIT
 from .vm import UUID, VM
 
 PHASES = ("prepared", "bound", "during", "stopped", "after")
 KINDS = (
-    "apparmor", "cell", "cycles", "dropin", "killed", "moved", "rebound", "reserved",
-    "sound", "terminated", "two-vms", "untouched",
+    "apparmor", "cell", "cycles", "dropin", "killed", "moved", "nvidia", "rebound",
+    "reserved", "sound", "terminated", "two-vms", "untouched",
 )  # fmt: skip
 
 _LONGEST_DIFFERENCE = 12
@@ -198,8 +198,11 @@ def _machine(scenario: Scenario, before: str, directory: Path, *, ending: bool =
     shaped = "distribution" in kernels.named(scenario.kernel).fragments
     known = (*stand_ins, *(("vmwgfx",) if shaped else ()))
     if known:
-        host.tree.put("fake/modules", "\n".join(known))
+        lines = [f"{one} {STAND_IN_MODULES.get(one, '')}".strip() for one in known]
+        host.tree.put("fake/modules", "\n".join(lines))
     native = next((STAND_INS[one] for one in stand_ins if one in STAND_INS), BOCHS)
+    if WITHOUT_FB in scenario.kernel_line:
+        native = re.sub(r"fb=\S+", "card=yes", native)
     for address in _of_class(host, "0x03"):
         host.tree.put(f"fake/native/{address}", native)
     for address in _of_class(host, "0x0403"):

@@ -30,7 +30,7 @@ ROOT_BUS_VGA = Gpu("VGA", on_root_bus=True)
 EFIFB, VESAFB, VGACON = "EFI VGA", "VESA VGA", "text"
 SIMPLEDRM, EFIDRM, BOCHS_DRM = "simpledrm", "efidrm", "bochs-drm"
 VIRTIO = "virtio_gpudrmfb"
-AMDGPU, I915 = "amdgpudrmfb", "i915drmfb"
+AMDGPU, I915, NVIDIA_DRM = "amdgpudrmfb", "i915drmfb", "nvidia-drmdrmfb"
 
 
 class After(Enum):
@@ -110,8 +110,9 @@ GONE_SENTENCE = r"will not come back before a reboot"
 LOSS_ANNOUNCED = (("plan", GONE_SENTENCE), ("log", GONE_SENTENCE))
 # The native driver is a module that is not loaded automatically.
 NOAUTOLOAD = "lab.noautoload"
-# A native driver that leaves the firmware's console alone.
-NVIDIA = ("nvidia",)
+NVIDIA = ("nvidia", "nvidia_modeset", "nvidia_drm", "nvidia_uvm")
+# nvidia then leaves the firmware's console alone.
+WITHOUT_FB = "nvidia_drm.fbdev=0"
 FB_HOLDER = Holder("fb-holder", "/dev/fb0")
 CARD_HOLDER = Holder("card-holder", "/dev/dri/card0")
 MIXER = Holder("mixer", "/dev/snd/controlC0")
@@ -232,11 +233,28 @@ def _of_shape(kernel: str) -> tuple[Scenario, ...]:
     )
 
 
+def _nvidia() -> tuple[Scenario, ...]:
+    """NVIDIA's four modules, with a framebuffer of their own; nvidia.py has what is done."""
+    one = Scenario("nvidia", "6.12", NVIDIA_DRM, kind="nvidia", stand_ins=NVIDIA)
+    return (
+        one,
+        replace(
+            one,
+            name="nvidia-daemon",
+            kernel="6.1",
+            config="services:\n  - nvidia-persistenced\n",
+            kind="nvidia-daemon",
+        ),
+        replace(one, name="control-nvidia", hook=False, kind="nvidia-control", cycles=1),
+    )
+
+
 def _stand_ins() -> tuple[Scenario, ...]:
     """Stand-ins for the drivers that users have; stand-ins/ says how each behaves."""
     return (
         Scenario("amdgpu", "6.12", AMDGPU, stand_ins=("amdgpu",)),
         Scenario("i915", "6.12", I915, gpus=(BOCHS,), stand_ins=("i915",)),
+        *_nvidia(),
     )
 
 
@@ -529,11 +547,12 @@ SCENARIOS = (
         replace(_boot_gpu_leaves(f"quiet-{kernel}", kernel), kernel_line=QUIET, kind="quiet")
         for kernel in ("fedora-6.12", "fedora-7")
     ),
-    Scenario("beside-nvidia-6.12", "6.12", EFIFB, stand_ins=NVIDIA),
+    Scenario("beside-nvidia-6.12", "6.12", EFIFB, kernel_line=WITHOUT_FB, stand_ins=NVIDIA),
     Scenario(
         "beside-nvidia-6.1",
         "6.1",
         EFIFB,
+        kernel_line=WITHOUT_FB,
         stand_ins=NVIDIA,
         after=After.GONE,
         texts=LOSS_ANNOUNCED,
@@ -542,6 +561,7 @@ SCENARIOS = (
         "beside-nvidia-simpledrm",
         "ubuntu-6.12",
         SIMPLEDRM,
+        kernel_line=WITHOUT_FB,
         stand_ins=NVIDIA,
         after=After.GONE,
         texts=LOSS_ANNOUNCED,

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ..natives import STAND_IN_MODULES, STAND_INS
 from . import __main__ as command_line
-from . import debian, images, kernels, modular
+from . import debian, images, kernels, modular, stand_ins
 from .cache import Cache
 from .dropin import disorder
 from .pictures import Picture, read_ppm
@@ -238,3 +239,10 @@ def test_virtqemud_is_enabled_and_libvirtd_is_masked(tmp_path: Path) -> None:
     assert all((tree / target).read_text() == Path(target).name for target in targets)
     assert {"libvirtd.service", "libvirtd.socket"} <= masked
     assert not any(Path(one.name).suffix == ".service" for one in settings.glob("sockets*/*"))
+
+
+def test_each_stand_in_has_its_source_and_a_row_for_the_fake_kernel() -> None:
+    named = {name for scenario in SCENARIOS for name in scenario.stand_ins}
+
+    assert {name for name in named if not (stand_ins.SOURCES / f"{name}.c").exists()} == set()
+    assert named - {"class_0302"} <= {*STAND_INS, *STAND_IN_MODULES}

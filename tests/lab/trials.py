@@ -13,6 +13,7 @@ from .killed_probe import KilledProbe
 from .kmscon import Kmscon
 from .loss import Loss
 from .newcomer import Newcomer
+from .nvidia import Nvidia, NvidiaControl, NvidiaDaemon
 from .opened import OpenedTrial
 from .prompt import Prompt
 from .quiet import Quiet
@@ -42,6 +43,9 @@ KINDS: dict[str, type[Trial]] = {
     "moved": Moved,
     "loss": Loss,
     "newcomer": Newcomer,
+    "nvidia": Nvidia,
+    "nvidia-control": NvidiaControl,
+    "nvidia-daemon": NvidiaDaemon,
     "opened": OpenedTrial,
     "prompt": Prompt,
     "quiet": Quiet,

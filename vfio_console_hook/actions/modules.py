@@ -11,7 +11,6 @@ from ..machine import console, holders, modules, nodes, power
 from ..machine.gpu import gpus_among
 from ..machine.host import Host
 from ..machine.pci import is_vfio
-from . import usage_count
 from .action import Action
 from .console_moves import LeaveFramebuffers
 from .native import VFIO, bound_driver, clear_reservation, driver_override, reset
@@ -109,6 +108,8 @@ class UnloadModules(Action):
             if not modules.loaded(host, module):
                 continue
             if module == self.modules[-1] and not modules.references(host, module):
+                from . import usage_count  # only for nvidia
+
                 remark = usage_count.require_none(host, self._bound(host), f"unloading {module}")
             try:
                 host.run(_RMMOD, module)

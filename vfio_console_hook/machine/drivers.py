@@ -58,7 +58,8 @@ _ROWS = (
     # goes, but card, interrupt and framebuffer stay behind on freed memory.
     Driver("radeon", STAYS, remove="radeon_pci_remove"),
     # i915_driver_remove and xe_device_remove unplug, then wait for the engines to
-    # be idle and for all wake references (intel_wakeref_wait_for_idle).
+    # be idle and for all wake references (intel_wakeref_wait_for_idle). SIGKILL ends that wait
+    # of i915's, and the removal goes on.
     Driver("i915", UNPLUGS, accelerates=True),
     Driver("xe", UNPLUGS, accelerates=True),
     # nouveau_drm_remove unplugs, then waits for its channels to be idle
@@ -67,8 +68,9 @@ _ROWS = (
     # nv_pci_remove (open-gpu-kernel-modules, nv-pci.c) sleeps in a loop until the usage
     # count is 0: "Attempting to remove device with non-zero usage count". Unloading
     # fails at once instead, with a reason, while anything uses the module; a count that is
-    # nobody's does not (actions/usage_count.py). Releases
-    # whose remove does not call nvidia_modeset_remove wait for their own nvidia_drm.
+    # nobody's does not (actions/usage_count.py). A signal only turns the sleep into a busy
+    # loop (nv-time.h, nv_sleep_ms). Releases whose remove does not call nvidia_modeset_remove wait
+    # for their own nvidia_drm.
     Driver("nvidia", BLOCKS, unload=True, remove_shown="nvidia_modeset_remove", accelerates=True),
     # hl_device_fini (drivers/accel/habanalabs/common/device.c) waits for the processes that
     # have the device open, and ends them with SIGKILL in the end.
