@@ -309,6 +309,7 @@ SCENARIOS = (
         kind="rebound",
     ),
     Scenario("qemu.d", "6.12", EFIFB, kind="dropin"),
+    Scenario("packaged-6.12", "6.12", EFIFB, kind="packaged", cycles=3),
     Scenario(
         "second-vga-never",
         "6.1",

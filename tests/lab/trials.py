@@ -15,6 +15,7 @@ from .loss import Loss
 from .newcomer import Newcomer
 from .nvidia import Nvidia, NvidiaControl, NvidiaDaemon
 from .opened import OpenedTrial
+from .packaged import Packaged
 from .prompt import Prompt
 from .quiet import Quiet
 from .rebound import Rebound
@@ -47,6 +48,7 @@ KINDS: dict[str, type[Trial]] = {
     "nvidia-control": NvidiaControl,
     "nvidia-daemon": NvidiaDaemon,
     "opened": OpenedTrial,
+    "packaged": Packaged,
     "prompt": Prompt,
     "quiet": Quiet,
     "rebound": Rebound,
