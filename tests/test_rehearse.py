@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import sys
 import time
@@ -13,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from tests import rehearsing
+from tests import hosts, natives, rehearsing, snapshots
+from tests.building import MEM, K, Machine, Pci
 from tests.conftest import MachineFactory, domain_xml
-from tests.fakehost import FakeHost, configure, hold, snapshot, systemd
+from tests.fakehost import FakeHost, configure, hold, resources, snapshot, systemd
 from tests.gate import ROOT
 from tests.rehearsing import (
     GPU,
     KilledOnce,
+    Stage,
     WithSystemd,
     begin,
     ended,
@@ -32,9 +35,12 @@ from tests.rehearsing import (
 )
 from vfio_console_hook import cli, hook
 from vfio_console_hook.claims.directory import Claims
-from vfio_console_hook.commands.rehearse import last
+from vfio_console_hook.commands import take
+from vfio_console_hook.commands.rehearse import last, runner
+from vfio_console_hook.commands.rehearse.promise import promise_of
 from vfio_console_hook.commands.rehearse.rehearsal import Diary
 from vfio_console_hook.commands.rehearse.verdict import Verdict
+from vfio_console_hook.errors import HookError
 from vfio_console_hook.machine import console
 
 Capture = pytest.CaptureFixture[str]
@@ -122,6 +128,88 @@ def test_a_group_with_what_stays_is_not_opened_and_the_verdict_says_so(
     assert (status, changed) == (0, [])
     assert seen(host)["BARs"].startswith(f"not tried: {disk} (SATA controller, on ahci)")
     assert "cannot be mapped as QEMU does" in capfd.readouterr().out
+
+
+def card_with_a_held_bar() -> Machine:
+    """A GPU and its sound, of which something else has a page reserved."""
+    gpu = hosts.lab_gpu()
+    sound = Pci(
+        "0000:01:00.1", hosts.AUDIO, (hosts.QEMU, 0x2668), bars=((0, 0xFEB04000, 16 * K, MEM),),
+        bridge=gpu.bridge, group=gpu.group,
+    )  # fmt: skip
+    lit = (hosts.firmware_on(gpu, "efifb", "6.12"),)
+    return Machine("card", (), "6.12", (gpu, sound), lit, extra=hosts.BLACKLISTED)
+
+
+def test_a_bar_of_which_something_else_has_a_part_is_named_and_not_mapped(
+    machine: MachineFactory, capfd: Capture
+) -> None:
+    host = Stage(machine(card_with_a_held_bar()).root)
+    host.tree.make_directory("var/lib")
+    assert resources.request(host.tree, 0xFEB04000, 0xFEB04FFF, "holds_bar")
+    before = snapshot(host)
+
+    status = rehearse(host, GPU, "01:00.1")
+
+    assert (status, snapshot(host) == before, Claims(host).uuids()) == (1, True, ())
+    assert seen(host)["BARs"] == "2 mapped; holds_bar reserves feb04000-feb04fff"
+    still = "holds_bar still reserves feb04000-feb04fff in BAR 0 of 0000:01:00.1"
+    assert still in seen(host)["steps"]
+    assert "see !!" in capfd.readouterr().out
+
+
+# -- on every machine
+
+
+def gpus_of(name: str) -> tuple[str, ...]:
+    """The addresses of the displays in a snapshot, by the text alone."""
+    found = re.findall(r"(?m)^f sys/devices/\S*/(\S+)/class = 0x03", snapshots.machine_text(name))
+    return tuple(sorted(found))
+
+
+# Their connectors are numbered for each card; the kernel numbers those of a type for all cards
+# (drm_connector.c, drm_connector_enum_list).
+NUMBERED_BY_HAND = ("two-gpus-6.12", "fedora-two-gpus", "group-not-viable-nvidia")
+# Nothing tells the fake kernel which driver takes these devices by itself.
+OF_UNKNOWN_DRIVERS = ("virtio", "snd_hda_intel")
+EVERY = [
+    (name, gpu)
+    for name in snapshots.before_vms()
+    if not name.startswith((*NUMBERED_BY_HAND, "iomem-without-root"))
+    for gpu in gpus_of(name)
+]
+
+
+@pytest.mark.parametrize(("name", "gpu"), EVERY, ids=" ".join)
+def test_the_verdict_is_what_plan_has_said_on_every_machine(
+    machine: MachineFactory, name: str, gpu: str
+) -> None:
+    """Wherever plan promises a start; in this process and without a watchdog."""
+    host = machine(name)
+    host.tree.make_directory("var/lib")
+    for one in gpus_of(name):
+        if host.link_name(f"{PCI}/{one}/driver") == "bochs-drm":
+            host.tree.put(f"fake/native/{one}", natives.BOCHS)
+    try:
+        addresses = tuple(one.address for one in take.taker_of(host, (gpu,), vfio=True).hostdevs)
+        rehearsal = order(host, *addresses, vm=gpu, configured_as=gpu, seconds=0.0)
+        config = runner.configuration_of(host, rehearsal)
+        promise_of(host, rehearsal, rehearsal.domain, config)
+    except HookError:
+        assert host.changes == []  # plan refuses it, too
+        return
+    drivers = {host.link_name(f"{PCI}/{one}/driver") or "" for one in addresses}
+    unknown = [one for one in drivers if one.startswith(OF_UNKNOWN_DRIVERS)]
+    if unknown and name.startswith(("lab-", "recorded-", "rehearsed-")):
+        pytest.skip(f"{unknown[0]} does not come back on the fake machine")
+    diary = Diary(host, rehearsal.own)
+    diary.begin(rehearsal)
+    diary.note(watchdog="none")
+
+    status = runner.run(host, rehearsal.own)
+
+    assert [str(row) for row in verdict(host).rows if not row.agrees] == []
+    assert (status, Claims(host).uuids()) == (0, ())
 
 
 # -- refused

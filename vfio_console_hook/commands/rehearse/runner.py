@@ -18,7 +18,7 @@ from ...claims.directory import Claims
 from ...config import load
 from ...config.settings import Config
 from ...domain import Domain
-from ...errors import BugError, CutOffError, HookError, StuckError, understood
+from ...errors import BugError, CutOffError, HookError, StepError, StuckError, understood
 from ...events import prepare, release, start
 from ...events.assignment import assignment_of
 from ...log import Log
@@ -202,22 +202,30 @@ def _have(host: Host, rehearsal: Rehearsal, diary: Diary, log: Log, stop: int) -
     claim = ownership.acquire(host, rehearsal.own, "start")
     if claim is None:
         raise HookError("the claim of the rehearsal is gone")
+    refused: StepError | None = None
     try:
-        start.start(claim, log, deadline.run)
+        try:
+            start.start(claim, log, deadline.run)
+        except StepError as error:
+            # A VM would not start now; what vfio says of the same memory is worth a look.
+            refused = error
+        wait_s = 0.0 if refused else rehearsal.seconds
 
         def hold() -> None:
             with claim.work():
-                _open_and_wait(host, rehearsal, diary)
+                _open_and_wait(host, rehearsal, diary, wait_s)
 
         deadline.run(hold)
+        if refused:
+            raise refused
     finally:
         diary.jot(took={"have_s": host.clock() - began})
 
 
-def _open_and_wait(host: Host, rehearsal: Rehearsal, diary: Diary) -> None:
+def _open_and_wait(host: Host, rehearsal: Rehearsal, diary: Diary, wait_s: float) -> None:
     if rehearsal.untried:
         diary.say(f"nothing is opened through vfio: {rehearsal.untried}")
-        host.wait(lambda: False, rehearsal.seconds)
+        host.wait(lambda: False, wait_s)
         return
     with vfio_access.opened(host, rehearsal.addresses, reset=rehearsal.reset) as found:
         diary.jot(opened=found.to_json())
@@ -226,7 +234,7 @@ def _open_and_wait(host: Host, rehearsal: Rehearsal, diary: Diary) -> None:
         for one in found.resets:
             diary.say(f"{one.address}: {one}")
         evidence.keep(host, rehearsal.own, DURING)
-        host.wait(lambda: False, rehearsal.seconds)
+        host.wait(lambda: False, wait_s)
 
 
 def give_back(host: Host, rehearsal: Rehearsal, diary: Diary, log: Log) -> None:

@@ -17,8 +17,9 @@ class Sight:
     """What can be seen, each thing as a text for people.
 
     drivers are those of each function, "0000:01:00.0 on amdgpu". nodes are the DRM nodes of the
-    GPUs, connectors theirs with their status. framebuffers are those of the whole host, and
-    firmwares those among them that the firmware's drivers draw on. dark: no console is shown.
+    GPUs, connectors theirs with their status. framebuffers are those of the whole host.
+    firmwares are those among all these that are the firmware's drivers'. dark: no console is
+    shown.
     """
 
     drivers: tuple[str, ...]
@@ -39,20 +40,28 @@ def sight_of(host: Host, addresses: tuple[str, ...]) -> Sight:
     """What can be seen of these functions now. Raises HostError."""
     gpus = [one for one in gpus_at(host, addresses) if one.displays]
     everywhere = gpus_at(host, gpus_of_host(host))
-    firmwares = {name for one in everywhere for fw in one.firmware for name in fw.framebuffers}
-    framebuffers = console.framebuffers(host)
-    own = {one.address for one in gpus}
+    firmwares = {
+        name
+        for one in everywhere
+        for device in one.firmware
+        for name in (device.name, *device.framebuffers, *device.cards)
+    }
+    own = {name for one in gpus for name in one.cards}
+    nodes = {name: name for one in gpus for name in one.cards}
+    connectors = {
+        f"{one.name} {one.status}": card.name
+        for card in drm.cards(host)
+        if card.name in own
+        for one in card.connectors
+    }
+    framebuffers = {f"{fb.name} ({fb.title})": fb.name for fb in console.framebuffers(host)}
+    found = {**nodes, **connectors, **framebuffers}
     return Sight(
         drivers=tuple(f"{one} on {_driver(host, one)}" for one in addresses),
-        nodes=tuple(name for one in gpus for name in one.cards),
-        connectors=tuple(
-            f"{one.name} {one.status}"
-            for card in drm.cards(host)
-            if card.pci in own
-            for one in card.connectors
-        ),
-        framebuffers=tuple(f"{fb.name} ({fb.title})" for fb in framebuffers),
-        firmwares=tuple(f"{fb.name} ({fb.title})" for fb in framebuffers if fb.name in firmwares),
+        nodes=tuple(nodes),
+        connectors=tuple(connectors),
+        framebuffers=tuple(framebuffers),
+        firmwares=tuple(text for text, name in found.items() if name in firmwares),
         console=console.current_display(host),
         dark=console.dark(host),
     )

@@ -15,6 +15,8 @@ from .promise import Promise
 from .rehearsal import Told
 from .sight import Sight, sight_of
 
+Things = tuple[str, ...]
+
 _NONE = "none"
 _COMING = ("driver", "DRM node", "connectors", "framebuffer", "console", "services")
 NOT_TRIED = "not tried"
@@ -76,9 +78,9 @@ def verdict_of(host: Host, told: Told) -> Verdict:
         _bars(promise, rehearsal.untried, told),
         *_resets(told),
         _same("driver", before.drivers, after.drivers),
-        _same("DRM node", before.nodes, after.nodes),
-        _same("connectors", before.connectors, after.connectors),
-        _framebuffers(promise, before, after),
+        _shown("DRM node", promise, before, before.nodes, after.nodes),
+        _shown("connectors", promise, before, before.connectors, after.connectors),
+        _shown("framebuffer", promise, before, before.framebuffers, after.framebuffers),
         _console(promise, before, after),
         *_services(host, promise),
         _given_back(told.took),
@@ -86,11 +88,11 @@ def verdict_of(host: Host, told: Told) -> Verdict:
     ))  # fmt: skip
 
 
-def _listed(things: tuple[str, ...]) -> str:
+def _listed(things: Things) -> str:
     return ", ".join(things) or _NONE
 
 
-def _same(what: str, before: tuple[str, ...], after: tuple[str, ...]) -> Row:
+def _same(what: str, before: Things, after: Things) -> Row:
     return Row(what, _listed(before), _listed(after), before == after)
 
 
@@ -122,16 +124,19 @@ def _resets(told: Told) -> Iterator[Row]:
         yield Row("reset", f"{one.address} answers after it", f"{one.address} {one}", one.answers)
 
 
-def _framebuffers(promise: Promise, before: Sight, after: Sight) -> Row:
-    lost = [one for one in before.framebuffers if one not in after.framebuffers]
-    new = [one for one in after.framebuffers if one not in before.framebuffers]
-    seen = _listed(after.framebuffers)
+def _shown(what: str, promise: Promise, before: Sight, then: Things, now: Things) -> Row:
+    """What the drivers show, of which plan may have said that the firmware's is lost."""
+    lost = [one for one in then if one not in now]
+    new = [one for one in now if one not in then]
     if not promise.loses:
-        return Row("framebuffer", _listed(before.framebuffers), seen, not lost and not new)
-    said = _listed(tuple(one for one in before.framebuffers if one not in before.firmwares))
-    said += " (may lose the firmware's)" if promise.uncertain else " (loses the firmware's)"
-    as_said = all(one in before.firmwares for one in lost) and (promise.loads or not new)
-    return Row("framebuffer", said, seen, as_said and (bool(lost) or promise.uncertain))
+        return _same(what, then, now)
+    firmwares = [one for one in then if one in before.firmwares]
+    said = _listed(tuple(one for one in then if one not in firmwares))
+    if firmwares:
+        said += f"; {'may lose' if promise.uncertain else 'loses'} {_listed(tuple(firmwares))}"
+    as_said = set(lost) <= set(firmwares) and (promise.loads or not new)
+    gone = bool(lost) or promise.uncertain or not firmwares
+    return Row(what, said, _listed(now), as_said and gone)
 
 
 def _console(promise: Promise, before: Sight, after: Sight) -> Row:
