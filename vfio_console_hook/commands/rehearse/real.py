@@ -107,22 +107,23 @@ def _areas(maps: bytes) -> list[int]:
     return found
 
 
-def wait(host: Host, rehearsal: Rehearsal, diary: Diary, stop: int) -> bool:
-    """Wait until the VM is kept, ends, or has had its time; whether it was kept."""
+def wait(host: Host, rehearsal: Rehearsal, diary: Diary, stop: int) -> None:
+    """Wait until the VM is kept, ends, or has had its time."""
     told = diary.told()
-    end = host.clock() + rehearsal.seconds
+    began = host.clock()
+    end = began + rehearsal.seconds
     name = (int(told.qemu[0]), int(told.qemu[1]))
     handle = host.open_process(name[0])
     try:
         while host.clock() < end and not diary.told().kept and not worker.stopped(stop):
             if handle is None or not processes.lives(host, name):
                 diary.say(f"{rehearsal.vm} has ended")
-                return False
+                break
             host.wait_for_end([handle], min(_POLL_S, max(end - host.clock(), 0)))
     finally:
         if handle is not None:
             host.close_process(handle)
-    return diary.told().kept
+        diary.note(took={"have_s": host.clock() - began})
 
 
 def destroy(host: Host, rehearsal: Rehearsal, vm: RealVm, diary: Diary, log: Log) -> bool:
