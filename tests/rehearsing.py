@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import takewhile
@@ -18,11 +17,12 @@ from tests.libvirt_xml import UUID, domain_xml
 from vfio_console_hook import cli
 from vfio_console_hook.commands.rehearse import detached
 from vfio_console_hook.commands.rehearse.rehearsal import FOLDER, Diary, Rehearsal, Told
+from vfio_console_hook.machine import streams
 from vfio_console_hook.machine.host import Host
 
 GPU = "0000:01:00.0"
 OWN = "6b1c2c0e-3f0d-4c57-9d61-3a3f6f1f0a02"
-WITHIN_S = 15
+WITHIN_S = 60
 
 
 class Stage(FakeHost):
@@ -59,10 +59,10 @@ class WithSystemd(Stage):
         self.tree.put(f"fake/transient/{values['unit']}.{kind}", "\n".join((*options, *words)))
         if kind == "service":
             post = [one for one in options if one.startswith("--property=ExecStopPost=")]
-            self._apart(words, post[0].split("=", 2)[2].split())
+            self._apart(values["unit"], words, post[0].split("=", 2)[2].split())
         return ""
 
-    def _apart(self, words: Sequence[str], post: Sequence[str]) -> None:
+    def _apart(self, unit: str, words: Sequence[str], post: Sequence[str]) -> None:
         """Run the program with these words, then with those of ExecStopPost=."""
         if os.fork():
             return
@@ -70,23 +70,15 @@ class WithSystemd(Stage):
             for command in (words, post):
                 child = os.fork()
                 if child == 0:
-                    self._begin(command)
+                    os.setsid()
+                    self._real = True
+                    streams.lead_nowhere(0, 1, 2)
+                    cli.main(command[3:], self)
                     os._exit(0)
                 os.waitpid(child, 0)
-                while not self._ended(command):
-                    time.sleep(0.02)
+            self.tree.put(f"fake/transient-ended/{unit}", "")
         finally:
             os._exit(0)
-
-    def _begin(self, command: Sequence[str]) -> None:
-        self.detach(lambda: sys.exit(cli.main(command[3:], self)))
-
-    def _ended(self, command: Sequence[str]) -> bool:
-        """Whether the process of the runner, or of its end, has come and gone."""
-        told = the_diary(self).told()
-        if "runner" not in command:
-            return True
-        return bool(told.runner[0]) and self.read(f"proc/{told.runner[0]}/stat") is None
 
 
 def stage(machine: MachineFactory, name: str, **options: Any) -> Stage:
@@ -148,7 +140,11 @@ def ended(diary: Diary, host: FakeHost) -> Told:
 def gone(host: FakeHost) -> None:
     """Wait until no process of a rehearsal is left on the machine."""
     end = time.monotonic() + WITHIN_S
-    while any(host.read(f"proc/{pid}/stat") for pid in host.list("fake/real")):
+    units = [one for one in host.list("fake/transient") if one.endswith(".service")]
+    while (
+        any(host.read(f"proc/{pid}/stat") for pid in host.list("fake/real"))
+        or len(host.list("fake/transient-ended")) < len(units)
+    ):
         assert time.monotonic() < end
         time.sleep(0.01)
 
