@@ -17,7 +17,7 @@ _SAID = "/root/rehearse.txt"
 _SESSION = "/root/rehearse.session"
 _UNITS = "systemctl list-units --all --no-legend 'vfio-console-hook-rehearsal*'"
 _KILL = "systemctl kill --signal=KILL 'vfio-console-hook-rehearsal-*.service'; sleep 2"
-_RUNS_WITHIN_S = 120
+_RUNS_WITHIN_S = 300
 # One minute, and what the emulated machine takes to give the GPU back.
 _OFF_WITHIN_S = 330
 
