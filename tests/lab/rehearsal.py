@@ -144,19 +144,19 @@ class RehearsalKilled(Rehearsed):
         service.start(self.machine, 1)
         self.rehearsal("whole")
         for case in (
-            self.runner_killed_while_taking,
             self.runner_killed_while_it_has_the_gpu,
+            self.runner_hangs,
+            self.both_killed_then_a_start,
+            self.session_taken_along,
+            self.a_race_with_a_start,
+            self.terminal_gone,
+            self.ctrl_c,
+            self.a_vm_starts_meanwhile,
+            self.libvirtd_restarted,
             self.runner_killed_while_giving_back,
+            self.runner_killed_while_taking,
             self.watchdog_killed,
             self.both_killed_then_recover,
-            self.both_killed_then_a_start,
-            self.runner_hangs,
-            self.ctrl_c,
-            self.terminal_gone,
-            self.session_taken_along,
-            self.libvirtd_restarted,
-            self.a_vm_starts_meanwhile,
-            self.a_race_with_a_start,
         ):
             name = case.__name__.replace("_", "-")
             self.machine.note(name)
