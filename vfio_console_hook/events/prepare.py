@@ -14,7 +14,7 @@ from ..claims.directory import Claims
 from ..claims.step import Step
 from ..config import load
 from ..config.settings import Config
-from ..errors import ClaimError, CutOffError, HookError, LostError, StuckError
+from ..errors import ClaimError, CutOffError, HookError, LostError, RefusedError, StuckError
 from ..log import Log
 from ..machine import console, gpu, removal
 from ..machine.firmware import RESERVATION_NAMES
@@ -50,15 +50,26 @@ def prepare(
             release(left, log, run)
         except LostError as error:
             log.error(str(error))  # what is left of the GPU decides whether the VM may start
-    for uuid in ownership.left_by_rehearsals(host, assignment.uuid, assignment.gpus):
-        rehearsed = ownership.acquire(host, uuid, "release", forgotten=True)
-        if rehearsed is not None:
-            log.warning(f"a rehearsal of {rehearsed.name} was killed; giving back what it took")
-            release(rehearsed, log, run)
     if not config.enabled or not assignment.gpus:
         return
-    claim = ownership.create(host, _new_claim(host, assignment, config))
+    try:
+        claim = ownership.create(host, _new_claim(host, assignment, config))
+    except RefusedError:
+        if not _release_rehearsed(host, assignment, log, run):
+            raise
+        claim = ownership.create(host, _new_claim(host, assignment, config))
     run(lambda: _free(claim, assignment, config, log))
+
+
+def _release_rehearsed(host: Host, assignment: Assignment, log: Log, run: Supervisor) -> bool:
+    """Give back what killed rehearsals have left of these GPUs; whether there was anything."""
+    left = ownership.left_by_rehearsals(host, assignment.uuid, assignment.gpus)
+    for uuid in left:
+        claim = ownership.acquire(host, uuid, "release", forgotten=True)
+        if claim is not None:
+            log.warning(f"a rehearsal of {claim.name} was killed; giving back what it took")
+            release(claim, log, run)
+    return bool(left)
 
 
 def prepare_within(
