@@ -59,7 +59,8 @@ class WithSystemd(Stage):
         self.tree.put(f"fake/transient/{values['unit']}.{kind}", "\n".join((*options, *words)))
         if kind == "service":
             post = [one for one in options if one.startswith("--property=ExecStopPost=")]
-            self._apart(values["unit"], words, post[0].split("=", 2)[2].split())
+            after = post[0].split("=", 2)[2].split() if post else []
+            self._apart(values["unit"], words, after)
         return ""
 
     def _apart(self, unit: str, words: Sequence[str], post: Sequence[str]) -> None:
@@ -67,7 +68,7 @@ class WithSystemd(Stage):
         if os.fork():
             return
         try:
-            for command in (words, post):
+            for command in filter(None, (words, post)):
                 child = os.fork()
                 if child == 0:
                     os.setsid()

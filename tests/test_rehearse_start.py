@@ -11,10 +11,10 @@ import pytest
 
 from tests import rehearsed
 from tests.conftest import MachineFactory
-from tests.fakehost import libvirtd, snapshot
+from tests.fakehost import libvirtd, snapshot, systemd
 from tests.fakehost.libvirtd import WithLibvirtd
 from tests.libvirt_xml import UUID
-from tests.rehearsing import GPU, OWN, ended, gone, kill, order, until
+from tests.rehearsing import GPU, OWN, WithSystemd, ended, gone, kill, order, until
 from vfio_console_hook import cli
 from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.commands.rehearse import command, detached, real, rehearsal, watchdog
@@ -304,3 +304,47 @@ def test_only_one_vm_of_libvirts_can_be_started(
 ) -> None:
     assert cli.main(["rehearse", "--yes", "--start", *words], host) == 1
     assert off(host)
+
+
+# -- with systemd
+
+
+class Both(WithLibvirtd, WithSystemd):
+    """A machine with libvirtd, that systemd runs."""
+
+
+def with_systemd(host: WithLibvirtd) -> Both:
+    systemd.install(host.tree)
+    return Both(host.root)
+
+
+def test_with_systemd_the_switch_is_a_timer_and_no_end_of_the_unit(host: WithLibvirtd) -> None:
+    """However the runner ends; and a watchdog that is killed at its work begins anew."""
+    both = with_systemd(host)
+
+    diary = started(both)
+
+    told = ended(diary, both)
+    units = {one[-13:]: both.read(f"fake/transient/{one}") or "" for one in both.list(_UNITS)}
+    (timer,) = [text for name, text in units.items() if name.endswith(".timer")]
+    (unit,) = [text for name, text in units.items() if not name.endswith(".timer")]
+    assert (told.end, off(both)) == ("", True)
+    assert "--property=Restart=on-abnormal" in timer and "oneshot" not in timer
+    assert "ExecStopPost" not in unit
+
+
+def test_with_systemd_the_timer_destroys_it_when_the_runner_was_killed(host: WithLibvirtd) -> None:
+    both = with_systemd(host)
+    diary = started(both, seconds=60)
+    told = until(diary, lambda told: told.opened)
+
+    kill(both, told.runner[0])
+
+    time.sleep(0.5)
+    assert not off(both)
+    (name,) = [one for one in both.list(_UNITS) if one.endswith(".timer")]
+    fired = (both.read(f"{_UNITS}/{name}") or "").split("\n")[-4:]
+    assert (cli.main(fired, Both(host.root)), off(both)) == (0, True)
+
+
+_UNITS = "fake/transient"

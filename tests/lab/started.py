@@ -69,7 +69,7 @@ class Started(Trial):
         """What happens to the processes while the VM runs."""
         self.machine.run(f"{_UNITS}; systemctl list-timers --all --no-legend 'vfio*'")
         if name in ("killed", "libvirtd restarted"):
-            self.machine.run(f"kill -9 -- -$(cat {_SESSION}); {_KILL}")
+            self.machine.run(f"kill -9 -$(cat {_SESSION}); {_KILL}")
             left = self.machine.run("pgrep -af '[v]fio-console-hook rehearse'").stdout
             self.demand(not left, f"{name}: still there: {left}")
         if name == "libvirtd restarted":

@@ -38,8 +38,7 @@ def begin(host: Host, rehearsal: Rehearsal, work: Callable[[str, str], None]) ->
         f"--description=Give back what the rehearsal of {rehearsal.vm} took",
         f"--on-active={in_s:.0f}s",
         "--timer-property=AccuracySec=1s",
-        "--property=Type=oneshot",
-        f"--property=TimeoutStartSec={limit_s:.0f}",
+        *_limits(rehearsal, limit_s),
         "--property=KillMode=process",
         *_command(WATCHDOG, rehearsal.own),
     )
@@ -58,6 +57,21 @@ def begin(host: Host, rehearsal: Rehearsal, work: Callable[[str, str], None]) ->
     except HookError:
         disarm(host, rehearsal.own)
         raise
+
+
+def _limits(rehearsal: Rehearsal, limit_s: float) -> tuple[str, ...]:
+    """How long the watchdog may take, and what becomes of it if it is killed at its work.
+
+    Only the watchdog of a VM is worth another try: after any other rehearsal whoever comes next
+    gives back. Before systemd 244 a unit of the type oneshot cannot be restarted.
+    """
+    if not rehearsal.starts:
+        return ("--property=Type=oneshot", f"--property=TimeoutStartSec={limit_s:.0f}")
+    return (
+        f"--property=RuntimeMaxSec={limit_s:.0f}",
+        "--property=Restart=on-abnormal",
+        "--property=RestartSec=1",
+    )
 
 
 def disarm(host: Host, own: str) -> None:
