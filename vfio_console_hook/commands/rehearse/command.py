@@ -262,7 +262,8 @@ def _outlook(
     names = " and ".join(one.address for one in gpus)
     each = f", {rehearsal.times} times" if rehearsal.times > 1 else ""
     first = (
-        f"the monitor on {names} shows nothing of the host for some {rehearsal.seconds + 3:.0f} s{each};"
+        f"the monitor on {names} shows nothing of the host for some"
+        f" {rehearsal.seconds + 3:.0f} s{each};"
         if shown
         else f"nothing changes on a monitor; {names} is away for {rehearsal.seconds:.0f} s{each};"
     )
