@@ -36,7 +36,7 @@ from tests.rehearsing import (
 from vfio_console_hook import cli, hook
 from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.commands import take
-from vfio_console_hook.commands.rehearse import last, runner
+from vfio_console_hook.commands.rehearse import last, runner, watchdog
 from vfio_console_hook.commands.rehearse.promise import promise_of
 from vfio_console_hook.commands.rehearse.rehearsal import Diary
 from vfio_console_hook.commands.rehearse.verdict import Verdict
@@ -321,7 +321,7 @@ def test_a_runner_that_hangs_is_killed_at_the_announced_time(machine: MachineFac
     host = stage(machine, "efifb-6.12")
     before = snapshot(host)
     rehearsal = order(host, seconds=30.0, timeout_s=60)
-    rehearsal = replace(rehearsal, began=host.now() - 92)  # the watchdog fires in 8 s
+    rehearsal = replace(rehearsal, began=host.now() - 102)  # the watchdog fires in 8 s
     diary = begin(host, rehearsal)
     told = until(diary, lambda told: told.opened)
 
@@ -458,8 +458,8 @@ def test_with_systemd_it_is_a_unit_with_a_timer_as_its_watchdog(machine: Machine
     assert units[".service"][-3:] == ["rehearse", "--as", "runner", own][1:]
     assert units["-watchdog.timer"][-3:] == ["--as", "watchdog", own]
     (fires,) = [one for one in units["-watchdog.timer"] if one.startswith("--on-active=")]
-    # 60 s to take, 10 to open, 1 to have it: giving back has begun by then.
-    assert fires in ("--on-active=71s", "--on-active=70s")
+    # 60 s to take, 20 to open and close, 1 to have it: giving back has begun by then.
+    assert fires in ("--on-active=81s", "--on-active=80s")
 
 
 def test_when_the_unit_is_killed_systemd_gives_back_at_once(machine: MachineFactory) -> None:
@@ -472,6 +472,23 @@ def test_when_the_unit_is_killed_systemd_gives_back_at_once(machine: MachineFact
     told = ended(diary, host)
 
     assert (snapshot(host) == before, told.end) == (True, "its process was killed")
+
+
+def test_what_a_runner_has_left_is_given_back_and_the_reason_stays(
+    machine: MachineFactory,
+) -> None:
+    host = stage(machine, "efifb-6.12")
+    before = snapshot(host)
+    diary = begin(host, order(host, seconds=30.0))
+    told = until(diary, lambda told: told.opened)
+    kill(host, told.watchdog[0])
+    diary.note(end="the kernel is stuck (process 7)")
+    kill(host, told.runner[0])
+
+    watchdog.give_back(host, diary.own)
+
+    assert (snapshot(host) == before, Claims(host).uuids()) == (True, ())
+    assert diary.told().end == "the kernel is stuck (process 7)"
 
 
 def test_the_timer_kills_a_unit_that_hangs(machine: MachineFactory) -> None:

@@ -38,8 +38,11 @@ from ...machine.host import Host
 from ...machine.runfiles import RUN
 
 FOLDER = f"{RUN}/rehearsals"
-OPENING_S = 10.0
-"""How long start's checks, and opening and mapping the functions, may take together."""
+OPENING_S = 20.0
+"""How long start's checks, opening, mapping and closing the functions may take together.
+
+The kernel resets a function when it is opened and when it is closed; a slow one takes seconds.
+"""
 RESET_S = 75.0
 """How long a reset may take: a device that does not come back is waited for for a minute.
 

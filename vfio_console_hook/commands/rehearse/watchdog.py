@@ -65,7 +65,8 @@ def give_back(host: Host, own: str) -> int:
     status = 0
     if not diary.told().kept and _is_due(host, rehearsal, diary):
         status = _end(host, rehearsal, diary) if _is_first(host, rehearsal, diary) else 0
-    detached.disarm(host, own)
+    if not _holds(host, own):  # or the timer tries again: the kernel may let go later
+        detached.disarm(host, own)
     return status
 
 
@@ -97,7 +98,7 @@ def _holds(host: Host, own: str) -> bool:
 def _end(host: Host, rehearsal: Rehearsal, diary: Diary) -> int:
     log = Log(host, rehearsal.vm)
     killed = _kill(host, diary.told().runner)
-    why = "it hung, and was killed" if killed else "its process was killed"
+    why = "it hung, and was killed" if killed else diary.told().end or "its process was killed"
     log.warning(f"the rehearsal was cut short: {why}")
     diary.say(f"the watchdog gives back: {why}")
     try:
