@@ -288,6 +288,8 @@ static int nvidia_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	proc_create_single_data("information", 0444, gpu->dir, information_show, gpu);
 	probed++;
 	mutex_unlock(&devices);
+	if (modeset && modeset->probe)
+		modeset->probe(pdev); /* nvidia_modeset_probe() */
 	return 0;
 
 disable:

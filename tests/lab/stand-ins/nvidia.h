@@ -11,6 +11,8 @@
 #define NVIDIACTL_MINOR 255
 
 struct nvidia_modeset_callbacks {
+	/* There is another GPU: nvidia_drm gives it a card. */
+	void (*probe)(struct pci_dev *pdev);
 	/* A GPU is removed; what shows a picture on it must let go of it. */
 	void (*remove)(struct pci_dev *pdev);
 };

@@ -90,7 +90,7 @@ static void nv_drm_remove(struct pci_dev *pdev)
 	}
 }
 
-static const struct nvidia_modeset_callbacks callbacks = { .remove = nv_drm_remove };
+static const struct nvidia_modeset_callbacks callbacks = { .probe = add, .remove = nv_drm_remove };
 
 static int __init nv_drm_init(void)
 {
