@@ -275,14 +275,17 @@ def test_a_vm_and_another_rehearsal_are_refused_meanwhile(
     status = cli.main(["status"], FakeHost(host.root))
     shown = capfd.readouterr().out
     recovered = cli.main(["recover"], FakeHost(host.root))
+    gave = cli.main(["give", GPU], FakeHost(host.root))
+    given = capfd.readouterr()
     kill(host, diary.told().runner[0], signal.SIGTERM)
     ended(diary, host)
 
-    assert (vm, second, taken, status, recovered) == (1, 1, 1, 0, 0)
+    assert (vm, second, taken, status, recovered, gave) == (1, 1, 1, 0, 0, 1)
     sentence = f"{GPU} is in a rehearsal of win11, which gives it back by "
     assert sentence in refused and again.count(sentence) == 2
     assert "a rehearsal of win11 holds 0000:01:00.0" in shown and "given back by" in shown
-    assert "its rehearsal gives it back by" in capfd.readouterr().out
+    assert "win11: skipped: its rehearsal gives it back by" in given.out
+    assert "win11 cannot be released: its rehearsal gives it back by" in given.err
 
 
 # -- cut short
@@ -627,6 +630,22 @@ def test_record_has_no_more_of_libvirts_file_than_the_devices(
     assert ("private.img" in recorded, "adas-vm" in recorded) == (False, False)
     shown = capfd.readouterr().out
     assert "last rehearsal of vm1: " in shown and "changed" not in shown
+
+
+def test_metrics_have_the_last_rehearsal(
+    machine: MachineFactory, tmp_path: Path, capfd: Capture
+) -> None:
+    host = stage(machine, "efifb-6.12")
+    rehearse(host, "--xml", xml_file(tmp_path / "vm.xml", GPU))
+    host.tree.put("proc/sys/kernel/osrelease", "6.13.0")
+    capfd.readouterr()
+
+    cli.main(["status", "--prometheus"], FakeHost(host.root))
+
+    found = capfd.readouterr().out.splitlines()
+    assert 'vfio_console_hook_rehearsal_agrees{vm="win11"} 1' in found
+    assert 'vfio_console_hook_rehearsal_outdated{vm="win11"} 1' in found
+    assert 'vfio_console_hook_last_result{vm="win11",event="rehearse"} 1' in found
 
 
 def test_json_has_all_rows_and_the_announced_time(machine: MachineFactory, capfd: Capture) -> None:
