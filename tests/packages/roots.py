@@ -157,7 +157,7 @@ def small(cache: Cache, name: str) -> Path:
     download = "apt-get install -y --download-only --no-install-recommends"
     hook = f'--customize-hook=chroot "$1" {download} {" ".join(NEEDED)}'
     options = ("--variant=apt", "--include=mount", "--skip=cleanup/apt", hook)
-    return _make(cache, f"packages-{name}", recipe, suite, options)
+    return make(cache, f"packages-{name}", recipe, suite, options)
 
 
 def managers(cache: Cache) -> Path:
@@ -165,13 +165,15 @@ def managers(cache: Cache) -> Path:
     suite = Suite(cache, MANAGERS_SUITE)
     recipe = {"suite": MANAGERS_SUITE, "packages": suite.versions(MANAGERS)}
     options = ("--variant=minbase", f"--include={','.join(MANAGERS)}")
-    return _make(cache, "packages-managers", recipe, suite, options)
+    return make(cache, "packages-managers", recipe, suite, options)
 
 
-def _make(
+def make(
     cache: Cache, name: str, recipe: object, suite: Suite, options: tuple[str, ...]
 ) -> Path:
-    def make(directory: Path, log: Path) -> None:
+    """A squashfs of what mmdebstrap makes with these options; from the cache, if it is there."""
+
+    def fill(directory: Path, log: Path) -> None:
         tree = directory / "root.tar"
         argv = [*MMDEBSTRAP, *options, suite.name, str(tree), *suite.sources]
         command(argv, log=log)
@@ -179,4 +181,4 @@ def _make(
         command([*squash, "-comp", "zstd", "-Xcompression-level", "6"], log=log, stdin=tree)
         tree.unlink()
 
-    return cache.build(name, recipe, make) / "root.squashfs"
+    return cache.build(name, recipe, fill) / "root.squashfs"
