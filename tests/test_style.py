@@ -24,7 +24,7 @@ PYTHON_FILES = (
 SHELL_FILES = (
     "hooks/qemu", "install.sh", ".ci/run",
     "tests/set-up", "tests/run", "tests/lab/run", "tests/trust/run", "tests/bench/run",
-    "tests/packages/run",
+    "tests/packages/run", "tests/pythons/run",
     "tests/lab/guest/generic-hook.sh",
 )  # fmt: skip
 
