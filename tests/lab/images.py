@@ -83,7 +83,18 @@ class Variant:
     modular: bool = False
 
 
+# What a desktop on Wayland needs beside its compositor.
+_SESSION = (
+    "greetd",
+    "foot",
+    "fonts-dejavu-core",
+    "libpam-systemd",
+    "dbus-user-session",
+    "pipewire",
+    "wireplumber",
+)
 VARIANTS = {
+    "sway": Variant((*_SESSION, "sway", "swaybg")),
     "virtqemud": Variant(modular=True),
 }
 

@@ -258,6 +258,25 @@ def _stand_ins() -> tuple[Scenario, ...]:
     )
 
 
+def _desktop(name: str, kind: str, gpus: tuple[Gpu, ...], config: str = "") -> Scenario:
+    """A Wayland desktop on native drivers; of two GPUs the second one leaves."""
+    return replace(
+        _native(name, "6.12"),
+        gpus=gpus,
+        stays=(0,) if gpus[1:] else (),
+        config=config,
+        kind=kind,
+        root="sway",
+    )
+
+
+STOP_DESKTOP = "services:\n  - display-manager\n"
+DESKTOPS = (
+    _desktop("sway", "wayland", (VGA_WITH_SOUND,), STOP_DESKTOP),
+    _desktop("sway-inside", "wayland-inside", (VGA_WITH_SOUND,), STOP_DESKTOP),
+)
+
+
 SCENARIOS = (
     Scenario("efifb-5.10", "5.10", EFIFB, smoke=True),
     Scenario("efifb-6.12", "6.12", EFIFB, smoke=True),
@@ -624,6 +643,7 @@ SCENARIOS = (
     _prompt("6.12"),
     _kmscon(_boot_gpu_leaves("kmscon-two-gpus", "forky")),
     _killed("6.1"),
+    *DESKTOPS,
     # With a second GPU the consoles move; otherwise the machine changes while libvirt acts.
     replace(_boot_gpu_leaves("every-call-6.1", "6.1"), kind="every-call", cycles=1),
 )

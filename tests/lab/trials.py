@@ -29,6 +29,7 @@ from .trial import Trial
 from .two_vms import TwoVms
 from .unprivileged import Unprivileged
 from .virtqemud import Virtqemud
+from .wayland import Wayland, WaylandInside
 
 KINDS: dict[str, type[Trial]] = {
     "apparmor": AppArmor,
@@ -64,4 +65,6 @@ KINDS: dict[str, type[Trial]] = {
     "unprivileged": Unprivileged,
     "untouched": Untouched,
     "virtqemud": Virtqemud,
+    "wayland": Wayland,
+    "wayland-inside": WaylandInside,
 }
