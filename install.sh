@@ -206,7 +206,8 @@ $UNIT_LINKS"
 # Is the clone complete, and nothing in the way of what goes onto the host?
 check_files() {
     choose_files
-    for file in hooks/qemu hooks/launch.py hooks/setup.sh config/default.yaml vfio_console_hook/__init__.py; do
+    for file in hooks/qemu hooks/launch.py hooks/setup.sh config/default.yaml \
+        "config/selinux/$SELINUX_MODULE.cil" vfio_console_hook/__init__.py; do
         check_source "$file"
     done
     while read -r _ from to; do
@@ -398,7 +399,7 @@ stage_program() {
     stage "$root$program"
     lib=$new
     reason=$({ mkdir "$lib" && cp -R "$here/vfio_console_hook" "$lib/" &&
-        cp "$here/config/default.yaml" "$lib/default.yaml"; } 2>&1) ||
+        cp "$here/config/default.yaml" "$here/config/selinux/$SELINUX_MODULE.cil" "$lib/"; } 2>&1) ||
         stop "cannot write $lib: ${reason##*: }"
     find "$lib" -name __pycache__ -prune -exec rm -rf {} +
     chmod -R u=rwX,go=rX "$lib"
@@ -540,6 +541,7 @@ install_hook() {
     set_labels
     ! has_systemd || reload_systemd
     reload_daemon
+    selinux_allow "$LIB"
     recommend_libvirt
 }
 
@@ -608,6 +610,7 @@ END
     backwards "$made" | while IFS= read -r dir; do
         rmdir "$root$dir" 2>/dev/null
     done
+    [ -n "$root" ] || selinux_forget
     say "vfio-console-hook is removed${root:+ from $root}"
     # shellcheck disable=SC2046,SC2086  # one word a package
     [ -z "$brought" ] || say "  install.sh has installed these packages, which stay:" $(printf '%s\n' $brought | sort -u)

@@ -235,3 +235,54 @@ reload_daemon() {
         say "  there is no libvirt here: see HOSTS WITHOUT LIBVIRT in man vfio-console-hook"
     fi
 }
+
+# --- SELinux ----------------------------------------------------------------------
+
+# Its file is beside the program. It allows what the hook needs, and nothing else.
+SELINUX_MODULE=vfio_console_hook
+
+# Prints what the policy that is loaded denies to the program in $1, as a sentence, or nothing.
+selinux_denies() {
+    [ -e /sys/fs/selinux/enforce ] && [ -e /etc/selinux/config ] || return 0
+    "${PYTHON:-/usr/bin/python3}" -I -B -c 'import sys
+sys.path.insert(0, sys.argv[1])
+from vfio_console_hook.commands.doctor import selinux_policy
+from vfio_console_hook.machine.host import Host
+print(selinux_policy.denied(Host()), end="")' "$1" 2>/dev/null || true
+}
+
+selinux_module_is_loaded() {
+    command -v semodule >/dev/null && semodule -l 2>/dev/null | grep -q "^$SELINUX_MODULE\$"
+}
+
+# Loads the module of the program in $1 where the policy denies something without it. One that
+# is loaded is loaded again, as it may be that of another version. It never fails: the hook is
+# installed all the same, and doctor says what is denied.
+selinux_allow() {
+    denied=$(selinux_denies "$1")
+    [ -n "$denied" ] || selinux_module_is_loaded || return 0
+    [ -z "$denied" ] || say "  SELinux: $denied"
+    if ! command -v semodule >/dev/null; then
+        say "  there is no semodule to allow it: see vfio-console-hook doctor"
+    elif ! reason=$(semodule -i "$1/$SELINUX_MODULE.cil" 2>&1); then
+        say "  semodule failed: $(printf '%s' "$reason" | tail -n 1)"
+    else
+        # The module has a type for the gate, and one for what is in /run.
+        for path in "$MAIN" "$DROPIN" "$CHAINED" "$RUN" "$RUN.status"; do
+            [ ! -e "$path" ] || restorecon -R "$path" >/dev/null 2>&1 || true
+        done
+        denied=$(selinux_denies "$1")
+        if [ -n "$denied" ]; then
+            say "  the module $SELINUX_MODULE is loaded, but $denied: see vfio-console-hook doctor"
+        else
+            say "  the SELinux module $SELINUX_MODULE is loaded, which allows it"
+        fi
+    fi
+}
+
+# The reverse, when no file has its types any more.
+selinux_forget() {
+    selinux_module_is_loaded || return 0
+    reason=$(semodule -r "$SELINUX_MODULE" 2>&1) ||
+        say "  semodule -r $SELINUX_MODULE failed: $(printf '%s' "$reason" | tail -n 1)"
+}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests import installed
+from tests import cil, installed
 from tests.conftest import Golden, MachineFactory
 from tests.doctoring import (
     Arrange,
@@ -23,6 +23,7 @@ from tests.fakehost import FakeHost
 from tests.fakehost import selinux as fake_selinux
 from tests.installed import BOOTED, GATE, INSTALLED, answer, file, gate_text, process
 from tests.libvirt_xml import domain_xml
+from vfio_console_hook.claims.history import STATUS
 from vfio_console_hook.commands.doctor import (
     apparmor,
     areas,
@@ -32,10 +33,12 @@ from vfio_console_hook.commands.doctor import (
     selinux_policy,
 )
 from vfio_console_hook.commands.doctor.finding import Check
+from vfio_console_hook.commands.doctor.hook_files import CHAINED, DROPIN, MAIN
 from vfio_console_hook.commands.doctor.system import System
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.config.settings import Config
 from vfio_console_hook.domain import parse
+from vfio_console_hook.machine.runfiles import RUN
 
 AUDIT = "var/log/audit/audit.log"
 ENFORCE = "sys/fs/selinux/enforce"
@@ -221,7 +224,8 @@ IN_THE_DAEMON = (
 AT_WORK = (
     "allow virtqemud_t sysfs_t:file open read write",
     "allow virtqemud_t var_run_t:dir write add_name create",
-    "allow virtqemud_t virtqemud_t:capability sys_admin",
+    "allow virtqemud_t virtqemud_t:capability sys_admin sys_ptrace",
+    "allow virtqemud_t init_t:lnk_file read",
 )
 
 
@@ -238,6 +242,41 @@ def rules(*lines: str) -> Arrange:
         for path, name in types.items():
             itself = "/.itself" if path == "run" else ""
             host.tree.put(f"label/{path}{itself}", f"system_u:object_r:{name}:s0")
+        process(host, 1, "systemd", at=BOOTED)
+        host.tree.put("proc/1/attr/current", "system_u:system_r:init_t:s0\0")
+
+    return arrange
+
+
+def with_module(host: FakeHost) -> None:
+    """A policy that allows the daemon no more than a shell, and our module."""
+    rules("allow virtqemud_t shell_exec_t:file read open execute", *cil.rules())(host)
+    host.tree.put(f"label/{GATE}", f"system_u:object_r:{OWN_LABEL}:s0")
+
+
+# What Debian 13's policy (2.20250213-13~deb13u1) has of what doctor asks, as sesearch(1) shows it.
+DEBIAN_13 = (
+    "allow virtd_t virt_etc_rw_t:file append create getattr ioctl link lock open read rename"
+    " setattr unlink write",
+    "allow virtd_t shell_exec_t:file execute execute_no_trans getattr ioctl lock map open read",
+    "allow virtd_t bin_t:file execute execute_no_trans getattr ioctl lock map open read",
+    "allow virtd_t sysfs_t:file append getattr ioctl lock open read write",
+    "allow virtd_t var_run_t:dir add_name getattr ioctl lock open read remove_name search write",
+    "allow virtd_t virt_runtime_t:dir add_name create getattr open read search write",
+    "allow virtd_t init_t:lnk_file getattr read",
+    "allow virtd_t virtd_t:capability chown dac_override kill sys_admin sys_nice sys_ptrace",
+    "type_transition virtd_t var_run_t:dir virt_runtime_t",
+    "type_transition init_t virtd_exec_t:process virtd_t",
+)
+
+
+def debian_13(gate: str, *more: str) -> Arrange:
+    """libvirtd on Debian 13 with its policy, and more rules; gate is the type of the hook."""
+
+    def arrange(host: FakeHost) -> None:
+        rules(*DEBIAN_13, *more)(host)
+        host.tree.put("proc/700/attr/current", "system_u:system_r:virtd_t:s0-s0:c0.c1023\0")
+        host.tree.put(f"label/{GATE}", f"system_u:object_r:{gate}:s0")
 
     return arrange
 
@@ -245,8 +284,6 @@ def rules(*lines: str) -> Arrange:
 def socket_activated(host: FakeHost) -> None:
     host.tree.remove("proc/700")
     host.tree.remove("run/virtqemud.pid")
-    process(host, 1, "systemd", at=BOOTED)
-    host.tree.put("proc/1/attr/current", "system_u:system_r:init_t:s0")
 
 
 def asked(name: str, level: str, value: str, *more: Arrange, enforcing: bool = True) -> Case:
@@ -262,6 +299,8 @@ OWN_PROFILE = put(
     "sys/kernel/security/apparmor/profiles", "libvirtd (enforce)\n/usr/bin/python3.11 (enforce)"
 )
 UNPRIVILEGED = "Hint: You are currently not seeing messages from other users and the system."
+MODULE = "usr/lib/vfio-console-hook/vfio_console_hook.cil"
+OWN_LABEL = "vfio_console_hook_exec_t"
 BOOLEAN = "sys/fs/selinux/booleans/virt_hooks_unconfined"
 CASES = [
     missing_in_snapshot("SELinux not in the snapshot", selinux.mode, nothing, "SELinux"),
@@ -278,6 +317,7 @@ CASES = [
     ),
     labelled("the label of Fedora", "PASS", "virt_hook_t", "virt_hook_t"),
     labelled("the label of the SELinux project", "PASS", "virt_script_exec_t", "virt_script"),
+    labelled("the label of our own module", "PASS", OWN_LABEL, OWN_LABEL),
     labelled("a wrong label", "FAIL", "user_home_t", "restorecon -Rv /etc/libvirt/hooks"),
     labelled("a wrong label, permissive", "WARN", "user_home_t", "restorecon", enforcing=False),
     labelled("the label of the host's policy", "PASS", "virt_etc_t", "virt_etc_t", label_of_policy),
@@ -288,6 +328,23 @@ CASES = [
         rules(*IN_THE_DAEMON, *AT_WORK),
     ),
     asked("a policy without a rule", "FAIL", "starts no VM", rules(), put(BOOLEAN, "0 0")),
+    asked(
+        "a policy without a rule, and a module for it", "FAIL",
+        f"semodule -i /{MODULE}, then restorecon", rules(), put(BOOLEAN, "0 0"), put(MODULE, ""),
+    ),
+    asked(
+        "a policy that denies more than the module allows", "FAIL", "semanage permissive",
+        rules(), put(MODULE, ""), put(f"label/{GATE}", f"system_u:object_r:{OWN_LABEL}:s0"),
+    ),
+    asked(
+        "Debian 13's policy", "FAIL", "(virt_etc_rw_t): execute and execute_no_trans are denied",
+        debian_13("virt_etc_rw_t"),
+    ),
+    asked(
+        "Debian 13's policy with the module", "PASS", "it allows virtd_t to run the hook",
+        debian_13(OWN_LABEL, *cil.rules()),
+    ),
+    asked("a policy with the module", "PASS", "virtqemud_t to run the hook", with_module),
     asked(
         "a policy that lets no hook stay", "FAIL", "execute_no_trans is denied",
         rules(IN_THE_DAEMON[0].removesuffix(" execute_no_trans"), *IN_THE_DAEMON[1:]),
@@ -307,8 +364,13 @@ CASES = [
             rules(*IN_THE_DAEMON, *(rule for rule in AT_WORK if what not in rule)),
         )
         for what, value in {
-            "sysfs_t": "attributes in /sys", "var_run_t": "/run", "capability": "/proc/iomem",
+            "sysfs_t": "attributes in /sys", "var_run_t": "/run", "init_t": "have a GPU open",
+            "capability": "have a GPU open: sys_ptrace",
         }.items()
+    ),
+    asked(
+        "a hook that sees no addresses", "FAIL", "/proc/iomem",
+        rules(*IN_THE_DAEMON, *(rule.replace(" sys_admin", "") for rule in AT_WORK)),
     ),
     asked("a permissive domain of the daemon", "PASS", "", rules("permissive virtqemud_t")),
     asked(
@@ -498,3 +560,55 @@ def test_a_boolean_that_is_on_is_not_advised(machine: MachineFactory) -> None:
     case = by_selinux("a boolean that is on", "WARN", "", denied(avc()), put(BOOLEAN, "1 1"))
 
     assert "setsebool" not in findings(case, machine(case.machine))[0].advice
+
+
+def test_the_selinux_module_labels_what_the_hook_has_and_nothing_else() -> None:
+    labelled = {}
+    for one in cil.statements():
+        if one[0] == "filecon":
+            assert isinstance(one[3], list)
+            labelled[str(one[1]).replace("\\.", ".")] = one[3][2]
+    gates = {f"/{path}": OWN_LABEL for path in (MAIN, DROPIN, CHAINED)}
+    own = {f"/{path}(/.*)?": "vfio_console_hook_run_t" for path in (RUN, STATUS)}
+    assert labelled == {**gates, **own}
+
+
+TARGETS = ("init_t:lnk_file", "sysfs_t:file", "bin_t:file", "var_run_t:dir")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_doctor_sees_what_the_selinux_module_lacks(machine: MachineFactory, target: str) -> None:
+    host = machine("efifb-6.12")
+    both(hook, with_module)(host)
+    allowed = selinux_policy.denied(host)
+    lines = (host.tree.read(fake_selinux.POLICY) or "").splitlines()
+    rest = [line for line in lines if f" {target} " not in line]
+    host.tree.put(fake_selinux.POLICY, "\n".join(rest))
+
+    denied_then = selinux_policy.denied(host)
+
+    assert allowed == ""
+    assert denied_then.startswith("it does not allow vfio_console_hook_t to ")
+
+
+@pytest.mark.parametrize(("enforce", "level"), [("1", "FAIL"), ("0", "WARN")])
+def test_a_switch_that_keeps_qemu_from_the_gpu_is_found(
+    machine: MachineFactory, enforce: str, level: str
+) -> None:
+    host = machine("efifb-6.12")
+    both(hook, debian_13(OWN_LABEL, *cil.rules()), put(ENFORCE, enforce))(host)
+    switches = [f"sys/fs/selinux/booleans/virt_use_{name}" for name in ("vfio", "sysfs")]
+    for switch in switches:
+        host.tree.put(switch, "0 0")
+
+    off = [*selinux_policy.policy(System(host))]
+    for switch in switches:
+        host.tree.put(switch, "1 1")
+    on = [*selinux_policy.policy(System(host))]
+    host.tree.remove(switches[0])
+    host.tree.put(switches[1], "0 0")
+    fedora = [*selinux_policy.policy(System(host))]
+
+    assert [one.level for one in off] == ["PASS", level]
+    assert off[1].advice == "setsebool -P virt_use_vfio=on virt_use_sysfs=on"
+    assert [one.level for one in (*on, *fedora)] == ["PASS", "PASS"]

@@ -1374,6 +1374,99 @@ def test_selinux_labels_are_set_on_installed_files_and_no_others(
     assert set(relabelled) == new - {"dev/null"}
 
 
+DENIED = "it does not allow virtd_t to run /etc/libvirt/hooks/qemu"
+
+
+def pretend_selinux(chroot: Chroot, semodule: str = "exit 0") -> None:
+    """A policy that denies the hook until the module is loaded; semodule runs this before it."""
+    programs = {
+        "usr/bin/python3": f"""\
+case "$*" in
+    *selinux_policy*) [ ! -e /deny ] || [ -e /loaded ] || printf '{DENIED}' ;;
+esac""",
+        "usr/sbin/semodule": f"""\
+echo "semodule $*" >>/asked
+case $1 in -l) [ ! -e /loaded ] || echo vfio_console_hook; exit 0 ;; esac
+({semodule}) || exit
+case $1 in -i) cp "$2" /loaded ;; -r) rm /loaded ;; esac""",
+        "usr/sbin/restorecon": 'echo "restorecon $*" >>/asked',
+    }
+    (chroot.top / "usr/sbin").mkdir(exist_ok=True)
+    for name, text in programs.items():
+        (chroot.top / name).write_text(f"#!/bin/sh\n{text}\n")
+        (chroot.top / name).chmod(0o755)
+    for name in ("sys/fs/selinux/enforce", "etc/selinux/config", "deny"):
+        (chroot.top / name).parent.mkdir(parents=True, exist_ok=True)
+        (chroot.top / name).write_text("1")
+
+
+def test_the_selinux_module_is_loaded_where_the_policy_denies_the_hook(chroot: Chroot) -> None:
+    pretend_selinux(chroot)
+
+    result = chroot()
+
+    assert (result.status, result.stderr) == (0, "")
+    assert result.stdout.endswith(
+        f"  SELinux: {DENIED}\n  the SELinux module vfio_console_hook is loaded, which allows it\n"
+    )
+    shipped = ROOT / "config/selinux/vfio_console_hook.cil"
+    assert (chroot.top / "loaded").read_bytes() == shipped.read_bytes()
+    after = chroot.asked()
+    after = after[after.index(f"semodule -i /{LIB}/vfio_console_hook.cil") + 1 :]
+    assert after == [f"restorecon -R /{MAIN}"]
+
+
+def test_the_selinux_module_is_not_loaded_where_nothing_is_denied(chroot: Chroot) -> None:
+    pretend_selinux(chroot)
+    (chroot.top / "deny").unlink()
+
+    result = chroot()
+
+    assert "SELinux" not in result.stdout
+    assert not (chroot.top / "loaded").exists()
+
+
+def test_an_upgrade_loads_the_selinux_module_again_if_it_is_loaded(chroot: Chroot) -> None:
+    pretend_selinux(chroot)
+    (chroot.top / "loaded").write_text("of an older version")
+
+    chroot()
+
+    shipped = ROOT / "config/selinux/vfio_console_hook.cil"
+    assert (chroot.top / "loaded").read_bytes() == shipped.read_bytes()
+
+
+def test_the_selinux_module_is_removed_with_the_program(chroot: Chroot) -> None:
+    pretend_selinux(chroot)
+    chroot()
+
+    result = chroot("--uninstall")
+
+    assert (result.status, result.stderr) == (0, "")
+    assert not (chroot.top / "loaded").exists()
+
+
+@pytest.mark.parametrize(
+    ("semodule", "then"),
+    [
+        ("echo 'Failed to resolve x' >&2; exit 1", "  semodule failed: Failed to resolve x\n"),
+        (None, "  there is no semodule to allow it: see vfio-console-hook doctor\n"),
+    ],
+    ids=["fails", "is missing"],
+)
+def test_the_hook_is_installed_without_a_selinux_module_that_cannot_be_loaded(
+    chroot: Chroot, semodule: str | None, then: str
+) -> None:
+    pretend_selinux(chroot, semodule or "exit 0")
+    if semodule is None:
+        (chroot.top / "usr/sbin/semodule").unlink()
+
+    result = chroot()
+
+    assert (result.status, result.stderr) == (0, "")
+    assert result.stdout.endswith(f"  SELinux: {DENIED}\n{then}")
+
+
 def inodes(top: Path) -> dict[str, int]:
     return {str(path.relative_to(top)): path.lstat().st_ino for path in top.rglob("*")}
 

@@ -92,6 +92,7 @@ configure() {
     fi
     reload_systemd
     reload_daemon
+    selinux_allow "$PACKAGE"
 }
 
 # The reverse, while the files of the package are still there; nothing if a VM holds a GPU.
@@ -106,4 +107,5 @@ deconfigure() {
     # libvirt's own packages have these directories.
     [ -n "$(libvirt_version)" ] || rmdir "$HOOKS" "${HOOKS%/*}" 2>/dev/null || true
     forget_compiled
+    selinux_forget
 }

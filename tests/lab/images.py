@@ -93,7 +93,16 @@ _SESSION = (
     "pipewire",
     "wireplumber",
 )
+# The labels go into the squashfs: the machine would take minutes to set them. setfiles would
+# leave out file systems which this kernel shows without labels, but for -m.
+_CONTEXTS = "/etc/selinux/default/contexts/files/file_contexts"
+_LABEL = f"setfiles -F -m -e /proc -e /sys -e /dev {_CONTEXTS} /"
 VARIANTS = {
+    "apparmor": Variant(("apparmor",)),
+    "apparmor-sid": Variant(("apparmor",), suite="sid"),
+    "selinux": Variant(
+        ("selinux-policy-default", "policycoreutils"), hooks=(f'chroot "$1" {_LABEL}',)
+    ),
     "sway": Variant((*_SESSION, "sway", "swaybg")),
     "virtqemud": Variant(modular=True),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 import shutil
 import socket
 import subprocess
@@ -148,6 +149,7 @@ class Machine:
     def __init__(self, hardware: Hardware, built: Built, program: Path, directory: Path) -> None:
         self.directory = directory
         self.ready = False
+        self.run_by = ""
         self._transcript = (directory / "transcript.txt").open("a")
         # Socket paths can have 107 bytes at most, so not in the directory of the results.
         self._sockets = Path(tempfile.mkdtemp(prefix="lab-"))
@@ -175,8 +177,12 @@ class Machine:
             raise
 
     def run(self, command: str, timeout_s: float = 60) -> Answer:
-        """Run a sh command in the machine; its answer, with status 124 after a timeout."""
-        request = {"run": command, "timeout": timeout_s}
+        """Run a sh command in the machine; its answer, with status 124 after a timeout.
+
+        run_by is a command that runs it, such as "runcon LABEL".
+        """
+        whole = f"{self.run_by} sh -c {shlex.quote(command)}" if self.run_by else command
+        request = {"run": whole, "timeout": timeout_s}
         reply = self._ask(self._wire, request, timeout_s + 120)
         answer = Answer(int(str(reply["status"])), str(reply["stdout"]), str(reply["stderr"]))
         text = f"$ {command}\n{answer.stdout}{answer.stderr}[{answer.status}]\n"

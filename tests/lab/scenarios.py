@@ -407,7 +407,20 @@ SCENARIOS = (
         kind="rehearsal-killed",
     ),
     _killed("6.12"),
+    Scenario(
+        "selinux",
+        "6.12",
+        BOCHS_DRM,
+        native_driver=True,
+        kernel_line="security=selinux selinux=1 enforcing=0",
+        root="selinux",
+        config="services:\n  - lab-service\nholders:\n  wait_s: 10\n",
+        kind="selinux",
+    ),
     replace(_killed("6.12"), name="virtqemud", root="virtqemud", kind="virtqemud", cycles=6),
+    # AppArmor 4.1 and 5; that of bookworm is 3.
+    _apparmor("apparmor-4", "6.12", root="apparmor"),
+    _apparmor("apparmor-5", "forky", root="apparmor-sid"),
     Scenario("every-call-6.12", "6.12", EFIFB, kind="every-call"),
     Scenario(
         "held-sound",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .apparmor import AppArmor
 from .by_hand import ByHand
 from .cell import CellTrial
+from .confined import SELinux
 from .desktop import Desktop
 from .dropin import DropIn
 from .every_call import EveryCall
@@ -56,6 +57,7 @@ KINDS: dict[str, type[Trial]] = {
     "rehearsal-killed": RehearsalKilled,
     "rehearsed": Rehearsed,
     "reserved": Reserved,
+    "selinux": SELinux,
     "sound": Sound,
     "sound-server": SoundServer,
     "started": Started,

@@ -54,12 +54,14 @@ def denied(
     return tuple(one for one, bit in bits if bit and not allowed & bit)
 
 
-def created(host: Host, source: str, target: str, kind: str) -> str:
+def created(host: Host, source: str, target: str, kind: str, name: str = "") -> str:
     """The label of what a process in source makes of target: a new process, by executing it.
 
-    For a directory as target, that of a new object of class kind in it. Raises HostError.
+    For a directory as target, that of a new object of class kind in it; a policy may have a
+    type for one of that name. Raises HostError.
     """
-    return host.ask(CREATE, f"{source} {target} {_number(host, kind)}").rstrip("\0")
+    question = f"{source} {target} {_number(host, kind)}"
+    return host.ask(CREATE, f"{question} {name}" if name else question).rstrip("\0")
 
 
 def _number(host: Host, kind: str) -> int:

@@ -22,9 +22,11 @@ _TIMEOUT_S = 20
 # A hook runs in the daemon's domain unless the policy has one for it, so whose a denial is
 # follows from what was to be used; or, if the daemon uses that too, from the process.
 
-# Of Fedora's policy (virt.te), and of that of the SELinux project.
-HOOK_LABELS = ("virt_hook_t", "virt_script_exec_t")
-HOOK_DOMAINS = ("virt_hook_unconfined_t",)
+# Of our own module (config/selinux). Then those of Fedora's policy (virt.te), of that of the
+# SELinux project, and ours.
+OWN_LABEL, OWN_DOMAIN = "vfio_console_hook_exec_t", "vfio_console_hook_t"
+HOOK_LABELS = ("virt_hook_t", "virt_script_exec_t", OWN_LABEL)
+HOOK_DOMAINS = (OWN_DOMAIN, "virt_hook_unconfined_t")
 DAEMON_DOMAINS = ("virtd_t", "virtqemud_t")
 _OUR_FILES = re.compile(r".*vfio-console-hook.*|.*vfio_console_hook.*|.*/libvirt/hooks/.*")
 # What only a hook executes or changes, not the daemon: the name of a file, or its type.

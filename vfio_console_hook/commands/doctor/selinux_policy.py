@@ -9,15 +9,22 @@ from ...errors import HostError, RefusedError
 from ...machine import selinux
 from ...machine.host import Host
 from ...machine.libvirtd import DAEMONS
+from ...machine.runfiles import RUN
 from .confinement import daemons, process_label
+from .denials import OWN_LABEL
 from .finding import FAIL, WARN, Finding, check, passed
-from .hook_files import gates, python_of
+from .hook_files import HOOKS, gates, python_of
 from .system import System
 
 UNCONFINED_HOOKS = "virt_hooks_unconfined"
+# What QEMU needs for a PCI device by the policy of the SELinux project (virt.te). Where there
+# is no virt_use_vfio, as in Fedora's, the other one may be off.
+_OF_QEMU = ("virt_use_vfio", "virt_use_sysfs")
+# What install.sh loads where it is needed, and the type that it gives the gate.
+_MODULE = "usr/lib/vfio-console-hook/vfio_console_hook.cil"
 _SHELL = "bin/sh"
 # What the hook does on any host with a GPU, and which file or directory is as good as all.
-_ATTRIBUTE, _RUN = "sys/bus/pci/drivers_probe", "run"
+_ATTRIBUTE, _RUN = "sys/bus/pci/drivers_probe", RUN.rpartition("/")[0]
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,37 @@ def policy(system: System) -> Iterator[Finding]:
         yield Finding(FAIL if enforcing else WARN, "", text, how_to_allow(host, denied.domain))
     elif running:
         yield passed(f"it allows {selinux.type_of(label)} to run the hook, and the hook its work")
+    off = [name for name in _OF_QEMU if _is_off(host, name)] if enforcing is not None else []
+    if off:
+        text = f"QEMU may not use the GPU of a VM: {' and '.join(off)} {_be(off)} off"
+        advice = f"setsebool -P {' '.join(f'{name}=on' for name in off)}"
+        yield Finding(FAIL if enforcing else WARN, "", text, advice)
+
+
+def _is_off(host: Host, name: str) -> bool:
+    """Whether a switch of QEMU's is off, where the policy has them."""
+    own = host.read(f"{selinux.SELINUX}/booleans/{_OF_QEMU[0]}")
+    return own is not None and _boolean(host, name).startswith("0")
+
+
+def _boolean(host: Host, name: str) -> str:
+    """What selinuxfs has of a switch: its value and the one to be committed; "" if none."""
+    return host.read(f"{selinux.SELINUX}/booleans/{name}") or ""
+
+
+def _be(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def denied(host: Host) -> str:
+    """What the policy denies to the hook, as a sentence for install.sh; "" if nothing.
+
+    Raises HostError.
+    """
+    label = _label_of_daemon(host) if selinux.enforcing(host) is not None else ""
+    running = [gate.path for gate in gates(host) if gate.runs] if label else []
+    found = _first_denied(host, label, running)
+    return f"it does not allow {found.domain} {found.what}" if found else ""
 
 
 def refusal(host: Host) -> RefusedError | None:
@@ -127,10 +165,15 @@ def _denied_at_work(host: Host, source: str) -> Iterator[str]:
     if missing:
         kind = _type_of_file(host, _ATTRIBUTE)
         yield f"to write to attributes in /sys ({kind}): {_listed(missing)}"
+    init = process_label(host, 1)
+    missing = selinux.denied(host, source, init, "lnk_file", ("read",)) if init else ()
+    missing += selinux.denied(host, source, source, "capability", ("sys_ptrace",))
+    if missing:
+        yield f"to see which processes have a GPU open: {_listed(missing)}"
     run = host.selinux_label(_RUN)
     if run:
         missing = selinux.denied(host, source, run, "dir", ("write", "add_name"))
-        own = selinux.created(host, source, run, "dir")
+        own = selinux.created(host, source, run, "dir", RUN.rpartition("/")[2])
         missing += selinux.denied(host, source, own, "dir", ("create",))
         if missing:
             yield f"to keep its claims in /run ({selinux.type_of(run)}): {_listed(missing)}"
@@ -151,8 +194,11 @@ def _listed(permissions: tuple[str, ...]) -> str:
 
 def how_to_allow(host: Host, domain: str) -> str:
     """What to do about a policy that does not let the hook run or work."""
+    labels = [selinux.type_of(host.selinux_label(gate.path) or "") for gate in gates(host)]
+    if host.exists(_MODULE) and OWN_LABEL not in labels:
+        return f"semodule -i /{_MODULE}, then restorecon -Rv /{HOOKS}"
     permissive = f"semanage permissive -a {domain}, which lets SELinux only log what it would deny"
     # Which of the daemons it helps differs between the releases of the policy.
-    if (host.read(f"{selinux.SELINUX}/booleans/{UNCONFINED_HOOKS}") or "").startswith("0"):
+    if _boolean(host, UNCONFINED_HOOKS).startswith("0"):
         return f"setsebool -P {UNCONFINED_HOOKS} on; if it still fails then, {permissive}"
     return permissive
