@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ from ...machine.host import Host
 from ...machine.vfio_access import opened_of
 from ..terminal import Terminal
 from .promise import Promise
-from .rehearsal import Told
+from .rehearsal import Account
 from .sight import Sight, sight_of
 
 Things = tuple[str, ...]
@@ -63,28 +65,28 @@ class Verdict:
         return cls(tuple(Row(**row) for row in value["rows"]))
 
 
-def verdict_of(host: Host, told: Told) -> Verdict:
+def verdict_of(host: Host, account: Account) -> Verdict:
     """How the last cycle in a diary compares with the machine now. Raises HookError."""
-    rehearsal = told.rehearsal
-    if rehearsal is None or not told.cycle:
+    rehearsal = account.rehearsal
+    if rehearsal is None or not account.cycle:
         raise HookError("nothing was begun")
-    promise = Promise.from_json(told.cycle["promise"])
-    if told.kept:
-        return Verdict((_steps(promise, told.took), _bars(promise, rehearsal.untried, told)))
-    before = Sight.from_json(told.cycle["before"])
+    promise = Promise.from_json(account.cycle["promise"])
+    if account.kept:
+        return Verdict((_steps(promise, account.took), _bars(promise, rehearsal.untried, account)))
+    before = Sight.from_json(account.cycle["before"])
     after = sight_of(host, rehearsal.addresses)
     return Verdict((
-        _steps(promise, told.took),
-        _bars(promise, rehearsal.untried, told),
-        *_resets(told),
+        _steps(promise, account.took),
+        _bars(promise, rehearsal.untried, account),
+        *_resets(account),
         _same("driver", before.drivers, after.drivers),
         _shown("DRM node", promise, before, before.nodes, after.nodes),
         _shown("connectors", promise, before, before.connectors, after.connectors),
         _shown("framebuffer", promise, before, before.framebuffers, after.framebuffers),
         _console(promise, before, after),
         *_services(host, promise),
-        _given_back(told.took),
-        _seconds(rehearsal.cycle_s, told.took),
+        _given_back(account.took),
+        _seconds(rehearsal.cycle_s, account.took),
     ))  # fmt: skip
 
 
@@ -102,13 +104,13 @@ def _steps(promise: Promise, took: dict[str, Any]) -> Row:
     return Row("steps", str(promise.steps), seen, done == promise.steps and not error)
 
 
-def _bars(promise: Promise, untried: str, told: Told) -> Row:
+def _bars(promise: Promise, untried: str, account: Account) -> Row:
     if untried:
         return Row("BARs", NOT_TRIED, f"{NOT_TRIED}: {untried}", True)
     said = f"{len(promise.bars)} mapped"
-    if told.opened is None:
+    if account.opened is None:
         return Row("BARs", said, NOT_TRIED, False)
-    opened = opened_of(told.opened)
+    opened = opened_of(account.opened)
     why = [f"{one.address}: {one.text}" for one in opened.failures]
     why += [region.why for region in opened.regions if region.why]
     mapped = sum(region.mapped for region in opened.regions)
@@ -118,25 +120,32 @@ def _bars(promise: Promise, untried: str, told: Told) -> Row:
     return Row("BARs", said, "; ".join((seen, *why)), whole)
 
 
-def _resets(told: Told) -> Iterator[Row]:
+def _resets(account: Account) -> Iterator[Row]:
     """A row for each function that was to be reset; that the kernel cannot is no fault."""
-    for one in opened_of(told.opened).resets if told.opened else ():
+    for one in opened_of(account.opened).resets if account.opened else ():
         yield Row("reset", f"{one.address} answers after it", f"{one.address} {one}", one.answers)
 
 
 def _shown(what: str, promise: Promise, before: Sight, then: Things, now: Things) -> Row:
     """What the drivers show, of which plan may have said that the firmware's is lost."""
-    lost = [one for one in then if one not in now]
-    new = [one for one in now if one not in then]
     if not promise.loses:
         return _same(what, then, now)
     firmwares = [one for one in then if one in before.firmwares]
-    said = _listed(tuple(one for one in then if one not in firmwares))
+    natives = [one for one in then if one not in firmwares]
+    said = _listed(tuple(natives))
     if firmwares:
         said += f"; {'may lose' if promise.uncertain else 'loses'} {_listed(tuple(firmwares))}"
-    as_said = set(lost) <= set(firmwares) and (promise.loads or not new)
+    # A driver that is bound again gets the lowest number that is free, which may be the firmware's.
+    lost = _unnumbered(then) - _unnumbered(now)
+    new = _unnumbered(now) - _unnumbered(then)
+    as_said = not _unnumbered(natives) - _unnumbered(now) and (promise.loads or not new)
     gone = bool(lost) or promise.uncertain or not firmwares
     return Row(what, said, _listed(now), as_said and gone)
+
+
+def _unnumbered(things: Iterable[str]) -> Counter[str]:
+    """How many there are of each, whatever the numbers of DRM nodes and framebuffers are."""
+    return Counter(re.sub(r"^(card|renderD|fb)\d+", r"\1", one) for one in things)
 
 
 def _console(promise: Promise, before: Sight, after: Sight) -> Row:
