@@ -16,7 +16,7 @@ from tests.fakehost import processes as fake_processes
 from tests.libvirt_xml import UUID, domain_xml
 from vfio_console_hook import cli
 from vfio_console_hook.commands.rehearse import detached
-from vfio_console_hook.commands.rehearse.rehearsal import FOLDER, Diary, Rehearsal, Told
+from vfio_console_hook.commands.rehearse.rehearsal import FOLDER, Account, Diary, Rehearsal
 from vfio_console_hook.machine import streams
 from vfio_console_hook.machine.host import Host
 
@@ -122,20 +122,20 @@ def begin(host: Host, rehearsal: Rehearsal) -> Diary:
     return diary
 
 
-def until(diary: Diary, holds: Callable[[Told], object]) -> Told:
+def until(diary: Diary, holds: Callable[[Account], object]) -> Account:
     """What a diary tells once a condition holds."""
     end = time.monotonic() + WITHIN_S
-    while not holds(told := diary.told()):
+    while not holds(account := diary.account()):
         assert time.monotonic() < end, diary.lines()
         time.sleep(0.01)
-    return told
+    return account
 
 
-def ended(diary: Diary, host: FakeHost) -> Told:
+def ended(diary: Diary, host: FakeHost) -> Account:
     """What a diary tells in the end, when all its processes have ended."""
-    told = until(diary, lambda told: told.end is not None)
+    account = until(diary, lambda account: account.end is not None)
     gone(host)
-    return told
+    return account
 
 
 def gone(host: FakeHost) -> None:

@@ -1148,7 +1148,7 @@ def test_kwin_is_told_that_the_card_is_gone_and_that_it_is_back(machine: Machine
 
     assert (made.verdict, made.reason) == ("start", "")
     assert {one.becomes for one in made.holders} == {
-        "should close it when it is told that card1 is gone"
+        "should close it after the remove event of card1"
     }
     assert meanwhile == ([], ["kwin_wayland"])
     assert "kwin_wayland" in holding(host, CARD_1)

@@ -47,7 +47,7 @@ Capture = pytest.CaptureFixture[str]
 PCI = "sys/bus/pci/devices"
 
 def verdict(host: FakeHost) -> Verdict:
-    return Verdict.from_json(rehearsing.the_diary(host).told().verdicts[-1])
+    return Verdict.from_json(rehearsing.the_diary(host).account().verdicts[-1])
 
 
 def seen(host: FakeHost) -> dict[str, str]:
@@ -96,7 +96,7 @@ def test_it_is_repeated_as_often_as_wanted(machine: MachineFactory, capfd: Captu
 
     status = rehearse(host, "--times", "3", GPU)
 
-    assert (status, len(rehearsing.the_diary(host).told().verdicts)) == (0, 3)
+    assert (status, len(rehearsing.the_diary(host).account().verdicts)) == (0, 3)
     assert "3 of 3 cycles were as plan had said" in capfd.readouterr().out
 
 
@@ -265,7 +265,7 @@ def test_a_vm_and_another_rehearsal_are_refused_meanwhile(
 ) -> None:
     host = stage(machine, "efifb-6.12")
     diary = begin(host, order(host, seconds=20.0))
-    until(diary, lambda told: told.opened)
+    until(diary, lambda account: account.opened)
 
     vm = hook.main(["win11", "prepare", "begin", "-"], domain_xml(GPU), FakeHost(host.root))
     refused = capfd.readouterr().err
@@ -277,7 +277,7 @@ def test_a_vm_and_another_rehearsal_are_refused_meanwhile(
     recovered = cli.main(["recover"], FakeHost(host.root))
     gave = cli.main(["give", GPU], FakeHost(host.root))
     given = capfd.readouterr()
-    kill(host, diary.told().runner[0], signal.SIGTERM)
+    kill(host, diary.account().runner[0], signal.SIGTERM)
     ended(diary, host)
 
     assert (vm, second, taken, status, recovered, gave) == (1, 1, 1, 0, 0, 1)
@@ -310,12 +310,12 @@ def test_a_killed_runner_is_followed_by_the_watchdog(
     before = snapshot(host)
     diary = begin(host, order(host, seconds=20.0 if moment != "giving back" else 0.1))
 
-    told = until(diary, lambda told: at(moment, diary))
-    kill(host, told.runner[0])
-    told = ended(diary, host)
+    account = until(diary, lambda account: at(moment, diary))
+    kill(host, account.runner[0])
+    account = ended(diary, host)
 
     assert snapshot(host) == before
-    assert (Claims(host).uuids(), told.end) == ((), "its process was killed")
+    assert (Claims(host).uuids(), account.end) == ((), "its process was killed")
     (remembered,) = last.all_last(host)
     assert (remembered.agrees, remembered.why) == (False, "its process was killed")
 
@@ -326,13 +326,13 @@ def test_a_runner_that_hangs_is_killed_at_the_announced_time(machine: MachineFac
     rehearsal = order(host, seconds=30.0, timeout_s=60)
     rehearsal = replace(rehearsal, began=host.now() - 102)  # the watchdog fires in 8 s
     diary = begin(host, rehearsal)
-    told = until(diary, lambda told: told.opened)
+    account = until(diary, lambda account: account.opened)
 
-    kill(host, told.runner[0], signal.SIGSTOP)
-    told = ended(diary, host)
+    kill(host, account.runner[0], signal.SIGSTOP)
+    account = ended(diary, host)
 
     assert (snapshot(host) == before, Claims(host).uuids()) == (True, ())
-    assert told.end == "it hung, and was killed"
+    assert account.end == "it hung, and was killed"
     assert host.now() < rehearsal.until
 
 
@@ -343,9 +343,9 @@ def test_if_both_are_killed_whoever_comes_next_gives_back(
     host = stage(machine, "efifb-6.12")
     before = snapshot(host)
     diary = begin(host, order(host, seconds=30.0))
-    told = until(diary, lambda told: told.opened)
-    kill(host, told.watchdog[0])
-    kill(host, told.runner[0])
+    account = until(diary, lambda account: account.opened)
+    kill(host, account.watchdog[0])
+    kill(host, account.runner[0])
 
     shown = cli.main(["status"], FakeHost(host.root))
     if comes == "recover":
@@ -366,21 +366,21 @@ def test_a_signal_makes_it_give_back_at_once(machine: MachineFactory, signal_num
     host = stage(machine, "native-6.1")
     before = snapshot(host)
     diary = begin(host, order(host, seconds=30.0))
-    told = until(diary, lambda told: told.opened)
+    account = until(diary, lambda account: account.opened)
     began = time.monotonic()
 
-    kill(host, told.runner[0], signal_number)
-    told = ended(diary, host)
+    kill(host, account.runner[0], signal_number)
+    account = ended(diary, host)
 
     assert (snapshot(host) == before, Claims(host).uuids()) == (True, ())
-    assert (told.end, time.monotonic() - began < 15) == ("stopped on request", True)
+    assert (account.end, time.monotonic() - began < 15) == ("stopped on request", True)
 
 
 def test_a_diary_that_cannot_be_written_keeps_nothing(machine: MachineFactory) -> None:
     host = stage(machine, "efifb-6.12")
     before = snapshot(host)
     diary = begin(host, order(host, seconds=3.0))
-    until(diary, lambda told: told.opened)
+    until(diary, lambda account: account.opened)
     time.sleep(1)  # the watchdog looks for the runner five times a second
 
     os.unlink(host.path(diary.path))
@@ -392,12 +392,12 @@ def test_a_diary_that_cannot_be_written_keeps_nothing(machine: MachineFactory) -
 def test_a_terminal_that_goes_changes_nothing(machine: MachineFactory) -> None:
     host = stage(machine, "efifb-6.12")
     diary = begin(host, order(host))
-    told = until(diary, lambda told: told.opened)
+    account = until(diary, lambda account: account.opened)
 
-    kill(host, told.runner[0], signal.SIGHUP)
-    told = ended(diary, host)
+    kill(host, account.runner[0], signal.SIGHUP)
+    account = ended(diary, host)
 
-    assert (told.end, Verdict.from_json(told.verdicts[0]).agrees) == ("", True)
+    assert (account.end, Verdict.from_json(account.verdicts[0]).agrees) == ("", True)
 
 
 @pytest.mark.parametrize("change", range(1, 11))
@@ -408,18 +408,18 @@ def test_whichever_change_kills_the_worker_all_is_given_back(
     before = snapshot(host)
 
     diary = begin(KilledOnce(host.root, crash_before=change), order(host, seconds=0.2))
-    told = ended(diary, host)
+    account = ended(diary, host)
 
     assert (snapshot(host) == before, Claims(host).uuids()) == (True, ())
-    assert not told.verdicts or not Verdict.from_json(told.verdicts[0]).agrees
+    assert not account.verdicts or not Verdict.from_json(account.verdicts[0]).agrees
 
 
 def test_after_a_reboot_nothing_is_held(machine: MachineFactory, capfd: Capture) -> None:
     host = stage(machine, "efifb-6.12")
     diary = begin(host, order(host, seconds=30.0))
-    told = until(diary, lambda told: told.opened)
-    kill(host, told.watchdog[0])
-    kill(host, told.runner[0])
+    account = until(diary, lambda account: account.opened)
+    kill(host, account.watchdog[0])
+    kill(host, account.runner[0])
     booted = FakeHost(host.root)
     booted.boot_again()
     begun = len(booted.changes)
@@ -469,12 +469,12 @@ def test_when_the_unit_is_killed_systemd_gives_back_at_once(machine: MachineFact
     host = with_systemd(machine)
     before = snapshot(host)
     diary = begin(host, order(host, seconds=30.0))
-    told = until(diary, lambda told: told.opened)
+    account = until(diary, lambda account: account.opened)
 
-    kill(host, told.runner[0])
-    told = ended(diary, host)
+    kill(host, account.runner[0])
+    account = ended(diary, host)
 
-    assert (snapshot(host) == before, told.end) == (True, "its process was killed")
+    assert (snapshot(host) == before, account.end) == (True, "its process was killed")
 
 
 def test_what_a_runner_has_left_is_given_back_and_the_reason_stays(
@@ -483,29 +483,29 @@ def test_what_a_runner_has_left_is_given_back_and_the_reason_stays(
     host = stage(machine, "efifb-6.12")
     before = snapshot(host)
     diary = begin(host, order(host, seconds=30.0))
-    told = until(diary, lambda told: told.opened)
-    kill(host, told.watchdog[0])
+    account = until(diary, lambda account: account.opened)
+    kill(host, account.watchdog[0])
     diary.note(end="the kernel is stuck (process 7)")
-    kill(host, told.runner[0])
+    kill(host, account.runner[0])
 
     watchdog.give_back(host, diary.own)
 
     assert (snapshot(host) == before, Claims(host).uuids()) == (True, ())
-    assert diary.told().end == "the kernel is stuck (process 7)"
+    assert diary.account().end == "the kernel is stuck (process 7)"
 
 
 def test_the_timer_kills_a_unit_that_hangs(machine: MachineFactory) -> None:
     host = with_systemd(machine)
     before = snapshot(host)
     diary = begin(host, order(host, seconds=30.0))
-    told = until(diary, lambda told: told.opened)
-    kill(host, told.runner[0], signal.SIGSTOP)
+    account = until(diary, lambda account: account.opened)
+    kill(host, account.runner[0], signal.SIGSTOP)
 
     fired = cli.main(transient(host)["-watchdog.timer"][-4:], WithSystemd(host.root))
-    told = ended(diary, host)
+    account = ended(diary, host)
 
     assert (fired, snapshot(host) == before) == (0, True)
-    assert told.end == "it hung, and was killed"
+    assert account.end == "it hung, and was killed"
 
 
 # -- a person

@@ -28,7 +28,7 @@ def test_whether_it_answers_after_the_reset(
 
     found = rehearse(host, "--reset", GPU)
 
-    verdict = Verdict.from_json(the_diary(host).told().verdicts[-1])
+    verdict = Verdict.from_json(the_diary(host).account().verdicts[-1])
     (row,) = [one for one in verdict.rows if one.what == "reset"]
     assert (found, row.seen, row.agrees) == (status, seen, not status)
     assert f"{GPU}: reset by bus" in capfd.readouterr().out

@@ -58,7 +58,7 @@ def keep(host: WithLibvirtd) -> int:
 
 
 def rows(diary: Diary) -> dict[str, str]:
-    verdict = Verdict.from_json(diary.told().verdicts[-1])
+    verdict = Verdict.from_json(diary.account().verdicts[-1])
     assert verdict.agrees, [str(row) for row in verdict.rows]
     return {row.what: row.seen for row in verdict.rows}
 
@@ -66,9 +66,9 @@ def rows(diary: Diary) -> dict[str, str]:
 def test_a_vm_that_is_not_kept_is_destroyed_and_the_host_is_as_before(host: WithLibvirtd) -> None:
     before = snapshot(host)
 
-    told = ended(started(host), host)
+    account = ended(started(host), host)
 
-    assert (told.end, off(host), Claims(host).uuids()) == ("", True, ())
+    assert (account.end, off(host), Claims(host).uuids()) == ("", True, ())
     assert snapshot(host) == before
     found = rows(Diary(host, OWN))
     assert found["BARs"] == "2 mapped"
@@ -77,19 +77,19 @@ def test_a_vm_that_is_not_kept_is_destroyed_and_the_host_is_as_before(host: With
 
 def test_a_vm_that_is_kept_runs_on(host: WithLibvirtd, capsys: Capture) -> None:
     diary = started(host, seconds=20)
-    until(diary, lambda told: told.qemu)
+    until(diary, lambda account: account.qemu)
 
     status = keep(host)
 
-    told = ended(diary, host)
-    assert (status, told.kept, told.end, off(host)) == (0, True, "", False)
+    account = ended(diary, host)
+    assert (status, account.kept, account.end, off(host)) == (0, True, "", False)
     assert "win11 is kept" in capsys.readouterr().out
     assert [*rows(diary)] == ["steps", "BARs"]
 
 
 def test_a_vm_that_ends_by_itself_is_compared_too(host: WithLibvirtd) -> None:
     diary = started(host, seconds=20)
-    until(diary, lambda told: told.opened)
+    until(diary, lambda account: account.opened)
 
     host.end(VM)
 
@@ -99,9 +99,9 @@ def test_a_vm_that_ends_by_itself_is_compared_too(host: WithLibvirtd) -> None:
 
 def test_ctrl_c_destroys_it_at_once(host: WithLibvirtd) -> None:
     diary = started(host, seconds=60)
-    told = until(diary, lambda told: told.opened)
+    account = until(diary, lambda account: account.opened)
 
-    os.kill(told.runner[0], signal.SIGTERM)
+    os.kill(account.runner[0], signal.SIGTERM)
 
     assert ended(diary, host).verdicts and off(host)
 
@@ -111,21 +111,21 @@ def test_the_watchdog_destroys_it_when_the_runner_is_killed(
     host: WithLibvirtd, phase: str
 ) -> None:
     diary = started(host, seconds=1.0, timeout_s=4)
-    told = until(diary, lambda told: getattr(told, phase))
+    account = until(diary, lambda account: getattr(account, phase))
 
-    kill(host, told.runner[0])
+    kill(host, account.runner[0])
 
-    told = ended(diary, host)
-    assert (off(host), "killed" in (told.end or "")) == (True, True)
+    account = ended(diary, host)
+    assert (off(host), "killed" in (account.end or "")) == (True, True)
     assert Claims(host).uuids() == ()
 
 
 def test_both_may_be_killed_but_for_the_timer_of_systemd(host: WithLibvirtd) -> None:
     """Without systemd the watchdog is a process; what it would do is what the timer runs."""
     diary = started(host, seconds=60)
-    told = until(diary, lambda told: told.opened)
-    kill(host, told.runner[0])
-    kill(host, told.watchdog[0])
+    account = until(diary, lambda account: account.opened)
+    kill(host, account.runner[0])
+    kill(host, account.watchdog[0])
     gone(host)
 
     status = watchdog.give_back(host, OWN)
@@ -135,15 +135,15 @@ def test_both_may_be_killed_but_for_the_timer_of_systemd(host: WithLibvirtd) -> 
 
 def test_a_killed_runner_does_not_end_a_vm_before_its_time(host: WithLibvirtd) -> None:
     diary = started(host, seconds=60)
-    told = until(diary, lambda told: told.opened)
+    account = until(diary, lambda account: account.opened)
 
-    kill(host, told.runner[0])
+    kill(host, account.runner[0])
 
     time.sleep(1)
     assert (off(host), keep(host)) == (False, 0)
     watchdog.give_back(host, OWN)
     assert not off(host)
-    kill(host, told.watchdog[0])
+    kill(host, account.watchdog[0])
     gone(host)
 
 
@@ -153,13 +153,13 @@ def test_while_libvirtd_is_down_qemu_is_killed(
     monkeypatch.setattr(real, "_KILL_AFTER_S", 0.5)
     monkeypatch.setattr(real, "_ASK_AGAIN_S", 0.2)
     diary = started(host, seconds=1, timeout_s=2)
-    until(diary, lambda told: told.opened)
+    until(diary, lambda account: account.opened)
     host.tree.put("fake/libvirt/down", "")
 
-    told = ended(diary, host)
+    account = ended(diary, host)
 
     assert not host.qemu_runs()
-    assert told.took["lost"] == "libvirt has not given back what win11 had"
+    assert account.took["lost"] == "libvirt has not given back what win11 had"
     host.tree.remove("fake/libvirt/down")
     host.end(VM)  # libvirtd is back
     assert Claims(host).uuids() == ()
@@ -172,10 +172,10 @@ def test_a_start_that_comes_after_its_time_is_ended_all_the_same(
     monkeypatch.setattr(real, "_ASK_AGAIN_S", 0.2)
     host.tree.put("fake/libvirt/slow_s", "4")
 
-    told = ended(started(host, timeout_s=1), host)
+    account = ended(started(host, timeout_s=1), host)
 
     assert (off(host), host.qemu_runs()) == (True, False)
-    assert told.end
+    assert account.end
 
 
 def test_a_vm_that_comes_even_later_is_ended_by_the_timer(
@@ -183,8 +183,8 @@ def test_a_vm_that_comes_even_later_is_ended_by_the_timer(
 ) -> None:
     monkeypatch.setattr(real, "_ASK_AGAIN_S", 0.2)
     host.tree.put("fake/libvirt/slow_s", "9")
-    told = ended(started(host, timeout_s=1), host)
-    assert told.took["lost"] == "libvirt does not say whether win11 is off"
+    account = ended(started(host, timeout_s=1), host)
+    assert account.took["lost"] == "libvirt does not say whether win11 is off"
     assert host.wait(host.qemu_runs, 20)
 
     watchdog.give_back(host, OWN)
@@ -195,27 +195,27 @@ def test_a_vm_that_comes_even_later_is_ended_by_the_timer(
 def test_a_vm_that_runs_already_is_left_alone(host: WithLibvirtd) -> None:
     host.run("/usr/bin/virsh", "-c", "qemu:///system", "start", "--domain", VM)
 
-    told = ended(started(host), host)
+    account = ended(started(host), host)
 
-    assert "win11 is not off" in (told.end or str(told.took["error"]))
-    assert (off(host), told.starting) == (False, False)
+    assert "win11 is not off" in (account.end or str(account.took["error"]))
+    assert (off(host), account.starting) == (False, False)
 
 
 def test_a_start_that_libvirt_refuses_destroys_nothing(host: WithLibvirtd) -> None:
     host.tree.put("fake/libvirt/refuses", "Cannot access storage file")
 
-    told = ended(started(host), host)
+    account = ended(started(host), host)
 
-    assert told.took["error"] == "Cannot access storage file"
-    assert (told.starting, off(host), Claims(host).uuids()) == (False, True, ())
+    assert account.took["error"] == "Cannot access storage file"
+    assert (account.starting, off(host), Claims(host).uuids()) == (False, True, ())
 
 
 def test_a_later_run_of_the_vm_is_not_destroyed(host: WithLibvirtd) -> None:
     """It was shut down and started again by a person, after the runner had been killed."""
     diary = started(host, seconds=60)
-    told = until(diary, lambda told: told.opened)
-    kill(host, told.runner[0])
-    kill(host, told.watchdog[0])
+    account = until(diary, lambda account: account.opened)
+    kill(host, account.runner[0])
+    kill(host, account.watchdog[0])
     gone(host)
     host.end(VM)
     host.run("/usr/bin/virsh", "-c", "qemu:///system", "start", "--domain", VM)
@@ -232,14 +232,14 @@ def test_of_keep_and_the_switch_the_first_one_wins(host: WithLibvirtd, first: st
     for one in (first, *({"kept", "destroying"} - {first})):
         diary.note(**{one: True})
 
-    told = diary.told()
+    account = diary.account()
 
-    assert (told.kept, told.destroying) == (first == "kept", first == "destroying")
+    assert (account.kept, account.destroying) == (first == "kept", first == "destroying")
 
 
 def test_status_shows_until_when_it_has_to_be_kept(host: WithLibvirtd, capsys: Capture) -> None:
     diary = started(host, seconds=60)
-    until(diary, lambda told: told.qemu)
+    until(diary, lambda account: account.qemu)
 
     shown = status_of(host, capsys)
 
@@ -324,11 +324,11 @@ def test_with_systemd_the_switch_is_a_timer_and_no_end_of_the_unit(host: WithLib
 
     diary = started(both)
 
-    told = ended(diary, both)
+    account = ended(diary, both)
     units = {one[-13:]: both.read(f"fake/transient/{one}") or "" for one in both.list(_UNITS)}
     (timer,) = [text for name, text in units.items() if name.endswith(".timer")]
     (unit,) = [text for name, text in units.items() if not name.endswith(".timer")]
-    assert (told.end, off(both)) == ("", True)
+    assert (account.end, off(both)) == ("", True)
     assert "--property=Restart=on-abnormal" in timer and "oneshot" not in timer
     assert "ExecStopPost" not in unit
 
@@ -336,9 +336,9 @@ def test_with_systemd_the_switch_is_a_timer_and_no_end_of_the_unit(host: WithLib
 def test_with_systemd_the_timer_destroys_it_when_the_runner_was_killed(host: WithLibvirtd) -> None:
     both = with_systemd(host)
     diary = started(both, seconds=60)
-    told = until(diary, lambda told: told.opened)
+    account = until(diary, lambda account: account.opened)
 
-    kill(both, told.runner[0])
+    kill(both, account.runner[0])
 
     time.sleep(0.5)
     assert not off(both)

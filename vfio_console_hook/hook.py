@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from .events.assignment import Assignment
 
 IDENT = "vfio-console-hook"
-# Those whose failure people are told of who did not see it: the VM does not start, or not all
-# comes back.
-_TOLD = ("prepare", "start", "release")
+# Their failures are announced: the VM does not start, or not all comes back.
+_ANNOUNCED = ("prepare", "start", "release")
 
 
 class _Event:
@@ -62,9 +61,7 @@ class _Event:
         self.level = settings.log_level
         self.announce, self.on_refusal = settings.announce, settings.on_refusal
 
-    def remember(
-        self, error: HookError | None = None, places: tuple[str, ...] = ()
-    ) -> None:
+    def remember(self, error: HookError | None = None, places: tuple[str, ...] = ()) -> None:
         """Write down for `status` how the event ended; error is how it failed.
 
         places are where it is shown to people who are not here.
@@ -82,11 +79,11 @@ class _Event:
         for line in error.trace.splitlines() if isinstance(error, BugError) else ():
             log.error(line)
 
-    def tell(self, error: HookError) -> None:
+    def announce_failure(self, error: HookError) -> None:
         """Write a failure down, show it to people who are not here, and run their command."""
-        told = self.phase in _TOLD
-        self.remember(error, self.announce if told else ())
-        if told and self.on_refusal != "none":
+        announced = self.phase in _ANNOUNCED
+        self.remember(error, self.announce if announced else ())
+        if announced and self.on_refusal != "none":
             from .events import on_refusal  # only where a VM is refused
 
             on_refusal.run(self.on_refusal, self.log, error)
@@ -109,7 +106,7 @@ def main(argv: list[str], xml: bytes | None = None, host: Host | None = None) ->
         known = understood(error)
         _print(known)
         event.log_failure(known)
-        event.tell(known)
+        event.announce_failure(known)
         return 1
     return 0
 

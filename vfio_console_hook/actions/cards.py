@@ -1,4 +1,4 @@
-"""Telling a compositor that a card is gone, before it is, and that it is back.
+"""Events that let a compositor close a card before its GPU leaves, and open it again.
 
 What is written to a card's `uevent` in sysfs reaches udev and the compositor as if the kernel
 had said it (Linux lib/kobject_uevent.c, kobject_synth_uevent). logind and systemd close the
@@ -19,7 +19,7 @@ from .action import Action
 
 @dataclass(frozen=True)
 class DropCard(Action):
-    """Tell these commands that a card of the GPU is gone, and wait until they have closed it.
+    """Send the event of a card that is gone, and wait until these commands have closed it.
 
     One that has not closed it after wait_s is left to the wait for all holders, which refuses
     the VM.
@@ -33,26 +33,26 @@ class DropCard(Action):
 
     def apply(self, host: Host) -> str | None:
         search = Search(host, [f"dev/dri/{self.card}"])
-        told = [one.pid for one in search.holders() if one.command in self.commands]
-        if not told:
+        asked = [one.pid for one in search.holders() if one.command in self.commands]
+        if not asked:
             return None
         host.write(f"sys/class/drm/{self.card}/uevent", "remove")
-        closed = host.wait(lambda: not search.among(told), self.wait_s)
+        closed = host.wait(lambda: not search.among(asked), self.wait_s)
         return None if closed else f"it is still open after {self.wait_s:g} s"
 
     def shell(self) -> str:
         return f"echo remove > /sys/class/drm/{self.card}/uevent"
 
     def past(self) -> str:
-        return f"told {' and '.join(self.commands)} that {self.card} is gone"
+        return f"sent {' and '.join(self.commands)} a remove event of {self.card}"
 
 
 @dataclass(frozen=True)
 class ReturnCard(Action):
-    """Tell these commands that the cards of the GPU are there.
+    """Send the event of a card that is there, for these commands.
 
-    The driver has told it already if it was bound anew, maybe with another number. A second
-    time does no harm to them, but might to another compositor: not if one has opened the card.
+    The kernel has sent it already if the driver was bound anew, maybe with another number. A
+    second one does no harm to them, but might to another compositor that has opened the card.
     """
 
     gpu: str
@@ -71,4 +71,4 @@ class ReturnCard(Action):
         return f"echo add | tee /sys/bus/pci/devices/{self.gpu}/drm/card*/uevent"
 
     def past(self) -> str:
-        return f"told {' and '.join(self.commands)} that the card of {self.gpu} is back"
+        return f"sent {' and '.join(self.commands)} an add event of the card of {self.gpu}"

@@ -7,11 +7,11 @@ colons cannot stand there; aquamarine (Hyprland) has the same under its own name
 it before its configuration. mutter, src/backends/native/meta-udev.c: a tag of udev. niri's
 wiki, Debug Options. cosmic-comp, src/backend/kms/mod.rs: cards that it must not use.
 
-Told that a card is gone (cards.py), KWin closes it, and opens it again when it is back. Seen
+After a remove event of a card (cards.py) KWin closes it, and after an add event it opens it. Seen
 in the lab, with Debian 13: KWin 6.3 closed all its files after 1.2 to 1.8 s, and opened the card
-again after 1.1 to 2.3. sway and labwc (wlroots 0.18) drop the card but keep one file open, for
+again after 1.1 to 2.3. sway and labwc (wlroots 0.18) keep one file open, for
 they never end Mesa's EGL display (render/egl.c, wlr_egl_destroy, without
-EGL_KHR_display_reference); mutter 48 ended. So only KWin is told.
+EGL_KHR_display_reference); mutter 48 ended. So only KWin gets them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _UDEV = "/etc/udev/rules.d/61-vm-gpu.rules"
 
 
 def that_drop(host: Host, card: str, leaving: Collection[str]) -> tuple[str, ...]:
-    """The compositors that have the card open and will close it if told that it is gone.
+    """The compositors that have the card open and will close it after a remove event.
 
     Without its primary card KWin ends (src/backends/drm/drm_backend.cpp, handleUdevEvent).
     That is the first of its list; else the one with the internal screen, then the one with
@@ -52,8 +52,8 @@ def that_drop(host: Host, card: str, leaving: Collection[str]) -> tuple[str, ...
     if ours is None or not any(_outranks(one, ours) for one in others):
         return ()
     found = Search(host, [f"dev/dri/{card}"]).holders()
-    told = [one.command for one in found if one.command in _DROP and not _has_list(host, one)]
-    return tuple(dict.fromkeys(told))
+    obeying = [one.command for one in found if one.command in _DROP and not _has_list(host, one)]
+    return tuple(dict.fromkeys(obeying))
 
 
 def _rank(host: Host, card: drm.Card, statuses: tuple[str, ...]) -> tuple[int, int, int]:

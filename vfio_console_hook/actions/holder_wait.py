@@ -56,7 +56,7 @@ def _counted(wait: AwaitClosed, found: list[Holder]) -> list[Holder]:
 
 
 def _users(held: list[Holder]) -> list[Holder]:
-    """Without those that keep the GPU open for a session, if somebody of a session has it."""
+    """Without those that keep the GPU open for a session, if a process of a session has it."""
     users = [one for one in held if not one.keeper]
     return users if any(one.cgroup.startswith("/user.slice/") for one in users) else held
 

@@ -53,7 +53,7 @@ _TRIES = 3
 
 @dataclass(frozen=True)
 class Notice:
-    """One thing that people are told. time is in seconds since 1970.
+    """One thing that is shown to people. time is in seconds since 1970.
 
     head is what has happened, to what; text and hint are those of the error. uuid and time
     distinguish it from others.
@@ -68,7 +68,7 @@ class Notice:
 
 
 def notices(host: Host, lost: Iterable[Loss]) -> tuple[Notice, ...]:
-    """What there is to tell, the newest first. lost has the losses to be told, too."""
+    """What there is to show, the newest first. lost has the losses to be shown, too."""
     found = []
     for one in histories(host):
         refusal = one.refusal

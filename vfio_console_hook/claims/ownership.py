@@ -80,7 +80,7 @@ def _create(claims: Claims, claim: Claim, others: list[Claim]) -> Claim:
 def left_by_rehearsals(host: Host, uuid: str, addresses: tuple[str, ...]) -> list[str]:
     """The uuids of claims with one of these GPUs whose rehearsal was killed.
 
-    Its watchdog gives them back; where that was killed too, whoever comes next does.
+    Its watchdog gives them back; where that was killed too, the next start or `recover` does.
     """
     others = Claims(host).others(uuid, host.boot_id, addresses)
     return [one.uuid for one in others if one.until and not at_work(host, one)]

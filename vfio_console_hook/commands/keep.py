@@ -9,7 +9,7 @@ from ..machine import runfiles
 from ..machine.host import Host
 from .command import Command
 from .rehearse import detached
-from .rehearse.rehearsal import FOLDER, Diary, Told
+from .rehearse.rehearsal import FOLDER, Account, Diary
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def _run(host: Host, arguments: argparse.Namespace) -> int:
     diary = _started(host, arguments.vm)
     diary.note(kept=True)
-    if not diary.told().kept:
+    if not diary.account().kept:
         raise HookError(f"{arguments.vm} is being destroyed already", "start it again")
     detached.disarm(host, diary.own)
     print(f"{arguments.vm} is kept; `virsh shutdown {arguments.vm}` ends it as ever")
@@ -30,8 +30,8 @@ def _started(host: Host, vm: str) -> Diary:
     """The diary of the rehearsal that has started a VM. Raises HookError."""
     for own in runfiles.names(host, FOLDER):
         diary = Diary(host, own)
-        told = diary.told()
-        if _is_of(told, vm):
+        account = diary.account()
+        if _is_of(account, vm):
             return diary
     raise HookError(
         f"no rehearsal has started {vm}, so nothing would destroy it",
@@ -39,10 +39,11 @@ def _started(host: Host, vm: str) -> Diary:
     )
 
 
-def _is_of(told: Told, vm: str) -> bool:
-    if told.rehearsal is None or told.real is None or told.end is not None or not told.starting:
+def _is_of(account: Account, vm: str) -> bool:
+    rehearsal = account.rehearsal
+    if rehearsal is None or account.real is None or account.end is not None:
         return False
-    return vm in (told.rehearsal.vm, told.rehearsal.uuid)
+    return account.starting and vm in (rehearsal.vm, rehearsal.uuid)
 
 
 COMMAND = Command(

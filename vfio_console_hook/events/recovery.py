@@ -89,7 +89,7 @@ def _why_not(host: Host, claim: Claim, force: bool) -> tuple[str, bool]:
     if claim.boot != host.boot_id:
         return "", True
     if ownership.at_work(host, claim):
-        # A rehearsal has a watchdog, so nobody needs to wait for its end here.
+        # A rehearsal has a watchdog, so its end is not waited for here.
         return in_use.why_in_use(host, claim), bool(claim.until)
     used = in_use.why_in_use(host, claim)
     if used:

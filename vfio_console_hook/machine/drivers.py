@@ -68,7 +68,7 @@ _ROWS = (
     # nv_pci_remove (open-gpu-kernel-modules, nv-pci.c) sleeps in a loop until the usage
     # count is 0: "Attempting to remove device with non-zero usage count". Unloading
     # fails at once instead, with a reason, while anything uses the module; a count that is
-    # nobody's does not (actions/usage_count.py). A signal only turns the sleep into a busy
+    # of no process does not (actions/usage_count.py). A signal only turns the sleep into a busy
     # loop (nv-time.h, nv_sleep_ms). Releases whose remove does not call nvidia_modeset_remove wait
     # for their own nvidia_drm.
     Driver("nvidia", BLOCKS, unload=True, remove_shown="nvidia_modeset_remove", accelerates=True),

@@ -40,7 +40,7 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     _refuse_last_driver(host, gpu, handover)
     gpus = tuple(one for one in handover.gpus if not one.virtual)
     if gpu is gpus[0]:  # one look at all processes is enough for all GPUs
-        yield from _tell_compositors(host, gpus, handover)
+        yield from _ask_compositors(host, gpus, handover)
         yield from _wait_for_holders(host, gpus, handover)
 
 
@@ -131,12 +131,12 @@ def _refuse_last_driver(host: Host, gpu: Gpu, handover: Handover) -> None:
         )
 
 
-def _tell_compositors(host: Host, gpus: tuple[Gpu, ...], handover: Handover) -> Iterator[Step]:
+def _ask_compositors(host: Host, gpus: tuple[Gpu, ...], handover: Handover) -> Iterator[Step]:
     """What lets a compositor on another GPU close the cards, if it is one that obeys."""
     leaving = {one.address for one in gpus}
     # Of nvidia it has /dev/nvidia-modeset open too, which users report to stay open.
-    told = [one for one in gpus if one.native and one.driver != "nvidia"]
-    shown = [(one, card) for one in told for card in one.cards if card.startswith("card")]
+    asked = [one for one in gpus if one.native and one.driver != "nvidia"]
+    shown = [(one, card) for one in asked for card in one.cards if card.startswith("card")]
     if not shown or leaving.issuperset(pci.displays(host)) or _stops_desktop(host, handover):
         return
     # 3 ms, and a look at all processes: only for hosts with another GPU.
@@ -148,8 +148,8 @@ def _tell_compositors(host: Host, gpus: tuple[Gpu, ...], handover: Handover) -> 
             yield Step(
                 stage=NAME,
                 gpu=one.address,
-                why=f"{' and '.join(commands)}, which has another GPU too, is told that {card} is"
-                " gone, and after the VM that it is back",
+                why=f"{' and '.join(commands)}, which has another GPU too, closes {card} after a"
+                " remove event, and opens it again after an add event",
                 do=cards.DropCard(one.address, card, commands, _CLOSES_WITHIN_S),
                 undo=cards.ReturnCard(one.address, commands),
             )

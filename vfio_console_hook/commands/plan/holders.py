@@ -71,7 +71,7 @@ def _ending_with(host: Host, one: Holder, steps: tuple[Step, ...]) -> str:
     for step in steps:
         if isinstance(step.do, DropCard):
             if one.command in step.do.commands or one.keeper:
-                return f"should close it when it is told that {step.do.card} is gone"
+                return f"should close it after the remove event of {step.do.card}"
         elif isinstance(step.do, StopUnits):
             for unit in step.do.units:
                 if f"/{unit}/" in f"{one.cgroup}/":

@@ -291,7 +291,7 @@ def _agreed(arguments: argparse.Namespace) -> bool:
     if arguments.yes:
         return True
     if arguments.json or not sys.stdin.isatty():
-        raise HookError("there is nobody to ask", hint="say --yes")
+        raise HookError("there is no terminal to ask on", hint="say --yes")
     return _ask("rehearse this now? [y/N] ")
 
 
@@ -309,11 +309,11 @@ def _follow(
     as_json = arguments.json
     detached.begin(host, rehearsal, lambda role, own: _detached(host, role, own))
     interrupted = _until_end(diary, as_json)
-    told = diary.told()
-    verdicts = [Verdict.from_json(one) for one in told.verdicts]
-    agrees = not told.end and len(verdicts) == rehearsal.times and verdicts[-1].agrees
+    account = diary.account()
+    verdicts = [Verdict.from_json(one) for one in account.verdicts]
+    agrees = not account.end and len(verdicts) == rehearsal.times and verdicts[-1].agrees
     if as_json:
-        print(json.dumps(_json(rehearsal, verdicts, told.end or "", agrees), indent=2))
+        print(json.dumps(_json(rehearsal, verdicts, account.end or "", agrees), indent=2))
     elif verdicts:
         eye = eye_row(_seen(host, diary, rehearsal) if asks and not interrupted else "")
         agrees = agrees and eye.agrees
@@ -328,7 +328,7 @@ def _follow(
     if interrupted:
         raise KeyboardInterrupt("everything was given back")
     if not as_json:
-        print(_last_line(agrees, told.end or ""))
+        print(_last_line(agrees, account.end or ""))
     return 0 if agrees else 1
 
 
@@ -399,7 +399,7 @@ def _refuse_dead(lines: list[dict[str, Any]], for_s: float, late_s: float) -> No
 
 def _stop(host: Host, diary: Diary) -> bool:
     """Ask the runner to give back at once; whether there is one."""
-    name = diary.told().runner
+    name = diary.account().runner
     handle = host.open_process(name[0]) if name[0] else None
     if handle is None:
         return False

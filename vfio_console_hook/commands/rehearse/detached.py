@@ -62,8 +62,8 @@ def begin(host: Host, rehearsal: Rehearsal, work: Callable[[str, str], None]) ->
 def _limits(rehearsal: Rehearsal, limit_s: float) -> tuple[str, ...]:
     """How long the watchdog may take, and what becomes of it if it is killed at its work.
 
-    Only the watchdog of a VM is worth another try: after any other rehearsal whoever comes next
-    gives back. Before systemd 244 a unit of the type oneshot cannot be restarted.
+    Only the watchdog of a VM is worth another try: after any other rehearsal the next start,
+    or `recover`, gives back. Before systemd 244 a unit of the type oneshot cannot be restarted.
     """
     if not rehearsal.starts:
         return ("--property=Type=oneshot", f"--property=TimeoutStartSec={limit_s:.0f}")

@@ -24,7 +24,7 @@ from ..snapshot.replacements import Replacements
 from ..snapshot.writer import machine_text, text_and_names
 from . import report
 from .last import STATE
-from .rehearsal import Rehearsal, Told
+from .rehearsal import Account, Rehearsal
 from .report import AFTER, DURING, Evidence
 
 FOLDER = f"{RUN}/evidence"
@@ -65,7 +65,7 @@ def keep(host: Host, own: str, when: str) -> None:
 
 
 def write_report(
-    host: Host, rehearsal: Rehearsal, agrees: bool, verdict: list[str], told: Told
+    host: Host, rehearsal: Rehearsal, agrees: bool, verdict: list[str], account: Account
 ) -> str:
     """Write the report of a rehearsal that is over; its path, "" if there is no evidence.
 
@@ -78,8 +78,9 @@ def write_report(
             return ""
         text = report.report_text(Evidence(
             parts[_BEFORE], Replacements.from_json(json.loads(parts[_NAMES])),
-            rehearsal.addresses, agrees, parts[_PLAN], "\n".join(verdict), "\n".join(told.said),
-            kernel_log(host, rehearsal.began), parts[DURING], parts[AFTER], told.real is not None,
+            rehearsal.addresses, agrees, parts[_PLAN], "\n".join(verdict), "\n".join(account.said),
+            kernel_log(host, rehearsal.began), parts[DURING], parts[AFTER],
+            account.real is not None,
         ))  # fmt: skip
         for path in (STATE, REPORTS):
             runfiles.make_directory(host, path, 0o755)
@@ -95,7 +96,7 @@ def path_of(uuid: str) -> str:
 
 
 def drop(host: Host, own: str) -> None:
-    """Remove what has been kept; it is in the report, or nobody wants it."""
+    """Remove what has been kept; it is in the report, or it is not wanted."""
     for part in _PARTS:
         try:
             runfiles.remove(host, f"{FOLDER}/{own}.{part}")

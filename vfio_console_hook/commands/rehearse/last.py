@@ -34,7 +34,7 @@ class LastRehearsal:
     """How the last rehearsal of a VM ended; time is in seconds since 1970.
 
     why is what was not as plan had said. eye is what a person saw on the monitor: "yes" if the
-    text could be read, "no", or "" if nobody was asked. changed names what is different on this
+    text could be read, "no", or "" if no person was asked. changed names what is different on this
     host now.
     """
 

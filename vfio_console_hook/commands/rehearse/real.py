@@ -19,7 +19,7 @@ from ...machine import memory, processes, virsh, worker
 from ...machine.host import Host
 from ...machine.processes import Process
 from ...machine.vfio_access import Opened, Region
-from .rehearsal import Diary, Rehearsal, Told
+from .rehearsal import Account, Diary, Rehearsal
 
 # QEMU has its devices before it runs; libvirt's hook "started" comes then.
 _POLL_S = 1.0
@@ -40,9 +40,10 @@ class RealVm:
         return Domain(rehearsal.vm, rehearsal.uuid, hostdevs)
 
     @classmethod
-    def in_diary(cls, told: Told) -> RealVm | None:
+    def in_diary(cls, account: Account) -> RealVm | None:
         """The VM that this rehearsal starts, if it starts one."""
-        return None if told.real is None else cls(told.real["uri"], tuple(told.real["hostdevs"]))
+        real = account.real
+        return None if real is None else cls(real["uri"], tuple(real["hostdevs"]))
 
 
 def start(host: Host, rehearsal: Rehearsal, vm: RealVm, diary: Diary, stop: int) -> None:
@@ -109,13 +110,13 @@ def _areas(maps: bytes) -> list[int]:
 
 def wait(host: Host, rehearsal: Rehearsal, diary: Diary, stop: int) -> None:
     """Wait until the VM is kept, ends, or has had its time."""
-    told = diary.told()
+    account = diary.account()
     began = host.clock()
     end = began + rehearsal.seconds
-    name = (int(told.qemu[0]), int(told.qemu[1]))
+    name = (int(account.qemu[0]), int(account.qemu[1]))
     handle = host.open_process(name[0])
     try:
-        while host.clock() < end and not diary.told().kept and not worker.stopped(stop):
+        while host.clock() < end and not diary.account().kept and not worker.stopped(stop):
             if handle is None or not processes.lives(host, name):
                 diary.say(f"{rehearsal.vm} has ended")
                 break
@@ -130,13 +131,13 @@ def destroy(host: Host, rehearsal: Rehearsal, vm: RealVm, diary: Diary, log: Log
     """Destroy the VM unless it is kept or off, and wait for libvirt's release; False if kept."""
     began = host.clock()
     diary.note(destroying=True)
-    told = diary.told()
-    if told.kept:
+    account = diary.account()
+    if account.kept:
         return False
-    if told.starting:
-        _power_off(host, rehearsal, vm, told, log)
-        released = host.wait(lambda: _released(host, rehearsal, told), rehearsal.timeout_s)
-        if not _is_over(host, rehearsal, vm, told):
+    if account.starting:
+        _power_off(host, rehearsal, vm, account, log)
+        released = host.wait(lambda: _released(host, rehearsal, account), rehearsal.timeout_s)
+        if not _is_over(host, rehearsal, vm, account):
             diary.note(took={"lost": f"libvirt does not say whether {rehearsal.vm} is off"})
         elif not released:
             diary.note(took={"lost": f"libvirt has not given back what {rehearsal.vm} had"})
@@ -144,20 +145,20 @@ def destroy(host: Host, rehearsal: Rehearsal, vm: RealVm, diary: Diary, log: Log
     return True
 
 
-def _released(host: Host, rehearsal: Rehearsal, told: Told) -> bool:
+def _released(host: Host, rehearsal: Rehearsal, account: Account) -> bool:
     """Whether libvirt has given back what this run had; a later run has a claim of its own."""
-    later = virsh.qemu_of(host, rehearsal.vm) is not None and bool(told.qemu)
+    later = virsh.qemu_of(host, rehearsal.vm) is not None and bool(account.qemu)
     return later or Claims(host).find(rehearsal.uuid) is None
 
 
-def _power_off(host: Host, rehearsal: Rehearsal, vm: RealVm, told: Told, log: Log) -> None:
+def _power_off(host: Host, rehearsal: Rehearsal, vm: RealVm, account: Account, log: Log) -> None:
     """End this run of the VM, also one that is only about to start.
 
     QEMU is killed where libvirt does not end it.
     """
     began = host.clock()
-    while not _is_over(host, rehearsal, vm, told):
-        qemu = _this_run(host, rehearsal, told)
+    while not _is_over(host, rehearsal, vm, account):
+        qemu = _this_run(host, rehearsal, account)
         if qemu is None:
             if host.clock() >= began + rehearsal.give_back_s:
                 return  # the timer looks once more (runs())
@@ -165,35 +166,35 @@ def _power_off(host: Host, rehearsal: Rehearsal, vm: RealVm, told: Told, log: Lo
             continue
         try:
             virsh.destroy(host, vm.uri, rehearsal.uuid)
-            log.warning(f"destroyed {rehearsal.vm}, which nobody kept")
+            log.warning(f"destroyed {rehearsal.vm}, which was not kept")
         except HookError as error:
             # libvirtd is down or hangs. Once it is back, it sees that QEMU has ended.
             if host.clock() >= began + _KILL_AFTER_S:
                 log.warning(f"killed QEMU of {rehearsal.vm}: {error.text}")
                 processes.kill(host, qemu)
-        if _this_run(host, rehearsal, told) is not None:
+        if _this_run(host, rehearsal, account) is not None:
             time.sleep(_ASK_AGAIN_S)
 
 
-def _is_over(host: Host, rehearsal: Rehearsal, vm: RealVm, told: Told) -> bool:
+def _is_over(host: Host, rehearsal: Rehearsal, vm: RealVm, account: Account) -> bool:
     """Whether this run has ended: a VM whose QEMU is not known may be about to start."""
-    if _this_run(host, rehearsal, told) is not None:
+    if _this_run(host, rehearsal, account) is not None:
         return False
-    return bool(told.qemu) or virsh.is_off(host, vm.uri, rehearsal.uuid) is True
+    return bool(account.qemu) or virsh.is_off(host, vm.uri, rehearsal.uuid) is True
 
 
-def runs(host: Host, rehearsal: Rehearsal, told: Told) -> bool:
+def runs(host: Host, rehearsal: Rehearsal, account: Account) -> bool:
     """Whether a run goes on that could not be ended in time, as libvirt did not answer."""
-    undone = told.real is not None and told.starting and bool(told.took.get("lost"))
-    return undone and not told.kept and _this_run(host, rehearsal, told) is not None
+    undone = account.real is not None and account.starting and bool(account.took.get("lost"))
+    return undone and not account.kept and _this_run(host, rehearsal, account) is not None
 
 
-def _this_run(host: Host, rehearsal: Rehearsal, told: Told) -> Process | None:
+def _this_run(host: Host, rehearsal: Rehearsal, account: Account) -> Process | None:
     """The QEMU that was started by this rehearsal, if it still runs.
 
     Where its process could not be written down any more, it is the one that runs now.
     """
     found = virsh.qemu_of(host, rehearsal.vm)
-    if found is None or not told.qemu:
+    if found is None or not account.qemu:
         return found
-    return found if [found.pid, found.started] == list(told.qemu) else None
+    return found if [found.pid, found.started] == list(account.qemu) else None

@@ -6,7 +6,7 @@
     {"runner": [PID, TICKS]}                the process that does it
     {"watchdog": [PID, TICKS] or "UNIT"}    what gives all back if the runner does not
     {"cycle": {"number": N, "promise": {...}, "before": {...}}}
-    {"say": TEXT}                           a line for whoever follows
+    {"say": TEXT}                           a line for the terminal
     {"took": {...}}                         what was done, and how long each part of it took
     {"opened": {...}}                       what vfio gave, as QEMU would have got it
     {"real": {...}}                         the VM itself is started (real.py), and of that:
@@ -119,7 +119,7 @@ class Rehearsal:
 
 
 @dataclass
-class Told:
+class Account:
     """What a diary holds so far. cycles, opened, took and verdicts are as they were written."""
 
     rehearsal: Rehearsal | None = None
@@ -172,14 +172,14 @@ class Switch:
 
 
 def switches(host: Host) -> tuple[Switch, ...]:
-    """The VMs that rehearsals have started and that nobody has kept; none to other users."""
+    """The VMs that rehearsals have started and that are not kept; none to other users."""
     found = []
     try:
         for own in runfiles.names(host, FOLDER):
-            told = Diary(host, own).told()
-            over = told.end is not None or told.kept or told.destroying
-            if told.rehearsal is not None and told.starting and not over:
-                one = told.rehearsal
+            account = Diary(host, own).account()
+            over = account.end is not None or account.kept or account.destroying
+            if account.rehearsal is not None and account.starting and not over:
+                one = account.rehearsal
                 found.append(Switch(one.vm, one.uuid, one.give_back_at))
     except (HookError, TypeError, ValueError, AttributeError):
         return ()
@@ -233,17 +233,17 @@ class Diary:
             found += [entry] if isinstance(entry, dict) else []
         return found
 
-    def told(self) -> Told:
+    def account(self) -> Account:
         """What the lines say together. Raises HookError when it is no diary."""
-        told = Told()
+        account = Account()
         for entry in self.lines():
             for key, value in entry.items():
-                told.add(key, value)
-        return told
+                account.add(key, value)
+        return account
 
     def rehearsal(self) -> Rehearsal:
         """What is rehearsed. Raises HookError when there is no such rehearsal."""
-        found = self.told().rehearsal
+        found = self.account().rehearsal
         if found is None:
             raise HookError(f"there is no rehearsal {self.own}")
         return found

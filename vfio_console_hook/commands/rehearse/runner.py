@@ -39,7 +39,7 @@ _ARMED_S = 5.0
 
 
 class _Log(Log):
-    """A log that also tells whoever follows the rehearsal what has been done."""
+    """A log whose lines are also in the diary, for the terminal that follows it."""
 
     diary: Diary
 
@@ -61,7 +61,7 @@ def run(host: Host, own: str) -> int:
         diary.note(runner=processes.this(host))
         began = host.clock()
         try:
-            if not host.wait(lambda: diary.told().watchdog is not None, _ARMED_S):
+            if not host.wait(lambda: diary.account().watchdog is not None, _ARMED_S):
                 raise HookError("nothing was begun: there is no watchdog")
             for number in range(1, rehearsal.times + 1):
                 if rehearsal.times > 1:
@@ -78,7 +78,7 @@ def run(host: Host, own: str) -> int:
 
 def conclude(host: Host, rehearsal: Rehearsal, diary: Diary, end: str, took_s: float) -> bool:
     """Write down that all is over and what came of it; whether all was as plan had said."""
-    verdicts = [Verdict.from_json(one) for one in diary.told().verdicts]
+    verdicts = [Verdict.from_json(one) for one in diary.account().verdicts]
     agrees = not end and len(verdicts) == rehearsal.times and all(one.agrees for one in verdicts)
     differs = "; ".join(str(row) for one in verdicts for row in one.rows if not row.agrees)
     error = None if agrees else HookError(end or differs)
@@ -96,12 +96,12 @@ def _write_report(
     host: Host, rehearsal: Rehearsal, diary: Diary, verdicts: list[Verdict], agrees: bool, end: str
 ) -> None:
     """Write the report, if it is wanted or something was not as plan had said."""
-    told = diary.told()
+    account = diary.account()
     try:
-        if told.report or not agrees:
+        if account.report or not agrees:
             rows = [f"{'  ' if row.agrees else '!!'}{row}" for one in verdicts for row in one.rows]
             path = evidence.write_report(
-                host, rehearsal, agrees, [*rows, *([f"cut short: {end}"] if end else [])], told
+                host, rehearsal, agrees, [*rows, *([f"cut short: {end}"] if end else [])], account
             )
             diary.say(f"report: /{path}" if path else "there is no report: no evidence was kept")
     except HookError as error:
@@ -136,7 +136,7 @@ def _stops() -> Iterator[int]:
 def _cycle(host: Host, rehearsal: Rehearsal, diary: Diary, number: int, stop: int) -> bool:
     """Take, have, give back and compare; whether all agrees. Raises HookError if cut short."""
     config = configuration_of(host, rehearsal)
-    vm = RealVm.in_diary(diary.told())
+    vm = RealVm.in_diary(diary.account())
     who = vm.domain(rehearsal) if vm else rehearsal.domain
     promise = Promise.from_json(
         json.loads(worker.look(lambda: _look(host, rehearsal, who, config)))
@@ -266,7 +266,7 @@ def judge(host: Host, diary: Diary) -> Verdict:
         found: list[Verdict] = []
 
         def settled() -> bool:
-            found[:] = [verdict_of(host, diary.told())]
+            found[:] = [verdict_of(host, diary.account())]
             return found[0].settled
 
         host.wait(settled, _SETTLE_S)

@@ -29,15 +29,15 @@ def wait(host: Host, own: str) -> int:
     end = host.clock() + rehearsal.give_back_at - host.now()
     at_work = (0, 0)
     while host.clock() < end:
-        told = diary.told()
-        if told.end is not None:
+        account = diary.account()
+        if account.end is not None:
             return 0
-        at_work = told.runner if told.runner[0] else at_work
+        at_work = account.runner if account.runner[0] else at_work
         if not at_work[0]:
             time.sleep(_PAUSE_S)
         elif processes.lives(host, at_work):
             _await_end(host, at_work, end - host.clock())
-        elif told.real is None:
+        elif account.real is None:
             break
         else:
             time.sleep(_PAUSE_S)  # the VM has its time, and may be kept
@@ -63,7 +63,7 @@ def give_back(host: Host, own: str) -> int:
     diary = Diary(host, own)
     rehearsal = diary.rehearsal()
     status = 0
-    if not diary.told().kept and _is_due(host, rehearsal, diary):
+    if not diary.account().kept and _is_due(host, rehearsal, diary):
         status = _end(host, rehearsal, diary) if _is_first(host, rehearsal, diary) else 0
     if not _holds(host, own):  # or the timer tries again: the kernel may let go later
         detached.disarm(host, own)
@@ -72,8 +72,8 @@ def give_back(host: Host, own: str) -> int:
 
 def _is_due(host: Host, rehearsal: Rehearsal, diary: Diary) -> bool:
     """Whether something is not over yet."""
-    told = diary.told()
-    return told.end is None or _holds(host, diary.own) or real.runs(host, rehearsal, told)
+    account = diary.account()
+    return account.end is None or _holds(host, diary.own) or real.runs(host, rehearsal, account)
 
 
 def _is_first(host: Host, rehearsal: Rehearsal, diary: Diary) -> bool:
@@ -84,7 +84,7 @@ def _is_first(host: Host, rehearsal: Rehearsal, diary: Diary) -> bool:
     own = processes.this(host)
     diary.jot(giver=own)
     while _is_due(host, rehearsal, diary):
-        givers = [one for one in diary.told().givers if one == own or processes.lives(host, one)]
+        givers = [one for one in diary.account().givers if one == own or processes.lives(host, one)]
         if not givers or givers[0] == own:
             return True
         time.sleep(_PAUSE_S)
@@ -97,17 +97,17 @@ def _holds(host: Host, own: str) -> bool:
 
 def _end(host: Host, rehearsal: Rehearsal, diary: Diary) -> int:
     log = Log(host, rehearsal.vm)
-    killed = _kill(host, diary.told().runner)
-    why = "it hung, and was killed" if killed else diary.told().end or "its process was killed"
+    killed = _kill(host, diary.account().runner)
+    why = "it hung, and was killed" if killed else diary.account().end or "its process was killed"
     log.warning(f"the rehearsal was cut short: {why}")
     diary.say(f"the watchdog gives back: {why}")
     try:
-        vm = RealVm.in_diary(diary.told())
+        vm = RealVm.in_diary(diary.account())
         if vm is not None and not real.destroy(host, rehearsal, vm, diary, log):
             return 0
         if _holds(host, rehearsal.own):
             runner.give_back(host, rehearsal, diary, log)
-        if diary.told().cycle:
+        if diary.account().cycle:
             runner.judge(host, diary)
     except HookError as error:
         why = f"{why}; {error}"

@@ -218,7 +218,7 @@ def _rehearsal(one: LastRehearsal, terminal: Terminal) -> str:
     """How the last rehearsal of a VM ended, and whether it still says something."""
     how = "all was as plan had said" if one.agrees else f"not as plan had said: {one.why}"
     seen = {"yes": "a person could read the console", "no": "the monitor stayed dark"}
-    how += f"; {seen.get(one.eye, 'nobody looked at the monitor')}"
+    how += f"; {seen.get(one.eye, 'no person looked at the monitor')}"
     text = f"last rehearsal of {one.vm}: {moment(one.time)}: {how}"
     if not one.changed:
         return terminal.wrapped(text, "  ")

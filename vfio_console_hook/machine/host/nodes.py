@@ -47,7 +47,7 @@ class Nodes(Files):
             raise HostError.of(f"ask (ioctl {request:#x})", name, error) from error
 
     def map_node(self, handle: int, offset: int, size: int, name: str) -> Mapping:
-        """A shared mapping, to read and write, which nobody has touched. Raises HostError."""
+        """A shared mapping, to read and write, which nothing has touched. Raises HostError."""
         import mmap  # only a rehearsal needs it
 
         try:

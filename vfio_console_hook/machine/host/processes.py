@@ -82,7 +82,7 @@ class Processes(Files):
     def detach(self, work: Callable[[], None]) -> None:
         """Run work in a process that no terminal, connection or session of ours ends.
 
-        It is nobody's child, has no terminal, and its standard streams are /dev/null.
+        It has no parent to wait for it, has no terminal, and its standard streams are /dev/null.
         """
         import signal  # only a rehearsal needs this
 
