@@ -25,8 +25,9 @@ DIARY = "/run/vfio-console-hook/rehearsals"
 # Where the areas of vfio's files are in a process: offset and length of each.
 _MAPPED = "for p in /proc/[0-9]*; do grep -H vfio $p/maps 2>/dev/null; done"
 # vfio-pci is loaded by the first rehearsal, and stays; closing a function switches bus mastering
-# off, which the firmware had on (vfio_pci_core_disable, pci_clear_master). So does a VM.
-_ONCE = re.compile(r"vfio|/config = ")
+# off, which the firmware had on (vfio_pci_core_disable, pci_clear_master), and leaves a known
+# power state (pci_set_power_state). So does a VM.
+_ONCE = re.compile(r"vfio|/(config|power_state) = ")
 _AREA = re.compile(r"maps:([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) .*vfio")
 
 
@@ -89,8 +90,7 @@ class Rehearsed(Trial):
         shown = monitors.alive(other, lit)  # or a loss was announced, and is there
         before = phases.now(self.machine)
         began = time.monotonic()
-        running = Background(self.machine, REHEARSE, name)
-        self.await_diary(name, '"opened"')
+        running = self.begun(name, '"opened"')
         areas = self.mapped_areas()
         away = self.photograph(f"{name}-during", OTHER_TEXT)[self.scenario.monitor]
         self.machine.run(f"{LOOK}; vfio-console-hook status")
@@ -111,6 +111,13 @@ class Rehearsed(Trial):
         self.check_console(name, 0)
         self.check_kernel(name)
         return areas
+
+    def begun(self, name: str, moment: str, command: str = REHEARSE) -> Background:
+        """A rehearsal that has come to a moment."""
+        self.machine.run(f"rm -rf {DIARY}")
+        running = Background(self.machine, command, name)
+        self.await_diary(name, moment)
+        return running
 
     def await_diary(self, name: str, text: str) -> None:
         """Wait until the last diary has a text."""
@@ -211,13 +218,6 @@ class RehearsalKilled(Rehearsed):
         now = self.machine.run("date +%H:%M:%S").stdout.strip()
         self.demand(now <= max(announced), f"{name}: it is {now}: {answer.stdout}")
         self.report(f"{name}: announced {announced}, over at {now}")
-
-    def begun(self, name: str, moment: str, command: str = REHEARSE) -> Background:
-        """A rehearsal that has come to a moment."""
-        self.machine.run(f"rm -rf {DIARY}")
-        running = Background(self.machine, command, name)
-        self.await_diary(name, moment)
-        return running
 
     def runner(self) -> str:
         """The process id of the runner."""
