@@ -7,11 +7,24 @@ nvidia-persistenced keeps the GPUs open.
 
 from __future__ import annotations
 
+import re
+import time
+
 from .background import Background
-from .trial import CONFIG_FILE, Trial
+from .scenarios import STAYING
+from .trial import CLAIMS, CONFIG_FILE, Trial
 
 DAEMON = "nvidia-persistenced"
+LONGER_S = 1200
+# One processor runs Python beside a kernel thread that never sleeps.
+ANSWERS_S = 90
 MODULES = ("nvidia", "nvidia_drm", "nvidia_modeset", "nvidia_uvm")
+# The stand-in's own: a user of each GPU that is not there.
+LEAK = "/sys/module/nvidia/parameters/leak"
+STUCK = re.compile(
+    r"the kernel is stuck \(process (\d+)[^)]*\) since"
+    r" `echo 0000:01:00\.0 > /sys/bus/pci/devices/0000:01:00\.0/driver/unbind`"
+)
 # For people who read the transcript.
 LOOK_AT_DRIVER = (
     "lsmod | grep nvidia; ls -l /dev/nvidia* /dev/dri; fuser -v /dev/nvidia* /dev/dri/*;"
@@ -135,6 +148,98 @@ class NvidiaDaemon(Nvidia):
         """The console and the modules are back, and the daemon has the GPU open again."""
         super().check_console(name, number)
         self.demand(bool(self.daemon()), f"{name}: the daemon does not have the GPU open")
+
+
+class NvidiaCounted(Nvidia):
+    """GPUs that stay started although nothing has them open.
+
+    In persistence mode without the daemon, which is switched off for the VM; and because the
+    driver counts a user that is not there: that VM is refused before the host hangs.
+    """
+
+    def run(self) -> None:
+        """Set the mode and run the VM, let a count leak and start it in vain, then mend that."""
+        if not self.set_up():
+            return
+        self.machine.run("nvidia-smi -pm 1")
+        self.cycle(1)
+        log = self.machine.run("journalctl -b -t vfio-console-hook -o cat").stdout
+        self.demand("persistence mode was switched off" in log, "the mode was not switched off")
+        self.machine.run(f"echo 1 > {LEAK}")
+        for number in (1, 2):
+            self.refused_start(number)
+            self.machine.run(LOOK_AT_DRIVER)
+            self.demand(self.loaded() == MODULES, f"refused{number}: only {self.loaded()} loaded")
+            others = self.machine.run("timeout 15 virsh -q list --all")
+            self.demand(others.ok, f"refused{number}: libvirtd does not answer")
+        self.machine.run(f"echo 0 > {LEAK}")
+        self.cycle(2)
+
+
+class NvidiaTwo(Nvidia):
+    """One of two GPUs leaves; the other keeps its driver, its modules, and who has it open.
+
+    Its unbind never returns if the count of the one that leaves, which cannot be read here, has
+    leaked: then the hook ends in time and names the process, libvirtd and the other GPU go on,
+    and nothing is tried again.
+    """
+
+    def run(self) -> None:
+        """Open the GPU that stays, run the VM, then let the unbind hang, mend that and run it."""
+        self.machine.live_longer(LONGER_S)
+        if not self.set_up():
+            return
+        for holder in STAYING:
+            holder.begin(self.machine)
+        for number in range(1, self.scenario.cycles + 1):
+            self.cycle(number)
+        self.machine.note("stuck")
+        self.machine.run(f"echo 1 > {LEAK}")
+        pid = self.start_in_vain("first start")
+        for command in ("virsh -q list --all", "vfio-console-hook status", "ls -l /proc/driver"):
+            answer = self.machine.run(f"timeout {ANSWERS_S} {command}", ANSWERS_S + 30)
+            self.demand(answer.status != 124, f"{command} does not come back")
+        self.check_other_monitor("stuck")
+        self.check_staying("stuck")
+        again = self.start_in_vain("second start")
+        self.demand(pid == again, f"process {again} is stuck, and not {pid}: it was tried again")
+        recover = self.machine.run("vfio-console-hook recover", 90)
+        self.demand(f"process {pid}" in recover.stdout, f"recover prints {recover.stdout}")
+        self.machine.run(f"ps -o pid,stat,wchan:30,cputime,args {pid}; top -bn1 | head -9; dmesg")
+        self.machine.run(f"echo 0 > {LEAK}; sleep 5")
+        recover = self.machine.run("vfio-console-hook recover", 90)
+        self.demand(recover.ok, f"recover afterwards: {recover.stdout}")
+        self.check_console("recovered", 0)
+        self.check_claims("recovered")
+        self.cycle(self.scenario.cycles + 1)
+
+    def check_running(self, name: str) -> None:
+        """The VM has its GPU, and nothing of the other one has changed."""
+        Trial.check_running(self, name)
+        self.check_staying(name)
+
+    def check_console(self, name: str, number: int) -> None:
+        """The console is back, and nothing of the other GPU has changed."""
+        super().check_console(name, number)
+        self.check_staying(name)
+
+    def check_staying(self, name: str) -> None:
+        """The modules are loaded, and the processes still have the other GPU open."""
+        self.machine.run(LOOK_AT_DRIVER)
+        self.demand(self.loaded() == MODULES, f"{name}: only {self.loaded()} are loaded")
+        for holder in STAYING:
+            left = holder.left(self.machine)
+            self.demand(left == holder.count, f"{name}: {left} of {holder.name} are left")
+
+    def start_in_vain(self, name: str) -> str:
+        """Start the VM in vain; the process that is stuck according to virsh's error."""
+        began = time.monotonic()
+        error = self.start() or ""
+        self.result.notes.append(f"{name}: virsh start took {time.monotonic() - began:.0f} s")
+        found = STUCK.search(error)
+        self.demand(found is not None, f"{name}: {error}")
+        self.machine.run(f"ps -eLo pid,tid,stat,wchan:30,comm | grep -E ' [DR]'; ls -l {CLAIMS}")
+        return found[1] if found else ""
 
 
 class NvidiaControl(Nvidia):

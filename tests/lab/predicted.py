@@ -37,13 +37,13 @@ from vfio_console_hook.machine.snapshot import unpack
 from ..fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, systemd
 from ..natives import BOCHS, SOUND, STAND_IN_MODULES, STAND_INS
 from . import kernels
-from .scenarios import WITHOUT_FB, Scenario, leaving
+from .scenarios import STAYING, WITHOUT_FB, Scenario, leaving
 from .service import UNIT
 from .vm import UUID, VM
 
 PHASES = ("prepared", "bound", "during", "stopped", "after")
 KINDS = (
-    "apparmor", "cell", "cycles", "dropin", "killed", "moved", "nvidia", "rebound",
+    "apparmor", "cell", "cycles", "dropin", "killed", "moved", "nvidia", "nvidia-two", "rebound",
     "reserved", "sound", "terminated", "two-vms", "untouched",
 )  # fmt: skip
 
@@ -207,6 +207,9 @@ def _machine(scenario: Scenario, before: str, directory: Path, *, ending: bool =
         host.tree.put(f"fake/native/{address}", native)
     for address in _of_class(host, "0x0403"):
         host.tree.put(f"fake/native/{address}", SOUND)
+    if scenario.kind == "nvidia-two":
+        for number, staying in enumerate(STAYING):
+            hold(host, staying.node.lstrip("/"), pid=4700 + number, command=staying.name)
     if UNIT in scenario.config:
         # A snapshot does not contain units.
         systemd.install(host.tree)

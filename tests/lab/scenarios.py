@@ -97,6 +97,7 @@ class Scenario:
         kinds = {"newcomer": 300.0, "killed-probe": 900.0, "every-call": calls * self.cycles}
         kinds["started"] = 1200.0
         kinds |= {"rehearsed": 60.0 * self.cycles, "rehearsal-killed": 900.0}
+        kinds |= {"nvidia-two": 150.0, "nvidia-counted": 60.0}
         more = kinds.get(self.kind, 0.0)
         return 100.0 + 35.0 * self.cycles + (30.0 if self.refused else 0.0) + more
 
@@ -115,6 +116,9 @@ NVIDIA = ("nvidia", "nvidia_modeset", "nvidia_drm", "nvidia_uvm")
 WITHOUT_FB = "nvidia_drm.fbdev=0"
 FB_HOLDER = Holder("fb-holder", "/dev/fb0")
 CARD_HOLDER = Holder("card-holder", "/dev/dri/card0")
+# On the GPU that stays, of two. One with its card open would be master there, and the console
+# could set no mode (drm_fb_helper_set_par).
+STAYING = (Holder("compute", "/dev/nvidia1"), Holder("draws", "/dev/dri/renderD129"))
 MIXER = Holder("mixer", "/dev/snd/controlC0")
 NAMED_FB_HOLDER = r"fb-holder \(\d+\)"
 # Nothing is drawn on the consoles, so that fbcon has no reason to take them over.
@@ -236,6 +240,7 @@ def _of_shape(kernel: str) -> tuple[Scenario, ...]:
 def _nvidia() -> tuple[Scenario, ...]:
     """NVIDIA's four modules, with a framebuffer of their own; nvidia.py has what is done."""
     one = Scenario("nvidia", "6.12", NVIDIA_DRM, kind="nvidia", stand_ins=NVIDIA)
+    counted = r"nvidia counts a user of 0000:01:00\.0 although nothing has it open"
     return (
         one,
         replace(
@@ -245,6 +250,16 @@ def _nvidia() -> tuple[Scenario, ...]:
             config="services:\n  - nvidia-persistenced\n",
             kind="nvidia-daemon",
         ),
+        replace(one, name="nvidia-counted", refused=counted, kind="nvidia-counted"),
+        replace(
+            one,
+            name="nvidia-two",
+            gpus=(VGA, VGA),
+            stays=(1,),
+            config="timeout_s: 40\n",
+            kind="nvidia-two",
+        ),
+        replace(one, name="every-call-nvidia", kind="every-call", cycles=1),
         replace(one, name="control-nvidia", hook=False, kind="nvidia-control", cycles=1),
     )
 
@@ -252,8 +267,29 @@ def _nvidia() -> tuple[Scenario, ...]:
 def _stand_ins() -> tuple[Scenario, ...]:
     """Stand-ins for the drivers that users have; stand-ins/ says how each behaves."""
     return (
+        Scenario(
+            "amdgpu-desktop",
+            "6.1",
+            AMDGPU,
+            kernel_line="lab.desktop",
+            config="services:\n  - display-manager\n",
+            kind="desktop",
+            stand_ins=("amdgpu",),
+        ),
         Scenario("amdgpu", "6.12", AMDGPU, stand_ins=("amdgpu",)),
         Scenario("i915", "6.12", I915, gpus=(BOCHS,), stand_ins=("i915",)),
+        # The hook's SIGKILL ends the wait, and the removal goes on.
+        Scenario(
+            "i915-never-idle",
+            "6.12",
+            I915,
+            gpus=(BOCHS,),
+            kernel_line="i915.parks_ms=0",
+            config="timeout_s: 20\n",
+            refused=r"timed out after",
+            kind="hangs",
+            stand_ins=("i915",),
+        ),
         *_nvidia(),
     )
 
@@ -646,7 +682,6 @@ SCENARIOS = (
         config="services:\n  - lab-service\nholders:\n  wait_s: 10\n",
         kind="selinux",
     ),
-    _apparmor("apparmor-4", "6.12", root="apparmor"),
     Scenario("opened-7", "trixie-backports", EFIFB, gpus=(BOCHS,), kind="opened"),
     # With iommufd, and BOOTFB.
     Scenario(

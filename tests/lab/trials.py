@@ -14,7 +14,7 @@ from .killed_probe import KilledProbe
 from .kmscon import Kmscon
 from .loss import Loss
 from .newcomer import Newcomer
-from .nvidia import Nvidia, NvidiaControl, NvidiaDaemon
+from .nvidia import Nvidia, NvidiaControl, NvidiaCounted, NvidiaDaemon, NvidiaTwo
 from .opened import OpenedTrial
 from .packaged import Packaged
 from .prompt import Prompt
@@ -40,6 +40,7 @@ KINDS: dict[str, type[Trial]] = {
     "desktop": Desktop,
     "dropin": DropIn,
     "every-call": EveryCall,
+    "hangs": Trial,
     "killed": Killed,
     "killed-probe": KilledProbe,
     "kmscon": Kmscon,
@@ -48,7 +49,9 @@ KINDS: dict[str, type[Trial]] = {
     "newcomer": Newcomer,
     "nvidia": Nvidia,
     "nvidia-control": NvidiaControl,
+    "nvidia-counted": NvidiaCounted,
     "nvidia-daemon": NvidiaDaemon,
+    "nvidia-two": NvidiaTwo,
     "opened": OpenedTrial,
     "packaged": Packaged,
     "prompt": Prompt,

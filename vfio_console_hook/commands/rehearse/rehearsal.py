@@ -50,7 +50,7 @@ Source: Linux drivers/pci/pci.h, PCIE_RESET_READY_POLL_MS, and pci_dev_wait().
 """
 LIBVIRT_S = 60.0
 """How long libvirt may take to start QEMU, or to end it, beside the hook's own time."""
-SPARE_S = 5.0
+SPARE_S = 15.0
 """How long the processes may take to start, and a killed runner to be gone."""
 _KEPT = 20
 
