@@ -14,6 +14,7 @@ from tests.fakehost import FakeHost, configure
 from tests.gate import ROOT
 from vfio_console_hook import cli
 from vfio_console_hook.claims.directory import Claims
+from vfio_console_hook.commands.doctor import installation
 from vfio_console_hook.commands.doctor.areas import AREAS
 from vfio_console_hook.commands.doctor.consoles import console_after
 from vfio_console_hook.commands.doctor.daemon_view import files_of_the_daemon
@@ -25,6 +26,12 @@ Capture = pytest.CaptureFixture[str]
 PROXMOX, CONTAINER = "proxmox-without-libvirt", "libvirtd-in-a-container"
 PID = 287
 ROOT_OF_IT = f"proc/{PID}/root"
+
+
+@pytest.fixture(autouse=True)
+def recorded_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program is of the version that is installed on these machines."""
+    monkeypatch.setattr(installation, "__version__", "0.1.0")
 
 
 def printed(capsys: Capture, name: str, command: str) -> tuple[int, str]:
