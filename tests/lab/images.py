@@ -102,6 +102,7 @@ VARIANTS = {
     "selinux": Variant(
         ("selinux-policy-default", "policycoreutils"), hooks=(f'chroot "$1" {_LABEL}',)
     ),
+    "kwin": Variant((*_SESSION, "kwin-wayland")),
     "sway": Variant((*_SESSION, "sway", "swaybg")),
     "virtqemud": Variant(modular=True),
 }

@@ -30,7 +30,16 @@ from .trial import Trial
 from .two_vms import TwoVms
 from .unprivileged import Unprivileged
 from .virtqemud import Virtqemud
-from .wayland import Wayland, WaylandInside
+from .wayland import (
+    Wayland,
+    WaylandBeside,
+    WaylandBoth,
+    WaylandDetached,
+    WaylandInside,
+    WaylandOutlives,
+    WaylandTerminate,
+    WaylandTold,
+)
 
 KINDS: dict[str, type[Trial]] = {
     "apparmor": AppArmor,
@@ -71,5 +80,11 @@ KINDS: dict[str, type[Trial]] = {
     "untouched": Untouched,
     "virtqemud": Virtqemud,
     "wayland": Wayland,
+    "wayland-beside": WaylandBeside,
+    "wayland-both": WaylandBoth,
+    "wayland-detached": WaylandDetached,
     "wayland-inside": WaylandInside,
+    "wayland-outlives": WaylandOutlives,
+    "wayland-terminate": WaylandTerminate,
+    "wayland-told": WaylandTold,
 }

@@ -12,11 +12,12 @@ from collections import Counter
 
 from .pictures import Picture
 from .sound import Sound
-from .trial import CONFIG_FILE
+from .trial import CONFIG_FILE, Trial
 
 USER, RUNTIME = "lab", "/run/user/1000"
 MANAGER = "greetd.service"
 PIXMAN = "WLR_RENDERER=pixman"
+GLES2 = "WLR_RENDERER=gles2 WLR_RENDERER_ALLOW_SOFTWARE=1"
 # The colour of the desktop, and the part of the monitor that has it.
 COLOUR = (0x20, 0x40, 0x60)
 COLOURED_AT_LEAST = 0.9
@@ -222,6 +223,80 @@ class Wayland(Sound):
         self.check_nothing_hangs(name)
 
 
+class WaylandBeside(Wayland):
+    """Two GPUs, and sway holds only the one that stays: no configuration, the desktop goes on."""
+
+    def run(self) -> None:
+        """Start and destroy the VM beside the desktop."""
+        if not self.set_up():
+            return
+        before = self.compositor()
+        for number in range(1, self.scenario.cycles + 1):
+            self.cycle(number)
+        self.demand(before == self.compositor(), "the compositor is another one than at first")
+
+    def check_running(self, name: str) -> None:
+        """The VM has its GPU, and the desktop goes on beside it."""
+        Trial.check_running(self, name)
+        self.demand(bool(self.compositor()), f"{name}: the compositor has ended")
+        self.check_desktop(f"{name}-meanwhile")
+
+    def check_other_monitor(self, name: str) -> None:
+        """The desktop is there, not the console."""
+
+
+class WaylandBoth(WaylandBeside):
+    """Two GPUs, and sway holds both: refused with a line, with which the desktop goes on."""
+
+    renderer = GLES2
+
+    def run(self) -> None:
+        """Let the VM be refused, do as the refusal advises, then start and destroy it."""
+        if not self.set_up():
+            return
+        self.refused()
+        self.machine.run(
+            f"echo {self.line()} >>/etc/environment; systemctl restart display-manager"
+        )
+        self.check_desktop("again")
+        before = self.compositor()
+        for number in range(1, self.scenario.cycles + 1):
+            self.cycle(number)
+        self.demand(before == self.compositor(), "the compositor is another one than at first")
+
+    def line(self) -> str:
+        """What keeps sway off the card that leaves."""
+        return "WLR_DRM_DEVICES=/dev/dri/card0"
+
+    def hint(self) -> str:
+        """What the refusal advises."""
+        return f"add {self.line()} to /etc/environment, and log in again"
+
+
+class WaylandDetached(WaylandBoth):
+    """Two GPUs, and sway holds both: it ends, and is back on the other one beside the VM."""
+
+    def run(self) -> None:
+        """Start and destroy the VM by the configuration."""
+        if not self.set_up():
+            return
+        self.machine.put(CONFIG_FILE, self.scenario.config.encode())
+        for number in range(1, self.scenario.cycles + 1):
+            self.before = self.compositor()
+            self.cycle(number)
+
+    before = ""
+
+    def check_running(self, name: str) -> None:
+        """The VM has its GPU, and a new desktop runs on the other one."""
+        super().check_running(name)
+        now = self.compositor()
+        self.demand(now != self.before, f"{name}: the compositor is the same as before")
+        cards = self.machine.run(f"ls -l /proc/{now}/fd | grep -o '/dev/dri/card.*' | sort -u")
+        only = cards.stdout.split() == ["/dev/dri/card0"]
+        self.demand(only, f"{name}: the new compositor has {cards.stdout.split()} open")
+
+
 class WaylandInside(Wayland):
     """The VM is started in a terminal on the desktop that is ended for it."""
 
@@ -254,6 +329,147 @@ class WaylandInside(Wayland):
             self.result.notes.append(f"what virsh has said: {answer.stdout.strip()!r}")
             return None
         return answer.stdout
+
+
+# The session as a unit of the user's own manager, as Plasma's is, and beside it a program
+# that has nothing to do with the compositor.
+UNIT = "lab-sway.service"
+SESSION = f"""\
+#!/bin/sh
+systemctl --user import-environment XDG_SESSION_ID XDG_SEAT XDG_VTNR
+systemctl --user start lab-holder.service
+exec systemctl --user --wait start {UNIT}
+"""
+UNITS = {
+    UNIT: f"[Service]\nExecStart=env {PIXMAN} sway\n",
+    # Not before sway: who opens a card first is its master (Linux drm_auth.c, drm_master_open).
+    "lab-holder.service": f"""\
+[Service]
+ExecStart=sh -c 'until [ -S {RUNTIME}/wayland-1 ]; do sleep 1; done; \\
+    exec sleep infinity </dev/dri/card0'
+""",
+}
+
+
+class WaylandOutlives(Wayland):
+    """What the display manager has begun outlives it, as units of the user's manager."""
+
+    def session(self) -> str:
+        """A script that starts sway as a unit; the manager stays for the user (linger)."""
+        for name, content in UNITS.items():
+            self.machine.put(f"/etc/systemd/user/{name}", content.encode())
+        self.machine.put("/usr/local/bin/lab-session", SESSION.encode())
+        self.machine.run(f"chmod +x /usr/local/bin/lab-session; loginctl enable-linger {USER}")
+        return "lab-session"
+
+    def check_running(self, name: str) -> None:
+        """The user's manager was stopped with all its units, and the log says so."""
+        super().check_running(name)
+        log = self.machine.run("journalctl -b -t vfio-console-hook -o cat").stdout
+        said = "stopped user@1000.service" in log
+        self.demand(said, f"{name}: no end of the user's manager in the log")
+
+
+class WaylandTerminate(WaylandOutlives):
+    """A session is ended for the VM by an entry of `holders.terminate`, another one each time."""
+
+    ENTRIES = ("session", "user@1000.service", "user-1000.slice", "lab-*")
+
+    def run(self) -> None:
+        """Start and destroy the VM once with each entry."""
+        if not self.set_up():
+            return
+        for number, entry in enumerate(self.ENTRIES, 1):
+            config = f"holders:\n  wait_s: 1\n  terminate: [{entry}]\n"
+            self.machine.put(CONFIG_FILE, config.encode())
+            self.result.notes.append(f"cycle {number}: {entry}")
+            self.cycle(number)
+
+    def check_running(self, name: str) -> None:
+        """The session has ended, the display manager has not."""
+        Trial.check_running(self, name)
+        self.machine.run(LOOK_AT_SESSION)
+        self.demand(self.active(), f"{name}: the display manager has ended")
+        self.demand(not self.compositor(), f"{name}: the compositor runs beside the VM")
+
+    def check_console(self, name: str, number: int) -> None:
+        """The user logs in again."""
+        self.machine.run("systemctl restart display-manager")
+        super().check_console(name, number)
+
+
+KWIN = """\
+#!/bin/sh
+exec kwin_wayland --drm --no-lockscreen --no-global-shortcuts /usr/local/bin/lab-clock
+"""
+CLOCK = """\
+#!/bin/sh
+exec foot --fullscreen --override=colors.background={:02x}{:02x}{:02x} \\
+    sh -c 'while :; do clear; date; sleep 1; done'
+""".format(*COLOUR)
+KWIN_HAS = "fuser {} 2>/dev/null | grep -qw $(pgrep -x kwin_wayland)"
+
+
+class WaylandTold(WaylandBeside):
+    """Two GPUs, and KWin holds both: told that one is gone it closes it, and opens it again."""
+
+    def run(self) -> None:
+        """Let the VM be refused because of another program, then start and destroy it."""
+        if not self.set_up():
+            return
+        before = self.compositor()
+        self.refused()
+        for number in range(1, self.scenario.cycles + 1):
+            self.check_opened(f"before cycle {number}")
+            self.cycle(number)
+        self.check_opened("in the end")
+        self.demand(before == self.compositor(), "the compositor is another one than at first")
+
+    def session(self) -> str:
+        """A script that starts KWin, and a terminal with a clock in it."""
+        for name, content in (("lab-kwin", KWIN), ("lab-clock", CLOCK)):
+            self.machine.put(f"/usr/local/bin/{name}", content.encode())
+            self.machine.run(f"chmod +x /usr/local/bin/{name}")
+        return "lab-kwin"
+
+    def compositor(self) -> str:
+        """The process id of the compositor, "" when there is none."""
+        return self.machine.run("pgrep -x kwin_wayland").stdout.strip()
+
+    def card(self) -> str:
+        """The node of the card that leaves; its number may be another one after the VM."""
+        folder = f"/sys/bus/pci/devices/{self.leaving[0].address}/drm"
+        return f"/dev/dri/$(cd {folder} && ls -d card*)"
+
+    def check_opened(self, name: str) -> None:
+        """KWin has the card that leaves open."""
+        has = KWIN_HAS.format(self.card())
+        opened = self.machine.run(
+            f"n=0; until {has}; do [ $((n += 1)) -lt 60 ] || exit 1; sleep 1; done", 180
+        )
+        self.machine.run(f"{LOOK_AT_SESSION}; ls -l /dev/dri")
+        self.demand(opened.ok, f"{name}: KWin does not have the card open")
+
+    def refused(self) -> None:
+        """Another program has the card: the VM is refused, and KWin has it again."""
+        name = "refused"
+        self.mark(name)
+        self.check_opened("before")
+        self.machine.run(f"setsid sleep 1000000 <{self.card()} >/dev/null 2>&1 &")
+        error = " ".join((self.start() or "nothing, the VM started").split())
+        self.result.notes.append(f"{name}: {error}")
+        self.demand("in use by sleep (" in error, f"{name}: no sleep in the error: {error}")
+        self.demand("kwin" not in error, f"{name}: KWin has not closed the card: {error}")
+        self.machine.run("pkill -x sleep -P 1")
+        self.check_opened("afterwards")
+        self.check_desktop(name)
+        self.check_claims(name)
+
+    def check_running(self, name: str) -> None:
+        """The desktop goes on, and the log says what KWin was told."""
+        super().check_running(name)
+        log = self.machine.run("journalctl -b -t vfio-console-hook -o cat").stdout
+        self.demand("told kwin_wayland that card" in log, f"{name}: KWin was not told")
 
 
 def covered(picture: Picture) -> bool:
