@@ -308,12 +308,12 @@ def _desktop(name: str, kind: str, gpus: tuple[Gpu, ...], config: str = "") -> S
 
 STOP_DESKTOP = "services:\n  - display-manager\n"
 DESKTOPS = (
+    _desktop("sway-beside", "wayland-beside", (VGA, BOCHS_WITH_SOUND)),
     replace(_desktop("kwin-told", "wayland-told", (VGA, BOCHS_WITH_SOUND)), root="kwin"),
     _desktop("sway", "wayland", (VGA_WITH_SOUND,), STOP_DESKTOP),
     _desktop("sway-inside", "wayland-inside", (VGA_WITH_SOUND,), STOP_DESKTOP),
 )
 _DESKTOPS_NOT_SEEN = (
-    _desktop("sway-beside", "wayland-beside", (VGA, BOCHS_WITH_SOUND)),
     _desktop("sway-both", "wayland-both", (VGA, BOCHS_WITH_SOUND)),
     _desktop(
         "sway-detached",
@@ -457,6 +457,15 @@ SCENARIOS = (
         cycles=1,
     ),
     Scenario("by-hand", "6.12", EFIFB, gpus=(VGA_CARD,), kind="by-hand"),
+    Scenario(
+        "rehearsed-efifb-6.1",
+        "6.1",
+        EFIFB,
+        after=After.GONE,
+        texts=LOSS_ANNOUNCED,
+        kind="rehearsed",
+    ),
+    replace(_native("rehearsed-native", "6.1"), kind="rehearsed"),
     Scenario("opened-6.1", "6.1", EFIFB, gpus=(BOCHS,), kind="opened"),
     Scenario("opened-6.12", "6.12", EFIFB, gpus=(BOCHS_WITH_SOUND,), kind="opened"),
     Scenario("loss", "6.12", BOCHS_DRM, native_driver=True, kind="loss"),
@@ -668,15 +677,6 @@ SCENARIOS = (
         config="holders:\n  wait_s: 1\n",
         kind="rehearsed",
     ),
-    Scenario(
-        "rehearsed-efifb-6.1",
-        "6.1",
-        EFIFB,
-        after=After.GONE,
-        texts=LOSS_ANNOUNCED,
-        kind="rehearsed",
-    ),
-    replace(_native("rehearsed-native", "6.1"), kind="rehearsed"),
     replace(_boot_gpu_leaves("rehearsed-two-gpus", "6.12"), kind="rehearsed"),
     replace(_simpledrm("rehearsed-0380", "ubuntu-6.12", BOCHS), kind="rehearsed"),
     Scenario(
