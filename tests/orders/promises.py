@@ -50,6 +50,10 @@ def _is_listed(kind: str, what: str, listed: str, kinds: set[str]) -> bool:
     if "modprobe" in what:
         return bool(kinds & {"reserve", "bind-native", "unload-modules", "load-modules",
                              "bind-vfio", "probe-aperture", "end-probe"})  # fmt: skip
+    if "rmmod" in what:
+        return "unload-modules" in kinds and what.split()[-1] in listed.split()
+    if "nvidia-smi" in what:  # switches persistence mode off before an unload or an unbind
+        return bool(kinds & {"unload-modules", "unbind-native"})
     if "systemctl" in what:
         return SERVICE in what and SERVICE in listed
     return False
