@@ -8,11 +8,10 @@ nvidia-persistenced keeps the GPUs open.
 from __future__ import annotations
 
 import re
-import time
 
 from .background import Background
 from .scenarios import STAYING
-from .trial import CLAIMS, CONFIG_FILE, Trial
+from .trial import CONFIG_FILE, Trial
 
 DAEMON = "nvidia-persistenced"
 LONGER_S = 1200
@@ -195,13 +194,13 @@ class NvidiaTwo(Nvidia):
             self.cycle(number)
         self.machine.note("stuck")
         self.machine.run(f"echo 1 > {LEAK}")
-        pid = self.start_in_vain("first start")
+        pid = self.start_in_vain("first start", STUCK)
         for command in ("virsh -q list --all", "vfio-console-hook status", "ls -l /proc/driver"):
             answer = self.machine.run(f"timeout {ANSWERS_S} {command}", ANSWERS_S + 30)
             self.demand(answer.status != 124, f"{command} does not come back")
         self.check_other_monitor("stuck")
         self.check_staying("stuck")
-        again = self.start_in_vain("second start")
+        again = self.start_in_vain("second start", STUCK)
         self.demand(pid == again, f"process {again} is stuck, and not {pid}: it was tried again")
         recover = self.machine.run("vfio-console-hook recover", 90)
         self.demand(f"process {pid}" in recover.stdout, f"recover prints {recover.stdout}")
@@ -230,16 +229,6 @@ class NvidiaTwo(Nvidia):
         for holder in STAYING:
             left = holder.left(self.machine)
             self.demand(left == holder.count, f"{name}: {left} of {holder.name} are left")
-
-    def start_in_vain(self, name: str) -> str:
-        """Start the VM in vain; the process that is stuck according to virsh's error."""
-        began = time.monotonic()
-        error = self.start() or ""
-        self.result.notes.append(f"{name}: virsh start took {time.monotonic() - began:.0f} s")
-        found = STUCK.search(error)
-        self.demand(found is not None, f"{name}: {error}")
-        self.machine.run(f"ps -eLo pid,tid,stat,wchan:30,comm | grep -E ' [DR]'; ls -l {CLAIMS}")
-        return found[1] if found else ""
 
 
 class NvidiaControl(Nvidia):

@@ -8,10 +8,9 @@ client of libvirtd.
 from __future__ import annotations
 
 import re
-import time
 
 from .background import Background
-from .trial import CLAIMS, Trial
+from .trial import Trial
 
 STILL_S = 30
 
@@ -143,10 +142,10 @@ class Stuck(Sound):
         self.machine.run("chmod +x /root/hidden; setsid /root/hidden /dev/snd/controlC0 >/run/h &")
         holds = self.machine.run("n=0; until grep -q holds /run/h; do sleep 0.5; done", 60).ok
         self.demand(holds, "the program does not hold the sound")
-        pid = self.start_in_vain("first start")
+        pid = self.start_in_vain("first start", STUCK)
         answers = self.machine.run("timeout 15 virsh -q list --all").ok
         self.demand(answers, "libvirtd does not answer any more")
-        again = self.start_in_vain("second start")
+        again = self.start_in_vain("second start", STUCK)
         self.demand(pid == again, f"process {again} is stuck, and not {pid}: it was tried again")
         recover = self.machine.run("vfio-console-hook recover", 60)
         self.demand(recover.status == 1, "recover does not fail")
@@ -158,13 +157,3 @@ class Stuck(Sound):
         self.check_console("recovered", 0)
         self.check_claims("recovered")
         self.cycle(1)
-
-    def start_in_vain(self, name: str) -> str:
-        """Start the VM in vain; the process that is stuck according to virsh's error."""
-        began = time.monotonic()
-        error = self.start() or ""
-        self.result.notes.append(f"{name}: virsh start took {time.monotonic() - began:.0f} s")
-        found = STUCK.search(error)
-        self.demand(found is not None, f"{name}: {error}")
-        self.machine.run(f"cat /proc/{found[1] if found else 1}/stat; ls -l {CLAIMS}")
-        return found[1] if found else ""

@@ -197,6 +197,20 @@ class Trial:
         self.check_kernel(name)
         self.check_claims(name)
 
+    def start_in_vain(self, name: str, stuck: re.Pattern[str]) -> str:
+        """Start the VM in vain; the process that is stuck according to virsh's error."""
+        began = time.monotonic()
+        error = self.start() or ""
+        self.result.notes.append(f"{name}: virsh start took {time.monotonic() - began:.0f} s")
+        found = stuck.search(error)
+        self.demand(found is not None, f"{name}: {error}")
+        pid = found[1] if found else ""
+        self.machine.run(
+            f"cat /proc/{pid or 1}/stat; ps -eLo pid,tid,stat,wchan:30,comm | grep -E ' [DR]';"
+            f" ls -l {CLAIMS}"
+        )
+        return pid
+
     def check_untouched(self, name: str, number: int, before: str) -> None:
         """The whole machine is as before, and the fake machine refuses the VM too."""
         difference = predicted.difference(before, phases.now(self.machine))
