@@ -50,7 +50,7 @@ take_over() {
         else
             rm -f "$SHARE/zsh/vendor-completions/_vfio-console-hook" "$DOC/LICENSE"
         fi
-        # rpm keeps any configuration that was there, and cannot know that nobody has changed it.
+        # rpm keeps any configuration that was there, and cannot know that it is unchanged.
         entry=/etc/xdg/autostart/vfio-console-hook.desktop
         [ ! -f "$entry.rpmnew" ] || mv -f "$entry.rpmnew" "$entry"
         if [ -f "$ETC/default.yaml.rpmnew" ] && same "$ETC/default.yaml" "$old/default.yaml"; then

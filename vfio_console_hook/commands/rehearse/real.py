@@ -79,7 +79,7 @@ def start(host: Host, rehearsal: Rehearsal, vm: RealVm, diary: Diary, stop: int)
 def mapped_by(host: Host, qemu: Process, addresses: tuple[str, ...]) -> Opened:
     """The BARs of the functions, and whether QEMU has an area of each mapped. Raises HostError.
 
-    Only sizes are compared: where an area begins in the file of a device tells its BAR, but old
+    Only sizes are compared: where an area begins in the file of a device shows its BAR, but old
     kernels show the memory's own address there (6.1, vfio_pci_core_mmap, vm_pgoff).
     """
     free = _areas(host.mappings(qemu.pid))
