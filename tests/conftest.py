@@ -99,7 +99,7 @@ def machine(tmp_path: Path) -> Iterator[MachineFactory]:
     def make(which: str | Machine, *, crash_before: int = 0, refuse: int = 0) -> FakeHost:
         nonlocal made
         made += 1
-        text = snapshots.text(which) if isinstance(which, str) else render(which)
+        text = snapshots.fake_text(which) if isinstance(which, str) else render(which)
         root = tmp_path / f"machine{made}"
         root.mkdir()
         unpack(text, str(root))

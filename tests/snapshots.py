@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tests.lab.predicted import PHASES
@@ -25,6 +26,18 @@ def before_vms() -> tuple[str, ...]:
 def text(name: str) -> str:
     """The whole snapshot."""
     return (FOLDER / f"{name}.tree").read_text(encoding="utf-8")
+
+
+def fake_text(name: str) -> str:
+    """The whole snapshot, for a fake kernel.
+
+    What the fake kernel alone knows of a machine stands with the first of its snapshots.
+    """
+    first = next((name[: -len(one) - 1] for one in PHASES if name.endswith(f"-{one}")), name)
+    if first == name or not (FOLDER / f"{first}.tree").exists():
+        return text(name)
+    facts = re.findall(r"^f fake/.*\n?(?:^\|.*\n?)*", text(first), re.MULTILINE)
+    return "\n".join([text(name).rstrip("\n"), *facts])
 
 
 def machine_text(name: str) -> str:
