@@ -39,6 +39,7 @@ from vfio_console_hook.commands import take
 from vfio_console_hook.commands.rehearse import last, runner, watchdog
 from vfio_console_hook.commands.rehearse.promise import promise_of
 from vfio_console_hook.commands.rehearse.rehearsal import Diary
+from vfio_console_hook.commands.rehearse.report import sections
 from vfio_console_hook.commands.rehearse.verdict import Verdict
 from vfio_console_hook.errors import HookError
 from vfio_console_hook.machine import console
@@ -558,13 +559,29 @@ def test_a_person_is_asked_once_and_for_what_the_monitor_shows(
     assert "a person could read the console" in capfd.readouterr().out
 
 
-def test_a_monitor_that_stays_dark_is_no_success(machine: MachineFactory) -> None:
+def test_a_monitor_that_stays_dark_is_no_success(
+    machine: MachineFactory, tmp_path: Path
+) -> None:
     host = stage(machine, "efifb-6.12")
+    file = tmp_path / "report.txt"
+    words = ("--seconds", "1", "--report", str(file), GPU)
 
-    status, output = typed(host, {NOW: b"y\n", SEES: b"n\n"}, "--seconds", "1", GPU)
+    status, output = typed(host, {NOW: b"y\n", SEES: b"n\n"}, *words)
+
+    row = sections(file.read_text())["verdict"].splitlines()[-1]
+    assert row == "!!monitor: a person could not read it; plan: the console can be read"
 
     assert (status, last.all_last(host)[0].eye) == (1, "no")
     assert "a person could not read it" in output
+
+
+def test_nobody_is_asked_about_a_console_that_is_lost(machine: MachineFactory) -> None:
+    host = stage(machine, "efifb-6.1")
+
+    status, output = typed(host, {NOW: b"y\n"}, "--seconds", "1", GPU)
+
+    assert (status, output.count(SEES)) == (0, 0)
+    assert re.search(r"monitor +see console +the host shows nothing", output)
 
 
 def test_without_consent_nothing_is_changed(machine: MachineFactory) -> None:

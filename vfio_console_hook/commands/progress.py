@@ -21,6 +21,12 @@ def say(line: str) -> None:
         streams.give_up_stdout()
 
 
+def ask(question: str) -> bool:
+    """Whether a person answers a question with yes."""
+    print(f"{question} [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def say_consoles(host: Host) -> None:
     """Print where the host's consoles are now."""
     where = worker.look(lambda: console.current_display(host))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 import uuid
 from dataclasses import replace
 from typing import Any
@@ -15,28 +14,21 @@ from ...claims import ownership
 from ...config import load
 from ...domain import Domain
 from ...errors import HookError, RefusedError
-from ...log import printable
-from ...machine import card, console, gpu, iommu, libvirtd, pci, processes, runfiles, worker
+from ...machine import card, console, gpu, iommu, libvirtd, pci, worker
 from ...machine.accelerators import is_gpu
 from ...machine.host import Host
-from .. import files, take, vms
+from .. import files, progress, take, vms
 from ..command import Command, attributes
 from ..plan import plan as planning
 from ..plan import text as plan_text
-from ..progress import say
 from ..terminal import Terminal
-from . import detached, evidence, last, runner, watchdog
+from . import detached, evidence, follow, runner, watchdog
 from .promise import promise_of
 from .rehearsal import Diary, Rehearsal
-from .verdict import Verdict, eye_row, table
 
 _SECONDS = range(1, 601)
 _TIMES = range(1, 101)
 _MINUTES, _MINUTE_S = range(1, 121), 60
-_POLL_S = 0.1
-_STARTS_S = 30.0
-_LATE_S = 30.0
-_SIGTERM = 15
 
 
 def _whole(text: str, among: range) -> int:
@@ -103,7 +95,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
         raise RefusedError(text, found["hint"])
     rehearsal = Rehearsal.from_json(found["rehearsal"])
     if not _agreed(arguments):
-        say("nothing was changed")
+        progress.say("nothing was changed")
         return 2
     _keep_evidence(host, rehearsal, found["text"], arguments)
     # It took a person some time to answer, and this program some to write the machine down.
@@ -111,9 +103,10 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     diary = _diary(host, rehearsal, wanted, arguments)
     if not arguments.json:
         until = ownership.clock_time(rehearsal.until)
-        say(f"begun; at {until} everything is back at the latest")
+        progress.say(f"begun; at {until} everything is back at the latest")
     asks = not arguments.yes and found["shown"]
-    return _follow(host, rehearsal, diary, arguments, asks)
+    detached.begin(host, rehearsal, lambda role, own: _detached(host, role, own))
+    return follow.follow(host, rehearsal, diary, arguments, asks=asks)
 
 
 def _diary(
@@ -141,7 +134,7 @@ def _keep_evidence(
         if arguments.report:
             raise
         if not arguments.json:
-            say(f"there will be no report: {error.text}")
+            progress.say(f"there will be no report: {error.text}")
 
 
 def _act(host: Host, role: str, own: str) -> int:
@@ -149,6 +142,14 @@ def _act(host: Host, role: str, own: str) -> int:
     if role == detached.RUNNER:
         return runner.run(host, own)
     return watchdog.give_back(host, own)
+
+
+def _detached(host: Host, role: str, own: str) -> None:
+    """The runner or the watchdog, where this process has been forked for it."""
+    if role == detached.RUNNER:
+        runner.run(host, own)
+    else:
+        watchdog.wait(host, own)
 
 
 # -- what is rehearsed
@@ -292,145 +293,7 @@ def _agreed(arguments: argparse.Namespace) -> bool:
         return True
     if arguments.json or not sys.stdin.isatty():
         raise HookError("there is no terminal to ask on", hint="say --yes")
-    return _ask("rehearse this now? [y/N] ")
-
-
-def _ask(question: str) -> bool:
-    print(question, end="", flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
-# -- while it runs
-
-
-def _follow(
-    host: Host, rehearsal: Rehearsal, diary: Diary, arguments: argparse.Namespace, asks: bool
-) -> int:
-    as_json = arguments.json
-    detached.begin(host, rehearsal, lambda role, own: _detached(host, role, own))
-    interrupted = _until_end(diary, as_json)
-    account = diary.account()
-    verdicts = [Verdict.from_json(one) for one in account.verdicts]
-    agrees = not account.end and len(verdicts) == rehearsal.times and verdicts[-1].agrees
-    if as_json:
-        print(json.dumps(_json(rehearsal, verdicts, account.end or "", agrees), indent=2))
-    elif verdicts:
-        eye = eye_row(_seen(host, diary, rehearsal) if asks and not interrupted else "")
-        agrees = agrees and eye.agrees
-        shown = Verdict((*verdicts[-1].rows, eye))
-        print("\n" + table(shown, Terminal.for_stream(sys.stdout)), end="")
-        agreed = sum(one.agrees for one in verdicts)
-        if rehearsal.times > 1:
-            print(f"{agreed} of {rehearsal.times} cycles were as plan had said")
-    if arguments.report:
-        content = runfiles.read(host, evidence.path_of(rehearsal.uuid)) or b""
-        files.write(arguments.report, content.decode("utf-8", "surrogateescape"))
-    if interrupted:
-        raise KeyboardInterrupt("everything was given back")
-    if not as_json:
-        print(_last_line(agrees, account.end or ""))
-    return 0 if agrees else 1
-
-
-def _seen(host: Host, diary: Diary, rehearsal: Rehearsal) -> str:
-    """What the person sees on the monitor, "yes" or "no"; "" where nothing is to be seen."""
-    line = f"vfio-console-hook: rehearsed {printable(rehearsal.vm)}, {time.strftime('%H:%M:%S')}"
-
-    def draw() -> str:
-        if console.dark(host):
-            return "dark"
-        active = host.read("sys/class/tty/tty0/active") or "tty1"
-        if not host.text_mode(active):
-            return "graphics"
-        host.show_text("tty0", f"\r\n{line}\r\n")
-        return "text"
-
-    drawn = worker.look(draw)
-    if drawn == "dark":
-        return ""  # the row of the console says whether plan had said so
-    what = f"the line `{line}`" if drawn == "text" else "the desktop"
-    eye = "yes" if _ask(f"can you see {what} on the monitor? [y/N] ") else "no"
-    diary.note(eye=eye)
-    last.add_eye(host, rehearsal.uuid, eye)
-    return eye
-
-
-def _detached(host: Host, role: str, own: str) -> None:
-    """The runner or the watchdog, where this process has been forked for it."""
-    if role == detached.RUNNER:
-        runner.run(host, own)
-    else:
-        watchdog.wait(host, own)
-
-
-def _until_end(diary: Diary, quiet: bool) -> bool:
-    """Print what the diary says until all is over; whether it was ended by Ctrl-C."""
-    printed, interrupted, stopped = 0, False, False
-    host, rehearsal = diary.host, diary.rehearsal()
-    begun = host.clock()
-    while True:
-        try:
-            lines = diary.lines()
-            _refuse_dead(lines, host.clock() - begun, host.now() - rehearsal.until)
-            for entry in lines[printed:]:
-                if "say" in entry and not quiet:
-                    say(str(entry["say"]))
-            printed = len(lines)
-            if any("end" in entry for entry in lines):
-                return interrupted
-            # The runner may not have come up yet.
-            stopped = stopped or (interrupted and _stop(host, diary))
-            time.sleep(_POLL_S)
-        except KeyboardInterrupt:
-            if interrupted:
-                raise KeyboardInterrupt("everything is given back without this program") from None
-            interrupted = True
-            say("giving back at once")
-
-
-def _refuse_dead(lines: list[dict[str, Any]], for_s: float, late_s: float) -> None:
-    """Raise HookError when nothing writes the diary: the processes did not come up, or died."""
-    if for_s > _STARTS_S and not any("runner" in entry for entry in lines):
-        hint = "see `journalctl -t systemd -t vfio-console-hook -n 50`"
-        raise HookError("the rehearsal did not begin: its process did not come up", hint)
-    if late_s > _LATE_S:
-        raise HookError("the rehearsal did not end", "see `vfio-console-hook status`")
-
-
-def _stop(host: Host, diary: Diary) -> bool:
-    """Ask the runner to give back at once; whether there is one."""
-    name = diary.account().runner
-    handle = host.open_process(name[0]) if name[0] else None
-    if handle is None:
-        return False
-    try:
-        if processes.lives(host, name):
-            host.signal_process(handle, _SIGTERM)
-    finally:
-        host.close_process(handle)
-    return True
-
-
-def _json(
-    rehearsal: Rehearsal, verdicts: list[Verdict], end: str, agrees: bool
-) -> dict[str, object]:
-    return {
-        "version": 1,
-        "vm": rehearsal.vm,
-        "uuid": rehearsal.uuid,
-        "functions": list(rehearsal.addresses),
-        "spared": list(rehearsal.spared),
-        "until": rehearsal.until,
-        "agrees": agrees,
-        "cut_short": end,
-        "cycles": [one.to_json() for one in verdicts],
-    }
-
-
-def _last_line(agrees: bool, end: str) -> str:
-    if agrees:
-        return "all was as plan had said"
-    return f"cut short: {end}" if end else "not all was as plan had said, see !!"
+    return progress.ask("rehearse this now?")
 
 
 COMMAND = Command(

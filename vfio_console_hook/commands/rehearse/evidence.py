@@ -26,6 +26,7 @@ from . import report
 from .last import STATE
 from .rehearsal import Account, Rehearsal
 from .report import AFTER, DURING, Evidence
+from .verdict import Row
 
 FOLDER = f"{RUN}/evidence"
 REPORTS = f"{STATE}/reports"
@@ -93,6 +94,23 @@ def write_report(
 def path_of(uuid: str) -> str:
     """Where the last report of a VM is; for root only, until a person has read it through."""
     return f"{REPORTS}/{uuid}.txt"
+
+
+def report_of(host: Host, uuid: str) -> str:
+    """The last report of a VM, "" if there is none. Raises HookError."""
+    return (runfiles.read(host, path_of(uuid)) or b"").decode("utf-8", "surrogateescape")
+
+
+def add_row(host: Host, uuid: str, row: Row) -> None:
+    """Write one more row of the verdict into the last report of a VM. Raises HookError."""
+    text = report_of(host, uuid)
+    if text:
+        runfiles.write(host, path_of(uuid), report.with_row(text, verdict_line(row)))
+
+
+def verdict_line(row: Row) -> str:
+    """A row as a report has it; one that differs is marked."""
+    return f"{'  ' if row.agrees else '!!'}{row}"
 
 
 def drop(host: Host, own: str) -> None:

@@ -84,6 +84,12 @@ def report_text(evidence: Evidence) -> str:
     return evidence.before + "".join(_section(name, found) for name, found in lines.items())
 
 
+def with_row(report: str, row: str) -> str:
+    """A report with one more line at the end of its verdict."""
+    end = f"\n{_SECTION}{LOG}\n"
+    return report.replace(end, f"\n{_LINE}{row}{end}", 1)
+
+
 def sections(report: str) -> Mapping[str, str]:
     """The texts of the parts of a report by their names; empty for a snapshot."""
     found: dict[str, list[str]] = {}

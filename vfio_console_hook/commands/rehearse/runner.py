@@ -99,7 +99,7 @@ def _write_report(
     account = diary.account()
     try:
         if account.report or not agrees:
-            rows = [f"{'  ' if row.agrees else '!!'}{row}" for one in verdicts for row in one.rows]
+            rows = [evidence.verdict_line(row) for one in verdicts for row in one.rows]
             path = evidence.write_report(
                 host, rehearsal, agrees, [*rows, *([f"cut short: {end}"] if end else [])], account
             )
@@ -114,6 +114,7 @@ def _stops() -> Iterator[int]:
     """A descriptor from which can be read once that this process is to give back at once."""
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    before = {one: signal.getsignal(one) for one in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal or session that ends
 
     def once(number: int, frame: object) -> None:
@@ -125,6 +126,8 @@ def _stops() -> Iterator[int]:
     try:
         yield reader
     finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
         signal.set_wakeup_fd(-1)
         os.close(reader)
         os.close(writer)

@@ -57,7 +57,7 @@ def sight_of(host: Host, addresses: tuple[str, ...]) -> Sight:
     framebuffers = {f"{fb.name} ({fb.title})": fb.name for fb in console.framebuffers(host)}
     found = {**nodes, **connectors, **framebuffers}
     return Sight(
-        drivers=tuple(f"{one} on {_driver(host, one)}" for one in addresses),
+        drivers=tuple(f"{one} {_driver(host, one)}" for one in addresses),
         nodes=tuple(nodes),
         connectors=tuple(connectors),
         framebuffers=tuple(framebuffers),
@@ -68,4 +68,5 @@ def sight_of(host: Host, addresses: tuple[str, ...]) -> Sight:
 
 
 def _driver(host: Host, address: str) -> str:
-    return host.link_name(f"sys/bus/pci/devices/{address}/driver") or "no driver"
+    driver = host.link_name(f"sys/bus/pci/devices/{address}/driver")
+    return f"on {driver}" if driver else "without a driver"

@@ -186,6 +186,10 @@ def eye_row(eye: str | None) -> Row:
     return Row("monitor", "the console can be read", seen, seen != _NOT_READ)
 
 
+DARK_ROW = Row("monitor", "see console", "the host shows nothing", True)
+"""Where the host's consoles are on no monitor, there is nothing to ask."""
+
+
 # -- for people
 
 
