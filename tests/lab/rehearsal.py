@@ -20,6 +20,8 @@ from .trial import DOMAIN_FILE, LOOK, Trial
 # A slow machine takes that long for the looks and pictures meanwhile.
 SECONDS = 25
 REHEARSE = f"vfio-console-hook rehearse --yes --seconds {SECONDS} --xml {DOMAIN_FILE}"
+# For pkill -f: the command itself, and not the shell whose line has this pattern.
+_COMMAND = "/usr/bin/[v]fio-console-hook rehearse --yes"
 AGREES = "all was as plan had said"
 DIARY = "/run/vfio-console-hook/rehearsals"
 # Where the areas of vfio's files are in a process: offset and length of each.
@@ -257,7 +259,7 @@ class RehearsalKilled(Rehearsed):
         shown = self.machine.run("vfio-console-hook status")
         self.demand(shown.status == 1, f"{name}: status: {shown.stdout}")
         self.demand("its rehearsal was killed" in shown.stdout, f"{name}: {shown.stdout}")
-        self.machine.run(f"pkill -f 'rehearse --yes'; rm -rf {DIARY}")
+        self.machine.run(f"pkill -f '{_COMMAND}'; rm -rf {DIARY}")
 
     def both_killed_then_recover(self, name: str) -> None:
         """recover gives back what is left."""
@@ -278,15 +280,16 @@ class RehearsalKilled(Rehearsed):
 
     def ctrl_c(self, name: str) -> None:
         """SIGINT of the command gives back at once."""
-        running = self.begun(name, '"opened"')
-        self.machine.run("pkill -INT -f '/usr/bin/vfio-console-hook rehearse --yes'")
+        # A shell lets what runs in the background ignore it.
+        running = self.begun(name, '"opened"', f"env --default-signal=INT {REHEARSE}")
+        self.machine.run(f"pkill -INT -f '{_COMMAND}'")
         answer = running.wait(60)
         self.demand(answer.status == 130, f"{name}: status {answer.status}: {answer.stdout}")
 
     def terminal_gone(self, name: str) -> None:
         """The command, its shell and their session are killed, as with a lost ssh connection."""
         self.begun(name, '"opened"')
-        self.machine.run("pkill -KILL -f '/usr/bin/vfio-console-hook rehearse --yes'")
+        self.machine.run(f"pkill -KILL -f '{_COMMAND}'")
         self.ends_alone(name)
 
     def session_taken_along(self, name: str) -> None:
