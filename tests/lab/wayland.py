@@ -17,7 +17,8 @@ from .trial import CONFIG_FILE, Trial
 USER, RUNTIME = "lab", "/run/user/1000"
 MANAGER = "greetd.service"
 PIXMAN = "WLR_RENDERER=pixman"
-GLES2 = "WLR_RENDERER=gles2 WLR_RENDERER_ALLOW_SOFTWARE=1"
+# Mesa's software renderer reads outside of its memory with AVX on an emulated processor: SSE only.
+GLES2 = "WLR_RENDERER=gles2 WLR_RENDERER_ALLOW_SOFTWARE=1 LP_NATIVE_VECTOR_WIDTH=128"
 # The colour of the desktop, and the part of the monitor that has it.
 COLOUR = (0x20, 0x40, 0x60)
 COLOURED_AT_LEAST = 0.9
@@ -336,6 +337,7 @@ class WaylandInside(Wayland):
 UNIT = "lab-sway.service"
 SESSION = f"""\
 #!/bin/sh
+rm -f {RUNTIME}/wayland-1  # one that was killed has left it
 systemctl --user import-environment XDG_SESSION_ID XDG_SEAT XDG_VTNR
 systemctl --user start lab-holder.service
 exec systemctl --user --wait start {UNIT}
