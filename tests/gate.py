@@ -16,6 +16,7 @@ LAUNCHER = ROOT / "hooks/launch.py"
 PYTHON = "/usr/bin/python3"
 PROGRAM = "/usr/lib/vfio-console-hook/hook"
 RUN_DIR = "/run/vfio-console-hook"
+PCI = "/sys/bus/pci/devices"
 
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 """What a hook finds in its environment, as libvirtd hands it on."""
@@ -35,16 +36,18 @@ def write_gate(
     python: str = PYTHON,
     program: str = PROGRAM,
     run_dir: str = RUN_DIR,
+    pci: str = PCI,
 ) -> Path:
     """Writes an executable copy of the gate to target, with these paths; returns target.
 
-    Raises ValueError when the head of hooks/qemu is not what this function knows.
+    Raises ValueError when hooks/qemu is not what this function knows.
     """
     text = SOURCE.read_text(encoding="utf-8")
     for name, installed, wanted in (
         ("PYTHON", PYTHON, python),
         ("PROGRAM", PROGRAM, program),
         ("RUN_DIR", RUN_DIR, run_dir),
+        ("PCI", PCI, pci),
     ):
         line = f"\n{name}={installed}\n"
         if text.count(line) != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -15,9 +16,15 @@ from pathlib import Path
 
 import pytest
 
+from tests import snapshots
+from tests.conftest import MachineFactory
 from tests.gate import ROOT, write_gate
+from vfio_console_hook.domain import hostdev_addresses
+from vfio_console_hook.machine import accelerators, drivers, pci
+from vfio_console_hook.machine.host import Host
 
-SHELLS = ("dash", "busybox", "bash")
+SHELLS = {"dash": (), "busybox": ("sh",), "bash": ("--posix",)}
+"""Those that may be /bin/sh, with the words that make them one."""
 CLAIM_ONLY = ("start begin", "started begin", "stopped end", "release end", "reconnect begin")
 OURS = ("prepare begin", *CLAIM_ONLY)
 ALWAYS_ZERO = ("started begin", "reconnect begin")
@@ -78,7 +85,14 @@ class Gate:
     def call_file(self) -> Path:
         return self.directory / "call.json"
 
-    def install(self, ending: str = "", *, python: str = sys.executable) -> None:
+    @property
+    def pci(self) -> Path:
+        """Where the PCI devices of the host are."""
+        return self.directory / "sys/bus/pci/devices"
+
+    def install(
+        self, ending: str = "", *, python: str = sys.executable, pci: Path | None = None
+    ) -> None:
         program = self.directory / "hook"
         program.write_text(PROGRAM.format(call=str(self.call_file), ending=ending))
         run_dir = self.directory / "run"
@@ -88,6 +102,7 @@ class Gate:
             python=python,
             program=str(program),
             run_dir=str(run_dir),
+            pci=str(pci or self.pci),
         )
 
     def claim(self, entry: str) -> None:
@@ -130,7 +145,7 @@ def gate(request: pytest.FixtureRequest, tmp_path: Path) -> Gate:
         pytest.skip(f"{request.param} is not installed")
     directory = tmp_path / "a b"
     directory.mkdir()
-    made = Gate((path, "sh") if request.param == "busybox" else (path,), directory)
+    made = Gate((path, *SHELLS[request.param]), directory)
     made.install()
     return made
 
@@ -145,6 +160,7 @@ def open_directory() -> Iterator[Path]:
 
 
 NOTHING = Result(0, b"", "")
+REINSTALL = "install vfio-console-hook again: its package, or ./install.sh in its clone"
 
 
 @pytest.mark.parametrize("event", NOT_OURS)
@@ -399,7 +415,7 @@ def test_a_missing_python_is_one_error_line(gate: Gate, event: str) -> None:
         1,
         b"",
         "vfio-console-hook: cannot run /nowhere/python3: no such program; nothing was changed\n"
-        "hint: install vfio-console-hook again\n",
+        f"hint: {REINSTALL}\n",
     )
 
 
@@ -414,9 +430,281 @@ def test_a_missing_program_is_one_error_line(gate: Gate, event: str) -> None:
     assert result == Result(
         1,
         b"",
-        f"vfio-console-hook: cannot read {program}; nothing was changed\n"
-        "hint: install vfio-console-hook again\n",
+        f"vfio-console-hook: cannot read {program}; nothing was changed\nhint: {REINSTALL}\n",
     )
+
+
+# --- without the program: /usr of an earlier day, and the gate in /etc
+
+
+def pci_device(
+    gate: Gate, address: str, pci_class: str, driver: str = "", vendor: str = "0x8086"
+) -> Path:
+    """Put a device into the gate's sysfs, as Linux shows it; its directory."""
+    device = gate.pci / address
+    device.mkdir(parents=True)
+    (device / "class").write_text(f"{pci_class}\n")
+    (device / "vendor").write_text(f"{vendor}\n")
+    if driver:
+        drivers_there = gate.pci.parent / "drivers"
+        (drivers_there / driver).mkdir(parents=True, exist_ok=True)
+        (device / "driver").symlink_to(drivers_there / driver)
+    return device
+
+
+def hostdev(source: str) -> str:
+    """A PCI device of the host, with the address that the guest sees, as libvirt writes it."""
+    return (
+        "<hostdev mode='subsystem' type='pci' managed='yes'>\n  <driver name='vfio'/>\n"
+        f"  <source>\n    {source}\n  </source>\n  <alias name='hostdev0'/>\n"
+        "  <address type='pci' domain='0x0000' bus='0x06' slot='0x00' function='0x0'/>\n</hostdev>"
+    )
+
+
+GPU, CARD, GUEST = "0000:01:00.0", "0000:0a:1f.7", "0000:06:00.0"
+GPU_SOURCE = "<address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/>"
+CARD_SOURCE = "<address domain='0x0000' bus='0x0a' slot='0x1f' function='0x7'/>"
+
+CARD_HOSTDEV, GPU_HOSTDEV = hostdev(CARD_SOURCE), hostdev(GPU_SOURCE)
+
+
+@pytest.fixture
+def bare(gate: Gate) -> Gate:
+    """A gate without its program, on a host with a GPU and a network card."""
+    (gate.directory / "hook").unlink()
+    pci_device(gate, GPU, "0x030000", "nvidia", "0x10de")
+    pci_device(gate, CARD, "0x020000", "igb")
+    return gate
+
+
+def prepare(bare: Gate, xml: bytes) -> bool:
+    """Whether a VM passes; a refusal must be the one of a program that is missing."""
+    result = bare("win11", "prepare begin", xml)
+    if result == NOTHING:
+        return True
+    program = bare.directory / "hook"
+    text = f"vfio-console-hook: cannot read {program}; nothing was changed\nhint: {REINSTALL}\n"
+    assert result == Result(1, b"", text)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("devices", "passes"),
+    [
+        (CARD_HOSTDEV, True),
+        (GPU_HOSTDEV, False),
+        (f"{CARD_HOSTDEV}\n{GPU_HOSTDEV}", False),
+        (f"{GPU_HOSTDEV}\n{CARD_HOSTDEV}", False),
+        (f"{USB}\n{CARD_HOSTDEV}\n{MDEV}", True),
+        (f"{USB}\n{GPU_HOSTDEV}\n{MDEV}", False),
+        (f"{CARD_HOSTDEV}\n<disk><source>{GPU_SOURCE}</source></disk>", True),
+    ],
+)
+def test_without_the_program_a_vm_passes_that_gets_no_gpu(
+    bare: Gate, devices: str, passes: bool
+) -> None:
+    assert prepare(bare, domain(devices)) == passes
+
+
+def test_without_python_a_vm_passes_that_gets_no_gpu(bare: Gate) -> None:
+    bare.install(python="/nowhere/python3")
+
+    assert bare("win11", "prepare begin", domain(CARD_HOSTDEV)) == NOTHING
+    assert bare("win11", "prepare begin", domain(GPU_HOSTDEV)).status == 1
+
+
+def test_without_the_program_a_vm_that_holds_something_is_refused(bare: Gate) -> None:
+    bare.claim("=win11")
+
+    assert not prepare(bare, domain(CARD_HOSTDEV))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '<address domain="0x0000" bus="0x0a" slot="0x1f" function="0x7"/>',
+        "<address function='0x7' slot='0x1f' bus='0x0a' domain='0x0000'/>",
+        "<address bus='0x0a' slot='0x1f' function='0x7'/>",
+        "<address bus='0xA' slot='0X1F' function='0x07'></address>",
+        "<address\n\tdomain = '0x0'\n\tbus\t=\t'0x00a'\n\tslot='0x1F'  function='0x7'\n/>",
+        "<address type='pci>' x='/>' y='bus=\"0x01\"' bus='0x0a' slot='0x1f' function='0x7'/>",
+    ],
+)
+@pytest.mark.parametrize("source_of_gpu", [False, True])
+def test_an_address_is_read_however_it_is_written(
+    bare: Gate, source: str, source_of_gpu: bool
+) -> None:
+    if source_of_gpu:
+        (bare.pci / CARD / "class").write_text("0x030000\n")
+
+    assert prepare(bare, domain(hostdev(source))) != source_of_gpu
+
+
+METADATA = "<metadata>\n<!-- ' --><x:a xmlns:x='y' b='>'>\n<hostdev/></x:a>\n</metadata>"
+
+
+@pytest.mark.parametrize("metadata", [METADATA, "<metadata/>", "<metadata x='>'\n/>"])
+def test_metadata_are_not_of_the_vm(bare: Gate, metadata: str) -> None:
+    assert prepare(bare, domain(f"{metadata}\n{CARD_HOSTDEV}"))
+    assert not prepare(bare, domain(f"{metadata}\n{GPU_HOSTDEV}"))
+    assert not prepare(bare, domain(f"{GPU_HOSTDEV}\n{metadata}"))
+
+
+@pytest.mark.parametrize("version", ["7.0.0", "9.0.0", "11.3.0"])
+def test_the_devices_in_xml_of_libvirt_are_found(bare: Gate, version: str) -> None:
+    xml = (ROOT / f"tests/domains/libvirt-{version}-prepare-begin.xml").read_bytes()
+    shutil.rmtree(bare.pci)
+    classes = [
+        pci_device(bare, address, "0x020000") / "class" for address in hostdev_addresses(xml)
+    ]
+
+    assert classes
+    assert prepare(bare, xml)
+    for one in classes:
+        one.write_text("0x030000\n")
+        assert not prepare(bare, xml)
+        one.write_text("0x020000\n")
+
+
+def test_addresses_of_a_large_pci_domain_are_read(bare: Gate) -> None:
+    pci_device(bare, "10000:01:00.0", "0x010802", "nvme")
+    source = GPU_SOURCE.replace("0x0000", "0x10000")
+
+    assert prepare(bare, domain(hostdev(source)))
+
+
+def test_an_attribute_that_is_missing_is_0(bare: Gate) -> None:
+    pci_device(bare, "0000:00:00.0", "0x060000")
+
+    assert prepare(bare, domain(hostdev("<address/>")))
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        hostdev("<address bus='0x0b' slot='0x00' function='0x0'/>"),  # no such device
+        hostdev("<address bus='10' slot='0x1f' function='0x7'/>"),
+        hostdev("<address bus='' slot='0x1f' function='0x7'/>"),
+        hostdev("<address bus='0x0a' slot='0x1f' function='&#48;x7'/>"),
+        hostdev("<address bus=0x0a slot='0x1f' function='0x7'/>"),
+        hostdev("<address bus='0x0a slot='0x1f' function='0x7'/>"),
+        hostdev("<address bus='../0000:0a' slot='0x1f' function='0x7'/>"),
+        hostdev(""),
+        "<hostdev/>",
+        "<hostdev type='pci'/>",
+        "<hostdev type='&#112;ci'/>",
+        CARD_HOSTDEV.replace("<source>", "<source/>").replace("</source>", ""),
+        CARD_HOSTDEV.replace(CARD_SOURCE, f"<!-- {CARD_SOURCE} </source> -->{GPU_SOURCE}"),
+        CARD_HOSTDEV.replace(CARD_SOURCE, CARD_SOURCE + GPU_SOURCE),
+        f"{CARD_HOSTDEV}\n<![CDATA[</source>]]>",
+        f"{CARD_HOSTDEV}\n<qemu:arg value='vfio-pci,host=0a:1f.7'/>",
+        f"{CARD_HOSTDEV}\n<arg value='{{\"driver\":\"vfio-pci\"}}'/>",
+        CARD_HOSTDEV.partition("<source>")[0] + GPU_HOSTDEV,
+        CARD_HOSTDEV + "\n" + GPU_HOSTDEV.partition("<source>")[0],
+    ],
+)
+def test_what_cannot_be_understood_without_the_program_is_refused(
+    bare: Gate, devices: str
+) -> None:
+    # Where a wrong reading would find harmless devices.
+    for address in (GUEST, "0000:00:00.0", "0000:00:1f.7", "0000:10:1f.7"):
+        pci_device(bare, address, "0x020000")
+
+    assert not prepare(bare, domain(devices))
+
+
+@pytest.mark.parametrize("cut", [1, 9, 10, 11, 24, 60, 300])
+def test_half_an_xml_is_refused_without_the_program(bare: Gate, cut: int) -> None:
+    xml = domain(CARD_HOSTDEV + "\n<x/>" * 20).rstrip()
+
+    assert prepare(bare, xml)
+    assert not prepare(bare, xml[:-cut])
+
+
+@pytest.mark.parametrize("text", ["", "30000", "0x30000", "0x0200000", "\n0x020000"])
+def test_a_class_that_cannot_be_understood_is_refused_without_the_program(
+    bare: Gate, text: str
+) -> None:
+    (bare.pci / CARD / "class").write_text(f"{text}\n")
+
+    assert not prepare(bare, domain(CARD_HOSTDEV))
+
+
+@pytest.mark.parametrize("awk", ["mawk", "gawk", "original-awk", "busybox awk", "false"])
+def test_without_the_program_each_awk_finds_the_gpu(bare: Gate, awk: str) -> None:
+    if shutil.which(awk.split()[0]) is None:
+        pytest.skip(f"{awk} is not installed")
+    with_awk(bare, f'exec {awk} "$@"')
+    attributes = "bus = '0xA'\n slot=\"0x1f\" x='/>' function='0x7'"
+    card = hostdev(f"<address {attributes}/>")
+
+    assert prepare(bare, domain(f"{USB}\n{card}\n<description>\xff &lt;</description>")) == (
+        awk != "false"
+    )
+    assert not prepare(bare, domain(f"{card}\n{GPU_HOSTDEV}"))
+    assert not prepare(bare, domain(f"{card}<!---->"))
+
+
+def test_no_function_of_the_environment_is_called_without_the_program(bare: Gate) -> None:
+    functions = {
+        f"BASH_FUNC_{name}%%": "() { echo 0x020000; }"
+        for name in ("cd", "read", "printf", "[", "claimed", "may_be_gpu", "pci_addresses")
+    }
+
+    result = bare("win11", "prepare begin", domain(GPU_HOSTDEV), {"LC_ALL": "C", **functions})
+
+    assert (result.status, result.stdout) == (1, b"")
+
+
+CLASSES = ("0x038000", "0x120000", "0x0b4000", "0x020000")
+VENDORS = ("0x1002", "0x10de", "0x8086", "0x1da3", "0x10ee")
+
+
+def agrees(gate: Gate, host: Host, address: str) -> bool:
+    """Whether the gate lets a device pass exactly if the program does not look after it."""
+    cared_for = accelerators.is_gpu(host, address) and not pci.is_virtual(host, address)
+    numbers = zip(("domain", "bus", "slot", "function"), address.replace(".", ":").split(":"))
+    attributes = " ".join(f"{name}='0x{number}'" for name, number in numbers)
+    return prepare(gate, domain(hostdev(f"<address {attributes}/>"))) != cared_for
+
+
+@pytest.mark.parametrize("name", [one for one in snapshots.before_vms() if "lab-" not in one])
+def test_the_gate_takes_for_a_gpu_what_the_program_does(
+    gate: Gate, machine: MachineFactory, name: str
+) -> None:
+    host = machine(name)
+    gate.install(pci=Path(host.root) / "sys/bus/pci/devices")
+    (gate.directory / "hook").unlink()
+
+    found = host.list("sys/bus/pci/devices")
+
+    assert [one for one in found if not agrees(gate, host, one)] == []
+
+
+@pytest.mark.parametrize("driver", [*(row.name for row in drivers.ROWS), "xocl", "x_vfio_pci", ""])
+def test_the_gate_knows_the_accelerators_that_the_program_knows(gate: Gate, driver: str) -> None:
+    (gate.directory / "hook").unlink()
+    host = Host(str(gate.directory))
+    addresses = []
+    for number, (pci_class, vendor) in enumerate(itertools.product(CLASSES, VENDORS)):
+        addresses.append(f"0000:{number:02x}:00.0")
+        pci_device(gate, addresses[-1], pci_class, driver, vendor)
+
+    assert [one for one in addresses if not agrees(gate, host, one)] == []
+
+
+@pytest.mark.parametrize("pci_class", ["0x030000", "0x120000", "0x020000"])
+@pytest.mark.parametrize("beside", ["vfio-dev", "physfn"])
+def test_the_gate_knows_virtual_functions_and_drivers_of_vfio(
+    gate: Gate, pci_class: str, beside: str
+) -> None:
+    (gate.directory / "hook").unlink()
+    for driver, address in (("", GPU), ("i915", CARD), ("nvgrace_gpu_vfio", GUEST)):
+        (pci_device(gate, address, pci_class, driver) / beside).mkdir()
+
+    host = Host(str(gate.directory))
+
+    assert [one for one in (GPU, CARD, GUEST) if not agrees(gate, host, one)] == []
 
 
 def break_nothing_installed(gate: Gate) -> None:

@@ -50,7 +50,7 @@ class Driver:
         return not (self.unload or self.remove)
 
 
-_ROWS = (
+ROWS = (
     # amdgpu_pci_remove unplugs, then stops the hardware blocks one by one and waits
     # for the firmware of each. Users report hangs, on APUs up to a power-off.
     Driver("amdgpu", UNPLUGS, hangs_apu=True, accelerates=True),
@@ -95,7 +95,7 @@ _ROWS = (
     # It only reserves the device, and its remove is empty (drivers/pci/pci-stub.c).
     Driver("pci-stub", UNPLUGS, may_hang=False),
 )
-_BY_NAME = {row.name: row for row in _ROWS}
+_BY_NAME = {row.name: row for row in ROWS}
 
 
 def driver_named(name: str | None) -> Driver:
@@ -106,7 +106,7 @@ def driver_named(name: str | None) -> Driver:
 def driver_of_module(module: str) -> Driver:
     """The row of the driver that a module belongs to, such as nvidia for nvidia_drm."""
     name = module.replace("_", "-")
-    return next((row for row in _ROWS if f"{name}-".startswith(f"{row.name}-")), Driver(name))
+    return next((row for row in ROWS if f"{name}-".startswith(f"{row.name}-")), Driver(name))
 
 
 def is_apu(host: Host, address: str) -> bool:
