@@ -102,8 +102,10 @@ VARIANTS = {
     "selinux": Variant(
         ("selinux-policy-default", "policycoreutils"), hooks=(f'chroot "$1" {_LABEL}',)
     ),
+    "gnome": Variant((*_SESSION[1:], "gdm3", "gnome-shell", "gnome-session", "dconf-cli")),
     "kwin": Variant((*_SESSION, "kwin-wayland")),
-    "sway": Variant((*_SESSION, "sway", "swaybg")),
+    "plasma": Variant((*_SESSION[1:], "sddm", "plasma-desktop", "plasma-workspace")),
+    "sway": Variant((*_SESSION, "sway", "swaybg", "mako-notifier")),
     "virtqemud": Variant(modular=True),
 }
 

@@ -23,7 +23,8 @@ from .rehearsal import Diary, Rehearsal
 from .verdict import DARK_ROW, Row, Verdict, eye_row, table
 
 _POLL_S = 0.1
-_STARTS_S = 30.0
+# The last resort: systemd tells of a process that does not start, or dies.
+_STARTS_S = 90.0
 _LATE_S = 30.0
 _SIGTERM = 15
 
