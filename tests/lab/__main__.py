@@ -46,6 +46,7 @@ class Lab:
             # A stand-in and the native driver want the same devices.
             blacklist_native=bool(scenario.stand_ins)
             or (not scenario.native_driver and "lab." not in scenario.kernel_line),
+            memory_mib=scenario.memory_mib,
         )
 
     def run(self, scenario: Scenario) -> Result:

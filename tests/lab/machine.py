@@ -73,6 +73,7 @@ class Hardware:
     kernel_line: str = ""
     blacklist_native: bool = True
     accelerator: str = "tcg,thread=multi"
+    memory_mib: int = 2048
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def qemu_arguments(hardware: Hardware, built: Built, program: Path, directory: P
     # One CPU: with two, QEMU's emulation sometimes executes the breakpoint of the kernel's
     # code patching (Oops: int3), and machines take longer.
     argv = ["qemu-system-x86_64", "-accel", hardware.accelerator, "-cpu", "max", "-smp", "1"]
-    argv += ["-m", "2048", "-machine", "q35,kernel-irqchip=split"]
+    argv += ["-m", str(hardware.memory_mib), "-machine", "q35,kernel-irqchip=split"]
     argv += ["-device", "intel-iommu,intremap=on,caching-mode=on"]
     argv += ["-nodefaults", "-no-reboot", "-display", "none"]
     argv += ["-kernel", str(built.image), "-initrd", str(built.initrd)]

@@ -90,6 +90,7 @@ class Scenario:
     kind: str = "cycles"
     stand_ins: tuple[str, ...] = ()
     root: str = ""
+    memory_mib: int = 2048
 
     def seconds(self) -> float:
         """An estimate of its duration for a time budget (two machines on two cores)."""
@@ -313,6 +314,14 @@ DESKTOPS = (
     _desktop("sway", "wayland", (VGA_WITH_SOUND,), STOP_DESKTOP),
     _desktop("sway-inside", "wayland-inside", (VGA_WITH_SOUND,), STOP_DESKTOP),
 )
+
+
+def _whole(name: str) -> Scenario:
+    """A whole desktop of Debian's on one GPU."""
+    scenario = _desktop(name, name, (VGA_WITH_SOUND,), STOP_DESKTOP)
+    return replace(scenario, root=name, memory_mib=4096)
+
+
 _DESKTOPS_NOT_SEEN = (
     _desktop("sway-both", "wayland-both", (VGA, BOCHS_WITH_SOUND)),
     _desktop(
@@ -322,6 +331,9 @@ _DESKTOPS_NOT_SEEN = (
         "services:\n  - name: display-manager\n    start_again: detached\n",
     ),
     _desktop("sway-outlives", "wayland-outlives", (VGA_WITH_SOUND,), STOP_DESKTOP),
+    _desktop("sway-notified", "notified", (VGA_WITH_SOUND,)),
+    _whole("gnome"),
+    _whole("plasma"),
     replace(_desktop("sway-terminate", "wayland-terminate", (VGA_WITH_SOUND,)), cycles=4),
 )
 

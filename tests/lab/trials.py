@@ -40,6 +40,7 @@ from .wayland import (
     WaylandTerminate,
     WaylandTold,
 )
+from .whole_desktops import Gnome, Notified, Plasma
 
 KINDS: dict[str, type[Trial]] = {
     "apparmor": AppArmor,
@@ -49,6 +50,7 @@ KINDS: dict[str, type[Trial]] = {
     "desktop": Desktop,
     "dropin": DropIn,
     "every-call": EveryCall,
+    "gnome": Gnome,
     "hangs": Trial,
     "killed": Killed,
     "killed-probe": KilledProbe,
@@ -56,6 +58,7 @@ KINDS: dict[str, type[Trial]] = {
     "moved": Moved,
     "loss": Loss,
     "newcomer": Newcomer,
+    "notified": Notified,
     "nvidia": Nvidia,
     "nvidia-control": NvidiaControl,
     "nvidia-counted": NvidiaCounted,
@@ -63,6 +66,7 @@ KINDS: dict[str, type[Trial]] = {
     "nvidia-two": NvidiaTwo,
     "opened": OpenedTrial,
     "packaged": Packaged,
+    "plasma": Plasma,
     "prompt": Prompt,
     "quiet": Quiet,
     "rebound": Rebound,

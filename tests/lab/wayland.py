@@ -18,7 +18,8 @@ USER, RUNTIME = "lab", "/run/user/1000"
 MANAGER = "greetd.service"
 PIXMAN = "WLR_RENDERER=pixman"
 # Mesa's software renderer reads outside of its memory with AVX on an emulated processor: SSE only.
-GLES2 = "WLR_RENDERER=gles2 WLR_RENDERER_ALLOW_SOFTWARE=1 LP_NATIVE_VECTOR_WIDTH=128"
+SSE_ONLY = "LP_NATIVE_VECTOR_WIDTH=128"
+GLES2 = f"WLR_RENDERER=gles2 WLR_RENDERER_ALLOW_SOFTWARE=1 {SSE_ONLY}"
 # The colour of the desktop, and the part of the monitor that has it.
 COLOUR = (0x20, 0x40, 0x60)
 COLOURED_AT_LEAST = 0.9
@@ -49,8 +50,9 @@ bar {{
 """.format(*COLOUR)
 LOOK_AT_SESSION = (
     "loginctl --no-legend list-sessions; fuser -v /dev/dri/* /dev/snd/* 2>&1;"
-    f" systemctl show -p ActiveState,SubState,Result {MANAGER};"
-    " ps -eo pid,ppid,stat,cgroup:70,args --sort pid | grep -E '[s]way|[g]reetd|[w]ireplumber'"
+    " systemctl show -p ActiveState,SubState,Result display-manager;"
+    " ps -eo pid,ppid,stat,cgroup:70,args --sort pid"
+    " | grep -E '[s]way|[k]win|[g]nome-s|[g]reetd|[g]dm|[s]ddm|[w]ireplumber'"
 )
 STUCK = "ps -eo pid,stat,wchan:30,args | awk '$2 ~ /^D/'"
 
@@ -60,6 +62,9 @@ class Wayland(Sound):
 
     renderer = PIXMAN
     monitor = 0
+    manager = MANAGER
+    program = "sway"
+    coloured = COLOURED_AT_LEAST
 
     def run(self) -> None:
         """Set up, let the VM be refused, then start and destroy it."""
@@ -78,16 +83,11 @@ class Wayland(Sound):
     def find_console(self) -> bool:
         """Start the desktop, and see it on its monitor."""
         self.machine.live_longer(LONGER_S)
-        self.machine.run(
-            f"useradd -m -u 1000 -s /bin/bash {USER}; mkdir -p /etc/greetd"
-            " /etc/systemd/system/greetd.service.d"
-        )
-        self.machine.put("/etc/sway/config", SWAY.encode())
-        self.machine.put(f"/etc/systemd/system/{MANAGER}.d/lab.conf", EACH_TIME.encode())
-        self.log_in_to(self.session())
+        self.machine.run(f"useradd -m -u 1000 -s /bin/bash {USER}")
+        self.install_desktop()
         unit = "/etc/systemd/system/display-manager.service"
         self.machine.run(
-            f"ln -sf /lib/systemd/system/{MANAGER} {unit}; systemctl daemon-reload;"
+            f"ln -sf /lib/systemd/system/{self.manager} {unit}; systemctl daemon-reload;"
             " systemctl start display-manager"
         )
         # On a busy machine KWin gives up when a service of D-Bus takes longer than 25 s.
@@ -96,6 +96,19 @@ class Wayland(Sound):
                 break
             self.machine.run("systemctl restart display-manager", 180)
         return self.check_desktop("before")
+
+    def install_desktop(self) -> None:
+        """Let the display manager log the user in by itself."""
+        self.machine.run("mkdir -p /etc/greetd")
+        self.machine.put("/etc/sway/config", SWAY.encode())
+        self.override(EACH_TIME)
+        self.log_in_to(self.session())
+
+    def override(self, content: str) -> None:
+        """Change the unit of the display manager."""
+        folder = f"/etc/systemd/system/{self.manager}.d"
+        self.machine.run(f"mkdir -p {folder}")
+        self.machine.put(f"{folder}/lab.conf", content.encode())
 
     def session(self) -> str:
         """The command that greetd runs for the user."""
@@ -107,11 +120,11 @@ class Wayland(Sound):
 
     def compositor(self) -> str:
         """The process id of the compositor, "" when there is none."""
-        return self.machine.run("pgrep -x sway").stdout.strip()
+        return self.machine.run(f"pgrep -u {USER} -x {self.program}").stdout.strip()
 
     def active(self) -> bool:
         """Whether the display manager's unit is active."""
-        return self.machine.run(f"systemctl is-active {MANAGER}").stdout.strip() == "active"
+        return self.machine.run(f"systemctl is-active {self.manager}").stdout.strip() == "active"
 
     # The fake machine has no desktops: no snapshots are compared with it.
 
@@ -145,9 +158,20 @@ class Wayland(Sound):
             one = self.picture()
             time.sleep(3)
             other = self.picture(name)
-            if one.rgb != other.rgb and covered(one) and covered(other):
+            if one.rgb != other.rgb and self.covered(one) and self.covered(other):
                 return True
         return False
+
+    def covered(self, picture: Picture) -> bool:
+        """Whether a picture shows the desktop; a renderer may miss its colour by a little."""
+        rgb = picture.rgb
+        pixels = [rgb[i : i + 3] for i in range(0, len(rgb), 3 * 7)]  # every seventh
+        near = sum(
+            count
+            for pixel, count in Counter(pixels).items()
+            if all(abs(is_now - wanted) <= NEAR for is_now, wanted in zip(pixel, COLOUR))
+        )
+        return near >= self.coloured * len(pixels)
 
     # The demands
 
@@ -191,7 +215,7 @@ class Wayland(Sound):
         error = self.start() or "nothing, the VM started"
         text = " ".join(error.split())
         self.result.notes.append(f"{name}: {text}")
-        for wanted in (f"sway ({before})", self.hint()):
+        for wanted in (f"{self.program} ({before})", self.hint()):
             self.demand(wanted in text, f"{name}: no {wanted!r} in the error: {text}")
         self.demand(self.compositor() == before, f"{name}: the compositor is another one now")
         self.check_desktop(name)
@@ -216,7 +240,7 @@ class Wayland(Sound):
         self.machine.run(LOOK_AT_SESSION)
         self.demand(not self.active(), f"{name}: the display manager runs beside the VM")
         self.demand(not self.compositor(), f"{name}: the compositor runs beside the VM")
-        gone = not covered(self.picture(f"{name}-meanwhile"))
+        gone = not self.covered(self.picture(f"{name}-meanwhile"))
         self.demand(gone, f"{name}: the monitor still shows the desktop")
 
     def meanwhile(self, name: str, number: int) -> None:
@@ -415,6 +439,8 @@ KWIN_HAS = "fuser {} 2>/dev/null | grep -qw $(pgrep -x kwin_wayland)"
 class WaylandTold(WaylandBeside):
     """Two GPUs, and KWin holds both: told that one is gone it closes it, and opens it again."""
 
+    program = "kwin_wayland"
+
     def run(self) -> None:
         """Let the VM be refused because of another program, then start and destroy it."""
         if not self.set_up():
@@ -433,10 +459,6 @@ class WaylandTold(WaylandBeside):
             self.machine.put(f"/usr/local/bin/{name}", content.encode())
             self.machine.run(f"chmod +x /usr/local/bin/{name}")
         return "lab-kwin"
-
-    def compositor(self) -> str:
-        """The process id of the compositor, "" when there is none."""
-        return self.machine.run("pgrep -x kwin_wayland").stdout.strip()
 
     def card(self) -> str:
         """The node of the card that leaves; its number may be another one after the VM."""
@@ -472,15 +494,3 @@ class WaylandTold(WaylandBeside):
         super().check_running(name)
         log = self.machine.run("journalctl -b -t vfio-console-hook -o cat").stdout
         self.demand("told kwin_wayland that card" in log, f"{name}: KWin was not told")
-
-
-def covered(picture: Picture) -> bool:
-    """Whether a picture shows the desktop; a renderer may miss its colour by a little."""
-    rgb = picture.rgb
-    pixels = [rgb[i : i + 3] for i in range(0, len(rgb), 3 * 7)]  # every seventh
-    near = sum(
-        count
-        for pixel, count in Counter(pixels).items()
-        if all(abs(is_now - wanted) <= NEAR for is_now, wanted in zip(pixel, COLOUR))
-    )
-    return near >= COLOURED_AT_LEAST * len(pixels)

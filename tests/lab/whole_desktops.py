@@ -1,0 +1,108 @@
+"""Whole desktops as Debian installs them: GNOME by gdm, Plasma by sddm.
+
+A terminal over the whole monitor has the colour and a clock. The user is logged in by the
+display manager, at each of its starts.
+"""
+
+from __future__ import annotations
+
+from .wayland import CLOCK, COLOUR, RUNTIME, SSE_ONLY, USER, Wayland
+
+CLOCK_ENTRY = """\
+[Desktop Entry]
+Type=Application
+Name=Clock
+Exec=/usr/local/bin/lab-clock
+"""
+# gdm logs in by itself only once after a boot, unless its mark is gone.
+GDM_EACH_TIME = "[Service]\nExecStartPre=-/bin/rm -f /run/gdm3/ran-once /run/gdm/ran-once\n"
+GDM = f"[daemon]\nAutomaticLoginEnable=true\nAutomaticLogin={USER}\n"
+DCONF = """\
+[org/gnome/desktop/background]
+picture-options='none'
+primary-color='#{:02x}{:02x}{:02x}'
+[org/gnome/desktop/interface]
+clock-show-seconds=true
+enable-animations=false
+[org/gnome/desktop/session]
+idle-delay=uint32 0
+""".format(*COLOUR)
+SDDM = f"[Autologin]\nUser={USER}\nSession=plasma\n"
+
+# The unit that systemd-xdg-autostart-generator(8) makes of the entry that install.sh places.
+AS_USER = f"runuser -u {USER} -- env DBUS_SESSION_BUS_ADDRESS=unix:path={RUNTIME}/bus"
+ENTRY = r"app-vfio\x2dconsole\x2dhook@autostart.service"
+SHOWS = f"#!/bin/sh\nmako &\nexec systemctl --user start '{ENTRY}'\n"
+
+
+class Gnome(Wayland):
+    """GNOME with gdm, and the three lines of the README."""
+
+    manager = "gdm.service"
+    program = "gnome-shell"
+    # It begins with the overview, in which the window is smaller.
+    coloured = 0.25
+
+    def install_desktop(self) -> None:
+        """Let gdm log the user in, and the session begin with the clock."""
+        self.machine.run(
+            "systemctl stop display-manager; mkdir -p /etc/dconf/db/local.d /etc/dconf/profile;"
+            f" echo {SSE_ONLY} >>/etc/environment"
+        )
+        self.begin_with_clock()
+        self.machine.put("/etc/dconf/profile/user", b"user-db:user\nsystem-db:local\n")
+        self.machine.put("/etc/dconf/db/local.d/lab", DCONF.encode())
+        self.machine.put("/etc/gdm3/daemon.conf", GDM.encode())
+        self.machine.run("dconf update")
+        self.override(GDM_EACH_TIME)
+
+    def begin_with_clock(self) -> None:
+        """Let every session begin with a terminal that has a clock."""
+        self.machine.put("/usr/local/bin/lab-clock", CLOCK.encode())
+        self.machine.put("/etc/xdg/autostart/lab-clock.desktop", CLOCK_ENTRY.encode())
+        self.machine.run("chmod +x /usr/local/bin/lab-clock")
+
+
+class Plasma(Gnome):
+    """Plasma with sddm, and the three lines of the README."""
+
+    manager = "sddm.service"
+    program = "kwin_wayland"
+
+    def install_desktop(self) -> None:
+        """Let sddm log the user in, and the session begin with the clock."""
+        self.machine.run(
+            "systemctl stop display-manager; mkdir -p /etc/sddm.conf.d;"
+            f" echo {SSE_ONLY} >>/etc/environment"
+        )
+        self.begin_with_clock()
+        self.machine.put("/etc/sddm.conf.d/lab.conf", SDDM.encode())
+
+
+class Notified(Wayland):
+    """The reason of a refusal is a notification in the next session, and only there."""
+
+    def run(self) -> None:
+        """Let the VM be refused, log in again twice."""
+        if not self.set_up():
+            return
+        self.refused()
+        self.machine.put("/usr/local/bin/lab-shows", SHOWS.encode())
+        self.machine.run(
+            "chmod +x /usr/local/bin/lab-shows; echo exec lab-shows >>/etc/sway/config"
+        )
+        for name, wanted in (("first", True), ("second", False)):
+            self.machine.run("systemctl restart display-manager", 180)
+            self.check_desktop(name)
+            shown = self.notifications()
+            self.picture(f"{name}-notified")
+            self.demand(
+                all(one in shown for one in ("sway (", self.hint())) is wanted,
+                f"{name}: the notifications: {shown!r}",
+            )
+
+    def notifications(self) -> str:
+        """What is shown by the time that the autostart entry has ended."""
+        ended = "systemctl --user -M lab@ show -p ActiveState,Result,ExecMainStatus"
+        self.machine.run(f"sleep 30; {ended} '{ENTRY}'; journalctl -b -n 30 -o cat")
+        return self.machine.run(f"{AS_USER} makoctl list").stdout
