@@ -17,8 +17,8 @@ from .trial import CONFIG_FILE, Trial
 USER, RUNTIME = "lab", "/run/user/1000"
 MANAGER = "greetd.service"
 PIXMAN = "WLR_RENDERER=pixman"
-# Mesa's software renderer reads outside of its memory with AVX on an emulated processor: SSE only.
-SSE_ONLY = "LP_NATIVE_VECTOR_WIDTH=128"
+# Mesa's software renderer crashes in AVX2 gathers on an emulated processor.
+SSE_ONLY = "GALLIUM_OVERRIDE_CPU_CAPS=sse4.1"
 GLES2 = f"WLR_RENDERER=gles2 WLR_RENDERER_ALLOW_SOFTWARE=1 {SSE_ONLY}"
 # The colour of the desktop, and the part of the monitor that has it.
 COLOUR = (0x20, 0x40, 0x60)
