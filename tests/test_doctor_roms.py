@@ -62,7 +62,7 @@ def with_rom(name: str, level: str, value: str, *arrangements: Arrange) -> Case:
     return Case(name, roms.rom_files, both(vm, users, *arrangements), level, TITLE, value)
 
 
-UNREADABLE = "the user libvirt-qemu, as whom QEMU runs, cannot"
+UNREADABLE = "QEMU runs as the user libvirt-qemu, who cannot"
 CASES = [
     with_rom("a ROM", "PASS", "begins with 55 aa; libvirt-qemu can read it", rom()),
     with_rom("no file", "FAIL", f"/{ROM} does not exist, so QEMU does not start"),

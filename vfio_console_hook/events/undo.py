@@ -24,44 +24,105 @@ def undo(claim: Claim, log: Log) -> tuple[Loss, ...]:
     (losses.py). Raises StepError naming what failed; then the claim stays with that. Nothing
     more is undone after a StuckError.
     """
-    host = claim.host
-    undone: list[str] = []
-    lost: list[Loss] = []
-    # The GPUs that could not be taken off vfio-pci, and why; their steps stay as well.
-    kept: dict[str, str] = {}
-    failed: list[str] = []
+    work = _Undoing(claim, log)
     try:
-        kept = _left_on_vfio(host, claim, undone, log)
-        failed += kept.values()
+        kept = work.take_off_vfio()
         for number, step in claim.open_steps:
-            if step.undo is not None and step.undo.concerns in kept:
-                continue
-            try:
-                failure, error = _undo_step(host, step, undone, log), None
-            except LostError as caught:
-                if failed:
-                    # It may lack what has just failed, and is tried again with that.
-                    log.warning(str(caught))
-                    continue
-                failure, error = "", caught
-            if failure:
-                failed.append(failure)
-                continue
-            if error or (step.undo is None and step.loses):
-                lost.append(_keep_loss(claim, step, error, log))
-            try:
-                claim.forget(number)
-            except ClaimError as refused:
-                # Undoing twice does no harm, leaving the console dark does.
-                log.warning(str(refused))
+            if step.undo is None or step.undo.concerns not in kept:
+                work.undo_step(number, step)
     finally:
-        log.done(undone)
-    unannounced = _unannounced(claim, lost, log)
-    if failed:
-        failed += [one.text for one in unannounced]
-        raise StepError("; ".join(failed), hint="afterwards run `vfio-console-hook recover`")
-    Claims(host).drop(claim)
+        log.done(work.undone)
+    unannounced = _unannounced(claim, work.lost, log)
+    if work.failed:
+        failed = "; ".join([*work.failed, *(one.text for one in unannounced)])
+        raise StepError(failed, hint="afterwards run `vfio-console-hook recover`")
+    Claims(claim.host).drop(claim)
     return unannounced
+
+
+class _Undoing:
+    """What was undone, what failed and what is lost of a claim so far."""
+
+    def __init__(self, claim: Claim, log: Log) -> None:
+        self.undone: list[str] = []
+        self.failed: list[str] = []
+        self.lost: list[Loss] = []
+        self._claim = claim
+        self._log = log
+
+    def take_off_vfio(self) -> tuple[str, ...]:
+        """The GPUs that stay on vfio-pci although they were not there before; so do their steps.
+
+        What is on vfio-pci when its steps are undone gets back neither its driver nor its firmware
+        console. libvirt has re-attached a GPU before release. If it has not, another VM may be
+        about to start with it, so it is left alone. If nothing will re-attach it any more
+        (claim.forgotten), it is taken off here, unless a process has it open: libvirtd that is
+        killed before the VM has a status file forgets the VM (qemu_process.c,
+        qemuProcessReconnectAll), and platforms that bind a GPU by themselves leave it there.
+        """
+        host, claim = self._claim.host, self._claim
+        there = [one for one in from_the_host(claim) if pci.is_vfio(host, one)]
+        if not there:
+            return ()
+        # Only for what was left behind: these take 2 ms to load.
+        from ..actions.vfio import UnbindVfio
+        from ..machine import holders, vfio
+
+        kept = []
+        for address in there:
+            off = UnbindVfio(address)
+            held = vfio.users(host, address)
+            if held:
+                failure = f"{address} stays on vfio-pci: {holders.listed(held)}"
+            elif not claim.forgotten:
+                failure = f"{address} is still on vfio-pci (by hand: {off.shell()})"
+            else:
+                kept += [address] * (not self._apply(off, "release"))
+                continue
+            self._log.error(failure)
+            # A sibling: libvirt re-attaches it after the VM that has it now.
+            if not held or address in claim.gpus:
+                kept.append(address)
+                self.failed.append(failure)
+        return tuple(kept)
+
+    def undo_step(self, number: int, step: Step) -> None:
+        """Undo one step and forget it, unless that fails."""
+        error: LostError | None = None
+        try:
+            if step.undo is not None and not self._apply(step.undo, step.stage):
+                return
+        except LostError as caught:
+            if self.failed:
+                # It may lack what has just failed, and is tried again with that.
+                self._log.warning(str(caught))
+                return
+            error = caught
+        if error or (step.undo is None and step.loses):
+            self.lost.append(_keep_loss(self._claim, step, error, self._log))
+        try:
+            self._claim.forget(number)
+        except ClaimError as refused:
+            # Undoing twice does no harm, leaving the console dark does.
+            self._log.warning(str(refused))
+
+    def _apply(self, action: Action, stage: str) -> bool:
+        """Do an action that undoes a step of a stage; whether that worked.
+
+        Raises LostError when it cannot be undone any more.
+        """
+        shell = action.shell()
+        try:
+            action.apply(self._claim.host)
+        except (LostError, StuckError):
+            raise
+        except HookError as error:
+            self._log.error(f"{error}; by hand: {shell}")
+            self.failed.append(f"{error.text} (by hand: {shell})")
+            return False
+        self.undone.append(action.past())
+        self._log.debug(f"{self.undone[-1]}, for {stage}: {shell}")
+        return True
 
 
 def _keep_loss(claim: Claim, step: Step, error: LostError | None, log: Log) -> Loss:
@@ -79,42 +140,6 @@ def _unannounced(claim: Claim, found: list[Loss], log: Log) -> tuple[Loss, ...]:
     return lost.unannounced(claim, found, log)
 
 
-def _left_on_vfio(host: Host, claim: Claim, undone: list[str], log: Log) -> dict[str, str]:
-    """The GPUs that stay on vfio-pci although they were not there before, and why.
-
-    What is on vfio-pci when its steps are undone gets back neither its driver nor its firmware
-    console. libvirt has re-attached a GPU before release. If it has not, another VM may be
-    about to start with it, so it is left alone. If nothing will re-attach it any more
-    (claim.forgotten), it is taken off here, unless a process has it open: libvirtd that is
-    killed before the VM has a status file forgets the VM (qemu_process.c,
-    qemuProcessReconnectAll), and platforms that bind a GPU by themselves leave it there.
-    """
-    there = [one for one in from_the_host(claim) if pci.is_vfio(host, one)]
-    if not there:
-        return {}
-    # Only for what was left behind: these take 2 ms to load.
-    from ..actions.vfio import UnbindVfio
-    from ..machine import holders, vfio
-
-    kept = {}
-    for address in there:
-        off = UnbindVfio(address)
-        held = vfio.users(host, address)
-        if held:
-            failure = f"{address} stays on vfio-pci: {holders.listed(held)}"
-            log.error(failure)
-            if address not in claim.gpus:
-                continue  # a sibling: libvirt re-attaches it after the VM that has it now
-        elif not claim.forgotten:
-            failure = f"{address} is still on vfio-pci (by hand: {off.shell()})"
-            log.error(failure)
-        else:
-            failure = _take_undo(host, off, "release", undone, log)
-        if failure:
-            kept[address] = failure
-    return kept
-
-
 def from_the_host(claim: Claim) -> tuple[str, ...]:
     """The devices that had a driver or a firmware console when they left the host.
 
@@ -129,31 +154,6 @@ def from_the_host(claim: Claim) -> tuple[str, ...]:
         or (one.kind in CONSOLES_BACK and not getattr(one, "stays_on_vfio", False))
     )
     return tuple(one for one in dict.fromkeys(found) if one not in bound_here)
-
-
-def _undo_step(host: Host, step: Step, undone: list[str], log: Log) -> str:
-    """Undo one step, and add to undone what was done; how it failed, "" if it did not.
-
-    Raises LostError when it cannot be undone any more.
-    """
-    if step.undo is not None:
-        return _take_undo(host, step.undo, step.stage, undone, log)
-    return ""
-
-
-def _take_undo(host: Host, action: Action, stage: str, undone: list[str], log: Log) -> str:
-    """Take the undo of a step of a stage; otherwise as _undo_step."""
-    shell = action.shell()
-    try:
-        action.apply(host)
-    except (LostError, StuckError):
-        raise
-    except HookError as error:
-        log.error(f"{error}; by hand: {shell}")
-        return f"{error.text} (by hand: {shell})"
-    undone.append(action.past())
-    log.debug(f"{undone[-1]}, for {stage}: {shell}")
-    return ""
 
 
 def last_change(host: Host, uuid: str) -> str:

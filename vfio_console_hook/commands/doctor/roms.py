@@ -38,7 +38,7 @@ def _finding(host: Host, title: str, path: str) -> Finding:
     user = _user_of_qemu(host)
     closed = _closed_to(host, path.lstrip("/"), user) if user is not None else ""
     if user is not None and closed:
-        text = f"the user {user.name}, as whom QEMU runs, cannot {closed}, so QEMU does not start"
+        text = f"QEMU runs as the user {user.name}, who cannot {closed}: it does not start"
         return failure(text, f"move it to /usr/share/vgabios, and chmod 644 {path}", of=title)
     if first != rom.SIGNATURE:
         return warning(
