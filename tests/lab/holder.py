@@ -1,4 +1,4 @@
-"""Processes that keep a device node of the GPU open."""
+"""What keeps a GPU from the VM: processes that have a node of it open, or a reservation."""
 
 from __future__ import annotations
 
@@ -42,3 +42,19 @@ class Holder:
     def left(self, machine: Machine) -> int:
         """How many of the processes are running."""
         return len(machine.run(f"pgrep {self.name}").stdout.split())
+
+
+class Reservation(Holder):
+    """A module with this name, which reserves a part of the GPU's memory (stand-ins)."""
+
+    def begin(self, machine: Machine) -> None:
+        """Load it."""
+        machine.run(f"modprobe {self.name}; grep -B 4 {self.name} /proc/iomem")
+
+    def end(self, machine: Machine) -> None:
+        """Unload it."""
+        machine.run(f"rmmod {self.name}")
+
+    def left(self, machine: Machine) -> int:
+        """Whether it is loaded."""
+        return int(machine.run(f"[ -e /sys/module/{self.name} ]").ok)

@@ -68,7 +68,7 @@ class Rehearsed(Trial):
         return frozenset((int(at, 16), int(end, 16) - int(first, 16)) for first, end, at in found)
 
     def refused_rehearsal(self) -> None:
-        """A rehearsal beside a process that has the GPU open is refused, and changes nothing."""
+        """Beside the holder a rehearsal is refused as the VM is, and nothing changes."""
         name = "refused-rehearsal"
         self.machine.note(name)
         self.mark(name)
@@ -79,6 +79,11 @@ class Rehearsed(Trial):
         self.demand(
             bool(re.search(self.scenario.refused, text)),
             f"{name}: no /{self.scenario.refused}/ in {text}",
+        )
+        error = self.start() or "nothing, the VM started"
+        self.demand(
+            bool(re.search(self.scenario.refused, error)),
+            f"{name}: the VM's error has no /{self.scenario.refused}/: {error}",
         )
         difference = predicted.difference(before, phases.now(self.machine))
         self.demand(not difference, f"{name}: the machine changed:\n{difference}")

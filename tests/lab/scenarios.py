@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TypeVar
 
-from .holder import Holder
+from .holder import Holder, Reservation
 from .kernels import KERNELS
 from .machine import Gpu
 
@@ -687,6 +687,16 @@ SCENARIOS = (
         holder=FB_HOLDER,
         refused=NAMED_FB_HOLDER,
         config="holders:\n  wait_s: 1\n",
+        kind="rehearsed",
+    ),
+    Scenario(
+        "rehearsed-reserved",
+        "6.12",
+        EFIFB,
+        holder=Reservation("foreign", ""),
+        refused=r"by foreign",
+        stand_ins=("foreign",),
+        cycles=1,
         kind="rehearsed",
     ),
     replace(_boot_gpu_leaves("rehearsed-two-gpus", "6.12"), kind="rehearsed"),
