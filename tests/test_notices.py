@@ -426,6 +426,23 @@ def test_without_notify_send_the_bus_is_called(machine: MachineFactory) -> None:
     assert words[signature + 6 :] == ["0", "1", "urgency", "y", "2", "0"]
 
 
+def test_the_programs_learn_where_the_bus_of_the_session_is(
+    machine: MachineFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = console(machine)
+    call(host, "prepare")
+    bus = {"DBUS_SESSION_BUS_ADDRESS": "unix:path=/run/7/bus", "XDG_RUNTIME_DIR": "/run/7"}
+    for name, value in {**bus, "LD_PRELOAD": "/tmp/x.so"}.items():
+        monkeypatch.setenv(name, value)
+    shown = session(host)
+
+    cli.main(["notify"], shown)
+
+    assert (shown.environment.items() >= bus.items(), "LD_PRELOAD" in shown.environment) == (
+        True, False,
+    )  # fmt: skip
+
+
 def test_a_name_is_no_markup_of_a_notification(machine: MachineFactory) -> None:
     host = console(machine)
     hold(host, "dev/fb0", pid=8, command="<b>&x")

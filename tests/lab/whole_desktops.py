@@ -32,7 +32,7 @@ SDDM = f"[Autologin]\nUser={USER}\nSession=plasma\n"
 # The unit that systemd-xdg-autostart-generator(8) makes of the entry that install.sh places.
 AS_USER = f"runuser -u {USER} -- env DBUS_SESSION_BUS_ADDRESS=unix:path={RUNTIME}/bus"
 ENTRY = r"app-vfio\x2dconsole\x2dhook@autostart.service"
-SHOWS = f"#!/bin/sh\nmako &\nexec systemctl --user start '{ENTRY}'\n"
+SHOWS = f"#!/bin/sh\nmako 2>&1 | logger -t mako &\nexec systemctl --user start '{ENTRY}'\n"
 
 
 class Gnome(Wayland):
@@ -104,5 +104,5 @@ class Notified(Wayland):
     def notifications(self) -> str:
         """What is shown by the time that the autostart entry has ended."""
         ended = "systemctl --user -M lab@ show -p ActiveState,Result,ExecMainStatus"
-        self.machine.run(f"sleep 30; {ended} '{ENTRY}'; journalctl -b -n 30 -o cat")
+        self.machine.run(f"sleep 30; {ended} '{ENTRY}'; pgrep -a mako; journalctl -b -n 30 -o cat")
         return self.machine.run(f"{AS_USER} makoctl list").stdout

@@ -31,6 +31,8 @@ _TRY_S = 60
 _PAUSE_S = 3
 _ANSWER_S = 10
 _APPLICATION = "vfio-console-hook"
+# By these the programs below find the bus of the user's session (sd-bus, GDBus).
+_BUS = ("DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR")
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +43,7 @@ def _run(host: Host, arguments: argparse.Namespace) -> int:
     current = [one for one in notices(host, _lost(host)) if SESSION in one.places]
     seen = _Seen(host)
     new = [one for one in current if arguments.again or not seen.has(one)][:_MOST]
+    host.environment |= {name: os.environ[name] for name in _BUS if name in os.environ}
     deadline = host.clock() + _TRY_S
     for one in new:
         _notify_before(host, deadline, one)
