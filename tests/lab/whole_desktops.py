@@ -56,6 +56,19 @@ class Gnome(Wayland):
         self.machine.run("dconf update")
         self.override(GDM_EACH_TIME)
 
+    def refused(self) -> None:
+        """Let the VM be refused; the reason is shown in the next session."""
+        super().refused()
+        self.machine.run("systemctl restart display-manager", 180)
+        self.check_desktop("notified")
+        shown = f"/home/{USER}/.local/state/vfio-console-hook/notified"
+        told = self.machine.run(
+            f"n=0; until [ -s {shown} ]; do [ $((n += 1)) -lt 90 ] || exit 1; sleep 1; done;"
+            " sleep 2; journalctl -b -n 20 -o cat", 240
+        )  # fmt: skip
+        self.picture("notified")
+        self.demand(told.ok, "no notification was shown in the next session")
+
     def begin_with_clock(self) -> None:
         """Let every session begin with a terminal that has a clock."""
         self.machine.put("/usr/local/bin/lab-clock", CLOCK.encode())
