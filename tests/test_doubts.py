@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MachineFactory
-from tests.fakehost import FakeHost, hold, systemd
+from tests.fakehost import FakeHost, hold, openrc, systemd
 from tests.libvirt_xml import UUID, domain_xml
 from tests.test_check_config import DEFAULT, WIN11, put
 from vfio_console_hook import cli
@@ -172,8 +172,17 @@ def test_without_systemd_a_unit_is_written_as_commands(host: FakeHost, capsys: C
     host.tree.remove("run/systemd/system")
 
     assert checked(host, capsys, "services: [lactd]\n") == [
-        "1:12: warning: this host does not run systemd: write lactd as a group with commands"
+        "1:12: warning: the service lactd cannot be stopped: this host does not run systemd, and"
+        " there is no /etc/init.d/lactd: configure commands for it, see `services` in"
+        " default.yaml"
     ]
+
+
+def test_without_systemd_an_init_script_is_right(host: FakeHost, capsys: Capture) -> None:
+    host.tree.remove("run/systemd/system")
+    openrc.put(host.tree, "lactd", "started")
+
+    assert checked(host, capsys, "services: [lactd]\n") == FINE
 
 
 def test_thousands_of_names_are_not_all_looked_for(host: FakeHost, capsys: Capture) -> None:

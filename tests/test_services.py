@@ -552,10 +552,74 @@ def test_without_systemd_a_unit_is_refused_with_the_alternative(machine: Machine
     host = machine("native-6.1")
 
     assert refusal(host, wanting("sddm")) == (
-        "the service sddm cannot be stopped: this host does not run systemd (hint: configure"
-        " commands for it, see `services` in default.yaml)"
+        "the service sddm cannot be stopped: this host does not run systemd, and there is no"
+        " /etc/init.d/sddm (hint: configure commands for it, see `services` in default.yaml)"
     )
     assert host.changes == []
+
+
+@pytest.mark.parametrize("listed", ["sddm", "sddm.service"])
+def test_without_systemd_a_name_is_that_of_an_init_script(
+    machine: MachineFactory, listed: str
+) -> None:
+    host = machine("native-6.1")
+    openrc.put(host.tree, "sddm", "started")
+    before = snapshot(host)
+
+    prepare(host, wanting(listed))
+
+    assert openrc.state(host.tree, "sddm") == "stopped"
+    release(host)
+    assert snapshot(host) == before
+    assert [path for _, path, text in host.changes if text in ("stop", "start")] == [
+        "/etc/init.d/sddm"
+    ] * 2
+    assert "stopped sddm" in log(host)
+
+
+def test_an_init_script_that_reports_its_service_as_down_is_not_run(
+    machine: MachineFactory,
+) -> None:
+    host = machine("native-6.1")
+    openrc.put(host.tree, "sddm", "stopped")
+
+    prepare(host, wanting("sddm"))
+    release(host)
+
+    assert commands(host) == []
+
+
+def test_without_systemd_a_misspelt_name_is_refused_with_the_right_one(
+    machine: MachineFactory,
+) -> None:
+    host = machine("native-6.1")
+    openrc.put(host.tree, "display-manager", "started")
+
+    assert refusal(host, wanting("display-manger")) == (
+        "the service display-manger cannot be stopped: this host does not run systemd, and there"
+        " is no /etc/init.d/display-manger (hint: did you mean display-manager?)"
+    )
+
+
+@pytest.mark.parametrize("name", ["libvirtd", "virtqemud.service"])
+def test_without_systemd_the_daemon_cannot_be_stopped_either(
+    machine: MachineFactory, name: str
+) -> None:
+    host = machine("native-6.1")
+    openrc.put(host.tree, "libvirtd", "started")
+    openrc.put(host.tree, "virtqemud", "started")
+
+    assert "as it starts the VM (hint: remove it" in refusal(host, wanting(name))
+    assert commands(host) == []
+
+
+def test_with_systemd_no_init_script_is_run(machine: MachineFactory) -> None:
+    host = with_units(machine("native-6.1"))
+    openrc.put(host.tree, "sddm", "started")
+
+    prepare(host, wanting("sddm"))
+
+    assert openrc.state(host.tree, "sddm") == "started"
 
 
 @pytest.mark.parametrize("systemd_too", [False, True])

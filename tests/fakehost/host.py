@@ -424,11 +424,11 @@ class FakeHost(SnapshotHost):
         return selinux.answer(self.tree, path, question)
 
     def exit_status(self, *command: str, timeout_s: float) -> int | None:
-        if command[0] != openrc.RC_SERVICE:
+        if not openrc.is_command(self.tree, command[0]):
             raise HostError(f"cannot run {' '.join(command)}: No such file or directory")
         if command[-1] != "status":
             self._change("run", command[0], " ".join(command[1:]), "run")
-        return openrc.rc_service(self.tree, command[1:])
+        return openrc.exit_status(self.tree, command)
 
 
 def _react(tree: Tree, path: str, text: str) -> None:

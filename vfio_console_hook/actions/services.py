@@ -1,4 +1,4 @@
-"""Stopping and starting services: units of systemd, and commands on hosts without it.
+"""Stopping and starting services: units of systemd, or by commands, such as an init script's.
 
 A stop is waited for. A start is not: release runs inside libvirtd, and a unit that is
 ordered after libvirtd would wait for it while libvirtd waits for the hook.

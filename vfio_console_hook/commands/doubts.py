@@ -19,7 +19,7 @@ from ..errors import HookError, nearest
 from ..machine import pci, processes, systemd
 from ..machine.holders import cgroup_of, command_of
 from ..machine.host import Host
-from ..stages.services import CALLERS
+from ..stages.services import CALLERS, by_init_script
 
 # Where programs are that no unit starts; Xorg is in the last one on Debian.
 _PROGRAMS = (
@@ -90,7 +90,12 @@ def _services(host: Host, path: str, entries: dict[str, Entry]) -> Iterator[Mist
     services: tuple[Service, ...] = entry.value
     units = _units(host, services)
     for number, one in enumerate(services):
-        what = _about_commands(host, one) if one.stop else _about_unit(host, units, one.name)
+        if one.stop:
+            what = _about_commands(host, one)
+        elif units is None:
+            what = _about_init_script(host, one)
+        else:
+            what = _about_unit(host, units.get(one.name))
         if what:
             yield _at(path, entry, what, number)
 
@@ -106,10 +111,15 @@ def _units(host: Host, services: tuple[Service, ...]) -> dict[str, systemd.Unit]
         return {}
 
 
-def _about_unit(host: Host, units: dict[str, systemd.Unit] | None, name: str) -> str:
-    if units is None:
-        return f"this host does not run systemd: write {name} as a group with commands"
-    unit = units.get(name)
+def _about_init_script(host: Host, service: Service) -> str:
+    try:
+        by_init_script(host, service)
+    except HookError as error:
+        return f"{error.text}: {error.hint}"
+    return ""
+
+
+def _about_unit(host: Host, unit: systemd.Unit | None) -> str:
     if unit is None:
         return ""
     if unit.loaded == "not-found":

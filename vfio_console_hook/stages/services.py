@@ -10,6 +10,7 @@ runs, and with a display manager the session.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..actions.services import (
     StartByCommand,
@@ -20,7 +21,7 @@ from ..actions.services import (
 )
 from ..claims.step import Step
 from ..config.settings import DETACHED, Service
-from ..errors import RefusedError
+from ..errors import RefusedError, nearest
 from ..machine import systemd
 from ..machine.gpu import Gpu
 from ..machine.host import Host
@@ -32,17 +33,24 @@ NAME = "services"
 # Stopping one of these would deadlock: it waits for the hook, which waits for the stop.
 CALLERS = ("libvirtd.service", "virtqemud.service")
 
+# OpenRC and sysvinit: each script takes these words, and is what `rc-service NAME` and
+# `service NAME` run. `status` exits with 0 while the service runs, for OpenRC
+# (sh/openrc-run.sh, _status) and by LSB ("Init Script Actions").
+INIT_SCRIPTS = "etc/init.d"
+
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """A step for each service that runs, in the order of the configuration.
 
-    Raises RefusedError for a unit where systemd does not run the host, HostError
-    when the state of the services cannot be read.
+    Where systemd does not run the host, a name is that of an init script. Raises RefusedError
+    when there is none, HostError when the state of the services cannot be read.
     """
     services = handover.config.services
     first = next(one for one in handover.gpus if not one.virtual)
     if not services or gpu.address != first.address:
         return
+    if not systemd.booted(host):
+        services = tuple(one if one.stop else by_init_script(host, one) for one in services)
     # The rest of the timeout is for the holders, the consoles, and undoing all of it.
     wait_s = handover.config.timeout_s / 2
     units = _units(host, services)
@@ -59,12 +67,29 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
 def _units(host: Host, services: tuple[Service, ...]) -> dict[str, Unit]:
     """The units of systemd among the services, by the names in the configuration."""
     names = [service.name for service in services if not service.stop]
-    if names and not systemd.booted(host):
-        raise RefusedError(
-            f"the service {names[0]} cannot be stopped: this host does not run systemd",
-            hint="configure commands for it, see `services` in default.yaml",
-        )
     return dict(zip(names, systemd.units(host, names)))
+
+
+def by_init_script(host: Host, service: Service) -> Service:
+    """The service with the commands of its init script. Raises RefusedError when it has none."""
+    name = service.name.removesuffix(".service")
+    if f"{name}.service" in CALLERS:
+        raise RefusedError(
+            f"{name} cannot be stopped for a VM, as it starts the VM",
+            hint="remove it from `services`",
+        )
+    script = f"{INIT_SCRIPTS}/{name}"
+    if "/" in name or not host.exists(script):
+        near = nearest(name, sorted(host.list(INIT_SCRIPTS)))
+        raise RefusedError(
+            f"the service {name} cannot be stopped: this host does not run systemd, and there is"
+            f" no /{script}",
+            hint=f"did you mean {near}?"
+            if near
+            else "configure commands for it, see `services` in default.yaml",
+        )
+    active, stop, start = ((f"/{script}", verb) for verb in ("status", "stop", "start"))
+    return replace(service, name=name, active=active, stop=stop, start=start)
 
 
 def _by_systemd(
