@@ -206,7 +206,7 @@ $UNIT_LINKS"
 # Is the clone complete, and nothing in the way of what goes onto the host?
 check_files() {
     choose_files
-    for file in hooks/qemu hooks/launch.py hooks/setup.sh config/default.yaml \
+    for file in hooks/qemu hooks/daemon hooks/launch.py hooks/setup.sh config/default.yaml \
         "config/selinux/$SELINUX_MODULE.cil" vfio_console_hook/__init__.py; do
         check_source "$file"
     done
@@ -504,6 +504,7 @@ install_hook() {
     fi
     check_package
     choose_gate || stop "$why" "$hint"
+    choose_daemon_gate
     check_files
     check_python
 
@@ -514,6 +515,7 @@ install_hook() {
     stage_files
     stage_link "$root$LIB" "${program##*/}"
     stage_file "$here/hooks/qemu" "$root$gate" 755
+    [ -z "$daemon_gate" ] || stage_file "$here/hooks/daemon" "$root$daemon_gate" 755
     write_manifest
 
     place_all
@@ -524,7 +526,7 @@ install_hook() {
     remove_other_programs
     # A default.yaml.new of an earlier version that is no news any more.
     same "$root$ETC/default.yaml.new" "$root$LIB/default.yaml" || rm -f "$root$ETC/default.yaml.new"
-    remove_gates "$gate"
+    remove_gates "$gate" "$daemon_gate"
     for other in "$ZSH" "$ZSH_DEBIAN"; do
         [ "$other" = "$zsh" ] || ! ours "$root$other" "$SHARED_MARK" || rm -f "$root$other"
     done
@@ -533,10 +535,12 @@ install_hook() {
     say "  program  $root$LIB"
     say "  command  $root/usr/bin/vfio-console-hook"
     say "  hook     $root$gate"
+    [ -z "$daemon_gate" ] || say "  hook     $root$daemon_gate"
     ! has_systemd || say "  unit     $root$UNIT"
     say "  manual   man vfio-console-hook, man vfio-console-hook.yaml"
     say "  config   $root$ETC/default.yaml$config_note"
     [ "$gate" = "$MAIN" ] || say "  the hook in $root$MAIN was left as it is"
+    [ -z "$note" ] || say "  $note"
     [ -z "$root" ] || return 0
     set_labels
     ! has_systemd || reload_systemd
@@ -574,7 +578,7 @@ remove_hook() {
     nothing='not everything was removed'
     # The gate goes first: from then on no event looks for the program.
     found=
-    remove_gates '' || stop "$why"
+    remove_gates '' '' || stop "$why"
     remove_units
     ! is_our_link "$root$ISSUE" || rm -f "$root$ISSUE"
     if [ ! -f "$root$LIB/made" ]; then
@@ -589,7 +593,7 @@ remove_hook() {
     ! same "$root$ETC/default.yaml" "$root$LIB/default.yaml" || rm -f "$root$ETC/default.yaml"
     rm -f "$root$ETC/default.yaml.new"
     # What an installation that was killed has left beside its targets.
-    for target in "$MAIN" "$DROPIN" "$CHAINED" "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD" "$ISSUE" \
+    for target in "$MAIN" "$DROPIN" "$CHAINED" "$DAEMON" "$DAEMON_DROPIN" "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD" "$ISSUE" \
         "$ETC/default.yaml" "$ETC/default.yaml.new" "$LIB" "$DOC"; do
         new=$(beside "$root$target")
         rm -rf "$new" "$new.old"

@@ -20,6 +20,9 @@ RUN=/run/vfio-console-hook
 MAIN=$HOOKS/qemu
 DROPIN=$HOOKS/qemu.d/50-vfio-console-hook
 CHAINED=$HOOKS/vfio-console-hook
+# The two places of the gate for the daemon's own events, where systemd does not run the host.
+DAEMON=$HOOKS/daemon
+DAEMON_DROPIN=$HOOKS/daemon.d/50-vfio-console-hook
 
 # The unit that starts with libvirt's daemons, and the one of which administrators enable
 # instances. systemd reads /usr/lib everywhere.
@@ -140,6 +143,37 @@ choose_gate() {
     fi
 }
 
+# Does systemd run this host? In a chroot and in an image it does not run yet, and a tree for
+# packages or images may become such a host.
+boots_systemd() {
+    [ -z "$root" ] || return 0
+    [ ! -d /run/systemd/system ] || return 0
+    case $(readlink /sbin/init) in *systemd*) ;; *) return 1 ;; esac
+}
+
+# May a gate go to $1: is nothing there, or ours, and a directory above it, or nothing?
+is_free() {
+    [ -d "${1%/*}" ] || ! is_there "${1%/*}" || return 1
+    [ ! -d "$1" ] || return 1
+    ! is_there "$1" || ours "$1" "$GATE_MARK"
+}
+
+# Sets daemon_gate to where the gate for the daemon's events goes. It is no reason to refuse
+# anything: where another hook is in the way, daemon_gate is empty, and note says what to do.
+choose_daemon_gate() {
+    daemon_gate=
+    note=
+    ! boots_systemd || return 0
+    if is_free "$DAEMON"; then
+        daemon_gate=$DAEMON
+    elif is_free "$DAEMON_DROPIN" && reads_dropins "$(libvirt_version)"; then
+        daemon_gate=$DAEMON_DROPIN
+    fi
+    [ -z "$daemon_gate" ] || return 0
+    note="nothing gives back what a killed libvirtd leaves, as $DAEMON is not ours: let it run
+    vfio-console-hook recover --wait 120 </dev/null >/dev/null 2>&1 &"
+}
+
 # Is nothing of this at work, so that it can be removed?
 removable() {
     for claim in "$root$RUN/claims"/* "$root$RUN/claims"/.[!.]*; do
@@ -155,20 +189,21 @@ removable() {
 # --- the gate, systemd and libvirt's daemon ---------------------------------------
 
 # The name beside a target under which it is prepared. libvirt runs every executable in
-# qemu.d, so nothing is ever prepared in there; systemd reads no unit whose name begins
-# with a dot.
+# qemu.d and daemon.d, so nothing is ever prepared in there; systemd reads no unit whose name
+# begins with a dot.
 beside() {
     case $1 in
         */qemu.d/*) printf '%s\n' "${1%/qemu.d/*}/.new-${1##*/}" ;;
+        */daemon.d/*) printf '%s\n' "${1%/daemon.d/*}/.new-daemon-${1##*/}" ;;
         *) printf '%s\n' "${1%/*}/.new-${1##*/}" ;;
     esac
 }
 
-# Removes the gate where it is, except at $1, because the same event must not come to us twice.
-# Sets found if there was one.
+# Removes the gates where they are, except at $1 and $2, because the same event must not come to
+# us twice. Sets found if there was one.
 remove_gates() {
-    for other in "$MAIN" "$DROPIN" "$CHAINED"; do
-        if [ "$other" != "$1" ] && ours "$root$other" "$GATE_MARK" && [ ! -L "$root$other" ]; then
+    for other in "$MAIN" "$DROPIN" "$CHAINED" "$DAEMON" "$DAEMON_DROPIN"; do
+        if [ "$other" != "$1" ] && [ "$other" != "$2" ] && ours "$root$other" "$GATE_MARK" && [ ! -L "$root$other" ]; then
             rm -f "$root$other" || refuse "cannot remove $root$other" || return
             found=yes
         fi

@@ -20,6 +20,7 @@ STARTED = BOOTED + 2000
 GATE = "etc/libvirt/hooks/qemu"
 DROPIN = "etc/libvirt/hooks/qemu.d/50-vfio-console-hook"
 CHAINED = "etc/libvirt/hooks/vfio-console-hook"
+DAEMON = "etc/libvirt/hooks/daemon"
 UNIT = "usr/lib/systemd/system/vfio-console-hook-recover.service"
 
 
@@ -55,9 +56,14 @@ def gate_text() -> str:
     return (ROOT / "hooks/qemu").read_text(encoding="utf-8")
 
 
+def daemon_gate_text() -> str:
+    return (ROOT / "hooks/daemon").read_text(encoding="utf-8")
+
+
 def hook(host: FakeHost, gate: str = GATE) -> FakeHost:
-    """Install the hook at the time INSTALLED."""
+    """Install the hook at the time INSTALLED, with the gate for the daemon's own events."""
     file(host, gate, gate_text())
+    file(host, DAEMON, daemon_gate_text())
     file(host, "usr/bin/sh", "")
     host.tree.text_link("bin", "usr/bin")
     host.tree.put("stat/bin/sh", f"100755 0 0 {BOOTED}")

@@ -19,7 +19,17 @@ from tests.doctoring import (
     system_of,
 )
 from tests.fakehost import FakeHost, systemd
-from tests.installed import CHAINED, DROPIN, GATE, UNIT, file, folder, gate_text
+from tests.installed import (
+    CHAINED,
+    DAEMON,
+    DROPIN,
+    GATE,
+    UNIT,
+    daemon_gate_text,
+    file,
+    folder,
+    gate_text,
+)
 from vfio_console_hook.commands.doctor import installation, other_hooks
 from vfio_console_hook.commands.doctor.finding import Check
 
@@ -113,6 +123,10 @@ def unit(host: FakeHost) -> None:
     file(host, UNIT, "[Unit]", mode=0o644)
     for name in ("libvirtd", "virtqemud"):
         host.tree.link(wanted_by(name), UNIT)
+
+
+def folder_of_init_scripts(host: FakeHost) -> None:
+    folder(host, "etc/init.d")
 
 
 def unit_of_package(host: FakeHost) -> None:
@@ -291,6 +305,29 @@ HOOK = [
         "a unit of a package, disabled", installation.recover_unit, "WARN", "recover unit",
         "systemctl enable", unit_of_package, enabled_with("libvirtd"),
     ),
+    *(
+        with_hook(
+            f"without systemd, {name}", installation.recover_unit, level, "recover hook", text,
+            folder_of_init_scripts, *arrangements,
+        )
+        for name, level, text, arrangements in (
+            ("nothing", "WARN", "no hook runs", (gone(DAEMON),)),
+            ("the daemon's gate", "PASS", f"/{DAEMON} runs", ()),
+            (
+                "the daemon's gate in daemon.d", "PASS", f"/{DAEMON}.d/50-x runs",
+                (put_file(f"{DAEMON}.d/50-x", daemon_gate_text()), put_file(DAEMON)),
+            ),
+            ("another hook of the daemon", "WARN", "no hook runs", (put_file(DAEMON),)),
+            (
+                "a gate that is not executable", "WARN", "no hook runs",
+                (put_file(DAEMON, daemon_gate_text(), 0o644),),
+            ),
+            (
+                "another hook that only mentions it", "WARN", "no hook runs",
+                (put_file(DAEMON, "#!/bin/sh\n# /usr/bin/vfio-console-hook recover\n"),),
+            ),
+        )
+    ),
 ]  # fmt: skip
 
 
@@ -354,7 +391,7 @@ def test_the_sentences_about_the_installation(machine: MachineFactory, golden: G
 def test_without_systemd_no_unit_is_missing(machine: MachineFactory) -> None:
     case = with_hook("no systemd", installation.recover_unit, "PASS", "")
 
-    assert findings(case, machine(case.machine)) == []
+    assert [one.subject for one in findings(case, machine(case.machine))] == ["recover hook"]
 
 
 def test_a_dangling_gate_is_reported_once(machine: MachineFactory) -> None:

@@ -31,6 +31,8 @@ ETC = "etc/vfio-console-hook"
 MAIN = "etc/libvirt/hooks/qemu"
 DROPIN = "etc/libvirt/hooks/qemu.d/50-vfio-console-hook"
 CHAINED = "etc/libvirt/hooks/vfio-console-hook"
+DAEMON = "etc/libvirt/hooks/daemon"
+DAEMON_DROPIN = "etc/libvirt/hooks/daemon.d/50-vfio-console-hook"
 UNITS = "usr/lib/systemd/system"
 UNIT = f"{UNITS}/vfio-console-hook-recover.service"
 TAKE = f"{UNITS}/vfio-console-hook-take@.service"
@@ -1144,6 +1146,13 @@ class Chroot:
         )
         return Result(done.returncode, done.stdout, done.stderr)
 
+    def put(self, name: str, text: str) -> None:
+        """Write an executable file."""
+        path = self.top / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+
     def systemd(self, then: str = "exit 0") -> None:
         """Let systemd run here; then is the shell code of systemctl for all verbs but is-active."""
         (self.top / "run/systemd/system").mkdir(parents=True)
@@ -1193,6 +1202,7 @@ def test_without_systemd_there_is_no_unit_and_no_message_about_it(chroot: Chroot
         f"  program  /{LIB}\n"
         f"  command  /{COMMAND}\n"
         f"  hook     /{MAIN}\n"
+        f"  hook     /{DAEMON}\n"
         "  manual   man vfio-console-hook, man vfio-console-hook.yaml\n"
         f"  config   /{ETC}/default.yaml\n"
         "  there is no libvirt here: see HOSTS WITHOUT LIBVIRT in man vfio-console-hook\n",
@@ -1200,6 +1210,65 @@ def test_without_systemd_there_is_no_unit_and_no_message_about_it(chroot: Chroot
     )
     assert not (chroot.top / "usr/lib/systemd").exists()
     assert chroot("--uninstall") == Result(0, "vfio-console-hook is removed\n", "")
+
+
+def test_without_systemd_libvirts_daemon_runs_the_second_gate(chroot: Chroot) -> None:
+    before = tree(chroot.top)
+
+    chroot()
+    chroot()
+
+    assert (chroot.top / DAEMON).read_bytes() == (ROOT / "hooks/daemon").read_bytes()
+    assert (chroot.top / DAEMON).stat().st_mode & 0o7777 == 0o755
+    chroot("--uninstall")
+    # The scripts have made /dev/null, which the directory lacks.
+    assert {**tree(chroot.top), "dev/null": ""} == {**before, "dev/null": ""}
+
+
+@pytest.mark.parametrize("sign", ["run/systemd/system", "sbin/init"])
+def test_where_systemd_runs_the_host_a_second_gate_goes(chroot: Chroot, sign: str) -> None:
+    chroot()
+    if sign == "sbin/init":
+        (chroot.top / "sbin").mkdir(exist_ok=True)
+        (chroot.top / sign).symlink_to("../lib/systemd/systemd")
+    else:
+        chroot.systemd()
+
+    result = chroot()
+
+    assert result.status == 0
+    assert DAEMON not in result.stdout
+    assert not (chroot.top / DAEMON).exists()
+
+
+def test_beside_other_hooks_both_gates_are_drop_ins(chroot: Chroot) -> None:
+    chroot.put("usr/sbin/libvirtd", "#!/bin/sh\necho 'libvirtd (libvirt) 6.5.0'\n")
+    chroot.put(MAIN, FOREIGN)
+    chroot.put(DAEMON, FOREIGN)
+    before = tree(chroot.top)
+
+    result = chroot()
+
+    assert (result.status, result.stderr) == (0, "")
+    gates = [(chroot.top / one).read_bytes() for one in (DROPIN, DAEMON_DROPIN)]
+    assert gates == [(ROOT / one).read_bytes() for one in ("hooks/qemu", "hooks/daemon")]
+    assert f"  hook     /{DAEMON_DROPIN}\n" in result.stdout
+    chroot("--uninstall")
+    assert {**tree(chroot.top), "dev/null": ""} == {**before, "dev/null": ""}
+
+
+def test_another_hook_of_the_daemon_on_an_old_libvirt_is_no_reason_to_refuse(
+    chroot: Chroot,
+) -> None:
+    chroot.put("usr/sbin/libvirtd", "#!/bin/sh\necho 'libvirtd (libvirt) 6.4.0'\n")
+    chroot.put(DAEMON, FOREIGN)
+
+    result = chroot()
+
+    assert (result.status, result.stderr) == (0, "")
+    assert f"as /{DAEMON} is not ours: let it run\n" in result.stdout
+    assert (chroot.top / DAEMON).read_text() == FOREIGN
+    assert not (chroot.top / DAEMON_DROPIN).exists()
 
 
 def test_busybox_is_enough_to_keep_a_changed_config(chroot: Chroot) -> None:

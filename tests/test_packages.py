@@ -26,6 +26,7 @@ KINDS = ("deb", "rpm", "arch")
 # What a package has and install.sh does not install, and the reverse; see build.py.
 ADDED = {
     f"{PROGRAM}/gate",
+    f"{PROGRAM}/daemon-gate",
     f"{PROGRAM}/package.sh",
     "usr/lib/systemd/system-preset/50-vfio-console-hook.preset",
 }

@@ -22,7 +22,7 @@ PYTHON_FILES = (
     "config/proxmox-hookscript.py", "config/packaging/build.py",
 )  # fmt: skip
 SHELL_FILES = (
-    "hooks/qemu", "install.sh", ".ci/run",
+    "hooks/qemu", "hooks/daemon", "install.sh", ".ci/run",
     "tests/set-up", "tests/run", "tests/lab/run", "tests/trust/run", "tests/bench/run",
     "tests/packages/run", "tests/pythons/run",
     "tests/lab/guest/generic-hook.sh",

@@ -139,8 +139,9 @@ def arrange(this: Release, tree: Path) -> None:
         (program / name).unlink()
     for cache in program.rglob("__pycache__"):
         shutil.rmtree(cache)
-    # package.sh says why the gate is no file of the package.
+    # package.sh says why the gates are no files of the package.
     (tree / "etc/libvirt/hooks/qemu").rename(program / "gate")
+    put(program / "daemon-gate", (CLONE / "hooks/daemon").read_text(encoding="utf-8"), 0o755)
     shutil.rmtree(tree / "etc/libvirt")
     put(program / "package.sh", this.fill("package.sh"))
     _enable_by_preset(tree / "usr/lib/systemd")

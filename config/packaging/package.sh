@@ -1,9 +1,9 @@
 # shellcheck shell=sh disable=SC2034  # what reads this file uses what it sets
 # vfio-console-hook: what the scripts of its packages do when it is installed or removed.
 #
-# Read with `.` and not run. In the package this file and the gate lie beside the program. The
-# gate is placed by configure, and is no file of the package: where it goes depends on
-# this host's other hooks and libvirt; dpkg would ask about it, and keep it without its program;
+# Read with `.` and not run. In the package this file and the gates lie beside the program. The
+# gates are placed by configure, and are no files of the package: where they go depends on
+# this host's other hooks, libvirt and init; dpkg would ask about it, and keep it without its program;
 # and while it unpacks libvirt would run the old and the new one in qemu.d.
 
 PACKAGE=/usr/lib/vfio-console-hook.@VERSION@
@@ -66,15 +66,23 @@ take_over() {
     done
 }
 
+# Places file $1 of the package as gate $2.
 place_gate() {
-    mkdir -p "${gate%/*}"
-    if ! same "$PACKAGE/gate" "$gate" || [ ! -x "$gate" ]; then
-        new=$(beside "$gate")
-        cp "$PACKAGE/gate" "$new" && chmod 755 "$new" && mv -fT "$new" "$gate" ||
-            refuse "cannot write $gate" || return
+    mkdir -p "${2%/*}"
+    if ! same "$PACKAGE/$1" "$2" || [ ! -x "$2" ]; then
+        new=$(beside "$2")
+        cp "$PACKAGE/$1" "$new" && chmod 755 "$new" && mv -fT "$new" "$2" ||
+            refuse "cannot write $2" || return
     fi
-    ! command -v restorecon >/dev/null || restorecon "${gate%/*}" "$gate" >/dev/null 2>&1 || true
-    remove_gates "$gate"
+    ! command -v restorecon >/dev/null || restorecon "${2%/*}" "$2" >/dev/null 2>&1 || true
+}
+
+place_gates() {
+    choose_gate && place_gate gate "$gate" || return
+    choose_daemon_gate
+    [ -z "$daemon_gate" ] || place_gate daemon-gate "$daemon_gate" || return
+    [ -z "$note" ] || say "vfio-console-hook: $note"
+    remove_gates "$gate" "$daemon_gate"
 }
 
 # Makes this host ready for the first VM. $1 is "first" unless another version was there.
@@ -82,7 +90,7 @@ place_gate() {
 configure() {
     take_over
     compile
-    if ! { choose_gate && place_gate; }; then
+    if ! place_gates; then
         say "vfio-console-hook: $why; libvirt does not call it yet"
         [ -z "$hint" ] || say "hint: $hint"
     fi
@@ -101,9 +109,9 @@ deconfigure() {
         printf 'vfio-console-hook: %s; nothing was removed\nhint: %s\n' "$why" "$hint" >&2
         return 1
     fi
-    remove_gates ''
+    remove_gates '' ''
     remove_links
-    rmdir "${DROPIN%/*}" 2>/dev/null || true
+    rmdir "${DROPIN%/*}" "${DAEMON_DROPIN%/*}" 2>/dev/null || true
     # libvirt's own packages have these directories.
     [ -n "$(libvirt_version)" ] || rmdir "$HOOKS" "${HOOKS%/*}" 2>/dev/null || true
     forget_compiled

@@ -17,6 +17,8 @@ MAIN = f"{HOOKS}/qemu"
 DROPINS = f"{HOOKS}/qemu.d"
 DROPIN = f"{DROPINS}/50-vfio-console-hook"
 CHAINED = f"{HOOKS}/vfio-console-hook"
+# The same for the events of the daemon itself.
+DAEMON = f"{HOOKS}/daemon"
 
 _PYTHON = re.compile(rb"^PYTHON=/(usr/bin/python3[0-9.]*)$", re.MULTILINE)
 _MARK = re.compile(rb"^# vfio-console-hook: the gate", re.MULTILINE)
@@ -88,9 +90,9 @@ def hook_file(host: Host, path: str) -> HookFile | None:
     return HookFile(path, status, content or b"")
 
 
-def hook_files(host: Host) -> Iterator[HookFile]:
+def hook_files(host: Host, main: str = MAIN) -> Iterator[HookFile]:
     """All that libvirt finds when it calls the hooks, in its order. Raises HostError."""
-    for path in (MAIN, *(f"{DROPINS}/{name}" for name in host.list(DROPINS))):
+    for path in (main, *(f"{main}.d/{name}" for name in host.list(f"{main}.d"))):
         found = hook_file(host, path)
         if found is not None:
             yield found

@@ -7,14 +7,17 @@ from collections.abc import Iterator
 
 from ... import __version__
 from ...errors import HostError, UnrecordedError
+from ...machine import systemd
 from ...machine.host import Host
 from .finding import Finding, check, failure, need_recorded, passed, unrecorded, warning
 from .hook_files import (
     CHAINED,
+    DAEMON,
     DROPIN,
     DROPINS,
     MAIN,
     HookFile,
+    code_lines,
     gates,
     hook_file,
     hook_files,
@@ -195,9 +198,15 @@ def program(system: System) -> Iterator[Finding]:
 
 @check("recover unit")
 def recover_unit(system: System) -> Iterator[Finding]:
-    """Whether systemd releases GPUs of VMs that are not running when the daemon starts."""
+    """Whether GPUs of VMs that are not running are released when the daemon starts.
+
+    systemd does it, or libvirt where systemd does not run the host.
+    """
     host = system.host
-    if host.stat("run/systemd/system") is None or not gates(host):
+    if not gates(host):
+        return
+    if not systemd.booted(host):
+        yield from _recover_hook(host)
         return
     if host.readlink(f"etc/systemd/system/{_UNIT}") == "/dev/null":
         yield passed(f"{_UNIT} was masked by the administrator")
@@ -212,6 +221,27 @@ def recover_unit(system: System) -> Iterator[Finding]:
             yield _not_started_with(host, name)
             return
     yield passed(f"{_UNIT} starts with libvirt's daemon")
+
+
+def _recover_hook(host: Host) -> Iterator[Finding]:
+    """Whether libvirt itself runs it then (libvirt docs/hooks.rst, /etc/libvirt/hooks/daemon)."""
+    title = "recover hook"
+    # A snapshot of an earlier version has neither of these.
+    there = [host.exists(path) for path in ("etc/init.d", DAEMON, f"{DAEMON}.d")]
+    if not (any(there) or host.complete):
+        return
+    called = [one for one in hook_files(host, DAEMON) if one.runs]
+    calling = next((one for one in called if _calls_command(one)), None)
+    if calling is not None:
+        yield passed(f"/{calling.path} runs when libvirt's daemon starts", of=title)
+        return
+    text = "no hook runs `vfio-console-hook recover` when libvirt's daemon starts, so GPUs that a"
+    yield warning(f"{text} killed hook leaves stay claimed", _REINSTALL, of=title)
+
+
+def _calls_command(hook: HookFile) -> bool:
+    # Not the word that follows, which a snapshot does not have.
+    return any(f"/{_COMMAND}".encode() in line for _, line in code_lines(hook.content))
 
 
 def _not_started_with(host: Host, daemon: str) -> Finding:
