@@ -64,7 +64,7 @@ class Gnome(Wayland):
         shown = f"/home/{USER}/.local/state/vfio-console-hook/notified"
         told = self.machine.run(
             f"n=0; until [ -s {shown} ]; do [ $((n += 1)) -lt 90 ] || exit 1; sleep 1; done;"
-            " sleep 2; journalctl -b -n 20 -o cat", 240
+            " sleep 10; journalctl -b -n 20 -o cat", 240
         )  # fmt: skip
         self.picture("notified")
         self.demand(told.ok, "no notification was shown in the next session")
