@@ -119,7 +119,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=default_root(), metavar="DIR")
     parser.add_argument("--shell", metavar="KERNEL", help="a root shell in that kernel")
     options = parser.parse_args(argv)
-    known = {scenario.name for scenario in scenarios.SCENARIOS} | {*matrix.CELLS}
+    known = {one.name for one in (*scenarios.SCENARIOS, *matrix.REHEARSED)} | {*matrix.CELLS}
     for name in options.names:
         if name not in known:
             parser.error(f"no scenario {name!r}; there are {', '.join(sorted(known))}")
@@ -138,7 +138,8 @@ def choose(options: argparse.Namespace) -> list[Scenario]:
     """The scenarios that the command line asks for, in order of priority."""
     cells = matrix.scenarios([*matrix.CELLS.values()])
     if options.names:
-        return [s for s in (*scenarios.SCENARIOS, *cells) if s.name in options.names]
+        named = (*scenarios.SCENARIOS, *cells, *matrix.REHEARSED)
+        return [s for s in named if s.name in options.names]
     if options.matrix:
         return [s for s in cells if options.against or s.hook]
     if options.ci:
@@ -263,6 +264,7 @@ def print_list() -> None:
         console = "vgacon" if scenario.console == scenarios.VGACON else scenario.console
         print(f"{scenario.name:36} {scenario.kernel:18} {console:10} {smoke}".rstrip())
     print("cells of the matrix:", ", ".join(matrix.CELLS))
+    print("rehearsed-CELL: the same with a rehearsal before the start, for each matrix-...")
     print("kernels:", ", ".join(kernel.name for kernel in kernels.KERNELS))
 
 

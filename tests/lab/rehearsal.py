@@ -148,6 +148,31 @@ class Rehearsed(Trial):
         self.machine.note(text)
 
 
+class RehearsedCell(Rehearsed):
+    """A cell of the matrix: the verdict of one rehearsal, and the VM's start after it."""
+
+    def run(self) -> None:
+        """Rehearse, then start and destroy the VM."""
+        if not self.set_up():
+            return
+        self.mark("rehearsal")
+        answer = self.machine.run(REHEARSE, 400)
+        (self.directory / "rehearsal.txt").write_text(answer.stdout + answer.stderr)
+        agrees = answer.ok and AGREES in answer.stdout
+        refused = "nothing was rehearsed" in answer.stderr
+        self.demand(agrees or refused, f"the rehearsal: {answer.stdout}{answer.stderr}")
+        self.check_left("rehearsal")
+        error = self.start()
+        self.report(f"{'agrees' if agrees else 'refused'}; start: {error or 'runs'}")
+        self.demand((error is None) is agrees, "verdict and start do not agree")
+        if error is None:
+            time.sleep(4)
+            self.check_running("the VM")
+            self.machine.run("virsh destroy gpu", 120)
+        self.check_kernel("the VM")
+        self.check_claims("the VM")
+
+
 class RehearsalKilled(Rehearsed):
     """A rehearsal is killed or left alone at every phase; the host comes back by itself."""
 

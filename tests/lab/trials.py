@@ -20,7 +20,7 @@ from .packaged import Packaged
 from .prompt import Prompt
 from .quiet import Quiet
 from .rebound import Rebound
-from .rehearsal import RehearsalKilled, Rehearsed
+from .rehearsal import RehearsalKilled, Rehearsed, RehearsedCell
 from .reserved import Reserved
 from .sound import Sound, SoundServer, Stuck
 from .started import Started
@@ -72,6 +72,7 @@ KINDS: dict[str, type[Trial]] = {
     "rebound": Rebound,
     "rehearsal-killed": RehearsalKilled,
     "rehearsed": Rehearsed,
+    "rehearsed-cell": RehearsedCell,
     "reserved": Reserved,
     "selinux": SELinux,
     "sound": Sound,
