@@ -14,6 +14,8 @@ from .trial import Trial
 GETTY = "getty@tty1.service"
 SHOWN_WITHIN_S = 60
 REFUSAL = "VM gpu was not started"
+# agetty writes a new prompt below what the screen shows, where nothing clears it.
+LAST_PROMPT = "awk '/GNU.Linux/ { text = \"\" } { text = text $0 \"\\n\" } END { print text }'"
 COMMAND = "/usr/local/sbin/told"
 TOLD = b"""#!/bin/sh
 { cat; env; } >/run/told.new
@@ -82,9 +84,10 @@ class Prompt(Trial):
         self.check_kernel(name)
 
     def expect(self, name: str, times: int) -> None:
-        """The prompt is there, and the refusal so many times, soon; then take a picture."""
+        """The last prompt has the refusal so many times, soon; then take a picture."""
         look = (
-            "fold -w $(stty -F /dev/tty1 size | cut -d ' ' -f 2) /dev/vcs1 > /run/screen;"
+            "fold -w $(stty -F /dev/tty1 size | cut -d ' ' -f 2) /dev/vcs1"
+            f" | {LAST_PROMPT} >/run/screen;"
             f" grep -q 'login:' /run/screen && [ $(grep -c '{REFUSAL}' /run/screen) = {times} ]"
         )
         tries = f"[ $((n += 1)) -lt {SHOWN_WITHIN_S} ] || exit 1; sleep 1"

@@ -44,6 +44,7 @@ static int i915_pci_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	error = pcim_enable_device(pdev);
 	if (error)
 		return error;
+	pci_set_master(pdev); /* i915_driver_hw_probe */
 	i915 = devm_kzalloc(&pdev->dev, sizeof(*i915), GFP_KERNEL);
 	if (!i915)
 		return -ENOMEM;
