@@ -23,9 +23,8 @@ from .debian import MMDEBSTRAP, Suite
 
 GUEST = Path(__file__).parent / "guest"
 
+SYSTEMD = ("systemd", "systemd-sysv")
 PACKAGES = (
-    "systemd",
-    "systemd-sysv",
     "udev",
     "kmod",
     "dbus",
@@ -74,13 +73,14 @@ class Variant:
     """A root for some scenarios: packages instead of EXTRAS, commands at the end of the build.
 
     suite is that of the root if it is not the kernel's; modular is whether virtqemud is built
-    for it.
+    for it; init has the packages of what runs the machine.
     """
 
     packages: tuple[str, ...] = ()
     suite: str = ""
     hooks: tuple[str, ...] = ()
     modular: bool = False
+    init: tuple[str, ...] = SYSTEMD
 
 
 # What a desktop on Wayland needs beside its compositor.
@@ -103,6 +103,11 @@ VARIANTS = {
         ("selinux-policy-default", "policycoreutils"), hooks=(f'chroot "$1" {_LABEL}',)
     ),
     "gnome": Variant((*_SESSION[1:], "gdm3", "gnome-shell", "gnome-session", "dconf-cli")),
+    "openrc": Variant(
+        ("busybox", "busybox-syslogd"),
+        # OpenRC has init scripts and runlevels; sysvinit's init starts it. polkit wants a logind.
+        init=("openrc", "sysvinit-core", "libpam-elogind"),
+    ),
     "kwin": Variant((*_SESSION, "kwin-wayland")),
     "plasma": Variant((*_SESSION[1:], "sddm", "plasma-desktop", "plasma-workspace")),
     "sway": Variant((*_SESSION, "sway", "swaybg", "mako-notifier")),
@@ -115,7 +120,7 @@ def root(cache: Cache, suite_name: str, variant_name: str = "") -> Path:
     plain = Variant(EXTRAS.get(suite_name, ()))
     variant = VARIANTS[variant_name] if variant_name else plain
     suite = Suite(cache, variant.suite or suite_name)
-    packages = (*PACKAGES, *variant.packages)
+    packages = (*variant.init, *PACKAGES, *variant.packages)
     recipe: dict[str, object] = {"suite": suite.name, "packages": suite.versions(packages)}
     hooks = list(variant.hooks)
     if variant.modular:
@@ -157,7 +162,7 @@ def ovmf(cache: Cache) -> Path:
 
 
 def initrd(cache: Cache, name: str, modules: Sequence[tuple[str, bytes]]) -> Path:
-    """An initrd that mounts the root, copies guest/ into it and starts systemd.
+    """An initrd that mounts the root, copies guest/ into it and starts its init.
 
     modules are kernel modules (name, uncompressed content) in loading order.
     """

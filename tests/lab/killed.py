@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from . import service
 from .background import Background, watch
-from .trial import CLAIMS, LOOK, Trial
+from .trial import CLAIMS, HOOK_LOG, LOOK, Trial
 
 SERVICE_STOPS_IN_S = 6
 RECOVER = "vfio-console-hook-recover.service"
@@ -28,6 +28,9 @@ class Killed(Trial):
 
     daemon = "libvirtd"
     """The daemon that has QEMU's VMs."""
+    service_runs = f"systemctl is-active {service.UNIT}"
+    service_starts = f"systemctl start {service.UNIT}"
+    """Commands for the service: whether it runs, and to start it."""
 
     def run(self) -> None:
         """Set up, run one whole cycle, then kill at each point.
@@ -36,7 +39,7 @@ class Killed(Trial):
         """
         if not self.set_up():
             return
-        service.start(self.machine, SERVICE_STOPS_IN_S)
+        self.start_service()
         self.cycle(1)
         for kill in self.kills():
             name = kill.__name__.replace("_", "-")
@@ -106,11 +109,11 @@ class Killed(Trial):
         self.wait_for_daemon(name)
 
     def everything_killed_in_prepare(self, name: str) -> None:
-        """Neither the hook nor the daemon is left: the unit that runs after it releases all."""
+        """Neither the hook nor the daemon is left: what runs after its start releases all."""
         self.kill_everything(name)
         left = f'n=0; while [ -n "$(ls -A {CLAIMS})" ]; do n=$((n + 1)); [ $n -lt 120 ] || exit 1;'
         gone = self.machine.run(f"{left} sleep 0.5; done", 120).ok
-        self.machine.run(f"systemctl status {RECOVER}; journalctl -o cat -u {RECOVER}")
+        self.machine.run(f"systemctl status {RECOVER}; journalctl -o cat -u {RECOVER}; {HOOK_LOG}")
         self.demand(gone, f"{name}: the claim was not released after the daemon's restart")
 
     def everything_killed_in_prepare_then_started_again(self, name: str) -> None:
@@ -121,7 +124,7 @@ class Killed(Trial):
             self.check_running(name)
             self.machine.run("virsh destroy gpu", 180)
         self.machine.run(f"systemctl unmask --runtime {RECOVER}")
-        log = self.machine.run("journalctl -o cat -t vfio-console-hook").stdout
+        log = self.machine.run(HOOK_LOG).stdout
         self.demand(NOT_RELEASED in log, f"{name}: no {NOT_RELEASED!r} in the log")
 
     def kill_everything(self, name: str) -> None:
@@ -200,6 +203,10 @@ class Killed(Trial):
             self.check_running(f"{name} after recover")
         self.machine.run("virsh destroy gpu", 180)
 
+    def start_service(self) -> None:
+        """Install and start the service that the VM's start stops."""
+        service.start(self.machine, SERVICE_STOPS_IN_S)
+
     # For all kills
 
     def check_all(self, name: str) -> None:
@@ -215,11 +222,10 @@ class Killed(Trial):
     def check_claims(self, name: str) -> None:
         """There is no claim, and the service runs again."""
         super().check_claims(name)
-        active = f"systemctl is-active {service.UNIT}"
         tries = "n=$((n + 1)); [ $n -lt 60 ] || exit 1; sleep 0.5"
-        back = self.machine.run(f"n=0; until {active}; do {tries}; done", 60).ok
+        back = self.machine.run(f"n=0; until {self.service_runs}; do {tries}; done", 60).ok
         if not self.demand(back, f"{name}: the service does not run"):
-            self.machine.run(f"systemctl start {service.UNIT}")  # the next kill needs it
+            self.machine.run(self.service_starts)  # the next kill needs it
 
     def watch(self, name: str, event: str, claim: str, victim: str) -> int | None:
         """Wait for a point and kill the processes of a victim there; the process of the hook."""

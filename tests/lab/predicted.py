@@ -34,7 +34,7 @@ from vfio_console_hook.errors import HookError
 from vfio_console_hook.log import Log
 from vfio_console_hook.machine.snapshot import unpack
 
-from ..fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, systemd
+from ..fakehost import FakeHost, FakeLibvirt, close_device, hold, open_device, openrc, systemd
 from ..natives import BOCHS, SOUND, STAND_IN_MODULES, STAND_INS
 from . import kernels
 from .scenarios import STAYING, WITHOUT_FB, Scenario, leaving
@@ -43,8 +43,8 @@ from .vm import UUID, VM
 
 PHASES = ("prepared", "bound", "during", "stopped", "after")
 KINDS = (
-    "apparmor", "cell", "cycles", "dropin", "killed", "moved", "nvidia", "nvidia-two", "rebound",
-    "reserved", "sound", "terminated", "two-vms", "untouched",
+    "apparmor", "cell", "cycles", "dropin", "killed", "moved", "nvidia", "nvidia-two", "openrc",
+    "rebound", "reserved", "sound", "terminated", "two-vms", "untouched",
 )  # fmt: skip
 
 _LONGEST_DIFFERENCE = 12
@@ -210,7 +210,9 @@ def _machine(scenario: Scenario, before: str, directory: Path, *, ending: bool =
     if scenario.kind == "nvidia-two":
         for number, staying in enumerate(STAYING):
             hold(host, staying.node.lstrip("/"), pid=4700 + number, command=staying.name)
-    if UNIT in scenario.config:
+    if scenario.root == "openrc":
+        openrc.put(host.tree, UNIT, "started")
+    elif UNIT in scenario.config:
         # A snapshot does not contain units.
         systemd.install(host.tree)
         systemd.put(host.tree, f"{UNIT}.service", systemd.Unit(active="active"))

@@ -12,7 +12,7 @@ import time
 
 from . import monitors, phases, predicted, service
 from .background import Background
-from .machine import Answer, LostMachine
+from .machine import Answer, LostMachine, Machine
 from .monitors import OTHER_TEXT, TEXT
 from .scenarios import After
 from .trial import DOMAIN_FILE, LOOK, Trial
@@ -31,6 +31,12 @@ _MAPPED = "for p in /proc/[0-9]*; do grep -H vfio $p/maps 2>/dev/null; done"
 # power state (pci_set_power_state). So does a VM.
 _ONCE = re.compile(r"vfio|/(config|power_state) = ")
 _AREA = re.compile(r"maps:([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) .*vfio")
+
+
+def runner(machine: Machine) -> str:
+    """The process id of the runner of a rehearsal."""
+    found = machine.run(f"grep -ho '\"runner\": .[0-9]*' {DIARY}/* | tr -dc '0-9\\n'")
+    return found.stdout.split()[0]
 
 
 class Rehearsed(Trial):
@@ -253,8 +259,7 @@ class RehearsalKilled(Rehearsed):
 
     def runner(self) -> str:
         """The process id of the runner."""
-        found = self.machine.run(f"grep -ho '\"runner\": .[0-9]*' {DIARY}/* | tr -dc '0-9\\n'")
-        return found.stdout.split()[0]
+        return runner(self.machine)
 
     def cut_short(self, name: str, running: Background, why: str) -> Answer:
         """The command ends with status 1 and says why."""

@@ -679,6 +679,18 @@ SCENARIOS = (
     # With a second GPU the consoles move; otherwise the machine changes while libvirt acts.
     replace(_boot_gpu_leaves("every-call-6.1", "6.1"), kind="every-call", cycles=1),
     # Not yet seen to pass as a whole (README.md).
+    replace(
+        _killed("6.12"),
+        name="openrc-6.12",
+        root="openrc",
+        kind="openrc",
+        cycles=6,
+        texts=(
+            ("plan", r"/etc/init\.d/lab-service stop"),
+            ("log", r"stopped lab-service"),
+            ("log", r"started lab-service again"),
+        ),
+    ),
     *_DESKTOPS_NOT_SEEN,
     Scenario(
         "rehearsed-efifb-6.12",

@@ -16,6 +16,7 @@ from .loss import Loss
 from .newcomer import Newcomer
 from .nvidia import Nvidia, NvidiaControl, NvidiaCounted, NvidiaDaemon, NvidiaTwo
 from .opened import OpenedTrial
+from .openrc import OpenRC
 from .packaged import Packaged
 from .prompt import Prompt
 from .quiet import Quiet
@@ -65,6 +66,7 @@ KINDS: dict[str, type[Trial]] = {
     "nvidia-daemon": NvidiaDaemon,
     "nvidia-two": NvidiaTwo,
     "opened": OpenedTrial,
+    "openrc": OpenRC,
     "packaged": Packaged,
     "plasma": Plasma,
     "prompt": Prompt,
