@@ -17,6 +17,7 @@ from .versions import NEXT, NEXT_LINE, Packages
 LIB = "usr/lib/vfio-console-hook"
 GATE = "etc/libvirt/hooks/qemu"
 DROPIN = "etc/libvirt/hooks/qemu.d/50-vfio-console-hook"
+DAEMON_GATE = "etc/libvirt/hooks/daemon"
 ETC = "etc/vfio-console-hook"
 CLAIM = "run/vfio-console-hook/claims/win11"
 UNIT = "vfio-console-hook-recover.service"
@@ -62,6 +63,10 @@ def check_installed(manager: Manager, version: str, gate: str = GATE) -> None:
     packed = root.text(f"{LIB}.{version}/gate")
     demand(bool(packed) and root.text(gate) == packed, f"/{gate} is not the gate")
     demand(root.shell(f"test -x /{gate}").status == 0, f"/{gate} cannot be executed")
+    # The roots of other managers than apt have systemctl, but no init.
+    by_systemd = "systemd" in root.shell("readlink /sbin/init").text
+    wanted = "" if by_systemd else root.text(f"{LIB}.{version}/daemon-gate")
+    demand(root.text(DAEMON_GATE) == wanted, f"/{DAEMON_GATE} is not as it should be")
     printed = root.run("vfio-console-hook", "--version").text.strip()
     demand(printed == version, f"the command is version {printed}")
     compiled = root.shell(f"ls /{LIB}/vfio_console_hook/__pycache__/hook.*.pyc")
