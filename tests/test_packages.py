@@ -9,12 +9,16 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.gate import ROOT
+from tests.packages import readme
+from tests.packages.managers import Apt, Dnf, Manager
+from tests.packages.trials import HOST_LINE, TRIALS, clone, host, life
 from tests.test_style import check, tool
 from vfio_console_hook import __version__
 
@@ -281,3 +285,39 @@ def test_the_rpm_of_el8_can_unpack_it(built: Built) -> None:
     assert payload == b"xz"
     # The lead begins with its magic number and the format's (rpm, lib/rpmlead.c).
     assert built.rpm.read_bytes()[:5] == b"\xed\xab\xee\xdb\x03"
+
+
+# --- what was run
+
+
+def tried(what: Callable[..., None]) -> set[type[Manager]]:
+    """The package managers that do this in a trial."""
+    return {one.manager for one in TRIALS if one.do is what}
+
+
+def test_each_line_of_the_readme_was_run_by_its_package_manager_or_says_that_it_was_not() -> None:
+    run_by_a_trial = {one.line for one in tried(life)} | ({HOST_LINE} if tried(host) else set())
+
+    untried = {line for line, comment in readme.lines().items() if comment.endswith("not tried")}
+
+    assert run_by_a_trial | untried == set(readme.lines())
+    assert run_by_a_trial & untried == set()
+
+
+def test_each_package_manager_of_install_sh_was_run_by_it_or_is_said_not_to_be() -> None:
+    script = (ROOT / "install.sh").read_text(encoding="utf-8")
+    (known,) = re.findall(r"for manager in (.*) '';", script)
+    named = {one for one in readme.MANAGERS if re.search(rf"(?<![\w-]){one}(?![\w-])", script)}
+
+    assert set(known.split()) <= named
+    assert {one.program for one in tried(clone)} | readme.not_tried() == named
+    assert {one.program for one in tried(clone)} & readme.not_tried() == set()
+
+
+@pytest.mark.parametrize("manager", [Apt, Dnf], ids=["Debian", "Fedora"])
+def test_the_libraries_are_named_as_they_were_installed(manager: type[Manager]) -> None:
+    names = " ".join(manager.libraries)
+
+    assert manager in tried(clone)
+    for file in ("install.sh", "vfio_console_hook/commands/doctor/installation.py"):
+        assert names in (ROOT / file).read_text(encoding="utf-8")

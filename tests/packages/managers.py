@@ -8,7 +8,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from . import versions
+from . import readme, versions
 from .roots import Answer, Root
 
 NAME = "vfio-console-hook"
@@ -19,13 +19,26 @@ class Manager:
 
     kind = ""
     program = ""
+    line = ""
+    """The line of the README that installs the package from a file."""
+    assent = "yes |"
+    """What is written before it, in sh, where a person would say yes."""
     libraries: tuple[str, ...] = ()
     """lxml and PyYAML, as this distribution calls them."""
+    older: tuple[str, ...] = ()
+    """Python 3.11 with them, for hosts whose own Python is older than 3.9."""
+    libvirt = ""
+    """libvirt's module for Python."""
 
     def __init__(self, root: Root) -> None:
         self.root = root
         (root.top / "repo").mkdir()
         self.set_up()
+
+    @property
+    def stand_ins(self) -> tuple[str, ...]:
+        """The packages of the distribution for which empty ones stand in, but Python."""
+        return (*self.libraries, *self.older, self.libvirt)
 
     def set_up(self) -> None:
         """Make a repository with what the package depends on."""
@@ -36,8 +49,9 @@ class Manager:
         return f"/repo/{package.name}"
 
     def install(self, package: Path) -> Answer:
-        """Install a package from a file, or upgrade to it."""
-        raise NotImplementedError
+        """Install a package from a file by the line of the README, or upgrade to it."""
+        alone = f"rm -rf /repo/new && mkdir /repo/new && cp {self.bring(package)} /repo/new"
+        return self.root.shell(f"{alone} && cd /repo/new && {self.assent} {self.line}")
 
     def remove(self) -> Answer:
         raise NotImplementedError
@@ -62,9 +76,13 @@ class Manager:
 class Apt(Manager):
     kind = "deb"
     program = "apt-get"
+    line = readme.line("apt", "./")
+    libraries = ("python3-lxml", "python3-yaml")
+    libvirt = "python3-libvirt"
+    assent = ""  # dpkg would take a yes for an answer, too
 
-    def install(self, package: Path) -> Answer:
-        return self.root.run("apt-get", "install", "-y", self.bring(package))
+    def set_up(self) -> None:
+        self.root.put("etc/apt/apt.conf.d/90yes", 'APT::Get::Assume-Yes "true";\n')
 
     def remove(self) -> Answer:
         return self.root.run("apt-get", "remove", "-y", NAME)
@@ -93,7 +111,7 @@ class _Rpm(Manager):
         repository.mkdir()
         with tempfile.TemporaryDirectory() as work:
             base = ("python3 = 3.13", "/bin/sh", "glibc")  # zypper wants a glibc
-            for name, provides in (("base", base), *((one, ()) for one in self.libraries)):
+            for name, provides in (("base", base), *((one, ()) for one in self.stand_ins)):
                 shutil.copy(versions.empty_rpm(name, provides, Path(work)), repository)
         self.root.run("createrepo_c", "--quiet", "/repo/base")
 
@@ -110,7 +128,10 @@ class _Rpm(Manager):
 
 class Dnf(_Rpm):
     program = "dnf"
-    libraries = versions.STAND_INS["dnf5"]
+    line = readme.line("dnf", "./")
+    libraries = ("python3-lxml", "python3-pyyaml")
+    older = ("python3.11", "python3.11-lxml", "python3.11-pyyaml")
+    libvirt = "python3-libvirt"
 
     def set_up(self) -> None:
         super().set_up()
@@ -119,25 +140,22 @@ class Dnf(_Rpm):
         text = "[base]\nname=base\nbaseurl=file:///repo/base\ngpgcheck=0\n"
         self.root.put("etc/yum.repos.d/base.repo", text)
 
-    def install(self, package: Path) -> Answer:
-        return self.root.run("dnf5", "install", "-y", self.bring(package))
-
     def remove(self) -> Answer:
         return self.root.run("dnf5", "remove", "-y", "--no-autoremove", NAME)
 
 
 class Zypper(_Rpm):
     program = "zypper"
-    libraries = versions.STAND_INS["zypper"]
+    line = readme.line("zypper", "./")
+    assent = 'zypper() { command zypper --non-interactive "$@"; };'  # it reads from a terminal
+    libraries = ("python3-lxml", "python3-PyYAML")
+    older = ("python311", "python311-lxml", "python311-PyYAML")
+    libvirt = "python3-libvirt-python"
 
     def set_up(self) -> None:
         super().set_up()
         options = ("--non-interactive", "addrepo", "--no-gpgcheck")
         self.root.run("zypper", *options, "/repo/base", "base")
-
-    def install(self, package: Path) -> Answer:
-        options = ("--non-interactive", "install", "--allow-unsigned-rpm")
-        return self.root.run("zypper", *options, self.bring(package))
 
     def remove(self) -> Answer:
         return self.root.run("zypper", "--non-interactive", "remove", NAME)
@@ -146,12 +164,14 @@ class Zypper(_Rpm):
 class Pacman(Manager):
     kind = "arch"
     program = "pacman"
+    line = readme.line("pacman", "./")
     libraries = ("python-lxml", "python-yaml")
+    libvirt = "libvirt-python"
 
     def set_up(self) -> None:
-        for name in ("python", *self.libraries):
+        for name in ("python", *self.stand_ins):
             self._empty(name)
-        self.root.shell("repo-add -q /repo/base.db.tar.gz /repo/python*.pkg.tar.gz")
+        self.root.shell("repo-add -q /repo/base.db.tar.gz /repo/*.pkg.tar.gz")
         self.root.put(
             "etc/pacman.conf",
             "[options]\nArchitecture = auto\nSigLevel = Never\n[base]\nServer = file:///repo\n",
@@ -167,9 +187,6 @@ class Pacman(Manager):
             member = tarfile.TarInfo(".PKGINFO")
             member.size = len(text)
             tar.addfile(member, io.BytesIO(text.encode()))
-
-    def install(self, package: Path) -> Answer:
-        return self.root.run("pacman", "-U", "--noconfirm", self.bring(package))
 
     def remove(self) -> Answer:
         return self.root.run("pacman", "-R", "--noconfirm", NAME)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tests.lab.cache import BuildError
 from vfio_console_hook import __version__
 
+from . import readme
 from .managers import Apt, Dnf, Manager, Pacman, Zypper
 from .roots import Answer
 from .versions import NEXT, NEXT_LINE, Packages
@@ -24,6 +25,7 @@ UNIT = "vfio-console-hook-recover.service"
 ENABLED = {
     f"etc/systemd/system/{daemon}.service.wants/{UNIT}" for daemon in ("libvirtd", "virtqemud")
 }
+HOST_LINE = readme.line("apt", "libvirt-daemon-system")
 SETTING = "timeout_s: 90"
 FOREIGN = "#!/bin/sh\n# another project's\n"
 BUSY_S = 4
@@ -242,11 +244,14 @@ def clone(manager: Manager, packages: Packages) -> None:
     """install.sh from a clone brings what it needs with this package manager, and says what."""
     root = manager.root
     shutil.copytree(packages.clone, root.top / "root/clone")
+    libvirtd = "#!/bin/sh\necho 'libvirtd (libvirt) 11.0.0'\n"
     if isinstance(manager, Apt):
+        root.put("usr/sbin/libvirtd", libvirtd, 0o755)
         succeeded(root.run("/root/clone/install.sh"), "install.sh")
         check_events(manager, GATE)
+        demand(manager.has(manager.libvirt), f"{manager.libvirt} was not installed")
         removed = root.run("/root/clone/install.sh", "--uninstall")
-        stay = "these packages, which stay: python3 python3-lxml python3-yaml"
+        stay = "these packages, which stay: python3 python3-libvirt python3-lxml python3-yaml"
         demand(stay in removed.text, f"it does not say which packages stay: {removed.text}")
         found = root.shell("find / -xdev -path /root -prune -o -name '*vfio-console-hook*' -print")
         demand(found.text == "", f"the uninstallation has left {found.text}")
@@ -255,12 +260,35 @@ def clone(manager: Manager, packages: Packages) -> None:
         (root.top / "usr/bin" / other).unlink(missing_ok=True)
     # The packages that stand in have no files, so the libraries stay away.
     root.shell("mv /usr/lib/python3/dist-packages/lxml /tmp")
-    refused = root.run("/root/clone/install.sh")
-    brought = " ".join(manager.libraries)
-    sentence = f"of vfio-console-hook nothing was installed, but these packages were: {brought}"
+    check_brought(manager, manager.libraries)
+    root.shell("mkdir /tmp/bin && mv /usr/bin/python3* /tmp/bin")
+    if manager.older:
+        root.shell("ln -s false /usr/bin/python3")  # an old one
+        check_brought(manager, manager.older)
+    root.shell("rm -f /usr/bin/python3; mv /tmp/bin/* /usr/bin")
+    root.shell("mv /tmp/lxml /usr/lib/python3/dist-packages")
+    root.put("usr/sbin/libvirtd", libvirtd, 0o755)
+    succeeded(root.run("/root/clone/install.sh"), "install.sh")
+    demand(manager.has(manager.libvirt), f"{manager.libvirt} was not installed")
+
+
+def check_brought(manager: Manager, names: tuple[str, ...]) -> None:
+    """install.sh ends without an installation, and says that it has installed these packages."""
+    refused = manager.root.run("/root/clone/install.sh")
+    sentence = f"nothing was installed, but these packages were: {' '.join(names)}"
     demand(sentence in refused.text, f"it does not say what it has installed: {refused.text}")
-    for name in manager.libraries:
+    for name in names:
         demand(manager.has(name), f"{name} was not installed")
+
+
+def host(manager: Manager, packages: Packages) -> None:
+    """The README's line makes a host of virtual machines, and the package goes beside it."""
+    root = manager.root
+    succeeded(root.shell(HOST_LINE), "the line of the README")
+    for name in HOST_LINE.split()[2:]:
+        demand(manager.has(name), f"{name} was not installed")
+    succeeded(manager.install(packages.now[manager.kind]), "the installation")
+    check_events(manager, GATE)
 
 
 def releases(manager: Manager, packages: Packages) -> None:
@@ -310,6 +338,7 @@ TRIALS = (
         Trial(f"apt-{suite}-fresh", f"small-{suite}", Apt, fresh, suite == "trixie")
         for suite in SUITES
     ),
+    *(Trial(f"apt-{suite}-host", f"small-{suite}", Apt, host) for suite in ("bookworm", "trixie")),
     Trial("apt-trixie-clone", "small-trixie", Apt, clone),
     Trial("apt-releases", "small-bookworm", Apt, releases),
     *(

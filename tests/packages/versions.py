@@ -14,12 +14,6 @@ from vfio_console_hook import __version__
 NEXT = "99.0.0"
 NEXT_LINE = "# a line of the next version"
 
-# The libraries that the rpm depends on, as Fedora and as openSUSE call it.
-STAND_INS = {
-    "dnf5": ("python3-lxml", "python3-pyyaml"),
-    "zypper": ("python3-lxml", "python3-PyYAML"),
-}
-
 
 @dataclass(frozen=True)
 class Packages:
