@@ -113,11 +113,16 @@ make_dir() {
 $1"
 }
 
+# Removes what is beside target $1 from an installation that was killed. Its name is in $new.
+clear_beside() {
+    new=$(beside "$1")
+    rm -rf "$new" "$new.old"
+}
+
 # Begins a staged file or directory for target $1; its name is in $new.
 stage() {
     make_dir "${1%/*}"
-    new=$(beside "$1")
-    rm -rf "$new" "$new.old"
+    clear_beside "$1"
     staged="$staged
 $1"
 }
@@ -272,19 +277,23 @@ python_is_new_enough() {
     "$PYTHON" -I -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null
 }
 
-python_has_libraries() {
-    "$PYTHON" -I -c 'import lxml.etree, yaml' 2>/dev/null
+python_has() {
+    "$PYTHON" -I -c "import $1" 2>/dev/null
 }
 
-python_has_libvirt() {
-    "$PYTHON" -I -c 'import libvirt' 2>/dev/null
-}
-
-# Sets manager to the package manager of this host, or to nothing.
+# Sets manager to the package manager of this host, or to nothing, and the others to what its
+# distribution calls Python and the modules.
 choose_manager() {
-    for manager in apt-get dnf zypper pacman apk xbps-install ''; do
-        ! command -v "$manager" >/dev/null || break
-    done
+    while read -r manager python lxml yaml libvirt; do
+        ! command -v "$manager" >/dev/null || return 0
+    done <<END
+apt-get python3 python3-lxml python3-yaml python3-libvirt
+dnf python3 python3-lxml python3-pyyaml python3-libvirt
+zypper python3 python3-lxml python3-PyYAML python3-libvirt-python
+pacman python python-lxml python-yaml libvirt-python
+apk python3 py3-lxml py3-yaml py3-libvirt
+xbps-install python3 python3-lxml python3-yaml libvirt-python3
+END
 }
 
 # Installs packages, and sets output to what the package manager has printed.
@@ -312,7 +321,7 @@ choose_python() {
     PYTHON=/usr/bin/python3
     while [ "$minor" -ge 9 ]; do
         if [ -x "$PYTHON" ] && python_is_new_enough; then
-            ! python_has_libraries || return 0
+            ! python_has 'lxml.etree, yaml' || return 0
             usable=${usable:-$PYTHON}
         fi
         minor=$((minor - 1))
@@ -324,18 +333,16 @@ choose_python() {
     if [ -n "$usable" ]; then PYTHON=$usable; elif [ -x "$PYTHON" ]; then PYTHON=/usr/bin/python3.11; fi
     name=${PYTHON##*/}
     case $manager:$name in
-        apt-get:python3 | xbps-install:python3) packages="$name $name-lxml $name-yaml" ;;
+        ?*:python3) packages="$python $lxml $yaml" ;;
         dnf:*) packages="$name $name-lxml $name-pyyaml" ;;
-        zypper:python3) packages="$name $name-lxml $name-PyYAML" ;;
         zypper:*)
             name=python3${name#python3.}
             packages="$name $name-lxml $name-PyYAML" ;;
-        pacman:python3) packages='python python-lxml python-yaml' ;;
-        apk:python3) packages='python3 py3-lxml py3-yaml' ;;
     esac
     [ ! -x "$PYTHON" ] || packages=${packages#* }
 }
 
+BY_HAND='by hand (Debian: python3-lxml python3-yaml; Fedora: python3-lxml python3-pyyaml)'
 # What was installed for lxml and PyYAML, for an uninstallation.
 brought=
 
@@ -356,30 +363,23 @@ check_python() {
         return
     fi
     choose_python
-    python_has_libraries && return
+    python_has 'lxml.etree, yaml' && return
     [ -n "$packages" ] || [ -z "$manager" ] || stop "there is no Python from 3.9 on in /usr/bin"
     install_libraries || stop \
         "cannot install lxml and PyYAML for $PYTHON: $(printf '%s' "$output" | tail -n 1)" \
-        "install them by hand (Debian: python3-lxml python3-yaml; Fedora: python3-lxml python3-pyyaml)"
+        "install them $BY_HAND"
     python_is_new_enough || stop "$PYTHON is older than Python 3.9"
 }
 
 # libvirt's own module for Python, where libvirt is. The hook does not need it, so that it
 # cannot be had is worth a note and nothing more.
 recommend_libvirt() {
-    [ -n "$(libvirt_version)" ] && [ "$PYTHON" = /usr/bin/python3 ] && ! python_has_libvirt || return 0
+    [ -n "$(libvirt_version)" ] && [ "$PYTHON" = /usr/bin/python3 ] && ! python_has libvirt || return 0
     say "  installing libvirt's module for $PYTHON, with which plan and doctor ask for VMs"
     choose_manager
-    case $manager in
-        zypper) packages=python3-libvirt-python ;;
-        pacman) packages=libvirt-python ;;
-        apk) packages=py3-libvirt ;;
-        xbps-install) packages=libvirt-python3 ;;
-        *) packages=python3-libvirt ;;
-    esac
-    install_packages $packages
-    if python_has_libvirt; then
-        say "$packages" >>"$LIB/packages"
+    install_packages "$libvirt"
+    if python_has libvirt; then
+        say "$libvirt" >>"$LIB/packages"
     else
         say "  it cannot be installed: $(printf '%s' "$output" | tail -n 1)
   everything works without it but doctor's look at VMs, and plan wants --xml"
@@ -592,15 +592,12 @@ remove_hook() {
     brought=$(cat "$root$LIB/packages" 2>/dev/null)
     ! same "$root$ETC/default.yaml" "$root$LIB/default.yaml" || rm -f "$root$ETC/default.yaml"
     rm -f "$root$ETC/default.yaml.new"
-    # What an installation that was killed has left beside its targets.
-    for target in "$MAIN" "$DROPIN" "$CHAINED" "$DAEMON" "$DAEMON_DROPIN" "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD" "$ISSUE" \
-        "$ETC/default.yaml" "$ETC/default.yaml.new" "$LIB" "$DOC"; do
-        new=$(beside "$root$target")
-        rm -rf "$new" "$new.old"
+    for target in "$MAIN" "$DROPIN" "$CHAINED" "$DAEMON" "$DAEMON_DROPIN" "$WITH_LIBVIRTD" \
+        "$WITH_VIRTQEMUD" "$ISSUE" "$ETC/default.yaml" "$ETC/default.yaml.new" "$LIB" "$DOC"; do
+        clear_beside "$root$target"
     done
     while read -r _ _ to; do
-        new=$(beside "$root$to")
-        rm -rf "$new" "$new.old"
+        clear_beside "$root$to"
         ! is_our_file "$root$to" || rm -f "$root$to"
     done <<END
 $FILES
@@ -627,41 +624,38 @@ END
 
 make_package() {
     nothing='no package was made'
-    for PYTHON in /usr/bin/python3 python3; do
-        ! python_is_new_enough || exec "$PYTHON" -I -B "$here/config/packaging/build.py" "$@"
-    done
-    stop "there is no Python from 3.9 on"
+    choose_python
+    python_is_new_enough || stop "there is no Python from 3.9 on"
+    exec "$PYTHON" -I -B "$here/config/packaging/build.py" "$@"
 }
 
 # With a Python that has lxml and PyYAML: one of the host, with the distribution's packages,
 # or else a virtual environment in the clone, which needs a network.
 show_demo() {
-    venv=$here/.venv
-    found=
     cd "$here" || exit 1
-    for PYTHON in /usr/bin/python3 python3 python3.14 python3.13 python3.12 python3.11 python3.10 \
-        python3.9 "$venv/bin/python"; do
-        start_demo
-        [ -n "$found" ] || ! python_is_new_enough || found=$PYTHON
-    done
-    if [ "$(id -u)" = 0 ]; then
-        choose_python
-        [ -z "$packages" ] || ! install_libraries || start_demo
-        nothing='nothing was changed'
-    fi
+    choose_python
+    start_demo
+    found=$PYTHON
+    venv=$here/.venv
+    PYTHON=$venv/bin/python
+    start_demo
     PYTHON=$found
+    if [ "$(id -u)" = 0 ] && [ -n "$packages" ] && install_libraries; then
+        start_demo
+    fi
+    nothing='nothing was changed'
     python_is_new_enough || stop "the demo needs Python 3.9 or later"
     say "making a virtual environment in $venv"
     reason=$({ "$PYTHON" -m venv --clear "$venv" && "$venv/bin/python" -m pip install --quiet lxml PyYAML; } 2>&1) ||
         stop "cannot make a virtual environment with lxml and PyYAML in $venv: $(printf '%s' "$reason" | tail -n 1)" \
-            "install lxml and PyYAML for $PYTHON (Debian: python3-lxml python3-yaml; Fedora: python3-lxml python3-pyyaml)"
+            "install lxml and PyYAML for $PYTHON $BY_HAND"
     PYTHON=$venv/bin/python
     start_demo
 }
 
 # Becomes the demo, if PYTHON is able to.
 start_demo() {
-    ! python_is_new_enough || ! python_has_libraries || exec "$PYTHON" -B -m tests.demo
+    ! python_is_new_enough || ! python_has 'lxml.etree, yaml' || exec "$PYTHON" -B -m tests.demo
 }
 
 case $#:${1-}:${2-} in

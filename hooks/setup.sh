@@ -203,7 +203,8 @@ beside() {
 # us twice. Sets found if there was one.
 remove_gates() {
     for other in "$MAIN" "$DROPIN" "$CHAINED" "$DAEMON" "$DAEMON_DROPIN"; do
-        if [ "$other" != "$1" ] && [ "$other" != "$2" ] && ours "$root$other" "$GATE_MARK" && [ ! -L "$root$other" ]; then
+        case $other in "$1" | "$2") continue ;; esac
+        if ours "$root$other" "$GATE_MARK" && [ ! -L "$root$other" ]; then
             rm -f "$root$other" || refuse "cannot remove $root$other" || return
             found=yes
         fi
@@ -246,21 +247,19 @@ hang_up() {
 reload_daemon() {
     running=
     for daemon in virtqemud libvirtd; do
-        pid=
+        outcome="was reloaded and finds the hook"
         if [ -d /run/systemd/system ] && systemctl is-active --quiet "$daemon.service" 2>/dev/null; then
-            running=$daemon
             # ExecReload calls kill(1), which a small host may not have.
-            if systemctl reload "$daemon.service" 2>/dev/null ||
-                hang_up "$daemon" "$(systemctl show --property=MainPID --value "$daemon.service")"; then
-                say "  $daemon was reloaded and finds the hook"
-            else
-                say "  $daemon cannot be reloaded: restart it, so that it finds the hook"
-            fi
-        elif [ -r "/run/$daemon.pid" ] && { read -r pid <"/run/$daemon.pid" || [ -n "$pid" ]; } &&
-            hang_up "$daemon" "$pid"; then
-            running=$daemon
-            say "  $daemon was reloaded and finds the hook"
+            systemctl reload "$daemon.service" 2>/dev/null ||
+                hang_up "$daemon" "$(systemctl show --property=MainPID --value "$daemon.service")" ||
+                outcome="cannot be reloaded: restart it, so that it finds the hook"
+        else
+            pid=
+            { read -r pid <"/run/$daemon.pid"; } 2>/dev/null || :
+            hang_up "$daemon" "$pid" || continue
         fi
+        running=$daemon
+        say "  $daemon $outcome"
     done
     if [ -n "$running" ]; then
         return

@@ -1796,6 +1796,18 @@ def test_the_demo_takes_any_python_that_has_the_libraries(chroot: Chroot) -> Non
     assert shown == Result(0, "shown by 3.11\n", "")
 
 
+def test_a_package_is_made_by_any_python_that_is_new_enough(chroot: Chroot) -> None:
+    pretend_pythons(chroot, python3="old")
+    newer = chroot.top / "usr/bin/python3.11"
+    newer.write_text("#!/bin/sh\ncase \"$*\" in *version_info*) ;; *) echo \"$*\" ;; esac\n")
+    newer.chmod(0o755)
+
+    made = chroot("--package", "deb", "/tmp")
+
+    assert made.stderr == ""
+    assert made.stdout.splitlines()[-1] == "-I -B /clone/config/packaging/build.py deb /tmp"
+
+
 def test_with_destdir_no_package_is_installed(chroot: Chroot) -> None:
     pretend_packages(chroot, "exit 1")
 
