@@ -500,7 +500,8 @@ install_hook() {
     nothing='nothing was installed'
     if [ -z "$root" ]; then
         [ "$(id -u)" = 0 ] || stop "only root can install into /usr and /etc" "use sudo, or set DESTDIR"
-        check_host
+        # It tells unRAID's to set DESTDIR=/.
+        [ -n "${DESTDIR-}" ] || check_host
     fi
     check_package
     choose_gate || stop "$why" "$hint"

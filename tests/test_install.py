@@ -1692,6 +1692,16 @@ def test_a_host_whose_usr_is_an_image_is_told_what_to_do(
     assert {**tree(chroot.top), "dev/null": ""} == {**before, "dev/null": ""}
 
 
+def test_what_unraid_is_told_to_do_installs(chroot: Chroot) -> None:
+    (chroot.top / "etc/unraid-version").touch()
+    assert "run DESTDIR=/ ./install.sh in " in chroot().stderr
+
+    result = chroot(DESTDIR="/")
+
+    assert (result.status, result.stderr) == (0, "")
+    assert (chroot.top / MAIN).exists()
+
+
 @pytest.mark.parametrize("transactional", [True, False])
 def test_a_read_only_usr_is_recognized(chroot: Chroot, transactional: bool) -> None:
     if transactional:
