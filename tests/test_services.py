@@ -263,6 +263,20 @@ def test_a_unit_that_stops_with_the_service_it_needs_is_started_too(
     assert states(host, *names) == ["active", "active", "active", "inactive"]
 
 
+def test_a_scope_that_stops_with_a_service_is_not_said_to_start_again(
+    machine: MachineFactory,
+) -> None:
+    host = with_units(
+        machine("native-6.1"),
+        gdm=Unit(active="active", needed_by=("session-5.scope",)),
+        **{"session-5__scope": Unit(active="active")},
+    )
+
+    assert [step.undo.services for step in steps(host, wanting("gdm")) if step.undo] == [
+        ("gdm.service",)
+    ]
+
+
 def test_a_unit_whose_stop_would_stop_libvirtd_is_refused(machine: MachineFactory) -> None:
     host = with_units(
         machine("native-6.1"),

@@ -169,12 +169,14 @@ def _show(tree: Tree, name: str) -> str:
 def _start(tree: Tree, name: str) -> None:
     """src/core/dbus-manager.c, method_start_unit, and what unit_start() does then."""
     unit = _settled(tree, name)
-    if unit.load != "loaded":
+    # Only who made a scope can start it, and systemd forgets one that has ended.
+    load = "not-found" if name.endswith(".scope") else unit.load
+    if load != "loaded":
         reasons = {"not-found": "not found", "masked": "is masked"}
         raise _SystemctlError(
-            5 if unit.load == "not-found" else 1,
+            5 if load == "not-found" else 1,
             f"Failed to start {name}: Unit {name}"
-            f" {reasons.get(unit.load, 'has a bad unit file setting')}.",
+            f" {reasons.get(load, 'has a bad unit file setting')}.",
         )
     if _read(tree, "shutdown.target").job:
         raise _SystemctlError(

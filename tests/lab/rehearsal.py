@@ -138,7 +138,8 @@ class Rehearsed(Trial):
         tries = "n=$((n + 1)); [ $n -lt 240 ] || exit 1; sleep 0.25"
         found = f"grep -q '{text}' {last} /dev/null"
         answer = self.machine.run(f"n=0; until {found}; do {tries}; done", 120)
-        self.demand(answer.ok, f"{name}: no {text} in the diary")
+        if not self.demand(answer.ok, f"{name}: no {text} in the diary"):
+            self.machine.run(f"ls -l --full-time {DIARY}; cat {DIARY}/*; date; cat /run/lab-*.out")
 
     def check_left(self, name: str) -> None:
         """No claim, no process and no unit of a rehearsal is left."""

@@ -122,6 +122,8 @@ def _unit(block: str) -> Unit:
 def stopped_with(host: Host, unit: Unit) -> tuple[str, ...]:
     """The names of a unit and all running units that stop with it, in the order to start them.
 
+    Scopes are none of them: only who made one can start it (systemd.scope(5)).
+
     Those that would start it again, such as its socket, come before it: a socket does not
     start while its service runs. Those that depend on it come after it.
     """
@@ -132,6 +134,7 @@ def stopped_with(host: Host, unit: Unit) -> tuple[str, ...]:
     while found:
         triggers = [name for one in found for name in one.triggers]
         asked = [name for one in found for name in (*one.triggers, *one.dependents)]
+        asked = [name for name in asked if not name.endswith(".scope")]
         asked = [name for name in dict.fromkeys(asked) if name not in known]
         known.update(asked)
         found = tuple(one for one in units(host, asked) if one.running and one.startable)
