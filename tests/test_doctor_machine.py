@@ -154,6 +154,10 @@ IOMMU = [
     Case("no IOMMU", iommu.iommu, both(NO_IOMMU, complete_snapshot), "FAIL", "IOMMU"),
     grouped("alone in its group", "PASS", "group 1"),
     grouped(
+        "arm64, before the first driver", "PASS", "with its first driver",
+        iommu_off("ARM"), put("sys/class/iommu/smmu3.0x09050000/x", ""),
+    ),
+    grouped(
         "sound of the same card stays", "FAIL", "0000:01:00.1 (audio device, on snd_hda_intel)",
         SOUND,
     ),

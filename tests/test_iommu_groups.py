@@ -294,6 +294,48 @@ def test_a_device_behind_intel_vmd_is_in_no_group_and_vmd_is_named(
     assert error.hint.startswith("switch Intel VMD off in the firmware's setup")
 
 
+def of_device_tree(host: FakeHost, unit: str, release: str) -> None:
+    """An IOMMU, a root port in group 0, and a GPU behind it that never had a driver."""
+    port = (host.real(f"{PCI}/{GPU}") or "").rpartition("/")[0]
+    host.tree.remove(f"{PCI}/{GPU}/iommu_group")
+    host.tree.remove("sys/kernel/iommu_groups")
+    host.tree.remove("sys/class/iommu")
+    host.tree.link(f"{port}/iommu_group", "sys/kernel/iommu_groups/0")
+    host.tree.make_directory("sys/kernel/iommu_groups/0/devices")
+    host.tree.make_directory(f"sys/class/iommu/{unit}")
+    host.tree.put("proc/sys/kernel/osrelease", release)
+
+
+def test_a_gpu_of_arm64_gets_its_group_with_its_first_driver(machine: MachineFactory) -> None:
+    host = machine("efifb-6.12")
+    of_device_tree(host, "smmu3.0x0000000009050000", "6.12.117+deb13-arm64")
+    vm = parse(domain_xml(GPU))
+    planned = plan.plan_for(host, vm, Config())
+
+    events.prepare(host, vm, Config(), Log(host, "win11"))
+    FakeLibvirt(host).detach(GPU)
+    blocked = open_device(host, GPU)
+
+    assert (planned.verdict, blocked, group(host)) == (plan.START, [], "0")
+
+
+@pytest.mark.parametrize(
+    ("unit", "release"),
+    [
+        ("dmar0", "6.12.117+deb13-amd64"),
+        ("ivhd0", "6.12.117+deb13-amd64"),
+        ("smmu3.0x0000000009050000", "6.15.0-arm64"),
+    ],
+)
+def test_where_groups_are_made_with_the_device_none_will_come(
+    machine: MachineFactory, unit: str, release: str
+) -> None:
+    host = machine("efifb-6.12")
+    of_device_tree(host, unit, release)
+
+    assert "no IOMMU has it" in refusal(host, GPU).text
+
+
 def test_what_the_fake_kernel_lets_qemu_open(machine: MachineFactory) -> None:
     host = machine("efifb-6.1")
     FakeLibvirt(host).detach(GPU)

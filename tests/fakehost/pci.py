@@ -26,6 +26,7 @@ from . import fbdev, modules, nvidia, resources, sound, sysfb, vt
 from .tree import Tree
 
 BUS = "sys/bus/pci"
+_GROUPS = "sys/kernel/iommu_groups"
 VFIO = "vfio-pci"
 _CLASS_VGA = 0x0300
 _MEM, _ROM_SHADOW, _MEM_64 = 0x200, 0x2, 0x100000
@@ -223,7 +224,33 @@ def _override(tree: Tree, address: str) -> str | None:
     return text if text not in (None, "", "(null)") else None
 
 
+def group_to_join(tree: Tree, address: str) -> str | None:
+    """The IOMMU group that pci_dma_configure() puts a device into before its first probe.
+
+    Up to 6.14 of_iommu_configure() runs only then, and pci_device_group() takes the group of the
+    port above: ports are found before pci_request_acs(), so they have no ACS. Without one it is
+    a new group. So it was seen on arm64 with a device tree.
+    """
+    path = device_path(tree, address)
+    units = tree.list("sys/class/iommu")
+    at_once = tree.release() >= (6, 15, 0) or any(one.startswith(("dmar", "ivhd")) for one in units)
+    if not units or at_once or tree.exists(f"{path}/iommu_group"):
+        return None
+    above = tree.link_name(f"{path.rpartition('/')[0]}/iommu_group")
+    numbers = {*tree.list(_GROUPS)}
+    return above or next(str(one) for one in range(len(numbers) + 1) if str(one) not in numbers)
+
+
+def _configure_dma(tree: Tree, address: str) -> None:
+    group = group_to_join(tree, address)
+    if group is not None:
+        path = device_path(tree, address)
+        tree.link(f"{path}/iommu_group", f"{_GROUPS}/{group}")
+        tree.link(f"{_GROUPS}/{group}/devices/{address}", path)
+
+
 def _probe(tree: Tree, address: str, driver: str) -> None:
+    _configure_dma(tree, address)
     matching = native(tree, address)
     if not is_vfio_driver(driver) and _probe_fails(tree, address, driver):
         return

@@ -32,6 +32,8 @@ def refuse_unassignable(host: Host, assignment: Assignment) -> None:
         if group is None:
             if assignment.by_hand and iommu.is_optional(host):
                 continue
+            if iommu.comes_with_driver(host, address):
+                continue
             why, hint = iommu.why_none(host, address)
             raise RefusedError(
                 f"{why}: {address} is in no IOMMU group, so libvirt cannot assign it", hint=hint

@@ -15,12 +15,30 @@ from .host import Host
 from .pci import is_vfio, kind, pci_class_of
 
 _PCI, _GROUPS = "sys/bus/pci/devices", "sys/kernel/iommu_groups"
+_UNITS = "sys/class/iommu"
 _BRIDGE = "0x0604"
 
 
 def group_of(host: Host, address: str) -> str | None:
     """The number of the group of a PCI device; None if it is in none."""
     return host.link_name(f"{_PCI}/{address}/iommu_group")
+
+
+def comes_with_driver(host: Host, address: str) -> bool:
+    """Whether a PCI device that is in no group may get one when a driver is bound to it.
+
+    Where a device's IOMMU is in the device tree, IORT or VIOT, as on arm64, only dma_configure()
+    reads that, before the first probe: of_iommu_configure(), acpi_iommu_configure_id(). From
+    "iommu: Get DT/ACPI parsing into the proper probe path" (bcb81ac6ae3c, 6.15) on, as always
+    with Intel's and AMD's, a device has its group when it appears.
+    """
+    units = host.list(_UNITS)
+    return (
+        bool(units)
+        and not any(one.startswith(("dmar", "ivhd")) for one in units)
+        and kernel.release(host) < (6, 15, 0)
+        and host.link_name(f"{_PCI}/{address}/driver") is None
+    )
 
 
 def why_none(host: Host, address: str) -> tuple[str, str]:

@@ -55,6 +55,10 @@ def _group_finding(system: System, gpu_of_vm: Assignment) -> Finding:
     level = FAIL if gpu_of_vm.vm else WARN
     address, vm = gpu_of_vm.address, gpu_of_vm.vm
     group = machine_iommu.group_of(host, address)
+    if group is None and machine_iommu.comes_with_driver(host, address):
+        return passed(
+            "not known yet: an IOMMU of this kind may give it one with its first driver", of=title
+        )
     if group is None:
         why, hint = machine_iommu.why_none(host, address)
         return Finding(level, title, f"it is in no group: {why}", hint)

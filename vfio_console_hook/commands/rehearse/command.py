@@ -239,6 +239,8 @@ def _untried(host: Host, gpus: tuple[str, ...], addresses: tuple[str, ...]) -> s
     for one in gpus:
         group = iommu.group_of(host, one)
         if group is None:
+            if iommu.comes_with_driver(host, one):
+                continue
             return f"{one} is in no IOMMU group"
         others = iommu.blocking(host, group, addresses)
         if others:
