@@ -268,13 +268,29 @@ def test_a_scope_that_stops_with_a_service_is_not_said_to_start_again(
 ) -> None:
     host = with_units(
         machine("native-6.1"),
-        gdm=Unit(active="active", needed_by=("session-5.scope",)),
-        **{"session-5__scope": Unit(active="active")},
+        gdm=Unit(active="active", stop_s=0.2, needed_by=("session-5.scope",)),
+        **{"session-5__scope": Unit(active="active", transient=True)},
     )
+    host.patient = True
 
-    assert [step.undo.services for step in steps(host, wanting("gdm")) if step.undo] == [
-        ("gdm.service",)
-    ]
+    (step,) = steps(host, wanting("gdm"))
+    prepare(host, wanting("gdm"))
+
+    assert step.undo is not None
+    assert (step.undo.services, states(host, "session-5.scope")) == (("gdm.service",), ["inactive"])
+
+
+def test_a_unit_that_is_forgotten_while_it_stops_is_no_failure(machine: MachineFactory) -> None:
+    host = with_units(
+        machine("native-6.1"),
+        x=Unit(active="active", stop_s=0.2, needed_by=("y.service",)),
+        y=Unit(active="active", transient=True),
+    )
+    host.patient = True
+
+    StopUnits(("x.service", "y.service"), 5).apply(host)
+
+    assert states(host, "x.service", "y.service") == ["inactive", "inactive"]
 
 
 def test_a_unit_whose_stop_would_stop_libvirtd_is_refused(machine: MachineFactory) -> None:

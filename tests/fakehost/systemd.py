@@ -15,6 +15,7 @@ Each unit is a file systemd/NAME in the machine's directory:
     no_condition  a Condition...= in it does not hold, so a start does nothing
     burst         how often it may be started (StartLimitBurst=)
     by_hand       whether it may be stopped by hand (RefuseManualStop=)
+    transient     a program made it, a scope or by systemd-run; once it has stopped it is unknown
 
 fake/systemd/NAME holds how often it was started, and since when it is stopping.
 """
@@ -49,6 +50,7 @@ class Unit:
     no_condition: bool = False
     burst: int = 5
     by_hand: bool = True
+    transient: bool = False
 
 
 def install(tree: Tree) -> None:
@@ -61,8 +63,13 @@ def install(tree: Tree) -> None:
 def put(tree: Tree, name: str, unit: Unit) -> None:
     """Add a unit with its file, or change it."""
     tree.put(f"systemd/{name}", json.dumps(asdict(unit)))
-    if unit.load not in ("not-found", "masked"):
-        tree.put(f"usr/lib/systemd/system/{name}", "[Unit]")
+    # src/core/unit.c, unit_make_transient, and unit_unlink_state_files
+    folder = "run/systemd/transient" if unit.transient else "usr/lib/systemd/system"
+    if unit.transient and unit.active == "inactive":
+        tree.remove(f"{folder}/{name}")
+        tree.remove(f"systemd/{name}")
+    elif unit.load not in ("not-found", "masked"):
+        tree.put(f"{folder}/{name}", "[Unit]")
 
 
 def state(tree: Tree, name: str) -> str:
@@ -169,14 +176,12 @@ def _show(tree: Tree, name: str) -> str:
 def _start(tree: Tree, name: str) -> None:
     """src/core/dbus-manager.c, method_start_unit, and what unit_start() does then."""
     unit = _settled(tree, name)
-    # Only who made a scope can start it, and systemd forgets one that has ended.
-    load = "not-found" if name.endswith(".scope") else unit.load
-    if load != "loaded":
+    if unit.load != "loaded":
         reasons = {"not-found": "not found", "masked": "is masked"}
         raise _SystemctlError(
-            5 if load == "not-found" else 1,
+            5 if unit.load == "not-found" else 1,
             f"Failed to start {name}: Unit {name}"
-            f" {reasons.get(load, 'has a bad unit file setting')}.",
+            f" {reasons.get(unit.load, 'has a bad unit file setting')}.",
         )
     if _read(tree, "shutdown.target").job:
         raise _SystemctlError(

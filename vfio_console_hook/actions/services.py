@@ -39,8 +39,10 @@ class StopUnits(Action):
         # --no-block, because systemd's own timeout is too long: TimeoutStopSec= is 90 s by
         # default. A stop also cancels a queued start.
         error = _systemctl_error(host, "stop", "--no-block", "--", *self.units)
-        if error and not down():
-            raise RefusedError(f"{' and '.join(up)} cannot be stopped: {error}")
+        # A transient unit is unknown as soon as it has stopped with another one.
+        stays = [unit.name for unit in systemd.units(host, self.units) if unit.up] if error else []
+        if stays:
+            raise RefusedError(f"{' and '.join(stays)} cannot be stopped: {error}")
         wait_s = host.time_for(self.wait_s)
         if not host.wait(down, wait_s):
             raise RefusedError(

@@ -21,6 +21,9 @@ _UNIT_FILES = (
     "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system",
 )  # fmt: skip
 
+# Units that a program has made, which nothing else can start again.
+_TRANSIENT = "run/systemd/transient"
+
 DISPLAY_MANAGER = "display-manager.service"
 
 # Those that stop when a unit stops: the inverse of Requires=, Requisite=, BindsTo= and
@@ -122,7 +125,7 @@ def _unit(block: str) -> Unit:
 def stopped_with(host: Host, unit: Unit) -> tuple[str, ...]:
     """The names of a unit and all running units that stop with it, in the order to start them.
 
-    Scopes are none of them: only who made one can start it (systemd.scope(5)).
+    Transient units are none of them: scopes, and what systemd-run has made.
 
     Those that would start it again, such as its socket, come before it: a socket does not
     start while its service runs. Those that depend on it come after it.
@@ -134,7 +137,7 @@ def stopped_with(host: Host, unit: Unit) -> tuple[str, ...]:
     while found:
         triggers = [name for one in found for name in one.triggers]
         asked = [name for one in found for name in (*one.triggers, *one.dependents)]
-        asked = [name for name in asked if not name.endswith(".scope")]
+        asked = [name for name in asked if not host.exists(f"{_TRANSIENT}/{name}")]
         asked = [name for name in dict.fromkeys(asked) if name not in known]
         known.update(asked)
         found = tuple(one for one in units(host, asked) if one.running and one.startable)
