@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import __doc__ as manual
 from . import images, kernels, machine, matrix, retry, scenarios, tables, trials
+from .architectures import AMD64
 from .cache import BuildError, Cache, default_root
 from .debian import require_tools
 from .kernels import Built
@@ -25,6 +26,8 @@ from .stand_ins import with_modules
 
 # Under a time budget so many scenarios come before the first cells of the matrix.
 FIRST_IN_CI = 12
+# Where a scenario's firmware is not QEMU's own SeaBIOS.
+FIRMWARE = {"ovmf": images.ovmf, "u-boot": images.u_boot}
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -33,7 +36,7 @@ class Lab:
     """What all scenarios share: the built files, and the directory of results."""
 
     built: dict[tuple[str, tuple[str, ...], str], Built]
-    ovmf: Path
+    firmware: dict[str, Path]
     program: Path
     out: Path
 
@@ -41,11 +44,12 @@ class Lab:
         """The hardware of a scenario's machine."""
         return Hardware(
             gpus=scenario.gpus,
-            ovmf=self.ovmf if scenario.firmware == "ovmf" else None,
+            firmware=self.firmware.get(scenario.firmware),
             kernel_line=scenario.kernel_line,
             # A stand-in and the native driver want the same devices.
             blacklist_native=bool(scenario.stand_ins)
             or (not scenario.native_driver and "lab." not in scenario.kernel_line),
+            architecture=kernels.named(scenario.kernel).architecture,
             memory_mib=scenario.memory_mib,
         )
 
@@ -177,7 +181,10 @@ def fit(
 def build(cache: Cache, chosen: Sequence[Scenario], out: Path) -> Lab:
     """Build or find what the chosen scenarios boot from."""
     wanted = [kernels.named(name) for name in dict.fromkeys(s.kernel for s in chosen)]
-    require_tools(own_kernels=any(kernel.fragments for kernel in wanted))
+    require_tools(
+        own_kernels=any(kernel.fragments for kernel in wanted),
+        architectures={kernel.architecture for kernel in wanted},
+    )
     out.mkdir(parents=True, exist_ok=True)
     program = out / "program.tar"
     program.write_bytes(images.program(REPOSITORY))
@@ -188,7 +195,8 @@ def build(cache: Cache, chosen: Sequence[Scenario], out: Path) -> Lab:
         if one.root:
             whole = replace(whole, root=images.root(cache, whole.kernel.root, one.root))
         built[parts_of(one)] = whole
-    return Lab(built, images.ovmf(cache), program, out)
+    firmware = {one: FIRMWARE[one](cache) for one in {s.firmware for s in chosen} & {*FIRMWARE}}
+    return Lab(built, firmware, program, out)
 
 
 def parts_of(scenario: Scenario) -> tuple[str, tuple[str, ...], str]:
@@ -271,12 +279,17 @@ def print_list() -> None:
 def shell(cache: Cache, name: str) -> int:
     """Open a root shell in a machine with this kernel and one GPU; QEMU's exit status."""
     kernel = kernels.named(name)
-    require_tools(own_kernels=bool(kernel.fragments))
+    require_tools(own_kernels=bool(kernel.fragments), architectures=(kernel.architecture,))
     built = kernels.build(cache, kernel)
     program = cache.root / "program.tar"
     program.write_bytes(images.program(REPOSITORY))
     print("leave with ctrl-a x; the working tree is in /root/vfio-console-hook", flush=True)
-    hardware = Hardware((Gpu(),), images.ovmf(cache), kernel_line="lab.shell")
+    if kernel.architecture is AMD64:
+        hardware = Hardware((Gpu(),), images.ovmf(cache), "lab.shell")
+    else:
+        hardware = Hardware(
+            (scenarios.BOCHS,), images.u_boot(cache), "lab.shell", architecture=kernel.architecture
+        )
     return machine.interactive(hardware, built, program)
 
 

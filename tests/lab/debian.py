@@ -15,9 +15,10 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from .architectures import AMD64, Architecture
 from .cache import BuildError, Cache, command
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -28,7 +29,6 @@ _MERGED_USR = "/usr/share/mmdebstrap/hooks/merged-usr"
 
 # Program -> Debian package that has it.
 TOOLS = {
-    "qemu-system-x86_64": "qemu-system-x86",
     "mmdebstrap": "mmdebstrap",
     "mksquashfs": "squashfs-tools",
     "depmod": "kmod",
@@ -43,12 +43,15 @@ FILES = {"/usr/share/seabios/vgabios-stdvga.bin": "seabios", str(KEYRING): "debi
 KERNEL_FILES = {"/usr/include/libelf.h": "libelf-dev", "/usr/include/openssl/ssl.h": "libssl-dev"}
 
 
-def require_tools(*, own_kernels: bool) -> None:
+def require_tools(
+    *, own_kernels: bool, architectures: Collection[Architecture] = (AMD64,)
+) -> None:
     """Install the programs that the lab calls, if they are missing.
 
     Raises BuildError with the command to run when it may not install them.
     """
     programs = {**TOOLS, **(KERNEL_TOOLS if own_kernels else {})}
+    programs |= {one.emulator: one.package for one in architectures}
     files = {**FILES, **(KERNEL_FILES if own_kernels else {})}
     missing = [package for program, package in programs.items() if not shutil.which(program)]
     missing += [package for path, package in files.items() if not os.path.exists(path)]
@@ -87,15 +90,25 @@ def _answer(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 class Suite:
-    """One suite of the archive, with an optional overlay such as backports.
+    """One suite of the archive for one architecture, with an optional overlay such as backports.
 
     with_source: its lists have the source packages too, for unpack_source().
     """
 
-    def __init__(self, cache: Cache, name: str, *, with_source: bool = False) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        name: str,
+        architecture: Architecture = AMD64,
+        *,
+        with_source: bool = False,
+    ) -> None:
         self.name = name
+        self.architecture = architecture
         base = name[: -len("-backports")] if name.endswith("-backports") else name
         place = f"{name}-source" if with_source else name
+        if architecture is not AMD64:
+            place = f"{place}-{architecture.debian}"
         self._root = cache.root / "apt" / place
         self._log = cache.root / "logs" / f"apt-{place}.log"
         self.sources = [
@@ -132,7 +145,8 @@ class Suite:
     def extract(self, packages: Sequence[str], root: Path, log: Path) -> None:
         """Make a root with packages and what they depend on, all extracted, none configured."""
         words = [*MMDEBSTRAP, "--variant=extract", f"--hook-dir={_MERGED_USR}"]
-        words.append(f"--include={','.join(packages)}")
+        words.append(f"--architectures={self.architecture.debian}")
+        words += [f"--include={one}" for one in packages]  # a pattern has to stand alone
         command([*words, self.name, root, *self.sources], log=log)
 
     def unpack_source(self, package: str, version: str, directory: Path, log: Path) -> None:
@@ -223,8 +237,8 @@ class Suite:
             "Dir::Etc::sourcelist": self._root / "etc" / "sources.list",
             "Dir::Etc::sourceparts": "/dev/null",
             "Dir::Etc::preferencesparts": "/dev/null",
-            "APT::Architecture": "amd64",
-            "APT::Architectures": "amd64",
+            "APT::Architecture": self.architecture.debian,
+            "APT::Architectures": self.architecture.debian,
             "APT::Sandbox::User": "root",
             "Acquire::Check-Valid-Until": "false",
             "Acquire::Languages": "none",

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import modular
+from . import foreign, modular
+from .architectures import AMD64, Architecture
 from .cache import Cache, command, sha256
 from .debian import MMDEBSTRAP, Suite
 
@@ -30,7 +31,6 @@ PACKAGES = (
     "dbus",
     "libvirt-daemon-system",
     "libvirt-clients",
-    "qemu-system-x86",
     "python3",
     "python3-lxml",
     "python3-yaml",
@@ -66,6 +66,9 @@ EXTRAS = {
 }
 # Not every release of OVMF lights these GPUs; this one does.
 FIRMWARE_SUITE = "bookworm"
+U_BOOT_SUITE = "trixie"
+SQUASHED = "root.squashfs"
+_SQUASH = ("-no-progress", "-comp", "zstd", "-Xcompression-level", "6")
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,19 @@ VARIANTS = {
 }
 
 
-def root(cache: Cache, suite_name: str, variant_name: str = "") -> Path:
-    """A squashfs with a Debian release that has libvirtd, QEMU and Python; or a variant of it."""
+def root(
+    cache: Cache, suite_name: str, variant_name: str = "", architecture: Architecture = AMD64
+) -> Path:
+    """A squashfs with a Debian release that has libvirtd, QEMU and Python; or a variant of it.
+
+    That of another architecture has no variants.
+    """
+    if architecture is not AMD64:
+        return _foreign_root(Suite(cache, suite_name, architecture), cache)
     plain = Variant(EXTRAS.get(suite_name, ()))
     variant = VARIANTS[variant_name] if variant_name else plain
     suite = Suite(cache, variant.suite or suite_name)
-    packages = (*variant.init, *PACKAGES, *variant.packages)
+    packages = (*variant.init, *PACKAGES, architecture.package, *variant.packages)
     recipe: dict[str, object] = {"suite": suite.name, "packages": suite.versions(packages)}
     hooks = list(variant.hooks)
     if variant.modular:
@@ -133,18 +143,47 @@ def root(cache: Cache, suite_name: str, variant_name: str = "") -> Path:
         argv = [*MMDEBSTRAP, "--variant=minbase", f"--include={','.join(packages)}"]
         argv += [f"--customize-hook={hook}" for hook in hooks]
         command([*argv, suite.name, tree, *suite.sources], log=log)
-        squash: list[str | Path] = [
-            "mksquashfs",
-            "-",
-            directory / "root.squashfs",
-            "-tar",
-            "-no-progress",
-        ]
-        command([*squash, "-comp", "zstd", "-Xcompression-level", "6"], log=log, stdin=tree)
+        command(["mksquashfs", "-", directory / SQUASHED, "-tar", *_SQUASH], log=log, stdin=tree)
         tree.unlink()
 
-    name = "-".join(filter(None, ("root", suite_name, variant_name)))
-    return cache.build(name, recipe, make) / "root.squashfs"
+    return cache.build(root_name(suite_name, variant_name), recipe, make) / SQUASHED
+
+
+def root_name(suite: str, variant: str = "", architecture: Architecture = AMD64) -> str:
+    """The name of a root in the cache."""
+    of = "" if architecture is AMD64 else architecture.debian
+    return "-".join(filter(None, ("root", suite, variant, of)))
+
+
+def _foreign_root(suite: Suite, cache: Cache) -> Path:
+    packages = (*SYSTEMD, *PACKAGES, suite.architecture.package)
+    recipe = {
+        "suite": suite.name,
+        "packages": suite.versions((foreign.ESSENTIAL, *packages)),
+        "by": sha256(Path(foreign.__file__)),
+    }
+
+    def make(directory: Path, log: Path) -> None:
+        tree = directory / "tree"
+        foreign.unpack(suite, packages, tree, log)
+        command(["mksquashfs", tree, directory / SQUASHED, *_SQUASH], log=log)
+        shutil.rmtree(tree)
+
+    name = root_name(suite.name, architecture=suite.architecture)
+    return cache.build(name, recipe, make) / SQUASHED
+
+
+def u_boot(cache: Cache) -> Path:
+    """U-Boot for QEMU's board of arm64, one that has a driver for bochs-display (u_boot.py)."""
+    suite = Suite(cache, U_BOOT_SUITE)
+    version = suite.versions(["u-boot-qemu"])["u-boot-qemu"]
+
+    def make(directory: Path, log: Path) -> None:
+        suite.unpack("u-boot-qemu", version, directory / "unpacked", log)
+        shutil.copy(directory / "unpacked/usr/lib/u-boot/qemu_arm64/u-boot.bin", directory)
+        shutil.rmtree(directory / "unpacked")
+
+    return cache.build("u-boot", {"u-boot-qemu": version}, make) / "u-boot.bin"
 
 
 def ovmf(cache: Cache) -> Path:
@@ -161,12 +200,17 @@ def ovmf(cache: Cache) -> Path:
     return cache.build("ovmf", {"ovmf": version}, make)
 
 
-def initrd(cache: Cache, name: str, modules: Sequence[tuple[str, bytes]]) -> Path:
+def initrd(
+    cache: Cache,
+    name: str,
+    modules: Sequence[tuple[str, bytes]],
+    architecture: Architecture = AMD64,
+) -> Path:
     """An initrd that mounts the root, copies guest/ into it and starts its init.
 
     modules are kernel modules (name, uncompressed content) in loading order.
     """
-    suite = Suite(cache, FIRMWARE_SUITE)
+    suite = Suite(cache, FIRMWARE_SUITE, architecture)
     busybox = suite.versions(["busybox-static"])["busybox-static"]
     guest = {path.name: sha256(path) for path in sorted(GUEST.iterdir()) if path.is_file()}
     early = [[module, hashlib.sha256(content).hexdigest()] for module, content in modules]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import images
+from .architectures import AMD64, ARM64, Architecture
 from .cache import UNUSED_AFTER_S, BuildError, Cache, command, sha256
 from .debian import Suite
 
@@ -34,6 +35,7 @@ class Kernel:
     fragments is empty for Debian's own image, otherwise names files in config/ that are
     merged over base.config, in this order, for a build from linux-source. abi is that of one
     release of Debian's, such as "6.16.12+deb13-amd64"; "" means the newest of the suite.
+    Only Debian's own image can be of another architecture.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Kernel:
     suites: tuple[str, ...]
     fragments: tuple[str, ...] = ()
     abi: str = ""
+    architecture: Architecture = AMD64
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ KERNELS = (
         Kernel(name, "trixie", ("trixie-backports",), abi=f"{name}+deb13-amd64")
         for name in ("6.16.12", "6.17.13", "6.18.15", "6.19.14", "7.0.13", "7.1.13")
     ),
+    Kernel("arm64-6.12", root="trixie", suites=("trixie",), architecture=ARM64),
     Kernel("own-6.12", root="trixie", suites=("trixie",), fragments=("simpledrm",)),
     Kernel("own-7", root="trixie", suites=NEWEST, fragments=("efidrm",)),
     # For BOOTFB, which Debian's 6.1 never has.
@@ -99,8 +103,8 @@ def build(cache: Cache, kernel: Kernel) -> Built:
         release,
         image=directory / "vmlinuz",
         modules=directory / "modules.squashfs",
-        initrd=images.initrd(cache, kernel.name, modules),
-        root=images.root(cache, kernel.root),
+        initrd=images.initrd(cache, kernel.name, modules, kernel.architecture),
+        root=images.root(cache, kernel.root, architecture=kernel.architecture),
     )
 
 
@@ -133,7 +137,8 @@ def seconds_to_build(cache: Cache, kernel: Kernel, before: Collection[str] = ())
     if kernel.fragments:
         built = [other.suites for other in map(named, before) if other.fragments]
         cost = 120.0 if kernel.suites in built else 900.0
-    names = {f"kernel-{kernel.name}": cost, f"root-{kernel.root}": 120.0}
+    root = images.root_name(kernel.root, "", kernel.architecture)
+    names = {f"kernel-{kernel.name}": cost, root: 120.0}
     return sum(cost for name, cost in names.items() if not _built(cache, name))
 
 
@@ -154,7 +159,7 @@ def _from_package(cache: Cache, kernel: Kernel) -> Path:
     Up to 6.18 one linux-image package holds all; later it is spread over
     linux-base, linux-binary and linux-modules, with the image beside the modules.
     """
-    suite = Suite(cache, kernel.suites[0])
+    suite = Suite(cache, kernel.suites[0], kernel.architecture)
     packages, pooled = _packages_of(suite, kernel.abi)
 
     def make(directory: Path, log: Path) -> None:
@@ -184,7 +189,7 @@ def _packages_of(suite: Suite, abi: str) -> tuple[dict[str, str], list[str]]:
     Raises BuildError.
     """
     if not abi:
-        found = suite.versions(["linux-image-amd64"])
+        found = suite.versions([f"linux-image-{suite.architecture.debian}"])
         kinds = ("linux-image-", "linux-base-", "linux-binary-", "linux-modules-")
         return {
             name: version

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from . import u_boot
+from .architectures import AMD64, ARM64, Architecture
 from .kernels import Built
 from .pictures import Picture, read_ppm
 
@@ -27,9 +29,7 @@ LIFE_S = 1500
 PORT = "vfio-lab"
 
 KERNEL_LINE = (
-    "console=tty0 console=ttyS0 intel_iommu=on iommu=pt panic=-1"
-    # A busy machine sometimes panics in check_timer.
-    " no_timer_check"
+    "console=tty0 {of_architecture} panic=-1"
     # Hang detectors use wall-clock time, of which an emulated CPU gets little.
     " nowatchdog"
     # Off unless a scenario needs it; a later apparmor=1 overrides this.
@@ -69,10 +69,11 @@ class Hardware:
     """What QEMU emulates, and the words for the kernel line."""
 
     gpus: tuple[Gpu, ...]
-    ovmf: Path | None  # the directory with OVMF; None means SeaBIOS
+    firmware: Path | None  # the directory with OVMF, or U-Boot; None means SeaBIOS
     kernel_line: str = ""
     blacklist_native: bool = True
     accelerator: str = "tcg,thread=multi"
+    architecture: Architecture = AMD64
     memory_mib: int = 2048
 
 
@@ -93,7 +94,8 @@ class Answer:
 def kernel_line(hardware: Hardware) -> str:
     """The whole kernel line of a machine."""
     never = NEVER_LOADED + (NATIVE_DRIVERS if hardware.blacklist_native else ())
-    words = (KERNEL_LINE, f"modprobe.blacklist={','.join(never)}", hardware.kernel_line)
+    always = KERNEL_LINE.format(of_architecture=hardware.architecture.kernel_line)
+    words = (always, f"modprobe.blacklist={','.join(never)}", hardware.kernel_line)
     return " ".join(word for word in words if word)
 
 
@@ -101,12 +103,9 @@ def qemu_arguments(hardware: Hardware, built: Built, program: Path, directory: P
     """QEMU's command line without the serial console, the agent's port and QMP."""
     # One CPU: with two, QEMU's emulation sometimes executes the breakpoint of the kernel's
     # code patching (Oops: int3), and machines take longer.
-    argv = ["qemu-system-x86_64", "-accel", hardware.accelerator, "-cpu", "max", "-smp", "1"]
-    argv += ["-m", str(hardware.memory_mib), "-machine", "q35,kernel-irqchip=split"]
-    argv += ["-device", "intel-iommu,intremap=on,caching-mode=on"]
+    argv = [hardware.architecture.emulator, "-accel", hardware.accelerator, "-smp", "1"]
+    argv += ["-m", str(hardware.memory_mib), *hardware.architecture.board]
     argv += ["-nodefaults", "-no-reboot", "-display", "none"]
-    argv += ["-kernel", str(built.image), "-initrd", str(built.initrd)]
-    argv += ["-append", kernel_line(hardware)]
     for number, gpu in enumerate(hardware.gpus):
         place = f"bus=pcie.0,addr={5 + number:#x}"
         if not gpu.on_root_bus:
@@ -121,17 +120,30 @@ def qemu_arguments(hardware: Hardware, built: Built, program: Path, directory: P
             argv += ["-device", codec]
         if gpu.usb:
             argv += ["-device", f"qemu-xhci,id=usb{number},{place},addr=0.2"]
-    for number, disk in enumerate((built.root, built.modules, program)):
+    disks = [str(disk) for disk in (built.root, built.modules, program)]
+    if hardware.architecture is ARM64:
+        argv += ["-bios", str(hardware.firmware)]
+        boot = (directory / "boot", built.image, built.initrd, kernel_line(hardware))
+        disks.append(u_boot.disk(*boot))
+    else:
+        argv += ["-kernel", str(built.image), "-initrd", str(built.initrd)]
+        argv += ["-append", kernel_line(hardware)]
+        argv += _pc_firmware(hardware, directory)
+    for number, disk in enumerate(disks):
         drive = f"file={disk},format=raw,if=none,readonly=on,id=disk{number}"
         place = f"bus=pcie.0,addr={0x10 + number:#x}"
         argv += ["-drive", drive, "-device", f"virtio-blk-pci,drive=disk{number},{place}"]
-    if hardware.ovmf:
-        variables = directory / "ovmf-vars.fd"
-        shutil.copy(hardware.ovmf / "OVMF_VARS_4M.fd", variables)
-        code = hardware.ovmf / "OVMF_CODE_4M.fd"
-        argv += ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}"]
-        argv += ["-drive", f"if=pflash,unit=1,format=raw,file={variables}"]
     return argv
+
+
+def _pc_firmware(hardware: Hardware, directory: Path) -> list[str]:
+    if not hardware.firmware:
+        return []
+    variables = directory / "ovmf-vars.fd"
+    shutil.copy(hardware.firmware / "OVMF_VARS_4M.fd", variables)
+    code = hardware.firmware / "OVMF_CODE_4M.fd"
+    argv = ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}"]
+    return [*argv, "-drive", f"if=pflash,unit=1,format=raw,file={variables}"]
 
 
 def interactive(hardware: Hardware, built: Built, program: Path) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from . import kernels
+from .architectures import AMD64
 from .cache import Cache
 from .scenarios import BOCHS, BOCHS_DRM, EFIFB, VGA, After, Scenario
 
@@ -91,7 +92,11 @@ def _cells(names: Sequence[str], hooks: Sequence[Hook]) -> tuple[Cell, ...]:
     )
 
 
-DEBIAN_KERNELS = tuple(kernel.name for kernel in kernels.KERNELS if not kernel.fragments)
+DEBIAN_KERNELS = tuple(
+    kernel.name
+    for kernel in kernels.KERNELS
+    if not kernel.fragments and kernel.architecture is AMD64
+)
 MATRIX = _cells(DEBIAN_KERNELS, (OURS,))
 AGAINST = _cells(COMPARED, (NONE, SCRIPT))
 CELLS = {cell.scenario().name: cell for cell in (*MATRIX, *AGAINST)}

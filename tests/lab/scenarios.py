@@ -100,6 +100,7 @@ class Scenario:
         kinds |= {"rehearsed": 60.0 * self.cycles, "rehearsal-killed": 900.0}
         kinds |= {"nvidia-two": 150.0, "nvidia-counted": 60.0}
         more = kinds.get(self.kind, 0.0)
+        more += 400.0 if self.firmware == "u-boot" else 0.0  # a VM of arm64 in arm64
         return 100.0 + 35.0 * self.cycles + (30.0 if self.refused else 0.0) + more
 
 
@@ -692,6 +693,7 @@ SCENARIOS = (
         ),
     ),
     *_DESKTOPS_NOT_SEEN,
+    Scenario("arm64-efifb", "arm64-6.12", EFIFB, gpus=(BOCHS,), firmware="u-boot", cycles=1),
     Scenario(
         "rehearsed-efifb-6.12",
         "6.12",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import struct
 import threading
+import zlib
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import pytest
 
 from ..natives import STAND_IN_MODULES, STAND_INS
 from . import __main__ as command_line
-from . import debian, images, kernels, modular, stand_ins
+from . import debian, images, kernels, modular, stand_ins, u_boot
+from .architectures import ARM64
 from .cache import Cache
 from .dropin import disorder
+from .machine import Gpu, Hardware, qemu_arguments
 from .pictures import Picture, read_ppm
 from .scenarios import SCENARIOS
 from .vm import GuestGpu, domain_xml, mapped_bars, read_gpu
@@ -247,3 +251,30 @@ def test_each_stand_in_has_its_source_and_a_row_for_the_fake_kernel() -> None:
     assert {name for name in named if not (stand_ins.SOURCES / f"{name}.c").exists()} == set()
     drives_nothing = {"class_0302", "foreign"}
     assert named - drives_nothing <= {*STAND_INS, *STAND_IN_MODULES}
+
+
+def test_u_boot_finds_the_checksums_of_its_script_right() -> None:
+    # As mkimage writes it: checksums of header and data, and before the text its length.
+    made = u_boot.script(b"bootefi\n")
+
+    magic, checksum, _, size, _, _, of_data = struct.unpack(">7I", made[:28])
+    header, data = made[:4] + bytes(4) + made[8:64], made[64:]
+    assert (magic, size, data[8:]) == (0x27051956, len(data), b"bootefi\n")
+    assert (checksum, of_data) == (zlib.crc32(header), zlib.crc32(data))
+    assert struct.unpack(">II", data[:8]) == (len(b"bootefi\n"), 0)
+
+
+def test_a_machine_of_arm64_boots_its_kernel_and_line_from_a_disk(tmp_path: Path) -> None:
+    kernel = kernels.named("arm64-6.12")
+    files = (tmp_path / name for name in ("kernel", "modules", "initrd", "root"))
+    built = kernels.Built(kernel, "6.12", *files)
+    hardware = Hardware((Gpu("bochs-display"),), Path("/u-boot"), "quiet", architecture=ARM64)
+
+    argv = qemu_arguments(hardware, built, tmp_path / "program", tmp_path)
+
+    line = (tmp_path / "boot/boot.scr").read_bytes()
+    assert argv[0] == "qemu-system-aarch64" and "-kernel" not in argv
+    assert f"file=fat:{tmp_path}/boot,format=raw,if=none,readonly=on,id=disk3" in argv
+    assert (tmp_path / "boot/vmlinuz").readlink() == built.image
+    assert b"console=ttyAMA0" in line and b"quiet" in line and b"ttyS0" not in line
+    assert "intel-iommu" not in " ".join(argv)

@@ -10,6 +10,7 @@ import pytest
 
 from . import __main__ as command_line
 from . import kernel_log, matrix, tables
+from .architectures import AMD64
 from .kernels import KERNELS
 from .observation import Console, Observation, Outlook, broken_promises, outlook_of
 from .result import Outcome, Result
@@ -109,7 +110,12 @@ def test_of_several_faults_the_gravest_is_found_without_its_time(
 def test_every_kernel_of_debian_has_every_configuration_once() -> None:
     scenarios = matrix.scenarios(matrix.MATRIX)
 
-    debian = {kernel.name for kernel in KERNELS if not kernel.fragments}
+    # The cells are of PCs: they ask for OVMF, and for class 0300.
+    debian = {
+        kernel.name
+        for kernel in KERNELS
+        if not kernel.fragments and kernel.architecture is AMD64
+    }
     pairs = {(s.kernel, s.gpus, s.native_driver) for s in scenarios}
     assert len(pairs) == len(scenarios) == 4 * len(debian)
     assert {s.kernel for s in scenarios} == debian

@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import kernel_log, monitors, phases, predicted, printed, scenarios, share
+from . import kernel_log, kernels, monitors, phases, predicted, printed, scenarios, share
+from .architectures import IDLE
 from .machine import LostMachine, Machine
 from .monitors import LIT_AT_LEAST, OTHER_TEXT, TEXT
 from .pictures import Picture
@@ -112,7 +113,12 @@ class Trial:
             return False
         if self.scenario.hook and not self.install():
             return False
-        xml = domain_xml(self.leaving, others=self.other_devices())
+        architecture = kernels.named(self.scenario.kernel).architecture
+        if architecture.idle:
+            self.machine.put(IDLE, architecture.idle)
+        xml = domain_xml(
+            self.leaving, others=self.other_devices(), architecture=architecture
+        )
         self.machine.put(DOMAIN_FILE, xml.encode())
         define = self.machine.run(f"virsh define {DOMAIN_FILE}")
         if not self.demand(define.ok, f"virsh define: {define.stderr.strip()}"):

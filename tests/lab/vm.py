@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from .architectures import AMD64, Architecture
+
 
 @dataclass(frozen=True)
 class GuestGpu:
@@ -32,7 +34,11 @@ UUID = "6b1c2c0e-3f0d-4c57-9d61-3a3f6f1f0a01"
 
 
 def domain_xml(
-    gpus: tuple[GuestGpu, ...], name: str = VM, uuid: str = UUID, others: tuple[str, ...] = ()
+    gpus: tuple[GuestGpu, ...],
+    name: str = VM,
+    uuid: str = UUID,
+    others: tuple[str, ...] = (),
+    architecture: Architecture = AMD64,
 ) -> str:
     """A VM of 64 MiB without a disk, with the GPUs and the devices at other addresses."""
     hostdevs = ""
@@ -48,10 +54,10 @@ def domain_xml(
 <uuid>{uuid}</uuid>
 <memory unit='MiB'>64</memory>
 <vcpu>1</vcpu>
-<os><type arch='x86_64' machine='q35'>hvm</type></os>
+<os>{architecture.os}</os>
 <on_poweroff>destroy</on_poweroff>
 <devices>
-<emulator>/usr/bin/qemu-system-x86_64</emulator>
+<emulator>/usr/bin/{architecture.emulator}</emulator>
 <controller type='usb' model='none'/>
 <memballoon model='none'/>
 <video><model type='none'/></video>
