@@ -425,8 +425,11 @@ class WaylandTerminate(WaylandOutlives):
 
     def check_console(self, name: str, number: int) -> None:
         """The user logs in again."""
-        # Without a GPU one session after the other may have failed.
-        self.machine.run(f"systemctl reset-failed {self.manager}; systemctl restart {self.manager}")
+        # A session that has begun beside the VM found no GPU, and its compositor waits for one.
+        self.machine.run(
+            f"systemctl stop {self.manager} user@1000.service; systemctl reset-failed"
+            f" {self.manager}; systemctl start {self.manager}", 180
+        )  # fmt: skip
         super().check_console(name, number)
 
 
