@@ -198,6 +198,18 @@ def test_a_driver_that_cannot_be_loaded_is_in_the_refusal(
     )
 
 
+def test_a_modprobe_of_busybox_is_not_taken_for_a_missing_driver(machine: MachineFactory) -> None:
+    # busybox has no --resolve-alias, so it fails as kmod does for a device without a module.
+    host = machine(lit_first("6.1", shadow=True, module=False))
+    host.tree.text_link("sbin/modprobe", "/bin/busybox")
+
+    with pytest.raises(RefusedError) as caught:
+        events.prepare(host, VM, config(host_driver="load"), Log(host, "win11"))
+
+    assert caught.value.text.endswith("busybox's modprobe does not tell which driver is for it,"
+                                      " kmod's does")  # fmt: skip
+
+
 def test_the_plan_reports_that_one_gpu_removes_the_console_of_the_other_that_leaves_too(
     machine: MachineFactory,
 ) -> None:

@@ -14,10 +14,14 @@ _MODPROBE = "/sbin/modprobe"
 
 @dataclass(frozen=True)
 class Candidates:
-    """The modules that modprobe finds for a device, and those of them that are blacklisted."""
+    """The modules that modprobe finds for a device, and those of them that are blacklisted.
+
+    silent: this modprobe tells of none, as busybox's does (modutils/modprobe.c, its options).
+    """
 
     found: tuple[str, ...] = ()
     blacklisted: tuple[str, ...] = ()
+    silent: bool = False
 
     @property
     def allowed(self) -> tuple[str, ...]:
@@ -26,6 +30,8 @@ class Candidates:
     @property
     def why_none(self) -> str:
         """Why none is allowed: a clause for people."""
+        if self.silent:
+            return "busybox's modprobe does not tell which driver is for it, kmod's does"
         return f"{self.found[0]} is blacklisted" if self.found else "no driver for it is installed"
 
 
@@ -39,7 +45,8 @@ def candidates(host: Host, name: str) -> Candidates:
     try:
         modules = tuple(host.run(_MODPROBE, "--resolve-alias", name).split())
     except HostError:
-        return Candidates()  # modprobe fails for a device without a module
+        # modprobe fails for a device without a module.
+        return Candidates(silent=host.link_name(_MODPROBE.lstrip("/")) == "busybox")
     never = _blacklisted(host)
     return Candidates(modules, tuple(module for module in modules if module in never))
 
