@@ -98,7 +98,7 @@ class Trial:
         """Install the program, define the VM, find the console; whether all that succeeded."""
         self.machine.note("set up")
         ready = "until virsh -q list >/dev/null 2>&1; do sleep 1; done"
-        if not self.demand(self.machine.run(ready, 180).ok, "libvirtd did not come up"):
+        if not self.demand(self.machine.run(ready, 400).ok, "libvirtd did not come up"):
             return False
         # From here on no other text is written to the console in the pictures.
         self.machine.run("dmesg -n 1; udevadm settle -t 60")
