@@ -34,6 +34,7 @@ _LINKS = {
 }
 _USERS = """\
 g libvirt -
+g libvirt-qemu 64055
 u libvirt-qemu 64055:kvm "Libvirt Qemu" /var/lib/libvirt
 """
 
