@@ -722,7 +722,7 @@ SCENARIOS = (
         "6.12",
         EFIFB,
         holder=Reservation("foreign", ""),
-        refused=r"by foreign",
+        refused=r"foreign reserves c0c00000-c0c0ffff",
         stand_ins=("foreign",),
         cycles=1,
         kind="rehearsed",
