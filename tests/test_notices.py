@@ -584,7 +584,7 @@ def test_the_process_is_ended_after_its_time_and_nothing_waits_for_it(tmp_path: 
     began = time.monotonic()
 
     def become() -> None:
-        Host().become(program, environment={}, text="", timeout_s=1)
+        Host().become(program, environment={}, text="", timeout_s=3)
 
     worker.detach(become)
     returned_s = time.monotonic() - began
@@ -593,4 +593,4 @@ def test_the_process_is_ended_after_its_time_and_nothing_waits_for_it(tmp_path: 
     while os.path.exists(f"/proc/{pid}"):
         assert time.monotonic() < began + 20
         time.sleep(0.05)
-    assert returned_s < 0.5
+    assert returned_s < 2.5

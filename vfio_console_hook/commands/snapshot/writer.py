@@ -352,11 +352,18 @@ def _nvidia(host: Host) -> Iterator[Entry]:
 
 
 def _beside_gpus(host: Host) -> Iterator[Entry]:
-    """What the other functions of a GPU's card, and of its IOMMU group, are, and their drivers."""
+    """What the other functions of a GPU's card, and of its IOMMU group, are, and their drivers.
+
+    A GPU that is in no group yet comes into that of its port.
+    """
     beside: dict[str, None] = {}
     for gpu in gpus_of_host(host):
         beside.update(dict.fromkeys(card.functions(host, gpu)))
         group = iommu.group_of(host, gpu)
+        if group is None and iommu.comes_with_driver(host, gpu):
+            yield from _links(host, "sys/class/iommu/*")
+            port = (host.real(f"sys/bus/pci/devices/{gpu}") or "").rpartition("/")[0]
+            group = host.link_name(f"{port}/iommu_group")
         beside.update(dict.fromkeys(iommu.others_in(host, group, ()) if group else ()))
     for path in (f"sys/bus/pci/devices/{one}" for one in sorted(beside)):
         if not _is_gpu_or_sound(host, path):
