@@ -703,6 +703,23 @@ SCENARIOS = (
         cycles=1,
     ),
     Scenario("started-6.12", "6.12", EFIFB, kind="started", cycles=1),
+    Scenario(
+        "rehearsed-reserved",
+        "6.12",
+        EFIFB,
+        holder=Reservation("foreign", ""),
+        refused=r"foreign reserves c0c00000-c0c0ffff",
+        stand_ins=("foreign",),
+        cycles=1,
+        kind="rehearsed",
+    ),
+    Scenario(
+        "rehearsal-killed",
+        "6.12",
+        EFIFB,
+        config="services:\n  - lab-service\nholders:\n  wait_s: 3\ntimeout_s: 45\n",
+        kind="rehearsal-killed",
+    ),
     # Not yet seen to pass as a whole (README.md).
     replace(
         _killed("6.12"),
@@ -717,24 +734,7 @@ SCENARIOS = (
         ),
     ),
     Scenario("arm64-efifb", "arm64-6.12", EFIFB, gpus=(BOCHS,), firmware="u-boot", cycles=1),
-    Scenario(
-        "rehearsed-reserved",
-        "6.12",
-        EFIFB,
-        holder=Reservation("foreign", ""),
-        refused=r"foreign reserves c0c00000-c0c0ffff",
-        stand_ins=("foreign",),
-        cycles=1,
-        kind="rehearsed",
-    ),
     replace(_boot_gpu_leaves("rehearsed-two-gpus", "6.12"), kind="rehearsed"),
-    Scenario(
-        "rehearsal-killed",
-        "6.12",
-        EFIFB,
-        config="services:\n  - lab-service\nholders:\n  wait_s: 3\ntimeout_s: 45\n",
-        kind="rehearsal-killed",
-    ),
     Scenario(
         "selinux",
         "6.12",
