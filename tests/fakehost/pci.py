@@ -246,7 +246,11 @@ def _configure_dma(tree: Tree, address: str) -> None:
     if group is not None:
         path = device_path(tree, address)
         tree.link(f"{path}/iommu_group", f"{_GROUPS}/{group}")
-        tree.link(f"{_GROUPS}/{group}/devices/{address}", path)
+        # The list of a group's devices is in no snapshot: those that were in it have the link.
+        for one in tree.list(f"{BUS}/devices"):
+            there = device_path(tree, one)
+            if tree.link_name(f"{there}/iommu_group") == group:
+                tree.link(f"{_GROUPS}/{group}/devices/{one}", there)
 
 
 def _probe(tree: Tree, address: str, driver: str) -> None:

@@ -361,7 +361,9 @@ def _beside_gpus(host: Host) -> Iterator[Entry]:
         beside.update(dict.fromkeys(card.functions(host, gpu)))
         group = iommu.group_of(host, gpu)
         if group is None and iommu.comes_with_driver(host, gpu):
-            yield from _links(host, "sys/class/iommu/*")
+            for unit in _matching(host, "sys/class/iommu/*"):
+                yield from _links(host, unit)
+                yield Entry("d", host.real(unit) or unit)
             port = (host.real(f"sys/bus/pci/devices/{gpu}") or "").rpartition("/")[0]
             group = host.link_name(f"{port}/iommu_group")
         beside.update(dict.fromkeys(iommu.others_in(host, group, ()) if group else ()))
@@ -369,6 +371,9 @@ def _beside_gpus(host: Host) -> Iterator[Entry]:
         if not _is_gpu_or_sound(host, path):
             real = host.real(path) or ""
             yield from _links(host, path, f"{real}/driver", f"{real}/iommu_group")
+            driver = host.real(f"{real}/driver")
+            if driver is not None:
+                yield Entry("d", driver)
             yield from _files(host, f"{real}/class", f"{real}/vendor")
 
 
