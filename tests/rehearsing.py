@@ -26,9 +26,14 @@ WITHIN_S = 60
 
 
 class Stage(FakeHost):
-    """A machine on which waiting takes time."""
+    """A machine on which waiting takes time, and each change pause_s."""
 
     patient = True
+    pause_s = 0.0
+
+    def _change(self, kind: str, path: str, text: str, failing: str) -> None:
+        time.sleep(self.pause_s)
+        super()._change(kind, path, text, failing)
 
 
 class KilledOnce(Stage):

@@ -309,6 +309,8 @@ def test_a_killed_runner_is_followed_by_the_watchdog(
 ) -> None:
     host = stage(machine, name)
     before = snapshot(host)
+    if moment == "giving back":
+        host.pause_s = 0.3  # it must not be over before the kill
     diary = begin(host, order(host, seconds=20.0 if moment != "giving back" else 0.1))
 
     account = until(diary, lambda account: at(moment, diary))
