@@ -14,6 +14,7 @@ from tests.trust.subjects import Subject
 
 EVENTS = (PREPARE, START, RELEASE)
 _IOMEM = "proc/iomem"
+_IOMMU_GROUP = "/iommu_group"
 _VTCONSOLES = "sys/class/vtconsole/"
 
 
@@ -54,7 +55,8 @@ class Baseline:
         """The paths that are neither as before nor as plan said.
 
         vfio-pci also puts the dummy console in the place of a vgacon that draws nothing
-        (Linux drivers/pci/vgaarb.c, vga_remove_vgacon), of which plan has nothing to say.
+        (Linux drivers/pci/vgaarb.c, vga_remove_vgacon), of which plan has nothing to say. And a
+        device may come into its IOMMU group with its first driver, for good (of_iommu_configure).
         """
         ignored = _consoles(now) ^ _consoles(self.before) if self._idle_vgacon else set()
         return [
@@ -64,6 +66,7 @@ class Baseline:
             and not ((self.losses or self.renumbers) and now.get(path) == self.after.get(path))
             and not (self.losses and path == _IOMEM and self._is_dark(now[path]))
             and ignored.isdisjoint(path.split("/"))
+            and not (_IOMMU_GROUP in path and path not in self.before)
         ]
 
     def _is_dark(self, iomem: str) -> bool:
