@@ -28,9 +28,12 @@ def ended(*words: str) -> int | str | None:
 
 
 def program(*words: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, with 80 columns and FORCE_COLOR."""
+    """The command in a process of its own, with 80 columns and FORCE_COLOR.
+
+    As the installed one it does not heed variables of Python.
+    """
     return subprocess.run(
-        [sys.executable, "-m", "vfio_console_hook.cli", *words],
+        [sys.executable, "-E", "-m", "vfio_console_hook.cli", *words],
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "80", "FORCE_COLOR": "1"},
         stdout=stdout,

@@ -51,7 +51,8 @@ PROGRAMS = (
 TOO_OLD = {"bullseye": ("fish", "original-awk", "shellcheck", "busybox")}
 # Its systemd does not know all that the units say, and says so.
 SYSTEMD = "tests/test_install.py::test_systemd_has_no_objection_to_the_units"
-MERGED_USR = "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"
+# Its /bin is not /usr/bin.
+_MERGE = "for one in /bin/*; do [ -e /usr$one ] || ln -s $one /usr$one; done"
 WHEELS = ("lxml", "PyYAML", "pytest", "pytest-xdist", "hypothesis", "prometheus-client", "coverage")
 # pip takes what these depend on by its own Python, and older ones need more.
 ALSO = ("exceptiongroup", "tomli", "typing_extensions", "sortedcontainers")
@@ -119,6 +120,8 @@ def _run(cache: Cache, name: str, options: Sequence[str]) -> int:
         image = _image(cache, python)
         with mounted(image, Path(work) / "root", log) as root:
             _set_up(root, python)
+            if older:
+                root.shell(_MERGE)
             if name == BUSYBOX:
                 root.shell(_ONLY_BUSYBOX)
             answer = root.shell(
@@ -143,9 +146,8 @@ def _image(cache: Cache, python: str) -> Path:
     older = TOO_OLD.get(suite.name, ())
     programs = [one for one in PROGRAMS if one not in older]
     packages = [*programs, f"python{python}", f"python{python}-venv"]
-    merged = (MERGED_USR,) if older else ()
-    options = ("--variant=minbase", f"--include={','.join(packages)}", *merged)
-    recipe = {"packages": suite.versions(packages), "options": options}
+    recipe = {"suite": suite.name, "packages": suite.versions(packages)}
+    options = ("--variant=minbase", f"--include={','.join(packages)}")
     return make(cache, f"python-{python}", recipe, suite, options)
 
 
