@@ -52,9 +52,16 @@ def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name can hold bytes that no encoding knows.
         sys.stdout.reconfigure(errors="backslashreplace")
-    status = _run(argv, host)
+    ending: SystemExit | None = None
+    try:
+        status = _run(argv, host)
+    except SystemExit as after_help_or_wrong_usage:
+        ending = after_help_or_wrong_usage
+    # Asked once: what could not be written may be gone after that.
     error = streams.unwritten()
     if error is None:
+        if ending is not None:
+            raise ending
         return status
     streams.give_up_stdout()
     if not isinstance(error, BrokenPipeError):  # a reader that has gone is not reported
@@ -114,10 +121,6 @@ class _Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
         )
         self.color = False  # Python 3.14 and later colour the help by default
-
-    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        sys.stdout.flush()  # so that main() sees a reader that has gone
-        super().exit(status, message)
 
     def error(self, message: str) -> NoReturn:
         hint = f"see `{self.prog} --help`"
