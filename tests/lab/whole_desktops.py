@@ -29,14 +29,38 @@ idle-delay=uint32 0
 """.format(*COLOUR)
 SDDM = f"[Autologin]\nUser={USER}\nSession=plasma\n"
 
-# The unit that systemd-xdg-autostart-generator(8) makes of the entry that install.sh places.
 AS_USER = f"runuser -u {USER} -- env DBUS_SESSION_BUS_ADDRESS=unix:path={RUNTIME}/bus"
+# The unit that systemd-xdg-autostart-generator(8) makes of the entry that install.sh places.
 ENTRY = r"app-vfio\x2dconsole\x2dhook@autostart.service"
 SHOWS = f"#!/bin/sh\nmako 2>&1 | logger -t mako &\nexec systemctl --user start '{ENTRY}'\n"
 
 
-class Gnome(Wayland):
-    """GNOME with gdm, and the three lines of the README."""
+class Whole(Wayland):
+    """A desktop that begins with the clock, and the three lines of the README."""
+
+    def install_desktop(self) -> None:
+        """Let every session begin with a terminal that has a clock."""
+        self.machine.run(f"systemctl stop display-manager; echo {SSE_ONLY} >>/etc/environment")
+        self.machine.put("/usr/local/bin/lab-clock", CLOCK.encode())
+        self.machine.put("/etc/xdg/autostart/lab-clock.desktop", CLOCK_ENTRY.encode())
+        self.machine.run("chmod +x /usr/local/bin/lab-clock")
+
+    def refused(self) -> None:
+        """Let the VM be refused; the reason is shown in the next session."""
+        super().refused()
+        self.machine.run("systemctl restart display-manager", 180)
+        self.check_desktop("notified")
+        seen = f"/home/{USER}/.local/state/vfio-console-hook/notified"
+        shown = self.machine.run(
+            f"n=0; until [ -s {seen} ]; do [ $((n += 1)) -lt 90 ] || exit 1; sleep 1; done;"
+            " sleep 10; journalctl -b -n 20 -o cat", 240
+        )  # fmt: skip
+        self.picture("notified")
+        self.demand(shown.ok, "no notification was shown in the next session")
+
+
+class Gnome(Whole):
+    """GNOME with gdm."""
 
     manager = "gdm.service"
     program = "gnome-shell"
@@ -44,51 +68,27 @@ class Gnome(Wayland):
     coloured = 0.25
 
     def install_desktop(self) -> None:
-        """Let gdm log the user in, and the session begin with the clock."""
-        self.machine.run(
-            "systemctl stop display-manager; mkdir -p /etc/dconf/db/local.d /etc/dconf/profile;"
-            f" echo {SSE_ONLY} >>/etc/environment"
-        )
-        self.begin_with_clock()
+        """Let gdm log the user in."""
+        super().install_desktop()
+        self.machine.run("mkdir -p /etc/dconf/db/local.d /etc/dconf/profile")
         self.machine.put("/etc/dconf/profile/user", b"user-db:user\nsystem-db:local\n")
         self.machine.put("/etc/dconf/db/local.d/lab", DCONF.encode())
         self.machine.put("/etc/gdm3/daemon.conf", GDM.encode())
         self.machine.run("dconf update")
         self.override(GDM_EACH_TIME)
 
-    def refused(self) -> None:
-        """Let the VM be refused; the reason is shown in the next session."""
-        super().refused()
-        self.machine.run("systemctl restart display-manager", 180)
-        self.check_desktop("notified")
-        shown = f"/home/{USER}/.local/state/vfio-console-hook/notified"
-        told = self.machine.run(
-            f"n=0; until [ -s {shown} ]; do [ $((n += 1)) -lt 90 ] || exit 1; sleep 1; done;"
-            " sleep 10; journalctl -b -n 20 -o cat", 240
-        )  # fmt: skip
-        self.picture("notified")
-        self.demand(told.ok, "no notification was shown in the next session")
 
-    def begin_with_clock(self) -> None:
-        """Let every session begin with a terminal that has a clock."""
-        self.machine.put("/usr/local/bin/lab-clock", CLOCK.encode())
-        self.machine.put("/etc/xdg/autostart/lab-clock.desktop", CLOCK_ENTRY.encode())
-        self.machine.run("chmod +x /usr/local/bin/lab-clock")
-
-
-class Plasma(Gnome):
-    """Plasma with sddm, and the three lines of the README."""
+class Plasma(Whole):
+    """Plasma with sddm."""
 
     manager = "sddm.service"
     program = "kwin_wayland"
+    coloured = 0.25
 
     def install_desktop(self) -> None:
-        """Let sddm log the user in, and the session begin with the clock."""
-        self.machine.run(
-            "systemctl stop display-manager; mkdir -p /etc/sddm.conf.d;"
-            f" echo {SSE_ONLY} >>/etc/environment"
-        )
-        self.begin_with_clock()
+        """Let sddm log the user in."""
+        super().install_desktop()
+        self.machine.run("mkdir -p /etc/sddm.conf.d")
         self.machine.put("/etc/sddm.conf.d/lab.conf", SDDM.encode())
 
 
@@ -109,8 +109,8 @@ class Notified(Wayland):
             self.check_desktop(name)
             shown = self.notifications()
             self.picture(f"{name}-notified")
-            told = "VM gpu was not started" in shown
-            self.demand(told is wanted, f"{name}: the notifications: {shown!r}")
+            has_it = "VM gpu was not started" in shown
+            self.demand(has_it is wanted, f"{name}: the notifications: {shown!r}")
 
     def notifications(self) -> str:
         """What is shown by the time that the autostart entry has ended."""

@@ -30,6 +30,8 @@ from .verdict import Row
 
 FOLDER = f"{RUN}/evidence"
 REPORTS = f"{STATE}/reports"
+REPORTED = "report: /"
+"""How the diary says where the report of this rehearsal is."""
 _BEFORE, _NAMES, _PLAN = "before", "names", "plan"
 _PARTS = (_BEFORE, _NAMES, _PLAN, DURING, AFTER)
 # As for `record`: plan, status and doctor all run.

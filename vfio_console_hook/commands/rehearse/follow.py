@@ -23,7 +23,7 @@ from .rehearsal import Diary, Rehearsal
 from .verdict import DARK_ROW, Row, Verdict, eye_row, table
 
 _POLL_S = 0.1
-# The last resort: systemd tells of a process that does not start, or dies.
+# The last resort: systemd reports a process that does not start, or dies.
 _STARTS_S = 90.0
 _LATE_S = 30.0
 _SIGTERM = 15
@@ -45,7 +45,7 @@ def follow(
         print(json.dumps(_json(rehearsal, verdicts, account.end or "", agrees), indent=2))
     elif verdicts:
         monitor = _monitor(host, diary, rehearsal, asks and not interrupted)
-        if account.report or not agrees:
+        if any(one.startswith(evidence.REPORTED) for one in account.said):
             evidence.add_row(host, rehearsal.uuid, monitor)
         agrees = agrees and monitor.agrees
         shown = Verdict((*verdicts[-1].rows, monitor))
@@ -63,7 +63,7 @@ def follow(
 
 
 def _monitor(host: Host, diary: Diary, rehearsal: Rehearsal, asks: bool) -> Row:
-    """What a person sees on the monitor, which is noted, too."""
+    """What a person sees on the monitor; it is noted as well."""
     line = f"vfio-console-hook: rehearsed {printable(rehearsal.vm)}, {time.strftime('%H:%M:%S')}"
 
     def draw() -> str:

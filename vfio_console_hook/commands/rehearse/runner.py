@@ -103,7 +103,8 @@ def _write_report(
             path = evidence.write_report(
                 host, rehearsal, agrees, [*rows, *([f"cut short: {end}"] if end else [])], account
             )
-            diary.say(f"report: /{path}" if path else "there is no report: no evidence was kept")
+            none = "there is no report: no evidence was kept"
+            diary.say(f"{evidence.REPORTED}{path}" if path else none)
     except HookError as error:
         diary.say(f"there is no report: {error.text}")
     evidence.drop(host, rehearsal.own)
