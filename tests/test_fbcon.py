@@ -6,18 +6,27 @@ import pytest
 
 from tests import events
 from tests.conftest import MachineFactory
-from tests.fakehost import FakeHost
+from tests.fakehost import FakeHost, FakeLibvirt
+from tests.trust.crowd import address, sixteen_gpus
 from vfio_console_hook.actions.console_moves import LeaveFramebuffers, MapConsoles
 from vfio_console_hook.actions.consoles import ShowConsoles
+from vfio_console_hook.claims import directory
 from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
-from vfio_console_hook.errors import LostError, RefusedError
+from vfio_console_hook.errors import ClaimError, LostError, RefusedError
 from vfio_console_hook.log import SNAPSHOT_LOG, Log
+from vfio_console_hook.machine import console
 
 BOOT_GPU, SECOND = "0000:03:00.0", "0000:13:00.0"  # of the machine "two-amd"
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 VM = Domain("win11", UUID, (Hostdev(BOOT_GPU, True, "hostdev", 0),))
+
+
+def vm(number: int) -> Domain:
+    """The VM that has the GPU of that number of sixteen_gpus()."""
+    uuid = f"00000000-0000-4000-8000-{number:012x}"
+    return Domain(f"vm{number}", uuid, (Hostdev(address(number), True, "hostdev", 0),))
 
 
 def moves(host: FakeHost, keep_console: str) -> list[str]:
@@ -75,6 +84,8 @@ def test_consoles_that_cannot_be_moved_back_are_reported_with_a_remedy(
     machine: MachineFactory,
 ) -> None:
     host = machine("two-amd")
+    for path in ("dev/fb1", "sys/class/graphics/fb1"):
+        host.tree.remove(path)
     # A BIOS machine whose vgacon is gone: no (S) driver (Linux vt.c, vt_bind).
     for name, driver in (("vtcon0", "(M) frame buffer device"), ("vtcon1", "(M) dummy device")):
         host.tree.put(f"sys/class/vtconsole/{name}/name", driver)
@@ -90,6 +101,22 @@ def test_consoles_that_cannot_be_moved_back_are_reported_with_a_remedy(
         " appears",
         "set `keep_console: auto`, which moves the consoles before the GPU leaves",
     )
+
+
+def test_consoles_that_the_kernel_has_dropped_are_shown_so_that_it_notices(
+    machine: MachineFactory,
+) -> None:
+    host = machine(sixteen_gpus())
+    host.tree.put("ioctl/con2fbmap", "1-63 1")
+    # As in a race: nobody has moved the consoles before.
+    host.write(f"sys/bus/pci/devices/{address(2)}/driver/unbind", address(2))
+    dropped = console.dark(host)
+
+    ShowConsoles(0, "fb0").apply(host)
+    shown = host.console_map("fb0")
+    host.write("sys/bus/platform/drivers/efi-framebuffer/unbind", "efi-framebuffer.0")
+
+    assert (dropped, shown, host.fault) == (True, (0,) * 63, None)
 
 
 class OtherVmTakes(FakeHost):
@@ -151,3 +178,85 @@ def test_a_framebuffer_that_appears_while_they_are_mapped_gets_its_consoles(
     MapConsoles("fb1", (0,) * 63).apply(host)
 
     assert host.console_map("fb1") == (0,) * 63
+
+
+def test_consoles_are_where_they_were_after_vms_that_overlap(machine: MachineFactory) -> None:
+    """The VM of the first GPU ends before that of the second one, to which its consoles went."""
+    host = machine(sixteen_gpus())
+    before = host.console_map("fb9")
+    libvirt = FakeLibvirt(host)
+    places = []
+    for number in (1, 2):
+        events.prepare(host, vm(number), Config(holders=Holders(0)), Log(host, "win"))
+        libvirt.detach(address(number))
+        places.append(host.console_map("fb9"))
+    for number in (1, 2):
+        libvirt.reattach(address(number))
+        events.release(host, vm(number).uuid, Log(host, "win"))
+        places.append(host.console_map("fb9"))
+
+    assert before == (0,) * 63
+    assert places == [(1,) * 63, (2,) * 63, before, before]
+    assert "warning" not in (host.read(SNAPSHOT_LOG) or "")
+
+
+class OtherVmComes(FakeHost):
+    """A machine on which the hook of another VM makes its claim once this VM has looked."""
+
+    def console_map(self, fb: str) -> tuple[int | None, ...] | None:
+        other = FakeHost(self.root)
+        if Claims(other).find(vm(2).uuid) is None:
+            run = Log(other, "vm2")
+            events.prepare(other, vm(2), Config(holders=Holders(0)), run, run=lambda work: None)
+        return super().console_map(fb)
+
+
+def test_consoles_do_not_move_to_a_framebuffer_that_another_vm_takes(
+    machine: MachineFactory,
+) -> None:
+    host = OtherVmComes(machine(sixteen_gpus()).root)
+
+    events.prepare(host, vm(1), Config(holders=Holders(0)), Log(host, "vm1"))
+    dark = console.dark(host)
+    FakeLibvirt(host).detach(address(1))
+    events.start(host, vm(1).uuid, Log(host, "vm1"))
+
+    assert dark
+    assert host.console_map("fb9") == (2,) * 63
+    assert "cannot move the consoles to fb1: another VM takes its GPU" in (
+        host.read(SNAPSHOT_LOG) or ""
+    )
+
+
+def test_without_another_console_driver_they_must_not_stay_on_a_gpu_that_leaves(
+    machine: MachineFactory,
+) -> None:
+    host = OtherVmComes(machine(sixteen_gpus()).root)
+    host.tree.remove("sys/class/vtconsole/vtcon0")
+
+    with pytest.raises(RefusedError) as caught:
+        events.prepare(host, vm(1), Config(holders=Holders(0)), Log(host, "vm1"))
+
+    assert caught.value.text == (
+        "cannot move the consoles to fb1: another VM takes its GPU, and there is no other console"
+        " driver: the kernel might crash"
+    )
+    assert host.console_map("fb9") == (0,) * 63
+    assert Claims(host).find(vm(1).uuid) is None
+
+
+def test_a_vm_looks_only_when_no_other_one_places_the_consoles(
+    machine: MachineFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "_LOCK_S", 0.0)
+    host = machine("two-amd")
+    with Claims(host).lock():
+        pass  # the directory is made with the first claim
+
+    with Claims(host).console_lock(), pytest.raises(ClaimError) as caught:
+        events.prepare(host, VM, Config(apu="allow", holders=Holders(0)), Log(host, "win11"))
+
+    assert caught.value.text == (
+        "another process keeps the lock of the host's consoles, /run/vfio-console-hook/consoles"
+    )
+    assert host.changes == []

@@ -16,8 +16,9 @@ from .consoles import ShowConsoles, fbcon_bound
 class MapConsoles(Action):
     """Map consoles to framebuffers; indices[n - 1] is the framebuffer of console n.
 
-    None leaves a console where it is. fb is the framebuffer whose node is used for it.
-    wait_s: how long the framebuffers may take to appear.
+    None leaves a console where it is. fb is the framebuffer that they go to or come back from.
+    Those that have to come back, and that somebody has moved on to another one meanwhile, stay
+    there. wait_s: how long the framebuffers may take to appear.
     """
 
     fb: str
@@ -32,27 +33,38 @@ class MapConsoles(Action):
         present = _indices(host)
         if wanted & (present - mapped):  # one appeared after the first mapping
             self._map(host)
-        now = host.console_map(self.fb)
+        now = host.console_map(self._node(host))
         if now is None:
-            raise LostError(f"cannot map the consoles through /dev/{self.fb}: it is gone")
+            raise LostError("cannot map the consoles: no framebuffer is left")
         for number, index, want in zip(CONSOLES, now, self.indices):
             # A console on another framebuffer is visible too: another VM's hook has moved it.
             if want in present and index not in present:
                 raise StepError(f"console {number} is not on fb{want} after mapping it")
         if not wanted <= present:
-            raise LostError(f"the consoles stay on {self.fb}: the framebuffer they were on is gone")
+            places = " and ".join(sorted({f"fb{one}" for one in now if one in present}))
+            raise LostError(f"the consoles stay on {places}: the framebuffer they were on is gone")
+
+    def _node(self, host: Host) -> str:
+        """The framebuffer through whose node the kernel is asked; any will do (Linux fbmem.c)."""
+        present = [one.name for one in console.framebuffers(host)]
+        found = (one for one in (self.fb, *present) if host.exists(f"dev/{one}"))
+        return next(found, self.fb)
 
     def _map(self, host: Host) -> set[int | None]:
         """Map the consoles whose framebuffer exists; the numbers of all that exist."""
         present = _indices(host)
-        for number, index in zip(CONSOLES, self.indices):
-            if index is None or index not in present:
+        node = self._node(host)
+        now = host.console_map(node) or self.indices
+        own = int(self.fb[2:])
+        elsewhere = present - {own} if own in present - set(self.indices) else set()
+        for number, at, index in zip(CONSOLES, now, self.indices):
+            if index is None or index not in present or at in elsewhere:
                 continue
             try:
-                host.map_console(self.fb, number, index)
+                host.map_console(node, number, index)
             except HostError as error:
                 # Another VM may have taken its GPU since it was listed.
-                if index in _indices(host) and host.exists(f"dev/{self.fb}"):
+                if index in _indices(host) and host.exists(f"dev/{node}"):
                     raise
                 raise LostError(
                     f"cannot move the consoles to fb{index}: it has just disappeared"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import LostError
 from ..machine import console
 from ..machine.console import Framebuffer
 from ..machine.host import Host
+from ..machine.host.consoles import CONSOLES
 from .action import Action
 
 
@@ -24,22 +26,39 @@ class ShowConsoles(Action):
     kind = "show-consoles"
 
     def apply(self, host: Host) -> None:
+        if not self.comes(host):
+            self.show(host, console.framebuffers(host))
+
+    def comes(self, host: Host) -> bool:
+        """Whether fbcon draws by itself, which the kernel is given wait_s for. Raises LostError."""
         if not host.wait(lambda: bool(console.framebuffers(host)), self.wait_s):
             raise _no_framebuffer(host)
         # Where fb devices are missing, a framebuffer may come some time after its card does.
         host.wait(lambda: fbcon_bound(host) or _fbcon_there(host), self.wait_s)
-        if host.wait(lambda: fbcon_bound(host), min(self.wait_s, 1)):
-            return
-        present = console.framebuffers(host)
+        return host.wait(lambda: fbcon_bound(host), min(self.wait_s, 1))
+
+    def show(self, host: Host, present: Sequence[Framebuffer]) -> None:
+        """Make fbcon draw now, on one of these framebuffers. Raises HostError, LostError."""
         if not present:  # its GPU has just been pulled out
             raise _no_framebuffer(host)
         fb = next((one for one in present if one.name == self.fb), present[0])
         # Mapping a console takes all of them from any driver (Linux fbcon.c, set_con2fb_map), but
-        # does nothing where con2fb_map already has that framebuffer. Writing 1 to fbcon's
-        # `bind` only takes them from an (S) driver (vt.c, vt_bind), and leaves
-        # fbcon_has_console_bind unset, which LeaveFramebuffers has to make up for. So it is second.
-        if fb.index is not None and host.exists(f"dev/{fb.name}"):
-            host.map_console(fb.name, 1, fb.index)
+        # does nothing where con2fb_map already has that framebuffer: then another one is mapped
+        # first. Writing 1 to fbcon's `bind` only takes them from an (S) driver (vt.c, vt_bind), and
+        # leaves fbcon_has_console_bind unset: if a framebuffer with consoles then goes, the
+        # kernel leaves them on it, and crashes at the next text. LeaveFramebuffers makes up for
+        # that. So it is second.
+        nodes = {
+            one.name: one.index
+            for one in (fb, *present)
+            if one.index is not None and host.exists(f"dev/{one.name}")
+        }
+        for name, index in nodes.items():
+            if not fbcon_bound(host):
+                host.map_console(name, 1, index)
+        if len(nodes) > 1 and fb.name in nodes and fbcon_bound(host):
+            for number in CONSOLES:
+                host.map_console(fb.name, number, nodes[fb.name])
         for vtconsole in console.vtconsoles(host):
             if vtconsole.driver == console.FBCON and not fbcon_bound(host):
                 host.write(vtconsole.bind_path, "1")

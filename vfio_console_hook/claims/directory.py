@@ -2,6 +2,7 @@
 
 /run/vfio-console-hook/             0700, gone with the boot it speaks of
     lock                            flock, held while claims are read or made
+    consoles                        flock, held while the host's consoles are placed
     claims/UUID                     one VM, see claim.py
     by-name/=NAME -> ../claims/UUID a VM's, for the gate, which starts no Python to look
     by-name/+unnamed                some claim's name is too long for a link
@@ -25,6 +26,7 @@ from .step import Step
 
 BY_NAME = f"{RUN}/by-name"
 _UNNAMED = f"{BY_NAME}/+unnamed"
+_CONSOLE_LOCK = "consoles"
 _LOCK_S = 10.0
 
 
@@ -92,14 +94,34 @@ class Claims:
         """
         for path in (RUN, CLAIMS, BY_NAME):
             runfiles.make_directory(self.host, path)
-        handle = runfiles.open_file(self.host, f"{RUN}/lock", os.O_RDWR | os.O_CREAT)
+        with self._held("lock", "claims"):
+            yield
+
+    @contextmanager
+    def console_lock(self) -> Iterator[None]:
+        """Hold the lock of who places the host's consoles (events/placing.py). Raises ClaimError.
+
+        Another process keeps it for seconds only if the kernel is stuck with the consoles.
+        """
+        with self._held(_CONSOLE_LOCK, "host's consoles"):
+            yield
+
+    def await_consoles(self) -> None:
+        """Wait until who places the consoles now has done so. Raises ClaimError."""
+        if self.host.exists(f"{RUN}/{_CONSOLE_LOCK}"):
+            with self.console_lock():
+                return
+
+    @contextmanager
+    def _held(self, name: str, what: str) -> Iterator[None]:
+        handle = runfiles.open_file(self.host, f"{RUN}/{name}", os.O_RDWR | os.O_CREAT)
         try:
             deadline = time.monotonic() + _LOCK_S
             while not _locked(handle):
                 if time.monotonic() >= deadline:
                     raise ClaimError(
-                        f"another process keeps the lock of the claims, /{RUN}/lock",
-                        hint=f"see which one with `fuser /{RUN}/lock`",
+                        f"another process keeps the lock of the {what}, /{RUN}/{name}",
+                        hint=f"see which one with `fuser /{RUN}/{name}`",
                     )
                 time.sleep(0.005)
             yield

@@ -141,6 +141,11 @@ def holds(host: Host, claim: Claim, address: str) -> bool:
     return claim.phase != "release" or pci.is_vfio(host, address) or at_work(host, claim)
 
 
+def taken(host: Host, others: Iterable[Claim]) -> frozenset[str]:
+    """The GPUs that other VMs have, or are about to have."""
+    return frozenset(one for claim in others for one in claim.gpus if holds(host, claim, one))
+
+
 def refuse_taken(host: Host, addresses: Iterable[str], others: list[Claim]) -> None:
     """Raise RefusedError when another VM, or a person, has one of these GPUs now."""
     for other in others:

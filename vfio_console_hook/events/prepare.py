@@ -128,11 +128,10 @@ def look_ahead(
     gpus = gpu.gpus_at(host, assignment.gpus)
     others = Claims(host).others(assignment.uuid, host.boot_id)
     ownership.refuse_taken(host, assignment.gpus, others)
-    taken = (one for other in others for one in other.gpus if ownership.holds(host, other, one))
     handover = Handover(
         gpus=gpus,
         unmanaged=assignment.unmanaged,
-        taken=frozenset(taken),
+        taken=ownership.taken(host, others),
         config=config.within_timeout(),
         removal=removal.of_kernel(host),
         bind_vfio=assignment.bind_vfio,
@@ -177,6 +176,7 @@ def _free(claim: Claim, assignment: Assignment, config: Config, log: Log) -> Non
     host = claim.host
     with claim.work():
         try:
+            Claims(host).await_consoles()
             _settle_losses(host, log)
             handover, steps = look_ahead(host, assignment, config)
             if claim.steps:
@@ -234,7 +234,7 @@ def _take_all(claim: Claim, handover: Handover, steps: tuple[Step, ...], log: Lo
     mine = {*claim.gpus, *handover.siblings}
     for step in tuple(claim.steps):
         if step.do and step.undo and (step.do.concerns or step.gpu) in mine:
-            _act(host, step.do, log)
+            _act(claim, step.do, log)
     done: list[str] = []
     try:
         for step in steps:
@@ -250,7 +250,7 @@ def _take(claim: Claim, step: Step, log: Log) -> list[str]:
     number = claim.begin(step)
     done = []
     if step.do is not None:
-        done = _act(claim.host, step.do, log)
+        done = _act(claim, step.do, log)
         for text in done:
             log.debug(f"{text}, for {step.stage}: {step.do.shell()}")
     elif step.undo is None and not step.loses:
@@ -259,14 +259,25 @@ def _take(claim: Claim, step: Step, log: Log) -> list[str]:
     return done
 
 
-def _act(host: Host, action: Action, log: Log) -> list[str]:
+def _act(claim: Claim, action: Action, log: Log) -> list[str]:
     """Do it; what has been done, in words."""
-    try:
-        remark = action.apply(host)
-    except LostError as error:
-        # Another VM takes the GPU that the consoles should go to. start looks after them again.
-        if not isinstance(action, MapConsoles):
-            raise
-        log.warning(str(error))
-        return []
+    if isinstance(action, MapConsoles):
+        return _move_consoles(claim, action, log)
+    remark = action.apply(claim.host)
     return [f"{action.past()}{f'; {remark}' if remark else ''}"]
+
+
+def _move_consoles(claim: Claim, action: MapConsoles, log: Log) -> list[str]:
+    from . import placing  # only for hosts with another framebuffer
+
+    try:
+        placing.move(claim, action)
+    except LostError as error:
+        if len(console.vtconsoles(claim.host)) == 1:
+            raise RefusedError(
+                f"{error.text}, and there is no other console driver: the kernel might crash",
+                hint="start this VM again",
+            ) from error
+        log.warning(str(error))  # start looks after them again
+        return []
+    return [action.past()]

@@ -104,10 +104,13 @@ def _revive_consoles(claim: Claim, log: Log) -> str:
     # Only for hosts with another framebuffer: these take 2 ms to load.
     from ..actions.console_moves import MapConsoles
     from ..actions.consoles import ShowConsoles
-
     target = next((one.fb for one in moved if isinstance(one, MapConsoles)), "")
     try:
-        ShowConsoles(0, target).apply(claim.host)
+        shown = ShowConsoles(0, target)
+        if not shown.comes(claim.host):
+            from . import placing
+
+            placing.show(claim, shown)
     except HookError as error:
         log.warning(str(error))
         return ""

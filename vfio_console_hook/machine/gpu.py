@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from . import accelerators, console, firmware, iomem, memory, pci
@@ -80,6 +81,16 @@ def gpus_at(host: Host, addresses: tuple[str, ...]) -> tuple[Gpu, ...]:
         for address, pci_class in classes.items()
         if pci_class is not None
     )
+
+
+def framebuffers_of(host: Host, addresses: Iterable[str]) -> set[str]:
+    """The framebuffers of the GPUs among PCI devices, if they are still there. Raises HostError.
+
+    Before Linux 6.9 the parent of a firmware framebuffer in sysfs does not show which GPU it is
+    on, so the GPUs are asked.
+    """
+    present = tuple(one for one in addresses if host.exists(f"sys/bus/pci/devices/{one}"))
+    return {name for one in gpus_among(host, present) for name in one.framebuffers}
 
 
 def _cards(host: Host) -> tuple[tuple[str, str | None], ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..config.settings import Config
 from ..machine.console import DUMMY, FBCON, VGACON, Framebuffer, Vtconsole
 from ..machine.firmware import FirmwareDevice
-from ..machine.gpu import Gpu, gpus_among
+from ..machine.gpu import Gpu, framebuffers_of
 from ..machine.host import Host
 from ..machine.removal import Removal, Removed
 
@@ -75,10 +75,8 @@ class Handover:
         found = [fb for fb in self.framebuffers if fb.name not in own]
         if not found:
             return []
-        # The hooks of other VMs may be running now, and before Linux 6.9 the parent of a
-        # firmware framebuffer in sysfs does not show which GPU it is on: ask their GPUs.
-        present = tuple(a for a in sorted(self.taken) if host.exists(f"sys/bus/pci/devices/{a}"))
-        theirs = {name for gpu in gpus_among(host, present) for name in gpu.framebuffers}
+        # The hooks of other VMs may be running now.
+        theirs = framebuffers_of(host, self.taken)
         return [fb for fb in found if fb.name not in theirs]
 
     def removed(
