@@ -70,6 +70,8 @@ class Trial:
 
     hook_path = HOOK
     """The path of our hook."""
+    watched = True
+    """Whether a script may run in the hook's place, which takes snapshots and times."""
 
     def run(self) -> None:
         """Set up, start the VM when it must be refused, then start and destroy it."""
@@ -303,7 +305,8 @@ class Trial:
 
     def start_watched(self, number: int) -> str | None:
         """Start the VM, in the first cycle with snapshots of phases, in the last with times."""
-        if not self.scenario.hook or 1 < number < self.scenario.cycles:
+        between = 1 < number < self.scenario.cycles
+        if not (self.scenario.hook and self.watched) or between:
             return self.start()
         if number == 1:
             phases.begin(self.machine, self.hook_path)
@@ -322,7 +325,7 @@ class Trial:
 
     def keep_phases(self) -> None:
         """Keep the snapshots since phases.begin()."""
-        if not self.scenario.hook:
+        if not self.scenario.hook or not self.watched:
             return
         for phase, text in phases.end(self.machine, self.hook_path).items():
             self.keep_snapshot(phase, text)
