@@ -101,6 +101,7 @@ _SESSION = (
 _CONTEXTS = "/etc/selinux/default/contexts/files/file_contexts"
 _LABEL = f"setfiles -F -m -e /proc -e /sys -e /dev {_CONTEXTS} /"
 VARIANTS = {
+    "apparmor-trixie": Variant(("apparmor",)),
     "apparmor-sid": Variant(("apparmor",), suite="sid"),
     "selinux": Variant(
         ("selinux-policy-default", "policycoreutils"), hooks=(f'chroot "$1" {_LABEL}',)

@@ -442,7 +442,7 @@ SCENARIOS = (
     _killed("6.12"),
     replace(_killed("6.12"), name="virtqemud", root="virtqemud", kind="virtqemud", cycles=6),
     # That of bookworm has AppArmor 3, that of trixie 4.1.
-    _apparmor("apparmor-4", "6.12"),
+    _apparmor("apparmor-4", "6.12", root="apparmor-trixie"),
     _apparmor("apparmor-5", "forky", root="apparmor-sid"),
     Scenario("every-call-6.12", "6.12", EFIFB, kind="every-call"),
     Scenario(
