@@ -36,6 +36,7 @@ from vfio_console_hook.commands.doctor.finding import Check
 from vfio_console_hook.commands.doctor.hook_files import CHAINED, DROPIN, MAIN
 from vfio_console_hook.commands.doctor.system import System
 from vfio_console_hook.commands.plan import plan
+from vfio_console_hook.config.load import DIRECTORY
 from vfio_console_hook.config.settings import Config
 from vfio_console_hook.domain import parse
 from vfio_console_hook.machine.runfiles import RUN
@@ -248,6 +249,13 @@ def rules(*lines: str) -> Arrange:
     return arrange
 
 
+def moved_here(host: FakeHost) -> None:
+    """One file of the configuration has the label of the directory, the other one not."""
+    for name, label in (("default", "etc_t"), ("vms/win11", "user_home_t")):
+        host.tree.put(f"{DIRECTORY}/{name}.yaml", "apu: allow\n")
+        host.tree.put(f"label/{DIRECTORY}/{name}.yaml", f"system_u:object_r:{label}:s0")
+
+
 def with_module(host: FakeHost) -> None:
     """A policy that allows the daemon no more than a shell, and our module."""
     rules("allow virtqemud_t shell_exec_t:file read open execute", *cil.rules())(host)
@@ -326,6 +334,11 @@ CASES = [
     asked(
         "a hook that may work in the daemon's domain", "PASS", "virtqemud_t",
         rules(*IN_THE_DAEMON, *AT_WORK),
+    ),
+    asked(
+        "a configuration that was moved here from a home directory", "FAIL",
+        "restorecon -Rv /etc/vfio-console-hook",
+        rules(*IN_THE_DAEMON, *AT_WORK, "allow virtqemud_t etc_t:file read open"), moved_here,
     ),
     asked("a policy without a rule", "FAIL", "starts no VM", rules(), put(BOOLEAN, "0 0")),
     asked(
@@ -510,6 +523,20 @@ def test_plan_promises_no_start_that_the_policy_prevents(
 
     assert planned.verdict == verdict
     assert planned.reason.startswith("SELinux does not allow") == (verdict != plan.START)
+
+
+@pytest.mark.parametrize(("name", "verdict"), [("win11", plan.REFUSE), ("other", plan.START)])
+def test_plan_refuses_the_vm_whose_configuration_the_hook_may_not_read(
+    machine: MachineFactory, name: str, verdict: str
+) -> None:
+    host = machine("efifb-6.12")
+    allowed = rules(*IN_THE_DAEMON, *AT_WORK, "allow virtqemud_t etc_t:file read open")
+    asked("", "", "", allowed, moved_here).arrange(host)
+
+    planned = plan.plan_for(host, parse(domain_xml("0000:01:00.0", name=name)), Config())
+
+    assert planned.verdict == verdict
+    assert planned.hint == ("" if verdict == plan.START else f"restorecon -Rv /{DIRECTORY}")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ...config import load
 from ...errors import HostError, RefusedError
 from ...machine import selinux
 from ...machine.host import Host
@@ -29,11 +30,15 @@ _ATTRIBUTE, _RUN = "sys/bus/pci/drivers_probe", RUN.rpartition("/")[0]
 
 @dataclass(frozen=True)
 class _Denied:
-    """What the policy denies to the hook: the domain, what, and what follows, as clauses."""
+    """What the policy denies to the hook: the domain, what, and what follows, as clauses.
+
+    advice is a line to run; without one how_to_allow() has it.
+    """
 
     domain: str
     what: str
     so: str
+    advice: str = ""
 
 
 @check("SELinux policy")
@@ -43,10 +48,11 @@ def policy(system: System) -> Iterator[Finding]:
     enforcing = selinux.enforcing(host)
     label = _label_of_daemon(host) if enforcing is not None else ""
     running = [gate.path for gate in gates(host) if gate.runs] if label else []
-    denied = _first_denied(host, label, running)
+    denied = _first_denied(host, label, running, load.installed_files(host))
     if denied:
         text = f"it does not allow {denied.domain} {denied.what}, so {denied.so}"
-        yield Finding(FAIL if enforcing else WARN, "", text, how_to_allow(host, denied.domain))
+        advice = denied.advice or how_to_allow(host, denied.domain)
+        yield Finding(FAIL if enforcing else WARN, "", text, advice)
     elif running:
         yield passed(f"it allows {selinux.type_of(label)} to run the hook, and the hook its work")
     off = [name for name in _OF_QEMU if _is_off(host, name)] if enforcing is not None else []
@@ -78,29 +84,35 @@ def denied(host: Host) -> str:
     """
     label = _label_of_daemon(host) if selinux.enforcing(host) is not None else ""
     running = [gate.path for gate in gates(host) if gate.runs] if label else []
-    found = _first_denied(host, label, running)
+    found = _first_denied(host, label, running, ())
     return f"it does not allow {found.domain} {found.what}" if found else ""
 
 
-def refusal(host: Host) -> RefusedError | None:
-    """The refusal of every VM with a GPU, for plan; None if the policy, or no answer, has none."""
+def refusal(host: Host, files: tuple[str, ...]) -> RefusedError | None:
+    """The refusal of a VM with a GPU, for plan; None if the policy, or no answer, has none.
+
+    files are those of the configuration that the VM reads.
+    """
     try:
         if not selinux.enforcing(host):
             return None
         label = _label_of_daemon(host)
         running = [gate.path for gate in gates(host) if gate.runs] if label else []
-        denied = _first_denied(host, label, running)
+        denied = _first_denied(host, label, running, files)
     except HostError:
         return None  # doctor reports it
     if denied is None:
         return None
     text = f"SELinux does not allow {denied.domain} {denied.what}, so {denied.so}"
-    return RefusedError(text, how_to_allow(host, denied.domain))
+    return RefusedError(text, denied.advice or how_to_allow(host, denied.domain))
 
 
-def _first_denied(host: Host, daemon: str, running: list[str]) -> _Denied | None:
+def _first_denied(
+    host: Host, daemon: str, running: list[str], files: tuple[str, ...]
+) -> _Denied | None:
     """What is denied first; what would follow it cannot happen any more."""
-    return next((one for path in running for one in _denied_to_hook(host, daemon, path)), None)
+    found = (one for path in running for one in _denied_to_hook(host, daemon, path, files))
+    return next(found, None)
 
 
 def _label_of_daemon(host: Host) -> str:
@@ -115,7 +127,9 @@ def _label_of_daemon(host: Host) -> str:
     return ""
 
 
-def _denied_to_hook(host: Host, daemon: str, gate: str) -> Iterator[_Denied]:
+def _denied_to_hook(
+    host: Host, daemon: str, gate: str, files: tuple[str, ...]
+) -> Iterator[_Denied]:
     """What the policy denies on the way of an event, the first thing first. Raises HostError."""
     hook, missing = _executed(host, daemon, gate)
     # The kernel opens the interpreter for the daemon, too (fs/binfmt_script.c, load_script).
@@ -136,6 +150,13 @@ def _denied_to_hook(host: Host, daemon: str, gate: str) -> Iterator[_Denied]:
     domain = selinux.type_of(program)
     for what in _denied_at_work(host, program):
         yield _Denied(domain, what, "no VM with a GPU starts")
+    for path in files:
+        # A file that was moved here from a home directory keeps its label.
+        missing = _of_file(host, program, path, "open", "read")
+        if missing:
+            what = f"to read /{path} ({_type_of_file(host, path)}): {_listed(missing)}"
+            advice = f"restorecon -Rv /{load.DIRECTORY}"
+            yield _Denied(domain, what, "no VM that it is for starts", advice)
 
 
 def _executed(host: Host, source: str, path: str) -> tuple[str, tuple[str, ...]]:

@@ -18,6 +18,7 @@ from ...claims import losses, ownership
 from ...claims.claim import Claim
 from ...claims.directory import Claims
 from ...claims.step import Step
+from ...config import load
 from ...config.settings import Config
 from ...domain import Domain, Hostdev
 from ...errors import HookError, RefusedError, StuckError
@@ -288,7 +289,7 @@ def _libvirt_refusal(host: Host, domain: Domain) -> RefusedError | None:
         refusals.refuse_missing_rom(host, assignment)
     except RefusedError as error:
         return error
-    return selinux_policy.refusal(host)
+    return selinux_policy.refusal(host, load.files_for(host, domain.name, domain.uuid))
 
 
 # Changes that free memory which a firmware driver has reserved.
