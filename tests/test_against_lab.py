@@ -13,9 +13,7 @@ from tests.lab import matrix, predicted
 from tests.lab.scenarios import SCENARIOS, Scenario, named
 from tests.snapshots import FOLDER
 
-# Debian's suite has no kernel at present.
-NOT_OFFERED = ("bullseye-backports",)
-CELLS = tuple(cell.scenario() for cell in matrix.MATRIX if cell.kernel not in NOT_OFFERED)
+CELLS = tuple(cell.scenario() for cell in matrix.MATRIX)
 
 
 def path(scenario: Scenario, phase: str = "") -> Path:

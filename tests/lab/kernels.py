@@ -65,7 +65,6 @@ KERNELS = (
     Kernel("5.10", root="bullseye", suites=("bullseye",)),
     Kernel("6.1", root="bookworm", suites=("bookworm",)),
     Kernel("6.12", root="trixie", suites=("trixie",)),
-    Kernel("bullseye-backports", root="bullseye", suites=("bullseye-backports",)),
     Kernel("bookworm-backports", root="bookworm", suites=("bookworm-backports",)),
     Kernel("trixie-backports", root="trixie", suites=("trixie-backports",)),
     Kernel("forky", root="forky", suites=("forky",)),
