@@ -439,6 +439,15 @@ SCENARIOS = (
     ),
     _apparmor("apparmor", "6.1"),
     Scenario("two-vms", "6.12", BOCHS_DRM, native_driver=True, kind="two-vms"),
+    Scenario(
+        "overlapping",
+        "6.12",
+        BOCHS_DRM,
+        gpus=(VGA, BOCHS, BOCHS),
+        native_driver=True,
+        stays=(1, 2),
+        kind="overlapping",
+    ),
     _killed("6.12"),
     replace(_killed("6.12"), name="virtqemud", root="virtqemud", kind="virtqemud", cycles=6),
     # That of bookworm has AppArmor 3, that of trixie 4.1.

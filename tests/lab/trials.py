@@ -17,6 +17,7 @@ from .newcomer import Newcomer
 from .nvidia import Nvidia, NvidiaControl, NvidiaCounted, NvidiaDaemon, NvidiaTwo
 from .opened import OpenedTrial
 from .openrc import OpenRC
+from .overlapping import Overlapping
 from .packaged import Packaged
 from .prompt import Prompt
 from .quiet import Quiet
@@ -82,6 +83,7 @@ KINDS: dict[str, type[Trial]] = {
     "started": Started,
     "stuck": Stuck,
     "terminated": Terminated,
+    "overlapping": Overlapping,
     "two-vms": TwoVms,
     "unprivileged": Unprivileged,
     "untouched": Untouched,
