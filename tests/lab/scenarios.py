@@ -464,6 +464,7 @@ SCENARIOS = (
         refused=r"mixer \(\d+\)",
         kind="sound",
     ),
+    replace(_native("no-program", "6.12"), gpus=(VGA_WITH_SOUND,), kind="no-program"),
     replace(
         _native("sound-server", "6.12"), gpus=(VGA_WITH_SOUND,), cycles=3, kind="sound-server"
     ),

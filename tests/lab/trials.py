@@ -14,6 +14,7 @@ from .killed_probe import KilledProbe
 from .kmscon import Kmscon
 from .loss import Loss
 from .newcomer import Newcomer
+from .no_program import NoProgram
 from .nvidia import Nvidia, NvidiaControl, NvidiaCounted, NvidiaDaemon, NvidiaTwo
 from .opened import OpenedTrial
 from .openrc import OpenRC
@@ -83,6 +84,7 @@ KINDS: dict[str, type[Trial]] = {
     "started": Started,
     "stuck": Stuck,
     "terminated": Terminated,
+    "no-program": NoProgram,
     "overlapping": Overlapping,
     "two-vms": TwoVms,
     "unprivileged": Unprivileged,
