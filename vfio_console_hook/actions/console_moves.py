@@ -55,8 +55,8 @@ class MapConsoles(Action):
         present = _indices(host)
         node = self._node(host)
         now = host.console_map(node) or self.indices
-        own = int(self.fb[2:])
-        elsewhere = present - {own} if own in present - set(self.indices) else set()
+        comes_back = self.fb in {f"fb{one}" for one in present - set(self.indices)}
+        elsewhere = {one for one in present if comes_back and f"fb{one}" != self.fb}
         for number, at, index in zip(CONSOLES, now, self.indices):
             if index is None or index not in present or at in elsewhere:
                 continue
