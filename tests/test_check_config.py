@@ -13,7 +13,8 @@ from tests.conftest import Golden, MachineFactory
 from tests.fakehost import FakeHost
 from vfio_console_hook import cli
 from vfio_console_hook.config import load
-from vfio_console_hook.config.settings import KEYS, Config
+from vfio_console_hook.config.keys import KEYS
+from vfio_console_hook.config.settings import Config
 
 FILES = "etc/vfio-console-hook"
 DEFAULT = f"{FILES}/default.yaml"

@@ -14,8 +14,10 @@ import pytest
 from tests.conftest import Golden
 from tests.gate import ROOT
 from vfio_console_hook.config import load
+from vfio_console_hook.config.keys import GROUPS, KEYS, Key
 from vfio_console_hook.config.load import configuration
-from vfio_console_hook.config.settings import GROUPS, KEYS, Config, Holders, Key, Service
+from vfio_console_hook.config.service import Service
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.errors import ConfigError
 from vfio_console_hook.machine.snapshot import SnapshotHost
 

@@ -19,7 +19,8 @@ from tests.fakehost.processes import NEVER
 from vfio_console_hook.actions.holders import AwaitClosed
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.commands.snapshot.writer import machine_text
-from vfio_console_hook.config.settings import Config, Holders, Service
+from vfio_console_hook.config.service import Service
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError
 from vfio_console_hook.log import SNAPSHOT_LOG, Log

@@ -23,7 +23,8 @@ from vfio_console_hook import cli
 from vfio_console_hook.claims import losses
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.commands.status import overview
-from vfio_console_hook.config.settings import Config, Holders, Service
+from vfio_console_hook.config.service import Service
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, LostError
 from vfio_console_hook.log import SNAPSHOT_LOG, Log

@@ -15,7 +15,7 @@ from tests.test_completion import commands, options
 from tests.test_style import tool
 from vfio_console_hook import cli
 from vfio_console_hook.config import load
-from vfio_console_hook.config.settings import KEYS
+from vfio_console_hook.config.keys import KEYS
 from vfio_console_hook.stages import order
 
 MANUAL = ROOT / "config/share/man"

@@ -20,7 +20,8 @@ from vfio_console_hook.claims.claim import CLAIMS
 from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.commands.plan import plan, text
 from vfio_console_hook.commands.terminal import Terminal
-from vfio_console_hook.config.settings import Config, Holders, Service
+from vfio_console_hook.config.service import Service
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, parse
 from vfio_console_hook.errors import HookError
 from vfio_console_hook.log import Log

@@ -11,7 +11,7 @@ import pytest
 
 from tests.gate import ROOT
 from tests.test_manual import COMMAND, sections
-from vfio_console_hook.config.settings import KEYS
+from vfio_console_hook.config.keys import KEYS
 
 README = ROOT / "README.md"
 PACKAGE = ROOT / "vfio_console_hook"

@@ -22,7 +22,8 @@ from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.commands.plan import text as plan_text
 from vfio_console_hook.commands.status import overview
 from vfio_console_hook.commands.terminal import Terminal
-from vfio_console_hook.config.settings import Config, Holders, Service
+from vfio_console_hook.config.service import Service
+from vfio_console_hook.config.settings import Config, Holders
 from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError, LostError, RefusedError
 from vfio_console_hook.log import SNAPSHOT_LOG, Log

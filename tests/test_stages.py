@@ -33,7 +33,8 @@ from vfio_console_hook.claims.step import Step
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.commands.plan import text as plan_text
 from vfio_console_hook.commands.terminal import Terminal
-from vfio_console_hook.config.settings import Config, Holders, Release, Service
+from vfio_console_hook.config.service import Service
+from vfio_console_hook.config.settings import Config, Holders, Release
 from vfio_console_hook.domain import Domain, Hostdev, parse
 from vfio_console_hook.errors import HookError, LostError, RefusedError, StepError
 from vfio_console_hook.events.outlook import outlook

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import load, yamltext
+from ..config.keys import Key
 from ..config.mistakes import Mistake
-from ..config.settings import RELEASED, Config, Key, Service
+from ..config.service import RELEASED, Service
+from ..config.settings import Config
 from ..errors import HookError
 from ..log import printable
 from ..machine import access

@@ -13,7 +13,8 @@ from itertools import chain, islice
 from ..actions import holder_kill
 from ..config import load, text
 from ..config.mistakes import Mistake
-from ..config.settings import NONE, Config, Service
+from ..config.service import Service
+from ..config.settings import NONE, Config
 from ..config.yamltext import Entry
 from ..errors import HookError, nearest
 from ..machine import pci, processes, systemd

@@ -13,12 +13,13 @@ from collections.abc import Iterable, Iterator
 from ..errors import ConfigError
 from ..machine import access, paths
 from ..machine.host import Host
-from .settings import KEYS, NONE, Config, Holders, Key, Release, Service
+from .settings import NONE, Config, Holders, Release
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
     from typing import Any
 
+    from .keys import Key
     from .mistakes import Mistake
 
 DIRECTORY = "etc/vfio-console-hook"
@@ -60,6 +61,8 @@ def explanation(host: Host, name: str, uuid: str) -> tuple[tuple[Key, Any, str],
 
     The origin is "/FILE:LINE", or "" for the default. Raises what configuration() raises.
     """
+    from .keys import KEYS  # takes 0.7 ms to load, and no event asks
+
     settings = _settings(host, name, uuid)
     return tuple((key, *settings.get(key.name, (key.default, ""))) for key in KEYS)
 
@@ -265,7 +268,7 @@ def _content(host: Host, path: str, mistakes: list[Mistake]) -> bytes:
     return b""
 
 
-def _untrusted_programs(host: Host, name: str, value: object, origin: str) -> Iterator[Mistake]:
+def _untrusted_programs(host: Host, name: str, value: Any, origin: str) -> Iterator[Mistake]:
     """The programs of commands, which run as root, that other users could have changed.
 
     name and value are those of any setting.
@@ -278,14 +281,13 @@ def _untrusted_programs(host: Host, name: str, value: object, origin: str) -> It
             yield _mistake(file, text, int(line), 1)
 
 
-def _programs(name: str, value: object) -> Iterator[tuple[str, str]]:
+def _programs(name: str, value: Any) -> Iterator[tuple[str, str]]:
     """(whose, program) of each command in a setting."""
     if name == "on_refusal" and value != NONE:
-        yield name, str(value).split()[0]
-    for one in value if isinstance(value, tuple) else ():
-        if isinstance(one, Service):
-            commands = (one.active, one.stop, one.start)
-            yield from ((one.name, words[0]) for words in commands if words)
+        yield name, value.split()[0]
+    for one in value if name == "services" else ():
+        commands = (one.active, one.stop, one.start)
+        yield from ((one.name, words[0]) for words in commands if words)
 
 
 def why_not_run(host: Host, program: str) -> str:

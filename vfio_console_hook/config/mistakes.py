@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from ..errors import nearest
-from .settings import DETACHED, RELEASED
+from .service import DETACHED, RELEASED
 from .yamltext import Entry
 
 Reader = Callable[[object], object]

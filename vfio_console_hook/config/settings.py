@@ -1,16 +1,18 @@
-"""Config: the settings for one VM; KEYS: what is known of each setting."""
+"""Config: the settings for one VM, each with its default, its good values and a line for people."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from ..machine.pci import full_address
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
     from typing import Any
+
+    from .service import Service
 
 
 def _boolean() -> tuple[str, Callable[[object], bool | None]]:
@@ -85,57 +87,17 @@ def _names() -> tuple[str, Callable[[object], tuple[str, ...] | None]]:
     return "a list of names", read
 
 
-@dataclass(frozen=True)
-class Service:
-    """What is stopped before a VM and started after it: a unit of systemd, or three commands.
-
-    A command is a tuple of words, the first one the full path of the program; a unit has
-    none. start_again is RELEASED, or DETACHED: as soon as vfio-pci has the VM's GPUs.
-    """
-
-    name: str
-    active: tuple[str, ...] = ()
-    stop: tuple[str, ...] = ()
-    start: tuple[str, ...] = ()
-    start_again: str = "released"
-
-
-RELEASED, DETACHED = "released", "detached"
-
-
 def _services() -> tuple[str, Callable[[object], tuple[Service, ...] | None]]:
     def read(value: object) -> tuple[Service, ...] | None:
-        found = [_service(one) for one in value] if isinstance(value, list) else [None]
+        from .service import service_of  # takes 0.7 ms to load, and few VMs have any
+
+        found = [service_of(one) for one in value] if isinstance(value, list) else [None]
         return None if None in found else tuple(one for one in found if one)
 
     return ("a list of units, or of groups of name, active, stop and start", read)
 
 
-def _service(value: object) -> Service | None:
-    if isinstance(value, str) and re.fullmatch(_UNIT, value):
-        return Service(value)
-    if not isinstance(value, tuple) or any(not isinstance(one.value, str) for one in value):
-        return None
-    texts = {entry.key: entry.value for entry in value}
-    again = texts.pop("start_again", None)
-    name = texts.pop("name", "")
-    if len(texts) + (again is not None) + 1 != len(value) or not name:
-        return None
-    if again not in (None, RELEASED, DETACHED):
-        return None
-    if not texts:
-        return Service(name, start_again=again) if again and re.fullmatch(_UNIT, name) else None
-    commands = {key: tuple(text.split()) for key, text in texts.items()}
-    if set(commands) != {"active", "stop", "start"}:
-        return None
-    if any(not words or words[0][0] != "/" for words in commands.values()):
-        return None
-    return Service(name, **commands, start_again=again or RELEASED)
-
-
 CONSOLE_STAGES = ("fbcon", "drm_aperture", "fbdev", "vgacon")
-# The characters of unit names (systemd.unit(5)); no "-" in front, which would be an option.
-_UNIT = r"[A-Za-z0-9:_.@\\][A-Za-z0-9:_.@\\-]{0,254}"
 
 
 def _setting(kind: tuple[str, Callable[[object], Any]], default: object, doc: str) -> Any:
@@ -250,34 +212,3 @@ class Config:
             grace_s=min(self.holders.grace_s, self.timeout_s / 10),
         )
         return replace(self, holders=holders)
-
-
-@dataclass(frozen=True)
-class Key:
-    """One setting.
-
-    name is as in the file, "group.key" inside a group. wanted describes the good values.
-    read turns the value of the file into that of Config, or returns None for a bad one. doc
-    is one line for people.
-    """
-
-    name: str
-    wanted: str
-    read: Callable[[object], Any]
-    default: Any
-    doc: str
-
-
-def _keys(settings: Any, group: str = "") -> Iterator[Key]:
-    for one in fields(settings):
-        if is_dataclass(one.default):
-            yield from _keys(one.default, f"{one.name}.")
-        else:
-            yield Key(group + one.name, default=one.default, **one.metadata)
-
-
-KEYS = tuple(_keys(Config))
-BY_NAME = {key.name: key for key in KEYS}
-"""KEYS by their names."""
-GROUPS = {name.partition(".")[0] for name in BY_NAME if "." in name}
-"""The parts of those names before the "."."""

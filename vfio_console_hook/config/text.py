@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from .keys import BY_NAME, GROUPS, Key
 from .mistakes import Mistake, bad_value, not_a_group, unknown_key
-from .settings import BY_NAME, GROUPS, Key
 from .yamltext import Entry, Place, YamlError, parse
 
 

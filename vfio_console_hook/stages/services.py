@@ -20,7 +20,7 @@ from ..actions.services import (
     is_running,
 )
 from ..claims.step import Step
-from ..config.settings import DETACHED, Service
+from ..config.service import DETACHED, Service
 from ..errors import RefusedError, nearest
 from ..machine import systemd
 from ..machine.gpu import Gpu
