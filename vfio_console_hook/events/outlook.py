@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from ..actions.console_moves import LeaveFramebuffers
-from ..actions.consoles import ShowConsoles
 from ..actions.firmware import CONSOLES_BACK
-from ..actions.text_mode import QuietText
 from ..claims.step import Step
 from ..machine.host import Host
 from ..stages import load
@@ -29,6 +26,8 @@ def after_vm(host: Host, handover: Handover, steps: tuple[Step, ...]) -> str:
 
 
 def _consoles_back(handover: Handover, steps: tuple[Step, ...]) -> str:
+    done = {step.do.kind for step in steps if step.do}
+    undone = {step.undo.kind for step in steps if step.undo}
     losses = [step.loses for step in steps if step.loses]
     if losses and any(step.undo and step.stage == load.NAME for step in steps):
         from ..actions.device import LoadNative
@@ -41,13 +40,13 @@ def _consoles_back(handover: Handover, steps: tuple[Step, ...]) -> str:
     back = [str(vars(undo)["device"]) for undo in undos]
     if back:
         return f"the firmware console comes back on {' and '.join(back)}"
-    shown = {step.gpu for step in steps if isinstance(step.undo, ShowConsoles)}
+    shown = {step.gpu for step in steps if step.undo and step.undo.kind == "show-consoles"}
     native = [str(one.driver) for one in handover.gpus if one.native and one.address in shown]
     if native:
         return f"the console comes back with {' and '.join(dict.fromkeys(native))}"
-    if any(isinstance(step.do, LeaveFramebuffers) for step in steps):
+    if "leave-framebuffers" in done:
         return "the consoles are where they are now, on a framebuffer that stays"
-    if any(isinstance(step.undo, QuietText) for step in steps):
+    if "quiet-text" in undone:
         return "the text console comes back"
     if shown:
         return "the host's console comes back only if a driver takes the GPU again"

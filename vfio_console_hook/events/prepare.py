@@ -7,7 +7,6 @@ before it is done. What fails is undone at once, and then the VM does not start.
 from __future__ import annotations
 
 from ..actions.action import Action
-from ..actions.console_moves import MapConsoles
 from ..claims import history, in_use, ownership
 from ..claims.claim import Claim
 from ..claims.directory import Claims
@@ -27,6 +26,10 @@ from ..stages.handover import Handover
 from . import outlook, refusals, undo
 from .assignment import Assignment
 from .release import release
+
+TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
+if TYPE_CHECKING:
+    from ..actions.console_moves import MapConsoles
 
 _NOT_UNDONE = "; not all could be undone, see `vfio-console-hook status`"
 
@@ -261,8 +264,11 @@ def _take(claim: Claim, step: Step, log: Log) -> list[str]:
 
 def _act(claim: Claim, action: Action, log: Log) -> list[str]:
     """Do it; what has been done, in words."""
-    if isinstance(action, MapConsoles):
-        return _move_consoles(claim, action, log)
+    if action.kind == "map-consoles":
+        from ..actions.console_moves import MapConsoles  # loaded, as the action is one
+
+        if isinstance(action, MapConsoles):
+            return _move_consoles(claim, action, log)
     remark = action.apply(claim.host)
     return [f"{action.past()}{f'; {remark}' if remark else ''}"]
 

@@ -215,9 +215,11 @@ def _consoles_move(host: Host, going: tuple[Gpu, ...], handover: Handover) -> bo
     wanted = fbcon.NAME in config.stages and config.keep_console != "never"
     if console.has_fb_devices(host):
         return wanted and bool(fbcon.possible_targets(host, handover))
+    from . import fbcon_nodeless  # takes 1.5 ms to load, and most kernels have fb devices
+
     staying = handover.staying_framebuffers(host)
     shown = (one for one in going if one.framebuffers)
-    if staying and all(fbcon.shown_elsewhere(host, one, staying) for one in shown):
+    if staying and all(fbcon_nodeless.shown_elsewhere(host, one, staying) for one in shown):
         return True
     return wanted and bool(staying) and handover.fbcon_can_return(host)
 

@@ -116,7 +116,9 @@ def _refuse_last_driver(host: Host, gpu: Gpu, handover: Handover) -> None:
         if one.bound or one.driver != console.VGACON or not text_goes
     ]
     if left == [console.FBCON] and staying:
-        if not fbcon.shown_elsewhere(host, gpu, staying):
+        from . import fbcon_nodeless  # takes 1.5 ms to load, and most kernels have fb devices
+
+        if not fbcon_nodeless.shown_elsewhere(host, gpu, staying):
             raise RefusedError(
                 f"the host's consoles are on {gpu.address}, fbcon is their only driver, and there"
                 " is no /dev/fbN to move them through: the kernel would crash at the next text",

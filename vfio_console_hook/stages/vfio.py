@@ -14,7 +14,7 @@ from ..machine.gpu import Gpu
 from ..machine.host import Host
 from ..machine.pci import is_vfio
 from ..machine.vfio_driver import driver_for
-from . import fbcon
+from . import fbcon_nodeless
 from .handover import Handover
 
 NAME = "vfio"
@@ -32,7 +32,7 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
             yield from _bind(host, address, gpu)
     yield from _bind(host, gpu.address, gpu)
     if gpu is handover.gpus[0]:
-        yield from fbcon.return_step(host, handover)
+        yield from fbcon_nodeless.return_step(host, handover)
 
 
 def _bind(host: Host, address: str, gpu: Gpu) -> Iterator[Step]:

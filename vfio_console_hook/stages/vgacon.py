@@ -11,9 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ..actions.console_moves import LeaveFramebuffers
 from ..actions.consoles import ShowConsoles
-from ..actions.text_mode import QuietText
 from ..claims.step import Step
 from ..errors import HostError
 from ..machine import console
@@ -57,6 +55,8 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
         # The event start moves the consoles back to a framebuffer that stays. Without its
         # node nothing could: there fbcon stays bound, as the only driver, and preflight
         # does not let that framebuffer go.
+        from ..actions.console_moves import LeaveFramebuffers  # takes 1.2 ms to load
+
         yield Step(
             stage=NAME,
             gpu=gpu.address,
@@ -80,6 +80,8 @@ def _stop_text(host: Host, gpu: Gpu) -> Iterator[Step]:
     if tty and not re.fullmatch(r"tty[0-9]{1,2}", tty):
         raise HostError.unclear(f"/{path}", tty)
     if tty and host.text_mode(tty):
+        from ..actions.text_mode import QuietText  # takes 0.6 ms to load
+
         yield Step(
             stage=NAME,
             gpu=gpu.address,
