@@ -922,7 +922,7 @@ def test_a_gpu_is_not_taken_while_it_is_being_released(machine: MachineFactory) 
 
 
 def test_every_field_of_every_action_is_of_a_type_that_a_claim_can_check() -> None:
-    examples = ("text", True, 1, 1.5, ("text",), (1, None))
+    examples = ("text", True, 1, 1.5, ("text",), (1,), (1, None))
 
     for kind in (action_of_kind(one) for kinds in MODULES.values() for one in kinds):
         for name, annotation in getattr(kind, "__annotations__", {}).items():

@@ -27,7 +27,7 @@ from tests.fakehost import (
 from tests.gate import ROOT
 from tests.hosts import DISPLAY, VGA, firmware_on, lab, lab_gpu
 from tests.libvirt_xml import domain_xml
-from vfio_console_hook.actions.console_moves import MapConsoles
+from vfio_console_hook.actions.console_moves import MapConsoles, ReturnConsoles
 from vfio_console_hook.actions.firmware import Decode
 from vfio_console_hook.claims.step import Step
 from vfio_console_hook.commands.plan import plan
@@ -361,7 +361,8 @@ def test_each_console_is_moved_back_to_its_framebuffer(machine: MachineFactory) 
 
     (mapped,) = (one for one in steps(host, "0000:03:00.0") if isinstance(one.do, MapConsoles))
 
-    assert mapped.undo == MapConsoles("fb1", (0,) * 6 + (1,) + (0,) * 56, 10)
+    moved = tuple(number for number in range(1, 64) if number != 7)
+    assert mapped.undo == ReturnConsoles("0000:03:00.0", "0000:13:00.0", moved, 10)
 
 
 # -- locked down

@@ -13,7 +13,8 @@ from .calls import Called
 from .state import SERVICE, Life, State
 
 _CONSOLE_STEPS = {
-    "map-consoles", "show-consoles", "leave-framebuffers", "quiet-text", "free-framebuffers",
+    "map-consoles", "return-consoles", "show-consoles", "leave-framebuffers", "quiet-text",
+    "free-framebuffers",
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import HostError, LostError, StepError
-from ..machine import console
+from ..machine import console, gpu
 from ..machine.host import Host
 from ..machine.host.consoles import CONSOLES
 from .action import Action
@@ -16,8 +16,7 @@ from .consoles import ShowConsoles, fbcon_bound
 class MapConsoles(Action):
     """Map consoles to framebuffers; indices[n - 1] is the framebuffer of console n.
 
-    None leaves a console where it is. fb is the framebuffer that they go to or come back from.
-    Those that have to come back, and that somebody has moved on to another one meanwhile, stay
+    None leaves a console where it is. fb is the framebuffer whose node is used for it, if it is
     there. wait_s: how long the framebuffers may take to appear.
     """
 
@@ -33,7 +32,7 @@ class MapConsoles(Action):
         present = _indices(host)
         if wanted & (present - mapped):  # one appeared after the first mapping
             self._map(host)
-        now = host.console_map(self._node(host))
+        now = host.console_map(_node(host, self.fb))
         if now is None:
             raise LostError("cannot map the consoles: no framebuffer is left")
         for number, index, want in zip(CONSOLES, now, self.indices):
@@ -41,24 +40,15 @@ class MapConsoles(Action):
             if want in present and index not in present:
                 raise StepError(f"console {number} is not on fb{want} after mapping it")
         if not wanted <= present:
-            places = " and ".join(sorted({f"fb{one}" for one in now if one in present}))
-            raise LostError(f"the consoles stay on {places}: the framebuffer they were on is gone")
-
-    def _node(self, host: Host) -> str:
-        """The framebuffer through whose node the kernel is asked; any will do (Linux fbmem.c)."""
-        present = [one.name for one in console.framebuffers(host)]
-        found = (one for one in (self.fb, *present) if host.exists(f"dev/{one}"))
-        return next(found, self.fb)
+            stay = _places(host, now)
+            raise LostError(f"the consoles stay on {stay}: the framebuffer they were on is gone")
 
     def _map(self, host: Host) -> set[int | None]:
         """Map the consoles whose framebuffer exists; the numbers of all that exist."""
         present = _indices(host)
-        node = self._node(host)
-        now = host.console_map(node) or self.indices
-        comes_back = self.fb in {f"fb{one}" for one in present - set(self.indices)}
-        elsewhere = {one for one in present if comes_back and f"fb{one}" != self.fb}
-        for number, at, index in zip(CONSOLES, now, self.indices):
-            if index is None or index not in present or at in elsewhere:
+        node = _node(host, self.fb)
+        for number, index in zip(CONSOLES, self.indices):
+            if index is None or index not in present:
                 continue
             try:
                 host.map_console(node, number, index)
@@ -86,8 +76,67 @@ class MapConsoles(Action):
         return f"moved the consoles to {' and '.join(f'fb{index}' for index in targets)}"
 
 
+@dataclass(frozen=True)
+class ReturnConsoles(Action):
+    """Map consoles back to the framebuffer of a GPU, whatever its number is now.
+
+    A framebuffer gets the lowest free number, so after several VMs it is seldom that of before.
+    to is the GPU to which they were moved, "" if that is not known: those that are on another one
+    now stay there, because somebody has moved them. wait_s: how long the framebuffer may take to
+    appear.
+    """
+
+    gpu: str
+    to: str
+    consoles: tuple[int, ...]
+    wait_s: float = 0
+    kind = "return-consoles"
+
+    def apply(self, host: Host) -> None:
+        host.wait(lambda: bool(self._numbers_of(host, self.gpu)), self.wait_s)
+        own = self._numbers_of(host, self.gpu)
+        now = host.console_map(_node(host, "")) or ()
+        if not own:
+            stay = _places(host, now)
+            raise LostError(f"the consoles stay on {stay}: {self.gpu} has no framebuffer")
+        left = self._numbers_of(host, self.to) if self.to else []
+        elsewhere = _indices(host) - {*left} if left else set()
+        indices = tuple(
+            own[0] if number in self.consoles and at not in elsewhere else None
+            for number, at in zip(CONSOLES, now)
+        )
+        MapConsoles(f"fb{own[0]}", indices).apply(host)
+
+    def _numbers_of(self, host: Host, address: str) -> list[int]:
+        names = gpu.framebuffers_of(host, (address,))
+        found = (fb for fb in console.framebuffers(host) if fb.name in names)
+        return [fb.index for fb in found if fb.index is not None]
+
+    def shell(self) -> str:
+        numbers = " ".join(map(str, self.consoles))
+        these = "$(seq 63)" if len(self.consoles) == len(CONSOLES) else numbers
+        index = f"$(ls /sys/bus/pci/devices/{self.gpu}/graphics | tr -d fb)"
+        return f"for n in {these}; do con2fbmap $n {index}; done"
+
+    def past(self) -> str:
+        return f"moved the consoles back to {self.gpu}"
+
+
 def _indices(host: Host) -> set[int | None]:
     return {fb.index for fb in console.framebuffers(host)}
+
+
+def _node(host: Host, preferred: str) -> str:
+    """The framebuffer through whose node the kernel is asked; any will do (Linux fb_chrdev.c)."""
+    present = [one.name for one in console.framebuffers(host)]
+    found = (one for one in (preferred, *present) if one and host.exists(f"dev/{one}"))
+    return next(found, preferred)
+
+
+def _places(host: Host, now: tuple[int | None, ...]) -> str:
+    """The framebuffers that the consoles are on."""
+    present = _indices(host)
+    return " and ".join(sorted({f"fb{one}" for one in now if one in present})) or "none"
 
 
 @dataclass(frozen=True)

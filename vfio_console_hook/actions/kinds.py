@@ -9,7 +9,7 @@ from .action import Action
 MODULES = {
     "aperture": ("end-probe", "probe-aperture"),
     "cards": ("drop-card", "return-card"),
-    "console_moves": ("leave-framebuffers", "map-consoles"),
+    "console_moves": ("leave-framebuffers", "map-consoles", "return-consoles"),
     "consoles": ("show-consoles",),
     "coreboot": ("register-coreboot", "unregister-coreboot"),
     "device": ("bind-native", "find-again", "load-native", "rescan"),

@@ -95,6 +95,8 @@ def fits(annotation: str, value: object) -> bool:
         return 0 <= value <= _LONGEST_S
     if annotation == "tuple[str, ...]":
         return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+    if annotation == "tuple[int, ...]":
+        return isinstance(value, tuple) and all(type(one) is int for one in value)
     if annotation == "tuple[int | None, ...]":
         return isinstance(value, tuple) and all(one is None or type(one) is int for one in value)
     return False

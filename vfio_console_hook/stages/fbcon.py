@@ -52,14 +52,16 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     )
     target = _target(host, targets, handover)
     if target and mapped is not None:
-        from ..actions.console_moves import MapConsoles  # takes 1.2 ms to load
+        from ..actions.console_moves import MapConsoles, ReturnConsoles  # 1.2 ms to load
 
+        moved = tuple(number for number, at in zip(CONSOLES, mapped) if at in own)
+        indices = tuple(target.index if number in moved else None for number in CONSOLES)
         yield Step(
             stage=NAME,
             gpu=gpu.address,
             why=f"{target.name} ({target.title}) stays on the host",
-            do=MapConsoles(target.name, (target.index,) * len(CONSOLES)),
-            undo=MapConsoles(target.name, mapped, wait_s),
+            do=MapConsoles(target.name, indices),
+            undo=ReturnConsoles(gpu.address, target.pci or "", moved, wait_s),
         )
 
 
