@@ -38,10 +38,14 @@ class NoProgram(Sound):
         self.demand(self.host_state() == state, "without the program: the host's state changed")
 
     def passed(self) -> None:
-        """The VM with the sound function starts and ends."""
+        """The VM with the sound function starts and ends; its group needs the GPU without driver."""
+        gpu = self.gpus[0].address
+        self.machine.run(f"echo {gpu} >/sys/bus/pci/devices/{gpu}/driver/unbind")
         for command in ("start", "destroy"):
             answer = self.machine.run(f"virsh {command} {PLAIN}", 240)
             self.demand(answer.ok, f"without the program: virsh {command} {PLAIN}: {answer.stderr}")
+        self.machine.run(f"echo {gpu} >/sys/bus/pci/drivers_probe")
+        self.check_console("passed", 0)
 
     def ended(self) -> None:
         """The program goes while the VM runs: the claim stays, and recover gives all back."""
