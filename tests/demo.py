@@ -7,12 +7,16 @@ them: the same arguments, the XML on stdin, the same environment. Only the machi
 is simulated, by a snapshot that reacts to writes as Linux does (tests/fakehost),
 and so are libvirt's own part and QEMU. Needs neither root nor a GPU nor libvirt, and
 changes nothing outside the directory. Exits with 1 if a step had another result.
+
+Where Python lacks lxml or PyYAML the demo makes a virtual environment in the clone, which
+needs a network.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
 import tempfile
@@ -283,5 +287,40 @@ def main() -> int:
     return 0
 
 
+def python_with_libraries(host: str, venv: Path) -> str:
+    """The host's Python, or that of a virtual environment, if the host's lacks lxml or PyYAML.
+
+    Raises SystemExit if the environment has to be made and cannot be.
+    """
+    if _has_libraries(host):
+        return host
+    python = str(venv / "bin/python")
+    if not _has_libraries(python):
+        print(f"making a virtual environment in {venv}", flush=True)
+        _make(host, "-m", "venv", "--clear", str(venv))
+        _make(python, "-m", "pip", "install", "--quiet", "lxml", "PyYAML")
+    return python
+
+
+def _has_libraries(python: str) -> bool:
+    if not Path(python).exists():
+        return False
+    done = subprocess.run([python, "-c", "import lxml.etree, yaml"], capture_output=True)
+    return done.returncode == 0
+
+
+def _make(*words: str) -> None:
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr or done.stdout).strip().rpartition("\n")[2]
+        raise SystemExit(
+            f"cannot make a virtual environment with lxml and PyYAML: {last}\n"
+            "hint: install lxml and PyYAML by hand, or run install.sh --demo as root"
+        )
+
+
 if __name__ == "__main__":
+    able = python_with_libraries(sys.executable, ROOT / ".venv")
+    if able != sys.executable:
+        os.execv(able, [able, "-B", "-m", "tests.demo"])
     sys.exit(main())
