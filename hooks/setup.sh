@@ -13,6 +13,7 @@ ETC=/etc/vfio-console-hook
 HOOKS=/etc/libvirt/hooks
 SHARE=/usr/share
 RUN=/run/vfio-console-hook
+ISSUE=/etc/issue.d/vfio-console-hook.issue
 
 # The three places where the gate may be: libvirt's own, the directory it reads since
 # 6.5, and a file that another hook calls. Only programs in HOOKS (and in
@@ -23,6 +24,7 @@ CHAINED=$HOOKS/vfio-console-hook
 # The two places of the gate for the daemon's own events, where systemd does not run the host.
 DAEMON=$HOOKS/daemon
 DAEMON_DROPIN=$HOOKS/daemon.d/50-vfio-console-hook
+GATES="$MAIN $DROPIN $CHAINED $DAEMON $DAEMON_DROPIN"
 
 # The unit that starts with libvirt's daemons, and the one of which administrators enable
 # instances. systemd reads /usr/lib everywhere.
@@ -31,16 +33,28 @@ UNIT=$UNITS/vfio-console-hook-recover.service
 TAKE=$UNITS/vfio-console-hook-take@.service
 WITH_LIBVIRTD=$UNITS/libvirtd.service.wants/${UNIT##*/}
 WITH_VIRTQEMUD=$UNITS/virtqemud.service.wants/${UNIT##*/}
-# A link that login prompts read.
-ISSUE=/etc/issue.d/vfio-console-hook.issue
 RELOAD_S=60  # how long systemd may take to read them
 
-# Lines by which our own files are recognized.
+# The lines by which our files are recognized: a gate, the command, a unit, and all others.
 GATE_MARK='^# vfio-console-hook: the gate'
-UNIT_MARK='^# vfio-console-hook: the unit'
+MARKS="$GATE_MARK
+^\"\"\"The command vfio-console-hook
+^# vfio-console-hook: the unit
+vfio-console-hook: installed by install.sh\$"
 
 say() {
     printf '%s\n' "$*"
+}
+
+# The last line of what a program has printed, which is in $output.
+last_line() {
+    printf '%s' "$output" | tail -n 1
+}
+
+refuse() {
+    why=$1
+    hint=${2-}
+    return 1
 }
 
 # --- looking ----------------------------------------------------------------------
@@ -50,8 +64,18 @@ is_there() {
     [ -e "$1" ] || [ -L "$1" ]
 }
 
-ours() {
+# Has file $1 a line of ours?
+has_mark() {
     [ -f "$1" ] && grep -q "$2" "$1" 2>/dev/null
+}
+
+# Is $1 a link of ours, or a file? Debian's systemctl writes /lib into the link of an instance.
+is_ours() {
+    case $(readlink "$1") in
+        "../${UNIT##*/}" | "$RUN.status/issue") ;;
+        "$UNIT" | "${UNIT#/usr}" | "$TAKE" | "${TAKE#/usr}") ;;
+        *) has_mark "$1" "$MARKS" ;;
+    esac
 }
 
 # With nothing but the shell and cat: a small host may lack cksum (Debian's busybox) or
@@ -60,27 +84,18 @@ same() {
     [ -f "$1" ] && [ -f "$2" ] && [ "$(cat "$1" && echo .)" = "$(cat "$2" && echo .)" ]
 }
 
-# Debian's systemctl writes /lib into the link of an instance.
-is_our_link() {
-    [ -L "$1" ] || return 1
-    case $(readlink "$1") in
-        "../${UNIT##*/}" | "$UNIT" | "${UNIT#/usr}" | "$TAKE" | "${TAKE#/usr}" | "$RUN.status/issue") ;;
-        *) return 1 ;;
-    esac
-}
-
 # The processes that run from directory $1: each has it open (hooks/launch.py, hooks/command.py).
 # ls only reads the links; [ -ef ] would follow them, and wait for a dead NFS server.
 running_from() {
     dir=$(cd "$1" 2>/dev/null && pwd -P) || return 0
     # shellcheck disable=SC2010  # the links are wanted, not the names
-    LC_ALL=C ls -l /proc/[0-9]*/fd 2>/dev/null |
-        LC_ALL=C grep -e '^/proc/' -e " -> .*${LIB##*/}" | while IFS= read -r line; do
-        case $line in
-            /proc/*) pid=${line#/proc/} ;;
-            *" -> $dir") printf '%s\n' "${pid%/fd:}" ;;
-        esac
-    done
+    LC_ALL=C ls -l /proc/[0-9]*/fd 2>/dev/null | grep -e '^/proc/' -e " -> .*${LIB##*/}" |
+        while IFS= read -r line; do
+            case $line in
+                /proc/*) pid=${line#/proc/} ;;
+                *" -> $dir") say "${pid%/fd:}" ;;
+            esac
+        done
 }
 
 # The version of the libvirt in the tree, or nothing.
@@ -93,85 +108,58 @@ libvirt_version() {
     done
 }
 
-# Does this libvirt run what is in qemu.d (6.5 and later)?
+# Does libvirt of version $1 run what is in qemu.d (6.5 and later)?
 reads_dropins() {
-    major=${1%%.*}
-    minor=${1#*.}
-    minor=${minor%%.*}
-    case $major:$minor in
-        :* | *: | *[!0-9:]*) [ -d "$root${DROPIN%/*}" ] ;;
-        *) [ "$major" -gt 6 ] || { [ "$major" -eq 6 ] && [ "$minor" -ge 5 ]; } ;;
+    case $1 in
+        [0-5].* | 6.[0-4] | 6.[0-4].*) false ;;
+        [0-9]*.[0-9]*) ;;
+        *) [ -d "$root${DROPIN%/*}" ] ;;
     esac
-}
-
-refuse() {
-    why=$1
-    hint=${2-}
-    return 1
 }
 
 # Sets gate to where ours goes. Other hooks are never touched.
 choose_gate() {
-    for dir in "$root$HOOKS" "$root${DROPIN%/*}"; do
-        [ -d "$dir" ] || ! is_there "$dir" || refuse "$dir is not a directory" || return
-    done
-    if [ -L "$root$MAIN" ] && ours "$root$MAIN" "$GATE_MARK"; then
-        refuse "$root$MAIN is a link to another copy of this hook" "remove the link"
-        return
-    elif [ -d "$root$MAIN" ]; then
-        refuse "$root$MAIN is a directory" "libvirt ignores it: move it away"
-        return
-    elif ! is_there "$root$MAIN"; then
+    main=$root$MAIN
+    if [ -d "$main" ]; then
+        refuse "$main is a directory" "libvirt ignores it: move it away" || return
+    elif has_mark "$main" "$GATE_MARK"; then
         gate=$MAIN
-        ! ours "$root$DROPIN" "$GATE_MARK" || gate=$DROPIN
-    elif ours "$root$MAIN" "$GATE_MARK"; then
+    elif ! is_there "$main"; then
         gate=$MAIN
-    elif grep -q "^[^#]*$CHAINED" "$root$MAIN" 2>/dev/null; then
+        ! has_mark "$root$DROPIN" "$GATE_MARK" || gate=$DROPIN
+    elif grep -q "^[^#]*$CHAINED" "$main" 2>/dev/null; then
         gate=$CHAINED
     else
+        gate=$DROPIN
         version=$(libvirt_version)
         reads_dropins "$version" || refuse \
-            "$root$MAIN is not ours, and libvirt ${version:-(not found)} reads no qemu.d (6.5 does)" \
+            "$main is not ours, and libvirt ${version:-(not found)} reads no qemu.d (6.5 does)" \
             "add this line to it, after its first line, and install vfio-console-hook again:
     [ ! -x $CHAINED ] || $CHAINED \"\$@\" || exit 1" || return
-        gate=$DROPIN
     fi
-    if [ -d "$root$gate" ]; then
-        refuse "$root$gate is a directory"
-    elif is_there "$root$gate" && ! ours "$root$gate" "$GATE_MARK"; then
-        refuse "$root$gate is not ours"
-    fi
+    may_be_gate "$root$gate" || refuse "$root$gate is not ours"
 }
 
-# Does systemd run this host? In a chroot and in an image it does not run yet, and a tree for
-# packages or images may become such a host.
-boots_systemd() {
-    [ -z "$root" ] || return 0
-    [ ! -d /run/systemd/system ] || return 0
-    case $(readlink /sbin/init) in *systemd*) ;; *) return 1 ;; esac
+may_be_gate() {
+    ! is_there "$1" || has_mark "$1" "$GATE_MARK"
 }
 
-# May a gate go to $1: is nothing there, or ours, and a directory above it, or nothing?
-is_free() {
-    [ -d "${1%/*}" ] || ! is_there "${1%/*}" || return 1
-    [ ! -d "$1" ] || return 1
-    ! is_there "$1" || ours "$1" "$GATE_MARK"
-}
-
-# Sets daemon_gate to where the gate for the daemon's events goes. It is no reason to refuse
-# anything: where another hook is in the way, daemon_gate is empty, and note says what to do.
+# Sets daemon_gate to where the gate for the daemon's events goes, where systemd does not run the
+# host. In a chroot and in an image it does not run yet, and a tree for packages may become such a
+# host. Another hook in the way is no reason to refuse: then note says what to do.
 choose_daemon_gate() {
     daemon_gate=
     note=
-    ! boots_systemd || return 0
-    if is_free "$DAEMON"; then
+    [ -z "$root" ] && [ ! -d /run/systemd/system ] || return 0
+    case $(readlink /sbin/init) in *systemd*) return ;; esac
+    if may_be_gate "$DAEMON"; then
         daemon_gate=$DAEMON
-    elif is_free "$DAEMON_DROPIN" && reads_dropins "$(libvirt_version)"; then
+    elif may_be_gate "$DAEMON_DROPIN" && reads_dropins "$(libvirt_version)"; then
         daemon_gate=$DAEMON_DROPIN
-    fi
-    [ -z "$daemon_gate" ] || return 0
-    note="nothing gives back what a killed libvirtd leaves, as $DAEMON is not ours: let it run
+    else
+        note="nothing gives back what a killed libvirtd leaves, as $DAEMON is not ours: let it run
     vfio-console-hook recover --wait 120 </dev/null >/dev/null 2>&1 &"
+    fi
 }
 
 # Is nothing of this at work, so that it can be removed?
@@ -182,62 +170,56 @@ removable() {
     done
     for dir in "$root$LIB".[0-9]*; do
         pid=$(running_from "$dir" | head -n 1)
-        [ -z "$pid" ] || refuse "process $pid still runs the program" "wait until it has ended" || return
+        [ -z "$pid" ] ||
+            refuse "process $pid still runs the program" "wait until it has ended" || return
     done
 }
 
 # --- the gate, systemd and libvirt's daemon ---------------------------------------
 
-# The name beside a target under which it is prepared. libvirt runs every executable in
+# The name beside target $1 under which it is prepared. libvirt runs every executable in
 # qemu.d and daemon.d, so nothing is ever prepared in there; systemd reads no unit whose name
 # begins with a dot.
 beside() {
-    case $1 in
-        */qemu.d/*) printf '%s\n' "${1%/qemu.d/*}/.new-${1##*/}" ;;
-        */daemon.d/*) printf '%s\n' "${1%/daemon.d/*}/.new-daemon-${1##*/}" ;;
-        *) printf '%s\n' "${1%/*}/.new-${1##*/}" ;;
-    esac
+    case $1 in "$HOOKS"/*.d/*) set -- "${1%/*}" ;; esac
+    printf '%s\n' "${1%/*}/.new-${1##*/}"
+}
+
+# Removes a file of ours, and sets found.
+remove() {
+    rm -f "$1" || refuse "cannot remove $1" || return
+    found=yes
 }
 
 # Removes the gates where they are, except at $1 and $2, because the same event must not come to
-# us twice. Sets found if there was one.
+# us twice.
 remove_gates() {
-    for other in "$MAIN" "$DROPIN" "$CHAINED" "$DAEMON" "$DAEMON_DROPIN"; do
+    for other in $GATES; do
         case $other in "$1" | "$2") continue ;; esac
-        if ours "$root$other" "$GATE_MARK" && [ ! -L "$root$other" ]; then
-            rm -f "$root$other" || refuse "cannot remove $root$other" || return
-            found=yes
-        fi
+        ! has_mark "$root$other" "$GATE_MARK" || remove "$root$other" || return
+    done
+}
+
+# Removes the links by which our units are started, also those of instances that were enabled.
+remove_links() {
+    for link in "$root$WITH_LIBVIRTD" "$root$WITH_VIRTQEMUD" \
+        "$root"/etc/systemd/system/*.wants/vfio-console-hook-*; do
+        ! is_ours "$link" || remove "$link" || return
+        # As systemctl does; what install.sh has made elsewhere it knows itself.
+        case $link in "$root"/etc/*) rmdir "${link%/*}" 2>/dev/null || : ;; esac
     done
 }
 
 # Makes systemd read its units again. None is started: nothing new has to be given back.
 reload_systemd() {
     [ -z "$root" ] && [ -d /run/systemd/system ] || return 0
-    set -- systemctl daemon-reload
-    ! command -v timeout >/dev/null || set -- timeout "$RELOAD_S" "$@"
-    "$@" >/dev/null 2>&1 || say "  systemd did not read its units again: run systemctl daemon-reload"
+    timeout "$RELOAD_S" systemctl daemon-reload >/dev/null 2>&1 ||
+        say "  systemd did not read its units again: run systemctl daemon-reload"
 }
 
-# Removes the links by which our units are started, also those of instances that were enabled.
-# Sets found if there was one.
-remove_links() {
-    for link in "$root$WITH_LIBVIRTD" "$root$WITH_VIRTQEMUD" \
-        "$root"/etc/systemd/system/*.wants/vfio-console-hook-*; do
-        if is_our_link "$link"; then
-            rm -f "$link" || refuse "cannot remove $link" || return
-            # As systemctl does; what install.sh has made elsewhere it knows itself.
-            case $link in "$root"/etc/*) rmdir "${link%/*}" 2>/dev/null || : ;; esac
-            found=yes
-        fi
-    done
-}
-
-# Sends SIGHUP to process $2 if it is daemon $1. A pid file may be stale or empty, systemd
-# prints 0 for no process, and kill takes 0 for its own process group.
+# Sends SIGHUP to process $2 if it is daemon $1. A pid file may be stale or empty, and systemd
+# prints 0 for no process: only a process has a comm, 15 bytes of it, which both names fit into.
 hang_up() {
-    case $2 in '' | 0* | 1 | *[!0-9]*) return 1 ;; esac
-    # The kernel cuts comm at 15 bytes, which the names of both daemons fit into.
     comm=
     { read -r comm <"/proc/$2/comm"; } 2>/dev/null
     [ "$comm" = "$1" ] && kill -HUP "$2"
@@ -247,18 +229,17 @@ hang_up() {
 reload_daemon() {
     running=
     for daemon in virtqemud libvirtd; do
-        outcome="was reloaded and finds the hook"
-        if [ -d /run/systemd/system ] && systemctl is-active --quiet "$daemon.service" 2>/dev/null; then
+        outcome='was reloaded and finds the hook'
+        service=$daemon.service
+        if [ -d /run/systemd/system ] && systemctl is-active --quiet "$service" 2>/dev/null; then
             # ExecReload calls kill(1), which a small host may not have.
-            systemctl reload "$daemon.service" 2>/dev/null ||
-                hang_up "$daemon" "$(systemctl show --property=MainPID --value "$daemon.service")" ||
-                outcome="cannot be reloaded: restart it, so that it finds the hook"
+            systemctl reload "$service" 2>/dev/null ||
+                hang_up "$daemon" "$(systemctl show --property=MainPID --value "$service")" ||
+                outcome='cannot be reloaded: restart it, so that it finds the hook'
         else
-            pid=
-            { read -r pid <"/run/$daemon.pid"; } 2>/dev/null || :
-            hang_up "$daemon" "$pid" || continue
+            hang_up "$daemon" "$(cat "/run/$daemon.pid" 2>/dev/null)" || continue
         fi
-        running=$daemon
+        running=yes
         say "  $daemon $outcome"
     done
     if [ -n "$running" ]; then
@@ -275,14 +256,12 @@ reload_daemon() {
 # Its file is beside the program. It allows what the hook needs, and nothing else.
 SELINUX_MODULE=vfio_console_hook
 
-# Prints what the policy that is loaded denies to the program in $1, as a sentence, or nothing.
-selinux_denies() {
-    [ -e /sys/fs/selinux/enforce ] && [ -e /etc/selinux/config ] || return 0
-    "${PYTHON:-/usr/bin/python3}" -I -B -c 'import sys
-sys.path.insert(0, sys.argv[1])
+# Sets denied to what the policy that is loaded denies to the program in $1, as a sentence.
+ask_selinux() {
+    # Without -I, by which Python would not look into this directory.
+    denied=$(cd "$1" && "$PYTHON" -EsB -c 'from vfio_console_hook.machine.host import Host
 from vfio_console_hook.commands.doctor import selinux_policy
-from vfio_console_hook.machine.host import Host
-print(selinux_policy.denied(Host()), end="")' "$1" 2>/dev/null || true
+print(selinux_policy.denied(Host()), end="")' 2>/dev/null) || :
 }
 
 selinux_module_is_loaded() {
@@ -293,30 +272,27 @@ selinux_module_is_loaded() {
 # is loaded is loaded again, as it may be that of another version. It never fails: the hook is
 # installed all the same, and doctor says what is denied.
 selinux_allow() {
-    denied=$(selinux_denies "$1")
+    ask_selinux "$1"
     [ -n "$denied" ] || selinux_module_is_loaded || return 0
     [ -z "$denied" ] || say "  SELinux: $denied"
     if ! command -v semodule >/dev/null; then
         say "  there is no semodule to allow it: see vfio-console-hook doctor"
-    elif ! reason=$(semodule -i "$1/$SELINUX_MODULE.cil" 2>&1); then
-        say "  semodule failed: $(printf '%s' "$reason" | tail -n 1)"
+    elif ! output=$(semodule -i "$1/$SELINUX_MODULE.cil" 2>&1); then
+        say "  semodule failed: $(last_line)"
     else
         # The module has a type for the gate, and one for what is in /run.
         for path in "$MAIN" "$DROPIN" "$CHAINED" "$RUN" "$RUN.status"; do
-            [ ! -e "$path" ] || restorecon -R "$path" >/dev/null 2>&1 || true
+            [ ! -e "$path" ] || restorecon -R "$path" >/dev/null 2>&1 || :
         done
-        denied=$(selinux_denies "$1")
-        if [ -n "$denied" ]; then
-            say "  the module $SELINUX_MODULE is loaded, but $denied: see vfio-console-hook doctor"
-        else
-            say "  the SELinux module $SELINUX_MODULE is loaded, which allows it"
-        fi
+        ask_selinux "$1"
+        outcome=${denied:+"loaded, but $denied: see vfio-console-hook doctor"}
+        say "  the SELinux module $SELINUX_MODULE is ${outcome:-loaded, which allows it}"
     fi
 }
 
 # The reverse, when no file has its types any more.
 selinux_forget() {
     selinux_module_is_loaded || return 0
-    reason=$(semodule -r "$SELINUX_MODULE" 2>&1) ||
-        say "  semodule -r $SELINUX_MODULE failed: $(printf '%s' "$reason" | tail -n 1)"
+    output=$(semodule -r "$SELINUX_MODULE" 2>&1) ||
+        say "  semodule -r $SELINUX_MODULE failed: $(last_line)"
 }

@@ -8,6 +8,7 @@
 
 PACKAGE=/usr/lib/vfio-console-hook.@VERSION@
 IDLE_S=90  # how long an upgrade waits for a hook that is at work; its own deadline is shorter
+PYTHON=/usr/bin/python3
 root=
 umask 022
 # shellcheck source=hooks/setup.sh
@@ -16,7 +17,7 @@ umask 022
 # The bytecode, of which the package has none, as it fits one Python only. Two builds of one
 # version may have sources of the same time and size, so all of it is made anew.
 compile() {
-    /usr/bin/python3 -I -m compileall -qf "$PACKAGE" >/dev/null || say "  $PACKAGE cannot be compiled"
+    "$PYTHON" -I -m compileall -qf "$PACKAGE" >/dev/null || say "  $PACKAGE cannot be compiled"
 }
 
 forget_compiled() {
@@ -39,7 +40,7 @@ take_over() {
             continue
         fi
         for link in "$WITH_LIBVIRTD" "$WITH_VIRTQEMUD"; do
-            ! is_our_link "$link" || rm -f "$link"
+            ! is_ours "$link" || rm -f "$link"
         done
         for page in man8/vfio-console-hook.8 man5/vfio-console-hook.yaml.5; do
             [ ! -f "$SHARE/man/$page.gz" ] || rm -f "$SHARE/man/$page"
@@ -57,22 +58,22 @@ take_over() {
             mv -f "$ETC/default.yaml.rpmnew" "$ETC/default.yaml"
         fi
         rm -f "$ETC/default.yaml.new"
-        made=$(cat "$old/made")
+        made=$(sort -r "$old/made")  # inner ones first
         rm -rf "$old"
-        # Those below ETC are the package's now. Inner ones come last.
-        printf '%s\n' "$made" | sed -n '1!G;h;$p' | while IFS= read -r dir; do
-            case $dir in "$ETC"* | '') ;; *) rmdir "$dir" 2>/dev/null || true ;; esac
+        # Those below ETC are the package's now.
+        for dir in $made; do
+            case $dir in "$ETC"*) ;; *) rmdir "$dir" 2>/dev/null || true ;; esac
         done
     done
 }
 
 # Places file $1 of the package as gate $2.
 place_gate() {
-    mkdir -p "${2%/*}"
+    mkdir -p "${2%/*}" 2>/dev/null
     if ! same "$PACKAGE/$1" "$2" || [ ! -x "$2" ]; then
         new=$(beside "$2")
-        cp "$PACKAGE/$1" "$new" && chmod 755 "$new" && mv -fT "$new" "$2" ||
-            refuse "cannot write $2" || return
+        output=$({ cp "$PACKAGE/$1" "$new" && chmod 755 "$new" && mv -fT "$new" "$2"; } 2>&1) ||
+            refuse "cannot write $2: ${output##*: }" || return
     fi
     ! command -v restorecon >/dev/null || restorecon "${2%/*}" "$2" >/dev/null 2>&1 || true
 }
