@@ -7,9 +7,8 @@
 #
 # DESTDIR=DIR ./install.sh installs below DIR, for packages and images.
 
-# It looks before it changes anything. Then all is written beside its target and put into place by
-# rename; if anything fails, what was there before is put back. With DESTDIR neither packages nor
-# daemons of this host are touched.
+# It looks first. Then all is written beside its target and put into place by rename; if anything
+# fails, what was there before is put back. With DESTDIR this host's packages and daemons stay.
 
 set -u
 umask 022
@@ -26,11 +25,11 @@ case $root in -*) root=./$root ;; esac
 
 # Where it is not new enough, choose_python takes another one.
 PYTHON=/usr/bin/python3
+CONFIG=$ETC/default.yaml
 
 # What is installed beside the program, its documents and the configuration: on which hosts
 # (choose_files), the mode, where it is in the clone, and where on the host, if that is not the same
-# place below /usr. Of a link there is what it says: the one for login prompts leads nowhere as long
-# as there is no refusal to show.
+# place below /usr; or a link, and what it says. Login prompts read the one in /etc/issue.d.
 ZSH=config/share/zsh/site-functions/_vfio-console-hook
 FILES="all 755 hooks/command.py /usr/bin/vfio-console-hook
 all 644 config/share/man/man8/vfio-console-hook.8
@@ -76,10 +75,10 @@ install_hook() {
     say "vfio-console-hook is installed:
   program  $root$LIB
   command  $root/usr/bin/vfio-console-hook
-  hook     $root$gate"
-    [ -z "$daemon_gate" ] || say "  hook     $root$daemon_gate"
-    [ -z "$systemd" ] || say "  unit     $root$UNIT"
-    say "  manual   man vfio-console-hook, man vfio-console-hook.yaml
+  hook     $root$gate${daemon_gate:+
+  hook     $root$daemon_gate}${systemd:+
+  unit     $root$UNIT}
+  manual   man vfio-console-hook, man vfio-console-hook.yaml
   config   $root$CONFIG$config_note"
     [ "$gate" = "$MAIN" ] || say "  the hook in $root$MAIN was left as it is"
     [ -z "$note" ] || say "  $note"
@@ -112,19 +111,16 @@ remove_hook() {
     for target in $GATES "$CONFIG" "$CONFIG.new" "$DOC"; do
         clear_beside "$target"
     done
-    ! is_our_program || rm -rf "$root$DOC" "$root$RUN" "$root$RUN.status" \
-        "$root/var/lib/${RUN##*/}" "$root$LIB"
-    must 'cannot remove everything' rm -rf "$root$CONFIG.new" "$root$LIB".[0-9]* \
-        "$root${LIB%/*}/.new-${LIB##*/}"*
+    ! is_our_program || must 'cannot remove everything' rm -rf "$root$DOC" "$root$RUN" \
+        "$root$RUN.status" "$root/var/lib/${RUN##*/}" "$root$LIB"
+    rm -rf "$root$CONFIG.new" "$root$LIB".[0-9]* "$root${LIB%/*}/.new-${LIB##*/}"*
     for dir in "$ETC/vms" "$ETC" $made; do
         rmdir "$root$dir" 2>/dev/null
     done
     [ -n "$root" ] || selinux_forget
-    if [ -n "$found" ]; then
-        say "vfio-console-hook is removed${root:+ from $root}"
-    else
-        say "vfio-console-hook is not installed${root:+ in $root}"
-    fi
+    outcome="is removed${root:+ from $root}"
+    [ -n "$found" ] || outcome="is not installed${root:+ in $root}"
+    say "vfio-console-hook $outcome"
     # shellcheck disable=SC2086  # one word a package
     [ -z "$brought" ] || say "  install.sh has installed these packages, which stay:" $brought
     [ ! -d "$root$ETC" ] || find "$root$ETC" -type f | sort |
@@ -141,7 +137,8 @@ make_package() {
 # Without lxml and PyYAML the demo makes a virtual environment, which needs a network.
 show_demo() {
     cd "$here" || exit 1
-    choose_python || [ "$(id -u)" != 0 ] || [ -e .venv ] || bring_libraries
+    choose_python || [ "$(id -u)" != 0 ] || [ -e .venv ] ||
+        bring 'lxml and PyYAML' 'lxml.etree, yaml' "$packages"
     need_python
     exec "$PYTHON" -B -m tests.demo
 }
@@ -172,13 +169,11 @@ virtualisation.libvirtd.hooks.qemu
     $package, and layer it with rpm-ostree install ./FILE, or install it in the image's \
 Containerfile
 END
-    if ! { true >/usr/.new-vfio-console-hook; } 2>/dev/null; then
-        advice='install the package into the image that it comes from'
-        ! command -v transactional-update >/dev/null ||
-            advice="$package, and run transactional-update pkg install ./FILE"
-        stop 'the /usr of this host is read-only' "$advice"
-    fi
-    rm -f /usr/.new-vfio-console-hook
+    { true >/usr/.new-vfio-console-hook; } 2>/dev/null && rm /usr/.new-vfio-console-hook && return
+    advice='install the package into the image that it comes from'
+    ! command -v transactional-update >/dev/null ||
+        advice="$package, and run transactional-update pkg install ./FILE"
+    stop 'the /usr of this host is read-only' "$advice"
 }
 
 # Adds the gates to FILES, and sets kinds to the first words of the lines that this host gets.
@@ -212,12 +207,8 @@ is_our_program() {
     case $(readlink "$root$LIB") in "${LIB##*/}".[0-9]*) ;; *) [ -f "$root$LIB/made" ] ;; esac
 }
 
-# Is the clone complete, and nothing in the way on the host?
+# Is nothing in the way on the host?
 check_files() {
-    for file in hooks/launch.py config/default.yaml "config/selinux/$SELINUX_MODULE.cil" \
-        vfio_console_hook/__init__.py README.md NEWS.md LICENSE; do
-        check_source "$file"
-    done
     for_each check_file "$kinds"
     look_at_dir "$ETC/vms"
     [ ! -d "$root$CONFIG" ] || stop "$root$CONFIG is a directory"
@@ -228,13 +219,10 @@ check_files() {
     done
 }
 
-check_source() {
-    [ -f "$here/$1" ] || stop "$here/$1 is missing" "run install.sh from a complete clone"
-}
-
 # Files are installed where there is nothing or a file of ours, never over anything else.
 check_file() {
-    [ "$1" = link ] || check_source "$2"
+    [ "$1" = link ] || [ -f "$here/$2" ] ||
+        stop "$here/$2 is missing" "run install.sh from a complete clone"
     look_at_dir "${3%/*}"
     [ ! -d "$root$3" ] || stop "$root$3 is a directory"
     ! is_there "$root$3" || is_ours "$root$3" || stop "$root$3 is not ours"
@@ -253,9 +241,6 @@ look_at_dir() {
 
 # --- Python and its libraries -----------------------------------------------------
 
-brought=  # packages that were installed, for an uninstallation
-
-# Can this Python run that?
 can() {
     "$PYTHON" -I -c "$1" 2>/dev/null
 }
@@ -275,9 +260,9 @@ check_python() {
         return
     elif ! choose_python; then
         [ -n "$packages" ] || need_python
-        bring_libraries || stop "cannot install lxml and PyYAML for $PYTHON: $(last_line)" \
-            "install them by hand (Debian: python3-lxml python3-yaml; Fedora: python3-lxml \
-python3-pyyaml)"
+        bring 'lxml and PyYAML' 'lxml.etree, yaml' "$packages" || stop \
+            "cannot install lxml and PyYAML for $PYTHON: $(last_line)" "install them by hand \
+(Debian: python3-lxml python3-yaml; Fedora: python3-lxml python3-pyyaml)"
         need_python
     fi
     [ -n "$(libvirt_version)" ] && [ "$PYTHON" = /usr/bin/python3 ] || return 0
@@ -286,10 +271,9 @@ python3-pyyaml)"
   everything works without it but doctor's look at VMs, and plan wants --xml"
 }
 
-# Sets PYTHON to the one that the hook will run with: the first that has the libraries, of python3
-# and the newest of others. Fails if none has, and sets it to the first that is new enough, or can
-# be installed (openSUSE Leap 15, SLES 15 and EL8 have an old python3, and 3.11 beside it), and
-# packages to what is missing for it, as this host's distribution calls it.
+# Sets PYTHON to the first that has the libraries, of python3 and the newest of others. Fails if
+# none has: then it is the first that is new enough, or can be installed (openSUSE Leap 15, SLES 15
+# and EL8 have an old python3, and 3.11 beside it), and packages are what is missing for it.
 choose_python() {
     choose_manager
     usable=
@@ -303,6 +287,7 @@ choose_python() {
     [ -n "$usable" ] || [ ! -x "$PYTHON" ] || PYTHON=/usr/bin/python3.11
     name=${PYTHON##*/}
     case $manager:$name in
+        :*) packages= ;;
         *:python3) packages="$python $lxml $yaml" ;;
         dnf:*) packages="$name $name-lxml $name-pyyaml" ;;
         zypper:*)
@@ -314,8 +299,8 @@ choose_python() {
     return 1
 }
 
-# Sets manager to the package manager of this host, or to nothing, and the others to what its
-# distribution calls Python and the modules, and to how it installs packages.
+# Sets manager to the package manager of this host, or all to nothing: what its distribution calls
+# Python and the modules, and how it installs packages.
 choose_manager() {
     while read -r manager python lxml yaml libvirt how; do
         ! command -v "$manager" >/dev/null || return 0
@@ -329,8 +314,7 @@ xbps-install python3 python3-lxml python3-yaml libvirt-python3 -Sy
 END
 }
 
-# Installs packages $3, which have modules $2 for PYTHON. Sets output to what the package manager,
-# or else Python, has printed.
+# Installs packages $3, which have modules $2. Sets output to what was printed.
 bring() {
     say "installing $1 for $PYTHON with the package manager of this host"
     output='no package for it is known here'
@@ -345,19 +329,15 @@ bring() {
     output=$("$PYTHON" -I -c "import $2" 2>&1)
 }
 
-bring_libraries() {
-    bring 'lxml and PyYAML' 'lxml.etree, yaml' "$packages"
-}
-
 # --- preparing everything beside its target ---------------------------------------
 
-# Removes what is beside target $1 from an installation that was killed. Its name is in $new.
+# Removes what an installation that was killed has left beside target $1, which is called $new.
 clear_beside() {
     new=$root$(beside "$1")
     rm -rf "$new" "$new.old"
 }
 
-# Begins a staged file, link or directory for target $1; its name is in $new.
+# Makes way for what is prepared for target $1, whose name is in $new.
 stage() {
     must "cannot make the directory $root${1%/*}" mkdir -p "$root${1%/*}"
     clear_beside "$1"
@@ -365,15 +345,15 @@ stage() {
     unstaged="$1 $unstaged"
 }
 
-# Stages a copy of file $2 of the clone for target $3, with mode $1, or a link that says $2. The
+# Prepares a copy of file $2 of the clone with mode $1, or a link that says $2, for target $3. The
 # links never change: those that are there already stay.
 stage_file() {
-    if [ "$1" != link ]; then
-        stage "$3"
-        copy "$1" "$2" "$new"
-    elif ! is_ours "$root$3"; then
-        stage "$3"
+    [ "$1" != link ] || ! is_ours "$root$3" || return 0
+    stage "$3"
+    if [ "$1" = link ]; then
         must "cannot make the link $new" ln -s "$2" "$new"
+    else
+        copy "$1" "$2" "$new"
     fi
 }
 
@@ -388,8 +368,7 @@ copy() {
         stop "cannot write $3: ${output##*: }"
 }
 
-# The package, its bytecode, the launcher and what the installer itself wants to know
-# later: the configuration as shipped, and the directories that were made.
+# The package, its bytecode, the launcher, the module for SELinux and the configuration as shipped.
 stage_program() {
     number=1
     while is_there "$root$LIB.$number"; do
@@ -443,7 +422,7 @@ stage_config() {
     must "cannot make the directory $root$ETC/vms" mkdir -p "$root$ETC/vms"
 }
 
-# Adds the words $2 to list $1 of the program, which an uninstallation cannot know otherwise.
+# Adds the words $2 to list $1, for an uninstallation.
 write_list() {
     { cat "$root$LIB/$1" 2>/dev/null; for word in $2; do say "$word"; done; } |
         sort -u >"$lib/$1" || stop "cannot write $lib/$1"
@@ -451,10 +430,10 @@ write_list() {
 
 # --- everything or nothing --------------------------------------------------------
 
-CONFIG=$ETC/default.yaml
 nothing='nothing was changed'  # the end of a sentence that refuses
-missing=' '                    # the directories that this run makes, inner ones first
-staged=                        # the targets of which something is prepared beside them, in order
+brought=                       # the packages that it has installed
+missing=' '                    # the directories that it makes, inner ones first
+staged=                        # the targets beside which something is prepared, in order
 unstaged=                      # the same, the last one first
 placing=                       # set as soon as they are put into place
 

@@ -1,9 +1,8 @@
 # shellcheck shell=sh disable=SC2034  # what reads this file uses what it sets
 # vfio-console-hook: what install.sh and the scripts of the packages do on a host.
 #
-# Read with `.` and not run. It says where everything is, and defines functions; $root is the
-# tree they work in, empty for this host. A function that refuses returns 1, with the
-# reason in $why and what to try in $hint.
+# Read with `.` and not run. $root is the tree in which its functions work, empty for this host. One
+# that refuses returns 1, with the reason in $why and what to try in $hint.
 
 # A link to the directory of the installed version, which is called LIB.NUMBER. A process goes
 # on with the version that it was started from, because modules are also loaded late.
@@ -15,19 +14,17 @@ SHARE=/usr/share
 RUN=/run/vfio-console-hook
 ISSUE=/etc/issue.d/vfio-console-hook.issue
 
-# The three places where the gate may be: libvirt's own, the directory it reads since
-# 6.5, and a file that another hook calls. Only programs in HOOKS (and in
-# /usr/bin and its like) can be executed by a hook under Debian's AppArmor profile.
+# Where the gate may be: libvirt's own place, the directory it reads since 6.5, and a file that
+# another hook calls, which AppArmor's profile of Debian allows in HOOKS.
 MAIN=$HOOKS/qemu
 DROPIN=$HOOKS/qemu.d/50-vfio-console-hook
 CHAINED=$HOOKS/vfio-console-hook
-# The two places of the gate for the daemon's own events, where systemd does not run the host.
+# The same for events of the daemon itself, where systemd does not run the host.
 DAEMON=$HOOKS/daemon
 DAEMON_DROPIN=$HOOKS/daemon.d/50-vfio-console-hook
 GATES="$MAIN $DROPIN $CHAINED $DAEMON $DAEMON_DROPIN"
 
-# The unit that starts with libvirt's daemons, and the one of which administrators enable
-# instances. systemd reads /usr/lib everywhere.
+# systemd reads /usr/lib everywhere. Administrators enable instances of the second unit.
 UNITS=/usr/lib/systemd/system
 UNIT=$UNITS/vfio-console-hook-recover.service
 TAKE=$UNITS/vfio-console-hook-take@.service
@@ -35,7 +32,7 @@ WITH_LIBVIRTD=$UNITS/libvirtd.service.wants/${UNIT##*/}
 WITH_VIRTQEMUD=$UNITS/virtqemud.service.wants/${UNIT##*/}
 RELOAD_S=60  # how long systemd may take to read them
 
-# The lines by which our files are recognized: a gate, the command, a unit, and all others.
+# Lines by which our files are recognized: a gate, the command, a unit, and all others.
 GATE_MARK='^# vfio-console-hook: the gate'
 MARKS="$GATE_MARK
 ^\"\"\"The command vfio-console-hook
@@ -52,8 +49,7 @@ last_line() {
 }
 
 refuse() {
-    why=$1
-    hint=${2-}
+    why=$1 hint=${2-}
     return 1
 }
 
@@ -100,10 +96,9 @@ running_from() {
 
 # The version of the libvirt in the tree, or nothing.
 libvirt_version() {
-    for daemon in usr/sbin/virtqemud usr/sbin/libvirtd usr/bin/virtqemud usr/bin/libvirtd; do
-        [ -x "$root/$daemon" ] || continue
-        answer=$("$root/$daemon" --version 2>/dev/null) || continue
-        printf '%s\n' "${answer##* }"
+    for daemon in "$root"/usr/*bin/virtqemud "$root"/usr/*bin/libvirtd; do
+        answer=$("$daemon" --version 2>/dev/null) || continue
+        say "${answer##* }"
         return
     done
 }
@@ -144,9 +139,8 @@ may_be_gate() {
     ! is_there "$1" || has_mark "$1" "$GATE_MARK"
 }
 
-# Sets daemon_gate to where the gate for the daemon's events goes, where systemd does not run the
-# host. In a chroot and in an image it does not run yet, and a tree for packages may become such a
-# host. Another hook in the way is no reason to refuse: then note says what to do.
+# Sets daemon_gate to where the daemon's goes, if systemd does not run the host, or the host that a
+# chroot, an image or a tree will be. If another hook is in the way, note says what to do.
 choose_daemon_gate() {
     daemon_gate=
     note=
@@ -191,8 +185,7 @@ remove() {
     found=yes
 }
 
-# Removes the gates where they are, except at $1 and $2, because the same event must not come to
-# us twice.
+# Removes the gates that are not $1 or $2: the same event must not come to us twice.
 remove_gates() {
     for other in $GATES; do
         case $other in "$1" | "$2") continue ;; esac
@@ -242,18 +235,15 @@ reload_daemon() {
         running=yes
         say "  $daemon $outcome"
     done
-    if [ -n "$running" ]; then
-        return
-    elif [ -n "$(libvirt_version)" ]; then
-        say "  libvirt is not running: it finds the hook when it starts"
-    else
-        say "  there is no libvirt here: see HOSTS WITHOUT LIBVIRT in man vfio-console-hook"
-    fi
+    [ -z "$running" ] || return 0
+    outcome='there is no libvirt here: see HOSTS WITHOUT LIBVIRT in man vfio-console-hook'
+    [ -z "$(libvirt_version)" ] ||
+        outcome='libvirt is not running: it finds the hook when it starts'
+    say "  $outcome"
 }
 
 # --- SELinux ----------------------------------------------------------------------
 
-# Its file is beside the program. It allows what the hook needs, and nothing else.
 SELINUX_MODULE=vfio_console_hook
 
 # Sets denied to what the policy that is loaded denies to the program in $1, as a sentence.
@@ -268,9 +258,8 @@ selinux_module_is_loaded() {
     command -v semodule >/dev/null && semodule -l 2>/dev/null | grep -q "^$SELINUX_MODULE\$"
 }
 
-# Loads the module of the program in $1 where the policy denies something without it. One that
-# is loaded is loaded again, as it may be that of another version. It never fails: the hook is
-# installed all the same, and doctor says what is denied.
+# Loads the module of the program in $1 where the policy denies something without it, or again, as
+# it may be that of another version. It never fails: doctor says what is denied.
 selinux_allow() {
     ask_selinux "$1"
     [ -n "$denied" ] || selinux_module_is_loaded || return 0

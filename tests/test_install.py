@@ -1634,6 +1634,19 @@ def test_each_package_manager_is_called_by_its_own_options(
     assert chroot.asked()[0] == words
 
 
+def test_a_host_without_a_known_package_manager_is_told_what_to_install(chroot: Chroot) -> None:
+    pretend_pythons(chroot, python3="new")
+
+    result = chroot()
+
+    assert (result.status, result.stderr) == (
+        1,
+        "install.sh: cannot install lxml and PyYAML for /usr/bin/python3: no package for it is "
+        "known here; nothing was installed\nhint: install them by hand "
+        "(Debian: python3-lxml python3-yaml; Fedora: python3-lxml python3-pyyaml)\n",
+    )
+
+
 @pytest.mark.parametrize("manager", ["apt-get", "pacman", "apk", "xbps-install"])
 def test_no_package_is_installed_for_a_python_that_is_too_old(
     chroot: Chroot, manager: str
