@@ -64,16 +64,12 @@ class AppArmor(Trial):
         super().check_running(name)
         profile = self.machine.run("cat /proc/$(cat /run/libvirt/qemu/gpu.pid)/attr/current").stdout
         self.demand(profile.startswith("libvirt-"), f"{name}: QEMU's profile is {profile!r}")
-        self.demand(not self.active(), f"{name}: the service runs beside the VM")
+        self.demand(not service.is_active(self.machine), f"{name}: the service runs beside the VM")
 
     def check_claims(self, name: str) -> None:
         """There is no claim, and the service runs again."""
         super().check_claims(name)
-        self.demand(self.active(), f"{name}: the service does not run")
-
-    def active(self) -> bool:
-        """Whether the service runs."""
-        return self.machine.run(f"systemctl is-active {service.UNIT}").ok
+        self.demand(service.is_active(self.machine), f"{name}: the service does not run")
 
     def check_denied(self) -> None:
         """AppArmor denied the hook nothing."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 
+from . import service
 from .trial import PROGRAM, Trial
 
 MODULE = "vfio_console_hook"
@@ -56,6 +57,7 @@ class SELinux(Trial):
             return
         self.denied_without_module()
         self.install_with_module()
+        service.start(self.machine, 0)
         for number in range(1, self.scenario.cycles + 1):
             self.cycle(number)
         self.check_denials()
@@ -107,6 +109,16 @@ class SELinux(Trial):
         doctor = self.doctor()
         wanted = "PASS SELinux policy: it allows virtd_t to run the hook"
         self.demand(wanted in doctor, f"doctor with the module: {doctor}")
+
+    def meanwhile(self, name: str, number: int) -> None:
+        """The hook has stopped the service by systemd, which asks SELinux."""
+        self.demand(not service.is_active(self.machine), f"{name}: the service runs beside the VM")
+
+    def check_claims(self, name: str) -> None:
+        """There is no claim, and the service runs again."""
+        super().check_claims(name)
+        begun = name.startswith("cycle")
+        self.demand(not begun or service.is_active(self.machine), f"{name}: no service")
 
     def check_denials(self) -> None:
         """Nothing was denied to the hook since the module is loaded."""

@@ -38,8 +38,8 @@ class NoProgram(Sound):
         self.demand(self.host_state() == state, "without the program: the host's state changed")
 
     def passed(self) -> None:
-        """The VM with the sound function starts and ends; its group needs the GPU without driver."""
-        gpu = self.gpus[0].address
+        """The VM with the sound function starts and ends."""
+        gpu = self.gpus[0].address  # in the same group, so it has to be without a driver
         self.machine.run(f"echo {gpu} >/sys/bus/pci/devices/{gpu}/driver/unbind")
         for command in ("start", "destroy"):
             answer = self.machine.run(f"virsh {command} {PLAIN}", 240)

@@ -745,7 +745,6 @@ SCENARIOS = (
     ),
     Scenario("arm64-efifb", "arm64-6.12", EFIFB, gpus=(BOCHS,), firmware="u-boot", cycles=1),
     replace(_boot_gpu_leaves("rehearsed-two-gpus", "6.12"), kind="rehearsed"),
-    # Not yet seen to pass as a whole (README.md).
     Scenario(
         "selinux",
         "6.12",

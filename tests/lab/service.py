@@ -18,3 +18,8 @@ ExecStop=/usr/bin/sleep {stops_in_s}
 """
     machine.put(f"/etc/systemd/system/{UNIT}.service", text.encode())
     machine.run(f"systemctl daemon-reload; systemctl start {UNIT}")
+
+
+def is_active(machine: Machine) -> bool:
+    """Whether the service runs."""
+    return machine.run(f"systemctl is-active {UNIT}").ok
