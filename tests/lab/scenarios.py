@@ -389,6 +389,8 @@ SCENARIOS = (
     ),
     Scenario("qemu.d", "6.12", EFIFB, kind="dropin"),
     Scenario("packaged-6.12", "6.12", EFIFB, kind="packaged", cycles=3),
+    Scenario("packaged-6.1", "6.1", EFIFB, gpus=(BOCHS,), kind="packaged", cycles=3),
+    Scenario("packaged-forky", "forky", EFIFB, kind="packaged", cycles=3),
     Scenario(
         "second-vga-never",
         "6.1",
