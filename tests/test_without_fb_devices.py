@@ -103,6 +103,27 @@ def test_the_consoles_are_on_the_gpu_that_stays_while_the_vm_runs(
     assert "warning" not in (host.read(SNAPSHOT_LOG) or "")
 
 
+def test_the_consoles_wait_until_a_gpu_that_leaves_with_another_vm_has_left(
+    machine: MachineFactory,
+) -> None:
+    """Otherwise the kernel would draw on the second GPU, and crash when it leaves."""
+    third = lab_gpu("0000:03:00.0", DISPLAY, 0xD8000000, bound=True)
+    host = machine(replace(FEDORA, pci=(*FEDORA.pci, third)))
+    libvirt, other = FakeLibvirt(host), Domain("other", UUID[::-1], vm(SECOND).hostdevs)
+    run = Log(host, "win11")
+    events.prepare(host, other, NOW, run)  # which sees the consoles on the other GPU
+    events.prepare(host, vm(BOOT_GPU), NOW, run)
+    libvirt.detach(BOOT_GPU)
+
+    events.start(host, UUID, run)
+    dark = drawn_on(host)
+    libvirt.detach(SECOND)
+    host.print_text()
+    events.start(host, UUID, run)
+
+    assert (dark, drawn_on(host), host.fault) == (None, 2, None)
+
+
 def test_a_second_gpu_that_shows_no_console_is_left_alone(machine: MachineFactory) -> None:
     _, steps = events.look(machine(FEDORA), vm(SECOND), NOW)
 

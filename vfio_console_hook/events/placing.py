@@ -15,6 +15,9 @@ from ..claims.claim import Claim
 from ..claims.directory import Claims
 from ..errors import LostError
 from ..machine import console, gpu
+from ..machine.host import Host
+
+_LEAVES_WITHIN_S = 5
 
 
 def move(claim: Claim, action: MapConsoles) -> None:
@@ -27,10 +30,29 @@ def move(claim: Claim, action: MapConsoles) -> None:
 
 def show(claim: Claim, action: ShowConsoles) -> None:
     """Show the consoles, as the kernel does not, on a framebuffer that stays. Raises LostError."""
-    with Claims(claim.host).console_lock():
+    host = claim.host
+    with Claims(host).console_lock():
         leaving = _leaving(claim)
-        present = console.framebuffers(claim.host)
-        action.show(claim.host, [one for one in present if one.name not in leaving])
+        if leaving and not console.has_fb_devices(host):
+            _await_left(host, leaving)
+        present = console.framebuffers(host)
+        action.show(host, [one for one in present if one.name not in leaving])
+
+
+def _await_left(host: Host, leaving: set[str]) -> None:
+    """Wait until none of these framebuffers is there. Raises LostError.
+
+    Without fb devices the kernel chooses where it draws.
+    """
+
+    def still_there() -> list[str]:
+        return [one.name for one in console.framebuffers(host) if one.name in leaving]
+
+    if not host.wait(lambda: not still_there(), _LEAVES_WITHIN_S):
+        raise LostError(
+            f"the host's consoles are not shown: {' and '.join(still_there())} still leaves with"
+            " another VM, and the kernel might choose it"
+        )
 
 
 def _leaving(claim: Claim) -> set[str]:
