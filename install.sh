@@ -23,7 +23,6 @@ case $root in -*) root=./$root ;; esac
 # shellcheck source=hooks/setup.sh
 . "$here/hooks/setup.sh"
 
-# Where it is not new enough, choose_python takes another one.
 PYTHON=/usr/bin/python3
 CONFIG=$ETC/default.yaml
 
@@ -37,7 +36,7 @@ all 644 config/share/man/man5/vfio-console-hook.yaml.5
 all 644 config/share/bash-completion/completions/vfio-console-hook
 all 644 config/share/fish/vendor_completions.d/vfio-console-hook.fish
 zsh 644 $ZSH
-debian_zsh 644 $ZSH $SHARE/zsh/vendor-completions/${ZSH##*/}
+debian_zsh 644 $ZSH /usr/share/zsh/vendor-completions/${ZSH##*/}
 all 644 hooks/vfio-console-hook.desktop /etc/xdg/autostart/vfio-console-hook.desktop
 all link $RUN.status/issue $ISSUE
 systemd 644 hooks/${UNIT##*/} $UNIT
@@ -83,8 +82,7 @@ install_hook() {
     [ "$gate" = "$MAIN" ] || say "  the hook in $root$MAIN was left as it is"
     [ -z "$note" ] || say "  $note"
     [ -z "$root" ] || return 0
-    # Not what others have in the same directories.
-    # shellcheck disable=SC2086  # one word a path: none of ours has a blank
+    # shellcheck disable=SC2086  # one word a path, and none that others have in these directories
     ! command -v restorecon >/dev/null || restorecon -R $missing $staged >/dev/null 2>&1 ||
         say "  restorecon failed: look at the SELinux labels"
     reload_systemd
@@ -145,7 +143,6 @@ show_demo() {
 
 # --- looking, before anything is changed ------------------------------------------
 
-# Only root may, and only what no package has installed.
 may_change() {
     [ -n "$root" ] || [ "$(id -u)" = 0 ] || stop "only root can $1 /usr and /etc" "$2"
     [ ! -f "$root$LIB/package.sh" ] || stop "vfio-console-hook is installed as a package" \
@@ -189,7 +186,7 @@ gate 755 hooks/daemon $daemon_gate}"
     [ -n "$root" ] || [ -d /run/systemd/system ] || [ -d "$UNITS" ] ||
         [ -d /lib/systemd/system ] || systemd=
     zsh=zsh other_zsh=debian_zsh
-    [ ! -d "$root$SHARE/zsh/vendor-completions" ] || zsh=debian_zsh other_zsh=zsh
+    [ ! -d "$root/usr/share/zsh/vendor-completions" ] || zsh=debian_zsh other_zsh=zsh
     kinds="all gate $zsh $systemd"
 }
 
@@ -202,12 +199,11 @@ $FILES
 END
 }
 
-# Is what is there ours? The directory of the program is a link, but that of the first versions.
+# The directory of the program is a link, but that of the first versions.
 is_our_program() {
     case $(readlink "$root$LIB") in "${LIB##*/}".[0-9]*) ;; *) [ -f "$root$LIB/made" ] ;; esac
 }
 
-# Is nothing in the way on the host?
 check_files() {
     for_each check_file "$kinds"
     look_at_dir "$ETC/vms"
@@ -286,14 +282,14 @@ choose_python() {
     PYTHON=${usable:-/usr/bin/python3}
     [ -n "$usable" ] || [ ! -x "$PYTHON" ] || PYTHON=/usr/bin/python3.11
     name=${PYTHON##*/}
+    packages=
     case $manager:$name in
-        :*) packages= ;;
+        :*) ;;
         *:python3) packages="$python $lxml $yaml" ;;
         dnf:*) packages="$name $name-lxml $name-pyyaml" ;;
         zypper:*)
             name=python3${name#python3.}
             packages="$name $name-lxml $name-PyYAML" ;;
-        *) packages= ;;
     esac
     [ ! -x "$PYTHON" ] || packages=${packages#* }
     return 1

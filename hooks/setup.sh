@@ -10,7 +10,6 @@ LIB=/usr/lib/vfio-console-hook
 DOC=/usr/share/doc/vfio-console-hook
 ETC=/etc/vfio-console-hook
 HOOKS=/etc/libvirt/hooks
-SHARE=/usr/share
 RUN=/run/vfio-console-hook
 ISSUE=/etc/issue.d/vfio-console-hook.issue
 
@@ -115,13 +114,13 @@ reads_dropins() {
 # Sets gate to where ours goes. Other hooks are never touched.
 choose_gate() {
     main=$root$MAIN
+    gate=$MAIN
     if [ -d "$main" ]; then
         refuse "$main is a directory" "libvirt ignores it: move it away" || return
-    elif has_mark "$main" "$GATE_MARK"; then
-        gate=$MAIN
     elif ! is_there "$main"; then
-        gate=$MAIN
         ! has_mark "$root$DROPIN" "$GATE_MARK" || gate=$DROPIN
+    elif has_mark "$main" "$GATE_MARK"; then
+        return
     elif grep -q "^[^#]*$CHAINED" "$main" 2>/dev/null; then
         gate=$CHAINED
     else
@@ -135,6 +134,7 @@ choose_gate() {
     may_be_gate "$root$gate" || refuse "$root$gate is not ours"
 }
 
+# Is at $1 nothing, or a gate of ours?
 may_be_gate() {
     ! is_there "$1" || has_mark "$1" "$GATE_MARK"
 }
@@ -142,8 +142,7 @@ may_be_gate() {
 # Sets daemon_gate to where the daemon's goes, if systemd does not run the host, or the host that a
 # chroot, an image or a tree will be. If another hook is in the way, note says what to do.
 choose_daemon_gate() {
-    daemon_gate=
-    note=
+    daemon_gate='' note=''
     [ -z "$root" ] && [ ! -d /run/systemd/system ] || return 0
     case $(readlink /sbin/init) in *systemd*) return ;; esac
     if may_be_gate "$DAEMON"; then
@@ -281,7 +280,6 @@ selinux_allow() {
 
 # The reverse, when no file has its types any more.
 selinux_forget() {
-    selinux_module_is_loaded || return 0
-    output=$(semodule -r "$SELINUX_MODULE" 2>&1) ||
+    ! selinux_module_is_loaded || output=$(semodule -r "$SELINUX_MODULE" 2>&1) ||
         say "  semodule -r $SELINUX_MODULE failed: $(last_line)"
 }

@@ -43,13 +43,13 @@ take_over() {
             ! is_ours "$link" || rm -f "$link"
         done
         for page in man8/vfio-console-hook.8 man5/vfio-console-hook.yaml.5; do
-            [ ! -f "$SHARE/man/$page.gz" ] || rm -f "$SHARE/man/$page"
+            [ ! -f "/usr/share/man/$page.gz" ] || rm -f "/usr/share/man/$page"
         done
         # The .deb has these elsewhere.
         if [ -f "$DOC/copyright" ]; then
-            rm -f "$SHARE/zsh/site-functions/_vfio-console-hook" "$DOC/LICENSE" "$DOC/NEWS.md"
+            rm -f "/usr/share/zsh/site-functions/_vfio-console-hook" "$DOC/LICENSE" "$DOC/NEWS.md"
         else
-            rm -f "$SHARE/zsh/vendor-completions/_vfio-console-hook" "$DOC/LICENSE"
+            rm -f "/usr/share/zsh/vendor-completions/_vfio-console-hook" "$DOC/LICENSE"
         fi
         # rpm keeps any configuration that was there, and cannot know that it is unchanged.
         entry=/etc/xdg/autostart/vfio-console-hook.desktop
