@@ -25,7 +25,7 @@ from vfio_console_hook.domain import Domain, Hostdev
 from vfio_console_hook.errors import HookError, HostError
 from vfio_console_hook.log import SNAPSHOT_LOG, Log
 from vfio_console_hook.machine import gpu, holders, nodes, processes
-from vfio_console_hook.machine.holders import Holder
+from vfio_console_hook.machine.holder import Holder
 from vfio_console_hook.machine.host import Host
 from vfio_console_hook.machine.snapshot import SnapshotHost, unpack
 

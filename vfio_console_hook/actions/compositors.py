@@ -20,7 +20,8 @@ from collections.abc import Collection, Sequence
 
 from ..errors import HostError
 from ..machine import drm
-from ..machine.holders import Holder, Search
+from ..machine.holder import Holder
+from ..machine.holders import Search
 from ..machine.host import Host
 
 _LISTS = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..config.load import VMS
 from ..machine import systemd
-from ..machine.holders import Holder
+from ..machine.holder import Holder
 from ..machine.host import Host
 from . import compositors
 from .holder_kill import SESSION, Entries

@@ -16,7 +16,8 @@ from functools import cached_property
 
 from ..errors import HostError
 from ..machine import processes, systemd
-from ..machine.holders import Holder, Search, cgroup_of, command_of, pauses
+from ..machine.holder import Holder
+from ..machine.holders import Search, cgroup_of, command_of, pauses
 from ..machine.host import Host
 
 SESSION = "session"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from ..errors import HostError, RefusedError
 from ..machine import nodes
 from ..machine.gpu import gpus_among
-from ..machine.holders import Holder, Search, listed, pauses
+from ..machine.holders import Search, listed, pauses
 from ..machine.host import Host
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
+    from ..machine.holder import Holder
     from .holder_kill import Entries
     from .holders import AwaitClosed
 

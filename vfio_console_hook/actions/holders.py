@@ -10,7 +10,7 @@ from .action import Action
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
     from ..errors import RefusedError
-    from ..machine.holders import Holder
+    from ..machine.holder import Holder
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Holders: the processes that have a node of a GPU open or mapped.
+"""Finding the processes that have a node of a GPU open or mapped.
 
 Only /proc is read. A file that a process has open is never touched unless it is below
 /dev: it could be on a network file system that does not answer.
@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
-from ..errors import HostError, cut
+from ..errors import HostError
 from . import processes
 from .host import Host
 
+TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
+if TYPE_CHECKING:
+    from .holder import Holder
+
 _DELETED = " (deleted)"
-# They watch for cards that come and go. The kernel cuts a command to 15 characters.
-_SOUND_SERVERS = frozenset(
-    ("pipewire", "pipewire-media-", "pipewire-pulse", "pulseaudio", "wireplumber")
-)
 _KTHREADD = 2
 # Every container has these (OCI Runtime Specification, "Default Devices"), and most
 # processes have them open: their device numbers are not compared.
@@ -30,74 +29,9 @@ _DEFAULT_DEVICES = frozenset(
 _MAPPING = rb"^([0-9a-f]+)-([0-9a-f]+) (?:\S+ +){4}(/.*)$"
 # Of the 800 bytes of an error that virsh of libvirt 7.0 shows, this many list processes.
 _MAX_LISTED = 360
-_MAX_NAME = 64
 # The pauses between two searches start short and double.
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.25
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A process and the nodes that it holds; without nodes it could not be inspected.
-
-    cgroup is its path, such as "/system.slice/gdm.service". started, in clock ticks since
-    boot, distinguishes it from a later process of the same number.
-    """
-
-    pid: int
-    command: str
-    cgroup: str
-    nodes: tuple[str, ...]
-    started: int = field(default=0, compare=False)
-
-    @property
-    def unknown(self) -> bool:
-        return not self.nodes
-
-    @property
-    def sound_server(self) -> bool:
-        """Whether it closes by itself what it has open when that disappears: only sound."""
-        sound = all(node.startswith("/dev/snd/") for node in self.nodes)
-        return bool(self.nodes) and sound and self.command in _SOUND_SERVERS
-
-    @property
-    def keeper(self) -> bool:
-        """Whether it has the cards open for a login session, and closes them with it.
-
-        That is logind, and systemd itself, with which logind stores its files
-        (systemd src/login/logind-session-device.c, session_device_save).
-        """
-        cards = all(node.startswith("/dev/dri/") for node in self.nodes)
-        keeps = self.command == "systemd-logind" or (self.pid, self.command) == (1, "systemd")
-        return bool(self.nodes) and cards and keeps
-
-    @property
-    def unit(self) -> str:
-        """The innermost unit of systemd that it is part of, or ""."""
-        parts = self.cgroup.split("/")
-        return next((part for part in reversed(parts) if _is_unit(part)), "")
-
-    @property
-    def name(self) -> str:
-        """Such as "Xorg (1234) [gdm.service]"."""
-        unit = f" [{printable(self.unit)}]" if self.unit else ""
-        return f"{printable(self.command)} ({self.pid}){unit}"
-
-    def __str__(self) -> str:
-        if self.unknown:
-            return f"{self.name}, which cannot be inspected"
-        more = len(self.nodes) - 1
-        nodes = f"{self.nodes[0]} and {more} more" if more > 1 else " and ".join(self.nodes)
-        return f"{self.name} with {nodes} open"
-
-
-def _is_unit(part: str) -> bool:
-    return part.endswith((".service", ".scope"))
-
-
-def printable(text: str, most: int = _MAX_NAME) -> str:
-    """A text that any user may have chosen (prctl, PR_SET_NAME), as a part of one line."""
-    return cut("".join(sign if sign.isprintable() else "?" for sign in text), most)
 
 
 def listed(texts: Iterable[object]) -> str:
@@ -217,6 +151,8 @@ class Search:
         process = processes.find(self._host, pid)
         if not held and (process is None or _KTHREADD in (pid, process.parent)):
             return None
+        from .holder import Holder  # takes 0.7 ms to load, and mostly nothing holds a node
+
         command = command_of(self._host, pid) or "a process"
         started = process.started if process else 0
         return Holder(pid, command, cgroup_of(self._host, pid), tuple(sorted(held)), started)

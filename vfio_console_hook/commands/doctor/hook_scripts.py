@@ -6,7 +6,7 @@ import re
 import stat
 from collections.abc import Iterator
 
-from ...machine import holders
+from ...machine import holder
 from ...machine.host import Host
 from .finding import Finding, check, passed, warning
 from .hook_files import HookFile, code_lines, hook_file, hook_files
@@ -74,7 +74,7 @@ def virsh_in_hooks(system: System) -> Iterator[Finding]:
         more = f" and {len(others)} more" if others else ""
         yield warning(
             f"/{one.path} line {number}{more} calls libvirt, which is waiting for the hook:"
-            f" `{holders.printable(line.decode('utf-8', 'replace'), _LONGEST_LINE)}`",
+            f" `{holder.printable(line.decode('utf-8', 'replace'), _LONGEST_LINE)}`",
             "remove the call, since both can wait forever; libvirt detaches managed devices"
             " itself, and vfio-console-hook frees the GPU",
         )

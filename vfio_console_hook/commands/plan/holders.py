@@ -12,7 +12,8 @@ from ...claims.step import Step
 from ...errors import RefusedError
 from ...machine import nodes, systemd, vfio
 from ...machine.gpu import Gpu
-from ...machine.holders import Holder, Search
+from ...machine.holder import Holder
+from ...machine.holders import Search
 from ...machine.host import Host
 
 
