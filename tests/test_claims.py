@@ -20,8 +20,10 @@ from tests import events
 from tests.conftest import MachineFactory
 from tests.fakehost import Crash, FakeHost, FakeLibvirt, snapshot
 from tests.gate import write_gate
-from vfio_console_hook.actions.firmware import Rebind
+from vfio_console_hook.actions.action import Action
+from vfio_console_hook.actions.firmware import Decode, Rebind
 from vfio_console_hook.actions.kinds import MODULES, action_of_kind
+from vfio_console_hook.actions.vfio import BindVfio, UnbindVfio
 from vfio_console_hook.claims import ownership
 from vfio_console_hook.claims.claim import Claim, parse
 from vfio_console_hook.claims.directory import Claims
@@ -928,6 +930,21 @@ def test_every_field_of_every_action_is_of_a_type_that_a_claim_can_check() -> No
         for name, annotation in getattr(kind, "__annotations__", {}).items():
             fitting = [one for one in examples if fits(annotation, one)]
             assert fitting, f"{kind.kind} has {name}: {annotation}"
+
+
+def test_actions_are_equal_if_kind_and_fields_are() -> None:
+    on, same, off = Decode(GPU, True), Decode(GPU, True), Decode(GPU, False)
+
+    assert (on, hash(on), repr(on)) == (same, hash(same), f"Decode(gpu='{GPU}', on=True)")
+    assert on != off
+    assert BindVfio(GPU) != UnbindVfio(GPU)
+
+
+def test_no_action_has_its_own_comparison_which_each_event_would_compile() -> None:
+    names = ("__eq__", "__hash__", "__repr__")
+
+    for kind in (action_of_kind(one) for kinds in MODULES.values() for one in kinds):
+        assert [getattr(kind, name) is getattr(Action, name) for name in names] == [True] * 3, kind
 
 
 @pytest.mark.parametrize(

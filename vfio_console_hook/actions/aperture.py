@@ -26,7 +26,7 @@ _PCI = "sys/bus/pci"
 _MODPROBE = "/sbin/modprobe"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ProbeAperture(Action):
     """Make the kernel remove a firmware device from a GPU without a driver, by such a probe.
 
@@ -87,7 +87,7 @@ class ProbeAperture(Action):
         return f"let {DRIVER} probe {self.gpu}, for which the kernel removed {self.device}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class EndProbe(Action):
     """Take back what an interrupted ProbeAperture has left; its fields are the same.
 

@@ -17,7 +17,7 @@ from . import compositors
 from .action import Action
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class DropCard(Action):
     """Send the event of a card that is gone, and wait until these commands have closed it.
 
@@ -47,7 +47,7 @@ class DropCard(Action):
         return f"sent {' and '.join(self.commands)} a remove event of {self.card}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ReturnCard(Action):
     """Send the event of a card that is there, for these commands.
 

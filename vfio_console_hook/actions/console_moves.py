@@ -12,7 +12,7 @@ from .action import Action
 from .consoles import ShowConsoles, fbcon_bound
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class MapConsoles(Action):
     """Map consoles to framebuffers; indices[n - 1] is the framebuffer of console n.
 
@@ -76,7 +76,7 @@ class MapConsoles(Action):
         return f"moved the consoles to {' and '.join(f'fb{index}' for index in targets)}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ReturnConsoles(Action):
     """Map consoles back to the framebuffer of a GPU, whatever its number is now.
 
@@ -139,7 +139,7 @@ def _places(host: Host, now: tuple[int | None, ...]) -> str:
     return " and ".join(sorted({f"fb{one}" for one in now if one in present})) or "none"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LeaveFramebuffers(Action):
     """Unbind fbcon, so that the consoles fall to the next driver: to vgacon, if there is one.
 

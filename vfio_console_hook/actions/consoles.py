@@ -13,7 +13,7 @@ from ..machine.host.consoles import CONSOLES
 from .action import Action
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ShowConsoles(Action):
     """Make fbcon draw the consoles on some framebuffer again.
 

@@ -21,7 +21,7 @@ REMOVE = "framebuffer_remove"
 """The remove function; without it an unbind leaves the platform device alone."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class UnregisterCoreboot(Action):
     """Unbind the driver on the coreboot bus, which unregisters its platform device.
 
@@ -46,7 +46,7 @@ class UnregisterCoreboot(Action):
         return f"unbound {self.entry} on the coreboot bus, which removed {self.device}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class RegisterCoreboot(Action):
     """Bind the driver on the coreboot bus anew, which registers its platform device again.
 

@@ -11,7 +11,7 @@ from ..machine.pci import is_vfio
 from .action import Action, require_on_bus
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class BindNative(Action):
     """Bind the GPU's own driver; the kernel then removes the firmware driver and its device."""
 
@@ -33,7 +33,7 @@ class BindNative(Action):
         return f"bound {self.gpu} to its own driver"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LoadNative(Action):
     """Load the module of the GPU's own driver after a VM, and bind that to it.
 
@@ -95,7 +95,7 @@ class LoadNative(Action):
         return f"loaded {self.module} for {self.gpu}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rescan(Action):
     """Remove the GPU from the PCI bus and find it again, at another address in memory."""
 
@@ -118,7 +118,7 @@ class Rescan(Action):
         return f"removed {self.gpu} from the PCI bus and found it again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class FindAgain(Action):
     """Rescan the PCI bus for the GPU if a Rescan was interrupted after the removal."""
 

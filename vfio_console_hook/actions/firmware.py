@@ -18,7 +18,7 @@ PCI_COMMAND = 4
 PCI_COMMAND_MEMORY = 0x2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Unbind(Action):
     """Unbind the driver of a platform device."""
 
@@ -40,7 +40,7 @@ class Unbind(Action):
         return f"unbound {self.device} from {self.driver}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rebind(Action):
     """Bind the driver of a firmware framebuffer again, where that is still safe.
 
@@ -139,7 +139,7 @@ def _command(host: Host, gpu: str) -> int:
     return int.from_bytes(raw, "little")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Decode(Action):
     """Switch memory decoding of a GPU on or off.
 

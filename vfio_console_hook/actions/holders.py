@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..machine.holder import Holder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AwaitClosed(Action):
     """Wait until no process has the nodes of a VM's GPUs open; refuse the VM if one still has.
 

@@ -10,7 +10,7 @@ from ..machine.host import Host
 from .action import Action
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LookFor(Action):
     """Report what has become of a platform device when gpu was on vfio-pci; changes nothing.
 

@@ -21,7 +21,7 @@ _MODPROBE = "/sbin/modprobe"
 _RMMOD = "/sbin/rmmod"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Reserve(Action):
     """Let only vfio-pci bind to the GPU from now on, whichever modules are loaded.
 
@@ -50,7 +50,7 @@ class Reserve(Action):
         return f"reserved {self.gpu} for {VFIO}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Unreserve(Action):
     """Let any driver bind to the GPU again, unless vfio-pci is bound to it."""
 
@@ -67,7 +67,7 @@ class Unreserve(Action):
         return f"allowed any driver to bind to {self.gpu} again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class FreeFramebuffers(Action):
     """Unbind fbcon if a console is still on one of these framebuffers.
 
@@ -91,7 +91,7 @@ class FreeFramebuffers(Action):
         return f"moved the consoles off {' and '.join(self.framebuffers)}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class UnloadModules(Action):
     """Unload modules, each once and in this order, which unbinds their driver from all its GPUs.
 
@@ -139,7 +139,7 @@ class UnloadModules(Action):
         return f"unloaded {', '.join(self.modules)}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LoadModules(Action):
     """Load modules in this order, with the options from modprobe's configuration.
 

@@ -80,7 +80,7 @@ def clear_reservation(host: Host, gpu: str) -> None:
         host.write(f"{_PCI}/devices/{gpu}/driver_override", "\n")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class UnbindNative(Action):
     """Unbind the GPU's own driver, once no process has the GPU open.
 
@@ -127,7 +127,7 @@ class UnbindNative(Action):
         return f"unbound {self.gpu} from {self.driver or 'its driver'}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ReturnNative(Action):
     """Make sure that the GPU's own driver is bound again, with its nodes.
 

@@ -20,7 +20,7 @@ _ANSWER_S = 10
 _START_S = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class StopUnits(Action):
     """Stop units of systemd that depend on each other, and wait at most wait_s for all of them."""
 
@@ -58,7 +58,7 @@ class StopUnits(Action):
         return f"stopped {' and '.join(self.units)}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class StartUnits(Action):
     """Ask systemd to start units again, in this order, without waiting for them.
 
@@ -127,7 +127,7 @@ def _systemctl_error(host: Host, verb: str, *words: str) -> str:
     return ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class StopByCommand(Action):
     """Stop a service by a command, and wait until the command active reports that it is down.
 
@@ -165,7 +165,7 @@ class StopByCommand(Action):
         return f"stopped {self.name}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class StartByCommand(Action):
     """Start a service by a command, unless the command active reports that it runs.
 

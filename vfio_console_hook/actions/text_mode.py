@@ -10,7 +10,7 @@ from ..machine.host.consoles import KDSETMODE, VT_LOCKSWITCH, VT_UNLOCKSWITCH
 from .action import Action
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class QuietText(Action):
     """Stop the kernel from drawing text on the foreground terminal and from switching away from it.
 

@@ -10,7 +10,7 @@ from ..machine.pci import VFIO, is_vfio
 from .action import Action, require_on_bus
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class BindVfio(Action):
     """Bind a device to vfio-pci, as libvirt does (virPCIDeviceBindWithDriverOverride).
 
@@ -42,7 +42,7 @@ class BindVfio(Action):
         return f"bound {self.gpu} to {self.driver}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class UnbindVfio(Action):
     """Unbind a device from vfio-pci and probe for the host's own driver."""
 
