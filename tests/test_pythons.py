@@ -17,7 +17,7 @@ sys.path.insert(0, sys.argv[1])
 from vfio_console_hook import cli, hook
 from vfio_console_hook.actions.kinds import MODULES, action_of_kind
 from vfio_console_hook.claims.step import Step, fits
-examples = ("text", True, 1, 1.5, ("text",), (1, None))
+examples = ("text", True, 1, 1.5, ("text",), (1,), (1, None))
 kinds = [action_of_kind(one) for names in MODULES.values() for one in names]
 for kind in kinds:
     fields = getattr(kind, "__annotations__", {})
