@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests import events
@@ -225,32 +227,78 @@ def test_consoles_do_not_move_to_a_framebuffer_that_another_vm_takes(
     host = OtherVmComes(machine(sixteen_gpus()).root)
 
     events.prepare(host, vm(1), Config(holders=Holders(0)), Log(host, "vm1"))
+
+    assert host.console_map("fb9") == (2,) * 63
+
+
+class SecondVmComes(OtherVmTakes):
+    """The same on a machine with two GPUs."""
+
+    other = Domain("vm2", UUID[::-1], (Hostdev(SECOND, True, "hostdev", 0),))
+
+    def map_console(self, fb: str, console: int, index: int) -> None:
+        FakeHost.map_console(self, fb, console, index)
+
+    def console_map(self, fb: str) -> tuple[int | None, ...] | None:
+        rival = FakeHost(self.root)
+        if Claims(rival).find(self.other.uuid) is None:
+            run = Log(rival, "vm2")
+            events.prepare(rival, self.other, Config(), run, run=lambda work: None)
+        return super().console_map(fb)
+
+
+def test_consoles_leave_all_framebuffers_if_the_other_gpu_leaves_too(
+    machine: MachineFactory,
+) -> None:
+    host = SecondVmComes(machine("two-amd").root)
+    config = Config(apu="allow", holders=Holders(0))
+
+    events.prepare(host, VM, config, Log(host, "win11"))
     dark = console.dark(host)
-    FakeLibvirt(host).detach(address(1))
-    events.start(host, vm(1).uuid, Log(host, "vm1"))
+    Claims(host).drop(Claims(host).find(SecondVmComes.other.uuid) or pytest.fail("no claim"))
+    events.release(host, UUID, Log(host, "win11"))
 
     assert dark
-    assert host.console_map("fb9") == (2,) * 63
-    assert "cannot move the consoles to fb1: another VM takes its GPU" in (
-        host.read(SNAPSHOT_LOG) or ""
-    )
+    assert host.console_map("fb0") == (0,) * 63
 
 
 def test_without_another_console_driver_they_must_not_stay_on_a_gpu_that_leaves(
     machine: MachineFactory,
 ) -> None:
-    host = OtherVmComes(machine(sixteen_gpus()).root)
+    host = SecondVmComes(machine("two-amd").root)
     host.tree.remove("sys/class/vtconsole/vtcon0")
 
     with pytest.raises(RefusedError) as caught:
-        events.prepare(host, vm(1), Config(holders=Holders(0)), Log(host, "vm1"))
+        events.prepare(host, VM, Config(apu="allow", holders=Holders(0)), Log(host, "win11"))
 
     assert caught.value.text == (
         "cannot move the consoles to fb1: another VM takes its GPU, and there is no other console"
-        " driver: the kernel might crash"
+        " driver: the kernel would crash"
     )
-    assert host.console_map("fb9") == (0,) * 63
-    assert Claims(host).find(vm(1).uuid) is None
+    assert Claims(host).find(UUID) is None
+
+
+def test_fbcon_that_was_bound_without_the_kernels_notice_is_taken_over_anew(
+    machine: MachineFactory,
+) -> None:
+    """One framebuffer is left when the consoles are shown again; then two VMs in turn."""
+    host = machine("two-amd")
+    config, log = Config(apu="allow", holders=Holders(0)), Log(host, "x")
+    libvirt = FakeLibvirt(host)
+    second = Domain("vm2", UUID[::-1], (Hostdev(SECOND, True, "hostdev", 0),))
+    never = replace(config, keep_console="never")
+    events.prepare(host, VM, never, log)
+    libvirt.detach(BOOT_GPU)
+    with Claims(host).lock():
+        ShowConsoles(0).apply(host)  # as a person does, or a hook in a race
+    events.prepare(host, second, config, log)
+    libvirt.detach(SECOND)
+    for one, its in ((SECOND, second.uuid), (BOOT_GPU, UUID)):
+        libvirt.reattach(one)
+        events.release(host, its, log)
+
+    assert host.fault is None
+    assert not console.dark(host)
 
 
 def test_a_vm_looks_only_when_no_other_one_places_the_consoles(

@@ -9,7 +9,7 @@ from ..machine import console, gpu
 from ..machine.host import Host
 from ..machine.host.consoles import CONSOLES
 from .action import Action
-from .consoles import ShowConsoles, fbcon_bound
+from .consoles import ShowConsoles, bind_unnoticed, fbcon_bound, note_bind
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,10 +102,13 @@ class ReturnConsoles(Action):
         left = self._numbers_of(host, self.to) if self.to else []
         elsewhere = _indices(host) - {*left} if left else set()
         indices = tuple(
-            own[0] if number in self.consoles and at not in elsewhere else None
+            own[0] if number in self.consoles and at not in elsewhere else at
             for number, at in zip(CONSOLES, now)
         )
+        if bind_unnoticed(host):
+            LeaveFramebuffers().apply(host)  # then fbcon takes the consoles over anew
         MapConsoles(f"fb{own[0]}", indices).apply(host)
+        note_bind(host, noticed=True)
 
     def _numbers_of(self, host: Host, address: str) -> list[int]:
         names = gpu.framebuffers_of(host, (address,))

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import LostError
-from ..machine import console
+from ..machine import console, runfiles
 from ..machine.console import Framebuffer
 from ..machine.host import Host
 from ..machine.host.consoles import CONSOLES
+from ..machine.runfiles import RUN
 from .action import Action
+
+_UNNOTICED = f"{RUN}/fbcon-bound-by-sysfs"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,9 +48,7 @@ class ShowConsoles(Action):
         # Mapping a console takes all of them from any driver (Linux fbcon.c, set_con2fb_map), but
         # does nothing where con2fb_map already has that framebuffer: then another one is mapped
         # first. Writing 1 to fbcon's `bind` only takes them from an (S) driver (vt.c, vt_bind), and
-        # leaves fbcon_has_console_bind unset: if a framebuffer with consoles then goes, the
-        # kernel leaves them on it, and crashes at the next text. LeaveFramebuffers makes up for
-        # that. So it is second.
+        # the kernel does not notice it. So it is second.
         nodes = {
             one.name: one.index
             for one in (fb, *present)
@@ -59,11 +60,13 @@ class ShowConsoles(Action):
         if len(nodes) > 1 and fb.name in nodes and fbcon_bound(host):
             for number in CONSOLES:
                 host.map_console(fb.name, number, nodes[fb.name])
+        noticed = fbcon_bound(host)
         for vtconsole in console.vtconsoles(host):
             if vtconsole.driver == console.FBCON and not fbcon_bound(host):
                 host.write(vtconsole.bind_path, "1")
         if not fbcon_bound(host):
             raise _unmoved(host, fb)
+        note_bind(host, noticed=noticed)
 
     def missing(self, host: Host) -> LostError | None:
         if not console.dark(host):
@@ -100,6 +103,23 @@ def _unmoved(host: Host, fb: Framebuffer) -> LostError:
         " framebuffer appears",
         hint=hint,
     )
+
+
+def bind_unnoticed(host: Host) -> bool:
+    """Whether fbcon may be bound without the kernel's notice (fbcon_has_console_bind).
+
+    If a framebuffer with consoles goes then, the kernel leaves them on it, and crashes at the next
+    text (Linux fbcon.c, fbcon_fb_unbind; seen on 6.12). Once fbcon is unbound it does not.
+    """
+    return host.exists(_UNNOTICED)
+
+
+def note_bind(host: Host, *, noticed: bool) -> None:
+    """Write down how fbcon was bound. Raises ClaimError."""
+    if not noticed:
+        runfiles.write(host, _UNNOTICED, "")
+    elif host.exists(_UNNOTICED):
+        runfiles.remove(host, _UNNOTICED)
 
 
 def _fbcon_there(host: Host) -> bool:

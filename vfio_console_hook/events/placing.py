@@ -8,24 +8,56 @@ claim later than that waits for the lock before it looks where the consoles are.
 
 from __future__ import annotations
 
-from ..actions.console_moves import MapConsoles
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from ..actions.console_moves import LeaveFramebuffers, MapConsoles, ReturnConsoles
 from ..actions.consoles import ShowConsoles
 from ..claims import ownership
 from ..claims.claim import Claim
 from ..claims.directory import Claims
-from ..errors import LostError
+from ..claims.step import Step
+from ..errors import LostError, RefusedError
 from ..machine import console, gpu
 from ..machine.host import Host
 
 _LEAVES_WITHIN_S = 5
 
 
-def move(claim: Claim, action: MapConsoles) -> None:
-    """Move the consoles off this VM's GPUs. Raises LostError if the other GPU leaves, too."""
+@contextmanager
+def moving(claim: Claim, step: Step) -> Iterator[Step]:
+    """Hold the lock for a step that moves the consoles, and give what is to be done instead.
+
+    That is the step itself, unless the other GPU leaves by now. The consoles never stay where
+    they are. Raises RefusedError when they would have to.
+    """
     with Claims(claim.host).console_lock():
-        if action.fb in _leaving(claim):
-            raise LostError(f"cannot move the consoles to {action.fb}: another VM takes its GPU")
-        action.apply(claim.host)
+        yield _still_possible(claim, step)
+
+
+def _still_possible(claim: Claim, step: Step) -> Step:
+    host, do, undo = claim.host, step.do, step.undo
+    leaving = _leaving(claim)
+    if not isinstance(do, MapConsoles) or do.fb not in leaving:
+        return step
+    away = leaving | gpu.framebuffers_of(host, claim.gpus)
+    staying = [one for one in console.framebuffers(host) if one.name not in away]
+    fb = next((one for one in staying if host.exists(f"dev/{one.name}")), None)
+    if isinstance(undo, ReturnConsoles):
+        undo = replace(undo, to=fb.pci or "" if fb else "")
+    if fb is not None:
+        indices = tuple(None if one is None else fb.index for one in do.indices)
+        why = f"{fb.name} ({fb.title}) stays on the host"
+        return replace(step, why=why, do=MapConsoles(fb.name, indices), undo=undo)
+    if len(console.vtconsoles(host)) == 1:
+        raise RefusedError(
+            f"cannot move the consoles to {do.fb}: another VM takes its GPU, and there is no other"
+            " console driver: the kernel would crash",
+            hint="start this VM again when the other one has ended",
+        )
+    why = f"another VM takes the GPU of {do.fb}, and no other framebuffer is left"
+    return replace(step, why=why, do=LeaveFramebuffers(), undo=undo)
 
 
 def show(claim: Claim, action: ShowConsoles) -> None:

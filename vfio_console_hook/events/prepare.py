@@ -6,6 +6,8 @@ before it is done. What fails is undone at once, and then the VM does not start.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 from ..actions.action import Action
 from ..claims import history, in_use, ownership
 from ..claims.claim import Claim
@@ -26,10 +28,6 @@ from ..stages.handover import Handover
 from . import outlook, refusals, undo
 from .assignment import Assignment
 from .release import release
-
-TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
-if TYPE_CHECKING:
-    from ..actions.console_moves import MapConsoles
 
 _NOT_UNDONE = "; not all could be undone, see `vfio-console-hook status`"
 
@@ -237,7 +235,8 @@ def _take_all(claim: Claim, handover: Handover, steps: tuple[Step, ...], log: Lo
     mine = {*claim.gpus, *handover.siblings}
     for step in tuple(claim.steps):
         if step.do and step.undo and (step.do.concerns or step.gpu) in mine:
-            _act(claim, step.do, log)
+            with _at_its_turn(claim, step) as possible:
+                _act(host, possible.do, log)
     done: list[str] = []
     try:
         for step in steps:
@@ -248,42 +247,41 @@ def _take_all(claim: Claim, handover: Handover, steps: tuple[Step, ...], log: Lo
         check_free(one, handover)
 
 
-def _take(claim: Claim, step: Step, log: Log) -> list[str]:
+def _take(claim: Claim, planned: Step, log: Log) -> list[str]:
     """Do a step; what has been done by it, in words."""
-    number = claim.begin(step)
-    done = []
-    if step.do is not None:
-        done = _act(claim, step.do, log)
+    with _at_its_turn(claim, planned) as step:
+        number = claim.begin(step)
+        done = _act(claim.host, step.do, log)
         for text in done:
-            log.debug(f"{text}, for {step.stage}: {step.do.shell()}")
-    elif step.undo is None and not step.loses:
-        done = [step.why]
-    claim.finish(number)
+            log.debug(f"{text}, for {step.stage}: {step.do.shell() if step.do else ''}")
+        if step.do is None and step.undo is None and not step.loses:
+            done = [step.why]
+        claim.finish(number)
     return done
 
 
-def _act(claim: Claim, action: Action, log: Log) -> list[str]:
-    """Do it; what has been done, in words."""
-    if action.kind == "map-consoles":
-        from ..actions.console_moves import MapConsoles  # loaded, as the action is one
-
-        if isinstance(action, MapConsoles):
-            return _move_consoles(claim, action, log)
-    remark = action.apply(claim.host)
-    return [f"{action.past()}{f'; {remark}' if remark else ''}"]
-
-
-def _move_consoles(claim: Claim, action: MapConsoles, log: Log) -> list[str]:
+def _at_its_turn(claim: Claim, step: Step) -> AbstractContextManager[Step]:
+    """What is to be done for a step now: another VM may take the GPU that the consoles go to."""
+    if step.do is None or step.do.kind != "map-consoles":
+        return nullcontext(step)
     from . import placing  # only for hosts with another framebuffer
 
-    try:
-        placing.move(claim, action)
-    except LostError as error:
-        if len(console.vtconsoles(claim.host)) == 1:
-            raise RefusedError(
-                f"{error.text}, and there is no other console driver: the kernel might crash",
-                hint="start this VM again",
-            ) from error
-        log.warning(str(error))  # start looks after them again
+    return placing.moving(claim, step)
+
+
+def _act(host: Host, action: Action | None, log: Log) -> list[str]:
+    """Do it; what has been done, in words."""
+    if action is None:
         return []
-    return [action.past()]
+    try:
+        remark = action.apply(host)
+    except LostError as error:
+        if action.kind != "map-consoles":
+            raise
+        # The other GPU was pulled out. start looks after the consoles again.
+        from ..actions.console_moves import LeaveFramebuffers
+
+        log.warning(str(error))
+        LeaveFramebuffers().apply(host)
+        return []
+    return [f"{action.past()}{f'; {remark}' if remark else ''}"]

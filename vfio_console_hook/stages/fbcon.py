@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..actions.consoles import ShowConsoles
+from ..actions.action import Action
+from ..actions.consoles import ShowConsoles, bind_unnoticed
 from ..claims.step import Step
 from ..errors import RefusedError
 from ..machine import console
@@ -43,14 +44,19 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     if mapped is not None and not own.intersection(mapped):
         return
     wait_s = back_within_s(gpu)
+    target = _target(host, targets, handover)
+    leave: Action | None = None
+    if not target and bind_unnoticed(host):
+        from ..actions.console_moves import LeaveFramebuffers  # 1.2 ms to load
+
+        leave = LeaveFramebuffers(until_release=True)
     yield Step(
         stage=NAME,
         gpu=gpu.address,
         why=COME_BACK,
-        do=None,
+        do=leave,
         undo=ShowConsoles(wait_s),
     )
-    target = _target(host, targets, handover)
     if target and mapped is not None:
         from ..actions.console_moves import MapConsoles, ReturnConsoles  # 1.2 ms to load
 
