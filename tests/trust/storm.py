@@ -131,7 +131,8 @@ def one_hangs(crowd: Crowd, quick: bool) -> Part:
         start = pool.submit(crowd.start, hung)
         wrong = _await_worker(crowd.host, hung, start)
         with_hung, with_s = cycle()
-        wrong += _lock_kept(crowd.host) + ([f"{hung.name} does not hang"] if start.done() else [])
+        wrong += [one for name in ("lock", "consoles") for one in _lock_kept(crowd.host, name)]
+        wrong += [f"{hung.name} does not hang"] if start.done() else []
         took_s = time.monotonic() - began
         crowd.host.tree.remove(HANG)
         last, last_s = cycle()
@@ -243,12 +244,12 @@ def _await_worker(host: FakeHost, vm: Vm, start: Future[Tally]) -> list[str]:
     return [f"the worker of {vm.name} did not come to where it should hang"]
 
 
-def _lock_kept(host: FakeHost) -> list[str]:
-    handle = os.open(Path(host.root) / RUN / "lock", os.O_RDWR)
+def _lock_kept(host: FakeHost, name: str) -> list[str]:
+    handle = os.open(Path(host.root) / RUN / name, os.O_RDWR)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return ["the lock of the claims is kept while a worker hangs"]
+        return [f"the lock /{RUN}/{name} is kept while a worker hangs"]
     finally:
         os.close(handle)
     return []
