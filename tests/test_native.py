@@ -767,8 +767,9 @@ def call(host: FakeHost, event: str) -> int:
     return hook.main(["win11", event, "begin", "-"], domain_xml(GPU, event=event), host)
 
 
-def with_timeout(host: FakeHost) -> None:
-    host.tree.put("etc/vfio-console-hook/default.yaml", "timeout_s: 1\nholders:\n  wait_s: 0\n")
+def with_timeout(host: FakeHost, timeout_s: int = 3) -> None:
+    settings = f"timeout_s: {timeout_s}\nholders:\n  wait_s: 0\n"
+    host.tree.put("etc/vfio-console-hook/default.yaml", settings)
     for directory in ("etc", "etc/vfio-console-hook"):
         os.chmod(host.path(directory), 0o755)
     os.chmod(host.path("etc/vfio-console-hook/default.yaml"), 0o644)
@@ -794,7 +795,7 @@ def test_an_unload_that_is_stuck_in_the_kernel_is_reported_and_nothing_is_undone
     machine: MachineFactory, capfd: pytest.CaptureFixture[str]
 ) -> None:
     host = machine("nvidia-single-desktop")
-    with_timeout(host)
+    with_timeout(host, 60)  # nothing waits for it
 
     status = call(FakeHost(host.root, hang="rmmod nvidia_drm"), "prepare")
 
