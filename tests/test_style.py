@@ -56,7 +56,7 @@ NEVER_BY_THE_HOOK = {
 # The rooms, from top to bottom: each imports from those below it only.
 ROOMS = (
     "hook", "cli", "commands", "events", "stages", "claims", "actions", "config", "domain",
-    "largexml", "log", "machine", "errors",
+    "largexml", "log", "machine", "errors", "value",
 )  # fmt: skip
 
 # The doors to the machine, and the modules that have a key.
@@ -172,6 +172,29 @@ def test_the_hook_loads_nothing_that_costs_time_before_it_is_needed() -> None:
 
     loaded = {line.partition(".")[0] for line in done.stdout.splitlines()}
     assert loaded & NEVER_BY_THE_HOOK == set()
+
+
+_OWN_COMPARISON = """
+import dataclasses, sys
+import vfio_console_hook.config.load, vfio_console_hook.events.prepare, vfio_console_hook.hook
+from vfio_console_hook.actions.kinds import MODULES, action_of_kind
+ours = [one for name, one in sys.modules.items() if name.startswith("vfio_console_hook.")]
+found = {one for module in ours for one in vars(module).values() if dataclasses.is_dataclass(one)}
+found |= {action_of_kind(kind) for kinds in MODULES.values() for kind in kinds}
+for one in found:
+    if isinstance(one, type) and {"__eq__", "__hash__", "__repr__"} & vars(one).keys():
+        print(one.__name__)
+"""
+
+
+def test_what_events_load_has_no_comparison_of_its_own() -> None:
+    """dataclass would compile it each time (value.py)."""
+    done = subprocess.run(
+        [sys.executable, "-c", _OWN_COMPARISON], cwd=ROOT, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+
+    assert done.stdout.split() == []
 
 
 def door_called(function: ast.expr) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .errors import DomainError, InstallationError
+from .value import Value
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ _UNSIGNED = re.compile(r"[ \t\n\r]*\+?(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-
 _HOST = r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})\.([0-7])"
 
 
-@dataclass(frozen=True)
-class Hostdev:
+@dataclass(frozen=True, eq=False, repr=False)
+class Hostdev(Value):
     """A PCI device of the host that a VM gets.
 
     address is a full PCI address in lower case, such as "0000:01:00.0". managed is
@@ -56,8 +57,8 @@ class Hostdev:
     rom: str = ""
 
 
-@dataclass(frozen=True)
-class Domain:
+@dataclass(frozen=True, eq=False, repr=False)
+class Domain(Value):
     """A VM; name may hold anything, even newlines; uuid is in lower case with hyphens.
 
     by_hand: the command `take` takes the devices, not a VM; bind_vfio: it binds them to

@@ -56,7 +56,7 @@ _SETTINGS: dict[str, Callable[[Any], bool]] = {
 _LATER_SETTINGS = ("on_refusal", "announce")
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Claim:
     """What one VM holds. Its file grows with it; steps[n] is undone when n is in undone.
 

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 from ..actions.action import Action
 from ..actions.kinds import action_of_kind
+from ..value import Value
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
     from typing import Any
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, eq=False, repr=False)
+class Step(Value):
     """One thing that a stage wants done, and its undo.
 
     why is a clause for people. do is None where only the undo is an action. undo is

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from ..machine.pci import full_address
+from ..value import Value
 
 TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
@@ -106,8 +107,8 @@ def _setting(kind: tuple[str, Callable[[object], Any]], default: object, doc: st
     return field(default=default, metadata={"wanted": wanted, "read": read, "doc": doc})
 
 
-@dataclass(frozen=True)
-class Holders:
+@dataclass(frozen=True, eq=False, repr=False)
+class Holders(Value):
     """The group "holders": what is done about processes that hold a GPU."""
 
     wait_s: float = _setting(
@@ -123,8 +124,8 @@ class Holders:
     )
 
 
-@dataclass(frozen=True)
-class Release:
+@dataclass(frozen=True, eq=False, repr=False)
+class Release(Value):
     """The group "release": what is done once the VM has ended."""
 
     native: str = _setting(
@@ -139,8 +140,8 @@ class Release:
     )
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, eq=False, repr=False)
+class Config(Value):
     """The settings for one VM; Config() has the defaults."""
 
     enabled: bool = _setting(

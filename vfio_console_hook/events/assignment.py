@@ -8,10 +8,11 @@ from ..domain import Domain, Hostdev
 from ..machine import pci
 from ..machine.accelerators import is_gpu
 from ..machine.host import Host
+from ..value import Value
 
 
-@dataclass(frozen=True)
-class Assignment:
+@dataclass(frozen=True, eq=False, repr=False)
+class Assignment(Value):
     """The PCI devices of the host that a VM gets, or that a person takes.
 
     gpus are the addresses of the GPUs and accelerators among them, without virtual

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..value import Value
 from . import pci
 from .host import Host
 
@@ -23,8 +24,8 @@ _SERVICES = tuple(
 _KMSCONVT, _KMSCON = "system-kmsconvt.slice", "kmscon.service"
 
 
-@dataclass(frozen=True)
-class Vtconsole:
+@dataclass(frozen=True, eq=False, repr=False)
+class Vtconsole(Value):
     """A registered console driver (Linux drivers/tty/vt/vt.c, struct con_driver).
 
     static: "(S)", the one registered at boot. Writing 1 to the `bind` of another one takes
@@ -41,8 +42,8 @@ class Vtconsole:
         return f"sys/class/vtconsole/{self.name}/bind"
 
 
-@dataclass(frozen=True)
-class Framebuffer:
+@dataclass(frozen=True, eq=False, repr=False)
+class Framebuffer(Value):
     """fbN: its number, the name that its driver gave it, and its PCI device.
 
     Where the kernel has no fb devices: the card, or the firmware device, that it is made

@@ -13,6 +13,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from ..value import Value
 from . import pci
 from .host import Host
 from .iomem import BOOTFB, Reservation
@@ -45,8 +46,8 @@ RESERVATION_NAMES = (
 )
 
 
-@dataclass(frozen=True)
-class FirmwareDevice:
+@dataclass(frozen=True, eq=False, repr=False)
+class FirmwareDevice(Value):
     """A platform device such as efi-framebuffer.0 whose memory lies in a GPU's BAR.
 
     parent is the PCI device above it in sysfs (Linux 6.9 and later), None in older

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..value import Value
 from . import accelerators, console, firmware, iomem, memory, pci
 from .console import Framebuffer
 from .firmware import FirmwareDevice
@@ -13,8 +14,8 @@ from .iomem import Reservation
 from .memory import Bar
 
 
-@dataclass(frozen=True)
-class Gpu:
+@dataclass(frozen=True, eq=False, repr=False)
+class Gpu(Value):
     """One PCI function of display class, or an accelerator, as it is at this moment.
 
     pci_class is base class and subclass, such as 0x0300. driver is None when none is

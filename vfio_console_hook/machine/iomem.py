@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ..errors import HostError
+from ..value import Value
 from .host import Host
 from .memory import Bar, Range
 
@@ -14,8 +15,8 @@ BOOTFB = "BOOTFB"
 (Linux drivers/firmware/sysfb_simplefb.c, sysfb_create_simplefb)."""
 
 
-@dataclass(frozen=True)
-class Reservation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Reservation(Value):
     """A line of /proc/iomem inside a BAR: memory that a driver or a device has reserved.
 
     around: it is a BOOTFB that fills the BAR. The kernel inserts such a one above the BAR

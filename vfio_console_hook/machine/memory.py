@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ..errors import HostError
+from ..value import Value
 from . import pci
 from .host import Host
 
@@ -14,8 +15,8 @@ _IORESOURCE_MEM = 0x200
 _IORESOURCE_UNSET = 0x20000000
 
 
-@dataclass(frozen=True)
-class Range:
+@dataclass(frozen=True, eq=False, repr=False)
+class Range(Value):
     """Physical byte addresses, both ends inclusive."""
 
     first: int
@@ -31,8 +32,8 @@ class Range:
         return f"{self.first:x}-{self.last:x}"
 
 
-@dataclass(frozen=True)
-class Bar:
+@dataclass(frozen=True, eq=False, repr=False)
+class Bar(Value):
     """A memory BAR: its number (0 to 5) and where it is."""
 
     number: int

@@ -11,6 +11,7 @@ import os
 import stat
 from dataclasses import dataclass
 
+from ..value import Value
 from .access import WRITABLE, why_untrusted
 from .host import Host
 
@@ -18,8 +19,8 @@ from .host import Host
 _MOST_LINKS = 40
 
 
-@dataclass(frozen=True)
-class Resolved:
+@dataclass(frozen=True, eq=False, repr=False)
+class Resolved(Value):
     """A path without links, and whether it can be trusted.
 
     path is "" when nothing is there. untrusted is the first place on the path that another

@@ -6,13 +6,14 @@ import os
 from dataclasses import dataclass
 
 from ..errors import HostError
+from ..value import Value
 from .host import Host
 
 _SIGKILL = 9  # the module signal takes a millisecond to load
 
 
-@dataclass(frozen=True)
-class Process:
+@dataclass(frozen=True, eq=False, repr=False)
+class Process(Value):
     """One process. state is a letter, "D" for one that the kernel does not let go of.
 
     started is in clock ticks since boot: with the pid it names a process for good.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
+from ..value import Value
 from . import kernel, memory
 from .firmware import FirmwareDevice
 from .gpu import Gpu
@@ -85,8 +86,8 @@ _BY_RELEASE: tuple[tuple[tuple[int, int, int], tuple[Selector, ...]], ...] = (
 _SINCE_6_5 = (_default, _owner)
 
 
-@dataclass(frozen=True)
-class Removal:
+@dataclass(frozen=True, eq=False, repr=False)
+class Removal(Value):
     """The selectors that this kernel may have; none where vfio-pci removes nothing."""
 
     selectors: tuple[Selector, ...]

@@ -10,10 +10,11 @@ from ..machine.firmware import FirmwareDevice
 from ..machine.gpu import Gpu, framebuffers_of
 from ..machine.host import Host
 from ..machine.removal import Removal, Removed
+from ..value import Value
 
 
-@dataclass(frozen=True)
-class Handover:
+@dataclass(frozen=True, eq=False, repr=False)
+class Handover(Value):
     """The GPUs that go to one VM, and what the stages decide by.
 
     unmanaged are the addresses that libvirt does not detach itself (managed='no').
