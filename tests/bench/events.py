@@ -16,7 +16,7 @@ from tests.libvirt_xml import domain_xml
 PREPARE_BAR = 1.5
 # 0.35 of the floor is Python with dataclasses and json alone, in each of the two events, with
 # Python 3.11. From 3.13 on dataclasses needs inspect, which is 0.15 more (hooks/launch.py).
-TOGETHER_BAR = 1.75
+TOGETHER_BAR = 1.5
 IMPORTS = ("/usr/bin/python3", "-I", "-c", "import lxml.etree, yaml")
 PREPARE, *AFTERWARDS = (("prepare", "begin"), ("start", "begin"), ("release", "end"))
 
