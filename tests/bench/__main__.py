@@ -21,7 +21,6 @@ from typing import Union
 from tests.bench import axes, crowds, events, holders
 from tests.bench.compare import Row, gate_rows
 from tests.bench.growth import Growth
-from tests.trust.check import in_memory
 
 Measured = Union[Row, Growth]
 Measurement = Callable[[Path], Sequence[Measured]]
@@ -86,8 +85,8 @@ def steadied(measure: Measurement) -> list[Measured]:
     """The rows of a measurement, repeated while one of them is over its bar; the best of each."""
     best: list[Measured] = []
     for _ in range(TRIES):
-        with tempfile.TemporaryDirectory() as otherwise, in_memory(Path(otherwise)) as directory:
-            found = measure(directory)
+        with tempfile.TemporaryDirectory() as directory:
+            found = measure(Path(directory))
         best = [min(pair, key=_value) for pair in zip(best, found)] if best else list(found)
         if not any(over(row) for row in best):
             break

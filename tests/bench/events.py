@@ -12,6 +12,7 @@ from tests.bench.compare import Row
 from tests.bench.machine import GPU, MACHINE, NAME, Machine
 from tests.bench.measure import Run, cost, interleaved
 from tests.libvirt_xml import domain_xml
+from tests.trust.check import in_memory
 
 PREPARE_BAR = 1.5
 # 0.35 of the floor is Python with dataclasses and json alone, in each of the two events, with
@@ -23,6 +24,11 @@ PREPARE, *AFTERWARDS = (("prepare", "begin"), ("start", "begin"), ("release", "e
 
 def rows(directory: Path, rounds: int) -> tuple[Row, ...]:
     """prepare, start and release of a VM with the GPU of MACHINE, in processor time."""
+    with in_memory(directory) as memory:
+        return _rows(memory, rounds)
+
+
+def _rows(directory: Path, rounds: int) -> tuple[Row, ...]:
     xml = domain_xml(GPU, name=NAME)
     fresh, claimed = Machine(directory / "fresh"), Machine(directory / "claimed")
     for one in (fresh, claimed):
