@@ -100,15 +100,19 @@ class ReturnConsoles(Action):
             stay = _places(host, now)
             raise LostError(f"the consoles stay on {stay}: {self.gpu} has no framebuffer")
         left = self._numbers_of(host, self.to) if self.to else []
-        elsewhere = _indices(host) - {*left} if left else set()
-        indices = tuple(
+        present = _indices(host)
+        elsewhere = present - {*left} if left else set()
+        wanted = (
             own[0] if number in self.consoles and at not in elsewhere else at
             for number, at in zip(CONSOLES, now)
         )
-        if bind_unnoticed(host):
-            LeaveFramebuffers().apply(host)  # then fbcon takes the consoles over anew
+        indices = tuple(one if one in present else None for one in wanted)
+        anew = bind_unnoticed(host) and len(console.vtconsoles(host)) > 1
+        if anew:
+            LeaveFramebuffers().apply(host)  # then the first console takes all of them over
         MapConsoles(f"fb{own[0]}", indices).apply(host)
-        note_bind(host, noticed=True)
+        if anew:
+            note_bind(host, noticed=True)
 
     def _numbers_of(self, host: Host, address: str) -> list[int]:
         names = gpu.framebuffers_of(host, (address,))

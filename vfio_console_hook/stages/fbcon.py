@@ -46,7 +46,7 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     wait_s = back_within_s(gpu)
     target = _target(host, targets, handover)
     leave: Action | None = None
-    if not target and bind_unnoticed(host):
+    if not target and bind_unnoticed(host) and len(handover.vtconsoles) > 1:
         from ..actions.console_moves import LeaveFramebuffers  # 1.2 ms to load
 
         leave = LeaveFramebuffers(until_release=True)
