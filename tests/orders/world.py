@@ -112,8 +112,10 @@ class World(Watched):
         return life.started
 
     def _release(self, life: Life, kill: Kill | None) -> bool:
+        # After a hook was killed, a VM without this hook may have taken the GPU.
+        others = [one for one in life.guest.devices if one in self.busy]
         called = self._call(life, "release", "end", kill=kill)
-        if called.status and kill is None:
+        if called.status and kill is None and not others:
             raise Violation(f"release of {life.guest.name} failed: {called.err}")
         if called.before.get(life.guest.uuid) and not called.after.get(life.guest.uuid):
             self.tally["given back by release"] += 1

@@ -81,24 +81,25 @@ class ReturnConsoles(Action):
     """Map consoles back to the framebuffer of a GPU, whatever its number is now.
 
     A framebuffer gets the lowest free number, so after several VMs it is seldom that of before.
+    home is the GPU; while another VM has it nothing is lost, as the consoles are shown elsewhere.
     to is the GPU to which they were moved, "" if that is not known: those that are on another one
     now stay there, because somebody has moved them. wait_s: how long the framebuffer may take to
     appear.
     """
 
-    gpu: str
+    home: str
     to: str
     consoles: tuple[int, ...]
     wait_s: float = 0
     kind = "return-consoles"
 
     def apply(self, host: Host) -> None:
-        host.wait(lambda: bool(self._numbers_of(host, self.gpu)), self.wait_s)
-        own = self._numbers_of(host, self.gpu)
+        host.wait(lambda: bool(self._numbers_of(host, self.home)), self.wait_s)
+        own = self._numbers_of(host, self.home)
         now = host.console_map(_node(host, "")) or ()
         if not own:
             stay = _places(host, now)
-            raise LostError(f"the consoles stay on {stay}: {self.gpu} has no framebuffer")
+            raise LostError(f"the consoles stay on {stay}: {self.home} has no framebuffer")
         left = self._numbers_of(host, self.to) if self.to else []
         present = _indices(host)
         elsewhere = present - {*left} if left else set()
@@ -122,11 +123,11 @@ class ReturnConsoles(Action):
     def shell(self) -> str:
         numbers = " ".join(map(str, self.consoles))
         these = "$(seq 63)" if len(self.consoles) == len(CONSOLES) else numbers
-        index = f"$(ls /sys/bus/pci/devices/{self.gpu}/graphics | tr -d fb)"
+        index = f"$(ls /sys/bus/pci/devices/{self.home}/graphics | tr -d fb)"
         return f"for n in {these}; do con2fbmap $n {index}; done"
 
     def past(self) -> str:
-        return f"moved the consoles back to {self.gpu}"
+        return f"moved the consoles back to {self.home}"
 
 
 def _indices(host: Host) -> set[int | None]:

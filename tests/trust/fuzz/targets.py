@@ -181,7 +181,7 @@ _CLAIM = "\n".join(
             for action in (
                 '{"kind": "show-consoles", "wait_s": 5, "fb": "fb0"}',
                 '{"kind": "map-consoles", "fb": "fb0", "indices": [0, null, 1], "wait_s": 0}',
-                '{"kind": "return-consoles", "gpu": "0000:01:00.0", "to": "", "consoles": [1],'
+                '{"kind": "return-consoles", "home": "0000:01:00.0", "to": "", "consoles": [1],'
                 ' "wait_s": 0}',
                 '{"kind": "quiet-text", "tty": "tty1", "quiet": false}',
                 '{"kind": "decode", "gpu": "0000:01:00.0", "on": true}',
