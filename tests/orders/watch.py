@@ -166,14 +166,17 @@ _WHERE_CONSOLES_ARE = re.compile(
 
 
 def differences(before: dict[str, str], after: dict[str, str]) -> dict[str, tuple[str, str]]:
-    """Each path that is not the same, with what was there and what is now; of lists, the lines."""
+    """Each path that is not the same, with what was there and what is now; of lists, the lines.
+
+    A device may come into its IOMMU group with its first driver, for good (Linux of_iommu.c).
+    """
     found = {}
     for path in sorted(before.keys() | after.keys()):
         old, new = before.get(path, "nothing"), after.get(path, "nothing")
         if old != new and path in _LISTS:
             both = Counter(old.splitlines()), Counter(new.splitlines())
             old, new = ("\n".join((one - two).elements()) for one, two in (both, both[::-1]))
-        if old != new:
+        if old != new and not ("/iommu_group" in path and old == "nothing"):
             found[path] = (old, new)
     return found
 

@@ -301,7 +301,9 @@ class World(Watched):
         self.holders = {}
 
     def take(self, address: str, *, vfio: bool) -> None:
-        """A person takes a GPU for what calls no hook."""
+        """A person takes a GPU for what calls no hook; one that vfio-pci has is not worth it."""
+        if self._is_vfio(address):
+            return  # give would take it off vfio-pci, as the manual says, and it was there before
         called = self._type("take", *(["--vfio"] if vfio else []), address)
         if called.status == 0:
             self.by_hand.add(address)
