@@ -8,10 +8,10 @@ import pytest
 
 from tests import events
 from tests.conftest import MachineFactory
-from tests.fakehost import FakeHost, FakeLibvirt
+from tests.fakehost import Crash, FakeHost, FakeLibvirt
 from tests.trust.crowd import address, sixteen_gpus
 from vfio_console_hook.actions.console_moves import LeaveFramebuffers, MapConsoles
-from vfio_console_hook.actions.consoles import ShowConsoles
+from vfio_console_hook.actions.consoles import ShowConsoles, bind_unnoticed
 from vfio_console_hook.claims import directory
 from vfio_console_hook.claims.directory import Claims
 from vfio_console_hook.config.settings import Config, Holders
@@ -276,6 +276,21 @@ def test_without_another_console_driver_they_must_not_stay_on_a_gpu_that_leaves(
         " driver: the kernel would crash"
     )
     assert Claims(host).find(UUID) is None
+
+
+def test_a_bind_that_the_kernel_does_not_notice_is_written_down_first(
+    machine: MachineFactory,
+) -> None:
+    host = machine("efifb-6.12", crash_before=3)
+    with Claims(host).lock():
+        LeaveFramebuffers().apply(host)
+    host.tree.put("ioctl/con2fbmap", "1-63 0")
+
+    with pytest.raises(Crash):
+        ShowConsoles(0).apply(host)
+
+    assert [path for _, path, _ in host.changes][1:] == ["dev/fb0"]
+    assert bind_unnoticed(host)
 
 
 def test_fbcon_that_was_bound_without_the_kernels_notice_is_taken_over_anew(

@@ -63,7 +63,7 @@ class MapConsoles(Action):
 
     def shell(self) -> str:
         wanted = [index for index in self.indices if index is not None]
-        if len(set(wanted)) == 1:
+        if len(set(self.indices)) == 1:
             return f"for n in $(seq 63); do con2fbmap $n {wanted[0]}; done"
         return "; ".join(
             f"con2fbmap {number} {index}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from ..errors import LostError
+from ..errors import ClaimError, LostError
 from ..machine import console, runfiles
 from ..machine.console import Framebuffer
 from ..machine.host import Host
@@ -60,13 +61,12 @@ class ShowConsoles(Action):
         if len(nodes) > 1 and fb.name in nodes and fbcon_bound(host):
             for number in CONSOLES:
                 host.map_console(fb.name, number, nodes[fb.name])
-        noticed = fbcon_bound(host)
+        note_bind(host, noticed=fbcon_bound(host))
         for vtconsole in console.vtconsoles(host):
             if vtconsole.driver == console.FBCON and not fbcon_bound(host):
                 host.write(vtconsole.bind_path, "1")
         if not fbcon_bound(host):
             raise _unmoved(host, fb)
-        note_bind(host, noticed=noticed)
 
     def missing(self, host: Host) -> LostError | None:
         if not console.dark(host):
@@ -115,11 +115,12 @@ def bind_unnoticed(host: Host) -> bool:
 
 
 def note_bind(host: Host, *, noticed: bool) -> None:
-    """Write down how fbcon was bound. Raises ClaimError."""
-    if not noticed:
-        runfiles.write(host, _UNNOTICED, "")
-    elif host.exists(_UNNOTICED):
-        runfiles.remove(host, _UNNOTICED)
+    """Write down how fbcon is bound, before it is; a full /run must not keep the consoles dark."""
+    with suppress(ClaimError):
+        if not noticed:
+            runfiles.write(host, _UNNOTICED, "")
+        elif host.exists(_UNNOTICED):
+            runfiles.remove(host, _UNNOTICED)
 
 
 def _fbcon_there(host: Host) -> bool:
