@@ -223,6 +223,12 @@ def _second_leaves(name: str, kernel: str) -> Scenario:
     return replace(_native(name, kernel), gpus=(VGA, BOCHS), stays=(0,), kind="untouched")
 
 
+def _overlapping(name: str, kernel: str) -> Scenario:
+    """Three GPUs with native drivers, of which two leave with a VM each."""
+    gpus = (VGA, BOCHS, BOCHS)
+    return replace(_native(name, kernel), gpus=gpus, stays=(1, 2), kind="overlapping")
+
+
 def _without_hook(name: str, of: Scenario) -> Scenario:
     """A control: what the same machine does without the program, in one cycle."""
     return replace(of, name=name, hook=False, alive_meanwhile=not of.stays, cycles=1, kind="cycles")
@@ -441,15 +447,7 @@ SCENARIOS = (
     ),
     _apparmor("apparmor", "6.1"),
     Scenario("two-vms", "6.12", BOCHS_DRM, native_driver=True, kind="two-vms"),
-    Scenario(
-        "overlapping",
-        "6.12",
-        BOCHS_DRM,
-        gpus=(VGA, BOCHS, BOCHS),
-        native_driver=True,
-        stays=(1, 2),
-        kind="overlapping",
-    ),
+    _overlapping("overlapping", "6.12"),
     _killed("6.12"),
     replace(_killed("6.12"), name="virtqemud", root="virtqemud", kind="virtqemud", cycles=6),
     # That of bookworm has AppArmor 3, that of trixie 4.1.
@@ -597,6 +595,7 @@ SCENARIOS = (
     Scenario("efidrm-0300", "own-7", EFIDRM, kernel_line=NOAUTOLOAD),
     _native("native", "6.1"),
     *(scenario for kernel in SHAPED for scenario in _of_shape(kernel)),
+    *(_overlapping(f"overlapping-{kernel}", kernel) for kernel in ("fedora-6.12", "fedora-7")),
     _without_hook(
         "control-dual-boot-leaves-fedora-6.12", _boot_gpu_leaves("", "fedora-6.12")
     ),
