@@ -5,6 +5,7 @@ Expected values come from hosts as users reported them, not from the code.
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
 import threading
@@ -536,7 +537,7 @@ def test_a_framebuffer_below_a_virtio_device_belongs_to_the_pci_device(tmp_path:
     ("name", "words"),
     [
         ("efifb-6.12", "framebuffer console on fb0 (EFI VGA)"),
-        ("two-amd", "framebuffer console on fb0 (amdgpudrmfb), fb1 (amdgpudrmfb)"),
+        ("two-amd", "framebuffer console on fb0 (amdgpudrmfb)"),
         ("vgacon-5.10", "VGA+"),
         ("intel-bootfb-no-driver", "dummy device"),
     ],
@@ -545,6 +546,26 @@ def test_the_current_display_is_described_in_words(
     machine: MachineFactory, name: str, words: str
 ) -> None:
     assert console.current_display(machine(name)) == words
+
+
+@pytest.mark.parametrize(
+    ("mapped", "words"),
+    [
+        ("1-6 0\n7-63 1\n", "fb0 (amdgpudrmfb), fb1 (amdgpudrmfb)"),
+        ("1-63 1\n", "fb1 (amdgpudrmfb)"),
+        (None, "fb0 (amdgpudrmfb) or fb1 (amdgpudrmfb)"),
+    ],
+)
+def test_of_two_framebuffers_those_with_consoles_are_named(
+    machine: MachineFactory, mapped: str | None, words: str
+) -> None:
+    host = machine("two-amd")
+    if mapped is None:
+        host.tree.put("refused/dev/fb0", str(errno.EACCES))
+    else:
+        host.tree.put("ioctl/con2fbmap", mapped)
+
+    assert console.current_display(host) == f"framebuffer console on {words}"
 
 
 def test_a_kernel_without_virtual_terminals_has_no_console_driver(tmp_path: Path) -> None:

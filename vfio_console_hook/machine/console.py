@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..errors import HostError
 from ..value import Value
 from . import pci
 from .host import Host
@@ -167,7 +168,7 @@ def _kernel_display(host: Host) -> str:
     """What draws them in the kernel, as such a phrase."""
     bound = [vtconsole.driver for vtconsole in vtconsoles(host) if vtconsole.bound]
     if FBCON in bound:
-        fbs = ", ".join(f"{fb.name} ({fb.title})" for fb in framebuffers(host))
+        fbs = _with_consoles(host)
         return f"framebuffer console on {fbs or 'no framebuffer'}"
     if waits_for_text(host):
         fbs = ", ".join(f"{fb.name} ({fb.title})" for fb in framebuffers(host))
@@ -175,3 +176,16 @@ def _kernel_display(host: Host) -> str:
     if not bound and not host.exists("sys/class/tty/tty0"):
         return "none, because this kernel has no virtual terminals"
     return " and ".join(bound) or "no console driver"
+
+
+def _with_consoles(host: Host) -> str:
+    """The framebuffers that fbcon has mapped a console to; "or" between those that may have."""
+    fbs = framebuffers(host)
+    indices = None
+    if len(fbs) > 1 and has_fb_devices(host):
+        try:
+            indices = host.console_map(fbs[0].name)
+        except HostError:
+            pass  # who is not root cannot open them
+    having = [f"{fb.name} ({fb.title})" for fb in fbs if indices is None or fb.index in indices]
+    return (" or " if indices is None else ", ").join(having)
