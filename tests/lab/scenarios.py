@@ -323,6 +323,12 @@ def _whole(name: str) -> Scenario:
     return replace(scenario, root=name, memory_mib=4096)
 
 
+def _whole_beside(name: str, root: str) -> Scenario:
+    """A whole desktop on two GPUs, without configuration; the second one leaves."""
+    scenario = _desktop(name, name, (VGA, BOCHS_WITH_SOUND))
+    return replace(scenario, root=root, memory_mib=4096)
+
+
 DESKTOPS = (
     _desktop("sway-beside", "wayland-beside", (VGA, BOCHS_WITH_SOUND)),
     replace(_desktop("kwin-told", "wayland-told", (VGA, BOCHS_WITH_SOUND)), root="kwin"),
@@ -331,6 +337,11 @@ DESKTOPS = (
     _desktop("sway-notified", "notified", (VGA_WITH_SOUND,)),
     _whole("gnome"),
     _whole("plasma"),
+    _whole_beside("gnome-beside", "gnome"),
+    _whole_beside("plasma-beside", "plasma"),
+    replace(
+        _whole_beside("plasma-listed", "plasma"), gpus=(VGA_WITH_SOUND, BOCHS), stays=(1,)
+    ),
     _desktop("sway-both", "wayland-both", (VGA, BOCHS_WITH_SOUND)),
     _desktop(
         "sway-detached",

@@ -43,7 +43,7 @@ from .wayland import (
     WaylandTerminate,
     WaylandTold,
 )
-from .whole_desktops import Gnome, Notified, Plasma
+from .whole_desktops import Gnome, GnomeBeside, Notified, Plasma, PlasmaBeside, PlasmaListed
 
 KINDS: dict[str, type[Trial]] = {
     "apparmor": AppArmor,
@@ -54,6 +54,7 @@ KINDS: dict[str, type[Trial]] = {
     "dropin": DropIn,
     "every-call": EveryCall,
     "gnome": Gnome,
+    "gnome-beside": GnomeBeside,
     "hangs": Trial,
     "killed": Killed,
     "killed-probe": KilledProbe,
@@ -71,6 +72,8 @@ KINDS: dict[str, type[Trial]] = {
     "openrc": OpenRC,
     "packaged": Packaged,
     "plasma": Plasma,
+    "plasma-beside": PlasmaBeside,
+    "plasma-listed": PlasmaListed,
     "prompt": Prompt,
     "quiet": Quiet,
     "rebound": Rebound,

@@ -280,17 +280,20 @@ class WaylandBoth(WaylandBeside):
         if not self.set_up():
             return
         self.refused()
-        self.machine.run(
-            f"echo {self.line()} >>/etc/environment; systemctl restart display-manager"
-        )
+        self.follow()
+        self.machine.run("systemctl restart display-manager", 180)
         self.check_desktop("again")
         before = self.compositor()
         for number in range(1, self.scenario.cycles + 1):
             self.cycle(number)
         self.demand(before == self.compositor(), "the compositor is another one than at first")
 
+    def follow(self) -> None:
+        """Do as the refusal advises."""
+        self.machine.run(f"echo {self.line()} >>/etc/environment")
+
     def line(self) -> str:
-        """What keeps sway off the card that leaves."""
+        """What keeps the compositor off the card that leaves."""
         return "WLR_DRM_DEVICES=/dev/dri/card0"
 
     def hint(self) -> str:
