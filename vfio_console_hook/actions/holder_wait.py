@@ -89,9 +89,13 @@ def _end(
     remarks = []
     from . import holder_kill
 
-    stopped = entries.stop_sessions(held)
-    if stopped:
-        remarks.append(f"stopped {' and '.join(stopped)}")
+    try:
+        stopped = entries.stop_sessions(held)
+    except HostError as error:
+        # One that has ended meanwhile is not loaded; of the others the processes are ended below.
+        remarks.append(error.text)
+    else:
+        remarks += [f"stopped {' and '.join(stopped)}"] if stopped else []
     ended = holder_kill.end(host, search, held, host.time_for(wait.grace_s))
     remarks += [f"ended {listed(one.name for one in ended)}"] if ended else []
     keepers = [one.pid for one in found if one.keeper]
