@@ -16,6 +16,7 @@ from tests import events
 from tests.conftest import MachineFactory
 from tests.fakehost import FakeHost, conceal, hold, leave, obey, snapshot, systemd
 from tests.fakehost.processes import NEVER
+from vfio_console_hook.actions import compositors
 from vfio_console_hook.actions.holders import AwaitClosed
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.commands.snapshot.writer import machine_text
@@ -798,6 +799,19 @@ def test_the_plan_knows_that_logind_and_systemd_close_the_card_with_the_desktop(
     }
 
 
+def test_a_session_that_ends_by_itself_meanwhile_is_no_failure(machine: MachineFactory) -> None:
+    host = with_session(machine("amd-single"), "session-4.scope")  # systemd has forgotten session 2
+    hold(host, CARD, pid=7, command="sway", cgroup=SWAY)
+    hold(host, CARD, pid=8, command="sway",
+         cgroup="/user.slice/user-1001.slice/session-4.scope")  # fmt: skip
+
+    remark = waiting(0, "session").apply(host)
+
+    assert "Unit session-2.scope not loaded." in remark
+    assert systemd.state(host.tree, "session-4.scope") == "inactive"
+    assert signals(host) == [("proc/7", "SIGTERM")]
+
+
 @pytest.mark.parametrize("server", ["sshd", "sshd-session", "dropbear", "tinysshd"])
 def test_a_session_by_ssh_that_has_the_gpu_is_not_stopped(
     machine: MachineFactory, server: str
@@ -1061,7 +1075,10 @@ def with_desktop(host: FakeHost, *, running: bool) -> FakeHost:
         ("(udev-worker)", "/system.slice/systemd-udevd.service/udev", "", ELSE),
         ("sshd", "/system.slice/ssh.service", "", ELSE),
         ("virtqemud", "/system.slice/virtqemud.service", "", ELSE),
-        ("ollama", "/system.slice/docker-0123456789abcdef.scope", "", ELSE),
+        (
+            "ollama", "/system.slice/docker-0123456789abcdef.scope", "",
+            "shut down the VM or container that uses it",
+        ),
     ],
 )  # fmt: skip
 def test_the_hint_fits_the_holder(
@@ -1079,38 +1096,121 @@ DESKTOP_ON = "/user.slice/user-1000.slice/session-2.scope"
 LAPTOP_CARD = ("0000:01:00.0", "0000:01:00.1")
 
 
+RULE = (
+    'put `SUBSYSTEM=="drm", KERNEL=="card*", KERNELS=="0000:01:00.0", TAG-="master-of-seat",'
+    ' ENV{ID_SEAT}="seat-vm"` into /etc/udev/rules.d/72-vm-gpu.rules, and reboot'
+)
+CARD_0, CARD_1 = "dev/dri/card0", "dev/dri/card1"
+
+
 @pytest.mark.parametrize(
-    ("command", "line"),
+    ("command", "name"),
     [
-        ("Hyprland", "add AQ_DRM_DEVICES=/dev/dri/card0 to /etc/environment"),
-        ("sway", "add WLR_DRM_DEVICES=/dev/dri/card0 to /etc/environment"),
-        (
-            "gnome-shell",
-            'put `SUBSYSTEM=="drm", KERNELS=="0000:01:00.0", TAG+="mutter-device-ignore"` into'
-            " /etc/udev/rules.d/61-vm-gpu.rules, and reboot",
-        ),
-        (
-            "niri",
-            'add `debug { ignore-drm-device "/dev/dri/by-path/pci-0000:01:00.0-card" }` to its'
-            " config.kdl",
-        ),
-        ("cosmic-comp", "add COSMIC_DRM_BLOCK_DEVICES=0x10de:0x28e0 to /etc/environment"),
+        *((one, one) for one in ("Hyprland", "sway", "gnome-shell", "niri", "cosmic-comp", "cage")),
+        ("Xorg", "Xorg"),
+        (".gnome-shell-wr", "gnome-shell"),
+        (".kwin_wayland-w", "kwin_wayland"),
     ],
 )
 def test_a_desktop_on_another_gpu_is_not_to_be_stopped(
-    machine: MachineFactory, command: str, line: str
+    machine: MachineFactory, command: str, name: str
 ) -> None:
     host = with_desktop(machine("laptop-amd-and-nvidia"), running=True)
-    hold(host, "dev/dri/card1", pid=7, command=command, cgroup=DESKTOP_ON)
+    for node in (CARD_0, CARD_1):
+        hold(host, node, pid=7, command=command, cgroup=DESKTOP_ON)
 
     reason = refusal(host, NOW, *LAPTOP_CARD)
 
-    assert f"(hint: so that {command}, whose screen is on another GPU, leaves it alone, " in reason
-    assert line in reason
+    assert reason.endswith(
+        f"(hint: so that {name}, whose screen is on another GPU, leaves it alone, {RULE})"
+    )
     assert len(reason.encode()) < 800
 
 
-CARD_1 = "dev/dri/card1"
+def test_the_rule_is_for_all_gpus_that_leave(machine: MachineFactory) -> None:
+    host = machine("laptop-amd-and-nvidia")
+    for node in (CARD_0, CARD_1):
+        hold(host, node, pid=7, command="sway", cgroup=DESKTOP_ON)
+
+    assert '"0000:01:00.0|0000:0a:00.0"' in compositors.setting(
+        host, holders.holders_of(host, [CARD_1]), ("0000:01:00.0", "0000:0a:00.0")
+    )
+
+
+def test_a_kwin_with_a_list_of_cards_has_to_lose_one_of_it(machine: MachineFactory) -> None:
+    host = machine("laptop-amd-and-nvidia")
+    for node in (CARD_0, CARD_1):
+        hold(host, node, pid=7, command="kwin_wayland", cgroup=DESKTOP_ON)
+    host.tree.put("proc/7/environ", "KWIN_DRM_DEVICES=/dev/dri/card0:/dev/dri/card1\0")
+
+    assert "leaves it alone, take its card out of KWIN_DRM_DEVICES" in refusal(
+        host, NOW, *LAPTOP_CARD
+    )
+
+
+def test_a_desktop_of_another_seat_that_has_only_this_gpu_has_to_be_stopped(
+    machine: MachineFactory,
+) -> None:
+    host = with_desktop(machine("laptop-amd-and-nvidia"), running=True)
+    hold(host, CARD_0, pid=6, command="gnome-shell", cgroup=DESKTOP_ON)
+    other = "/user.slice/user-1001.slice/session-3.scope"
+    hold(host, CARD_1, pid=7, command="gnome-shell", cgroup=other)
+
+    assert refusal(host, NOW, *LAPTOP_CARD).endswith(f"(hint: {DESKTOP})")
+
+
+APP = "/user.slice/user-1000.slice/user@1000.service/app.slice"
+CONTAINER = "libpod-0f0f0f0f0f0f0f0f.scope/container"
+CONTAINED = "shut down the VM or container that uses it"
+
+
+def end_alone(*names: str) -> str:
+    them = "them" if names[1:] else "it"
+    entries = f"`holders: {{terminate: [{', '.join(names)}]}}`"
+    return f"or add {entries} to {FILE} to end {them} for the VM"
+
+
+@pytest.mark.parametrize(
+    ("programs", "hint"),
+    [
+        (
+            [("steam", "app-steam-7.scope"), ("chrome", "app-chromium-8.scope")],
+            f"close steam and chrome, {end_alone('steam', 'chrome')}",
+        ),
+        ([("mpv", "app-flatpak-io.mpv-7.scope")], f"close mpv, {end_alone('mpv')}"),
+        (
+            [("jackd", "jack.service")],
+            f"`systemctl --user -M 1000@ stop jack.service`, {end_alone('jackd')}",
+        ),
+        ([("GPU Process*", "app-x-7.scope")], "close GPU Process*"),
+        ([("on", "app-x-7.scope")], "close on"),
+        ([(one, "x.scope") for one in ("a", "b", "c", "d")], "close a and b and c and 1 more"),
+        ([("jellyfin", CONTAINER)], CONTAINED),
+        (
+            [("jellyfin", CONTAINER), ("steam", "app-steam-7.scope")],
+            f"close steam, {end_alone('steam')}; {CONTAINED}",
+        ),
+    ],
+)
+def test_a_desktop_is_not_to_be_stopped_for_a_program_in_it(
+    machine: MachineFactory, programs: list[tuple[str, str]], hint: str
+) -> None:
+    host = with_desktop(machine("laptop-amd-and-nvidia"), running=True)
+    hold(host, CARD_0, pid=6, command="gnome-shell", cgroup=DESKTOP_ON)
+    for pid, (command, unit) in enumerate(programs, 7):
+        hold(host, "dev/dri/renderD129", pid=pid, command=command, cgroup=f"{APP}/{unit}")
+
+    assert refusal(host, NOW, *LAPTOP_CARD).endswith(f"(hint: {hint})")
+
+
+def test_what_the_desktop_ends_with_it_is_not_to_be_closed_too(machine: MachineFactory) -> None:
+    host = with_desktop(machine("amd-single"), running=True)
+    hold(host, CARD, pid=6, command="gnome-shell", cgroup=DESKTOP_ON)
+    hold(host, "dev/dri/renderD128", pid=7, command="steam", cgroup=f"{APP}/app-steam-7.scope")
+
+    assert refusal(host, NOW, AMD).endswith(f"(hint: {DESKTOP})")
+
+
 MAIN, SECOND = "sys/class/drm/card0-Virtual-1", "sys/class/drm/card1-Virtual-1"
 TWO_GPUS, SECOND_GPU = "two-gpus-6.12", "0000:02:00.0"
 
@@ -1165,7 +1265,7 @@ def test_a_kwin_that_keeps_the_card_is_named_and_told_that_it_is_back(
     reason = failure(host, NOW, SECOND_GPU)
 
     assert "in use by kwin_wayland (7)" in reason
-    assert "KWIN_DRM_DEVICES=/dev/dri/card0" in reason
+    assert 'KERNELS=="0000:02:00.0"' in reason
     assert uevents(host) == ["remove", "add"]
 
 
@@ -1222,10 +1322,10 @@ def test_kwin_is_not_told_about_a_card_of_nvidia(machine: MachineFactory) -> Non
     host = machine("laptop-amd-and-nvidia")
     set_status(host, "sys/class/drm/card0-eDP-1", "connected")
     set_status(host, "sys/class/drm/card1-HDMI-A-1", "disconnected")
-    for node in (CARD_1, "dev/nvidia-modeset"):
+    for node in (CARD_0, CARD_1, "dev/nvidia-modeset"):
         hold(host, node, pid=7, command="kwin_wayland", cgroup=DESKTOP_ON)
 
-    assert "KWIN_DRM_DEVICES=/dev/dri/card0" in failure(host, NOW, *LAPTOP_CARD)
+    assert RULE in failure(host, NOW, *LAPTOP_CARD)
     assert uevents(host) == []
 
 

@@ -54,6 +54,8 @@ LOOK_AT_SESSION = (
     " ps -eo pid,ppid,stat,cgroup:70,args --sort pid"
     " | grep -E '[s]way|[k]win|[g]nome-s|[g]reetd|[g]dm|[s]ddm|[w]ireplumber'"
 )
+# Where a refusal says that the rule for udev goes.
+RULES = "/etc/udev/rules.d/72-vm-gpu.rules"
 STUCK = "ps -eo pid,stat,wchan:30,args | awk '$2 ~ /^D/'"
 
 
@@ -289,16 +291,21 @@ class WaylandBoth(WaylandBeside):
         self.demand(before == self.compositor(), "the compositor is another one than at first")
 
     def follow(self) -> None:
-        """Do as the refusal advises."""
-        self.machine.run(f"echo {self.line()} >>/etc/environment")
+        """Do as the refusal advises; what a reboot would do with it is done by hand."""
+        self.machine.put(RULES, f"{self.rule()}\n".encode())
+        self.machine.run("udevadm control --reload; udevadm trigger -s drm; udevadm settle")
 
-    def line(self) -> str:
-        """What keeps the compositor off the card that leaves."""
-        return "WLR_DRM_DEVICES=/dev/dri/card0"
+    def rule(self) -> str:
+        """What keeps the compositor off the card that leaves, also when it comes back."""
+        address = self.leaving[0].address
+        return (
+            f'SUBSYSTEM=="drm", KERNEL=="card*", KERNELS=="{address}", TAG-="master-of-seat",'
+            ' ENV{ID_SEAT}="seat-vm"'
+        )
 
     def hint(self) -> str:
         """What the refusal advises."""
-        return f"add {self.line()} to /etc/environment, and log in again"
+        return f"put `{self.rule()}` into {RULES}, and reboot"
 
 
 class WaylandDetached(WaylandBoth):

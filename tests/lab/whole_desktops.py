@@ -29,8 +29,6 @@ idle-delay=uint32 0
 """.format(*COLOUR)
 SDDM = f"[Autologin]\nUser={USER}\nSession=plasma\n"
 
-MUTTER_RULES = "/etc/udev/rules.d/61-vm-gpu.rules"
-
 AS_USER = f"runuser -u {USER} -- env DBUS_SESSION_BUS_ADDRESS=unix:path={RUNTIME}/bus"
 # The unit that systemd-xdg-autostart-generator(8) makes of the entry that install.sh places.
 ENTRY = r"app-vfio\x2dconsole\x2dhook@autostart.service"
@@ -101,20 +99,6 @@ class GnomeBeside(Gnome, WaylandBoth):
         """Only the error is looked at, not the next session."""
         WaylandBoth.refused(self)
 
-    def follow(self) -> None:
-        """Write the rule; what a reboot would do with it is done by hand."""
-        self.machine.put(MUTTER_RULES, f"{self.line()}\n".encode())
-        self.machine.run("udevadm control --reload; udevadm trigger -s drm; udevadm settle")
-
-    def line(self) -> str:
-        """What keeps mutter off the card that leaves."""
-        address = self.leaving[0].address
-        return f'SUBSYSTEM=="drm", KERNELS=="{address}", TAG+="mutter-device-ignore"'
-
-    def hint(self) -> str:
-        """What the refusal advises."""
-        return f"put `{self.line()}` into {MUTTER_RULES}, and reboot"
-
 
 class PlasmaBeside(Plasma, WaylandTold):
     """Two GPUs, and KWin has both open: without any configuration Plasma goes on."""
@@ -134,10 +118,6 @@ class PlasmaListed(Plasma, WaylandBoth):
         """From now on the desktop is on the other monitor."""
         super().follow()
         self.monitor = self.scenario.stays[0]
-
-    def line(self) -> str:
-        """What keeps KWin off the card that leaves."""
-        return "KWIN_DRM_DEVICES=/dev/dri/card1"
 
 
 class Notified(Wayland):

@@ -63,8 +63,8 @@ class ReturnCard(Action):
         for card in drm.cards(host):
             if card.pci == self.gpu:
                 found = Search(host, [f"dev/dri/{card.name}"]).holders()
-                others = compositors.KNOWN.difference(self.commands)
-                if not any(one.command in others for one in found):
+                others = [one.command for one in found if one.command not in self.commands]
+                if not any(map(compositors.is_known, others)):
                     host.write(f"sys/class/drm/{card.name}/uevent", "add")
 
     def shell(self) -> str:

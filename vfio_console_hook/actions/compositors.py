@@ -1,11 +1,19 @@
-"""Compositors that open every GPU at their start, and the setting of each to leave one alone.
+"""Compositors that open every GPU at their start, and what keeps them off one.
 
-They keep a GPU open even if no monitor of theirs is on it. None of them takes the setting
-while it runs. Sources: KWin, Environment Variables in its wiki, and wlroots,
-docs/env_vars.md: lists of the cards that they may use, separated by colons, so a path with
-colons cannot stand there; aquamarine (Hyprland) has the same under its own name, and reads
-it before its configuration. mutter, src/backends/native/meta-udev.c: a tag of udev. niri's
-wiki, Debug Options. cosmic-comp, src/backend/kms/mod.rs: cards that it must not use.
+They keep a GPU open even if no monitor of theirs is on it. All of them, and Xorg, leave out cards
+of another seat than their own, and logind opens none of these for them, also when a card comes
+back after a VM. A seat without a "master-of-seat" never exists, so no login screen appears on it.
+Sources: KWin, src/backends/drm/drm_backend.cpp; mutter, src/backends/native/meta-udev.c (muffin
+of Cinnamon has it too); aquamarine (Hyprland), src/backend/drm/DRM.cpp, scanGPUs; wlroots,
+backend/session/session.c; smithay (niri, COSMIC), src/backend/udev.rs; Xorg, config/udev.c,
+check_seat; systemd, src/login/logind-core.c, manager_process_seat_device. The second screen of
+Apple's laptops is kept from compositors by the same rule (tiny-dfr, 99-touchbar-seat.rules).
+
+Their own settings are no way for all: KWIN_DRM_DEVICES, WLR_DRM_DEVICES and AQ_DRM_DEVICES list
+the cards to use by names whose numbers may be others after a boot, separated by colons, which the
+lasting names in /dev/dri/by-path have too. aquamarine opens a card that comes back whatever its
+list says (src/backend/Backend.cpp, onNewGpu). COSMIC_DRM_BLOCK_DEVICES takes ids, which two cards
+may share. Only mutter's tag ("mutter-device-ignore") is as good, for mutter.
 
 After a remove event of a card (cards.py) KWin closes it, and after an add event it opens it. Seen
 in the lab, with Debian 13: KWin 6.3 closed all its files after 1.2 to 1.8 s, and opened the card
@@ -21,21 +29,25 @@ from collections.abc import Collection, Sequence
 from ..errors import HostError
 from ..machine import drm
 from ..machine.holder import Holder
-from ..machine.holders import Search
+from ..machine.holders import COMM, Search
 from ..machine.host import Host
 
-_LISTS = {
-    "kwin_wayland": "KWIN_DRM_DEVICES",
-    "Hyprland": "AQ_DRM_DEVICES",
-    "sway": "WLR_DRM_DEVICES",
-    "labwc": "WLR_DRM_DEVICES",
-    "wayfire": "WLR_DRM_DEVICES",
-    "river": "WLR_DRM_DEVICES",
-}
-_DROP = ("kwin_wayland",)
-KNOWN = frozenset((*_LISTS, "gnome-shell", "mutter", "niri", "cosmic-comp"))
-"""The commands of the compositors that are known here."""
-_UDEV = "/etc/udev/rules.d/61-vm-gpu.rules"
+_KWIN, _LIST = "kwin_wayland", "KWIN_DRM_DEVICES"
+_NAMES = (
+    *("cage", "cinnamon", "cosmic-comp", "gala", "gnome-shell", "Hyprland", _KWIN, "labwc"),
+    *("mutter", "niri", "phoc", "river", "sway", "wayfire", "Xorg"),
+)
+# NixOS runs a program NAME through a wrapper, as .NAME-wrapped.
+_COMMANDS = {
+    command[:COMM]: name for name in _NAMES for command in (name, f".{name}-wrapped")
+}  # fmt: skip
+# systemd gives out seats and their masters in 71-seat.rules.
+_UDEV = "/etc/udev/rules.d/72-vm-gpu.rules"
+
+
+def is_known(command: str) -> bool:
+    """Whether the processes of a command are compositors that leave out cards of other seats."""
+    return command in _COMMANDS
 
 
 def that_drop(host: Host, card: str, leaving: Collection[str]) -> tuple[str, ...]:
@@ -53,7 +65,8 @@ def that_drop(host: Host, card: str, leaving: Collection[str]) -> tuple[str, ...
     if ours is None or not any(_outranks(one, ours) for one in others):
         return ()
     found = Search(host, [f"dev/dri/{card}"]).holders()
-    obeying = [one.command for one in found if one.command in _DROP and not _has_list(host, one)]
+    running = [one for one in found if _COMMANDS.get(one.command) == _KWIN]
+    obeying = [one.command for one in running if _has_list(host, one) is False]
     return tuple(dict.fromkeys(obeying))
 
 
@@ -68,46 +81,36 @@ def _outranks(one: tuple[int, int, int], other: tuple[int, int, int]) -> bool:
     return shows and all(mine >= its for mine, its in zip(one, other)) and one[2] > other[2]
 
 
-def _has_list(host: Host, one: Holder) -> bool:
-    """Whether a process has a list of the cards that it may use, or may have one."""
+def _has_list(host: Host, one: Holder) -> bool | None:
+    """Whether a KWin has a list of the cards that it may use; None if that is not known."""
     try:
         environment = host.read_bytes(f"proc/{one.pid}/environ") or b""
     except HostError:
-        return True
-    return f"{_LISTS[one.command]}=".encode() in environment
+        return None
+    return f"{_LIST}=".encode() in environment
 
 
 def setting(host: Host, holders: Sequence[Holder], leaving: Collection[str]) -> str:
     """What keeps a compositor off the GPUs that leave, as a hint.
 
-    "" if none of these processes is one that we know, or no monitor of the host is on
-    another GPU: then it would have nothing left to show.
+    "" if none of these processes is one that we know and has another GPU open, on which the
+    host has a monitor: then it would have nothing left to show.
     """
-    others = [card for card in drm.cards(host) if card.pci not in leaving and card.has_monitor]
-    if not others:
-        return ""
-    staying = ":".join(f"/dev/dri/{card.name}" for card in others)
+    shown = [card for card in drm.cards(host) if card.pci not in leaving and card.has_monitor]
+    elsewhere = Search(host, [f"dev/dri/{card.name}" for card in shown])
     for one in holders:
-        line = _line(host, one.command, staying, leaving)
-        if line:
-            return f"so that {one.command}, whose screen is on another GPU, leaves it alone, {line}"
+        if is_known(one.command) and elsewhere.among([one.pid]):
+            name = _COMMANDS[one.command]
+            line = _line(leaving, listed=name == _KWIN and _has_list(host, one) is True)
+            return f"so that {name}, whose screen is on another GPU, leaves it alone, {line}"
     return ""
 
 
-def _line(host: Host, command: str, staying: str, leaving: Collection[str]) -> str:
-    if command in _LISTS:
-        variable = f"{_LISTS[command]}={staying}"
-        return f"add {variable} to /etc/environment, and log in again"
-    address = next(iter(leaving))
-    if command == "gnome-shell":
-        rule = f'SUBSYSTEM=="drm", KERNELS=="{address}", TAG+="mutter-device-ignore"'
-        return f"put `{rule}` into {_UDEV}, and reboot"
-    if command == "niri":
-        path = f"/dev/dri/by-path/pci-{address}-card"
-        return f'add `debug {{ ignore-drm-device "{path}" }}` to its config.kdl, and log in again'
-    if command == "cosmic-comp":
-        device = f"sys/bus/pci/devices/{address}"
-        ids = [host.read(f"{device}/{name}") or "" for name in ("vendor", "device")]
-        blocked = f"COSMIC_DRM_BLOCK_DEVICES={':'.join(ids)}"
-        return f"add {blocked} to /etc/environment, and log in again"
-    return ""
+def _line(leaving: Collection[str], *, listed: bool) -> str:
+    if listed:  # then KWin does not look at seats
+        return f"take its card out of {_LIST}, and log in again"
+    rule = (
+        f'SUBSYSTEM=="drm", KERNEL=="card*", KERNELS=="{"|".join(leaving)}",'
+        ' TAG-="master-of-seat", ENV{ID_SEAT}="seat-vm"'
+    )
+    return f"put `{rule}` into {_UDEV}, and reboot"

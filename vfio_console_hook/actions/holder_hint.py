@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..config.load import VMS
 from ..machine import systemd
-from ..machine.holder import Holder
+from ..machine.holder import Holder, printable
 from ..machine.host import Host
 from . import compositors
 from .holder_kill import SESSION, Entries
@@ -16,6 +16,13 @@ from .holders import AwaitClosed
 # Where a running unit has its cgroup: with one hierarchy, and with the older ones.
 _CGROUPS = ("sys/fs/cgroup", "sys/fs/cgroup/systemd", "sys/fs/cgroup/unified")
 _USER = re.compile(r"/user-(\d+)\.slice/")
+# Virtual machines and containers of systemd and podman; those of podman and Docker elsewhere, as
+# of a user (libpod/oci_conmon_linux.go; daemon/daemon_unix.go); LXC's (src/lxc/cgroups/cgfsng.c).
+_CONTAINER = re.compile(r"/machine\.slice/|/(?:libpod|docker|crio)-[0-9a-f]+\.scope|/lxc\.payload")
+# A command that is a string in YAML as it is, and no pattern.
+_PLAIN = re.compile(
+    r"(?!(?:true|false|yes|no|on|off|null)$)[a-z][\w.+-]*", re.ASCII | re.IGNORECASE
+)
 # Stopping one of these would end libvirt, the administrator's access or the whole session.
 _NEVER_STOP = re.compile(r"systemd-.*|libvirtd|virt[a-z]+d|sshd?|dropbear|dbus.*")
 _MAX_UNITS = 3
@@ -23,13 +30,15 @@ _MAX_UNIT = 48
 
 
 def hint(host: Host, holders: Sequence[Holder], wait: AwaitClosed, entries: Entries) -> str:
-    """What to do so that these processes close the GPU, as one hint."""
+    """What to do so that these processes close the GPU, as one hint: no more than is needed."""
     keeps_off = compositors.setting(host, holders, wait.gpus)
     if keeps_off:
         return keeps_off
     managers = systemd.display_managers(host)
     units = _stoppable_services(holders, managers)
-    sessions = [one for one in holders if _USER.search(one.cgroup)]
+    contained = [one for one in holders if _CONTAINER.search(one.cgroup)]
+    users = [one for one in holders if _USER.search(one.cgroup) and one not in contained]
+    sessions = [one for one in users if _draws(one)]
     logind = any(one.command == "systemd-logind" for one in holders)
     running = any(
         host.exists(f"{top}/system.slice/{unit}") for top in _CGROUPS for unit in managers
@@ -37,20 +46,49 @@ def hint(host: Host, holders: Sequence[Holder], wait: AwaitClosed, entries: Entr
     if running and (sessions or logind) and "display-manager" not in units:
         units.insert(0, "display-manager")
     place = wait.file or f"/{VMS}/NAME.yaml"
+    programs = [one for one in users if one not in sessions]
+    endable = [one for one in sessions if entries.matches(one, SESSION)]
+    parts = []
     if units:
         listed = ", ".join(units[:_MAX_UNITS])
         them = "it" if len(units) == 1 else "them"
-        return f"add `services: [{listed}]` to {place} to stop {them} for the VM"
-    endable = [one for one in sessions if entries.matches(one, SESSION)]
-    if endable and SESSION not in wait.terminate and not wait.desktop:
-        return _end_session(endable[0], place, outlived=bool(managers))
+        parts = [f"add `services: [{listed}]` to {place} to stop {them} for the VM"]
+    elif endable and SESSION not in wait.terminate and not wait.desktop:
+        parts = [_end_session(endable[0], place, outlived=bool(managers))]
+    if contained:
+        parts.insert(0, "shut down the VM or container that uses it")
+    if programs and (not sessions or not parts):
+        parts.insert(0, _close(programs, place))
+    if parts:
+        return "; ".join(parts)
     if logind:
         return "end the login session that has the GPU, see `loginctl list-sessions`"
-    if any("/machine.slice/" in one.cgroup for one in holders):
-        return "shut down the VM or container that uses it"
     if all(one.unknown for one in holders):
         return "stop them: before Linux 6.0 it is not safe to remove an open framebuffer"
     return "stop these processes, or increase `holders.wait_s`"
+
+
+def _draws(one: Holder) -> bool:
+    """Whether a process of a session is its compositor or display server, and no program in it.
+
+    Programs open a render node, sound devices or nodes of NVIDIA.
+    """
+    cards = any(node.startswith(("/dev/dri/card", "/dev/fb")) for node in one.nodes)
+    return cards or one.command == "Xwayland" or compositors.is_known(one.command)
+
+
+def _close(programs: Sequence[Holder], place: str) -> str:
+    """How to end programs in a session that goes on."""
+    names = list(dict.fromkeys(one.command for one in programs))
+    listed = " and ".join(printable(name) for name in names[:_MAX_UNITS])
+    more = f" and {len(names) - _MAX_UNITS} more" if names[_MAX_UNITS:] else ""
+    close = _stop_in_session(programs[0]) if not programs[1:] else ""
+    close = close or f"close {listed}{more}"
+    if more or not all(map(_PLAIN.fullmatch, names)):
+        return close
+    them = "it" if len(programs) == 1 else "them"
+    entries = f"`holders: {{terminate: [{', '.join(names)}]}}`"
+    return f"{close}, or add {entries} to {place} to end {them} for the VM"
 
 
 def _stoppable_services(holders: Sequence[Holder], managers: Sequence[str]) -> list[str]:
@@ -72,8 +110,14 @@ def _end_session(one: Holder, place: str, *, outlived: bool) -> str:
     match = _USER.search(one.cgroup)
     user = match[1] if match else ""
     why = f"the session of user {user} has outlived its display manager: " if outlived else ""
-    unit = one.unit
-    stop = ""
-    if f"/user@{user}.service/" in one.cgroup and unit.endswith(".service"):
-        stop = f", or `systemctl --user -M {user}@ stop {unit[:_MAX_UNIT]}`"
-    return f"{why}add `holders: {{terminate: [session]}}` to {place}{stop}"
+    stop = _stop_in_session(one)
+    also = f", or {stop}" if stop else ""
+    return f"{why}add `holders: {{terminate: [session]}}` to {place}{also}"
+
+
+def _stop_in_session(one: Holder) -> str:
+    """How to stop a unit of a user's manager; "" if it is none, or one of a desktop's program."""
+    match = re.search(r"/user@(\d+)\.service/", one.cgroup)
+    if not match or not one.unit.endswith(".service") or one.unit.startswith("app-"):
+        return ""
+    return f"`systemctl --user -M {match[1]}@ stop {one.unit[:_MAX_UNIT]}`"

@@ -17,7 +17,7 @@ from functools import cached_property
 from ..errors import HostError
 from ..machine import processes, systemd
 from ..machine.holder import Holder
-from ..machine.holders import Search, cgroup_of, command_of, pauses
+from ..machine.holders import COMM, Search, cgroup_of, command_of, pauses
 from ..machine.host import Host
 
 SESSION = "session"
@@ -31,7 +31,6 @@ _BEGUN_BY = {SESSION: _SSH, DESKTOP: (*_SSH, "login")}
 
 # How long a process may take to be gone after SIGKILL. One in state D never is.
 _KILL_S = 2.0
-COMM = 15  # TASK_COMM_LEN without the final NUL (Linux include/linux/sched.h)
 
 # libvirt's daemons with what they start for a VM, such as virtiofsd, and what would take
 # the whole desktop or the host down with it.

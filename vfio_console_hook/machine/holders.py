@@ -17,6 +17,8 @@ TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
 if TYPE_CHECKING:
     from .holder import Holder
 
+COMM = 15
+"""How much of a command /proc/PID/comm shows (Linux include/linux/sched.h, TASK_COMM_LEN)."""
 _DELETED = " (deleted)"
 _KTHREADD = 2
 # Every container has these (OCI Runtime Specification, "Default Devices"), and most
