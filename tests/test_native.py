@@ -159,6 +159,35 @@ def test_a_gpu_with_a_virtual_function_on_vfio_pci_is_refused(machine: MachineFa
     assert host.changes == []
 
 
+FUNCTION = "0000:01:00.4"
+
+
+def with_functions(machine: MachineFactory) -> FakeHost:
+    """A GPU of a host that gives virtual functions to VMs: both are on nvidia."""
+    host = machine("nvidia-single-desktop")
+    gpu = host.tree.where(f"{DEVICES}/{GPU}")
+    function = f"{gpu.rpartition('/')[0]}/{FUNCTION}"
+    host.tree.put(f"{function}/class", "0x030200")
+    host.tree.link(f"{DEVICES}/{FUNCTION}", function)
+    host.tree.link(f"{function}/driver", "sys/bus/pci/drivers/nvidia")
+    host.tree.link(f"{function}/physfn", gpu)
+    host.tree.link(f"{gpu}/virtfn0", function)
+    return host
+
+
+def test_a_gpu_with_virtual_functions_that_no_vm_has_is_refused_too(
+    machine: MachineFactory,
+) -> None:
+    host = with_functions(machine)
+
+    with pytest.raises(RefusedError) as caught:
+        prepare(host, GPU)
+
+    assert FUNCTION in caught.value.text
+    assert caught.value.hint.startswith(f"`echo 0 > /{DEVICES}/{GPU}/sriov_numvfs`")
+    assert host.changes == []
+
+
 def test_a_simple_driver_is_left_to_libvirt(machine: MachineFactory) -> None:
     host = machine("native-6.1")
 

@@ -259,6 +259,9 @@ def _probe(tree: Tree, address: str, driver: str) -> None:
     if not is_vfio_driver(driver) and _probe_fails(tree, address, driver):
         return
     if is_vfio_driver(driver):
+        if _has_functions(tree, address):
+            tree.log(f"{driver} {address}: Cannot bind to PF with SR-IOV enabled")
+            return
         _vfio_probe(tree, address)
     elif matching is not None and matching.driver == driver:
         _native_probe(tree, address, matching)
@@ -457,6 +460,14 @@ def _vfio_probe(tree: Tree, address: str) -> None:
     group = tree.link_name(f"{path}/iommu_group")
     if group is not None:
         tree.put(f"dev/vfio/{group}", "")
+
+
+def _has_functions(tree: Tree, address: str) -> bool:
+    """pci_num_vf(), of which vfio_pci_core_register_device() wants none (EBUSY).
+
+    Some drivers switch them off in their remove (xe_pci_remove); nvidia leaves them alone.
+    """
+    return any(name.startswith("virtfn") for name in tree.list(f"{BUS}/devices/{address}"))
 
 
 def _vfio_number_taken(tree: Tree, number: int) -> bool:

@@ -66,21 +66,31 @@ def _refuse_unsafe_driver(host: Host, gpu: Gpu, handover: Handover) -> None:
 
 
 def _refuse_functions(host: Host, gpu: Gpu) -> None:
-    """Refuse a GPU with virtual functions on vfio-pci, which the unbind of its driver removes.
+    """Refuse a GPU that has virtual functions.
 
-    Removing one blocks until its VM has ended (Linux pci/iov.c, sriov_disable;
-    vfio_main.c, vfio_unregister_group_dev).
+    A driver that removes them with itself (xe_pci_remove) does not bring them back, and blocks
+    until the VM that uses one has ended (Linux pci/iov.c, sriov_disable; vfio_main.c,
+    vfio_unregister_group_dev). Beside those that one leaves there, as nvidia does, vfio-pci does
+    not bind (vfio_pci_core.c, vfio_pci_core_register_device).
     """
     device = f"sys/bus/pci/devices/{gpu.address}"
-    for name in host.list(device) if gpu.native else ():
-        function = host.link_name(f"{device}/{name}") if name.startswith("virtfn") else None
-        if function and is_vfio(host, function):
-            raise RefusedError(
-                f"{gpu.address} has the virtual function {function} on vfio-pci, and unbinding"
-                f" {gpu.driver} would block until the VM that uses {function} has ended",
-                hint=f"shut that VM down and `echo 0 > /{device}/sriov_numvfs`, or assign a"
-                " virtual function to this VM instead",
-            )
+    links = [name for name in host.list(device) if name.startswith("virtfn")] if gpu.native else []
+    functions = [function for name in links if (function := host.link_name(f"{device}/{name}"))]
+    used = next((one for one in functions if is_vfio(host, one)), None)
+    if used:
+        raise RefusedError(
+            f"{gpu.address} has the virtual function {used} on vfio-pci, and unbinding"
+            f" {gpu.driver} would block until the VM that uses {used} has ended",
+            hint=f"shut that VM down and `echo 0 > /{device}/sriov_numvfs`, or assign a"
+            " virtual function to this VM instead",
+        )
+    if functions:
+        raise RefusedError(
+            f"{gpu.address} has virtual functions, such as {functions[0]}, and cannot go to a VM"
+            " beside them",
+            hint=f"`echo 0 > /{device}/sriov_numvfs`, or assign a virtual function to this VM"
+            " instead",
+        )
 
 
 def _refuse_unknown_reservations(gpu: Gpu) -> None:
