@@ -402,10 +402,11 @@ class FakeHost(SnapshotHost):
             return output
         if command[0] != "/sbin/modprobe":
             return super().run(*command, timeout_s=timeout_s)
-        if not {"--resolve-alias", "--showconfig"}.intersection(command):
-            self._change("run", command[0], " ".join(command[1:]), "run")
-        elif self.exists(answer_path(command)) and not self.exists("fake/native"):
-            return super().run(*command, timeout_s=timeout_s)  # nothing can change it
+        if {"--resolve-alias", "--showconfig"}.intersection(command):
+            if self.exists(answer_path(command)) and not self.exists("fake/native"):
+                return super().run(*command, timeout_s=timeout_s)  # nothing can change it
+            return pci.modprobe(self.tree, command[1:])
+        self._change("run", command[0], " ".join(command[1:]), "run")
         with self._kernel_lock():
             output = pci.modprobe(self.tree, command[1:])
             modules.settle(self.tree)

@@ -20,6 +20,7 @@ SMI = "/usr/bin/nvidia-smi"
 _GPUS = "proc/driver/nvidia/gpus"
 _DEVICES = "sys/bus/pci/devices"
 _PERSISTENT = "fake/persistent"
+_MODESET = "sys/module/nvidia_drm/parameters/modeset"
 
 
 def probe(tree: Tree, address: str) -> None:
@@ -65,18 +66,23 @@ def settle(tree: Tree) -> None:
         if irq is None:
             continue
         file = f"{tree.where(f'{_DEVICES}/{address}')}/msi_irqs/{irq[1]}"
-        used = _used(tree, address) or tree.exists(_PERSISTENT)
+        used = _used(tree, address) or tree.exists(_PERSISTENT) or _starts_at_probe(tree)
         if used and not tree.exists(file):
             tree.put(file, "msi")
         elif not used and tree.exists(file):
             tree.remove(file)
 
 
+def _starts_at_probe(tree: Tree) -> bool:
+    """nvl->init_on_probe: nv_pci_probe() starts the device, and only nv_pci_remove() stops it."""
+    return "NVreg_GpuInitOnProbe=1" in (tree.read("fake/options") or "")
+
+
 def _used(tree: Tree, address: str) -> bool:
     """The usage count: open files, nvidia_drm with modeset=1, and what nobody gives back."""
     return (
         any(fbdev.holding(tree, node) for node in _nodes(tree, address))
-        or bool(tree.list(f"{_DEVICES}/{address}/drm"))
+        or (bool(tree.list(f"{_DEVICES}/{address}/drm")) and tree.read(_MODESET) != "N")
         or tree.exists(f"fake/leak/{address}")
     )
 

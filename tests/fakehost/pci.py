@@ -817,12 +817,14 @@ def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:
     """/sbin/modprobe with these arguments; its output. Raises HostError when it fails.
 
     As kmod 30: --resolve-alias names a blacklisted module all the same, and -b
-    does not load it, without a word and with status 0.
+    does not load it, without a word and with status 0. fake/upgraded names modules whose files
+    are gone.
     """
     blacklist = (tree.read("fake/blacklist") or "").split()
     commands = [line for line in (tree.read("fake/install") or "").splitlines() if line]
     if arguments == ("--showconfig",):
         lines = [f"blacklist {module}" for module in blacklist]
+        lines += [f"options {line}" for line in (tree.read("fake/options") or "").splitlines()]
         return "\n".join(lines + [f"install {line}" for line in commands])
     wanted = arguments[-1]
     if arguments[0] == "-r":
@@ -840,7 +842,7 @@ def modprobe(tree: Tree, arguments: tuple[str, ...]) -> str:
     recorded = tree.read(answer_path(("/sbin/modprobe", "--resolve-alias", wanted)))
     if wanted in modules.known(tree) or wanted in _variants(tree) or recorded == wanted:
         matching = {wanted}
-    if not matching:
+    if not matching or wanted in (tree.read("fake/upgraded") or "").split():
         release = tree.read("proc/sys/kernel/osrelease")
         why = f"FATAL: Module {wanted} not found in directory /lib/modules/{release}"
         raise modules.failed(arguments, why)

@@ -194,4 +194,5 @@ class LoadModules(Action):
         return "; ".join([*clear, *(f"modprobe {module}" for module in self.modules)])
 
     def past(self) -> str:
-        return f"loaded {', '.join(self.modules)} again"
+        are = "is" if len(self.modules) == 1 else "are"
+        return f"made sure that {', '.join(self.modules)} {are} loaded"

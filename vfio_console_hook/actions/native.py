@@ -14,6 +14,7 @@ from .holders import AwaitClosed
 
 VFIO = "vfio-pci"
 _PCI = "sys/bus/pci"
+_MODESET = "sys/module/nvidia_drm/parameters/modeset"
 
 
 def bound_driver(host: Host, gpu: str) -> str | None:
@@ -112,8 +113,10 @@ class UnbindNative(Action):
 
             return sound.unbind(host, driver, self.gpu, self.nodes)
         remark = ""
-        # nvidia_drm is a user of a GPU that has a card, and lets go of it in the unbind.
-        if driver == "nvidia" and not has_card(host, self.gpu):
+        # nvidia_drm is a user of a GPU with a card, and lets go of it in the unbind; with
+        # modeset=0 it is none (nvidia-drm-drv.c, nv_drm_dev_load).
+        user = has_card(host, self.gpu) and host.read(_MODESET) != "N"
+        if driver == "nvidia" and not user:
             from . import usage_count
 
             remark = usage_count.require_none(host, (self.gpu,), f"unbinding {driver}")

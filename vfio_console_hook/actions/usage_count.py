@@ -5,11 +5,13 @@ its module waits there too, once nothing holds the module (open-gpu-kernel-modul
 nv_pci_remove_helper). The count is shown nowhere. But the driver starts a GPU with its first
 user, with an interrupt, and stops it after the last (nv.c, nv_start_device and nv_stop_device).
 Only persistence mode without its daemon leaves it started with a count of 0
-(NV_FLAG_PERSISTENT_SW_STATE), so that is switched off before anything is concluded.
+(NV_FLAG_PERSISTENT_SW_STATE), so that is switched off before anything is concluded. With the
+option NVreg_GpuInitOnProbe, new in 595, it is started all the time, and nothing can be.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 from ..errors import HostError, StepError
@@ -26,7 +28,7 @@ def require_none(host: Host, gpus: Collection[str], doing: str) -> str:
     would not return. A GPU without message-signaled interrupts cannot be asked.
     """
     started = [gpu for gpu in gpus if is_started(host, gpu)]
-    if not started:
+    if not started or _starts_at_probe(host):
         return ""
     if host.exists(_SMI[1:]):
         for gpu in started:
@@ -44,6 +46,19 @@ def require_none(host: Host, gpus: Collection[str], doing: str) -> str:
 def is_started(host: Host, gpu: str) -> bool:
     """Whether the driver of a GPU has an interrupt of it (Linux kernel/irq/msi.c, msi_irqs)."""
     return bool(host.list(f"sys/bus/pci/devices/{gpu}/msi_irqs"))
+
+
+def _starts_at_probe(host: Host) -> bool:
+    """Whether the driver starts each GPU that it finds (nv-pci.c, nv_pci_probe: init_on_probe).
+
+    /proc/driver/nvidia/params does not have that option, and /sys has none of the driver's.
+    """
+    try:
+        settings = host.run("/sbin/modprobe", "--showconfig")
+    except HostError:
+        return False
+    found = re.search(r"^options .*\bNVreg_GpuInitOnProbe=(\w+)", settings, re.MULTILINE)
+    return found is not None and found[1].strip("0x") != ""
 
 
 def _leave_persistence_mode(host: Host, gpu: str) -> None:

@@ -51,6 +51,15 @@ def candidates(host: Host, name: str) -> Candidates:
     return Candidates(modules, tuple(module for module in modules if module in never))
 
 
+def is_installed(host: Host, module: str) -> bool:
+    """Whether modprobe finds a module by its name; True where it does not say."""
+    try:
+        host.run(_MODPROBE, "--resolve-alias", module)
+    except HostError as error:
+        return f"{module} not found" not in error.text  # kmod, tools/modprobe.c
+    return True
+
+
 def _blacklisted(host: Host) -> set[str]:
     """The modules that modprobe -b or the kernel does not load. Raises HostError."""
     # Linux kernel/module/main.c, blacklisted().

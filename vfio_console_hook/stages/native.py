@@ -152,6 +152,7 @@ def _off_modules(host: Host, gpu: Gpu, driver: Driver, handover: Handover) -> It
             undo=LoadModules((gpu.address,), reserved, order[::-1], _resets(handover)),
         )
     elif gpu is going[0]:
+        _refuse_no_way_back(host, order)
         yield from _unload(host, going, order, handover)
 
 
@@ -171,12 +172,28 @@ def _staying_and_order(
 
 
 def _refuse_shown(host: Host, gpu: Gpu, driver: Driver) -> None:
-    """Refuse a release of the driver that does not release one GPU with a DRM node."""
+    """Refuse a release of the driver that does not release one GPU with a DRM node.
+
+    With modeset=0 it would not hang, as nvidia_drm counts as no user then, but leave the node
+    behind: it makes one for each GPU all the same (nvidia-drm-drv.c, nv_drm_probe_devices).
+    """
     if has_card(host, gpu.address) and kernel.has_symbol(host, driver.remove_shown) is False:
         raise RefusedError(
-            f"this release of {driver.name} hangs when it is unbound from {gpu.address} alone,"
-            " which has a DRM node",
-            hint=f"leave no other GPU on {driver.name}, or load its DRM module with modeset=0",
+            f"this release of {driver.name} cannot be unbound from {gpu.address} alone, which has a"
+            " DRM node",
+            hint=f"update {driver.name} to 580.105.08 or later, leave no other GPU on it, or keep"
+            " nvidia_drm from loading",
+        )
+
+
+def _refuse_no_way_back(host: Host, order: tuple[str, ...]) -> None:
+    """Refuse to unload what could not be loaded again, as after an upgrade of the kernel."""
+    gone = [module for module in order if not modules.is_installed(host, module)]
+    if gone:
+        raise RefusedError(
+            f"{', '.join(gone)} could not be loaded again after the VM: modprobe does not find"
+            f" {'it' if len(gone) == 1 else 'them'} for the kernel that runs",
+            hint="reboot, if the kernel or the driver was upgraded since it was booted",
         )
 
 
