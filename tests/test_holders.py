@@ -72,6 +72,16 @@ def test_i2c_adapters_count_anywhere_below_the_gpu(machine: MachineFactory) -> N
     )  # fmt: skip
 
 
+def test_the_controller_of_an_intel_card_counts(machine: MachineFactory) -> None:
+    host = machine("arc-sound-in-another-slot")
+    before = blocking(host, "0000:03:00.0")
+    card = host.tree.where("sys/bus/pci/devices/0000:03:00.0")
+    entry(host, "mei", "mei1", f"{card}/i915.mei-gscfi.768/mei")
+    entry(host, "mei", "mei0", "sys/devices/pci0000:00/0000:00:16.0/mei")
+
+    assert set(blocking(host, "0000:03:00.0")) - set(before) == {"dev/mei1"}
+
+
 def test_a_backlight_below_the_gpu_counts_with_all_its_files(machine: MachineFactory) -> None:
     host = machine("amd-single")
     for name, below in (

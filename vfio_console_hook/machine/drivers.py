@@ -57,10 +57,11 @@ ROWS = (
     # radeon_pci_remove ends in drm_put_dev up to 6.1. 6.12 has no remove: the link
     # goes, but card, interrupt and framebuffer stay behind on freed memory.
     Driver("radeon", STAYS, remove="radeon_pci_remove"),
-    # i915_driver_remove and xe_device_remove unplug, then wait for the engines to
-    # be idle and for all wake references (intel_wakeref_wait_for_idle). SIGKILL ends that wait
-    # of i915's, and the removal goes on.
+    # i915_driver_remove unplugs, then waits for the engines to be idle and for all wake
+    # references (intel_wakeref_wait_for_idle). SIGKILL ends that wait, and the removal goes on.
     Driver("i915", UNPLUGS, accelerates=True),
+    # xe_device_remove unplugs (xe_device_remove_display); what it has registered then waits
+    # 5 s for the queues to be gone, and for all their work (guc_submit_fini, drain_workqueue).
     Driver("xe", UNPLUGS, accelerates=True),
     # nouveau_drm_remove unplugs, then waits for its channels to be idle
     # (nouveau_channel_idle) and for the processors in the GPU to halt.

@@ -7,6 +7,8 @@ ends that wait:
     /dev/snd/*      snd_card_free waits until all are closed (sound/core/init.c)
     /dev/accel/*    a driver may wait for them, or end who has them open (hl_device_fini)
     /dev/nvidia*    nv_pci_remove sleeps until its usage count is 0 (NVIDIA nv-pci.c)
+    /dev/meiN       of Intel's cards: without a wait, but before mei_open took a reference (in
+                    6.12 it did not) the last close reached freed memory (misc/mei/main.c)
     /dev/fbN        an fbdev driver keeps the memory until the last close (fbmem.c, fb_destroy)
 
 and a process can do nothing with a node whose GPU is gone.
@@ -42,6 +44,7 @@ def nodes_to_close(
     found = [node for one in gpus for node in _display_nodes(host, one)]
     found += _accelerator_nodes(host, leaving)
     found += i2c_nodes(host, leaving)
+    found += [f"dev/{name}" for name in _class_devices_of(host, "mei", leaving)]
     found += [
         f"sys/class/backlight/{name}" for name in _class_devices_of(host, "backlight", leaving)
     ]
