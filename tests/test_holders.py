@@ -1041,6 +1041,8 @@ ELSE = "stop these processes, or increase `holders.wait_s`"
 FILE = "/etc/vfio-console-hook/vms/win11.yaml"
 STOP = f"to {FILE} to stop it for the VM"
 DESKTOP = f"add `services: [display-manager]` {STOP}"
+CONTAINED = "shut down the VM or container that uses it"
+ID = 4 * "0123456789abcdef"
 
 
 def with_desktop(host: FakeHost, *, running: bool) -> FakeHost:
@@ -1085,10 +1087,12 @@ def with_desktop(host: FakeHost, *, running: bool) -> FakeHost:
         ("(udev-worker)", "/system.slice/systemd-udevd.service/udev", "", ELSE),
         ("sshd", "/system.slice/ssh.service", "", ELSE),
         ("virtqemud", "/system.slice/virtqemud.service", "", ELSE),
-        (
-            "ollama", "/system.slice/docker-0123456789abcdef.scope", "",
-            "shut down the VM or container that uses it",
-        ),
+        ("ollama", "/system.slice/docker-0123456789abcdef.scope", "", CONTAINED),
+        ("ollama", f"/docker/{ID}", "", CONTAINED),
+        ("nvidia-device-p", f"/kubepods.slice/x.slice/cri-containerd-{ID}.scope", "", CONTAINED),
+        # What is inside is another system's.
+        ("ollama", "/lxc/101/ns/system.slice/ollama.service", "", CONTAINED),
+        ("Xorg", "/lxc.payload.x/user.slice/user-1000.slice/s.scope", "running", CONTAINED),
     ],
 )  # fmt: skip
 def test_the_hint_fits_the_holder(
@@ -1100,6 +1104,25 @@ def test_the_hint_fits_the_holder(
     hold(host, CARD, pid=7, command=command, cgroup=cgroup)
 
     assert refusal(host, NOW, AMD).endswith(f"(hint: {hint})")
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "shown"),
+    [
+        (f"/system.slice/docker-{ID}.scope", " [docker-0123456789ab] with"),
+        (f"/kubepods/burstable/pod0123-4567/{ID}", " [0123456789ab] with"),
+        ("/lxc/101/ns/system.slice/ollama.service", " [lxc/101] with"),
+        ("/lxc.payload.gpu/system.slice/ollama.service", " [lxc.payload.gpu] with"),
+        ("/system.slice/ollama.service", " [ollama.service] with"),
+    ],
+)
+def test_a_process_in_a_container_is_shown_with_the_container(
+    machine: MachineFactory, cgroup: str, shown: str
+) -> None:
+    host = machine("amd-single")
+    hold(host, CARD, pid=7, command="ollama", cgroup=cgroup)
+
+    assert f"ollama (7){shown}" in failure(host, NOW, AMD)
 
 
 DESKTOP_ON = "/user.slice/user-1000.slice/session-2.scope"
@@ -1171,7 +1194,6 @@ def test_a_desktop_of_another_seat_that_has_only_this_gpu_has_to_be_stopped(
 
 APP = "/user.slice/user-1000.slice/user@1000.service/app.slice"
 CONTAINER = "libpod-0f0f0f0f0f0f0f0f.scope/container"
-CONTAINED = "shut down the VM or container that uses it"
 
 
 def end_alone(*names: str) -> str:

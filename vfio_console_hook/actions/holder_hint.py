@@ -16,9 +16,6 @@ from .holders import AwaitClosed
 # Where a running unit has its cgroup: with one hierarchy, and with the older ones.
 _CGROUPS = ("sys/fs/cgroup", "sys/fs/cgroup/systemd", "sys/fs/cgroup/unified")
 _USER = re.compile(r"/user-(\d+)\.slice/")
-# Virtual machines and containers of systemd and podman; those of podman and Docker elsewhere, as
-# of a user (libpod/oci_conmon_linux.go; daemon/daemon_unix.go); LXC's (src/lxc/cgroups/cgfsng.c).
-_CONTAINER = re.compile(r"/machine\.slice/|/(?:libpod|docker|crio)-[0-9a-f]+\.scope|/lxc\.payload")
 # A command that is a string in YAML as it is, and no pattern.
 _PLAIN = re.compile(
     r"(?!(?:true|false|yes|no|on|off|null)$)[a-z][\w.+-]*", re.ASCII | re.IGNORECASE
@@ -36,7 +33,7 @@ def hint(host: Host, holders: Sequence[Holder], wait: AwaitClosed, entries: Entr
         return keeps_off
     managers = systemd.display_managers(host)
     units = _stoppable_services(holders, managers)
-    contained = [one for one in holders if _CONTAINER.search(one.cgroup)]
+    contained = [one for one in holders if one.container or "/machine.slice/" in one.cgroup]
     users = [one for one in holders if _USER.search(one.cgroup) and one not in contained]
     sessions = [one for one in users if _draws(one)]
     logind = any(one.command == "systemd-logind" for one in holders)
@@ -96,7 +93,7 @@ def _stoppable_services(holders: Sequence[Holder], managers: Sequence[str]) -> l
     found = []
     for one in holders:
         name, _, kind = one.unit.rpartition(".")
-        inside = one.cgroup.startswith(("/user.slice/", "/machine.slice/"))
+        inside = one.container or one.cgroup.startswith(("/user.slice/", "/machine.slice/"))
         if one.unit in managers:
             found.append("display-manager")
         elif kind == "service" and not inside and not _NEVER_STOP.fullmatch(name):

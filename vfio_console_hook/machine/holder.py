@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from ..errors import cut
@@ -11,6 +12,13 @@ _SOUND_SERVERS = frozenset(
     ("pipewire", "pipewire-media-", "pipewire-pulse", "pulseaudio", "wireplumber")
 )
 _MAX_NAME = 64
+# The kernel knows no containers. Docker, podman, CRI-O and containerd name a cgroup after the id
+# (daemon/daemon_unix.go; libpod/oci_conmon_linux.go; Kubernetes' "cgroupfs" has the bare id); LXC
+# after the container (src/lxc/cgroups/cgfsng.c), and Proxmox puts all of them below lxc.
+_CONTAINER = re.compile(
+    r"/((?:docker|libpod|crio|cri-containerd|nerdctl)-[0-9a-f]+\.scope|[0-9a-f]{64}"
+    r"|lxc/[^/]+|lxc\.payload[./][^/]+)(?![^/])"
+)
 
 
 @dataclass(frozen=True)
@@ -50,15 +58,23 @@ class Holder:
 
     @property
     def unit(self) -> str:
-        """The innermost unit of systemd that it is part of, or ""."""
-        parts = self.cgroup.split("/")
+        """The innermost unit of the host's systemd that it is part of, or ""."""
+        match = _CONTAINER.search(self.cgroup)
+        parts = (self.cgroup[: match.end()] if match else self.cgroup).split("/")
         return next((part for part in reversed(parts) if _is_unit(part)), "")
+
+    @property
+    def container(self) -> str:
+        """The container that it is in, such as "docker-0123456789ab" or "lxc/101", or ""."""
+        match = _CONTAINER.search(self.cgroup)
+        return re.sub(r"([0-9a-f]{12})[0-9a-f]*(?:\.scope)?$", r"\1", match[1]) if match else ""
 
     @property
     def name(self) -> str:
         """Such as "Xorg (1234) [gdm.service]"."""
-        unit = f" [{printable(self.unit)}]" if self.unit else ""
-        return f"{printable(self.command)} ({self.pid}){unit}"
+        inside = self.container or self.unit
+        place = f" [{printable(inside)}]" if inside else ""
+        return f"{printable(self.command)} ({self.pid}){place}"
 
     def __str__(self) -> str:
         if self.unknown:
