@@ -1160,6 +1160,63 @@ def test_a_desktop_on_another_gpu_is_not_to_be_stopped(
     assert len(reason.encode()) < 800
 
 
+EGL = (
+    "add __EGL_VENDOR_LIBRARY_FILENAMES=/usr/share/glvnd/egl_vendor.d/50_mesa.json to"
+    " /etc/environment, and log in again"
+)
+PROBE = 'set `Option "ProbeAllGpus" "false"` in the section Device of xorg.conf, and log in again'
+NVIDIA_0 = "dev/nvidia0"
+
+
+@pytest.mark.parametrize(
+    ("command", "nodes", "changes"),
+    [
+        ("gnome-shell", (NVIDIA_0,), EGL),
+        ("sway", (CARD_1, NVIDIA_0), f"{RULE}; if it still has /dev/nvidia0 open then, {EGL}"),
+        ("Xorg", (NVIDIA_0,), ""),
+        ("Xorg", (CARD_1, NVIDIA_0), RULE),
+    ],
+)
+def test_what_opens_nodes_of_nvidia_is_not_kept_off_them_by_a_seat(
+    machine: MachineFactory, command: str, nodes: tuple[str, ...], changes: str
+) -> None:
+    host = with_desktop(machine("laptop-amd-and-nvidia"), running=True)
+    host.tree.put(NVIDIA_0, "")
+    for node in (CARD_0, *nodes):
+        hold(host, node, pid=7, command=command, cgroup=DESKTOP_ON)
+
+    reason = refusal(host, NOW, *LAPTOP_CARD)
+
+    alone = f"so that {command}, whose screen is on another GPU, leaves it alone, {changes}"
+    assert reason.endswith(f"(hint: {alone if changes else DESKTOP})")
+    assert len(reason.encode()) < 800
+
+
+def test_xorg_on_one_of_two_gpus_of_nvidia_need_not_look_at_the_other(
+    machine: MachineFactory,
+) -> None:
+    host = with_desktop(machine("two-nvidia"), running=True)
+    for node in (CARD_0, NVIDIA_0, "dev/nvidia1"):
+        hold(host, node, pid=7, command="Xorg", cgroup=DESKTOP_ON)
+
+    assert refusal(host, NOW, "0000:02:00.0").endswith(f"leaves it alone, {PROBE})")
+
+
+def test_a_screen_at_usb_needs_a_gpu_to_be_drawn_by(machine: MachineFactory) -> None:
+    host = with_desktop(machine("amd-single"), running=True)
+    screen = "sys/devices/platform/evdi.0/drm/card1"
+    host.tree.put(f"{screen}/card1-DVI-I-1/status", "connected")
+    host.tree.link(f"{screen}/device", "sys/devices/platform/evdi.0")
+    host.tree.link("sys/devices/platform/evdi.0/driver", "sys/bus/platform/drivers/evdi")
+    host.tree.link("sys/class/drm/card1", screen)
+    host.tree.link("sys/class/drm/card1-DVI-I-1", f"{screen}/card1-DVI-I-1")
+    for node in (CARD, CARD_1):
+        host.tree.put(node, "")
+        hold(host, node, pid=7, command="sway", cgroup=DESKTOP_ON)
+
+    assert refusal(host, NOW, AMD).endswith(f"(hint: {DESKTOP})")
+
+
 def test_the_rule_is_for_all_gpus_that_leave(machine: MachineFactory) -> None:
     host = machine("laptop-amd-and-nvidia")
     for node in (CARD_0, CARD_1):

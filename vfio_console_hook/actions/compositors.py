@@ -15,6 +15,11 @@ lasting names in /dev/dri/by-path have too. aquamarine opens a card that comes b
 list says (src/backend/Backend.cpp, onNewGpu). COSMIC_DRM_BLOCK_DEVICES takes ids, which two cards
 may share. Only mutter's tag ("mutter-device-ignore") is as good, for mutter.
 
+Beside its card NVIDIA's driver has nodes of its own, which no seat keeps anybody off. libEGL asks
+every vendor's library for a display (libglvnd, README.md, EGL dispatching, and
+src/EGL/icd_enumeration.md), and NVIDIA's opens them. Its X driver looks at all its GPUs (README,
+X Config Options, ProbeAllGpus).
+
 After a remove event of a card (cards.py) KWin closes it, and after an add event it opens it. Seen
 in the lab, with Debian 13: KWin 6.3 closed all its files after 1.2 to 1.8 s, and opened the card
 again after 1.1 to 2.3. sway and labwc (wlroots 0.18) keep one file open, for
@@ -41,6 +46,9 @@ _NAMES = (
 _COMMANDS = {
     command[:COMM]: name for name in _NAMES for command in (name, f".{name}-wrapped")
 }  # fmt: skip
+# Screens that another GPU draws: DisplayLink's and others at USB, and one that is not there.
+_WITHOUT_GPU = ("evdi", "gud", "udl", "vkms")
+_EGL, _EGL_FILES = "__EGL_VENDOR_LIBRARY_FILENAMES", "usr/share/glvnd/egl_vendor.d"
 # systemd gives out seats and their masters in 71-seat.rules.
 _UDEV = "/etc/udev/rules.d/72-vm-gpu.rules"
 
@@ -96,21 +104,51 @@ def setting(host: Host, holders: Sequence[Holder], leaving: Collection[str]) -> 
     "" if none of these processes is one that we know and has another GPU open, on which the
     host has a monitor: then it would have nothing left to show.
     """
-    shown = [card for card in drm.cards(host) if card.pci not in leaving and card.has_monitor]
+    shown = [
+        card
+        for card in drm.cards(host)
+        if card.pci not in leaving and card.has_monitor and card.driver not in _WITHOUT_GPU
+    ]
     elsewhere = Search(host, [f"dev/dri/{card.name}" for card in shown])
     for one in holders:
         if is_known(one.command) and elsewhere.among([one.pid]):
-            name = _COMMANDS[one.command]
-            line = _line(leaving, listed=name == _KWIN and _has_list(host, one) is True)
-            return f"so that {name}, whose screen is on another GPU, leaves it alone, {line}"
+            changes = _changes(host, one, leaving)
+            if changes:
+                why = f"so that {_COMMANDS[one.command]}, whose screen is on another GPU, leaves"
+                return f"{why} it alone, {changes}"
     return ""
 
 
-def _line(leaving: Collection[str], *, listed: bool) -> str:
-    if listed:  # then KWin does not look at seats
-        return f"take its card out of {_LIST}, and log in again"
-    rule = (
-        f'SUBSYSTEM=="drm", KERNEL=="card*", KERNELS=="{"|".join(leaving)}",'
-        ' TAG-="master-of-seat", ENV{ID_SEAT}="seat-vm"'
-    )
-    return f"put `{rule}` into {_UDEV}, and reboot"
+def _changes(host: Host, one: Holder, leaving: Collection[str]) -> str:
+    """What keeps one compositor off these GPUs, and when it takes effect; "" if nothing does."""
+    name = _COMMANDS[one.command]
+    nodes = [node for node in one.nodes if node.startswith("/dev/nvidia")]
+    if nodes == list(one.nodes):
+        return _off_nvidia(host, name, leaving)
+    if name == _KWIN and _has_list(host, one):  # then it does not look at seats
+        change = f"take its card out of {_LIST}, and log in again"
+    else:
+        rule = (
+            f'SUBSYSTEM=="drm", KERNEL=="card*", KERNELS=="{"|".join(leaving)}",'
+            ' TAG-="master-of-seat", ENV{ID_SEAT}="seat-vm"'
+        )
+        change = f"put `{rule}` into {_UDEV}, and reboot"
+    also = _off_nvidia(host, name, leaving) if nodes else ""
+    return f"{change}; if it still has {nodes[0]} open then, {also}" if also else change
+
+
+def _off_nvidia(host: Host, name: str, leaving: Collection[str]) -> str:
+    """What keeps a compositor off NVIDIA's own nodes; "" if nothing is known."""
+    if name != "Xorg":
+        return f"add {_EGL}={_mesa(host)} to /etc/environment, and log in again"
+    # On another driver it is libEGL too, but what starts Xorg may not read that file.
+    if any(card.driver == "nvidia" and card.pci not in leaving for card in drm.cards(host)):
+        option = 'Option "ProbeAllGpus" "false"'
+        return f"set `{option}` in the section Device of xorg.conf, and log in again"
+    return ""
+
+
+def _mesa(host: Host) -> str:
+    """The file by which libEGL finds Mesa's library."""
+    found = [name for name in host.list(_EGL_FILES) if "mesa" in name]
+    return f"/{_EGL_FILES}/{found[0] if found else '50_mesa.json'}"
