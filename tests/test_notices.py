@@ -454,6 +454,21 @@ def test_a_name_is_no_markup_of_a_notification(machine: MachineFactory) -> None:
     assert "&lt;b&gt;&amp;x (8)" in shown.shown[0][-1]
 
 
+@pytest.mark.parametrize(("send", "shown"), [(True, r"a\\n\\033 (8)"), (False, r"a\n\033 (8)")])
+def test_a_backslash_in_a_name_is_one_in_the_notification(
+    machine: MachineFactory, send: bool, shown: str
+) -> None:
+    host = console(machine)
+    hold(host, "dev/fb0", pid=8, command=r"a\n\033")
+    call(host, "prepare")
+    desktop = session(host, send=send)
+
+    cli.main(["notify"], desktop)
+
+    # notify-send makes one of two (g_strcompress), the bus takes them as they are.
+    assert shown in " ".join(desktop.shown[0])
+
+
 # -- a command
 
 

@@ -109,9 +109,11 @@ def _notify(host: Host, one: Notice) -> None:
     text = cut(one.text, _LONGEST_TEXT) + (f"\n{cut(one.hint, _LONGEST_TEXT)}" if one.hint else "")
     body = "\n".join(map(_as_markup, text.split("\n")))
     if host.exists("usr/bin/notify-send"):
+        # It takes a backslash in the body as C does (tools/notify-send.c, g_strcompress), with
+        # which any process could write what it likes into the text by its name.
         command: tuple[str, ...] = (
             "/usr/bin/notify-send", f"--app-name={_APPLICATION}", "--icon=dialog-warning",
-            "--urgency=critical", "--", summary, body,
+            "--urgency=critical", "--", summary, body.replace("\\", "\\\\"),
         )  # fmt: skip
     else:
         # Desktop Notifications Specification: name, replaced id, icon, summary, body, no
