@@ -14,10 +14,11 @@ import pytest
 
 from tests import events
 from tests.conftest import MachineFactory
-from tests.fakehost import FakeHost, conceal, hold, leave, obey, snapshot, systemd
+from tests.fakehost import FakeHost, FakeLibvirt, conceal, hold, leave, obey, snapshot, systemd
 from tests.fakehost.processes import NEVER
 from vfio_console_hook.actions import compositors
 from vfio_console_hook.actions.holders import AwaitClosed
+from vfio_console_hook.actions.user_managers import StartManagers
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.commands.snapshot.writer import machine_text
 from vfio_console_hook.config.service import Service
@@ -893,6 +894,67 @@ def test_what_is_left_of_a_desktop_that_was_stopped_is_ended(machine: MachineFac
     assert systemd.state(host.tree, "user@1000.service") == "deactivating stop"
     assert signals(host) == [("proc/7", "SIGTERM")]
     assert host.clock() == pytest.approx(15)
+
+
+def with_managers(machine: MachineFactory) -> FakeHost:
+    """A stopped desktop of alice, who has the GPU open, and logind that knows also a greeter."""
+    host = with_stopped_desktop(machine, "user@1000.service", "user@118.service")
+    hold(host, CARD, pid=7, command="kwin_wayland", cgroup=KWIN)
+    for uid, name in ((1000, "alice"), (118, "gdm")):
+        host.tree.make_directory(f"sys/fs/cgroup/user.slice/user-{uid}.slice/user@{uid}.service")
+        host.tree.put(f"run/systemd/users/{uid}", f"# private\nNAME={name}\nSTATE=closing")
+    return host
+
+
+def run_vm(host: FakeHost, config: Config) -> list[str]:
+    """Start and stop the VM; the states of alice's manager after prepare, start and release."""
+    libvirt = FakeLibvirt(host)
+    states = []
+    for event in ("prepare", "start", "release"):
+        if event == "prepare":
+            events.prepare(host, vm(AMD), config, Log(host, "win11"))
+            libvirt.detach(AMD)
+        elif event == "start":
+            events.start(host, UUID, Log(host, "win11"))
+        else:
+            libvirt.reattach(AMD)
+            events.release(host, UUID, Log(host, "win11"))
+        states.append(systemd.state(host.tree, "user@1000.service"))
+    return states
+
+
+@pytest.mark.parametrize(
+    ("lingers", "state", "states"),
+    [
+        (True, "closing", ["inactive", "active", "active"]),
+        (False, "active", ["inactive", "active", "active"]),  # by ssh
+        (False, "online", ["inactive", "active", "active"]),
+        (False, "closing", ["inactive", "inactive", "inactive"]),
+        (False, "", ["inactive", "inactive", "inactive"]),
+    ],
+)
+@pytest.mark.parametrize("config", [STOPPED, Config(holders=Holders(terminate=("session",)))])
+def test_the_manager_of_who_lingers_or_is_logged_in_is_back_once_the_gpu_has_left(
+    machine: MachineFactory, config: Config, lingers: bool, state: str, states: list[str]
+) -> None:
+    host = with_managers(machine)
+    if lingers:
+        host.tree.put("var/lib/systemd/linger/alice", "")
+    host.tree.put("run/systemd/users/1000", f"NAME=alice\nSTATE={state}")
+    if not state:
+        host.tree.remove("run/systemd/users/1000")
+    systemd.put(host.tree, "user@118.service", systemd.Unit())
+
+    assert run_vm(host, config) == states
+    assert systemd.state(host.tree, "user@118.service") == "inactive"
+
+
+def test_no_manager_is_looked_for_where_no_session_may_be_ended(machine: MachineFactory) -> None:
+    host = with_managers(machine)
+
+    _, steps = events.look(host, vm(AMD), NOW)
+
+    assert all(not isinstance(one.undo, StartManagers) for one in steps)
 
 
 @pytest.mark.parametrize("leader", ["login", "sshd-session"])

@@ -141,6 +141,29 @@ def test_no_secret_is_in_a_snapshot(
     assert private.secrets_in(text) == set()
 
 
+def test_a_user_who_lingers_and_is_not_in_passwd_has_no_name_in_a_snapshot(
+    machine: MachineFactory, capsys: Capture, tmp_path: Path
+) -> None:
+    host = machine("amd-single")
+    with_vm(host, "vm1", *displays(host))
+    settings = "holders: {terminate: [session]}\n"
+    installed.file(host, "etc/vfio-console-hook/default.yaml", settings, mode=0o644)
+    words = "# private\nNAME=carasmith\nSTATE=active\nDISPLAY=hunter2\n"
+    host.tree.put("run/systemd/users/5001", words)
+    host.tree.put("var/lib/systemd/linger/carasmith", "")
+    host.tree.make_directory("sys/fs/cgroup/user.slice/user-5001.slice/user@5001.service")
+    file = tmp_path / "machine.tree"
+
+    text = snapshot_of(capsys, host, file)
+
+    assert "carasmith" not in text
+    assert "hunter2" not in text
+    assert "NAME=user1" in text
+    plan = printed(capsys, host, "plan", "--json", "vm1")
+    assert "user@5001.service" in plan[1]
+    assert printed(capsys, None, "--root", str(file), "plan", "--json", "vm1") == plan
+
+
 # -- the text
 
 

@@ -13,8 +13,6 @@ from . import compositors
 from .holder_kill import SESSION, Entries
 from .holders import AwaitClosed
 
-# Where a running unit has its cgroup: with one hierarchy, and with the older ones.
-_CGROUPS = ("sys/fs/cgroup", "sys/fs/cgroup/systemd", "sys/fs/cgroup/unified")
 _USER = re.compile(r"/user-(\d+)\.slice/")
 # A command that is a string in YAML as it is, and no pattern.
 _PLAIN = re.compile(
@@ -37,9 +35,7 @@ def hint(host: Host, holders: Sequence[Holder], wait: AwaitClosed, entries: Entr
     users = [one for one in holders if _USER.search(one.cgroup) and one not in contained]
     sessions = [one for one in users if _draws(one)]
     logind = any(one.command == "systemd-logind" for one in holders)
-    running = any(
-        host.exists(f"{top}/system.slice/{unit}") for top in _CGROUPS for unit in managers
-    )
+    running = any(systemd.has_cgroup(host, f"system.slice/{unit}") for unit in managers)
     if running and (sessions or logind) and "display-manager" not in units:
         units.insert(0, "display-manager")
     place = wait.file or f"/{VMS}/NAME.yaml"

@@ -20,6 +20,7 @@ MODULES = {
     "native": ("return-native", "unbind-native"),
     "services": ("start-by-command", "start-units", "stop-by-command", "stop-units"),
     "text_mode": ("quiet-text",),
+    "user_managers": ("start-managers",),
     "vfio": ("bind-vfio", "unbind-vfio"),
 }
 """The kinds of actions, by the module of this room that has them."""

@@ -21,6 +21,9 @@ _UNIT_FILES = (
     "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system",
 )  # fmt: skip
 
+# Where a running unit has its cgroup: with one hierarchy, and with the older ones.
+_CGROUPS = ("sys/fs/cgroup", "sys/fs/cgroup/systemd", "sys/fs/cgroup/unified")
+
 # Units that a program has made, which nothing else can start again.
 _TRANSIENT = "run/systemd/transient"
 
@@ -150,6 +153,11 @@ def going_down(host: Host, names: Iterable[str]) -> tuple[bool, tuple[Unit, ...]
     """Whether the machine is shutting down, and the state of these units. Raises HostError."""
     shutdown, *rest = units(host, (_SHUTDOWN, *names))
     return shutdown.running, tuple(rest)
+
+
+def has_cgroup(host: Host, path: str) -> bool:
+    """Whether there is a cgroup, such as "system.slice/gdm.service": while the unit runs."""
+    return any(host.exists(f"{top}/{path}") for top in _CGROUPS)
 
 
 def unit_files(host: Host) -> set[str]:

@@ -21,6 +21,10 @@ from ..machine.pci import is_vfio
 from . import fbcon
 from .handover import Handover
 
+TYPE_CHECKING = False  # as in typing, which would cost each event 1.6 ms
+if TYPE_CHECKING:
+    from ..actions.user_managers import StartManagers
+
 NAME = "preflight"
 _MAX_LISTED = 6
 # Longer than logind keeps a user's units after the last session (UserStopDelaySec= is 10 s).
@@ -179,8 +183,17 @@ def _wait_for_holders(host: Host, gpus: tuple[Gpu, ...], handover: Handover) -> 
             # "fbdev: efifb: Cleanup fb_info in .fb_destroy rather than .remove"). No symbol
             # shows the fix, so there a process that cannot be inspected counts.
             do=await_closed(host, gpus, blocking, handover, strict=kernel.release(host) < (6, 0)),
-            undo=None,
+            undo=_start_managers(host, handover),
         )
+
+
+def _start_managers(host: Host, handover: Handover) -> StartManagers | None:
+    """What starts the managers of users again that are stopped if they have the GPU open."""
+    if not handover.config.holders.terminate and not _stops_desktop(host, handover):
+        return None
+    from ..actions import user_managers  # only for VMs that may end a session
+
+    return user_managers.to_start_again(host)
 
 
 def await_closed(

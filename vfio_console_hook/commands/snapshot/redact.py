@@ -74,6 +74,8 @@ def user_names(entries: Iterable[Entry], passwd: str) -> Iterator[str]:
         match = _HOME.match(_plain_path(entry.path))
         if match is not None:
             yield match[1]
+        if re.fullmatch(r"run/systemd/users/\d{4,}", entry.path):  # also of who is not in passwd
+            yield from re.findall(r"^NAME=(.+)$", _decoded(entry.content), re.MULTILINE)
 
 
 def rom_files(entries: Iterable[Entry]) -> Iterator[str]:
@@ -349,6 +351,7 @@ MASKS: tuple[tuple[re.Pattern[str], Callable[[str, Replacements], str]], ...] = 
         (r"proc/\d+/cgroup", _cgroup),
         (r"proc/\d+/status", _only(r"^(?:State|Tgid|Pid|PPid|Uid|NSpid):")),
         (r"proc/\d+/(?:comm|stat|wchan|attr/.*)", lambda text, names: names.text(text)),
+        (r"run/systemd/users/\d+", _only("^(?:NAME|STATE)=")),
         (r"libvirt/\d+/name", lambda text, names: names.vm(text.strip("\n")) + "\n"),
         (_XML.pattern, _outline),
         (r"run/vfio-console-hook.*", lambda text, names: names.json(text)),
