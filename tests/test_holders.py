@@ -778,6 +778,21 @@ def test_a_session_can_be_ended_although_logind_has_its_card_open(
     assert not holders.Search(host, [CARD]).holders()
 
 
+@pytest.mark.parametrize("keeper", ["seatd", "elogind", "elogind-daemon"])
+@pytest.mark.parametrize("cgroup", ["/", "/openrc.greetd", SWAY])
+def test_seatd_and_elogind_close_the_card_with_the_compositor(
+    machine: MachineFactory, keeper: str, cgroup: str
+) -> None:
+    host = machine("amd-single")
+    hold(host, CARD, pid=5, command=keeper, cgroup="/system.slice/seatd.service")
+    hold(host, CARD, pid=7, command="sway", cgroup=cgroup)
+
+    assert "in use by sway (7)" in refusal(host, NOW, AMD)
+    assert "seatd" not in refusal(host, NOW, AMD)
+    assert waiting(0, "sway").apply(host).startswith("ended sway (7)")
+    assert holders.holders_of(host, [CARD]) == []
+
+
 def test_only_who_uses_the_card_is_named_and_not_who_keeps_it_open(machine: MachineFactory) -> None:
     host = with_desktop(with_keepers(machine("amd-single")), running=True)
 
@@ -838,7 +853,9 @@ def test_a_session_by_ssh_that_has_the_gpu_is_not_stopped(
     assert systemd.state(host.tree, "session-2.scope") == "active"
     assert "nvtop (7)" in caught.value.text
     assert caught.value.hint == (
-        f"{ELSE}; `holders.terminate` has session, but that is none of these"
+        "close nvtop, or add `holders: {terminate: [nvtop]}` to"
+        " /etc/vfio-console-hook/vms/NAME.yaml to end it for the VM; `holders.terminate` has"
+        " session, but that is none of these"
     )
 
 
@@ -1354,6 +1371,19 @@ def test_a_desktop_is_not_to_be_stopped_for_a_program_in_it(
     assert refusal(host, NOW, *LAPTOP_CARD).endswith(f"(hint: {hint})")
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_program_that_has_a_card_open_without_logind_is_no_compositor(
+    machine: MachineFactory, kept: bool
+) -> None:
+    host = with_desktop(machine("laptop-amd-and-nvidia"), running=True)
+    hold(host, CARD_1, pid=7, command="nvtop", cgroup=f"{APP}/app-nvtop-7.scope")
+    if kept:
+        hold(host, CARD_1, pid=5, command="systemd-logind", unit="systemd-logind.service")
+
+    hint = DESKTOP if kept else f"close nvtop, {end_alone('nvtop')}"
+    assert refusal(host, NOW, *LAPTOP_CARD).endswith(f"(hint: {hint})")
+
+
 def test_what_the_desktop_ends_with_it_is_not_to_be_closed_too(machine: MachineFactory) -> None:
     host = with_desktop(machine("amd-single"), running=True)
     hold(host, CARD, pid=6, command="gnome-shell", cgroup=DESKTOP_ON)
@@ -1366,12 +1396,14 @@ MAIN, SECOND = "sys/class/drm/card0-Virtual-1", "sys/class/drm/card1-Virtual-1"
 TWO_GPUS, SECOND_GPU = "two-gpus-6.12", "0000:02:00.0"
 
 
-def with_kwin(host: FakeHost, *, environment: str = "HOME=/") -> FakeHost:
+def with_kwin(
+    host: FakeHost, *, environment: str = "HOME=/", command: str = "kwin_wayland"
+) -> FakeHost:
     """KWin on the first GPU, with the second one open too, and logind that keeps it."""
     hold(host, CARD_1, pid=1, command="systemd", cgroup="/init.scope")
     hold(host, CARD_1, pid=5, command="systemd-logind", unit="systemd-logind.service")
     for node in (CARD, CARD_1):
-        hold(host, node, pid=7, command="kwin_wayland", cgroup=KWIN)
+        hold(host, node, pid=7, command=command, cgroup=KWIN)
     host.tree.put("proc/7/environ", environment)
     set_status(host, MAIN, "connected")
     set_status(host, SECOND, "disconnected")
@@ -1390,8 +1422,11 @@ def set_status(host: FakeHost, connector: str, status: str) -> None:
     host.tree.put(f"{host.real(connector)}/status", status)
 
 
-def test_kwin_is_told_that_the_card_is_gone_and_that_it_is_back(machine: MachineFactory) -> None:
-    host = with_kwin(machine(TWO_GPUS))
+@pytest.mark.parametrize("command", ["kwin_wayland", ".kwin_wayland-w"])
+def test_kwin_is_told_that_the_card_is_gone_and_that_it_is_back(
+    machine: MachineFactory, command: str
+) -> None:
+    host = with_kwin(machine(TWO_GPUS), command=command)
     made = plan.plan_for(host, vm(SECOND_GPU), NOW)
 
     events.prepare(host, vm(SECOND_GPU), NOW, Log(host, "win11"))
@@ -1402,8 +1437,8 @@ def test_kwin_is_told_that_the_card_is_gone_and_that_it_is_back(machine: Machine
     assert {one.becomes for one in made.holders} == {
         "should close it after the remove event of card1"
     }
-    assert meanwhile == ([], ["kwin_wayland"])
-    assert "kwin_wayland" in holding(host, CARD_1)
+    assert meanwhile == ([], [command])
+    assert command in holding(host, CARD_1)
     assert signals(host) == []
 
 

@@ -115,7 +115,8 @@ def _end_sessions(tree: Tree) -> None:
     """logind closes the devices of a session whose compositor has gone, and systemd their copies.
 
     systemd src/login/logind-session.c, session_drop_controller; logind-session-device.c,
-    session_device_free. systemd, process 1, has them as the store of logind's service.
+    session_device_free. systemd, process 1, has them as the store of logind's service. seatd:
+    seatd/seat.c, seat_remove_client.
     """
     for pid in [int(name) for name in tree.list("proc") if name.isdigit()]:
         if not keeps(tree, pid):
@@ -129,7 +130,8 @@ def _end_sessions(tree: Tree) -> None:
 
 def keeps(tree: Tree, pid: int) -> bool:
     """Whether it keeps devices open for a login session."""
-    return (tree.read(f"proc/{pid}/comm") or "") in ("systemd", "systemd-logind")
+    keepers = ("systemd", "systemd-logind", "elogind", "elogind-daemon", "seatd")
+    return (tree.read(f"proc/{pid}/comm") or "") in keepers
 
 
 def receive(tree: Tree, pid: int, number: int, now: float) -> None:

@@ -24,8 +24,13 @@ _MAX_UNITS = 3
 _MAX_UNIT = 48
 
 
-def hint(host: Host, holders: Sequence[Holder], wait: AwaitClosed, entries: Entries) -> str:
-    """What to do so that these processes close the GPU, as one hint: no more than is needed."""
+def hint(
+    host: Host, holders: Sequence[Holder], wait: AwaitClosed, entries: Entries, *, kept: bool
+) -> str:
+    """What to do so that these processes close the GPU, as one hint: no more than is needed.
+
+    kept: whether logind or seatd has a card open too.
+    """
     keeps_off = compositors.setting(host, holders, wait.gpus)
     if keeps_off:
         return keeps_off
@@ -33,7 +38,7 @@ def hint(host: Host, holders: Sequence[Holder], wait: AwaitClosed, entries: Entr
     units = _stoppable_services(holders, managers)
     contained = [one for one in holders if one.container or "/machine.slice/" in one.cgroup]
     users = [one for one in holders if _USER.search(one.cgroup) and one not in contained]
-    sessions = [one for one in users if _draws(one)]
+    sessions = [one for one in users if _draws(one, kept=kept)]
     logind = any(one.command == "systemd-logind" for one in holders)
     running = any(systemd.has_cgroup(host, f"system.slice/{unit}") for unit in managers)
     if running and (sessions or logind) and "display-manager" not in units:
@@ -61,13 +66,14 @@ def hint(host: Host, holders: Sequence[Holder], wait: AwaitClosed, entries: Entr
     return "stop these processes, or increase `holders.wait_s`"
 
 
-def _draws(one: Holder) -> bool:
+def _draws(one: Holder, *, kept: bool) -> bool:
     """Whether a process of a session is its compositor or display server, and no program in it.
 
-    Programs open a render node, sound devices or nodes of NVIDIA.
+    Programs open a render node, sound devices or nodes of NVIDIA; monitors of load, such as nvtop,
+    open cards by themselves, while compositors get them from logind or seatd.
     """
-    cards = any(node.startswith(("/dev/dri/card", "/dev/fb")) for node in one.nodes)
-    return cards or one.command == "Xwayland" or compositors.is_known(one.command)
+    cards = any(node.startswith("/dev/dri/card") for node in one.nodes)
+    return (cards and kept) or one.command == "Xwayland" or compositors.is_known(one.command)
 
 
 def _close(programs: Sequence[Holder], place: str) -> str:

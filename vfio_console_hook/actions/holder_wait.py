@@ -31,7 +31,7 @@ def close(host: Host, wait: AwaitClosed) -> str:
     if entries and entries.names:
         held, ended = _end(host, wait, search, entries)
     if entries and held:
-        raise _refusal(host, wait, held, _for_none(wait, entries, counted), entries, ended)
+        raise _refusal(host, wait, held, counted, entries, ended)
     unknown = [one.name for one in found if one.unknown]
     remark = f"could not inspect {listed(unknown)}" if unknown else ""
     return "; ".join(filter(None, [ended, remark]))
@@ -44,8 +44,7 @@ def refusal_for(host: Host, wait: AwaitClosed, found: list[Holder]) -> RefusedEr
         return None
     entries = _entries(host, wait)
     held = [one for one in _users(counted) if not entries.may_end(one)]
-    for_none = _for_none(wait, entries, counted)
-    return _refusal(host, wait, held, for_none, entries) if held else None
+    return _refusal(host, wait, held, counted, entries) if held else None
 
 
 def _counted(wait: AwaitClosed, found: list[Holder]) -> list[Holder]:
@@ -57,9 +56,15 @@ def _counted(wait: AwaitClosed, found: list[Holder]) -> list[Holder]:
 
 
 def _users(held: list[Holder]) -> list[Holder]:
-    """Without those that keep the GPU open for a session, if a process of a session has it."""
+    """Without those that keep the GPU open for a session, if a process of a session has it.
+
+    Where systemd does not run the host, one that has a card open is of a session.
+    """
     users = [one for one in held if not one.keeper]
-    return users if any(one.cgroup.startswith("/user.slice/") for one in users) else held
+    sessions = any(one.cgroup.startswith("/user.slice/") for one in users)
+    cards = any(node.startswith("/dev/dri/card") for one in users for node in one.nodes)
+    by_systemd = any(one.keeper and one.command.startswith("systemd") for one in held)
+    return users if sessions or (cards and not by_systemd) else held
 
 
 def _holders_left(host: Host, wait: AwaitClosed, search: Search) -> list[Holder]:
@@ -120,9 +125,10 @@ def _for_none(wait: AwaitClosed, entries: Entries, held: list[Holder]) -> list[s
 
 
 def _refusal(
-    host: Host, wait: AwaitClosed, held: list[Holder], for_none: list[str], entries: Entries,
+    host: Host, wait: AwaitClosed, held: list[Holder], counted: list[Holder], entries: Entries,
     ended: str = "",
 ) -> RefusedError:  # fmt: skip
+    """The refusal for the processes that are left of those that counted."""
     # Only for a VM that is refused: it loads the reader of the configuration.
     from . import holder_hint
 
@@ -130,11 +136,13 @@ def _refusal(
     if all(one.unknown for one in held):
         be = "may be"
     before = f" ({ended})" if ended else ""
-    hint = holder_hint.hint(host, held, wait, entries)
-    users = listed(_users(held))
+    users = _users(held)
+    kept = any(one.keeper for one in counted)
+    hint = holder_hint.hint(host, users, wait, entries, kept=kept)
+    for_none = _for_none(wait, entries, counted)
     if for_none:
         hint += f"; `holders.terminate` has {listed(for_none)}, but that is none of these"
-    return RefusedError(f"{' and '.join(wait.gpus)} {be} in use by {users}{before}", hint)
+    return RefusedError(f"{' and '.join(wait.gpus)} {be} in use by {listed(users)}{before}", hint)
 
 
 def _wait_for_an_end(host: Host, pids: list[int], timeout_s: float) -> None:

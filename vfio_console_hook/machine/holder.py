@@ -11,6 +11,7 @@ from ..errors import cut
 _SOUND_SERVERS = frozenset(
     ("pipewire", "pipewire-media-", "pipewire-pulse", "pulseaudio", "wireplumber")
 )
+_KEEPERS = ("systemd-logind", "elogind", "elogind-daemon", "seatd")
 _MAX_NAME = 64
 # The kernel knows no containers. Docker, podman, CRI-O and containerd name a cgroup after the id
 # (daemon/daemon_unix.go; libpod/oci_conmon_linux.go; Kubernetes' "cgroupfs" has the bare id); LXC
@@ -50,10 +51,11 @@ class Holder:
         """Whether it has the cards open for a login session, and closes them with it.
 
         That is logind, and systemd itself, with which logind stores its files
-        (systemd src/login/logind-session-device.c, session_device_save).
+        (systemd src/login/logind-session-device.c, session_device_save); and seatd
+        (seatd/seat.c, seat_remove_client).
         """
         cards = all(node.startswith("/dev/dri/") for node in self.nodes)
-        keeps = self.command == "systemd-logind" or (self.pid, self.command) == (1, "systemd")
+        keeps = self.command in _KEEPERS or (self.pid, self.command) == (1, "systemd")
         return bool(self.nodes) and cards and keeps
 
     @property
