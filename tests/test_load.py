@@ -10,10 +10,12 @@ from tests.fakehost import FakeHost, FakeLibvirt
 from vfio_console_hook.commands.plan import plan
 from vfio_console_hook.config.settings import Config, Release
 from vfio_console_hook.domain import parse
+from vfio_console_hook.errors import HookError
 from vfio_console_hook.events.outlook import outlook
 from vfio_console_hook.log import Log
 from vfio_console_hook.machine.console import FBCON, vtconsoles
 from vfio_console_hook.machine.gpu import Gpu, gpus_among
+from vfio_console_hook.machine.modules import Candidates
 
 GPU = "0000:01:00.0"
 VM = parse(domain_xml(GPU))
@@ -93,6 +95,81 @@ def test_a_gpu_that_was_on_vfio_pci_since_boot_gets_its_driver(machine: MachineF
     cycle(host, LOAD)
 
     assert (gpu(host).native, gpu(host).vfio, console_is_drawn(host)) == (True, False, True)
+
+
+NVIDIA_MODULES = """\
+nvidia nodes=dev/nvidia0,dev/nvidiactl alone=no
+nvidia_modeset needs=nvidia
+nvidia_drm needs=nvidia_modeset,nvidia shows=nvidia
+"""
+
+
+def with_nvidia(machine: MachineFactory, modules: str = NVIDIA_MODULES) -> FakeHost:
+    """A GPU without a driver, which is nvidia's."""
+    host = machine("efifb-6.1")
+    host.tree.put(f"fake/native/{GPU}", "driver=nvidia fb=nvidia-drmdrmfb bars=0")
+    host.tree.put("fake/modules", modules)
+    return host
+
+
+def test_what_nvidia_shows_depends_on_its_parameters(machine: MachineFactory) -> None:
+    host = with_nvidia(machine)
+
+    assert outlook(*events.look(host, VM, LOAD)) == (
+        "the console may come back with nvidia_drm, which release loads"
+    )
+    after = plan.plan_for(host, VM, Config()).after
+    assert "nvidia_drm, which is installed, may show a console" in after
+
+
+def test_nvidia_is_loaded_once_the_gpu_has_left_vfio_pci_and_shows_a_console(
+    machine: MachineFactory,
+) -> None:
+    host = with_nvidia(machine)
+    FakeLibvirt(host).detach(GPU)
+
+    for _ in range(2):
+        cycle(host, LOAD)
+
+        assert (gpu(host).driver, bool(gpu(host).framebuffers)) == ("nvidia", True)
+        assert console_is_drawn(host)
+
+
+def test_nvidia_that_is_loaded_for_another_gpu_is_bound(machine: MachineFactory) -> None:
+    host = with_nvidia(machine, NVIDIA_MODULES.replace(" alone=no", ""))
+    FakeLibvirt(host).detach(GPU)
+    host.load_module("nvidia_drm")
+
+    cycle(host, LOAD)
+
+    assert gpu(host).driver == "nvidia"
+
+
+def test_a_gpu_is_back_on_vfio_pci_if_the_driver_does_not_load(machine: MachineFactory) -> None:
+    host = with_nvidia(machine)
+    FakeLibvirt(host).detach(GPU)
+    host.tree.put("proc/cmdline", "module_blacklist=nvidia")
+
+    with pytest.raises(HookError):
+        cycle(host, LOAD)
+
+    assert gpu(host).driver == "vfio-pci"
+
+
+@pytest.mark.parametrize(
+    ("found", "blacklisted", "console"),
+    [
+        (("nouveau", "nvidia", "nvidia_drm"), ("nouveau",), "nvidia_drm"),
+        (("nouveau", "nvidia"), ("nouveau", "nvidia"), "nouveau"),
+        (("nvidia",), (), "nvidia_drm"),
+        (("amdgpu",), ("amdgpu",), "amdgpu"),
+        ((), (), ""),
+    ],
+)
+def test_the_driver_that_the_host_would_use_is_loaded(
+    found: tuple[str, ...], blacklisted: tuple[str, ...], console: str
+) -> None:
+    assert Candidates(found, blacklisted).console == console
 
 
 def test_a_gpu_without_an_installed_driver_is_left_alone(machine: MachineFactory) -> None:

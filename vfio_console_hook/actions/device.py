@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import LostError, StepError
+from ..errors import HostError, LostError, StepError
 from ..machine.gpu import gpus_among
 from ..machine.host import Host
 from ..machine.pci import is_vfio
@@ -39,7 +39,8 @@ class LoadNative(Action):
 
     Nothing is done if the firmware's console is back. A blacklist only keeps udev from
     loading a module (modprobe.d(5)), and a GPU that was on vfio-pci before the VM is left
-    there by libvirt, so both are overruled here.
+    there by libvirt, so both are overruled here. It leaves vfio-pci first, as nvidia does not load
+    without a GPU (nv.c, nvidia_init_module), and is back there if the module does not load.
     """
 
     gpu: str
@@ -54,19 +55,43 @@ class LoadNative(Action):
             return
         if any(one.driver for gpu in gpus_among(host, (self.gpu,)) for one in gpu.firmware):
             return
-        host.run("/sbin/modprobe", self.module)
-        if vfio:
-            host.write(f"{device}/driver/unbind", self.gpu)
-        if host.read(f"{device}/driver_override") == "vfio-pci":
-            host.write(f"{device}/driver_override", "\n")
+        self._load(host, device)
         # Not drivers_probe: vfio-pci matches the GPU too if it was given its id.
-        for name in host.list(f"sys/module/{self.module}/drivers"):
-            bus, _, driver = name.partition(":")
-            if bus == "pci" and host.link_name(f"{device}/driver") is None:
+        for driver in self._drivers(host):
+            if host.link_name(f"{device}/driver") is None:
                 host.write(f"sys/bus/pci/drivers/{driver}/bind", self.gpu)
         lost = self.missing(host)
         if lost is not None:
             raise lost
+
+    def _load(self, host: Host, device: str) -> None:
+        """Load the module for a GPU that has no driver, or vfio-pci. Raises HostError."""
+        before = host.link_name(f"{device}/driver")
+        override = host.read(f"{device}/driver_override")
+        if before:
+            host.write(f"{device}/driver/unbind", self.gpu)
+        if override == "vfio-pci":
+            host.write(f"{device}/driver_override", "\n")
+        try:
+            host.run("/sbin/modprobe", self.module)
+        except HostError:
+            if override == "vfio-pci":
+                host.write(f"{device}/driver_override", override)
+            if before:
+                host.write(f"sys/bus/pci/drivers/{before}/bind", self.gpu)
+            raise
+
+    def _drivers(self, host: Host) -> list[str]:
+        """The PCI drivers that the module has brought; that of nvidia_drm is nvidia's."""
+        from ..machine import drivers  # only for a GPU without a driver
+
+        names = [one.partition(":") for one in host.list(f"sys/module/{self.module}/drivers")]
+        found = [name for bus, _, name in names if bus == "pci"]
+        return found or [
+            name
+            for name in (drivers.driver_of_module(self.module).name,)
+            if host.exists(f"sys/bus/pci/drivers/{name}")
+        ]
 
     def missing(self, host: Host) -> LostError | None:
         device = f"sys/bus/pci/devices/{self.gpu}"
@@ -86,8 +111,8 @@ class LoadNative(Action):
 
     def shell(self) -> str:
         return (
-            f"modprobe {self.module};"
-            f" echo {self.gpu} > /sys/bus/pci/devices/{self.gpu}/driver/unbind;"
+            f"echo {self.gpu} > /sys/bus/pci/devices/{self.gpu}/driver/unbind;"
+            f" modprobe {self.module};"
             f" echo {self.gpu} > /sys/module/{self.module}/drivers/pci:*/bind"
         )
 

@@ -31,9 +31,11 @@ def _consoles_back(handover: Handover, steps: tuple[Step, ...]) -> str:
     losses = [step.loses for step in steps if step.loses]
     if losses and any(step.undo and step.stage == load.NAME for step in steps):
         from ..actions.device import LoadNative
+        from ..machine import modules
 
         loads = [step.undo.module for step in steps if isinstance(step.undo, LoadNative)]
-        return f"the console comes back with {' and '.join(loads)}, which release loads"
+        comes = "may come" if modules.NVIDIA_DRM in loads else "comes"
+        return f"the console {comes} back with {' and '.join(loads)}, which release loads"
     if losses:
         return "; ".join(dict.fromkeys(losses))
     undos = (step.undo for step in steps if step.undo and step.undo.kind in CONSOLES_BACK)

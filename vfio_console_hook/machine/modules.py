@@ -10,6 +10,8 @@ from . import kernel
 from .host import Host
 
 _MODPROBE = "/sbin/modprobe"
+NVIDIA_DRM = "nvidia_drm"
+"""It shows a console only with modeset=1, the default from 595 on, and fbdev=1, from 570 on."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,16 @@ class Candidates:
     @property
     def allowed(self) -> tuple[str, ...]:
         return tuple(module for module in self.found if module not in self.blacklisted)
+
+    @property
+    def console(self) -> str:
+        """The one that shows a console, if possible one that is not blacklisted; "" for none.
+
+        For nvidia that is nvidia_drm, which loads it. Both have the same aliases
+        (open-gpu-kernel-modules, nv-pci-table.c), but Debian has one of its own for nvidia.
+        """
+        first = next(iter((*self.allowed, *self.found)), "")
+        return NVIDIA_DRM if first == "nvidia" else first
 
     @property
     def why_none(self) -> str:

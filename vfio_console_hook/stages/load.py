@@ -26,14 +26,14 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     from ..actions.device import LoadNative
     from ..machine import modules
 
-    found = modules.modules_for(host, gpu.address).found
-    if found:
+    module = modules.modules_for(host, gpu.address).console
+    if module:
         yield Step(
             stage=NAME,
             gpu=gpu.address,
-            why=f"if no console is back on it after the VM, release loads {found[0]} for one",
+            why=f"if no console is back on it after the VM, release loads {module} for one",
             do=None,
-            undo=LoadNative(gpu.address, found[0]),
+            undo=LoadNative(gpu.address, module),
         )
     else:
         why = "no driver for it is installed, so release can load none"
@@ -50,10 +50,12 @@ def advice(host: Host, handover: Handover) -> str:
         if gpu.native or gpu.virtual:
             continue
         wanted = modules.modules_for(host, gpu.address)
-        if wanted.found:
-            state = "blacklisted" if wanted.blacklisted else "installed"
+        module = wanted.console
+        if module:
+            state = "blacklisted" if module in wanted.blacklisted else "installed"
+            would = "may" if module == modules.NVIDIA_DRM else "would"
             return (
-                f"{wanted.found[0]}, which is {state}, would show a console if it is loaded then"
+                f"{module}, which is {state}, {would} show a console if it is loaded then"
                 " (`release: {native: load}`)"
             )
     return ""
