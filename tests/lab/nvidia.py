@@ -24,6 +24,7 @@ STUCK = re.compile(
     r"the kernel is stuck \(process (\d+)[^)]*\) since"
     r" `echo 0000:01:00\.0 > /sys/bus/pci/devices/0000:01:00\.0/driver/unbind`"
 )
+IRQS = "/sys/bus/pci/devices/0000:01:00.0/msi_irqs"
 # For people who read the transcript.
 LOOK_AT_DRIVER = (
     "lsmod | grep nvidia; ls -l /dev/nvidia* /dev/dri; fuser -v /dev/nvidia* /dev/dri/*;"
@@ -152,8 +153,9 @@ class NvidiaDaemon(Nvidia):
 class NvidiaCounted(Nvidia):
     """GPUs that stay started although nothing has them open.
 
-    In persistence mode without the daemon, which is switched off for the VM; and because the
-    driver counts a user that is not there: that VM is refused before the host hangs.
+    In persistence mode without the daemon, which is switched off for the VM; because the
+    driver counts a user that is not there: that VM is refused before the host hangs; and because
+    it starts them itself, which is no reason to refuse a VM.
     """
 
     def run(self) -> None:
@@ -172,7 +174,11 @@ class NvidiaCounted(Nvidia):
             others = self.machine.run("timeout 15 virsh -q list --all")
             self.demand(others.ok, f"refused{number}: libvirtd does not answer")
         self.machine.run(f"echo 0 > {LEAK}")
-        self.cycle(2)
+        self.machine.put("/etc/modprobe.d/probe.conf", b"options nvidia NVreg_GpuInitOnProbe=1\n")
+        self.cycle(2)  # the option counts from now on
+        started = self.machine.run(f"rmmod nvidia_drm && ls {IRQS}; modprobe nvidia_drm").stdout
+        self.demand(bool(started.strip()), "the GPU is not started although nothing has it open")
+        self.cycle(3)
 
 
 class NvidiaTwo(Nvidia):

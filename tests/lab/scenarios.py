@@ -98,7 +98,7 @@ class Scenario:
         kinds = {"newcomer": 300.0, "killed-probe": 900.0, "every-call": calls * self.cycles}
         kinds["started"] = 1200.0
         kinds |= {"rehearsed": 60.0 * self.cycles, "rehearsal-killed": 900.0}
-        kinds |= {"nvidia-two": 150.0, "nvidia-counted": 60.0}
+        kinds |= {"nvidia-two": 150.0, "nvidia-counted": 120.0}
         more = kinds.get(self.kind, 0.0)
         more += 400.0 if self.firmware == "u-boot" else 0.0  # a VM of arm64 in arm64
         return 100.0 + 35.0 * self.cycles + (30.0 if self.refused else 0.0) + more

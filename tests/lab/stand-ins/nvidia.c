@@ -12,6 +12,8 @@
  *   is nowhere to be read, but the interrupt is in msi_irqs. QEMU's VGA has none: it is only shown.
  * - In persistence mode without the daemon (nvidia-smi -pm 1) the last close leaves the GPU started
  *   (nv_stop_device, NV_FLAG_PERSISTENT_SW_STATE); the count is 0, and a removal does not wait.
+ * - With NVreg_GpuInitOnProbe=1 nv_pci_probe() starts the GPU and only nv_pci_remove_helper() stops
+ *   it (nvl->init_on_probe); nothing is counted. The option is in no file of /sys or /proc.
  * - nv_pci_remove_helper() takes the GPU off the list, then waits until the count is 0. It sleeps
  *   half a second in a loop (os_delay, nv_sleep_ms), and no signal ends that: one that is pending
  *   turns the sleep into a busy loop. nvidia_dev_put() no longer finds the GPU by then, so
@@ -46,6 +48,9 @@ static int probed;
 static bool persistent;
 module_param(persistent, bool, 0644);
 MODULE_PARM_DESC(persistent, "persistence mode, as nvidia-smi -pm sets it without the daemon");
+
+static uint init_on_probe;
+module_param_named(NVreg_GpuInitOnProbe, init_on_probe, uint, 0);
 
 static struct gpu *find(struct pci_dev *pdev)
 {
@@ -88,7 +93,7 @@ static void open_device(struct gpu *gpu)
 /* With gpu->lock held: nv_close_device(). */
 static void close_device(struct gpu *gpu)
 {
-	if (atomic_dec_and_test(&gpu->usage) && !persistent)
+	if (atomic_dec_and_test(&gpu->usage) && !persistent && !init_on_probe)
 		stop(gpu);
 }
 
@@ -280,6 +285,8 @@ static int nvidia_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	mutex_init(&gpu->lock);
 	gpu->irqs = kobject_create_and_add("msi_irqs", &pdev->dev.kobj);
 	pci_set_drvdata(pdev, gpu);
+	if (init_on_probe)
+		start(gpu);
 
 	mutex_lock(&devices);
 	gpu->minor = free_minor();
