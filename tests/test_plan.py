@@ -295,6 +295,44 @@ def test_a_process_may_end_with_a_service_that_a_command_stops(
     )  # fmt: skip
 
 
+def test_a_command_for_something_else_is_no_promise_that_a_process_ends(
+    machine: MachineFactory,
+) -> None:
+    host = machine("amd-single")
+    openrc.put(host.tree, "hugepages", "started")
+    hold(host, "dev/dri/card0", pid=7, command="Xorg")
+    status, stop, start = [
+        ("/sbin/rc-service", "hugepages", verb) for verb in ("status", "stop", "start")
+    ]
+    config = Config(services=(Service("hugepages", status, stop, start),))
+
+    made = plan.plan_for(host, vm(AMD), config)
+
+    assert (made.verdict, [one.becomes for one in made.holders]) == (
+        plan.REFUSE, ["must close it within 5 s"],
+    )  # fmt: skip
+    assert "in use by Xorg (7)" in prepare(host, vm(AMD), config)
+
+
+@pytest.mark.parametrize("leader", ["login", "sshd-session"])
+def test_a_session_that_the_display_manager_has_not_begun_does_not_stop_with_it(
+    machine: MachineFactory, leader: str
+) -> None:
+    host = desktop(machine("amd-single"))
+    hold(host, "dev/dri/card0", pid=7, command="sway", cgroup=SESSION)
+    hold(host, "dev/null", pid=8, command=leader, cgroup=SESSION)
+
+    made = plan.plan_for(host, vm(AMD), stopping("display-manager"))
+
+    assert (made.verdict, [one.becomes for one in made.holders]) == (
+        plan.REFUSE, ["must close it within 15 s"],
+    )  # fmt: skip
+    end = "holders: {terminate: [session]}" if leader == "login" else "close sway, or add"
+    assert end in made.hint
+    assert "services" not in made.hint
+    assert "in use by sway (7)" in prepare(host, vm(AMD), stopping("display-manager"))
+
+
 def test_a_refusal_for_a_holder_names_it_and_how_long_prepare_would_wait(
     machine: MachineFactory,
 ) -> None:

@@ -10,7 +10,7 @@ from ..machine import systemd
 from ..machine.holder import Holder, printable
 from ..machine.host import Host
 from . import compositors
-from .holder_kill import SESSION, Entries
+from .holder_kill import DESKTOP, SESSION, Entries
 from .holders import AwaitClosed
 
 _USER = re.compile(r"/user-(\d+)\.slice/")
@@ -41,22 +41,28 @@ def hint(
     sessions = [one for one in users if _draws(one, kept=kept)]
     logind = any(one.command == "systemd-logind" for one in holders)
     running = any(systemd.has_cgroup(host, f"system.slice/{unit}") for unit in managers)
-    if running and (sessions or logind) and "display-manager" not in units:
+    if running and not wait.desktop and (sessions or logind) and "display-manager" not in units:
         units.insert(0, "display-manager")
     place = wait.file or f"/{VMS}/NAME.yaml"
     programs = [one for one in users if one not in sessions]
-    endable = [one for one in sessions if entries.matches(one, SESSION)]
+    tried = (DESKTOP,) if wait.desktop else ()
+    endable = [
+        one for one in sessions
+        if entries.matches(one, SESSION) and not any(entries.matches(one, name) for name in tried)
+    ]  # fmt: skip
     parts = []
     if units:
         listed = ", ".join(units[:_MAX_UNITS])
         them = "it" if len(units) == 1 else "them"
         parts = [f"add `services: [{listed}]` to {place} to stop {them} for the VM"]
-    elif endable and SESSION not in wait.terminate and not wait.desktop:
-        parts = [_end_session(endable[0], place, outlived=bool(managers))]
+    elif endable and SESSION not in wait.terminate:
+        left = entries.matches(endable[0], DESKTOP)  # and not one at a text console
+        parts = [_end_session(endable[0], place, outlived=left and bool(managers))]
     if contained:
         parts.insert(0, "shut down the VM or container that uses it")
-    if programs and (not sessions or not parts):
-        parts.insert(0, _close(programs, place))
+    if not sessions or not parts:
+        programs += sessions
+        parts[:0] = [_close(programs, place)] if programs else []
     if parts:
         return "; ".join(parts)
     if logind:

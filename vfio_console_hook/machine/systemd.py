@@ -28,6 +28,11 @@ _CGROUPS = ("sys/fs/cgroup", "sys/fs/cgroup/systemd", "sys/fs/cgroup/unified")
 _TRANSIENT = "run/systemd/transient"
 
 DISPLAY_MANAGER = "display-manager.service"
+MANAGER_NAMES = (
+    *("display-manager", "gdm", "gdm3", "greetd", "lightdm", "lxdm", "ly", "plasmalogin", "sddm"),
+    *("slim", "xdm"),
+)
+"""What the units and init scripts of display managers are called."""
 
 # Those that stop when a unit stops: the inverse of Requires=, Requisite=, BindsTo= and
 # PartOf= (systemd.unit(5)). systemd does not start them again together with it.

@@ -6,7 +6,7 @@ import re
 import stat
 from collections.abc import Iterator
 
-from ...machine import holder
+from ...machine import holder, systemd
 from ...machine.host import Host
 from .finding import Finding, check, passed, warning
 from .hook_files import HookFile, code_lines, hook_file, hook_files
@@ -19,7 +19,7 @@ _LONGEST_LINE = 60
 _DEPTH = 4
 
 _DRIVERS = rb"nvidia\w*|nouveau|amdgpu|radeon|i915|xe|snd_hda_intel|drm\w*"
-_DISPLAY_MANAGERS = rb"display-manager|gdm3?|sddm|lightdm|lxdm|xdm|slim|ly|greetd|plasmalogin"
+_DISPLAY_MANAGERS = "|".join(systemd.MANAGER_NAMES).encode()
 # What guides for passthrough let a hook do, and this one does itself; and the shortest line
 # that does it.
 _SAME_WORK = {

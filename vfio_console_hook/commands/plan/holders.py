@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ...actions.cards import DropCard
+from ...actions.holder_kill import DESKTOP, Entries
 from ...actions.holders import AwaitClosed
 from ...actions.services import StopByCommand, StopUnits
 from ...claims.step import Step
@@ -47,7 +48,8 @@ def planned_holders(
     wait = next((s.do for s in steps if isinstance(s.do, AwaitClosed) and s.do.nodes), None)
     if wait is None:
         return tuple(PlannedHolder(one, "") for one in found), None
-    ending = {one.pid: _ending_with(host, one, steps) for one in found}
+    entries = Entries(host, (DESKTOP,))
+    ending = {one.pid: _ending_with(host, one, steps, entries) for one in found}
     refusal = wait.blocked(host, [one for one in found if not ending[one.pid]])
     outcome = f"ended if it is still open after {wait.wait_s:g} s"
     if refusal is not None:
@@ -65,10 +67,11 @@ def planned_holders(
     return tuple(PlannedHolder(one, ending[one.pid] or becomes(one)) for one in found), refusal
 
 
-def _ending_with(host: Host, one: Holder, steps: tuple[Step, ...]) -> str:
+def _ending_with(host: Host, one: Holder, steps: tuple[Step, ...], entries: Entries) -> str:
     """A clause about what is done first, and lets the process close the GPU; or ""."""
     managers = set(systemd.display_managers(host))
-    session = one.cgroup.startswith("/user.slice/") or one.keeper
+    # Not a session at a text console, or by ssh.
+    session = one.keeper or entries.matches(one, DESKTOP)
     for step in steps:
         if isinstance(step.do, DropCard):
             if one.command in step.do.commands or one.keeper:
@@ -79,6 +82,17 @@ def _ending_with(host: Host, one: Holder, steps: tuple[Step, ...]) -> str:
                     return f"stops with {unit}, which is stopped first"
             if session and managers & set(step.do.units):
                 return f"should stop with {step.do.units[-1]}, which is stopped first"
-        elif isinstance(step.do, StopByCommand):
+        elif isinstance(step.do, StopByCommand) and _is_of(one, step.do.name):
             return f"should stop with {step.do.name}, which is stopped first"
     return ""
+
+
+def _is_of(one: Holder, service: str) -> bool:
+    """Whether a service that commands stop may be that of a process, by its name.
+
+    What else the commands do is not known: they may be for huge pages.
+    """
+    if service in (one.command, one.unit.rpartition(".")[0]):
+        return True
+    desktop = one.keeper or any(node.startswith("/dev/dri/card") for node in one.nodes)
+    return service in systemd.MANAGER_NAMES and desktop
