@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -326,6 +327,40 @@ def session(host: Clock, *, failures: int = 0, send: bool = True) -> Session:
     if send:
         host.tree.put("usr/bin/notify-send", "")
     return Session(host.root, failures=failures)
+
+
+def test_one_file_that_is_not_ours_hides_no_other_refusal(machine: MachineFactory) -> None:
+    host = console(machine)
+    host.tree.text_link("run/vfio-console-hook.status/00000000-0000-4000-8000-00000000000a", "/x")
+    call(host, "prepare")
+    desktop = session(host)
+
+    assert cli.main(["notify"], desktop) == 0
+
+    assert len(desktop.shown) == 1
+    assert "VM win11 was not started" in (issue(host) or "")
+
+
+class Denied(Session):
+    """A session whose user may not look into what the hook has written, as with SELinux."""
+
+    def list(self, path: str) -> tuple[str, ...]:
+        if path == "run/vfio-console-hook.status":
+            raise HostError.of("list", f"/{path}", PermissionError(errno.EACCES, ""))
+        return super().list(path)
+
+
+def test_who_may_not_look_is_not_told_that_there_is_nothing(
+    machine: MachineFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = console(machine)
+    call(host, "prepare")
+
+    status = cli.main(["notify"], Denied(host.root))
+
+    out, err = capsys.readouterr()
+    assert (status, "nothing to show" in out) == (1, False)
+    assert "cannot list /run/vfio-console-hook.status: Permission denied" in err
 
 
 def test_each_user_sees_a_refusal_once(machine: MachineFactory, home: Path) -> None:

@@ -70,10 +70,18 @@ class History:
 def histories(host: Host) -> tuple[History, ...]:
     """The last events of each VM; files that cannot be read or parsed are left out."""
     try:
-        files = [history.read(host, name) for name in history.names(host)]
-        return tuple(one for file in files if file and (one := _history(file)))
+        names = history.names(host)
     except HookError:
         return ()
+    files = (_file(host, name) for name in names)
+    return tuple(one for file in files if file and (one := _history(file)))
+
+
+def _file(host: Host, name: str) -> dict[str, Any] | None:
+    try:
+        return history.read(host, name)
+    except HookError:
+        return None
 
 
 def _history(file: dict[str, Any]) -> History | None:

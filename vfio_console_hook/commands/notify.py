@@ -14,7 +14,7 @@ import argparse
 import os
 import time
 
-from ..claims import losses
+from ..claims import history, losses
 from ..claims.losses import Loss
 from ..claims.notices import SESSION, Notice, notices
 from ..errors import HookError, cut
@@ -40,6 +40,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
+    history.names(host)  # whoever may not look (SELinux) is not told that there is nothing
     current = [one for one in notices(host, _lost(host)) if SESSION in one.places]
     seen = _Seen(host)
     new = [one for one in current if arguments.again or not seen.has(one)][:_MOST]
