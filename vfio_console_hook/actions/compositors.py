@@ -73,9 +73,13 @@ def that_drop(host: Host, card: str, leaving: Collection[str]) -> tuple[str, ...
     if ours is None or not any(_outranks(one, ours) for one in others):
         return ()
     found = Search(host, [f"dev/dri/{card}"]).holders()
-    running = [one for one in found if _COMMANDS.get(one.command) == _KWIN]
-    obeying = [one.command for one in running if _has_list(host, one) is False]
-    return tuple(dict.fromkeys(obeying))
+    running = [one for one in found if is_known(one.command)]
+    obeying = [
+        one.command for one in running
+        if _COMMANDS[one.command] == _KWIN and _has_list(host, one) is False
+    ]  # fmt: skip
+    # The event is for all. Of another compositor it might end the session, and no VM would start.
+    return tuple(dict.fromkeys(obeying)) if len(obeying) == len(running) else ()
 
 
 def _rank(host: Host, card: drm.Card, statuses: tuple[str, ...]) -> tuple[int, int, int]:
