@@ -629,6 +629,44 @@ def test_with_another_gpu_on_nvidia_only_the_one_that_leaves_is_unbound(
     assert host.list("sys/module") == NVIDIA
 
 
+SWITCH = "0000:05:00.0"
+
+
+def with_switch(machine: MachineFactory) -> FakeHost:
+    """An NVSwitch, whose driver is in the same module (linux_nvswitch.c), beside the only GPU."""
+    host = machine("nvidia-single-desktop")
+    device = f"sys/devices/pci0000:00/0000:00:05.0/{SWITCH}"
+    host.tree.put(f"{device}/class", "0x068000")
+    host.tree.put(f"{device}/resource", 13 * "0x0 0x0 0x0\n")
+    host.tree.put(f"fake/native/{SWITCH}", "driver=nvidia-nvswitch module=nvidia")
+    host.tree.link(f"{DEVICES}/{SWITCH}", device)
+    host.tree.put("sys/bus/pci/drivers/nvidia-nvswitch/unbind", "")
+    host.tree.link("sys/bus/pci/drivers/nvidia-nvswitch/module", "sys/module/nvidia")
+    host.tree.link(f"{device}/driver", "sys/bus/pci/drivers/nvidia-nvswitch")
+    host.tree.make_directory("sys/kernel/iommu_groups/55")
+    host.tree.link(f"{device}/iommu_group", "sys/kernel/iommu_groups/55")
+    symbols = host.read("proc/kallsyms")
+    host.tree.put("proc/kallsyms", f"{symbols}\n0000000000000000 t nvidia_modeset_remove")
+    return host
+
+
+def test_the_last_gpu_leaves_a_switch_to_the_host(machine: MachineFactory) -> None:
+    host = with_switch(machine)
+    hold(host, "dev/nvidiactl", pid=9, command="nv-fabricmanage")
+
+    prepare(host, GPU)
+
+    assert (driver(host, GPU), driver(host, SWITCH)) == (None, "nvidia-nvswitch")
+
+
+def test_a_switch_that_goes_to_the_vm_too_does_not_stay(machine: MachineFactory) -> None:
+    host = with_switch(machine)
+
+    prepare(host, GPU, SWITCH)
+
+    assert [text for path, text in written(host) if path == "/sbin/rmmod"] == [*UNLOADED]
+
+
 def test_modules_that_were_never_unloaded_are_not_said_to_be_loaded_again(
     machine: MachineFactory,
 ) -> None:

@@ -55,7 +55,7 @@ def nodes_to_close(
         # kfd_init_apertures), so another amdgpu on the host does not matter.
         found.append("dev/kfd")
     if "nvidia" in drivers:
-        found += _nvidia_nodes(host, [one for one in gpus if one.driver == "nvidia"])
+        found += _nvidia_nodes(host, [one for one in gpus if one.driver == "nvidia"], siblings)
     return tuple(dict.fromkeys(found))
 
 
@@ -102,18 +102,16 @@ def _class_devices_of(host: Host, kind: str, addresses: Collection[str]) -> Iter
             yield name
 
 
-def _nvidia_nodes(host: Host, gpus: Collection[Gpu]) -> list[str]:
+def _nvidia_nodes(
+    host: Host, gpus: Collection[Gpu], siblings: Collection[str]
+) -> list[str]:  # fmt: skip
     """The nodes of NVIDIA's own driver, which has some for each GPU and some for all GPUs.
 
-    The latter count when the last GPU leaves, because the modules are unloaded then.
+    The latter count when its last device leaves, because the modules are unloaded then.
     """
     minors = [_nvidia_minor(host, one.address) for one in gpus]
-    leaving = {one.address for one in gpus}
-    stays = any(
-        host.link_name(f"sys/bus/pci/devices/{address}/driver") == "nvidia"
-        for address in pci.displays(host)
-        if address not in leaving
-    )
+    leaving = {one.address for one in gpus} | set(siblings)
+    stays = any(one not in leaving for one in pci.on_module(host, "nvidia"))
     if stays and None not in minors:
         return [f"dev/nvidia{minor}" for minor in minors]
     found = []

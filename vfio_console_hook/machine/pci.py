@@ -99,6 +99,19 @@ def displays(host: Host) -> tuple[str, ...]:
     )
 
 
+def on_module(host: Host, module: str) -> list[str]:
+    """The PCI devices on any driver of a module: nvidia has one for its switches, too.
+
+    A driver is its module's if nothing shows that (snapshots).
+    """
+    found = []
+    for address in host.list("sys/bus/pci/devices"):
+        driver = f"sys/bus/pci/devices/{address}/driver"
+        if (host.link_name(f"{driver}/module") or host.link_name(driver)) == module:
+            found.append(address)
+    return found
+
+
 def is_boot_vga(host: Host, address: str) -> bool:
     """Whether the device is the kernel's default VGA device, which only class 0300 can be.
 

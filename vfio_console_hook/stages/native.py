@@ -28,7 +28,7 @@ from ..actions.native import (
 )
 from ..claims.step import Step
 from ..errors import RefusedError
-from ..machine import console, drivers, kernel, modules
+from ..machine import console, drivers, kernel, modules, pci
 from ..machine.drivers import Driver
 from ..machine.gpu import Gpu
 from ..machine.host import Host
@@ -81,7 +81,7 @@ def stand_back(host: Host, gpu: Gpu, handover: Handover, stage: str) -> Iterator
     """
     driver = drivers.driver_named(gpu.driver)
     if driver.unload:
-        staying, order = _staying_and_order(host, gpu, driver, _going(driver, handover))
+        staying, order = _staying_and_order(host, gpu, driver, handover)
         if order and not staying:
             return
     yield Step(
@@ -126,7 +126,7 @@ def _off_modules(host: Host, gpu: Gpu, driver: Driver, handover: Handover) -> It
     Raises RefusedError.
     """
     going = _going(driver, handover)
-    staying, order = _staying_and_order(host, gpu, driver, going)
+    staying, order = _staying_and_order(host, gpu, driver, handover)
     reserved = _reservable(host, (gpu,))
     alone = bool(staying) or not order
     if alone:
@@ -161,14 +161,16 @@ def _going(driver: Driver, handover: Handover) -> tuple[Gpu, ...]:
 
 
 def _staying_and_order(
-    host: Host, gpu: Gpu, driver: Driver, going: tuple[Gpu, ...]
+    host: Host, gpu: Gpu, driver: Driver, handover: Handover
 ) -> tuple[list[str], tuple[str, ...]]:
-    """The devices that keep the driver, and its modules in the order of unloading.
+    """The devices that keep the module, and its modules in the order of unloading.
 
     With any of the former, or without the latter, it is unbound from one GPU instead.
     """
-    order = modules.unload_order(host, _module_of(host, gpu, driver))
-    return _staying_devices(host, driver, going), order
+    module = _module_of(host, gpu, driver)
+    leaving = {one.address for one in _going(driver, handover)} | set(handover.siblings)
+    staying = [one for one in pci.on_module(host, module) if one not in leaving]
+    return staying, modules.unload_order(host, module)
 
 
 def _refuse_shown(host: Host, gpu: Gpu, driver: Driver) -> None:
@@ -239,16 +241,6 @@ def _consoles_move(host: Host, going: tuple[Gpu, ...], handover: Handover) -> bo
     if staying and all(fbcon_nodeless.shown_elsewhere(host, one, staying) for one in shown):
         return True
     return wanted and bool(staying) and handover.fbcon_can_return(host)
-
-
-def _staying_devices(host: Host, driver: Driver, going: tuple[Gpu, ...]) -> list[str]:
-    """The addresses of the devices that have the driver and stay on the host."""
-    leaving = {one.address for one in going}
-    return [
-        address
-        for address in host.list(_PCI)
-        if address not in leaving and host.link_name(f"{_PCI}/{address}/driver") == driver.name
-    ]
 
 
 def _module_of(host: Host, gpu: Gpu, driver: Driver) -> str:
