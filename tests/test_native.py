@@ -188,6 +188,19 @@ def test_a_gpu_with_virtual_functions_that_no_vm_has_is_refused_too(
     assert host.changes == []
 
 
+def test_a_gpu_with_a_mediated_device_is_refused(machine: MachineFactory) -> None:
+    host = machine("intel-single")
+    name = "4b20d080-1b54-4048-85b3-a6a62d165c01"
+    folder = f"{host.tree.where(f'{DEVICES}/0000:00:02.0')}/{name}"
+    host.tree.make_directory(folder)
+    host.tree.link(f"sys/bus/mdev/devices/{name}", folder)
+
+    with pytest.raises(RefusedError, match=f"has the mediated device {name}"):
+        prepare(host, "0000:00:02.0")
+
+    assert host.changes == []
+
+
 def test_a_simple_driver_is_left_to_libvirt(machine: MachineFactory) -> None:
     host = machine("native-6.1")
 

@@ -27,6 +27,7 @@ from .tree import Tree
 
 BUS = "sys/bus/pci"
 _GROUPS = "sys/kernel/iommu_groups"
+_MEDIATED = "sys/bus/mdev/devices"
 VFIO = "vfio-pci"
 _CLASS_VGA = 0x0300
 _MEM, _ROM_SHADOW, _MEM_64 = 0x200, 0x2, 0x100000
@@ -399,6 +400,10 @@ def detach_driver(tree: Tree, address: str) -> None:
         tree.remove(f"dev/vfio/{group}")
         tree.remove_if_empty("dev/vfio")
     elif driver is not None:
+        for mediated in tree.list(_MEDIATED):
+            # mdev_unregister_parent(), vfio_unregister_group_dev(): until its VM has ended
+            if f"/{address}/" in (tree.readlink(f"{_MEDIATED}/{mediated}") or ""):
+                raise tree.fault(f"the removal of {mediated} below {address} never returns")
         if driver == "nvidia":
             nvidia.remove(tree, address)
         if driver == sound.DRIVER:

@@ -40,6 +40,7 @@ def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
     """
     _refuse_unsafe_driver(host, gpu, handover)
     _refuse_functions(host, gpu)
+    _refuse_mediated(host, gpu)
     _refuse_unknown_reservations(gpu)
     _refuse_last_driver(host, gpu, handover)
     gpus = tuple(one for one in handover.gpus if not one.virtual)
@@ -95,6 +96,22 @@ def _refuse_functions(host: Host, gpu: Gpu) -> None:
             hint=f"`echo 0 > /{device}/sriov_numvfs`, or assign a virtual function to this VM"
             " instead",
         )
+
+
+def _refuse_mediated(host: Host, gpu: Gpu) -> None:
+    """Refuse a GPU with mediated devices: Intel's GVT-g, and NVIDIA's vGPU.
+
+    The unbind removes them, and blocks until the VM that uses one has ended (Linux mdev_core.c,
+    mdev_unregister_parent; vfio_main.c, vfio_unregister_group_dev).
+    """
+    devices = "sys/bus/mdev/devices"
+    for name in host.list(devices) if gpu.native else ():
+        if pci.nearest(host.readlink(f"{devices}/{name}") or "") == gpu.address:
+            raise RefusedError(
+                f"{gpu.address} has the mediated device {name}, and unbinding {gpu.driver} would"
+                " block until the VM that uses it has ended",
+                hint=f"shut that VM down and `echo 1 > /{devices}/{name}/remove`",
+            )
 
 
 def _refuse_unknown_reservations(gpu: Gpu) -> None:
