@@ -609,6 +609,22 @@ def test_of_two_gpus_one_without_a_card_whose_count_has_leaked_is_not_unbound(
     assert host.fault is None
 
 
+def test_a_process_that_may_use_a_gpu_without_its_node_is_named(machine: MachineFactory) -> None:
+    host = machine("two-nvidia")
+    host.tree.put("sys/module/nvidia_drm/parameters/modeset", "N")
+    host.tree.put(f"fake/native/{SECOND}", f"{host.read(f'fake/native/{SECOND}')} irq=24")
+    host.tree.put(f"fake/leak/{SECOND}", "")
+    hold(host, "dev/nvidiactl", pid=9, command="nv-hostengine", unit="nvidia-dcgm.service")
+
+    with pytest.raises(StepError) as caught:
+        prepare(FakeHost(host.root), SECOND)
+
+    assert caught.value.text == (
+        f"nvidia counts a user of {SECOND}, maybe nv-hostengine (9) [nvidia-dcgm.service] with"
+        " /dev/nvidiactl open, so unbinding nvidia would never return"
+    )
+
+
 def test_a_module_that_does_not_load_again_is_reported_with_the_line_to_type(
     machine: MachineFactory,
 ) -> None:

@@ -15,9 +15,13 @@ import re
 from collections.abc import Collection
 
 from ..errors import HostError, StepError
+from ..machine.holders import holders_of, listed
 from ..machine.host import Host
 
 _SMI = "/usr/bin/nvidia-smi"
+# Through these a program uses a GPU of which it has no node open (nv.c, NV_ESC_ATTACH_GPUS_TO_FD;
+# uvm_ioctl.h, UVM_REGISTER_GPU). For one of two GPUs they are not waited for: others use them too.
+_FOR_ALL_GPUS = ("dev/nvidiactl", "dev/nvidia-modeset", "dev/nvidia-uvm")
 _STOPS_IN_S = 5
 
 
@@ -35,6 +39,12 @@ def require_none(host: Host, gpus: Collection[str], doing: str) -> str:
             _leave_persistence_mode(host, gpu)
         if host.wait(lambda: not any(is_started(host, one) for one in started), _STOPS_IN_S):
             return "persistence mode was switched off"
+    held = listed(holders_of(host, _FOR_ALL_GPUS))
+    if held:
+        raise StepError(
+            f"nvidia counts a user of {started[0]}, maybe {held}, so {doing} would never return",
+            hint="stop it, or reboot the host if that does not help",
+        )
     raise StepError(
         f"nvidia counts a user of {started[0]} although nothing has it open, so {doing} would"
         " never return",

@@ -7,7 +7,8 @@
  * - The kernel makes no nodes: programs do, with mknod (nvidia-modprobe), and they stay.
  *   An open file of any of them holds the module (.owner).
  * - nv_open_device() adds one to the usage count of the GPU, for an open file (nvidia_open) and for
- *   the other modules (nvidia_dev_get); only the former holds the module too. The first starts the
+ *   the other modules (nvidia_dev_get); only the former holds the module too. (A file of nvidiactl
+ *   can take some as well, NV_ESC_ATTACH_GPUS_TO_FD, which is not here.) The first starts the
  *   GPU, with its interrupt (nv_start_device, nv_init_msi), and the last close stops it. The count
  *   is nowhere to be read, but the interrupt is in msi_irqs. QEMU's VGA has none: it is only shown.
  * - In persistence mode without the daemon (nvidia-smi -pm 1) the last close leaves the GPU started
