@@ -592,6 +592,18 @@ def test_modules_that_could_not_be_loaded_again_are_not_unloaded(machine: Machin
     assert host.changes == []
 
 
+def test_modules_that_a_container_has_loaded_are_its_own(machine: MachineFactory) -> None:
+    host = machine("nvidia-single-desktop")
+    host.tree.put("fake/upgraded", " ".join(NVIDIA))
+    host.tree.make_directory("run/nvidia/driver")
+
+    with pytest.raises(RefusedError) as caught:
+        prepare(host, GPU)
+
+    assert "gpu.workload.config=vm-passthrough" in caught.value.hint
+    assert host.changes == []
+
+
 def test_of_two_gpus_one_without_a_card_whose_count_has_leaked_is_not_unbound(
     machine: MachineFactory,
 ) -> None:

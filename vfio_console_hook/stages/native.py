@@ -37,6 +37,13 @@ from .handover import Handover
 
 NAME = "native"
 _PCI = "sys/bus/pci/devices"
+# Where NVIDIA's GPU Operator has the root of the container that loads the driver.
+_CONTAINER = "run/nvidia/driver"
+_OF_CONTAINER = (
+    "a container has loaded the driver: keep it off this node, as GPU Operator does with the label"
+    " nvidia.com/gpu.workload.config=vm-passthrough"
+)
+_UPGRADED = "reboot, if the kernel or the driver was upgraded since it was booted"
 
 
 def plan(host: Host, gpu: Gpu, handover: Handover) -> Iterator[Step]:
@@ -195,7 +202,7 @@ def _refuse_no_way_back(host: Host, order: tuple[str, ...]) -> None:
         raise RefusedError(
             f"{', '.join(gone)} could not be loaded again after the VM: modprobe does not find"
             f" {'it' if len(gone) == 1 else 'them'} for the kernel that runs",
-            hint="reboot, if the kernel or the driver was upgraded since it was booted",
+            hint=_OF_CONTAINER if host.exists(_CONTAINER) else _UPGRADED,
         )
 
 
