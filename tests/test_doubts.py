@@ -102,6 +102,12 @@ FINE = [" no mistakes"]
             ["2:5: warning: there is no program /sbin/off on this host, for sddm"],
         ),
         (
+            "services: [{name: display-manager, start_again: detached}]\n",
+            ["1:12: warning: display-manager would have no GPU to start on while the VM runs:"
+             " remove `start_again`"],
+        ),
+        ("services: [{name: lactd, start_again: detached}]\n", FINE),
+        (
             "holders:\n  terminate:\n    - Xorg\n    - systemd-logind\n",
             ["4:7: warning: systemd-logind is never ended: remove it, or write `session` for a"
              " login session"],

@@ -13,7 +13,7 @@ from itertools import chain, islice
 from ..actions import holder_kill
 from ..config import load, text
 from ..config.mistakes import Mistake
-from ..config.service import Service
+from ..config.service import DETACHED, Service
 from ..config.settings import NONE, Config
 from ..config.yamltext import Entry
 from ..errors import HookError, nearest
@@ -97,6 +97,7 @@ def _services(host: Host, path: str, entries: dict[str, Entry]) -> Iterator[Mist
             what = _about_init_script(host, one)
         else:
             what = _about_unit(host, units.get(one.name))
+        what = what or _about_screen(host, one)
         if what:
             yield _at(path, entry, what, number)
 
@@ -133,6 +134,14 @@ def _about_unit(host: Host, unit: systemd.Unit | None) -> str:
     if not unit.startable:
         return f"{unit.name} is {unit.loaded}, so it is never stopped: remove it"
     return ""
+
+
+def _about_screen(host: Host, service: Service) -> str:
+    """About a display manager that is to run beside the VM where no GPU is left for it."""
+    manager = service.name.removesuffix(".service") in systemd.MANAGER_NAMES
+    if service.start_again != DETACHED or not manager or len(pci.displays(host)) != 1:
+        return ""
+    return f"{service.name} would have no GPU to start on while the VM runs: remove `start_again`"
 
 
 def _about_commands(host: Host, service: Service) -> str:
