@@ -1297,6 +1297,15 @@ def test_a_screen_at_usb_needs_a_gpu_to_be_drawn_by(machine: MachineFactory) -> 
     assert refusal(host, NOW, AMD).endswith(f"(hint: {DESKTOP})")
 
 
+def test_no_rule_keeps_xorg_off_the_boot_gpu(machine: MachineFactory) -> None:
+    host = with_desktop(machine("laptop-amd-and-nvidia"), running=True)
+    host.tree.put(f"{host.real('sys/bus/pci/devices/0000:01:00.0')}/boot_vga", "1")
+    for node in (CARD_0, CARD_1):
+        hold(host, node, pid=7, command="Xorg", cgroup="/system.slice/gdm.service")
+
+    assert refusal(host, NOW, *LAPTOP_CARD).endswith(f"(hint: {DESKTOP})")
+
+
 def test_the_rule_is_for_all_gpus_that_leave(machine: MachineFactory) -> None:
     host = machine("laptop-amd-and-nvidia")
     for node in (CARD_0, CARD_1):

@@ -283,17 +283,33 @@ class WaylandBoth(WaylandBeside):
             return
         self.refused()
         self.follow()
-        self.machine.run("systemctl restart display-manager", 180)
+        self.log_in_again()
         self.check_desktop("again")
         before = self.compositor()
         for number in range(1, self.scenario.cycles + 1):
             self.cycle(number)
         self.demand(before == self.compositor(), "the compositor is another one than at first")
 
+    def log_in_again(self) -> None:
+        """End the session, and all of its user's units, and let the user log in anew."""
+        for _ in range(LOG_IN_TIMES):
+            self.machine.run(
+                "systemctl stop display-manager user@1000; systemctl start display-manager", 180
+            )
+            if self.shown("again-desktop"):
+                break
+            self.machine.run(
+                f"{LOOK_AT_SESSION}; journalctl -b --no-pager -n 300"
+                " | grep -E 'sddm|kwin|gdm|greetd|sway|shell|logind'"
+            )
+
     def follow(self) -> None:
         """Do as the refusal advises; what a reboot would do with it is done by hand."""
         self.machine.put(RULES, f"{self.rule()}\n".encode())
-        self.machine.run("udevadm control --reload; udevadm trigger -s drm; udevadm settle")
+        self.machine.run(
+            "udevadm control --reload; udevadm trigger -s drm; udevadm settle;"
+            " for i in 0 1; do udevadm info -q property /dev/dri/card$i | grep SEAT; done"
+        )
 
     def rule(self) -> str:
         """What keeps the compositor off the card that leaves, also when it comes back."""

@@ -8,6 +8,8 @@ of Cinnamon has it too); aquamarine (Hyprland), src/backend/drm/DRM.cpp, scanGPU
 backend/session/session.c; smithay (niri, COSMIC), src/backend/udev.rs; Xorg, config/udev.c,
 check_seat; systemd, src/login/logind-core.c, manager_process_seat_device. The second screen of
 Apple's laptops is kept from compositors by the same rule (tiny-dfr, 99-touchbar-seat.rules).
+Only Xorg has the boot VGA device open all the same [lab], which it finds on the PCI bus too
+(hw/xfree86/common/xf86pciBus.c).
 
 Their own settings are no way for all: KWIN_DRM_DEVICES, WLR_DRM_DEVICES and AQ_DRM_DEVICES list
 the cards to use by names whose numbers may be others after a boot, separated by colons, which the
@@ -85,7 +87,11 @@ def that_drop(host: Host, card: str, leaving: Collection[str]) -> tuple[str, ...
 def _rank(host: Host, card: drm.Card, statuses: tuple[str, ...]) -> tuple[int, int, int]:
     shown = [one.name for one in card.connectors if one.status in statuses]
     internal = sum("-eDP-" in name or "-LVDS-" in name or "-DSI-" in name for name in shown)
-    return internal, len(shown), host.read(f"sys/bus/pci/devices/{card.pci}/boot_vga") == "1"
+    return internal, len(shown), _is_boot_vga(host, card.pci)
+
+
+def _is_boot_vga(host: Host, gpu: str | None) -> bool:
+    return host.read(f"sys/bus/pci/devices/{gpu}/boot_vga") == "1"
 
 
 def _outranks(one: tuple[int, int, int], other: tuple[int, int, int]) -> bool:
@@ -129,6 +135,8 @@ def _changes(host: Host, one: Holder, leaving: Collection[str]) -> str:
     nodes = [node for node in one.nodes if node.startswith("/dev/nvidia")]
     if nodes == list(one.nodes):
         return _off_nvidia(host, name, leaving)
+    if name == "Xorg" and any(_is_boot_vga(host, gpu) for gpu in leaving):
+        return ""
     if name == _KWIN and _has_list(host, one):  # then it does not look at seats
         change = f"take its card out of {_LIST}, and log in again"
     else:
