@@ -14,7 +14,7 @@ from .tree import Tree
 
 CARD = r"sys/devices/(?:.*)/drm/(card\d+)/uevent"
 _ACTIONS = ("add", "remove", "change", "move", "online", "offline", "bind", "unbind")
-_OBEY = ("kwin_wayland", ".kwin_wayland-w")  # the second on NixOS
+_OBEY = ("kwin_wayland", ".kwin_wayland-w", "Xwayland")  # the second on NixOS; the third follows
 # mutter 48 ended, with the whole session.
 _DIE = ("gnome-shell", "mutter")
 

@@ -528,4 +528,5 @@ class WaylandTold(WaylandBeside):
         """The desktop goes on, and the log says what KWin was told."""
         super().check_running(name)
         log = self.machine.run("journalctl -b -t vfio-console-hook -o cat").stdout
-        self.demand("told kwin_wayland that card" in log, f"{name}: KWin was not told")
+        told = "sent kwin_wayland a remove event of card" in log
+        self.demand(told, f"{name}: KWin was not told")

@@ -28,6 +28,14 @@ enable-animations=false
 idle-delay=uint32 0
 """.format(*COLOUR)
 SDDM = f"[Autologin]\nUser={USER}\nSession=plasma\n"
+# The screen is locked after five minutes without a key, and then switched off.
+PLASMA = {
+    "/etc/xdg/kscreenlockerrc": "[Daemon]\nAutolock=false\nTimeout=0\n",
+    "/etc/xdg/powerdevilrc": (
+        "[AC][Display]\nDimDisplayWhenIdle=false\nTurnOffDisplayWhenIdle=false\n"
+        "[AC][SuspendAndShutdown]\nAutoSuspendAction=0\n"
+    ),
+}
 
 AS_USER = f"runuser -u {USER} -- env DBUS_SESSION_BUS_ADDRESS=unix:path={RUNTIME}/bus"
 # The unit that systemd-xdg-autostart-generator(8) makes of the entry that install.sh places.
@@ -90,6 +98,8 @@ class Plasma(Whole):
         super().install_desktop()
         self.machine.run("mkdir -p /etc/sddm.conf.d")
         self.machine.put("/etc/sddm.conf.d/lab.conf", SDDM.encode())
+        for path, content in PLASMA.items():
+            self.machine.put(path, content.encode())
 
 
 class GnomeBeside(Gnome, WaylandBoth):
