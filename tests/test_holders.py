@@ -1235,7 +1235,7 @@ def test_a_desktop_on_another_gpu_is_not_to_be_stopped(
     reason = refusal(host, NOW, *LAPTOP_CARD)
 
     assert reason.endswith(
-        f"(hint: so that {name}, whose screen is on another GPU, leaves it alone, {RULE})"
+        f"(hint: so that {name}, which has a screen on another GPU, leaves it alone, {RULE})"
     )
     assert len(reason.encode()) < 800
 
@@ -1267,7 +1267,7 @@ def test_what_opens_nodes_of_nvidia_is_not_kept_off_them_by_a_seat(
 
     reason = refusal(host, NOW, *LAPTOP_CARD)
 
-    alone = f"so that {command}, whose screen is on another GPU, leaves it alone, {changes}"
+    alone = f"so that {command}, which has a screen on another GPU, leaves it alone, {changes}"
     assert reason.endswith(f"(hint: {alone if changes else DESKTOP})")
     assert len(reason.encode()) < 800
 

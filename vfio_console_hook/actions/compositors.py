@@ -124,7 +124,7 @@ def setting(host: Host, holders: Sequence[Holder], leaving: Collection[str]) -> 
         if is_known(one.command) and elsewhere.among([one.pid]):
             changes = _changes(host, one, leaving)
             if changes:
-                why = f"so that {_COMMANDS[one.command]}, whose screen is on another GPU, leaves"
+                why = f"so that {_COMMANDS[one.command]}, which has a screen on another GPU, leaves"
                 return f"{why} it alone, {changes}"
     return ""
 
