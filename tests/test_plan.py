@@ -280,18 +280,30 @@ def test_a_process_of_a_service_that_is_stopped_first_does_not_prevent_the_start
     assert (made.verdict, [one.becomes for one in made.holders]) == (verdict, [becomes])
 
 
+@pytest.mark.parametrize(
+    ("command", "node", "cgroup", "ends"),
+    [
+        ("Xorg", "dev/dri/card0", "/", True),
+        ("Xorg", "dev/dri/card0", "/openrc.sddm", True),
+        ("firefox", "dev/dri/renderD128", "/", True),
+        ("sddm", "dev/dri/renderD128", "/openrc.other", True),
+        ("ollama", "dev/dri/renderD128", "/openrc.ollama", False),
+        ("ollama", "dev/dri/renderD128", "/system.slice/ollama.service", False),
+    ],
+)
 def test_a_process_may_end_with_a_service_that_a_command_stops(
-    machine: MachineFactory,
+    machine: MachineFactory, command: str, node: str, cgroup: str, ends: bool
 ) -> None:
     host = machine("amd-single")
     openrc.put(host.tree, "sddm", "started")
-    hold(host, "dev/dri/card0", pid=7, command="Xorg")
+    hold(host, node, pid=7, command=command, cgroup=cgroup)
     status, stop, start = [("/sbin/rc-service", "sddm", v) for v in ("status", "stop", "start")]
 
     made = plan.plan_for(host, vm(AMD), Config(services=(Service("sddm", status, stop, start),)))
 
     assert (made.verdict, [one.becomes for one in made.holders]) == (
-        plan.START, ["should stop with sddm, which is stopped first"],
+        (plan.START, ["should stop with sddm, which is stopped first"]) if ends
+        else (plan.REFUSE, ["must close it within 5 s"])
     )  # fmt: skip
 
 

@@ -95,5 +95,7 @@ def _is_of(one: Holder, service: str) -> bool:
     """
     if service in (one.command, one.unit.rpartition(".")[0]):
         return True
-    desktop = one.keeper or any(node.startswith("/dev/dri/card") for node in one.nodes)
-    return service in systemd.MANAGER_NAMES and desktop
+    # Programs of the desktop end with it; OpenRC has each service in a cgroup of its own.
+    other = one.cgroup.startswith(("/system.slice/", "/openrc."))
+    its_own = one.cgroup.startswith(f"/openrc.{service}")
+    return service in systemd.MANAGER_NAMES and (its_own or one.keeper or not other)
