@@ -1,9 +1,10 @@
 """Refusing what would hang or break, and waiting until no process uses the GPU.
 
-This stage is for all drivers of all releases, and the person loses nothing by it. The
-native driver is unbound after the other stages, by native.py or by libvirt, and a
-remove that blocks in the kernel cannot be ended. So this stage refuses what is known to
-block. It runs before any change but stopped services, and changes nothing itself.
+This stage is for all drivers of all releases. The native driver is unbound after the other
+stages, by native.py or by libvirt, and a remove that blocks in the kernel cannot be ended. So
+this stage refuses what is known to block. It runs before any change but stopped services. The
+person loses nothing by it but what the configuration lets it end: processes that have the GPU
+open, and sessions. Managers of users start again if they were for more than the desktop.
 """
 
 from __future__ import annotations
