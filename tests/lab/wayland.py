@@ -198,6 +198,11 @@ class Wayland(Sound):
             "n=0; until fuser /dev/snd/controlC0 2>/dev/null; do [ $((n += 1)) -lt 120 ] || exit 1;"
             " sleep 0.5; done", 120
         )  # fmt: skip
+        if not answer.ok:
+            self.machine.run(
+                "ls -l /dev/snd; getfacl /dev/snd/controlC0; cat /run/systemd/seats/seat0"
+                " /run/systemd/users/1000; udevadm info /dev/snd/controlC0; journalctl -b -n 80"
+            )
         self.demand(answer.ok, f"{name}: no sound server has opened the card again")
 
     def check_nothing_hangs(self, name: str) -> None:
