@@ -1121,6 +1121,10 @@ ELSE = "stop these processes, or increase `holders.wait_s`"
 FILE = "/etc/vfio-console-hook/vms/win11.yaml"
 STOP = f"to {FILE} to stop it for the VM"
 DESKTOP = f"add `services: [display-manager]` {STOP}"
+BESIDE = (
+    f"add `services: [{{name: display-manager, start_again: detached}}]` {STOP};"
+    " a login screen should be back on another GPU meanwhile"
+)
 CONTAINED = "shut down the VM or container that uses it"
 ID = 4 * "0123456789abcdef"
 
@@ -1268,7 +1272,7 @@ def test_what_opens_nodes_of_nvidia_is_not_kept_off_them_by_a_seat(
     reason = refusal(host, NOW, *LAPTOP_CARD)
 
     alone = f"so that {command}, which has a screen on another GPU, leaves it alone, {changes}"
-    assert reason.endswith(f"(hint: {alone if changes else DESKTOP})")
+    assert reason.endswith(f"(hint: {alone if changes else BESIDE})")
     assert len(reason.encode()) < 800
 
 
@@ -1303,7 +1307,7 @@ def test_no_rule_keeps_xorg_off_the_boot_gpu(machine: MachineFactory) -> None:
     for node in (CARD_0, CARD_1):
         hold(host, node, pid=7, command="Xorg", cgroup="/system.slice/gdm.service")
 
-    assert refusal(host, NOW, *LAPTOP_CARD).endswith(f"(hint: {DESKTOP})")
+    assert refusal(host, NOW, *LAPTOP_CARD).endswith(f"(hint: {BESIDE})")
 
 
 def test_the_rule_is_for_all_gpus_that_leave(machine: MachineFactory) -> None:
@@ -1335,7 +1339,7 @@ def test_a_desktop_of_another_seat_that_has_only_this_gpu_has_to_be_stopped(
     other = "/user.slice/user-1001.slice/session-3.scope"
     hold(host, CARD_1, pid=7, command="gnome-shell", cgroup=other)
 
-    assert refusal(host, NOW, *LAPTOP_CARD).endswith(f"(hint: {DESKTOP})")
+    assert refusal(host, NOW, *LAPTOP_CARD).endswith(f"(hint: {BESIDE})")
 
 
 APP = "/user.slice/user-1000.slice/user@1000.service/app.slice"
@@ -1390,7 +1394,7 @@ def test_a_program_that_has_a_card_open_without_logind_is_no_compositor(
     if kept:
         hold(host, CARD_1, pid=5, command="systemd-logind", unit="systemd-logind.service")
 
-    hint = DESKTOP if kept else f"close nvtop, {end_alone('nvtop')}"
+    hint = BESIDE if kept else f"close nvtop, {end_alone('nvtop')}"
     assert refusal(host, NOW, *LAPTOP_CARD).endswith(f"(hint: {hint})")
 
 

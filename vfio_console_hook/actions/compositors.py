@@ -114,12 +114,7 @@ def setting(host: Host, holders: Sequence[Holder], leaving: Collection[str]) -> 
     "" if none of these processes is one that we know and has another GPU open, on which the
     host has a monitor: then it would have nothing left to show.
     """
-    shown = [
-        card
-        for card in drm.cards(host)
-        if card.pci not in leaving and card.has_monitor and card.driver not in _WITHOUT_GPU
-    ]
-    elsewhere = Search(host, [f"dev/dri/{card.name}" for card in shown])
+    elsewhere = Search(host, [f"dev/dri/{card.name}" for card in with_screen(host, leaving)])
     for one in holders:
         if is_known(one.command) and elsewhere.among([one.pid]):
             changes = _changes(host, one, leaving)
@@ -127,6 +122,15 @@ def setting(host: Host, holders: Sequence[Holder], leaving: Collection[str]) -> 
                 why = f"so that {_COMMANDS[one.command]}, which has a screen on another GPU, leaves"
                 return f"{why} it alone, {changes}"
     return ""
+
+
+def with_screen(host: Host, leaving: Collection[str]) -> list[drm.Card]:
+    """The cards that stay and have a monitor, on which a desktop could be."""
+    return [
+        card
+        for card in drm.cards(host)
+        if card.pci not in leaving and card.has_monitor and card.driver not in _WITHOUT_GPU
+    ]
 
 
 def _changes(host: Host, one: Holder, leaving: Collection[str]) -> str:

@@ -52,9 +52,7 @@ def hint(
     ]  # fmt: skip
     parts = []
     if units:
-        listed = ", ".join(units[:_MAX_UNITS])
-        them = "it" if len(units) == 1 else "them"
-        parts = [f"add `services: [{listed}]` to {place} to stop {them} for the VM"]
+        parts = [_stop(units, place, detached=bool(compositors.with_screen(host, wait.gpus)))]
     elif endable and SESSION not in wait.terminate:
         left = entries.matches(endable[0], DESKTOP)  # and not one at a text console
         parts = [_end_session(endable[0], place, outlived=left and bool(managers))]
@@ -70,6 +68,18 @@ def hint(
     if all(one.unknown for one in holders):
         return "stop them: before Linux 6.0 it is not safe to remove an open framebuffer"
     return "stop these processes, or increase `holders.wait_s`"
+
+
+def _stop(units: Sequence[str], place: str, *, detached: bool) -> str:
+    """How to stop units for the VM. detached: a desktop can be back beside it, on another GPU."""
+    shown = units[:_MAX_UNITS]
+    them = "it" if len(units) == 1 else "them"
+    back = ""
+    if detached and "display-manager" in units:
+        again = "{name: display-manager, start_again: detached}"
+        shown = [again if name == "display-manager" else name for name in shown]
+        back = "; a login screen should be back on another GPU meanwhile"
+    return f"add `services: [{', '.join(shown)}]` to {place} to stop {them} for the VM{back}"
 
 
 def _draws(one: Holder, *, kept: bool) -> bool:
