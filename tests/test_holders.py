@@ -1286,6 +1286,20 @@ def test_xorg_on_one_of_two_gpus_of_nvidia_need_not_look_at_the_other(
     assert refusal(host, NOW, "0000:02:00.0").endswith(f"leaves it alone, {PROBE})")
 
 
+@pytest.mark.parametrize("nodes", [("dev/nvidia1",), (CARD_1, "dev/nvidia1")])
+def test_a_desktop_on_one_of_two_gpus_of_nvidia_needs_nvidias_library(
+    machine: MachineFactory, nodes: tuple[str, ...]
+) -> None:
+    host = with_desktop(machine("two-nvidia"), running=True)
+    for node in (CARD_0, NVIDIA_0, *nodes):
+        hold(host, node, pid=7, command="gnome-shell", cgroup=DESKTOP_ON)
+
+    reason = refusal(host, NOW, "0000:02:00.0")
+
+    assert "__EGL_VENDOR" not in reason
+    assert ("72-vm-gpu.rules" in reason) is (CARD_1 in nodes)
+
+
 def test_a_screen_at_usb_needs_a_gpu_to_be_drawn_by(machine: MachineFactory) -> None:
     host = with_desktop(machine("amd-single"), running=True)
     screen = "sys/devices/platform/evdi.0/drm/card1"

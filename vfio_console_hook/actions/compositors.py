@@ -154,11 +154,17 @@ def _changes(host: Host, one: Holder, leaving: Collection[str]) -> str:
 
 
 def _off_nvidia(host: Host, name: str, leaving: Collection[str]) -> str:
-    """What keeps a compositor off NVIDIA's own nodes; "" if nothing is known."""
-    if name != "Xorg":
+    """What keeps a compositor off NVIDIA's own nodes; "" if nothing is known.
+
+    With its screen on another GPU of NVIDIA's it needs that library.
+    """
+    on_nvidia = any(
+        card.driver == "nvidia" and card.pci not in leaving for card in drm.cards(host)
+    )
+    if name != "Xorg" and not on_nvidia:
         return f"add {_EGL}={_mesa(host)} to /etc/environment, and log in again"
-    # On another driver it is libEGL too, but what starts Xorg may not read that file.
-    if any(card.driver == "nvidia" and card.pci not in leaving for card in drm.cards(host)):
+    # On another driver Xorg has it of libEGL too, but what starts it may not read that file.
+    if name == "Xorg" and on_nvidia:
         option = 'Option "ProbeAllGpus" "false"'
         return f"set `{option}` in the section Device of xorg.conf, and log in again"
     return ""
