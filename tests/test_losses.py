@@ -122,7 +122,8 @@ def test_a_native_driver_that_has_no_framebuffer_is_not_to_be_loaded_again(
     (dark,) = (one for one in losses.current(host) if "no framebuffer is left" in one.text)
     assert driver(host, f"0000:{gpu}") == "nvidia"
     assert dark.hint == (
-        "nvidia has a framebuffer only with nvidia_drm.fbdev=1, the default from 570 on"
+        "nvidia has a framebuffer only with nvidia_drm.modeset=1, the default from 595 on, and"
+        " fbdev=1, from 570 on"
     )
 
 

@@ -88,7 +88,11 @@ def _no_framebuffer(host: Host) -> LostError:
     hint = "load the native driver of one of its GPUs"
     devices = "sys/bus/pci/devices"
     if any(host.link_name(f"{devices}/{one}/driver") == "nvidia" for one in host.list(devices)):
-        hint = "nvidia has a framebuffer only with nvidia_drm.fbdev=1, the default from 570 on"
+        # nvidia-drm-os-interface.c
+        hint = (
+            "nvidia has a framebuffer only with nvidia_drm.modeset=1, the default from 595 on, and"
+            " fbdev=1, from 570 on"
+        )
     return LostError("the host's consoles are not shown: no framebuffer is left", hint=hint)
 
 
