@@ -13,7 +13,7 @@ NVIDIA = "driver=nvidia fb=nvidia-drmdrmfb bars=0 render=yes"
 RADEON = "driver=radeon fb=radeondrmfb render=yes"
 STAND_INS = {
     "amdgpu": f"{AMDGPU} connectors=HDMI-A-1",
-    "i915": f"{I915} connectors=HDMI-A-1",
+    "i915": f"{I915} connectors=HDMI-A-1 master=yes",  # i915_driver_hw_probe()
     "nvidia": "driver=nvidia fb=nvidia-drmdrmfb bars=2 render=yes connectors=HDMI-A-1 irq=24",
 }
 """Of the lab's stand-ins for drivers, by their modules."""

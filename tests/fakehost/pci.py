@@ -6,9 +6,10 @@ fake/native/ADDRESS is which driver of the host matches a device, in words:
 
     driver=bochs-drm module=bochs fb=bochs-drmdrmfb bars=0,2 render=no connectors=Virtual-1
 
-irq=N is for nvidia (nvidia.py). Only what driver= says is needed; a driver without fb= has
-neither framebuffer nor card, but for card=yes: an accelerator has a card, and nothing to show,
-nor has nvidia with fbdev=0. It is loaded when sys/bus/pci/drivers/DRIVER exists.
+master=yes is for a driver that calls pci_set_master(); irq=N is for nvidia (nvidia.py).
+Only what driver= says is needed; a driver without fb= has neither framebuffer nor card, but
+for card=yes: an accelerator has a card, and nothing to show, nor has nvidia with fbdev=0. It
+is loaded when sys/bus/pci/drivers/DRIVER exists.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Native:
     render: bool
     connectors: tuple[str, ...]
     card: bool
+    master: bool
 
 
 def native(tree: Tree, address: str) -> Native | None:
@@ -67,6 +69,7 @@ def native(tree: Tree, address: str) -> Native | None:
         render=words.get("render") == "yes",
         connectors=tuple(name for name in words.get("connectors", "").split(",") if name),
         card=bool(words.get("fb")) or words.get("card") == "yes",
+        master=words.get("master") == "yes",
     )
 
 
@@ -679,6 +682,8 @@ def _native_probe(tree: Tree, address: str, found: Native) -> None:
     enable(tree, address)
     if found.fb:
         _take_from_firmware(tree, address)
+    if found.master:
+        _set_command(tree, address, on=_COMMAND_MASTER)
     path = device_path(tree, address)
     for bar in bars(tree, address):
         if bar.number not in found.bars:
