@@ -230,6 +230,19 @@ class Wayland(Sound):
         self.check_kernel(name)
         self.check_claims(name)
 
+    def log_in_again(self, name: str) -> None:
+        """End the session, and all of its user's units, and let the user log in anew."""
+        for _ in range(LOG_IN_TIMES):
+            self.machine.run(
+                "systemctl stop display-manager user@1000; systemctl start display-manager", 180
+            )
+            if self.shown(f"{name}-desktop"):
+                break
+            self.machine.run(
+                f"{LOOK_AT_SESSION}; journalctl -b --no-pager -n 300"
+                " | grep -E 'sddm|kwin|gdm|greetd|sway|shell|logind'"
+            )
+
     def hint(self) -> str:
         """What the refusal advises."""
         return "add `services: [display-manager]`"
@@ -288,25 +301,12 @@ class WaylandBoth(WaylandBeside):
             return
         self.refused()
         self.follow()
-        self.log_in_again()
+        self.log_in_again("again")
         self.check_desktop("again")
         before = self.compositor()
         for number in range(1, self.scenario.cycles + 1):
             self.cycle(number)
         self.demand(before == self.compositor(), "the compositor is another one than at first")
-
-    def log_in_again(self) -> None:
-        """End the session, and all of its user's units, and let the user log in anew."""
-        for _ in range(LOG_IN_TIMES):
-            self.machine.run(
-                "systemctl stop display-manager user@1000; systemctl start display-manager", 180
-            )
-            if self.shown("again-desktop"):
-                break
-            self.machine.run(
-                f"{LOOK_AT_SESSION}; journalctl -b --no-pager -n 300"
-                " | grep -E 'sddm|kwin|gdm|greetd|sway|shell|logind'"
-            )
 
     def follow(self) -> None:
         """Do as the refusal advises; what a reboot would do with it is done by hand."""

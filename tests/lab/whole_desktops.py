@@ -56,7 +56,7 @@ class Whole(Wayland):
     def refused(self) -> None:
         """Let the VM be refused; the reason is shown in the next session."""
         super().refused()
-        self.machine.run("systemctl restart display-manager", 180)
+        self.log_in_again("notified")
         self.check_desktop("notified")
         seen = f"/home/{USER}/.local/state/vfio-console-hook/notified"
         shown = self.machine.run(

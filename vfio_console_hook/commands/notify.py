@@ -107,7 +107,9 @@ def _notify(host: Host, one: Notice) -> None:
     """Show one notification. Raises HookError when nothing shows any."""
     when = time.strftime("%H:%M", time.localtime(one.time))
     summary = printable(f"{one.head} ({when})")
-    text = cut(one.text, _LONGEST_TEXT) + (f"\n{cut(one.hint, _LONGEST_TEXT)}" if one.hint else "")
+    # GNOME's banner has all lines in one.
+    hint = f"\n(hint: {cut(one.hint, _LONGEST_TEXT)})" if one.hint else ""
+    text = cut(one.text, _LONGEST_TEXT) + hint
     body = "\n".join(map(_as_markup, text.split("\n")))
     if host.exists("usr/bin/notify-send"):
         # It takes a backslash in the body as C does (tools/notify-send.c, g_strcompress), with
