@@ -474,10 +474,15 @@ def test_a_failed_unload_names_the_processes_that_have_the_gpu_open(
     )
 
 
+def show_interrupt(host: FakeHost, address: str) -> None:
+    """Let a GPU show its interrupt while the driver has started it."""
+    host.tree.put(f"fake/native/{address}", f"{host.read(f'fake/native/{address}')} irq=24")
+
+
 def with_interrupt(machine: MachineFactory) -> FakeHost:
     """A machine whose GPU shows its interrupt while the driver has started it."""
     host = machine("nvidia-single-desktop")
-    host.tree.put(f"fake/native/{GPU}", f"{host.read(f'fake/native/{GPU}')} irq=24")
+    show_interrupt(host, GPU)
     return FakeHost(host.root)
 
 
@@ -558,7 +563,7 @@ def test_of_two_gpus_one_whose_count_has_leaked_is_not_unbound_if_its_card_count
 ) -> None:
     host = machine("two-nvidia")
     host.tree.put("sys/module/nvidia_drm/parameters/modeset", "N")
-    host.tree.put(f"fake/native/{SECOND}", f"{host.read(f'fake/native/{SECOND}')} irq=24")
+    show_interrupt(host, SECOND)
     host.tree.put(f"fake/leak/{SECOND}", "")
 
     with pytest.raises(StepError, match=f"counts a user of {SECOND} .* unbinding nvidia would"):
@@ -571,7 +576,7 @@ def test_of_two_gpus_one_whose_count_has_leaked_is_not_unbound_if_its_card_count
 def test_of_two_gpus_one_whose_card_counts_as_no_user_is_unbound(machine: MachineFactory) -> None:
     host = machine("two-nvidia")
     host.tree.put("sys/module/nvidia_drm/parameters/modeset", "N")
-    host.tree.put(f"fake/native/{SECOND}", f"{host.read(f'fake/native/{SECOND}')} irq=24")
+    show_interrupt(host, SECOND)
 
     prepare(FakeHost(host.root), SECOND)
 
@@ -611,7 +616,7 @@ def test_of_two_gpus_one_without_a_card_whose_count_has_leaked_is_not_unbound(
     host.write("sys/class/vtconsole/vtcon1/bind", "0")
     for module in ("nvidia_drm", "nvidia_modeset"):
         host.run("/sbin/rmmod", module)
-    host.tree.put(f"fake/native/{SECOND}", f"{host.read(f'fake/native/{SECOND}')} irq=24")
+    show_interrupt(host, SECOND)
     host.tree.put(f"fake/leak/{SECOND}", "")
 
     with pytest.raises(StepError, match=f"counts a user of {SECOND} .* unbinding nvidia would"):
@@ -624,7 +629,7 @@ def test_of_two_gpus_one_without_a_card_whose_count_has_leaked_is_not_unbound(
 def test_a_process_that_may_use_a_gpu_without_its_node_is_named(machine: MachineFactory) -> None:
     host = machine("two-nvidia")
     host.tree.put("sys/module/nvidia_drm/parameters/modeset", "N")
-    host.tree.put(f"fake/native/{SECOND}", f"{host.read(f'fake/native/{SECOND}')} irq=24")
+    show_interrupt(host, SECOND)
     host.tree.put(f"fake/leak/{SECOND}", "")
     hold(host, "dev/nvidiactl", pid=9, command="nv-hostengine", unit="nvidia-dcgm.service")
 

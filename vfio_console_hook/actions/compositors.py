@@ -17,7 +17,7 @@ lasting names in /dev/dri/by-path have too. aquamarine opens a card that comes b
 list says (src/backend/Backend.cpp, onNewGpu). COSMIC_DRM_BLOCK_DEVICES takes ids, which two cards
 may share. Only mutter's tag ("mutter-device-ignore") is as good, for mutter.
 
-Beside its card NVIDIA's driver has nodes of its own, which no seat keeps anybody off. libEGL asks
+Beside its card NVIDIA's driver has nodes of its own, which belong to no seat. libEGL asks
 every vendor's library for a display (libglvnd, README.md, EGL dispatching, and
 src/EGL/icd_enumeration.md), and NVIDIA's opens them. Its X driver looks at all its GPUs (README,
 X Config Options, ProbeAllGpus).
@@ -91,6 +91,7 @@ def _rank(host: Host, card: drm.Card, statuses: tuple[str, ...]) -> tuple[int, i
 
 
 def _is_boot_vga(host: Host, gpu: str | None) -> bool:
+    """What KWin and Xorg go by: the file alone, whatever the class (unlike pci.is_boot_vga())."""
     return host.read(f"sys/bus/pci/devices/{gpu}/boot_vga") == "1"
 
 

@@ -17,7 +17,7 @@ from ..machine.host import Host
 from .action import Action
 from .services import StartUnits
 
-# logind's files, one for each user whom it knows (systemd src/login/logind-user.c, user_save),
+# logind's files, one for each user that it knows (systemd src/login/logind-user.c, user_save),
 # and who lingers (logind-dbus.c, method_set_user_linger).
 _USERS, _LINGER = "run/systemd/users", "var/lib/systemd/linger"
 # The states of a user with a session that is not just ending (sd_uid_get_state(3)).

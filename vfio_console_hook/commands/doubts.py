@@ -176,7 +176,7 @@ def _terminate(
         if name == holder_kill.SESSION or any(one in name for one in _PATTERN):
             continue
         known = known or (_known_names(host) if look and host.complete else set())
-        if known and name not in known and name[: COMM] not in known:
+        if known and name not in known and name[:COMM] not in known:
             near = nearest(name, known)
             meant = f", did you mean {near}?" if near else ": remove it, or correct it"
             what = f"no process, unit or program of this host has the name {name}{meant}"
@@ -192,7 +192,7 @@ def _known_names(host: Host) -> set[str]:
             known.update(cgroup_of(host, pid).split("/"))
         known.update(systemd.unit_files(host))
         for folder in _PROGRAMS:
-            known.update(one[: COMM] for one in host.list(folder))
+            known.update(one[:COMM] for one in host.list(folder))
     except HookError:
         pass  # a directory that cannot be read: fewer names to compare with
     known.update([one.rpartition(".")[0] for one in known if one.endswith(".service")])

@@ -40,7 +40,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(host: Host, arguments: argparse.Namespace) -> int:
-    history.names(host)  # whoever may not look (SELinux) is not told that there is nothing
+    history.names(host)  # not "nothing to show" if it may not be read (SELinux)
     current = [one for one in notices(host, _lost(host)) if SESSION in one.places]
     seen = _Seen(host)
     new = [one for one in current if arguments.again or not seen.has(one)][:_MOST]

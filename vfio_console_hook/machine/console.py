@@ -186,6 +186,6 @@ def _with_consoles(host: Host) -> str:
         try:
             indices = host.console_map(fbs[0].name)
         except HostError:
-            pass  # who is not root cannot open them
+            pass  # only root can open them
     having = [f"{fb.name} ({fb.title})" for fb in fbs if indices is None or fb.index in indices]
     return (" or " if indices is None else ", ").join(having)

@@ -102,9 +102,7 @@ def _class_devices_of(host: Host, kind: str, addresses: Collection[str]) -> Iter
             yield name
 
 
-def _nvidia_nodes(
-    host: Host, gpus: Collection[Gpu], siblings: Collection[str]
-) -> list[str]:  # fmt: skip
+def _nvidia_nodes(host: Host, gpus: Collection[Gpu], siblings: Collection[str]) -> list[str]:
     """The nodes of NVIDIA's own driver, which has some for each GPU and some for all GPUs.
 
     The latter count when its last device leaves, because the modules are unloaded then.
